@@ -1,0 +1,123 @@
+"""Every error Kitae raises on purpose.
+
+An error's text gives the value, the limit and the fix; several findings are reported in one error, never one a run.
+
+KitaeError
+├── SpecError            the job file is wrong (unknown field, impossible combination)
+├── DataError            the rows are wrong (malformed, empty split, nothing supervised)
+├── ModelError           the base model is missing, or of the wrong architecture for the task
+├── StoreError           the object store failed
+│   ├── StoreUnreachable     no answer, or the wrong address
+│   ├── StoreAccessDenied    wrong or missing credentials
+│   ├── StoreLacks           the store does not do what Kitae needs (conditional writes, checksums)
+│   ├── ObjectNotFound       no such key
+│   ├── ConflictError        a conditional write lost: somebody else wrote first
+│   └── CorruptObject        the bytes are not those that were written
+├── RegistryError        no such model, version or alias
+├── MachineError         this machine cannot do it (no GPU for qlora, port in use, disk full, out of memory)
+├── TrainingError        training stopped (NaN loss, a worker lost too often)
+├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
+├── ServingError         the endpoint refused or did not come up
+└── JobError             the job cannot do that now (unknown, cancelled, superseded by a newer attempt)
+    ├── JobCancelled         somebody asked for it to stop
+    └── JobSuperseded        a newer attempt of the same job runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KitaeError(Exception):
+    """Base of every error a user can cause or mend. The command line prints its text and exits with `exit_code`."""
+
+    exit_code: int = 1
+
+    def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
+        """`details` are the single findings (one a bad row, field or file), printed one a line below `message`."""
+        super().__init__(message)
+        self.message = message
+        self.details = tuple(details)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  - {detail}" for detail in self.details)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ray pickles exceptions across processes; the keyword-only field has to survive.
+        return (_rebuild, (type(self), self.message, self.details))
+
+
+def _rebuild(cls: type[KitaeError], message: str, details: tuple[str, ...]) -> KitaeError:
+    return cls(message, details=details)
+
+
+class SpecError(KitaeError):
+    exit_code = 2
+
+
+class DataError(KitaeError):
+    exit_code = 3
+
+
+class ModelError(KitaeError):
+    exit_code = 4
+
+
+class StoreError(KitaeError):
+    exit_code = 5
+
+
+class StoreUnreachable(StoreError):
+    pass
+
+
+class StoreAccessDenied(StoreError):
+    pass
+
+
+class StoreLacks(StoreError):
+    pass
+
+
+class ObjectNotFound(StoreError):
+    pass
+
+
+class ConflictError(StoreError):
+    pass
+
+
+class CorruptObject(StoreError):
+    pass
+
+
+class RegistryError(KitaeError):
+    exit_code = 6
+
+
+class MachineError(KitaeError):
+    exit_code = 7
+
+
+class TrainingError(KitaeError):
+    exit_code = 8
+
+
+class GateError(KitaeError):
+    exit_code = 9
+
+
+class ServingError(KitaeError):
+    exit_code = 10
+
+
+class JobError(KitaeError):
+    exit_code = 11
+
+
+class JobCancelled(JobError):
+    exit_code = 12
+
+
+class JobSuperseded(JobError):
+    exit_code = 13

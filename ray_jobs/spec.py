@@ -1,0 +1,254 @@
+"""The job file: one YAML document, one frozen schema, every default in one place.
+
+Owns the shape and the static rules of a job. Knows nothing of files, stores, models or clusters: no I/O beyond
+`load_spec` reading the file it is given. `SPEC_FIELDS` docstrings become the exported JSON schema's descriptions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ray_jobs.errors import SpecError
+
+TaskName = Literal["chat", "text_classification"]
+Method = Literal["full", "lora", "qlora", "frozen"]
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["constant", "linear", "cosine"]
+Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?$")]
+"""A name that is safe in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
+
+
+class Section(BaseModel):
+    """A part of the job file: frozen, and a field it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSection(Section):
+    train: str
+    """Rows to train on: `s3://bucket/key` or a path; `.jsonl`, `.csv`, `.tsv` or `.parquet`."""
+    held_out: str | None = None
+    """Rows to evaluate on. None: `held_out_fraction` of the training rows is set aside."""
+    held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    """Share of the rows set aside when `held_out` is None. Rows with the same content go to the same side."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of the file for each column of the task, where they differ, such as `{text: body, label: is_spam}`."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use only this many rows, chosen by hash (the same each time). None: all."""
+    max_tokens: int = Field(1024, ge=8)
+    """Longest row in tokens."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a longer row: refuse the data, leave the row out, or cut it at the end."""
+
+
+class LoraSection(Section):
+    rank: int = Field(16, ge=1, le=512)
+    """Rank of the update matrices."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank (Hu et al. 2021, arXiv:2106.09685)."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter; `all-linear` is every one but the head."""
+
+
+class TrainingSection(Section):
+    method: Method = "lora"
+    """`full`: every weight. `lora`: low-rank adapters. `qlora`: the same over a 4-bit base. `frozen`: only the head,
+    or for a causal model its last `trainable_blocks` blocks."""
+    lora: LoraSection = LoraSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    """Used by `lora` and `qlora`."""
+    trainable_blocks: int = Field(2, ge=1)
+    """Used by `frozen` on a causal model: how many of the last transformer blocks are trained."""
+    epochs: int = Field(3, ge=1, le=50)
+    """Passes over the training rows."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps. None: after `epochs`."""
+    batch_size: int = Field(16, ge=1)
+    """Rows an optimizer step, over all workers."""
+    micro_batch_tokens: int = Field(2048, ge=8)
+    """Most tokens one worker puts through the model at once; a step accumulates as many such passes as it needs."""
+    packing: bool = True
+    """Put several rows in one sequence, without attention across them (causal models only; others are padded)."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate. None: 2e-4 for lora and qlora, 2e-5 for full, 1e-3 for a frozen backbone's head and 5e-5
+    for a frozen causal model's blocks."""
+    warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of the steps over which the rate climbs from 0."""
+    schedule: Schedule = "cosine"
+    """How the rate falls to 0 after the warm-up."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's decoupled weight decay; not applied to biases and norms."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clip the global gradient norm at this. None: no clipping."""
+    precision: Precision = "auto"
+    """`auto`: bf16 where the hardware computes it natively, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Held-out loss after every so many steps. None: at the end of each epoch."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations without a better held-out loss. None: never."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Save after every so many steps, besides after each evaluation. None: only after evaluations."""
+    checkpoints_to_keep: int = Field(2, ge=1)
+    """The best N by held-out loss stay in the store, and always the last."""
+    seed: int = Field(42, ge=0, le=2**31 - 1)
+    """Seeds the order of the rows, new weights and dropout."""
+
+
+class ComputeSection(Section):
+    workers: int = Field(1, ge=1)
+    """Training processes, one a GPU (or, without GPUs, one a share of the cores)."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Ray CPUs reserved for each."""
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+    """GPUs reserved for each: 0 or 1."""
+    threads_per_worker: int | None = Field(None, ge=1)
+    """Compute threads a CPU worker uses. None: the machine's cores divided by the workers on it."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: what is split over the workers. 1: optimizer state; 2: and gradients; 3: and weights."""
+    offload: Offload = "none"
+    """Keep optimizer state, or weights too, in CPU memory (needs zero_stage 2 or 3; weights need 3)."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are started again from the last checkpoint before the job fails."""
+
+
+class ParitySection(Section):
+    prompts: int = Field(8, ge=1, le=256)
+    """Held-out prompts sent through the serving engine and through the trainer's model."""
+    max_mean_logprob_gap: float | None = Field(None, gt=0)
+    """Largest mean |difference| of the answer tokens' log-probabilities. None: 1e-3 in fp32, 0.05 in bf16."""
+
+
+class EvaluationSection(Section):
+    must_beat_base: bool = True
+    """Refuse to register a model whose held-out loss is not below its base's."""
+    generate_rows: int = Field(16, ge=0)
+    """Held-out rows answered by both models for the task metric (chat only)."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest such answer, in tokens."""
+    parity: ParitySection = ParitySection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    """Served equals trained."""
+
+
+class ServingSection(Section):
+    deploy: bool = True
+    """Deploy the version once it is registered."""
+    max_model_len: int = Field(2048, ge=64)
+    """Longest prompt plus answer, in tokens."""
+    max_loras: int = Field(4, ge=1)
+    """Adapters a base's engine holds in memory at once."""
+    max_ongoing_requests: int = Field(32, ge=1)
+    """Requests a replica works on at once."""
+    max_queued_requests: int = Field(128, ge=1)
+    """Requests that may wait beyond those; more are answered 429."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
+
+
+class JobSpec(Section):
+    """One fine-tuning job, from rows to an answering endpoint."""
+
+    name: Name
+    """The model's name in the registry and at the endpoint."""
+    task: TaskName
+    """What the model does, and so which columns the rows have."""
+    base_model: str
+    """Where to start: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these."""
+    data: DataSection
+    training: TrainingSection = TrainingSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    compute: ComputeSection = ComputeSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    evaluation: EvaluationSection = EvaluationSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    serving: ServingSection = ServingSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+
+    @model_validator(mode="after")
+    def _combinations(self) -> JobSpec:
+        problems = []
+        if self.compute.offload != "none" and self.compute.zero_stage < 2:
+            problems.append(
+                f"compute.offload: {self.compute.offload} needs compute.zero_stage 2 or 3, not {self.compute.zero_stage}"
+            )
+        if self.compute.offload == "optimizer_and_parameters" and self.compute.zero_stage != 3:
+            problems.append("compute.offload: optimizer_and_parameters needs compute.zero_stage: 3")
+        if self.training.method == "qlora" and self.compute.zero_stage == 3:
+            problems.append("training.method: qlora does not work with compute.zero_stage: 3; use 2, or method: lora")
+        if self.training.micro_batch_tokens < self.data.max_tokens:
+            problems.append(
+                f"training.micro_batch_tokens is {self.training.micro_batch_tokens}, less than one row of "
+                f"data.max_tokens {self.data.max_tokens}; raise the first or lower the second"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def digest(self) -> str:
+        """16 hex digits of SHA-256 over the resolved spec: the same job file, the same job."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def job_id(self) -> str:
+        """`{name}-{digest}`: running the same spec again is going on with the same job."""
+        return f"{self.name}-{self.digest()[:10]}"
+
+
+def load_spec(path: Path) -> JobSpec:
+    """Read a job file. Raises SpecError naming every wrong field, with the nearest right name for an unknown one."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"no job file at {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{path} holds a {type(document).__name__}, not a mapping of fields; see `kitae schema`")
+    return parse_spec(document, source=str(path))
+
+
+def parse_spec(document: dict[str, Any], *, source: str = "the spec") -> JobSpec:
+    """Validate a document. Raises SpecError with one detail a finding."""
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        details = [_explain(dict(item)) for item in error.errors()]
+        raise SpecError(f"{source}: {len(details)} field(s) are wrong", details=details) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a job file, for editors."""
+    return JobSpec.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+def _explain(item: dict[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    where = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown field; {hint}"
+    if item["type"] == "missing":
+        return f"{where}: required, and missing"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{where}: {item['msg']} (got {item['input']!r})"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = JobSpec
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
