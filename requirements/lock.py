@@ -1,0 +1,79 @@
+"""Writes lock.txt: every package that requirements.in leads to, at the version installed here.
+
+Owns: the walk over installed metadata. Does not know: any index; it installs and downloads nothing.
+
+    .venv/bin/python requirements/lock.py          # write lock.txt
+    .venv/bin/python requirements/lock.py --check  # exit 1 and say what differs
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+HERE = Path(__file__).parent
+HEADER = """\
+# Every package, pinned: written by requirements/lock.py from requirements.in; do not edit.
+# Installed with --no-deps (nothing is resolved), after `pip install torch` has taken the build that suits the machine.
+"""
+
+
+def direct(text: str) -> tuple[list[Requirement], frozenset[str]]:
+    """The pins of requirements.in, and the names its `# without:` lines leave out."""
+    pins = [Requirement(line.split("#")[0]) for line in text.splitlines() if line.split("#")[0].strip()]
+    left_out = [re.sub(r"\(.*", "", line.removeprefix("# without:")) for line in text.splitlines() if "# without:" in line]
+    return pins, frozenset(canonicalize_name(name) for line in left_out for name in line.split())
+
+
+def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, str]:
+    """Name → installed version of the pins and of all they require on this platform. KeyError names what is missing."""
+    versions: dict[str, str] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    waiting = [(pin, "requirements.in") for pin in pins]
+    while waiting:
+        requirement, parent = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in left_out or (name, frozenset(requirement.extras)) in seen:
+            continue
+        seen.add((name, frozenset(requirement.extras)))
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise KeyError(f"{parent} needs {requirement}, which is not installed") from None
+        public = distribution.version.split("+")[0]  # torch 2.13.0+cpu is pinned as 2.13.0: the build is the machine's
+        if parent == "requirements.in" and not requirement.specifier.contains(public, prereleases=True):
+            raise KeyError(f"requirements.in pins {requirement}, but {distribution.version} is installed")
+        versions[distribution.metadata["Name"]] = public
+        for line in distribution.requires or ():
+            needed = Requirement(line)
+            extras = {"", *requirement.extras}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append((needed, name))
+    return versions
+
+
+def render(versions: dict[str, str]) -> str:
+    return HEADER + "".join(f"{name}=={versions[name]}\n" for name in sorted(versions, key=str.lower))
+
+
+def main(arguments: list[str]) -> int:
+    text = render(closure(*direct((HERE / "requirements.in").read_text(encoding="utf-8"))))
+    lock = HERE / "lock.txt"
+    if "--check" not in arguments:
+        lock.write_text(text, encoding="utf-8")
+        return 0
+    old = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
+    changed = sorted(set(old) ^ set(text.splitlines()))
+    if changed:
+        print("lock.txt is not what requirements.in and the installed packages give:", *changed, sep="\n  ")
+    return 1 if changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
