@@ -1,0 +1,356 @@
+"""Single requests to one bucket: signed, checksummed, retried with patience, their failures turned into our errors.
+
+Keys here are whole keys. Knows nothing of prefixes, trees or threads, except that many may use one Bucket at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ray_jobs.errors import ObjectNotFound, StoreAccessDenied, StoreError
+from ray_jobs.storage.faults import Kind, as_error, classify
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+
+T = TypeVar("T")
+
+SHA256_META = "sha256"
+_WRITE_META = "kitae-write"
+_MAX_DELAY_S = 3.0
+_DAMAGED_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to reach a store. Credentials of None: boto's own chain (a service account's role, an instance profile)."""
+
+    endpoint_url: str
+    region: str = "us-east-1"
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    patience_s: float = 60.0
+    """How long one request is tried again while the store fails or does not answer."""
+    parallel: int = field(default_factory=lambda: min(32, max(8, 2 * (os.cpu_count() or 1))))
+    """Requests at once in a transfer; each holds one part in memory."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An object's size, etag and user metadata."""
+
+    size_bytes: int
+    etag: str
+    metadata: Mapping[str, str]
+
+
+class Bucket:
+    """One bucket of one store. Safe to share between threads; makes its client when first used."""
+
+    def __init__(self, name: str, settings: Settings, *, stop: threading.Event | None = None) -> None:
+        self.name = name
+        self.settings = settings
+        self._stop = stop or threading.Event()
+        self._clients: dict[int, S3Client] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def where(self) -> str:
+        return f"s3://{self.name} ({self.settings.endpoint_url})"
+
+    def stopping_at(self, stop: threading.Event) -> Bucket:
+        """The same bucket, whose waits between tries end when `stop` is set."""
+        return self._share(Bucket(self.name, self.settings, stop=stop))
+
+    def patient_for(self, patience_s: float) -> Bucket:
+        return self._share(Bucket(self.name, replace(self.settings, patience_s=patience_s), stop=self._stop))
+
+    def named(self, name: str) -> Bucket:
+        return self._share(Bucket(name, self.settings, stop=self._stop))
+
+    # ---- requests -------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> tuple[bytes, str]:
+        """The whole object and its etag, its stored checksum verified where the store kept one."""
+
+        def request() -> tuple[bytes, str]:
+            response = self._client().get_object(Bucket=self.name, Key=key, ChecksumMode="ENABLED")
+            return response["Body"].read(), response["ETag"]
+
+        return self._try(f"get {key}", request)
+
+    def get_range(self, key: str, offset: int, size_bytes: int, *, etag: str) -> bytes:
+        """`size_bytes` bytes from `offset` of exactly the object with this etag. ConflictError if it was replaced."""
+
+        def request() -> bytes:
+            response = self._client().get_object(
+                Bucket=self.name, Key=key, Range=f"bytes={offset}-{offset + size_bytes - 1}", IfMatch=etag
+            )
+            return response["Body"].read()
+
+        return self._try(f"get {key} from byte {offset}", request)
+
+    def head(self, key: str) -> Head:
+        def request() -> Head:
+            response = self._client().head_object(Bucket=self.name, Key=key)
+            return Head(response["ContentLength"], response["ETag"], response["Metadata"])
+
+        return self._try(f"look at {key}", request)
+
+    def put(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        sha256: bytes | None = None,
+    ) -> str:
+        """Write one object, its SHA-256 sent along for the store to verify; returns the etag.
+
+        `sha256` replaces the digest that is sent (the probe sends a wrong one).
+        """
+        mark = uuid.uuid4().hex
+        arguments: dict[str, Any] = {
+            "Bucket": self.name,
+            "Key": key,
+            "Body": data,
+            "ChecksumSHA256": _base64(sha256 or hashlib.sha256(data).digest()),
+            "Metadata": {**(metadata or {}), _WRITE_META: mark},
+            **_conditions(if_absent, if_match),
+        }
+        return self._try(
+            f"put {key}",
+            lambda: self._client().put_object(**arguments)["ETag"],
+            settled=lambda: self._etag_of_mine(key, mark),
+        )
+
+    def delete(self, key: str) -> None:
+        self._try(f"delete {key}", lambda: self._client().delete_object(Bucket=self.name, Key=key))
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int, str]]:
+        """(key, size, etag) of every object whose key starts with `prefix`, in key order."""
+        for page in self._pages(prefix, delimiter=""):
+            for item in page.get("Contents", []):
+                yield item["Key"], item["Size"], item["ETag"]
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The distinct `prefix…/` one level below."""
+        for page in self._pages(prefix, delimiter="/"):
+            for item in page.get("CommonPrefixes", []):
+                yield item["Prefix"]
+
+    # ---- multipart ------------------------------------------------------------------------------------------------
+
+    def begin_upload(self, key: str, *, metadata: Mapping[str, str]) -> tuple[str, str]:
+        """(upload id, mark): the mark tells afterwards whether an object was written by this upload."""
+        mark = uuid.uuid4().hex
+        upload_id = self._try(
+            f"begin upload of {key}",
+            lambda: self._client().create_multipart_upload(
+                Bucket=self.name, Key=key, ChecksumAlgorithm="SHA256", Metadata={**metadata, _WRITE_META: mark}
+            )["UploadId"],
+        )
+        return upload_id, mark
+
+    def upload_part(
+        self, key: str, upload_id: str, number: int, data: bytes, *, sha256: bytes | None = None
+    ) -> dict[str, Any]:
+        """Send part `number` (from 1) with its SHA-256; returns what `finish_upload` wants to know of it."""
+        digest = _base64(sha256 or hashlib.sha256(data).digest())
+        etag = self._try(
+            f"put part {number} of {key}",
+            lambda: self._client().upload_part(
+                Bucket=self.name, Key=key, UploadId=upload_id, PartNumber=number, Body=data, ChecksumSHA256=digest
+            )["ETag"],
+        )
+        return {"PartNumber": number, "ETag": etag, "ChecksumSHA256": digest}
+
+    def finish_upload(
+        self,
+        key: str,
+        upload_id: str,
+        mark: str,
+        parts: list[dict[str, Any]],
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        arguments: dict[str, Any] = {
+            "Bucket": self.name,
+            "Key": key,
+            "UploadId": upload_id,
+            "MultipartUpload": {"Parts": parts},
+            **_conditions(if_absent, if_match),
+        }
+        return self._try(
+            f"finish upload of {key}",
+            lambda: self._client().complete_multipart_upload(**arguments)["ETag"],
+            settled=lambda: self._etag_of_mine(key, mark),
+        )
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self._try(
+            f"abort upload of {key}",
+            lambda: self._client().abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload_id),
+        )
+
+    def open_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """(key, upload id) of every multipart upload below `prefix` that was begun and neither finished nor aborted."""
+        markers: dict[str, Any] = {}
+        while True:
+            page = self._try(
+                f"list uploads of {prefix}",
+                lambda: self._client().list_multipart_uploads(Bucket=self.name, Prefix=prefix, **markers),  # noqa: B023 called at once
+            )
+            for item in page.get("Uploads", []):
+                yield item["Key"], item["UploadId"]
+            if not page.get("IsTruncated") or "NextKeyMarker" not in page:
+                return
+            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    # ---- the bucket itself ----------------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """See that the bucket is there, creating it if these credentials may."""
+        if self._try(f"look at bucket {self.name}", self._is_there):
+            return
+        arguments: dict[str, Any] = {"Bucket": self.name}
+        if self.settings.region != "us-east-1":  # AWS wants it said, except there, where it refuses it
+            arguments["CreateBucketConfiguration"] = {"LocationConstraint": self.settings.region}
+        try:
+            self._try(f"create bucket {self.name}", lambda: self._client().create_bucket(**arguments))
+        except StoreAccessDenied as error:
+            raise StoreAccessDenied(
+                f"bucket {self.name!r} does not exist at {self.settings.endpoint_url}, and these credentials may not "
+                "create it: create it, or name another in KITAE_STORE"
+            ) from error
+        except StoreError as error:
+            if "BucketAlreadyOwnedByYou" not in error.message:  # another process created it in between
+                raise
+
+    def _is_there(self) -> bool:
+        try:
+            self._client().head_bucket(Bucket=self.name)
+        except Exception as error:
+            fault = classify(error)
+            if fault is not None and fault.kind in (Kind.NOT_FOUND, Kind.NO_BUCKET):
+                return False
+            raise
+        return True
+
+    # ---- how ------------------------------------------------------------------------------------------------------
+
+    def _try(self, action: str, request: Callable[[], T], *, settled: Callable[[], T | None] | None = None) -> T:
+        """Make a request until it succeeds, is refused for good, or `patience_s` is over since its first failure.
+
+        An answer may be lost after the write was made, and the next try then meets our own write: `settled` looks
+        whether that is so and gives the result.
+        """
+        first_failure = None
+        delay_s = 0.1
+        damaged = 0
+        while True:
+            try:
+                return request()
+            except Exception as error:
+                fault = classify(error)
+                if fault is None:
+                    raise
+                now = time.monotonic()
+                retried = first_failure is not None
+                first_failure = first_failure if first_failure is not None else now
+                waited_s = now - first_failure
+                if retried and settled is not None and fault.kind in (Kind.CONFLICT, Kind.NO_UPLOAD):
+                    result = settled()
+                    if result is not None:
+                        return result
+                damaged += fault.kind is Kind.DAMAGED
+                again = fault.kind is Kind.TRANSIENT and waited_s < self.settings.patience_s
+                again = again or (fault.kind is Kind.DAMAGED and damaged < _DAMAGED_TRIES)
+                if not again:
+                    raise as_error(fault, action=action, where=self.where, waited_s=waited_s) from error
+            if self._stop.wait(random.uniform(0.5, 1.0) * delay_s):
+                raise StoreError(f"{action} given up: the transfer was stopped")
+            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+    def _etag_of_mine(self, key: str, mark: str) -> str | None:
+        try:
+            head = self.head(key)
+        except ObjectNotFound:
+            return None
+        return head.etag if head.metadata.get(_WRITE_META) == mark else None
+
+    def _pages(self, prefix: str, *, delimiter: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+        arguments: dict[str, Any] = {"Bucket": self.name, "Prefix": prefix}
+        if delimiter:
+            arguments["Delimiter"] = delimiter
+        while True:
+            page = self._try(f"list {prefix}", lambda: self._client().list_objects_v2(**arguments))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _share(self, other: Bucket) -> Bucket:
+        other._clients, other._lock = self._clients, self._lock
+        return other
+
+    def _client(self) -> S3Client:
+        # boto's clients may be shared by threads but not carried across a fork.
+        client = self._clients.get(os.getpid())
+        if client is None:
+            with self._lock:
+                client = self._clients.get(os.getpid()) or make_client(self.settings)
+                self._clients[os.getpid()] = client
+        return client
+
+
+def make_client(settings: Settings) -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        # Path style works everywhere; virtual hosts need DNS that a self-hosted store seldom has.
+        s3={"addressing_style": "path"},
+        retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in _try
+        connect_timeout=5,
+        read_timeout=60,
+        max_pool_connections=settings.parallel + 8,
+        # We send our own SHA-256 and ask for checksums where a whole object is read: stores differ in what else they
+        # take (CRC64NVME, trailers) and in what they say to a range.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint_url,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=settings.secret_access_key,
+        aws_session_token=settings.session_token,
+        config=config,
+    )
+
+
+def _conditions(if_absent: bool, if_match: str | None) -> dict[str, str]:
+    assert not (if_absent and if_match is not None), "a key cannot be absent and match an etag"
+    if if_absent:
+        return {"IfNoneMatch": "*"}
+    return {} if if_match is None else {"IfMatch": if_match}
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode("ascii")

@@ -1,0 +1,361 @@
+"""Store: the front of the object store that the rest of Kitae sees.
+
+Owns the prefix, JSON documents with compare-and-swap, committed trees and their local cache. Reads the environment in
+`from_env` only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError
+from ray_jobs.storage.address import folder_of, from_environment, split_uri
+from ray_jobs.storage.bucket import Bucket, Settings
+from ray_jobs.storage.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ObjectInfo,
+    canonical_json,
+    decode_manifest,
+    encode_manifest,
+    make_manifest,
+)
+from ray_jobs.storage.probe import probe
+from ray_jobs.storage.transfer import (
+    LocalFile,
+    ProgressFn,
+    Transfer,
+    need_room,
+    scan,
+    sha256_of,
+    temporary_beside,
+)
+
+Names = list[str]  # within Store, `list` is its own method
+
+_PROBE_PATIENCE_S = 10.0
+_SWAP_PATIENCE_S = 30.0
+_DELETES_AT_ONCE = 8
+
+
+class Store:
+    """A bucket and a prefix of an S3-compatible store. Keys are relative to the prefix. Safe to share between threads.
+
+    Pickling carries the address and no credentials: the process that unpickles it takes those of its own environment.
+    """
+
+    def __init__(self, uri: str, settings: Settings, *, cache: Path | None = None) -> None:
+        """`uri` is `s3://bucket` or `s3://bucket/prefix`; `cache` is where `fetch` keeps trees by default."""
+        name, self._prefix = split_uri(uri)
+        self._bucket = Bucket(name, settings)
+        self._cache = cache or Path.home() / ".cache" / "kitae"
+
+    @classmethod
+    def from_env(cls, *, check: bool = True) -> Store:
+        """The store of KITAE_STORE and AWS_*; with `check` it is probed once. StoreError lists all that is missing."""
+        store = cls(os.environ.get("KITAE_STORE", ""), **from_environment(os.environ))
+        if check:
+            store.probe()
+        return store
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri()!r}, {self._bucket.settings.endpoint_url!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_reopen, (self.uri(),))
+
+    def uri(self, key: str = "") -> str:
+        return f"s3://{self._bucket.name}/{self._prefix}{key}".rstrip("/")
+
+    def at(self, uri: str) -> Store:
+        """A store rooted at another `s3://` address, with the same endpoint and credentials."""
+        name, prefix = split_uri(uri)
+        other = Store(uri, self._bucket.settings, cache=self._cache)
+        other._bucket, other._prefix = self._bucket.named(name), prefix
+        return other
+
+    def probe(self) -> None:
+        """Try everything Kitae needs of the store. StoreUnreachable, StoreAccessDenied, or StoreLacks naming it all."""
+        patience_s = min(_PROBE_PATIENCE_S, self._bucket.settings.patience_s)
+        probe(self._bucket.patient_for(patience_s), self._prefix)
+
+    # ---- single objects -------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes:
+        """Raises ObjectNotFound."""
+        return self._bucket.get(self._prefix + key)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        return self._bucket.get(self._prefix + key)
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        """Write and return the etag. ConflictError if the condition does not hold."""
+        return self._bucket.put(self._prefix + key, data, if_absent=if_absent, if_match=if_match)
+
+    def get_json(self, key: str) -> Any:
+        return self._parse(key, self.get(key))
+
+    def put_json(self, key: str, document: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        return self.put(key, canonical_json(document), if_absent=if_absent, if_match=if_match)
+
+    def update_json(
+        self,
+        key: str,
+        change: Callable[[dict[str, Any] | None], dict[str, Any]],
+        *,
+        patience_s: float = _SWAP_PATIENCE_S,
+    ) -> dict[str, Any]:
+        """Replace a document by `change(document)` (None: there is none yet), again until nobody wrote in between.
+
+        `change` may be called several times, so it must only compute; what it raises ends the update. ConflictError
+        after `patience_s`.
+        """
+        deadline = time.monotonic() + patience_s
+        delay_s = 0.01
+        while True:
+            try:
+                data, etag = self.get_with_etag(key)
+                old = self._parse(key, data)
+            except ObjectNotFound:
+                old, etag = None, None
+            new = change(old)
+            if old is not None and canonical_json(new) == canonical_json(old):
+                return new
+            try:
+                self.put_json(key, new, if_absent=etag is None, if_match=etag)
+                return new
+            except ConflictError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0, delay_s))
+            delay_s = min(2 * delay_s, 0.5)
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._bucket.head(self._prefix + key)
+        except ObjectNotFound:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object below `prefix/`, in key order; keys are relative to the store's root."""
+        for key, size_bytes, etag in self._bucket.objects(self._prefix + folder_of(prefix)):
+            yield ObjectInfo(key.removeprefix(self._prefix), size_bytes, etag)
+
+    def list_dirs(self, prefix: str = "") -> Names:
+        """The names one level below `prefix/` that have something below them."""
+        folder = self._prefix + folder_of(prefix)
+        return [found.removeprefix(folder).rstrip("/") for found in self._bucket.folders(folder)]
+
+    def delete(self, keys: Iterable[str] | str) -> None:
+        """Delete; a key that is not there is no error."""
+        wanted = [keys] if isinstance(keys, str) else list(keys)
+        # One request a key: several stores lack the request that deletes many.
+        with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
+            for _ in pool.map(self._bucket.delete, [self._prefix + key for key in wanted]):
+                pass
+
+    def delete_tree(self, prefix: str) -> None:
+        """Delete everything below `prefix/`, its manifest first: no reader ever sees a committed tree with holes."""
+        folder = folder_of(prefix)
+        self.delete(folder + MANIFEST_NAME)
+        for key, upload_id in list(self._bucket.open_uploads(self._prefix + folder)):
+            self._bucket.abort_upload(key, upload_id)
+        self.delete([info.key for info in self.list(prefix)])
+
+    # ---- files and trees ------------------------------------------------------------------------------------------
+
+    def upload_file(self, path: Path, key: str, *, progress: ProgressFn | None = None) -> FileEntry:
+        """Write a file under `key`, in parallel parts, replacing what was there. The entry's path is the file's."""
+        if not path.is_file():
+            raise StoreError(f"no file at {path}: nothing to upload")
+        existing = self._info(key)
+        file = LocalFile(path.name, path, path.stat().st_size)
+        with Transfer(self._bucket, total_bytes=file.size_bytes, progress=progress) as transfer:
+            return transfer.run([partial(transfer.upload, file, self._prefix + key, existing)])[0]
+
+    def download_file(self, key: str, path: Path, *, progress: ProgressFn | None = None) -> FileEntry:
+        """Read `key` into the file `path`, which is replaced only once all of it is there and verified."""
+        head = self._bucket.head(self._prefix + key)
+        with temporary_beside(path) as directory:
+            need_room(directory, head.size_bytes)
+            with Transfer(self._bucket, total_bytes=head.size_bytes, progress=progress) as transfer:
+                (entry,) = transfer.run([partial(transfer.download, self._prefix + key, directory / "file", None)])
+            os.replace(directory / "file", path)
+        return replace(entry, path=path.name)
+
+    def upload_tree(self, directory: Path, prefix: str, *, progress: ProgressFn | None = None) -> tuple[FileEntry, ...]:
+        """Write every file of a directory below `prefix/`, for `commit` to make visible.
+
+        A file that is there already with the same bytes is not sent again, so an upload that broke off goes on.
+        ConflictError if another tree is committed there, or if somebody else is writing one.
+        """
+        files = scan(directory)
+        committed = self.read_manifest(prefix)
+        if committed is not None:
+            return self._same_as(committed, files, prefix)
+        folder = folder_of(prefix)
+        existing = {info.key.removeprefix(folder): info for info in self.list(prefix)}
+        total_bytes = sum(file.size_bytes for file in files)
+        with Transfer(self._bucket, total_bytes=total_bytes, progress=progress) as transfer:
+            return transfer.run(
+                [
+                    partial(transfer.upload, file, self._prefix + folder + file.path, existing.get(file.path))
+                    for file in sorted(files, key=lambda file: -file.size_bytes)  # the longest first: it ends last
+                ]
+            )
+
+    def commit(self, prefix: str, files: Iterable[FileEntry], meta: Mapping[str, Any]) -> Manifest:
+        """Make the files below `prefix/` visible as one tree, by writing its manifest, last and once.
+
+        The same content already committed is success; other content is ConflictError.
+        """
+        manifest = make_manifest(files, meta)
+        folder = folder_of(prefix)
+        present = {info.key.removeprefix(folder): info.size_bytes for info in self.list(prefix)}
+        missing = [
+            f"{entry.path}: {entry.size_bytes} bytes expected, found {present.get(entry.path, 'nothing')}"
+            for entry in manifest.files
+            if present.get(entry.path) != entry.size_bytes
+        ]
+        if missing:
+            raise StoreError(f"{self.uri(prefix)} cannot be committed: upload these first", details=missing)
+        try:
+            self.put(folder + MANIFEST_NAME, encode_manifest(manifest), if_absent=True)
+        except ConflictError as error:
+            there = self.read_manifest(prefix)
+            if there is None or there.digest != manifest.digest:
+                raise ConflictError(f"{self.uri(prefix)} is already committed, with other content") from error
+        return manifest
+
+    def read_manifest(self, prefix: str) -> Manifest | None:
+        """None: not committed, so there is nothing there to read. CorruptObject if its bytes are not a manifest's."""
+        key = folder_of(prefix) + MANIFEST_NAME
+        try:
+            data = self.get(key)
+        except ObjectNotFound:
+            return None
+        return decode_manifest(data, source=self.uri(key))
+
+    def download_tree(self, prefix: str, directory: Path, *, progress: ProgressFn | None = None) -> Manifest:
+        """Read a committed tree into `directory`, which appears only once every file is there and verified.
+
+        `directory` must be absent or empty, or already hold this tree. ObjectNotFound if nothing is committed;
+        CorruptObject if a file is not what the manifest says; MachineError if there is no room.
+        """
+        manifest = self._committed(prefix)
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            if directory.is_dir() and _holds(directory, manifest):
+                return manifest
+            raise StoreError(f"{directory} exists and is not {self.uri(prefix)}: name a new directory, or remove it")
+        folder = self._prefix + folder_of(prefix)
+        with temporary_beside(directory) as temporary:
+            need_room(temporary, manifest.size_bytes)
+            tree = temporary / "tree"
+            tree.mkdir()
+            with Transfer(self._bucket, total_bytes=manifest.size_bytes, progress=progress) as transfer:
+                transfer.run(
+                    [
+                        partial(transfer.download, folder + entry.path, tree / entry.path, entry)
+                        for entry in sorted(manifest.files, key=lambda entry: -entry.size_bytes)
+                    ]
+                )
+            try:
+                os.rename(tree, directory)
+            except OSError as error:
+                if not (directory.is_dir() and _holds(directory, manifest)):  # else: another process was as quick
+                    raise MachineError(f"cannot move {tree} to {directory}: {error.strerror}") from error
+        return manifest
+
+    def fetch(self, prefix: str, *, cache: Path | None = None, progress: ProgressFn | None = None) -> Path:
+        """A local directory with a committed tree: downloaded once a machine, found again by the manifest's digest.
+
+        It is shared; do not write to it.
+        """
+        manifest = self._committed(prefix)
+        directory = (cache or self._cache) / "trees" / manifest.digest
+        with _locked(directory.with_suffix(".lock")):
+            if not _sizes_match(directory, manifest):
+                with temporary_beside(directory) as temporary:
+                    if directory.exists():  # what a crash of the machine left of it
+                        os.rename(directory, temporary / "damaged")
+                    self.download_tree(prefix, temporary / "tree", progress=progress)
+                    for entry in manifest.files:
+                        _flush_to_disk(temporary / "tree" / entry.path)
+                    os.rename(temporary / "tree", directory)
+        return directory
+
+    # ---- how ------------------------------------------------------------------------------------------------------
+
+    def _committed(self, prefix: str) -> Manifest:
+        manifest = self.read_manifest(prefix)
+        if manifest is None:
+            raise ObjectNotFound(f"nothing is committed at {self.uri(prefix)}: it has no {MANIFEST_NAME}")
+        return manifest
+
+    def _same_as(self, committed: Manifest, files: Sequence[LocalFile], prefix: str) -> tuple[FileEntry, ...]:
+        entries = tuple(FileEntry(file.path, file.size_bytes, sha256_of(file.source)) for file in files)
+        if tuple(sorted(entries)) != committed.files:
+            raise ConflictError(f"{self.uri(prefix)} is already committed, with other files; it is never overwritten")
+        return entries
+
+    def _info(self, key: str) -> ObjectInfo | None:
+        try:
+            head = self._bucket.head(self._prefix + key)
+        except ObjectNotFound:
+            return None
+        return ObjectInfo(key, head.size_bytes, head.etag)
+
+    def _parse(self, key: str, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise CorruptObject(f"{self.uri(key)} is not JSON: {error}") from error
+
+
+def _reopen(uri: str) -> Store:
+    return Store(uri, **from_environment({**os.environ, "KITAE_STORE": uri}))
+
+
+def _sizes_match(directory: Path, manifest: Manifest) -> bool:
+    sizes = [(directory / entry.path, entry.size_bytes) for entry in manifest.files]
+    return directory.is_dir() and all(path.is_file() and path.stat().st_size == size for path, size in sizes)
+
+
+def _holds(directory: Path, manifest: Manifest) -> bool:
+    return _sizes_match(directory, manifest) and all(
+        sha256_of(directory / entry.path) == entry.sha256 for entry in manifest.files
+    )
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process of this machine at a time; released by the kernel when its holder dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror}; set KITAE_CACHE to another directory") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
