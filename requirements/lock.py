@@ -27,7 +27,9 @@ HEADER = """\
 def direct(text: str) -> tuple[list[Requirement], frozenset[str]]:
     """The pins of requirements.in, and the names its `# without:` lines leave out."""
     pins = [Requirement(line.split("#")[0]) for line in text.splitlines() if line.split("#")[0].strip()]
-    left_out = [re.sub(r"\(.*", "", line.removeprefix("# without:")) for line in text.splitlines() if "# without:" in line]
+    left_out = [
+        re.sub(r"\(.*", "", line.removeprefix("# without:")) for line in text.splitlines() if "# without:" in line
+    ]
     return pins, frozenset(canonicalize_name(name) for line in left_out for name in line.split())
 
 

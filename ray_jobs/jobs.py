@@ -1,0 +1,320 @@
+"""The durable record of a job: who runs it, how far it is, and who may still write.
+
+Owns `jobs/{id}/job.json`, its events and its finished stages in the store. Does not know what a stage does, nor how a
+job is launched.
+
+A job can be started again at any time: every start is an attempt with a number claimed by a conditional write, and only
+the newest attempt counts. An older runner that is still alive finds itself superseded at its next `check()`. Cancelling
+ends an attempt at once in the record, whether or not its runner is alive to hear of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from ray_jobs.errors import ConflictError, JobCancelled, JobError, JobSuperseded, ObjectNotFound
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Level = Literal["info", "warning", "error"]
+
+CHECK_EVERY_S = 2.0
+"""How stale `Job.check` may be: a training loop can call it at every step for the price of a clock reading."""
+
+
+def status_of(*, started: bool, finished: bool, failed: bool, cancelled: bool) -> Status:
+    """What the facts of a record amount to. A cancellation stands, whatever its runner did before it heard of it."""
+    if cancelled:
+        return "cancelled"
+    if finished:
+        return "failed" if failed else "succeeded"
+    return "running" if started else "queued"
+
+
+class JobRecord(BaseModel):
+    """`job.json`: the facts, and the status they amount to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    spec: dict[str, Any]
+    """The resolved job file."""
+    attempt: int = 0
+    """How often the job was started; 0: never."""
+    owner: str | None = None
+    """The runner of the newest attempt: host, process and a random part."""
+    created_at: datetime
+    started_at: datetime | None = None
+    """When the newest attempt began."""
+    finished_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    error: str | None = None
+    """Why the newest attempt failed."""
+    result: dict[str, Any] | None = None
+    """What the job came to: the model's version, metrics, endpoint."""
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy cannot express
+    @property
+    def status(self) -> Status:
+        return status_of(
+            started=self.started_at is not None,
+            finished=self.finished_at is not None,
+            failed=self.error is not None,
+            cancelled=self.cancelled_at is not None,
+        )
+
+    def over(self) -> bool:
+        """Whether the newest attempt has ended, one way or another."""
+        return self.status not in ("queued", "running")
+
+
+class Event(BaseModel):
+    """Something worth telling, in the order it happened within an attempt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    attempt: int
+    sequence: int
+    at: datetime
+    level: Level
+    message: str
+    data: dict[str, Any] = {}
+
+
+class StageRecord(BaseModel):
+    """A finished stage: the same stage with the same inputs need not run again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    seconds: float
+    attempt: int
+    finished_at: datetime
+
+
+def create(store: Store, spec: JobSpec) -> JobRecord:
+    """Write the job down as queued, or return the record it already has: the same spec is the same job."""
+    record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=_now())
+    try:
+        store.put_json(_job_key(record.id), record.model_dump(mode="json"), if_absent=True)
+    except ConflictError:
+        return load(store, record.id)
+    return record
+
+
+def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None) -> Job:
+    """Claim the job's next attempt. A runner of an earlier one is superseded; a cancelled or failed job goes on."""
+    create(store, spec)
+    owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+    def claim(old: dict[str, Any] | None) -> dict[str, Any]:
+        record = JobRecord.model_validate(old)
+        claimed = record.model_copy(
+            update={
+                "attempt": record.attempt + 1,
+                "owner": owner,
+                "started_at": _now(),
+                "finished_at": None,
+                "cancelled_at": None,
+                "error": None,
+                "result": None,
+            }
+        )
+        return claimed.model_dump(mode="json")
+
+    return Job(store, JobRecord.model_validate(store.update_json(_job_key(spec.job_id), claim)))
+
+
+def request_cancel(store: Store, job_id: str) -> JobRecord:
+    """End the job. Its runner stops at its next `check()`. Raises JobError if it is unknown or already over."""
+    load(store, job_id)
+
+    def cancel(old: dict[str, Any] | None) -> dict[str, Any]:
+        record = JobRecord.model_validate(old)
+        if record.status == "cancelled":
+            return record.model_dump(mode="json")
+        if record.over():
+            raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to cancel")
+        return record.model_copy(update={"cancelled_at": _now(), "finished_at": _now()}).model_dump(mode="json")
+
+    return JobRecord.model_validate(store.update_json(_job_key(job_id), cancel))
+
+
+def load(store: Store, job_id: str) -> JobRecord:
+    """The record. Raises JobError with the nearest known id."""
+    try:
+        return JobRecord.model_validate(store.get_json(_job_key(job_id)))
+    except ObjectNotFound:
+        known = store.list_dirs("jobs/")
+        near = difflib.get_close_matches(job_id, known, n=1)
+        # A job's id is its name and a digest: the name alone, or the start of the id, is what people remember.
+        near = near or [other for other in known if other.startswith(job_id)][:1]
+        hint = f"did you mean {near[0]!r}?" if near else "`kitae status` lists the jobs"
+        raise JobError(f"no job {job_id!r} in {store.uri()}; {hint}") from None
+
+
+def list_jobs(store: Store) -> list[JobRecord]:
+    """Every job, the newest first."""
+    records = []
+    for job_id in store.list_dirs("jobs/"):
+        try:
+            records.append(JobRecord.model_validate(store.get_json(_job_key(job_id))))
+        except ObjectNotFound:
+            continue  # stages or checkpoints of a job that was deleted
+    return sorted(records, key=lambda record: record.created_at, reverse=True)
+
+
+def events(store: Store, job_id: str, *, after: str = "") -> Iterator[tuple[str, Event]]:
+    """(key, event) in order; `after` is the key of the last one already seen."""
+    for found in store.list(f"jobs/{job_id}/events/"):
+        if found.key > after:
+            yield found.key, Event.model_validate(store.get_json(found.key))
+
+
+def stages(store: Store, job_id: str) -> list[StageRecord]:
+    """Every finished stage, in the order they finished."""
+    found = [StageRecord.model_validate(store.get_json(item.key)) for item in store.list(f"jobs/{job_id}/stages/")]
+    return sorted(found, key=lambda record: record.finished_at)
+
+
+def stage(store: Store, job_id: str, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
+    """The stage with exactly these inputs, if it has finished."""
+    try:
+        return StageRecord.model_validate(store.get_json(_stage_key(job_id, name, inputs)))
+    except ObjectNotFound:
+        return None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The last reading of job.json, and when (monotonic clock)."""
+
+    record: JobRecord
+    at_s: float
+
+
+class Job:
+    """One attempt, as its runner holds it. Safe to use from several threads."""
+
+    def __init__(self, store: Store, record: JobRecord) -> None:
+        self.store = store
+        self.id = record.id
+        self.attempt = record.attempt
+        self._seen = _Seen(record, time.monotonic())
+        self._sequence = 0
+        self._lock = threading.Lock()
+
+    @property
+    def record(self) -> JobRecord:
+        """As last read: at most `CHECK_EVERY_S` old right after `check()`."""
+        return self._seen.record
+
+    def check(self, *, fresh: bool = False) -> None:
+        """Raise JobCancelled or JobSuperseded if this attempt must stop. `fresh` reads the store even if just read."""
+        if fresh or time.monotonic() - self._seen.at_s >= CHECK_EVERY_S:
+            self._seen = _Seen(load(self.store, self.id), time.monotonic())
+        self._must_go_on(self._seen.record)
+
+    def event(self, level: Level, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Write an event down. Never refused to an older attempt: what it did is worth knowing too."""
+        with self._lock:
+            while True:
+                self._sequence += 1
+                key = f"jobs/{self.id}/events/{self.attempt:04d}-{self._sequence:06d}.json"
+                event = Event(
+                    attempt=self.attempt,
+                    sequence=self._sequence,
+                    at=_now(),
+                    level=level,
+                    message=message,
+                    data=dict(data or {}),
+                )
+                try:
+                    self.store.put_json(key, event.model_dump(mode="json"), if_absent=True)
+                    return
+                except ConflictError:
+                    continue  # another process of this attempt took the number
+
+    def stage(self, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
+        """The stage with exactly these inputs, if it has finished in this or an earlier attempt."""
+        return stage(self.store, self.id, name, inputs)
+
+    def finish_stage(
+        self, name: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float
+    ) -> StageRecord:
+        """Write down that the stage is done. Raises if this attempt must stop; then nothing is written."""
+        self.check(fresh=True)
+        record = StageRecord(
+            name=name,
+            inputs=dict(inputs),
+            outputs=dict(outputs),
+            seconds=seconds,
+            attempt=self.attempt,
+            finished_at=_now(),
+        )
+        # Not if_absent: a stage that had to be done again (its output was deleted) replaces the old record.
+        self.store.put_json(_stage_key(self.id, name, inputs), record.model_dump(mode="json"))
+        return record
+
+    def finish(
+        self,
+        status: Literal["succeeded", "failed", "cancelled"],
+        *,
+        error: str | None = None,
+        result: Mapping[str, Any] | None = None,
+    ) -> JobRecord:
+        """End this attempt; `cancelled` is for a runner that was told to stop by a signal.
+
+        Raises JobCancelled or JobSuperseded if the attempt no longer counts; then nothing is written.
+        """
+        if (status == "failed") != (error is not None):
+            raise ValueError(f"status {status!r} with error {error!r}: a failure, and only a failure, has an error")
+
+        def end(old: dict[str, Any] | None) -> dict[str, Any]:
+            record = JobRecord.model_validate(old)
+            self._must_go_on(record)
+            facts: dict[str, Any] = {"finished_at": _now(), "error": error}
+            facts["result"] = None if result is None else dict(result)
+            facts["cancelled_at"] = facts["finished_at"] if status == "cancelled" else None
+            return record.model_copy(update=facts).model_dump(mode="json")
+
+        record = JobRecord.model_validate(self.store.update_json(_job_key(self.id), end))
+        self._seen = _Seen(record, time.monotonic())
+        return record
+
+    def _must_go_on(self, record: JobRecord) -> None:
+        if record.attempt != self.attempt:
+            raise JobSuperseded(
+                f"attempt {self.attempt} of job {self.id} stops: attempt {record.attempt}, by {record.owner}, took over"
+            )
+        if record.status == "cancelled":
+            raise JobCancelled(f"job {self.id} was cancelled; `kitae resume {self.id}` goes on where it stopped")
+
+
+def _job_key(job_id: str) -> str:
+    return f"jobs/{job_id}/job.json"
+
+
+def _stage_key(job_id: str, name: str, inputs: Mapping[str, Any]) -> str:
+    canonical = json.dumps(dict(inputs), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return f"jobs/{job_id}/stages/{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

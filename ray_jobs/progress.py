@@ -1,0 +1,163 @@
+"""How far a long step is: a bar on a terminal, else a plain line every few seconds.
+
+Owns the drawing, the rate and the time left. Does not know what is being done, nor where the output goes.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+LINE_EVERY_S = 5.0
+"""Plain lines: at most one in so many seconds, besides the last."""
+BAR_WIDTH = 24
+_SHORT_UNITS = {"tokens_per_s": "tok/s", "rows_per_s": "rows/s", "steps_per_s": "steps/s"}
+
+
+class Progress(Protocol):
+    """What a long step reports to."""
+
+    def update(self, done: float, total: float, unit: str, **figures: float | str) -> None:
+        """`done` of `total` units are done (bytes are shown as MiB). Figures are shown by name, `x_per_s` as a rate."""
+
+    def close(self) -> None:
+        """Show the last state for good."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One update, with what is needed to tell the rate."""
+
+    done: float
+    total: float
+    unit: str
+    figures: dict[str, float | str] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    """Since the first update."""
+    done_at_first: float = 0.0
+    """A step that goes on after a restart does not start at 0, and what was done before took no time now."""
+
+    def left_s(self) -> float | None:
+        """Seconds left at the mean rate so far. None: nothing to tell it from yet."""
+        gained = self.done - self.done_at_first
+        if gained <= 0 or self.elapsed_s <= 0:
+            return None
+        return max(0.0, self.total - self.done) * self.elapsed_s / gained
+
+
+def duration(seconds: float) -> str:
+    """`8s`, `1m10s`, `2h05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def figure(name: str, value: float | str) -> str:
+    """`loss 2.31`, `181 tok/s`, `rate 2.0e-04`."""
+    if isinstance(value, str):
+        return f"{name} {value}"
+    if name.endswith("_per_s"):
+        number = f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2f}"
+        return f"{number} {_SHORT_UNITS.get(name, name.removesuffix('_per_s') + '/s')}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{name} {value:,.0f}"
+    if value != 0 and abs(value) < 0.001:
+        return f"{name} {value:.1e}"
+    return f"{name} {value:.3g}" if abs(value) >= 10 else f"{name} {value:.4g}"
+
+
+def line(label: str, snapshot: Snapshot, *, ended: bool = False) -> str:
+    """`train   [#######.......]  42/120 steps  loss 2.31  181 tok/s  left 1m10s`."""
+    share = min(1.0, max(0.0, snapshot.done / snapshot.total)) if snapshot.total > 0 else 1.0
+    filled = int(share * BAR_WIDTH)
+    if snapshot.unit == "bytes":
+        amount = f"{snapshot.done / 2**20:,.0f}/{snapshot.total / 2**20:,.0f} MiB"
+    else:
+        amount = f"{snapshot.done:,.0f}/{snapshot.total:,.0f} {snapshot.unit}"
+    left_s = snapshot.left_s()
+    time_shown = (
+        f"took {duration(snapshot.elapsed_s)}" if ended else "" if left_s is None else f"left {duration(left_s)}"
+    )
+    figures = [figure(name, value) for name, value in snapshot.figures.items()]
+    bar = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}]"
+    return "  ".join(part for part in (f"{label:<9}", bar, amount, *figures, time_shown) if part)
+
+
+def stage_progress(label: str) -> StageProgress:
+    """`with stage_progress("train") as progress:`: a live bar on a terminal, plain lines anywhere else."""
+    return StageProgress(label)
+
+
+class StageProgress:
+    """A Progress on standard error, as a context manager."""
+
+    def __init__(self, label: str, *, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._label = label
+        self._out = out or sys.stderr
+        self._clock = clock
+        self._started_s = clock()
+        self._first: tuple[float, float] | None = None  # clock and `done` at the first update
+        self._snapshot: Snapshot | None = None
+        self._written_s: float | None = None
+        self._closed = False
+        self._lock = threading.Lock()  # transfers report from many threads
+        self._live = (
+            Live(console=Console(file=self._out), refresh_per_second=4, transient=True) if self._out.isatty() else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, done: float, total: float, unit: str, **figures: float | str) -> None:
+        with self._lock:
+            now_s = self._clock()
+            if self._first is None:
+                self._first = (now_s, done)
+            first_s, first_done = self._first
+            self._snapshot = Snapshot(done, total, unit, dict(figures), now_s - first_s, first_done)
+            if self._live is not None:
+                self._live.update(Text(line(self._label, self._snapshot), no_wrap=True, overflow="ellipsis"))
+            elif self._written_s is None or now_s - self._written_s >= LINE_EVERY_S:
+                self._write(line(self._label, self._snapshot))
+                self._written_s = now_s
+
+    def close(self) -> None:
+        """Idempotent. The last state stays on the screen, with the time the whole step took."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._live is not None:
+                self._live.stop()
+            if self._snapshot is not None:
+                whole = Snapshot(
+                    self._snapshot.done,
+                    self._snapshot.total,
+                    self._snapshot.unit,
+                    self._snapshot.figures,
+                    self._clock() - self._started_s,
+                )
+                self._write(line(self._label, whole, ended=True))
+
+    def _write(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()

@@ -1,0 +1,225 @@
+"""The job record against a real store: attempts, cancelling, events, stages."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ray_jobs import jobs
+from ray_jobs.errors import JobCancelled, JobError, JobSuperseded
+from ray_jobs.jobs import JobRecord, Status, status_of
+from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.storage import Store
+
+
+def make_spec(name: str = "greeter") -> JobSpec:
+    return parse_spec(
+        {"name": name, "task": "chat", "base_model": "org/base", "data": {"train": "s3://bucket/rows.jsonl"}}
+    )
+
+
+STATUSES: dict[tuple[bool, bool, bool, bool], Status] = {
+    # (started, finished, failed, cancelled)
+    (False, False, False, False): "queued",
+    (True, False, False, False): "running",
+    (True, True, False, False): "succeeded",
+    (True, True, True, False): "failed",
+    (False, True, False, True): "cancelled",  # before anybody started it
+    (True, True, False, True): "cancelled",
+    (True, True, True, True): "cancelled",  # its runner failed at stopping
+    # A record that a crash or a hand left half written still reads as one of the five.
+    (False, True, False, False): "succeeded",
+    (False, True, True, False): "failed",
+    (False, False, True, False): "queued",
+    (True, False, True, False): "running",
+    (False, False, False, True): "cancelled",
+    (False, False, True, True): "cancelled",
+    (True, False, False, True): "cancelled",
+    (True, False, True, True): "cancelled",
+    (False, True, True, True): "cancelled",
+}
+
+
+@pytest.mark.parametrize("facts", list(itertools.product([False, True], repeat=4)))
+def test_status_of_every_combination(facts: tuple[bool, bool, bool, bool]) -> None:
+    started, finished, failed, cancelled = facts
+    assert status_of(started=started, finished=finished, failed=failed, cancelled=cancelled) == STATUSES[facts]
+
+
+def test_a_record_survives_its_json() -> None:
+    now = datetime.now(UTC)
+    record = JobRecord(id="a-1", spec={}, created_at=now, started_at=now, finished_at=now, error="x", attempt=2)
+    written = record.model_dump(mode="json")
+    assert written["status"] == "failed"
+    assert JobRecord.model_validate(written) == record
+
+
+def test_creating_twice_is_one_queued_job(store: Store) -> None:
+    first = jobs.create(store, make_spec())
+    assert first.status == "queued"
+    assert jobs.create(store, make_spec()) == first
+    assert [record.id for record in jobs.list_jobs(store)] == [make_spec().job_id]
+
+
+def test_an_attempt_from_start_to_success(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec(), owner="here")
+    job.check(fresh=True)
+    running = jobs.load(store, job.id)
+    assert (running.status, running.attempt, running.owner) == ("running", 1, "here")
+    ended = job.finish("succeeded", result={"model": "greeter@1"})
+    assert ended.status == "succeeded"
+    assert jobs.load(store, job.id) == ended
+    assert ended.result == {"model": "greeter@1"}
+
+
+def test_a_failed_job_goes_on_in_a_new_attempt(store: Store) -> None:
+    jobs.start_attempt(store, make_spec()).finish("failed", error="NaN loss at step 3")
+    assert jobs.load(store, make_spec().job_id).error == "NaN loss at step 3"
+    again = jobs.start_attempt(store, make_spec())
+    record = jobs.load(store, again.id)
+    assert (record.attempt, record.status, record.error, record.finished_at) == (2, "running", None, None)
+
+
+def test_the_older_runner_is_superseded_and_can_write_nothing(store: Store) -> None:
+    older = jobs.start_attempt(store, make_spec(), owner="older")
+    newer = jobs.start_attempt(store, make_spec(), owner="newer")
+    with pytest.raises(JobSuperseded, match=r"attempt 1 .* attempt 2, by newer"):
+        older.check(fresh=True)
+    with pytest.raises(JobSuperseded):
+        older.finish_stage("train", {"seed": 1}, {"loss": 1.0}, 2.0)
+    with pytest.raises(JobSuperseded):
+        older.finish("failed", error="too late")
+    assert newer.stage("train", {"seed": 1}) is None
+    newer.check(fresh=True)
+    assert newer.finish("succeeded").status == "succeeded"
+
+
+def test_of_runners_that_race_exactly_the_last_goes_on(store: Store) -> None:
+    started: list[jobs.Job] = []
+    barrier = threading.Barrier(4)
+
+    def start() -> None:
+        barrier.wait()
+        started.append(jobs.start_attempt(store, make_spec()))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(job.attempt for job in started) == [1, 2, 3, 4]
+    for job in started:
+        if job.attempt == 4:
+            job.check(fresh=True)
+        else:
+            with pytest.raises(JobSuperseded):
+                job.check(fresh=True)
+
+
+def test_check_reads_the_store_only_every_so_often(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    jobs.request_cancel(store, job.id)
+    job.check()  # read a moment ago
+    now_s += jobs.CHECK_EVERY_S
+    with pytest.raises(JobCancelled):
+        job.check()
+
+
+def test_a_cancelled_job_stops_and_can_be_resumed(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    assert jobs.request_cancel(store, job.id).status == "cancelled"
+    assert jobs.request_cancel(store, job.id).status == "cancelled"
+    with pytest.raises(JobCancelled, match="kitae resume greeter-"):
+        job.check(fresh=True)
+    with pytest.raises(JobCancelled):
+        job.finish("succeeded")
+    again = jobs.start_attempt(store, make_spec())
+    again.check(fresh=True)
+    assert jobs.load(store, job.id).status == "running"
+
+
+def test_a_queued_job_can_be_cancelled_and_a_finished_one_not(store: Store) -> None:
+    queued = jobs.create(store, make_spec("queued"))
+    assert jobs.request_cancel(store, queued.id).status == "cancelled"
+    done = jobs.start_attempt(store, make_spec("done"))
+    done.finish("succeeded")
+    with pytest.raises(JobError, match=r"already over \(succeeded\)"):
+        jobs.request_cancel(store, done.id)
+
+
+def test_a_runner_told_to_stop_by_a_signal_records_a_cancellation(store: Store) -> None:
+    assert jobs.start_attempt(store, make_spec()).finish("cancelled").status == "cancelled"
+
+
+def test_a_failure_needs_an_error_and_only_a_failure(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    with pytest.raises(ValueError, match="has an error"):
+        job.finish("failed")
+    with pytest.raises(ValueError, match="has an error"):
+        job.finish("succeeded", error="what?")
+
+
+def test_events_come_back_in_order_and_from_where_one_stopped(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    job.event("info", "ingest: 224 rows", {"rows": 224})
+    job.event("warning", "2 rows left out")
+    seen = list(jobs.events(store, job.id))
+    assert [(event.level, event.message, event.data) for _, event in seen] == [
+        ("info", "ingest: 224 rows", {"rows": 224}),
+        ("warning", "2 rows left out", {}),
+    ]
+    jobs.start_attempt(store, make_spec()).event("error", "attempt 2 speaks")
+    assert [event.message for _, event in jobs.events(store, job.id, after=seen[-1][0])] == ["attempt 2 speaks"]
+
+
+def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    other = jobs.Job(store, job.record)
+    for number in range(3):
+        job.event("info", f"driver {number}")
+        other.event("info", f"worker {number}")
+    assert len({event.message for _, event in jobs.events(store, job.id)}) == 6
+
+
+def test_a_stage_is_found_again_by_its_inputs_and_no_others(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    assert job.stage("ingest", {"rows": "abc", "seed": 1}) is None
+    job.finish_stage("ingest", {"rows": "abc", "seed": 1}, {"dataset": "d1"}, 3.5)
+    again = jobs.start_attempt(store, make_spec())
+    found = again.stage("ingest", {"seed": 1, "rows": "abc"})
+    assert found is not None
+    assert (found.outputs, found.seconds, found.attempt) == ({"dataset": "d1"}, 3.5, 1)
+    assert again.stage("ingest", {"rows": "abc", "seed": 2}) is None
+    assert again.stage("train", {"rows": "abc", "seed": 1}) is None
+
+
+def test_a_stage_done_again_replaces_its_record(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    job.finish_stage("deploy", {"model": "a@1"}, {"endpoint": "old"}, 1.0)
+    job.finish_stage("deploy", {"model": "a@1"}, {"endpoint": "new"}, 1.0)
+    assert [record.outputs for record in jobs.stages(store, job.id)] == [{"endpoint": "new"}]
+
+
+def test_an_unknown_job_names_the_nearest(store: Store) -> None:
+    with pytest.raises(JobError, match="`kitae status` lists the jobs"):
+        jobs.load(store, "greeter")
+    known = jobs.create(store, make_spec()).id
+    with pytest.raises(JobError, match=f"did you mean '{known}'"):
+        jobs.load(store, known[:-1] + "x")
+    with pytest.raises(JobError, match=f"did you mean '{known}'"):
+        jobs.load(store, "gre")
+
+
+def test_jobs_are_listed_newest_first_and_orphans_left_out(store: Store) -> None:
+    older = jobs.create(store, make_spec("older"))
+    newer = jobs.create(store, make_spec("newer"))
+    moved = older.model_copy(update={"created_at": newer.created_at - timedelta(hours=1)})
+    store.put_json(f"jobs/{older.id}/job.json", moved.model_dump(mode="json"))
+    store.put_json("jobs/orphan/stages/ingest-0.json", {})
+    assert [record.id for record in jobs.list_jobs(store)] == [newer.id, older.id]
