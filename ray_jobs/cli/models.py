@@ -1,0 +1,196 @@
+"""`models`, `deploy`, `undeploy`: what is registered, and what of it answers.
+
+Owns what these commands print. Does not know how a version is stored (registry) nor how it is served (deploy).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_jobs.cli import session
+
+if TYPE_CHECKING:
+    from ray_jobs.registry import ModelVersion
+    from ray_jobs.storage import Store
+
+_NAME = click.argument("name", shell_complete=session.model_names)
+
+
+class ModelsGroup(click.Group):
+    """`kitae models NAME` beside `kitae models delete NAME`: a first word that is no command is a model's name."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(context, args[0]) is None and not args[0].startswith("-"):
+            return "show", self.commands["show"], args
+        return super().resolve_command(context, args)
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        names = session.model_names(context, self.commands["show"].params[0], incomplete)
+        return [*super().shell_complete(context, incomplete), *names]
+
+
+@click.group(
+    cls=ModelsGroup,
+    invoke_without_command=True,
+    subcommand_metavar="[NAME | COMMAND] …",
+    options_metavar="[--json]",
+)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """Show the registered models, or NAME's versions with their aliases and metrics.
+
+    \b
+    Example:
+      kitae models
+      kitae models faq-chat
+      kitae models alias faq-chat champion 2
+      kitae models delete faq-chat@1
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = as_json
+        return
+    from ray_jobs import registry
+
+    store = session.open_store(check=False)
+    found = {name: registry.versions(store, name) for name in registry.names(store)}
+    if as_json:
+        session.print_json({name: [_as_json(store, version) for version in found[name]] for name in found})
+        return
+    rows = []
+    for name, versions in found.items():
+        if not versions:
+            continue
+        newest = versions[-1]
+        aliases = ", ".join(f"{alias} → {version}" for alias, version in sorted(registry.aliases(store, name).items()))
+        rows.append((name, newest.task, newest.base_name, str(len(versions)), newest.version, aliases))
+    session.print_table(
+        ["model", "task", "base", "versions", "newest", "aliases"],
+        rows,
+        empty=f"no models in {store.uri()} yet; `kitae run SPEC` makes one",
+    )
+
+
+@models.command(hidden=True)  # `kitae models NAME`
+@_NAME
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def show(context: click.Context, name: str, as_json: bool) -> None:
+    """Show NAME's versions, or everything about NAME@VERSION."""
+    from ray_jobs import registry
+    from ray_jobs.errors import RegistryError
+
+    store = session.open_store(check=False)
+    as_json = as_json or bool(context.obj)
+    if "@" in name:
+        version = registry.get(store, name)
+        session.print_json(_as_json(store, version))
+        return
+    versions = registry.versions(store, name)
+    if not versions:
+        registry.get(store, name)  # raises, naming the nearest
+        raise RegistryError(f"model {name!r} has no versions")
+    if as_json:
+        session.print_json([_as_json(store, version) for version in versions])
+        return
+    labels = _aliases_by_version(store, name)
+    rows = [
+        (
+            version.version,
+            ", ".join(labels.get(version.version, [])),
+            version.kind,
+            session.figures(version.metrics),
+            version.lineage.job_id,
+            str(version.lineage.created_at),
+        )
+        for version in versions
+    ]
+    session.print_table(["version", "aliases", "kind", "metrics", "job", "created"], rows, empty="")
+
+
+@models.command()
+@_NAME
+@click.argument("alias")
+@click.argument("version")
+def alias(name: str, alias: str, version: str) -> None:
+    """Point ALIAS of model NAME at VERSION. A request for NAME alone is answered by the alias `champion`.
+
+    \b
+    Example:
+      kitae models alias faq-chat champion 2
+    """
+    from ray_jobs import registry
+
+    registry.set_alias(session.open_store(check=False), name, alias, version)
+    click.echo(f"{name}@{alias} is version {version}")
+
+
+@models.command()
+@click.argument("model", metavar="NAME@VERSION", shell_complete=session.model_names)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(model: str, yes: bool) -> None:
+    """Delete one version's weights for good.
+
+    \b
+    Example:
+      kitae models delete faq-chat@1
+    """
+    from ray_jobs import registry
+
+    name, at, version = model.partition("@")
+    if not at or not version:
+        raise click.BadParameter(f"{model!r} names no version: {name}@VERSION", param_hint="NAME@VERSION")
+    store = session.open_store(check=False)
+    found = registry.get(store, model)
+    if not yes:
+        click.confirm(f"Delete {name}@{found.version} ({found.kind}, {session.figures(found.metrics)})?", abort=True)
+    registry.delete_version(store, name, found.version)
+    click.echo(f"{name}@{found.version} is deleted")
+
+
+def _aliases_by_version(store: Store, name: str) -> dict[str, list[str]]:
+    from ray_jobs import registry
+
+    labels: dict[str, list[str]] = {}
+    for alias, version in sorted(registry.aliases(store, name).items()):
+        labels.setdefault(version, []).append(alias)
+    return labels
+
+
+@click.command()
+@click.argument("model", metavar="NAME[@VERSION|@ALIAS]", shell_complete=session.model_names)
+def deploy(model: str) -> None:
+    """Let a registered version answer at the endpoint; without a version, the champion, else the newest.
+
+    \b
+    Example:
+      kitae deploy faq-chat@2
+    """
+    from ray_jobs import deploy as deployment
+
+    click.echo(deployment.deploy(session.open_store(), model))
+
+
+@click.command()
+@_NAME
+def undeploy(name: str) -> None:
+    """Take model NAME off the endpoint. Its versions stay in the registry.
+
+    \b
+    Example:
+      kitae undeploy faq-chat
+    """
+    from ray_jobs import deploy as deployment
+
+    deployment.undeploy(session.open_store(), name)
+    click.echo(f"{name} no longer answers at the endpoint")
+
+
+def _as_json(store: Store, version: ModelVersion) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {**asdict(version), "aliases": _aliases_by_version(store, version.name).get(version.version, [])}

@@ -1,0 +1,141 @@
+"""What every command needs: the store it works on, completion of names, and errors in words.
+
+Owns the way from the environment (or the local service in `.kitae/`) to an open store, and from an exception to an exit
+code. Does not know any command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ray_jobs.errors import KitaeError
+
+if TYPE_CHECKING:
+    from ray_jobs.storage import Store
+
+Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+
+
+def open_store(*, check: bool = True) -> Store:
+    """The store of KITAE_STORE; without it, that of the local service if one is set up here."""
+    from ray_jobs.storage import Store
+
+    use_local_service()
+    return Store.from_env(check=check)
+
+
+def use_local_service() -> None:
+    """Let the environment name the local service of this directory, unless it names a store already."""
+    if "KITAE_STORE" in os.environ:
+        return
+    from ray_jobs import local
+
+    if local.is_up():
+        os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
+    """A table as wide as the terminal, or as wide as it is when piped, so that grep sees whole lines."""
+    if not rows:
+        click.echo(empty)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+
+
+def figures(values: Mapping[str, Any]) -> str:
+    """`held_out_loss 1.92, base_held_out_loss 2.61`: numbers at four digits, the rest as it is."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def job_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a job's id."""
+    return _complete(incomplete, lambda store: store.list_dirs("jobs/"))
+
+
+def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a model's name, and after `@` its versions and aliases."""
+
+    def candidates(store: Store) -> list[str]:
+        from ray_jobs import registry
+
+        name, at, _ = incomplete.partition("@")
+        if not at:
+            return list(registry.names(store))
+        labels = [*(version.version for version in registry.versions(store, name)), *registry.aliases(store, name)]
+        return [f"{name}@{label}" for label in labels]
+
+    return _complete(incomplete, candidates)
+
+
+def _complete(incomplete: str, candidates: Callable[[Store], Sequence[str]]) -> list[CompletionItem]:
+    os.environ.setdefault("KITAE_STORE_PATIENCE_S", "1")  # somebody is waiting with a finger on the tab key
+    try:
+        found = candidates(open_store(check=False))
+    except Exception:  # noqa: BLE001  # a completion that fails must not spill an error into a half-typed line
+        return []
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+
+def run(cli: click.Command, *, prog_name: str) -> int:
+    """Run the command line; returns the exit code. An error is one line and its findings, never a traceback."""
+    debug = "--debug" in sys.argv[1:2]
+    try:
+        code = cli.main(prog_name=prog_name, standalone_mode=False)
+    except click.ClickException as error:
+        return _tell_usage(error)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:  # `kitae status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001  # the outermost place: told below, and in full with --debug
+        if debug:
+            traceback.print_exc()
+        return _tell(error)
+    return code if isinstance(code, int) else 0
+
+
+def _tell_usage(error: click.ClickException) -> int:
+    click.echo(f"error: {error.format_message()}", err=True)
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        click.echo(f"  - {context.get_usage()}", err=True)
+        click.echo(f"  - `{context.command_path} --help` says more", err=True)
+    return error.exit_code
+
+
+def _tell(error: Exception) -> int:
+    # Ray wraps what a task or an actor raised; the original says what is wrong.
+    cause = getattr(error, "cause", None)
+    known = cause if isinstance(cause, KitaeError) else error
+    if isinstance(known, KitaeError):
+        click.echo(f"error: {known}", err=True)
+        return known.exit_code
+    click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
+    click.echo("  - `kitae --debug …` shows where; please report it", err=True)
+    return 1
