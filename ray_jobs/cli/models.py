@@ -55,21 +55,25 @@ def models(context: click.Context, as_json: bool) -> None:
         context.obj = as_json
         return
     from ray_jobs import registry
+    from ray_jobs.deploy import deployed
 
     store = session.open_store(check=False)
     found = {name: registry.versions(store, name) for name in registry.names(store)}
     if as_json:
         session.print_json({name: [_as_json(store, version) for version in found[name]] for name in found})
         return
+    answering = {record.name: record.label or "champion" for record in deployed(store)}
     rows = []
     for name, versions in found.items():
         if not versions:
             continue
         newest = versions[-1]
         aliases = ", ".join(f"{alias} → {version}" for alias, version in sorted(registry.aliases(store, name).items()))
-        rows.append((name, newest.task, newest.base_name, str(len(versions)), newest.version, aliases))
+        rows.append(
+            (name, newest.task, newest.base_name, str(len(versions)), newest.version, aliases, answering.get(name, "-"))
+        )
     session.print_table(
-        ["model", "task", "base", "versions", "newest", "aliases"],
+        ["model", "task", "base", "versions", "newest", "aliases", "answers"],
         rows,
         empty=f"no models in {store.uri()} yet; `kitae run SPEC` makes one",
     )
@@ -171,8 +175,16 @@ def deploy(model: str) -> None:
       kitae deploy faq-chat@2
     """
     from ray_jobs import deploy as deployment
+    from ray_jobs.progress import duration
 
-    click.echo(deployment.deploy(session.open_store(), model))
+    store = session.open_store()
+
+    def tell(line: str, seconds: float) -> None:
+        click.echo(f"{duration(seconds):>6}  {line}", err=True)
+
+    done = deployment.deploy(store, model, deployment.ServeSettings.from_env(), progress=tell)
+    beside = f", beside its base {done.base}" if done.base else ""
+    click.echo(f"{done.model} (version {done.version}) answers at {done.url}{beside}")
 
 
 @click.command()
@@ -186,7 +198,8 @@ def undeploy(name: str) -> None:
     """
     from ray_jobs import deploy as deployment
 
-    deployment.undeploy(session.open_store(), name)
+    store = session.open_store()
+    deployment.undeploy(store, name, deployment.ServeSettings.from_env())
     click.echo(f"{name} no longer answers at the endpoint")
 
 
