@@ -14,13 +14,13 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from test_jobs import make_spec
 
 from ray_jobs import jobs
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, KitaeError
 from ray_jobs.storage import Store
+from tests.builders import make_spec
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"boto3", "deepspeed", "peft", "pydantic", "ray", "torch", "transformers", "vllm"}

@@ -12,15 +12,8 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobError, JobSuperseded
 from ray_jobs.jobs import JobRecord, Status, status_of
-from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
-
-
-def make_spec(name: str = "greeter") -> JobSpec:
-    return parse_spec(
-        {"name": name, "task": "chat", "base_model": "org/base", "data": {"train": "s3://bucket/rows.jsonl"}}
-    )
-
+from tests.builders import make_spec
 
 STATUSES: dict[tuple[bool, bool, bool, bool], Status] = {
     # (started, finished, failed, cancelled)
