@@ -1,0 +1,1 @@
+"""The examples: job files, and what brings their real models and rows onto a machine."""

@@ -1,0 +1,201 @@
+"""A versioned dataset in the store: `datasets/{digest}/` with train.jsonl, held_out.jsonl and, last, manifest.json.
+
+Owns the digest: the same rows on the same sides for the same task are the same dataset, wherever they came from. Keeps
+the order of the file; the order of training is the business of batching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.data.ingest import Findings, Row, RowRules, canonical_line, check_mapping, local_copy, read_rows
+from ray_jobs.data.split import choose, row_digest, split, without_leak
+from ray_jobs.errors import DataError
+from ray_jobs.spec import DataSection
+from ray_jobs.storage import Store
+
+TRAIN_FILE = "train.jsonl"
+HELD_OUT_FILE = "held_out.jsonl"
+_FORMAT = 1
+_MOST_LABELS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a dataset is, without its rows."""
+
+    digest: str
+    """16 hex digits over everything below and the rows."""
+    task: str
+    train_rows: int
+    held_out_rows: int
+    labels: tuple[str, ...]
+    """The training rows' labels in sorted order; empty for a task without labels."""
+    repeated_rows: int
+    """Training rows that equal an earlier one. They stay."""
+    leaked_rows: int
+    """Rows of the training file that were left out since data.held_out has them too."""
+
+    @property
+    def key(self) -> str:
+        """Its place in the store."""
+        return f"datasets/{self.digest}"
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """A dataset on this machine. The files are shared: read them only."""
+
+    dataset: Dataset
+    train: Path
+    held_out: Path
+
+    @cached_property
+    def train_rows(self) -> list[Row]:
+        return list(iterate(self.train))
+
+    @cached_property
+    def held_out_rows(self) -> list[Row]:
+        return list(iterate(self.held_out))
+
+
+def iterate(path: Path) -> Iterator[Row]:
+    """The rows of one of a dataset's files, in order."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def prepare(store: Store, data: DataSection, rules: RowRules) -> Dataset:
+    """Read, check and split the rows and store the result, once: the same rows again find the dataset there.
+
+    Raises DataError with everything that is wrong with the rows.
+    """
+    with tempfile.TemporaryDirectory(prefix="kitae-dataset-") as temporary:
+        scratch = Path(temporary)
+        train, held_out = _ingest(store, data, rules, scratch)
+        leaked = 0
+        chosen = choose(train.digests, data.max_rows)
+        tree = scratch / "tree"
+        tree.mkdir()
+        if held_out is None:
+            sides = split(train.digests, chosen, data.held_out_fraction)
+            kept: list[int] = list(sides.train)
+            train.copy(kept, tree / TRAIN_FILE)
+            train.copy(sides.held_out, tree / HELD_OUT_FILE)
+            held_out_labels = train.labels_of(sides.held_out)
+            held_out_count = len(sides.held_out)
+        else:
+            kept = without_leak(train.digests, chosen, set(held_out.digests))
+            leaked = len(chosen) - len(kept)
+            train.copy(kept, tree / TRAIN_FILE)
+            everything = range(len(held_out.digests))
+            held_out.copy(everything, tree / HELD_OUT_FILE)
+            held_out_labels = held_out.labels_of(everything)
+            held_out_count = len(held_out.digests)
+        labels = train.labels_of(kept)
+        if any(column.name == "label" for column in rules.columns):
+            _check_labels(labels, held_out_labels)
+        facts = {
+            "format": _FORMAT,
+            "task": rules.name,
+            "train_rows": len(kept),
+            "held_out_rows": held_out_count,
+            "labels": sorted(labels),
+            "repeated_rows": len(kept) - len({train.digests[i] for i in kept}),
+            "leaked_rows": leaked,
+        }
+        dataset = _from_facts(_digest(tree, facts), facts)
+        if store.read_manifest(dataset.key) is None:
+            store.commit(dataset.key, store.upload_tree(tree, dataset.key), facts)
+    return dataset
+
+
+def load(store: Store, digest: str) -> DatasetFiles:
+    """A dataset with its rows, downloaded to this machine's cache once. ObjectNotFound if there is none."""
+    directory = store.fetch(f"datasets/{digest}")
+    manifest = store.read_manifest(f"datasets/{digest}")
+    assert manifest is not None  # fetch has just read it
+    return DatasetFiles(_from_facts(digest, manifest.meta), directory / TRAIN_FILE, directory / HELD_OUT_FILE)
+
+
+def as_json(dataset: Dataset) -> dict[str, Any]:
+    """For a stage's record."""
+    return asdict(dataset) | {"labels": list(dataset.labels)}
+
+
+@dataclass
+class _Spool:
+    """Checked rows on disk, one canonical line each, with what the split needs to know of them in memory."""
+
+    path: Path
+    digests: list[bytes]
+    labels: list[str | None]
+
+    def copy(self, rows: Iterable[int], path: Path) -> None:
+        """Write these rows (ascending numbers) to a file."""
+        wanted = iter(rows)
+        upcoming = next(wanted, None)
+        with self.path.open("rb") as source, path.open("wb") as target:
+            for i, line in enumerate(source):
+                if i == upcoming:
+                    target.write(line)
+                    upcoming = next(wanted, None)
+
+    def labels_of(self, rows: Iterable[int]) -> set[str]:
+        return {label for i in rows if (label := self.labels[i]) is not None}
+
+
+def _ingest(store: Store, data: DataSection, rules: RowRules, scratch: Path) -> tuple[_Spool, _Spool | None]:
+    """Both files' rows; every finding in both raises one DataError."""
+    findings = Findings()
+    for problem in check_mapping(rules, data.columns):
+        findings.add("job file", problem)
+    findings.raise_if_any(["data.columns"])
+    sources = [source for source in (data.train, data.held_out) if source is not None]
+    spools = []
+    for i, source in enumerate(sources):
+        spool = _Spool(scratch / f"{i}.jsonl", [], [])
+        with local_copy(store, source) as path, spool.path.open("w", encoding="utf-8", newline="\n") as file:
+            for _line, row in read_rows(path, source, rules, data.columns, findings):
+                canonical = canonical_line(row)
+                file.write(canonical + "\n")
+                spool.digests.append(row_digest(canonical))
+                spool.labels.append(row["label"] if isinstance(row.get("label"), str) else None)
+        spools.append(spool)
+    findings.raise_if_any(sources)
+    return spools[0], spools[1] if len(spools) > 1 else None
+
+
+def _check_labels(train: set[str], held_out: set[str]) -> None:
+    """Raises DataError."""
+    if len(train) < 2:
+        found = f"only the label {next(iter(train))!r}" if train else "no label"
+        raise DataError(f"the training rows have {found}, and a classifier needs two or more: add rows of other labels")
+    unknown = sorted(held_out - train)
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} label(s) occur only in held-out rows, so they cannot be learnt: add training rows with "
+            "them, or remove them",
+            details=[repr(label) for label in unknown[:_MOST_LABELS_SHOWN]],
+        )
+
+
+def _digest(tree: Path, facts: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
+    for name in (TRAIN_FILE, HELD_OUT_FILE):
+        with (tree / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _from_facts(digest: str, facts: dict[str, Any]) -> Dataset:
+    fields = {name: facts[name] for name in ("task", "train_rows", "held_out_rows", "repeated_rows", "leaked_rows")}
+    return Dataset(digest=digest, labels=tuple(facts["labels"]), **fields)

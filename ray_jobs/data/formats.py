@@ -1,0 +1,243 @@
+"""Records out of JSONL, CSV, TSV and Parquet files, each with its line number; what cannot be read says why.
+
+Owns encodings, line ends, quoting and nesting of the formats. Knows no task and no column's meaning. Streams.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ray_jobs.data import encodings
+from ray_jobs.errors import DataError
+
+LONGEST_LINE_BYTES = 10_000_000
+"""A longer line is refused: it is nearly always a file with its line ends lost."""
+
+_UTF8_MARK = b"\xef\xbb\xbf"
+_PARQUET_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as the file has it. `number` counts from 1 in `unit`s."""
+
+    number: int
+    values: dict[str, Any]
+    unit: str = "line"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands where a record should be. `number` is 0 where the finding is about the whole file."""
+
+    number: int
+    reason: str
+    unit: str = "line"
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    text: str
+    """Without a byte order mark, with its line end."""
+
+
+def read_records(path: Path) -> Iterator[Record | Unreadable]:
+    """Every record of the file, in order. DataError if the file's kind is unknown; it goes by the name's ending."""
+    ending = path.suffix.lower()
+    if ending not in _READERS:
+        hint = {
+            ".json": "write one object a line and name it .jsonl",
+            ".gz": "unpack it first",
+            ".xlsx": "export it as .csv in UTF-8",
+            ".txt": "write one JSON object a line and name it .jsonl",
+        }.get(ending, "name it after what it holds")
+        raise DataError(f"{path.name} ends in {ending or 'nothing'!r}, not {', '.join(_READERS)}: {hint}")
+    return _READERS[ending](path)
+
+
+def _read_jsonl(path: Path) -> Iterator[Record | Unreadable]:
+    for line in _read_lines(path):
+        if isinstance(line, Unreadable):
+            yield line
+        elif line.text.strip():
+            yield _parse_object(line)
+
+
+def _parse_object(line: _Line) -> Record | Unreadable:
+    try:
+        value = json.loads(line.text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except json.JSONDecodeError as error:
+        reason = f"not JSON: {error.msg} at character {error.colno}"
+        if error.msg == "Extra data" and line.text.lstrip().startswith("{"):
+            reason += "; one object a line"
+        return Unreadable(line.number, reason)
+    except ValueError as error:
+        return Unreadable(line.number, str(error))
+    except RecursionError:
+        return Unreadable(line.number, "nested too deeply to be read")
+    if not isinstance(value, dict):
+        return Unreadable(line.number, f"{_json_kind(value)}, not an object of columns")
+    return Record(line.number, value)
+
+
+def _read_csv(path: Path) -> Iterator[Record | Unreadable]:
+    return _read_delimited(path, ",")
+
+
+def _read_tsv(path: Path) -> Iterator[Record | Unreadable]:
+    return _read_delimited(path, "\t")
+
+
+def _read_delimited(path: Path, delimiter: str) -> Iterator[Record | Unreadable]:
+    """RFC 4180; a quoted field may hold line ends. A row's number is that of its first line."""
+    troubles: list[Unreadable] = []
+    starts: list[int] = []  # file line of each text line the csv reader was given
+
+    def texts() -> Iterator[str]:
+        for line in _read_lines(path):
+            if isinstance(line, Unreadable):
+                troubles.append(line)
+            else:
+                starts.append(line.number)
+                yield line.text
+
+    csv.field_size_limit(LONGEST_LINE_BYTES)  # the module's own limit is 128 KiB, and there is no other way to set it
+    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        given = reader.line_num
+        reason, fields = "", []
+        try:
+            fields = next(reader)
+        except StopIteration:
+            yield from _drain(troubles)
+            return
+        except csv.Error as error:
+            reason = f"not well quoted: {error}"
+        yield from _drain(troubles)
+        number = starts[given] if given < len(starts) else starts[-1]
+        if reason:
+            yield Unreadable(number, reason)
+        elif not fields or (len(fields) == 1 and not fields[0].strip()):
+            continue
+        elif header is None:
+            header = [name.strip() for name in fields]
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                yield Unreadable(number, f"the header names {', '.join(map(repr, twice))} twice; rename one")
+                return
+        elif len(fields) != len(header):
+            yield Unreadable(number, f"{len(fields)} fields, where the header has {len(header)}")
+        else:
+            yield Record(number, dict(zip(header, fields, strict=True)))
+
+
+def _drain(troubles: list[Unreadable]) -> Iterator[Unreadable]:
+    yield from troubles
+    troubles.clear()
+
+
+def _read_parquet(path: Path) -> Iterator[Record | Unreadable]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS_AT_ONCE):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Record(number, _without_nulls(values), unit="row")
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        yield Unreadable(0, f"not readable as Parquet after {number} rows: {error}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every struct every key; a key that is null was not there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
+    """Text lines. `\\n`, `\\r\\n` and `\\r` all end one, also mixed. A file that is not UTF-8 is refused at once; a
+    single line that is not, by itself."""
+    with path.open("rb") as file:
+        sample = file.read(encodings.SAMPLE_BYTES)
+        wrong = encodings.by_mark(sample)
+        if wrong is not None:
+            yield Unreadable(0, f"it is {wrong.name}, not UTF-8; {wrong.fix}")
+            return
+        file.seek(len(_UTF8_MARK) if sample.startswith(_UTF8_MARK) else 0)
+        for number, raw in _split_lines(file):
+            if raw is None:
+                megabytes = LONGEST_LINE_BYTES // 1_000_000
+                yield Unreadable(number, f"longer than {megabytes} MB; is a line end missing?")
+                continue
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                found = encodings.guess(sample)
+                if found.iconv is not None:
+                    yield Unreadable(0, f"it is not UTF-8 (first at line {number}) but seems {found.name}; {found.fix}")
+                    return
+                byte, at, name = raw[error.start], error.start + 1, encodings.guess(raw).name
+                yield Unreadable(number, f"byte 0x{byte:02x} at {at} is not UTF-8; the line seems {name}")
+                continue
+            if "\x00" in text:
+                yield Unreadable(number, f"a NUL byte at character {text.index(chr(0)) + 1}; remove it")
+                continue
+            yield _Line(number, text)
+
+
+def _split_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """(number, bytes with the line end), or None for the bytes of a line that is too long."""
+    number = 0
+    while chunk := file.readline(LONGEST_LINE_BYTES + 1):
+        if len(chunk) > LONGEST_LINE_BYTES and b"\r" not in chunk[:-1]:
+            while chunk and not chunk.endswith(b"\n"):
+                chunk = file.readline(LONGEST_LINE_BYTES)
+            number += 1
+            yield number, None
+            continue
+        if len(chunk) > LONGEST_LINE_BYTES and not chunk.endswith(b"\n"):
+            # Old Macintosh line ends: give back what follows the last of them.
+            keep = chunk.rindex(b"\r", 0, -1) + 1
+            file.seek(keep - len(chunk), 1)
+            chunk = chunk[:keep]
+        for line in chunk.splitlines(keepends=True):  # of bytes: splits at \n, \r\n and \r alone
+            number += 1
+            yield number, line if len(line) <= LONGEST_LINE_BYTES else None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"the key {', '.join(map(repr, twice))} stands twice in one object")
+    return result
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON; write null, or leave the column out")
+
+
+def _json_kind(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return {list: "a list", str: "a text", int: "a number", float: "a number"}.get(type(value), "something else")
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Record | Unreadable]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}

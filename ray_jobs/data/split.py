@@ -1,0 +1,73 @@
+"""Which rows are held out, by content alone. Pure: digests in, decisions out.
+
+A row's side depends on its own content and the fraction, not on its place or its neighbours: equal rows fall on the
+same side, another order gives the same split, and a data set that grows never moves a held-out row into training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from ray_jobs.errors import DataError
+
+_RANGE = 1 << 64
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Row numbers (from 0, in file order) of each side."""
+
+    train: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+
+def row_digest(line: str) -> bytes:
+    """SHA-256 of a row's canonical line."""
+    return hashlib.sha256(line.encode()).digest()
+
+
+def choose(digests: Sequence[bytes], max_rows: int | None) -> list[int]:
+    """The rows to use: all, or the `max_rows` whose salted digests are the smallest, in file order."""
+    if max_rows is None or max_rows >= len(digests):
+        return list(range(len(digests)))
+    # Salted, so that the choice has nothing to do with the side; else a small choice would be held out entirely.
+    ranked = sorted(range(len(digests)), key=lambda i: (hashlib.sha256(b"choose" + digests[i]).digest(), i))
+    return sorted(ranked[:max_rows])
+
+
+def is_held_out(digest: bytes, fraction: float) -> bool:
+    """Whether a row belongs to the share `fraction` that is set aside."""
+    return int.from_bytes(digest[:8], "big") < fraction * _RANGE
+
+
+def split(digests: Sequence[bytes], chosen: Sequence[int], fraction: float) -> Sides:
+    """Set a share of the chosen rows aside. DataError if either side would be empty."""
+    sides = Sides(
+        train=tuple(i for i in chosen if not is_held_out(digests[i], fraction)),
+        held_out=tuple(i for i in chosen if is_held_out(digests[i], fraction)),
+    )
+    distinct = len({digests[i] for i in chosen})
+    if not sides.held_out:
+        raise DataError(
+            f"held_out_fraction {fraction} of {distinct} distinct rows sets none aside: add rows, raise "
+            "data.held_out_fraction, or name held-out rows in data.held_out"
+        )
+    if not sides.train:
+        raise DataError(
+            f"held_out_fraction {fraction} of {distinct} distinct rows leaves none to train on: add rows, or lower "
+            "data.held_out_fraction"
+        )
+    return sides
+
+
+def without_leak(digests: Sequence[bytes], chosen: Sequence[int], held_out: Set[bytes]) -> list[int]:
+    """The chosen rows that are not held out as well. DataError if none is left."""
+    kept = [i for i in chosen if digests[i] not in held_out]
+    if not kept:
+        raise DataError(
+            f"all {len(chosen)} training rows are held out too, so none is left to train on: name other rows in "
+            "data.held_out, or none"
+        )
+    return kept

@@ -1,0 +1,447 @@
+"""Rows: what is read, what is refused and with which words, and on which side of the split they fall."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.data import DatasetFiles, load, prepare
+from ray_jobs.data.formats import LONGEST_LINE_BYTES, Record, read_records
+from ray_jobs.data.ingest import Findings, Row, canonical_line, read_rows
+from ray_jobs.data.split import choose, is_held_out, row_digest, split, without_leak
+from ray_jobs.errors import DataError
+from ray_jobs.spec import DataSection
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+
+CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
+
+
+def chat_row(question: str, answer: str) -> Row:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path, rules: Any = CHAT, columns: Mapping[str, str] | None = None) -> tuple[list[Row], list[str]]:
+    """(good rows, findings without the file's name)."""
+    findings = Findings()
+    rows = [row for _, row in read_rows(path, "rows", rules, columns or {}, findings)]
+    return rows, [detail.removeprefix("rows ").removeprefix("rows: ") for detail in findings.details]
+
+
+# ---- formats ----------------------------------------------------------------------------------------------------
+
+
+def test_japanese_rows_of_every_format_are_the_same_rows(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    wanted = [{"text": "返品できますか？\n「はい」", "label": "問い合わせ"}, {"text": "最高です👍", "label": "称賛"}]
+    jsonl = write_jsonl(tmp_path / "a.jsonl", wanted)
+    tsv = tmp_path / "a.tsv"
+    tsv.write_text('text\tlabel\n"返品できますか？\n「はい」"\t問い合わせ\n最高です👍\t称賛\n', encoding="utf-8-sig")
+    comma = tmp_path / "a.csv"
+    comma.write_text(
+        'label,text\r\n問い合わせ,"返品できますか？\n「はい」"\r\n称賛,最高です👍\r\n', encoding="utf-8", newline=""
+    )
+    parquet = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(wanted), parquet)
+
+    for path in (jsonl, tsv, comma, parquet):
+        assert read(path, CLASSIFY) == (wanted, []), path.name
+
+
+def test_parquet_conversations_lose_the_keys_that_were_never_there(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [chat_row("こんにちは", "はい"), chat_row("hi", "hello")]
+    rows[1]["messages"][1]["weight"] = 1
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert read(path) == (rows, [])
+
+
+def test_byte_order_mark_mixed_line_ends_and_blank_lines_are_no_trouble(tmp_path: Path) -> None:
+    lines = [json.dumps(chat_row(f"質問{i}", "答え"), ensure_ascii=False) for i in range(4)]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\r\n{lines[1]}\n\n{lines[2]}\r{lines[3]}".encode())
+    rows, findings = read(path)
+    assert [row["messages"][0]["content"] for row in rows] == ["質問0", "質問1", "質問2", "質問3"]
+    assert not findings
+    assert [record.number for record in read_records(path)] == [1, 2, 4, 5]
+
+
+def test_prompt_and_completion_become_messages(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "送料は？", "completion": "無料です。", "id": 7}])
+    assert read(path) == ([chat_row("送料は？", "無料です。")], [])
+
+
+def test_label_types_become_text(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": label} for label in (1, True, "spam", "1")])
+    rows, findings = read(path, CLASSIFY)
+    assert [row["label"] for row in rows] == ["1", "true", "spam", "1"]
+    assert not findings
+
+
+# ---- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "iconv"),
+    [
+        ("cp932", "Shift-JIS", "CP932"),
+        ("euc_jp", "EUC-JP", "EUC-JP"),
+        ("iso2022_jp", "ISO-2022-JP", "ISO-2022-JP"),
+        ("utf-16", "UTF-16", "UTF-16"),
+        ("utf-16-le", "UTF-16", "UTF-16LE"),
+        ("utf-16-be", "UTF-16", "UTF-16BE"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".jsonl", ".csv"])
+def test_other_encodings_are_refused_by_name(tmp_path: Path, codec: str, name: str, iconv: str, ending: str) -> None:
+    text = '{"prompt": "パスワードを忘れた場合はどうすればよいですか", "completion": "再設定してください。"}\n' * 3
+    if ending == ".csv":
+        text = "prompt,completion\nパスワードを忘れた場合はどうすればよいですか,再設定してください。\n"
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(text.encode(codec))
+    rows, findings = read(path)
+    assert not rows
+    assert len(findings) == 1
+    assert name in findings[0]
+    assert f"iconv -f {iconv} -t UTF-8" in findings[0]
+
+
+@pytest.mark.parametrize("codec", ["cp932", "euc_jp"])
+def test_a_short_japanese_line_is_told_from_the_other_encoding(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"prompt": "送料は？", "completion": "無料です"}\n'.encode(codec))
+    _, findings = read(path)
+    assert {"cp932": "Shift-JIS", "euc_jp": "EUC-JP"}[codec] in findings[0]
+
+
+def test_one_line_in_another_encoding_is_refused_alone(tmp_path: Path) -> None:
+    good = json.dumps(chat_row("返品の期限はいつまでですか", "三十日です"), ensure_ascii=False)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(f"{good}\n".encode() + good.encode("cp932") + f"\n{good}\n".encode())
+    rows, findings = read(path)
+    assert len(rows) == 2
+    assert len(findings) == 1
+    assert findings[0].startswith("line 2: byte 0x")
+    assert "Shift-JIS" in findings[0]
+
+
+BAD_LINES = {
+    "not json": ('{"messages": [', "not JSON"),
+    "two objects": ('{"prompt": "a", "completion": "b"} {"prompt": "c"}', "one object a line"),
+    "a list": ("[1, 2]", "a list, not an object"),
+    "a text": ('"messages"', "a text, not an object"),
+    "null": ("null", "null, not an object"),
+    "duplicate key": ('{"prompt": "a", "prompt": "b", "completion": "c"}', "'prompt' stands twice"),
+    "duplicate key inside": ('{"messages": [{"role": "user", "role": "user"}]}', "'role' stands twice"),
+    "NaN": ('{"prompt": "a", "completion": NaN}', "NaN is not JSON"),
+    "NUL byte": ('{"prompt": "a\x00", "completion": "c"}', "NUL byte at character 14"),
+    "NUL escape": (r'{"prompt": "a\u0000", "completion": "c"}', "NUL character"),
+    "half an emoji": (r'{"prompt": "a\ud83d", "completion": "c"}', "lone surrogate"),
+    "empty answer": ('{"prompt": "a", "completion": " "}', "completion"),
+    "no columns": ('{"question": "a"}', "none of the columns"),
+    "deep": ('{"prompt": ' + "[" * 200_000, "nested too deeply"),
+}
+
+
+def test_every_malformed_row_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    good = json.dumps(chat_row("q", "a"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(f"{good}\n{line}" for line, _ in BAD_LINES.values()), encoding="utf-8")
+    rows, findings = read(path)
+    assert len(rows) == len(BAD_LINES)
+    told = {int(detail.split(":")[0].removeprefix("line ")): detail for detail in findings}
+    for i, (name, (_, reason)) in enumerate(BAD_LINES.items()):
+        assert reason in told[2 * i + 2], name
+    assert len(told) == len(BAD_LINES)
+
+
+def test_an_escaped_backslash_before_u0000_is_no_nul(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [chat_row("what is \\u0000?", "NUL")])
+    assert read(path)[1] == []
+
+
+def test_a_line_too_long_is_refused_and_the_next_is_read(tmp_path: Path) -> None:
+    good = json.dumps(chat_row("q", "a"))
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{good}\n{{"prompt": "{"x" * (2 * LONGEST_LINE_BYTES)}"}}\n{good}\n')
+    rows, findings = read(path)
+    assert len(rows) == 2
+    assert findings == ["line 2: longer than 10 MB; is a line end missing?"]
+
+
+def test_a_big_file_with_old_macintosh_line_ends(tmp_path: Path) -> None:
+    line = json.dumps(chat_row("q", "x" * 60_000))
+    count = LONGEST_LINE_BYTES // len(line) + 20
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(f"{line}\r".encode() * count)
+    rows, findings = read(path)
+    assert len(rows) == count
+    assert not findings
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+def test_a_file_without_rows(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert read(path) == ([], ["it holds no rows"])
+
+
+def test_a_csv_with_a_header_alone_holds_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n")
+    assert read(path, CLASSIFY) == ([], ["it holds no rows"])
+
+
+def test_csv_findings_have_the_line_where_the_row_begins(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"two\nlines",x\nb,y,z\nc"d"\n"e"f,g\n,x\nlast,x\n')
+    rows, findings = read(path, CLASSIFY)
+    assert [row["text"] for row in rows] == ["two\nlines", "last"]
+    assert [detail.split(":")[0] for detail in findings] == ["line 4", "line 5", "line 6", "line 7"]
+    assert "3 fields, where the header has 2" in findings[0]
+    assert "not well quoted" in findings[2]
+
+
+def test_an_unclosed_quote_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\na,x\n"b,y\nc,z\n')
+    rows, findings = read(path, CLASSIFY)
+    assert len(rows) == 1
+    assert findings == ["line 3: not well quoted: unexpected end of data"]
+
+
+def test_a_csv_header_that_names_a_column_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,text\na,b,c\n")
+    assert read(path, CLASSIFY)[1] == ["line 1: the header names 'text' twice; rename one"]
+
+
+def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not really")
+    assert "not readable as Parquet" in read(path)[1][0]
+
+
+@pytest.mark.parametrize(("ending", "hint"), [(".json", ".jsonl"), (".jsonl.gz", "unpack"), (".xlsx", "export")])
+def test_an_unknown_kind_of_file(tmp_path: Path, ending: str, hint: str) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(b"{}")
+    with pytest.raises(DataError, match=hint):
+        list(read_records(path))
+
+
+# ---- columns ----------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,body,is_spam\n1,買って,true\n")
+    assert read(path, CLASSIFY, {"text": "body", "label": "is_spam"}) == ([{"text": "買って", "label": "true"}], [])
+
+
+def test_a_missing_column_is_told_once_with_the_nearest_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("texts,label\n" + "a,b\n" * 500)
+    findings = read(path, CLASSIFY)[1]
+    assert findings == [
+        "no row has a column 'text'; did you mean 'texts'?; name it in data.columns: {text: …}",
+    ]
+    assert read(path, CLASSIFY, {"text": "texst"})[1] == [
+        "no row has a column 'texst'; did you mean 'texts'?; correct data.columns",
+    ]
+
+
+def test_a_column_missing_in_some_rows_is_told_by_row(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "x"}, {"text": "b"}])
+    assert read(path, CLASSIFY)[1] == ["line 2: no column 'label'"]
+
+
+def test_none_of_several_optional_columns(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    (finding,) = read(path)[1]
+    assert "'question', 'answer'" in finding
+    assert "data.columns" in finding
+
+
+# ---- the split --------------------------------------------------------------------------------------------------
+
+DIGESTS = st.lists(st.text(max_size=4).map(row_digest), min_size=1, max_size=60)
+FRACTIONS = st.floats(0.01, 0.99)
+
+
+@given(DIGESTS, FRACTIONS, st.randoms(use_true_random=False))
+def test_equal_rows_share_a_side_whatever_the_order(digests: list[bytes], fraction: float, rng: random.Random) -> None:
+    shuffled = list(digests)
+    rng.shuffle(shuffled)
+    try:
+        sides = split(digests, range(len(digests)), fraction)
+    except DataError:
+        with pytest.raises(DataError):
+            split(shuffled, range(len(shuffled)), fraction)
+        return
+    again = split(shuffled, range(len(shuffled)), fraction)
+    held_out = [digests[i] for i in sides.held_out]
+    train = [digests[i] for i in sides.train]
+    assert not set(held_out) & set(train)
+    assert Counter(held_out) == Counter(shuffled[i] for i in again.held_out)
+    assert Counter(held_out) + Counter(train) == Counter(digests)
+    assert list(sides.train) == sorted(sides.train)
+
+
+@given(DIGESTS, DIGESTS, FRACTIONS)
+def test_rows_that_are_added_move_no_other_row(digests: list[bytes], more: list[bytes], fraction: float) -> None:
+    before = {digest: is_held_out(digest, fraction) for digest in digests}
+    after = {digest: is_held_out(digest, fraction) for digest in digests + more}
+    assert before.items() <= after.items()
+
+
+@given(DIGESTS, st.integers(1, 60))
+def test_chosen_rows_are_the_same_in_any_order(digests: list[bytes], max_rows: int) -> None:
+    chosen = [digests[i] for i in choose(digests, max_rows)]
+    backwards = digests[::-1]
+    assert len(chosen) == min(max_rows, len(digests))
+    assert Counter(chosen) == Counter(backwards[i] for i in choose(backwards, max_rows))
+
+
+def test_a_small_choice_is_split_like_the_whole() -> None:
+    digests = [row_digest(f"row {i}") for i in range(20_000)]
+    sides = split(digests, choose(digests, 2_000), 0.1)
+    assert 150 < len(sides.held_out) < 250
+    assert len(sides.train) + len(sides.held_out) == 2_000
+
+
+def test_empty_sides_are_errors() -> None:
+    rows = [row_digest("the same")] * 10
+    with pytest.raises(DataError, match="of 1 distinct rows"):
+        split(rows, range(10), 0.5)
+    with pytest.raises(DataError, match="held out too"):
+        without_leak(rows, range(10), set(rows))
+
+
+# ---- datasets in the store --------------------------------------------------------------------------------------
+
+
+def rows_of(count: int) -> list[Row]:
+    return [chat_row(f"質問 {i}", f"答え {i}") for i in range(count)]
+
+
+def section(train: Path | str, **fields: Any) -> DataSection:
+    return DataSection.model_validate({"train": str(train), **fields})
+
+
+def contents(files: DatasetFiles) -> tuple[list[Row], list[Row]]:
+    return files.train_rows, files.held_out_rows
+
+
+def test_prepare_and_load(tmp_path: Path, store: Store) -> None:
+    rows = rows_of(60)
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    dataset = prepare(store, section(path, held_out_fraction=0.2), CHAT)
+    train, held_out = contents(load(store, dataset.digest))
+    assert (len(train), len(held_out)) == (dataset.train_rows, dataset.held_out_rows)
+    assert train == [row for row in rows if row in train]  # the order of the file
+    assert sorted(map(canonical_line, train + held_out)) == sorted(map(canonical_line, rows))
+    assert load(store, dataset.digest).dataset == dataset
+    assert store.read_manifest(f"datasets/{dataset.digest}") is not None
+
+
+def test_the_same_rows_are_the_same_dataset_wherever_they_lie(tmp_path: Path, store: Store) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(40))
+    store.upload_file(path, "files/data/b.jsonl")
+    first = prepare(store, section(path), CHAT)
+    again = prepare(store, section(store.uri("files/data/b.jsonl")), CHAT)
+    assert again == first
+    assert prepare(store, section(path, held_out_fraction=0.5), CHAT).digest != first.digest
+
+
+def test_rows_held_out_are_dropped_from_training_and_counted(tmp_path: Path, store: Store) -> None:
+    rows = rows_of(30)
+    train = write_jsonl(tmp_path / "a.jsonl", [*rows, rows[0], rows[25]])
+    held_out = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "質問 1", "completion": "答え 1"}, *rows[25:]])
+    dataset = prepare(store, section(train, held_out=str(held_out)), CHAT)
+    assert (dataset.train_rows, dataset.held_out_rows) == (25, 6)
+    assert (dataset.leaked_rows, dataset.repeated_rows) == (7, 1)
+    kept, set_aside = contents(load(store, dataset.digest))
+    assert not {canonical_line(row) for row in kept} & {canonical_line(row) for row in set_aside}
+
+
+def test_max_rows_takes_the_same_rows_each_time(tmp_path: Path, store: Store) -> None:
+    rows = rows_of(80)
+    first = prepare(store, section(write_jsonl(tmp_path / "a.jsonl", rows), max_rows=40), CHAT)
+    again = prepare(store, section(write_jsonl(tmp_path / "b.jsonl", rows[::-1]), max_rows=40), CHAT)
+    assert first.train_rows + first.held_out_rows == 40
+    for side, backwards in zip(contents(load(store, first.digest)), contents(load(store, again.digest)), strict=True):
+        assert side == backwards[::-1]
+
+
+def test_labels_are_those_of_the_training_rows(tmp_path: Path, store: Store) -> None:
+    rows = [{"text": f"文 {i}", "label": i % 3} for i in range(60)]
+    dataset = prepare(store, section(write_jsonl(tmp_path / "a.jsonl", rows)), CLASSIFY)
+    assert dataset.labels == ("0", "1", "2")
+
+
+def test_labels_that_cannot_be_learnt(tmp_path: Path, store: Store) -> None:
+    train = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t {i}", "label": "xy"[i % 2]} for i in range(8)])
+    held_out = write_jsonl(tmp_path / "b.jsonl", [{"text": "u", "label": "z"}, {"text": "v", "label": "x"}])
+    with pytest.raises(DataError, match="only in held-out rows") as caught:
+        prepare(store, section(train, held_out=str(held_out)), CLASSIFY)
+    assert caught.value.details == ("'z'",)
+    with pytest.raises(DataError, match="only the label 'x'"):
+        prepare(
+            store,
+            section(write_jsonl(tmp_path / "c.jsonl", [{"text": f"t {i}", "label": "x"} for i in range(50)])),
+            CLASSIFY,
+        )
+
+
+def test_both_files_are_told_at_once_and_nothing_is_stored(tmp_path: Path, store: Store) -> None:
+    train = write_jsonl(
+        tmp_path / "a.jsonl", [*rows_of(3), {"prompt": 3, "completion": "x"}, *[{"messages": []}] * 200]
+    )
+    held_out = write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])
+    with pytest.raises(DataError) as caught:
+        prepare(store, section(train, held_out=str(held_out)), CHAT)
+    assert "202 problems in " in str(caught.value)
+    assert f"{train} line 4: prompt must be" in caught.value.details[0]
+    assert len(caught.value.details) == 101
+    assert caught.value.details[-1] == "+102 more"
+    assert store.list_dirs("datasets") == []
+
+
+def test_files_that_are_not_there(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(DataError, match=r"missing\.jsonl does not exist"):
+        prepare(store, section(tmp_path / "missing.jsonl"), CHAT)
+    with pytest.raises(DataError, match="is a directory"):
+        prepare(store, section(tmp_path), CHAT)
+    with pytest.raises(DataError, match="no rows at s3://"):
+        prepare(store, section(store.uri("files/nothing.jsonl")), CHAT)
+
+
+def test_a_column_the_task_does_not_have(tmp_path: Path, store: Store) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(3))
+    with pytest.raises(DataError, match="did you mean 'messages'") as caught:
+        prepare(store, section(path, columns={"message": "chat"}), CHAT)
+    assert "data.columns" in str(caught.value)
+
+
+def test_records_are_numbered_from_one(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(2))
+    assert [(type(record), record.number) for record in read_records(path)] == [(Record, 1), (Record, 2)]
