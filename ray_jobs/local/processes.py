@@ -1,0 +1,188 @@
+"""Processes of the local service: started in a session of their own, known again later, stopped with all they started.
+
+Owns the question which processes are ours. A pid alone does not say: numbers are used again. Does not know what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_jobs.errors import MachineError
+
+MARK = "KITAE_LOCAL_ID"
+"""In the environment of every process of one local service: whoever carries it was started by it."""
+
+_PROC = Path("/proc")
+_TERM_PATIENCE_S = 15.0
+_KILL_PATIENCE_S = 10.0
+# Below the range that the kernel gives to outgoing connections, so that none of those sits on a port we chose.
+_PORTS = range(20_000, 32_000)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from a later one with the same pid by when it started (in clock ticks since boot)."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        found = _stat(self.pid)
+        return found is not None and found.started == self.started and found.state != "Z"
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    parent: int
+    session: int
+    started: int
+
+
+def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path, directory: Path) -> Process:
+    """Start a program that outlives us: own session, no terminal, output to `log`. MachineError if it cannot start."""
+    try:
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                command,
+                env=dict(environment),
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise MachineError(f"cannot start {command[0]}: {error.strerror}") from error
+    _children.append(child)
+    found = _stat(child.pid)
+    assert found is not None  # our own child: not reaped before we ask
+    return Process(child.pid, found.started)
+
+
+def stop(roots: Iterable[Process], mark: str) -> int:
+    """Stop these, what they started, and whatever carries the mark: TERM, then KILL. Returns how many there were.
+
+    MachineError naming any that is left after that.
+    """
+    leaders = [process for process in roots if process.alive]
+    seen = set(_family(leaders, mark))
+    for process in leaders:  # they know best how to stop their own
+        _signal(process, signal.SIGTERM)
+    _wait_gone(leaders, _TERM_PATIENCE_S)
+    for number, patience_s in ((signal.SIGTERM, _TERM_PATIENCE_S), (signal.SIGKILL, _KILL_PATIENCE_S)):
+        # What was seen before counts too: an orphan has lost the parent it could be known by.
+        seen |= set(_family([process for process in seen if process.alive], mark))
+        left = [process for process in seen if process.alive]
+        for process in left:
+            _signal(process, number)
+        _wait_gone(left, patience_s)
+    left = [process for process in seen if process.alive]
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        raise MachineError(f"{len(left)} process(es) do not end, not even by SIGKILL: {pids}; see `ps -o pid,stat,cmd`")
+    return len(seen)
+
+
+def free_ports(count: int, *, also_above: int = 0) -> list[int]:
+    """Ports of 127.0.0.1 nobody listens on; `also_above`: the port that much higher must be free too."""
+    found: list[int] = []
+    candidates = random.sample([port for port in _PORTS if port + also_above in _PORTS], k=500)
+    for port in candidates:
+        if all(is_free(each) for each in {port, port + also_above}):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise MachineError(f"fewer than {count} free ports between {_PORTS.start} and {_PORTS.stop}: stop what uses them")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def holder_of(port: int) -> str:
+    """Who listens on a port, such as "python (pid 4711)"; "another program" where this user may not see that."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        for line in (_PROC / "net" / table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: listening
+                inodes.add(f"socket:[{fields[9]}]")
+    for pid in _pids():
+        try:
+            if any(os.readlink(link) in inodes for link in (_PROC / str(pid) / "fd").iterdir()):
+                return f"{(_PROC / str(pid) / 'comm').read_text().strip()} (pid {pid})"
+        except OSError:  # gone, or not ours to look at
+            continue
+    return "another program"
+
+
+def _family(roots: Iterable[Process], mark: str) -> list[Process]:
+    """The roots, their descendants, everything in a session that one of them leads, and what carries the mark."""
+    stats = {pid: found for pid in _pids() if (found := _stat(pid)) is not None and found.state != "Z"}
+    ours = {process.pid for process in roots if process.pid in stats and stats[process.pid].started == process.started}
+    wanted = f"{MARK}={mark}".encode()
+    ours |= {pid for pid in stats if wanted in _environment(pid)}
+    ours.discard(os.getpid())
+    while True:
+        more = {pid for pid, found in stats.items() if found.parent in ours or found.session in ours} - ours
+        if not more:
+            return [Process(pid, stats[pid].started) for pid in sorted(ours)]
+        ours |= more
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    if process.alive:
+        try:
+            os.kill(process.pid, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            raise MachineError(f"may not stop process {process.pid}: run this as the user who started it") from error
+
+
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def _wait_gone(processes: Sequence[Process], patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while any(process.alive for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in _children:
+        child.poll()  # reap our own, so that no zombie keeps the pid
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:  # gone, or another user's
+        return []
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The name in parentheses may hold spaces and parentheses: what follows the last one is plain.
+    fields = text.rpartition(")")[2].split()
+    return _Stat(state=fields[0], parent=int(fields[1]), session=int(fields[3]), started=int(fields[19]))
