@@ -1,0 +1,386 @@
+"""The examples' models and rows: how they are read, checked and put in place. Nothing is fetched here."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import struct
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples import assets, e5, faq, labelled
+from ray_jobs.errors import MachineError
+from ray_jobs.spec import load_spec
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+
+HERE = assets.DEFAULT_DIRECTORY
+PACKAGES = [value for value in vars(assets).values() if isinstance(value, assets.Package)]
+
+
+# ---- packages ---------------------------------------------------------------------------------------------------
+
+
+def test_every_package_is_pinned_by_version_and_hash() -> None:
+    assert len(PACKAGES) >= 7
+    for package in PACKAGES:
+        assert re.fullmatch(r"[0-9a-f]{64}", package.sha256), package.name
+        assert package.version in package.file, package.name
+        assert package.licence
+    assert len({package.sha256 for package in PACKAGES}) == len(PACKAGES)
+
+
+def test_every_asset_is_in_a_group_once() -> None:
+    for name, group in assets.GROUPS.items():
+        keys = [asset.store_key for asset in group]
+        assert len(set(keys)) == len(keys), name
+    assert {asset.name for group in assets.GROUPS.values() for asset in group} == {
+        asset.name for asset in assets.GROUPS["all"]
+    }
+
+
+@pytest.fixture
+def package() -> assets.Package:
+    content = b"what was asked for"
+    import hashlib
+
+    return assets.Package("thing", "1.0", "thing-1.0.whl", hashlib.sha256(content).hexdigest(), "MIT")
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a shell script in the place of pip."""
+    monkeypatch.setattr(assets, "pip_download", lambda package, directory: ["sh", "-c", script])
+
+
+def test_a_package_is_fetched_once(tmp_path: Path, package: assets.Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "printf 'what was asked for' > thing-1.0.whl")
+    path = assets.fetch(package, tmp_path)
+    answer_with(monkeypatch, "exit 1")
+    assert assets.fetch(package, tmp_path) == path
+    assert [file.name for file in tmp_path.iterdir()] == ["thing-1.0.whl"]
+
+
+def test_another_file_is_refused(tmp_path: Path, package: assets.Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "printf 'something else' > thing-1.0.whl")
+    with pytest.raises(MachineError, match=f"not {package.sha256}"):
+        assets.fetch(package, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_registry_that_fails(tmp_path: Path, package: assets.Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer_with(monkeypatch, "echo no such version >&2; exit 1")
+    with pytest.raises(MachineError, match=r"thing 1\.0 could not be fetched") as caught:
+        assets.fetch(package, tmp_path)
+    assert caught.value.details == ("no such version",)
+    monkeypatch.setattr(assets, "pip_download", lambda package, directory: ["no-such-client"])
+    with pytest.raises(MachineError, match="not installed"):
+        assets.fetch(package, tmp_path)
+
+
+def test_pip_is_asked_for_one_hash_and_never_to_install(tmp_path: Path) -> None:
+    command = assets.pip_download(assets.DJANGO, tmp_path)
+    assert "download" in command
+    assert "--no-deps" in command
+    assert assets.DJANGO.sha256 in (tmp_path / "requirement.txt").read_text()
+
+
+def test_a_result_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(_downloads: Path, result: Path) -> None:
+        result.mkdir()
+        (result / "half").write_text("x")
+        raise MachineError("disk full")
+
+    def succeed(_downloads: Path, result: Path) -> None:
+        result.mkdir(mode=0o700)
+        (result / "whole").write_text("x")
+
+    with pytest.raises(MachineError):
+        assets.bring([assets.Asset("model", "files/model", fail)], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
+    assets.bring([assets.Asset("model", "files/model", succeed)], tmp_path)
+    assets.bring([assets.Asset("model", "files/model", fail)], tmp_path)  # there already: not made again
+    assert (tmp_path / "model" / "whole").is_file()
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
+
+
+def test_upload_is_repeatable_and_replaces_what_was_made_anew(tmp_path: Path, store: Store) -> None:
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    rows.write_text('{"text": "はい", "label": "x"}\n', encoding="utf-8")
+    made = [
+        assets.Asset("model", "files/bases/model", _unused),
+        assets.Asset("rows.jsonl", "files/data/r.jsonl", _unused),
+    ]
+    assets.upload(store, made, tmp_path)
+    first = store.read_manifest("files/bases/model")
+    assets.upload(store, made, tmp_path)
+    assert store.read_manifest("files/bases/model") == first
+    assert store.get("files/data/r.jsonl") == rows.read_bytes()
+    (model / "config.json").write_text('{"a": 1}')
+    assets.upload(store, made, tmp_path)
+    second = store.read_manifest("files/bases/model")
+    assert second is not None
+    assert second != first
+    assert store.get("files/bases/model/config.json") == b'{"a": 1}'
+
+
+def _unused(_downloads: Path, _result: Path) -> None:
+    raise AssertionError("an upload makes nothing")
+
+
+def test_the_command_explains_itself() -> None:
+    import sys
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "examples.assets", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "chat" in shown.stdout
+    assert "--into" in shown.stdout
+
+
+# ---- job files --------------------------------------------------------------------------------------------------
+
+
+def test_the_job_files_name_what_is_uploaded() -> None:
+    files = sorted(Path("examples").glob("*.yaml"))
+    assert files
+    keys = {asset.store_key for asset in assets.GROUPS["all"]}
+    for file in files:
+        spec = load_spec(file)
+        for address in (spec.base_model, spec.data.train, spec.data.held_out):
+            assert address is None or address.removeprefix("s3://kitae/") in keys, file
+
+
+# ---- FAQ pages --------------------------------------------------------------------------------------------------
+
+PAGE = """
+===
+FAQ
+===
+
+.. _faq-first:
+
+Can I use :setting:`DEBUG` in production?
+-----------------------------------------
+
+**Answer:** No, see :doc:`the checklist </howto/checklist>` and
+`the manual`_. Set ``DEBUG`` to :class:`~app.False` like this::
+
+    DEBUG = False
+
+    MORE = 1
+
+.. note::
+
+    It leaks memory.
+
+* one item
+  goes on
+* another
+
+.. _the manual: https://example.org
+
+Deeper
+~~~~~~
+
+.. code-block:: pycon
+    :caption: x
+
+    >>> 1 + 1
+
+Too short?
+----------
+
+No.
+
+A section
+=========
+
+This belongs to no question.
+"""
+
+
+def test_a_page_becomes_questions_with_plain_answers() -> None:
+    (row,) = faq.rows([faq.Page(PAGE, "-")])
+    question, answer = (message["content"] for message in row["messages"])
+    assert question == "Can I use `DEBUG` in production?"
+    assert answer == (
+        "No, see the checklist and the manual. Set `DEBUG` to `False` like this:\n\n"
+        "```\nDEBUG = False\n\nMORE = 1\n```\n\nIt leaks memory.\n\n"
+        "- one item goes on\n- another\n\n**Deeper**\n\n```python\n>>> 1 + 1\n```"
+    )
+    assert TASKS["chat"].check_row(row) == []
+
+
+# ---- labelled texts ---------------------------------------------------------------------------------------------
+
+
+def test_a_pickle_that_is_no_table_is_refused() -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (print, ("ran",))
+
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print is no part of a table"):
+        labelled.FrameUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+
+
+def test_mail_loses_its_headers_and_its_html() -> None:
+    raw = (
+        "Received: from a.example\nSubject: =?x?= Buy\n now\nContent-Type: text/html\n\n"
+        "<style>p {}</style><p>Dear\x00 friend,<br>hello</p>"
+    )
+    assert labelled.mail_text(raw) == "=?x?= Buy now\n\nDear friend, hello"
+
+
+def test_mails_are_told_by_their_folders(tmp_path: Path) -> None:
+    package = tmp_path / "mails.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        for name, text in {
+            "data/spam-1/00002.b.json": "Subject: b\n\nx",
+            "data/easy-ham-1/00001.a.json": "Subject: a\n\nx",
+            "package.json": "",
+        }.items():
+            content = json.dumps({"text": text}).encode()
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert list(labelled.mails(package)) == [
+        {"text": "a\n\nx", "label": "ham"},
+        {"text": "b\n\nx", "label": "spam"},
+    ]
+
+
+# ---- the packed encoder -----------------------------------------------------------------------------------------
+
+PIECES = ("<s>", "<pad>", "</s>", "<unk>", "▁", "東京", "都", "a", "▁a")
+HIDDEN, LAYERS, INTERMEDIATE, POSITIONS = 32, 1, 64, 16
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A one-layer encoder in the package's format, every weight drawn from a seed."""
+    rng = np.random.default_rng(0)
+    shapes = {"emb.word": len(PIECES) * HIDDEN, "emb.pos": POSITIONS * HIDDEN, "emb.type": 2 * HIDDEN}
+    for name in ("q", "k", "v", "ao"):
+        shapes |= {f"l0.{name}.w": HIDDEN * HIDDEN, f"l0.{name}.b": HIDDEN}
+    shapes |= {"l0.fi.w": INTERMEDIATE * HIDDEN, "l0.fi.b": INTERMEDIATE, "l0.fo.w": HIDDEN * INTERMEDIATE}
+    shapes |= {"l0.fo.b": HIDDEN}
+    shapes |= {f"{name}.{kind}": HIDDEN for name in ("emb.ln", "l0.aln", "l0.oln") for kind in "wb"}
+    blobs = dict(_blobs(shapes, rng))
+
+    offsets, blob = [0], b""
+    for piece in PIECES:
+        blob += piece.encode()
+        offsets.append(len(blob))
+    head = struct.pack("<4sI7ifi", b"E5S1", 1, HIDDEN, LAYERS, 2, INTERMEDIATE, len(PIECES), POSITIONS, 2, 1e-12, 32)
+    head += struct.pack("<5iQ", len(PIECES), 0, 2, 1, 3, len(blob)) + struct.pack(f"<{len(offsets)}I", *offsets)
+    head += struct.pack(f"<{len(PIECES)}f", *(-float(i) for i in range(len(PIECES)))) + blob
+    head += struct.pack("<iI", 1, 9) + struct.pack("<IBI", ord("Ａ"), 1, ord("A"))
+    entry = "<BIQQ"
+    directory_bytes = 4 + sum(2 + len(name) + struct.calcsize(entry) for name in blobs)
+    place = len(head) + directory_bytes
+    head += struct.pack("<i", len(blobs))
+    for name, (quantised, content) in blobs.items():
+        head += struct.pack("<H", len(name)) + name.encode()
+        head += struct.pack(entry, quantised, shapes[name], place, len(content))
+        place += len(content)
+    path = tmp_path_factory.mktemp("packed") / "e5.bin"
+    path.write_bytes(head + b"".join(content for _, content in blobs.values()))
+    return path
+
+
+def _blobs(shapes: dict[str, int], rng: np.random.Generator) -> Iterator[tuple[str, tuple[bool, bytes]]]:
+    for name, count in shapes.items():
+        quantised = name == "emb.word" or (name.endswith(".w") and "ln" not in name)
+        if quantised:
+            blocks = [struct.pack("<e16B", 0.5, *rng.integers(0, 256, 16).tolist()) for _ in range(count // 32)]
+            yield name, (True, b"".join(blocks))
+        else:
+            yield name, (False, rng.normal(size=count).astype("<f4").tobytes())
+
+
+def test_four_bit_blocks() -> None:
+    nibbles = bytes([0x0F, 0xF0, *[0x88] * 14])
+    content = struct.pack("<e", 0.5) + nibbles
+    values = e5.dequantise(content, e5.TensorEntry(quantised=True, offset=0, count=32))
+    assert values[0] == (15 - 8) * 0.5  # low nibble of byte 0
+    assert values[16] == (0 - 8) * 0.5  # its high nibble
+    assert values[1] == (0 - 8) * 0.5
+    assert values[17] == (15 - 8) * 0.5
+    assert not values[2:16].any()
+
+
+def test_a_packed_encoder_becomes_a_standard_one(packed: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    directory = tmp_path / "model"
+    directory.mkdir()
+    e5.convert(packed, directory)
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.tokenize("東京都  ａ") == ["▁", "東京", "都", "▁a"]  # full-width a, two spaces
+    batch = tokenizer("東京", return_tensors="pt")
+    assert batch.keys() == {"input_ids", "attention_mask"}
+    assert batch["input_ids"].tolist() == [[0, 4, 5, 2]]
+    assert model(**batch).last_hidden_state.shape == (1, 4, HIDDEN)
+    first = model.embeddings.word_embeddings.weight[0].tolist()
+    assert all(value % 0.5 == 0 and -4 <= value <= 3.5 for value in first)
+
+
+def test_another_file_is_no_packed_encoder(tmp_path: Path) -> None:
+    path = tmp_path / "e5.bin"
+    path.write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(ValueError, match="GGUF"):
+        e5.convert(path, tmp_path)
+
+
+# ---- what is on this machine ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (HERE / "smollm2-135m-instruct").is_dir(), reason="python -m examples.assets chat has not run")
+def test_the_chat_assets_fit_together() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "smollm2-135m-instruct")
+    assert tokenizer.tokenize("in  2024") == ["in", "ĠĠ", "2", "0", "2", "4"]
+    rows = [json.loads(line) for line in (HERE / "faq_chat.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) > 100
+    for row in rows:
+        assert TASKS["chat"].check_row(row) == []
+        text = str(tokenizer.apply_chat_template(row["messages"], tokenize=False))
+        assert text.endswith("<|im_end|>\n")
+        assert len(tokenizer(text)["input_ids"]) <= load_spec(Path("examples/faq_chat.yaml")).data.max_tokens
+
+
+@pytest.mark.skipif(
+    not (HERE / "multilingual-e5-small").is_dir(), reason="python -m examples.assets reviews has not run"
+)
+def test_the_encoder_knows_japanese_and_english() -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    directory = HERE / "multilingual-e5-small"
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32, add_pooling_layer=False)
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            hidden_BTH = model(**batch).last_hidden_state
+        mask_BT1 = batch["attention_mask"][..., None]
+        mean_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+        return torch.nn.functional.normalize(mean_BH, dim=-1)
+
+    passages = ["パスワードは設定画面から再設定できます。", "明日は晴れるでしょう。", "Tokyo is the capital of Japan."]
+    queries = ["How do I reset my password?", "天気予報", "日本の首都はどこですか？"]
+    similarity_QP = embed([f"query: {text}" for text in queries]) @ embed([f"passage: {text}" for text in passages]).T
+    assert similarity_QP.argmax(1).tolist() == [0, 1, 2]
