@@ -65,7 +65,7 @@ class TrainingSection(Section):
     method: Method = "lora"
     """`full`: every weight. `lora`: low-rank adapters. `qlora`: the same over a 4-bit base. `frozen`: only the head,
     or for a causal model its last `trainable_blocks` blocks."""
-    lora: LoraSection = LoraSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    lora: LoraSection = LoraSection()
     """Used by `lora` and `qlora`."""
     trainable_blocks: int = Field(2, ge=1)
     """Used by `frozen` on a causal model: how many of the last transformer blocks are trained."""
@@ -116,7 +116,8 @@ class ComputeSection(Section):
     threads_per_worker: int | None = Field(None, ge=1)
     """Compute threads a CPU worker uses. None: the machine's cores divided by the workers on it."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO: what is split over the workers. 1: optimizer state; 2: and gradients; 3: and weights."""
+    """DeepSpeed ZeRO: what is split over the workers. 1: optimizer state; 2: and gradients; 3: and weights.
+    In bf16, 0 runs as 1."""
     offload: Offload = "none"
     """Keep optimizer state, or weights too, in CPU memory (needs zero_stage 2 or 3; weights need 3)."""
     max_failures: int = Field(3, ge=0)
@@ -137,7 +138,7 @@ class EvaluationSection(Section):
     """Held-out rows answered by both models for the task metric (chat only)."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest such answer, in tokens."""
-    parity: ParitySection = ParitySection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    parity: ParitySection = ParitySection()
     """Served equals trained."""
 
 
@@ -166,10 +167,10 @@ class JobSpec(Section):
     base_model: str
     """Where to start: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these."""
     data: DataSection
-    training: TrainingSection = TrainingSection()  # type: ignore[call-arg]  # pydantic fills the defaults
-    compute: ComputeSection = ComputeSection()  # type: ignore[call-arg]  # pydantic fills the defaults
-    evaluation: EvaluationSection = EvaluationSection()  # type: ignore[call-arg]  # pydantic fills the defaults
-    serving: ServingSection = ServingSection()  # type: ignore[call-arg]  # pydantic fills the defaults
+    training: TrainingSection = TrainingSection()
+    compute: ComputeSection = ComputeSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    serving: ServingSection = ServingSection()
 
     @model_validator(mode="after")
     def _combinations(self) -> JobSpec:

@@ -1,0 +1,304 @@
+"""Supervised fine-tuning on conversations: only what the assistant says, and its end token, is trained.
+
+A row is `{"messages": [{"role", "content"}, …]}`, or `{"prompt", "completion"}`; an assistant message may carry
+`"weight": 0` to be read but not trained, and `tools` are passed to the chat template.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.errors import DataError, ModelError
+from ray_jobs.tasks.base import IGNORED, Batch, Column, Example, Row
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Chat:
+    name: str = "chat"
+    metric: str = "token_accuracy"
+    packs: bool = True
+    columns: tuple[Column, ...] = (
+        Column("messages", "the conversation: a list of {role, content}", required=False),
+        Column("prompt", "what the user says (with completion, instead of messages)", required=False),
+        Column("completion", "what the assistant answers", required=False),
+        Column("tools", "JSON schemas of the functions the assistant may call", required=False),
+    )
+
+    def check_row(self, row: Row) -> list[str]:
+        if "messages" not in row:
+            return self._check_pair(row)
+        messages = row["messages"]
+        if not isinstance(messages, list) or not messages:
+            return [f"messages must be a non-empty list, not {_short(messages)}"]
+        problems = []
+        for i, message in enumerate(messages):
+            problems += [f"messages[{i}]: {problem}" for problem in _check_message(message)]
+        if not problems and not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
+            problems.append("no assistant message with weight 1: nothing would be trained")
+        return problems
+
+    def normalise(self, row: Row) -> Row:
+        if "messages" in row:
+            return {key: row[key] for key in ("messages", "tools") if row.get(key) is not None}
+        return {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"]},
+            ]
+        }
+
+    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
+        """Every stretch is tokenised as the endpoint will see it: a prompt ends where generation begins."""
+        messages, tools = row["messages"], row.get("tools")
+        whole = render(tokenizer, messages, tools)
+        input_ids: list[int] = []
+        targets: list[int] = []
+        done = 0
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = len(render(tokenizer, messages[:i], tools, generate=True))
+            end = len(render(tokenizer, messages[: i + 1], tools))
+            if whole[:start] != render(tokenizer, messages[:i], tools, generate=True) or start < done:
+                raise ModelError(
+                    "the chat template changes what came before when a message is added, so the assistant's tokens "
+                    "cannot be told apart: use a template whose output only grows"
+                )
+            prompt_ids = tokenize(tokenizer, whole[done:start])
+            answer_ids = tokenize(tokenizer, whole[start:end])
+            input_ids += prompt_ids + answer_ids
+            targets += [IGNORED] * len(prompt_ids)
+            trained = _through_end_token(tokenizer, answer_ids) if message.get("weight", 1) else 0
+            targets += answer_ids[:trained] + [IGNORED] * (len(answer_ids) - trained)
+            done = end
+        return Example(tuple(input_ids), tuple(targets))
+
+    def collate(self, examples: Sequence[Example], *, packed: bool, pad_id: int) -> Batch:
+        return _pack(examples, pad_id) if packed else _pad(examples, pad_id)
+
+    def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits = model(**batch.inputs, use_cache=False).logits
+        return logits[0] if batch.select_SV is None else logits[batch.select_SV]
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        labels: Sequence[str],
+        *,
+        max_new_tokens: int,
+    ) -> dict[str, float]:
+        """chrF (Popović 2015) of greedy answers against the references: works on characters, so for Japanese too."""
+        from sacrebleu.metrics import CHRF
+
+        asked = [split_last_answer(row) for row in rows]
+        asked = [pair for pair in asked if isinstance(pair[1], str)]
+        if not asked:
+            return {}
+        answers = answer(model, tokenizer, [row for row, _ in asked], max_new_tokens=max_new_tokens)
+        references = [[reference for _, reference in asked]]
+        return {"chrf": float(CHRF().corpus_score(answers, references).score)}
+
+    def _check_pair(self, row: Row) -> list[str]:
+        if "prompt" not in row and "completion" not in row:
+            return ["neither messages nor prompt and completion"]
+        return [
+            f"{key} must be non-empty text, not {_short(row.get(key))}"
+            for key in ("prompt", "completion")
+            if not isinstance(row.get(key), str) or not row[key].strip()
+        ]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None = None, *, generate: bool = False
+) -> str:
+    """The conversation as text by the tokenizer's chat template; `generate` ends it where the assistant begins."""
+    text = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=generate  # type: ignore[arg-type]  # JSON tools
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of rendered text; the template has put in every special token already."""
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def split_last_answer(row: Row) -> tuple[Row, Any]:
+    """(the row up to the assistant's last message, that message's content)."""
+    last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
+    return row | {"messages": row["messages"][:last]}, row["messages"][last].get("content")
+
+
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, max_new_tokens: int
+) -> list[str]:
+    """Greedy answers to conversations that end with the user, in batches of 8, shortest first."""
+    import torch
+
+    device = next(model.parameters()).device
+    prompts = [tokenize(tokenizer, render(tokenizer, row["messages"], row.get("tools"), generate=True)) for row in rows]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for at in range(0, len(order), 8):
+        group = order[at : at + 8]
+        width = max(len(prompts[i]) for i in group)
+        pad_id = pad_token_id(tokenizer)
+        ids_BT = torch.tensor([[pad_id] * (width - len(prompts[i])) + prompts[i] for i in group], device=device)
+        mask_BT = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in group], device=device)
+        with torch.no_grad():
+            out_BT = model.generate(  # type: ignore[operator]  # transformers' mixin is untyped
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+            )
+        for i, ids in zip(group, out_BT[:, width:].tolist(), strict=True):
+            answers[i] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    return answers
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or the end token where a tokenizer has none."""
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad_id or 0)  # type: ignore[arg-type]  # a single token's id is an int
+
+
+def check_supervision(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse data in which nothing is trained, or the end token never is (the model would never stop).
+
+    Raises DataError.
+    """
+    if not any(example.supervised for example in examples):
+        raise DataError(
+            f"none of the {len(examples)} rows supervises a token: every assistant message is empty, has weight 0, or "
+            "was cut off; give assistant messages weight 1 or raise data.max_tokens"
+        )
+    ends = end_token_ids(tokenizer)
+    if not any(label in ends for example in examples for label in example.labels):
+        raise DataError(
+            f"the end token ({', '.join(map(repr, tokenizer.convert_ids_to_tokens(sorted(ends))))}) is supervised in "
+            f"none of the {len(examples)} rows, so the model would not learn to stop: the chat template must write it "
+            "after an assistant message, and data.max_tokens must not cut it off"
+        )
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens at which generation stops: the tokenizer's end token and those of generation_config.json beside it.
+
+    Raises ModelError where there is none.
+    """
+    eos = tokenizer.eos_token_id
+    ends = _generation_ends(tokenizer.name_or_path) | (frozenset() if eos is None else {int(eos)})  # type: ignore[arg-type]  # a single token's id is an int
+    if not ends:
+        raise ModelError("the tokenizer has no end token: set eos_token in tokenizer_config.json")
+    return ends
+
+
+@lru_cache(maxsize=8)
+def _generation_ends(directory: str) -> frozenset[int]:
+    path = Path(directory) / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def _through_end_token(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> int:
+    """How many of the answer's ids to train: through the last end token; what the template adds after is not."""
+    ends = end_token_ids(tokenizer)
+    for i in range(len(answer_ids) - 1, -1, -1):
+        if answer_ids[i] in ends:
+            return i + 1
+    return len(answer_ids)
+
+
+def _pack(examples: Sequence[Example], pad_id: int) -> Batch:
+    """All examples in one sequence of T tokens; positions start again at each, which keeps attention inside it.
+
+    `logits_to_keep` makes the model compute only the S rows of logits that a target needs.
+    """
+    import torch
+
+    ids: list[int] = []
+    positions: list[int] = []
+    keep: list[int] = []
+    targets: list[int] = []
+    for example in examples:
+        offset = len(ids)
+        for t in range(1, len(example.labels)):
+            if example.labels[t] != IGNORED:
+                keep.append(offset + t - 1)
+                targets.append(example.labels[t])
+        ids += example.input_ids
+        positions += range(len(example.input_ids))
+    nothing = not keep
+    inputs = {
+        "input_ids": torch.tensor([ids or [pad_id]]),
+        "position_ids": torch.tensor([positions or [0]]),
+        "logits_to_keep": torch.tensor([0] if nothing else keep),
+    }
+    return Batch(inputs, torch.tensor(targets, dtype=torch.long))
+
+
+def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
+    """One row an example, padded at the end to the longest."""
+    import torch
+
+    examples = examples or [Example((pad_id,), (IGNORED,))]
+    width = max(len(example.input_ids) for example in examples)
+    ids_BT = torch.full((len(examples), width), pad_id)
+    mask_BT = torch.zeros((len(examples), width), dtype=torch.long)
+    rows: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    for b, example in enumerate(examples):
+        length = len(example.input_ids)
+        ids_BT[b, :length] = torch.tensor(example.input_ids)
+        mask_BT[b, :length] = 1
+        for t in range(1, length):
+            if example.labels[t] != IGNORED:
+                rows.append(b)
+                positions.append(t - 1)
+                targets.append(example.labels[t])
+    select = (torch.tensor(rows, dtype=torch.long), torch.tensor(positions, dtype=torch.long))
+    return Batch({"input_ids": ids_BT, "attention_mask": mask_BT}, torch.tensor(targets, dtype=torch.long), select)
+
+
+def _check_message(message: object) -> list[str]:
+    if not isinstance(message, dict):
+        return [f"must be an object with role and content, not {_short(message)}"]
+    problems = []
+    role = message.get("role")
+    if role not in _ROLES:
+        problems.append(f"role is {role!r}, must be one of {', '.join(_ROLES)}")
+    content = message.get("content")
+    if role == "assistant" and message.get("tool_calls"):
+        if content is not None and not isinstance(content, str):
+            problems.append(f"content must be text or null beside tool_calls, not {_short(content)}")
+    elif not isinstance(content, str):
+        problems.append(f"content must be text, not {_short(content)}")
+    elif role in ("user", "assistant") and not content.strip():
+        problems.append("content is empty")
+    if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
+        problems.append(f"weight is {message['weight']!r}; only an assistant message has one, 0 or 1")
+    return problems
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,119 @@
+"""One label a text. The same encode and predict code runs in training, evaluation and serving.
+
+A row is `{"text": …, "label": …}`; the labels are those of the training rows, in sorted order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ray_jobs.tasks.base import Batch, Column, Example, Row
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely label and the probability of each, which add up to 1."""
+
+    label: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    name: str = "text_classification"
+    metric: str = "accuracy"
+    packs: bool = False
+    columns: tuple[Column, ...] = (
+        Column("text", "what is classified"),
+        Column("label", "its class: text, a whole number or true/false"),
+    )
+
+    def check_row(self, row: Row) -> list[str]:
+        problems = []
+        text, label = row.get("text"), row.get("label")
+        if not isinstance(text, str) or not text.strip():
+            problems.append(f"text must be non-empty text, not {text!r:.60}")
+        if not isinstance(label, str | int) or (isinstance(label, str) and not label.strip()):
+            problems.append(f"label must be text, a whole number or true/false, not {label!r:.60}")
+        return problems
+
+    def normalise(self, row: Row) -> Row:
+        label = row["label"]
+        return {"text": row["text"], "label": str(label).lower() if isinstance(label, bool) else str(label).strip()}
+
+    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
+        return Example(tuple(tokenizer.encode(row["text"])), (labels.index(row["label"]),))
+
+    def collate(self, examples: Sequence[Example], *, packed: bool, pad_id: int) -> Batch:
+        import torch
+
+        targets_B = torch.tensor([example.labels[0] for example in examples], dtype=torch.long)
+        rows = [example.input_ids for example in examples] or [(pad_id,)]
+        width = max(map(len, rows))
+        inputs = {
+            "input_ids": torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in rows]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows]),
+        }
+        return Batch(inputs, targets_B)
+
+    def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits_BC: torch.Tensor = model(**batch.inputs).logits
+        return logits_BC
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Row],
+        labels: Sequence[str],
+        *,
+        max_new_tokens: int,
+    ) -> dict[str, float]:
+        """Accuracy and macro-F1 (the mean over labels, so a rare one counts as much as a common one)."""
+        from sklearn.metrics import f1_score
+
+        truth = [row["label"] for row in rows]
+        guess = [p.label for p in self.predict(model, tokenizer, [row["text"] for row in rows], labels)]
+        return {
+            "accuracy": sum(a == b for a, b in zip(truth, guess, strict=True)) / max(len(truth), 1),
+            "macro_f1": float(f1_score(truth, guess, labels=list(labels), average="macro", zero_division=0)),
+        }
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        batch_tokens: int = 8192,
+    ) -> list[Prediction]:
+        """Classify texts, similar lengths together; at most `batch_tokens` tokens a forward pass.
+
+        A text over `max_tokens` (None: what the model can take) is cut at the end.
+        """
+        import torch
+
+        limit = max_tokens or int(getattr(model.config, "max_position_embeddings", 512))
+        encoded = [tokenizer.encode(text, truncation=True, max_length=limit) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+        device = next(model.parameters()).device
+        pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]  # a single token's id is an int
+        predictions: list[Prediction | None] = [None] * len(texts)
+        while order:
+            size = max(1, sum(1 for n, i in enumerate(order) if (n + 1) * len(encoded[i]) <= batch_tokens))
+            group, order = order[:size], order[size:]
+            batch = self.collate([Example(tuple(encoded[i]), (0,)) for i in group], packed=False, pad_id=pad_id)
+            with torch.no_grad():
+                chances_BC = self.logits(model, batch.to(device)).float().softmax(-1).tolist()
+            for i, chances in zip(group, chances_BC, strict=True):
+                scores = dict(zip(labels, chances, strict=True))
+                predictions[i] = Prediction(max(scores, key=scores.__getitem__), scores)
+        return [p for p in predictions if p is not None]
