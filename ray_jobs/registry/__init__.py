@@ -1,0 +1,34 @@
+"""The registry: versions of models with their lineage, aliases that point at them, and their model cards.
+
+version = registry.register(store, "greeter", directory, lineage=lineage, lineage_digest=digest)
+registry.set_alias(store, "greeter", "champion", version.version)
+registry.get(store, "greeter")  # the champion
+"""
+
+from ray_jobs.registry.model import Lineage, ModelVersion, base_name
+from ray_jobs.registry.versions import (
+    CHAMPION,
+    aliases,
+    delete_alias,
+    delete_version,
+    get,
+    names,
+    register,
+    set_alias,
+    versions,
+)
+
+__all__ = [
+    "CHAMPION",
+    "Lineage",
+    "ModelVersion",
+    "aliases",
+    "base_name",
+    "delete_alias",
+    "delete_version",
+    "get",
+    "names",
+    "register",
+    "set_alias",
+    "versions",
+]

@@ -1,0 +1,84 @@
+"""The model card: README.md of a version, in Markdown with the hub's YAML front matter. Pure, but for the writing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray_jobs.errors import RegistryError
+from ray_jobs.registry.model import ModelVersion
+
+CARD_NAME = "README.md"
+
+_PIPELINE_TAGS = {"chat": "text-generation", "text_classification": "text-classification"}
+_KINDS = {
+    "adapter": "a LoRA adapter: it needs the weights of its base",
+    "full": "a whole model",
+    "predictor": "a whole model with a head for its task",
+}
+
+
+def write_card(directory: Path, version: ModelVersion) -> None:
+    try:
+        (directory / CARD_NAME).write_text(model_card(version), encoding="utf-8")
+    except OSError as error:
+        raise RegistryError(f"cannot write the model card into {directory}: {error.strerror}") from error
+
+
+def model_card(version: ModelVersion) -> str:
+    lineage = version.lineage
+    spec = lineage.spec
+    training = spec.training
+    # JSON strings are YAML strings, whatever a base model's name holds.
+    front = [
+        f"base_model: {json.dumps(spec.base_model, ensure_ascii=False)}",
+        f"library_name: {'peft' if version.kind == 'adapter' else 'transformers'}",
+        f"pipeline_tag: {_PIPELINE_TAGS[version.task]}",
+        f"tags: [kitae, {training.method}]",
+    ]
+    parts = [
+        "---\n" + "\n".join(front) + "\n---",
+        f"# {version.name}, version {version.version}",
+        f"Fine-tuned from `{_code(spec.base_model)}` for {version.task.replace('_', ' ')}, with {training.method}. "
+        f"This is {_KINDS[version.kind]}.",
+    ]
+    if version.labels:
+        parts.append(
+            "## Labels\n\n" + "\n".join(f"{index}. `{_code(label)}`" for index, label in enumerate(version.labels))
+        )
+    parts.append("## Held-out results\n\n" + _results(version.metrics))
+    origins = {
+        "job": lineage.job_id,
+        "data set": lineage.dataset_digest,
+        "base weights": lineage.base_digest,
+        "code": lineage.code_version,
+        "made": lineage.created_at,
+    }
+    rows = [(name, f"`{_code(text)}`") for name, text in origins.items()]
+    parts.append("## Where it comes from\n\n" + _table(("", ""), rows))
+    document = json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=2, ensure_ascii=False)
+    parts.append(f"The job, without what is default:\n\n````json\n{document}\n````")
+    return "\n\n".join(parts) + "\n"
+
+
+def _results(metrics: dict[str, float]) -> str:
+    if not metrics:
+        return "None were recorded."
+    names = [name for name in metrics if not (name.startswith("base_") and name[5:] in metrics)]
+    rows = [(name.replace("_", " "), _figure(metrics[name]), _figure(metrics.get(f"base_{name}"))) for name in names]
+    return _table(("", "this model", "its base"), rows)
+
+
+def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _code(text: str) -> str:
+    """As it can stand between backticks, on one line."""
+    return text.replace("`", "'").replace("\n", " ")

@@ -1,0 +1,103 @@
+"""What a version of a model is, and how it is written into its manifest. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ray_jobs.spec import JobSpec, parse_spec
+
+Kind = Literal["adapter", "full", "predictor"]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version comes from, complete enough to make it again."""
+
+    dataset_digest: str
+    base_digest: str
+    spec: JobSpec
+    code_version: str
+    job_id: str
+    metrics: dict[str, float] = field(hash=False)
+    """Of the tuned model and, as `base_…`, of its base; all finite."""
+    labels: tuple[str, ...] = ()
+    """Classes of a classifier, in the order of its outputs."""
+    created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version. `key` is where its tree is in the store."""
+
+    name: str
+    version: str
+    key: str
+    task: str
+    kind: Kind
+    """`adapter` needs its base's weights; `full` generates on its own; `predictor` is everything else."""
+    base_name: str
+    base_digest: str
+    labels: tuple[str, ...]
+    metrics: dict[str, float] = field(hash=False)
+    lineage: Lineage
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "version": self.version,
+            "key": self.key,
+            "task": self.task,
+            "kind": self.kind,
+            "base_name": self.base_name,
+            "base_digest": self.base_digest,
+            "labels": list(self.labels),
+            "metrics": self.metrics,
+            "lineage": lineage_json(self.lineage),
+        }
+
+
+def base_name(base_model: str) -> str:
+    """What a base is called at the endpoint: the last part of its address, lower case, without `.gguf`."""
+    last = re.split(r"[/\\]", base_model.rstrip("/\\"))[-1].lower().removesuffix(".gguf")
+    return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._") or "base"
+
+
+def version_of(name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
+    lineage = lineage_of(meta["lineage"])
+    return ModelVersion(
+        name=name,
+        version=number,
+        key=key_of(name, number),
+        task=lineage.spec.task,
+        kind=meta["kind"],
+        base_name=base_name(lineage.spec.base_model),
+        base_digest=lineage.base_digest,
+        labels=lineage.labels,
+        metrics=lineage.metrics,
+        lineage=lineage,
+    )
+
+
+def lineage_json(lineage: Lineage) -> dict[str, Any]:
+    return {
+        "dataset_digest": lineage.dataset_digest,
+        "base_digest": lineage.base_digest,
+        "spec": lineage.spec.model_dump(mode="json"),
+        "code_version": lineage.code_version,
+        "job_id": lineage.job_id,
+        "metrics": lineage.metrics,
+        "labels": list(lineage.labels),
+        "created_at": lineage.created_at,
+    }
+
+
+def lineage_of(document: dict[str, Any]) -> Lineage:
+    spec = parse_spec(document["spec"], source=f"the lineage of a model of job {document['job_id']}")
+    return Lineage(**{**document, "spec": spec, "labels": tuple(document["labels"])})
+
+
+def key_of(name: str, number: str) -> str:
+    return f"models/{name}/{number}"

@@ -1,0 +1,213 @@
+"""The registry: versions of models with their lineage, and aliases that point at them.
+
+Owns what a version is, how its number is claimed, what files it may hold, and its model card. A version is a committed
+tree of the store and never changes. Does not know how a model is trained or served.
+
+    models/{name}/{version}/…            the tree: safetensors, configuration, tokenizer, README.md, manifest.json last
+    models/{name}/claims/{version}.json  who has that number; it stays when the version is deleted: none is used twice
+    aliases/{name}/{alias}.json          {"version": "3", "previous": "2"}
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+from ray_jobs.errors import ConflictError, ObjectNotFound, RegistryError
+from ray_jobs.registry.card import write_card
+from ray_jobs.registry.files import check_files
+from ray_jobs.registry.model import Kind, Lineage, ModelVersion, key_of, lineage_json, lineage_of, version_of
+from ray_jobs.storage import Store, canonical_json
+
+CHAMPION = "champion"
+"""The alias that answers for a name alone."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
+_READS_AT_ONCE = 8
+_MOST_CLAIMS_TRIED = 1000
+
+
+def register(store: Store, name: str, directory: Path, *, lineage: Lineage, lineage_digest: str) -> ModelVersion:
+    """Make a directory of weights a version of model `name`; write its model card README.md into the directory first.
+
+    The same `lineage_digest` is the same version, however often and by how many processes at once it is registered; a
+    registration that broke off goes on under its number. RegistryError if a file must not be published.
+    """
+    _check_name(name, "a model's name")
+    check_files(directory)
+    if unusable := [f"{key} is {value}" for key, value in lineage.metrics.items() if not math.isfinite(value)]:
+        raise RegistryError(f"{name!r} cannot be registered: a metric must be a finite number", details=unusable)
+    number, lineage = _claim(store, name, lineage, lineage_digest)
+    key = key_of(name, number)
+    if (there := store.read_manifest(key)) is not None:
+        return version_of(name, number, there.meta)
+    adapter = (directory / "adapter_config.json").is_file()
+    kind: Kind = "adapter" if adapter else "full" if lineage.spec.task == "chat" else "predictor"
+    meta = {"kind": kind, "lineage": lineage_json(lineage), "lineage_digest": lineage_digest}
+    version = version_of(name, number, meta)
+    write_card(directory, version)
+    try:
+        store.commit(key, store.upload_tree(directory, key), meta)
+    except ConflictError:
+        # Another process registers the same lineage; whichever was first has made the version.
+        there = store.read_manifest(key)
+        if there is None or there.meta.get("lineage_digest") != lineage_digest:
+            raise
+        return version_of(name, number, there.meta)
+    return version
+
+
+def versions(store: Store, name: str) -> list[ModelVersion]:
+    """Every version of a model, oldest first; empty where there is none."""
+    found = {}
+    for info in store.list(f"models/{name}"):
+        match = re.fullmatch(rf"models/{re.escape(name)}/(\d+)/manifest\.json", info.key)
+        if match:
+            found[int(match[1])] = info.etag
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        read = pool.map(lambda number: _read(store, name, str(number), found[number]), sorted(found))
+        return [version for version in read if version is not None]
+
+
+def names(store: Store) -> list[str]:
+    """Every model that has a version."""
+    pattern = re.compile(r"models/([^/]+)/\d+/manifest\.json")
+    matches = (pattern.fullmatch(info.key) for info in store.list("models"))
+    return sorted({match[1] for match in matches if match is not None})
+
+
+def get(store: Store, ref: str) -> ModelVersion:
+    """`name`, `name@3` or `name@alias`; a name alone is its champion, else its newest version.
+
+    RegistryError with the nearest names, or with the versions and aliases there are.
+    """
+    name, at, label = ref.partition("@")
+    if at and not label:
+        raise RegistryError(f"{ref!r} names no version: write {name}@3, {name}@{CHAMPION} or {name}")
+    pointed = aliases(store, name)
+    wanted = pointed.get(label or CHAMPION, label)
+    if wanted.isdigit():
+        manifest = store.read_manifest(key_of(name, wanted))
+        if manifest is not None:
+            return version_of(name, wanted, manifest.meta)
+    found = versions(store, name)
+    if not found:
+        raise RegistryError(_unknown_name(store, name))
+    if not wanted:
+        return found[-1]
+    there = ", ".join([*(version.version for version in found), *sorted(pointed)])
+    gone = f" (version {wanted}, which is deleted)" if wanted != label else ""
+    raise RegistryError(f"model {name!r} has no {label or CHAMPION!r}{gone}; it has: {there}")
+
+
+def aliases(store: Store, name: str) -> dict[str, str]:
+    """Alias → version, of one model."""
+    found = {}
+    for info in store.list(f"aliases/{name}"):
+        try:
+            found[info.key.rpartition("/")[2].removesuffix(".json")] = str(store.get_json(info.key)["version"])
+        except ObjectNotFound:  # removed since it was listed
+            continue
+    return found
+
+
+def set_alias(store: Store, name: str, alias: str, version: str, *, expected: str | EllipsisType | None = ...) -> None:
+    """Point an alias at a version that exists.
+
+    With `expected` (a version; None: no such alias yet) only if it points there now, else ConflictError: of two who
+    decide on the same grounds, one wins.
+    """
+    _check_name(alias, "an alias")
+    if alias.isdigit():
+        raise RegistryError(f"an alias cannot be a number: {name}@{alias} would be version {alias}")
+    if not version.isdigit():
+        raise RegistryError(f"{version!r} is no version of {name!r}: an alias points at a number, such as 3")
+    get(store, f"{name}@{version}")
+
+    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        now = None if old is None else str(old["version"])
+        if expected is not ... and now != expected:
+            raise ConflictError(f"{name}@{alias} is {now or 'not set'}, not {expected or 'unset'}: decide anew")
+        if now == version and old is not None:
+            return old
+        return {"version": version, "previous": now, "set_at": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    store.update_json(f"aliases/{name}/{alias}.json", change)
+
+
+def delete_alias(store: Store, name: str, alias: str) -> None:
+    """Remove an alias; no error if there is none."""
+    store.delete(f"aliases/{name}/{alias}.json")
+
+
+def delete_version(store: Store, name: str, version: str) -> None:
+    """Delete a version's weights for good; its number is not given again. RegistryError while an alias points at it."""
+    found = get(store, f"{name}@{version}")
+    pointing = sorted(alias for alias, target in aliases(store, name).items() if target == found.version)
+    if pointing:
+        raise RegistryError(
+            f"{name}@{found.version} is what {', '.join(pointing)} point(s) at: point it at another version first"
+        )
+    store.update_json(_claim_key(name, found.version), lambda old: {**(old or {}), "deleted": True})
+    store.delete_tree(found.key)
+
+
+def _claim(store: Store, name: str, lineage: Lineage, lineage_digest: str) -> tuple[str, Lineage]:
+    """The number that belongs to this lineage, and the lineage as it was first claimed (with that moment's time)."""
+    claimed = {int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(f"models/{name}/claims")}
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        documents = list(pool.map(store.get_json, (_claim_key(name, str(number)) for number in sorted(claimed))))
+    for number, document in zip(sorted(claimed), documents, strict=True):
+        if _is_claim_of(document, lineage_digest):
+            return str(number), lineage_of(document["lineage"])
+    # As it will be read back, so that all who register it write the same card, byte for byte.
+    mine = json.loads(canonical_json({"lineage_digest": lineage_digest, "lineage": lineage_json(lineage)}))
+    first = max(claimed, default=0) + 1
+    for number in range(first, first + _MOST_CLAIMS_TRIED):
+        try:
+            store.put_json(_claim_key(name, str(number)), mine, if_absent=True)
+            return str(number), lineage_of(mine["lineage"])
+        except ConflictError:
+            document = store.get_json(_claim_key(name, str(number)))
+            if _is_claim_of(document, lineage_digest):
+                return str(number), lineage_of(document["lineage"])
+    raise ConflictError(f"no version number of {name!r} could be claimed in {_MOST_CLAIMS_TRIED} tries; try again")
+
+
+def _is_claim_of(document: dict[str, Any], lineage_digest: str) -> bool:
+    return document.get("lineage_digest") == lineage_digest and not document.get("deleted")
+
+
+@lru_cache(maxsize=4096)  # a committed manifest never changes, and the endpoint asks every few seconds
+def _read(store: Store, name: str, number: str, etag: str) -> ModelVersion | None:
+    manifest = store.read_manifest(key_of(name, number))
+    return None if manifest is None else version_of(name, number, manifest.meta)
+
+
+def _claim_key(name: str, number: str) -> str:
+    return f"models/{name}/claims/{number}.json"
+
+
+def _check_name(name: str, what: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise RegistryError(
+            f"{name!r} cannot be {what}: lower-case letters, digits, '.', '_' and '-', at most 48, starting and ending "
+            "with a letter or digit"
+        )
+
+
+def _unknown_name(store: Store, name: str) -> str:
+    known = names(store)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"registered: {', '.join(known) or 'nothing yet'}"
+    )
+    return f"no model {name!r} in {store.uri('models')}; {hint}"
