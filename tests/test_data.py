@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -246,6 +247,25 @@ def test_an_unknown_kind_of_file(tmp_path: Path, ending: str, hint: str) -> None
     path.write_bytes(b"{}")
     with pytest.raises(DataError, match=hint):
         list(read_records(path))
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.lists(
+            st.sampled_from(
+                [b'{"prompt":', b'"a"', b",", b"}", b"\r", b"\n", b'"', b"\x00", b"\x83", b"[", b"text", b"\t"]
+            )
+        ).map(b"".join),
+    ),
+    st.sampled_from([".jsonl", ".csv", ".tsv", ".parquet"]),
+)
+def test_no_file_is_anything_but_rows_and_findings(content: bytes, ending: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"a{ending}"
+        path.write_bytes(content)
+        rows, findings = read(path)
+    assert rows or findings
 
 
 # ---- columns ----------------------------------------------------------------------------------------------------
