@@ -76,7 +76,8 @@ bench: setup ## measure speed against a bare loop and against transformers.Train
 lock: setup ## write requirements/lock.txt from requirements.in and what is installed
 	@$(BIN)/python requirements/lock.py
 
-clean: ## remove the environment, caches and the embedded store (stop first)
-	@if [ -e .kitae/state.json ]; then echo 'error: .kitae holds a running or stopped local service; make stop, then rm -r .kitae if its models may go' >&2; exit 1; fi
+clean: ## remove the environment and caches, and stop the local service first; .kitae stays
+	@if [ -x $(BIN)/kitae ] && [ -e .kitae/state.json ]; then $(BIN)/kitae local down; fi
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -d .kitae ]; then echo 'kept: .kitae (the store with its models, keys, downloads); rm -r .kitae removes it'; fi

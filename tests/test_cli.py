@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ray_jobs import jobs
+from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, KitaeError
@@ -222,3 +223,60 @@ def test_commands_and_job_ids_are_completed(invoke: CliRunner, store: Store) -> 
 def test_completion_without_a_store_stays_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITAE_STORE", "nonsense")
     assert complete("status", "") == []
+
+
+@pytest.fixture
+def registered(store: Store, tmp_path: Path) -> str:
+    """A model `greeter` with two versions, the first its champion."""
+    for number, loss in enumerate((1.5, 1.25), start=1):
+        directory = tmp_path / f"version-{number}"
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+        (directory / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+        lineage = registry.Lineage(
+            dataset_digest="d" * 16,
+            base_digest="b" * 64,
+            spec=make_spec(),
+            code_version="0.1.0",
+            job_id=make_spec().job_id,
+            metrics={"held_out_loss": loss, "base_held_out_loss": 2.0},
+        )
+        registry.register(store, "greeter", directory, lineage=lineage, lineage_digest=str(number) * 64)
+    registry.set_alias(store, "greeter", "champion", "1")
+    return "greeter"
+
+
+def test_models_lists_names_versions_and_one_version(invoke: CliRunner, registered: str) -> None:
+    (row,) = [line for line in invoke.invoke(cli, ["models"]).output.splitlines() if registered in line]
+    assert "champion → 1" in row
+    shown = invoke.invoke(cli, ["models", registered]).output
+    assert "held_out_loss 1.25" in shown
+    one = json.loads(invoke.invoke(cli, ["models", f"{registered}@champion"]).output)
+    assert (one["version"], one["aliases"], one["lineage"]["job_id"]) == ("1", ["champion"], make_spec().job_id)
+    everything = json.loads(invoke.invoke(cli, ["models", "--json"]).output)
+    assert [version["version"] for version in everything[registered]] == ["1", "2"]
+    unknown = invoke.invoke(cli, ["models", "greter"])
+    assert "did you mean 'greeter'" in str(unknown.exception)
+
+
+def test_no_models_say_how_to_make_one(invoke: CliRunner) -> None:
+    assert "`kitae run SPEC` makes one" in invoke.invoke(cli, ["models"]).output
+
+
+def test_aliases_move_and_versions_are_deleted_after_a_question(invoke: CliRunner, registered: str) -> None:
+    assert invoke.invoke(cli, ["models", "alias", registered, "champion", "2"]).exit_code == 0
+    assert invoke.invoke(cli, ["models", "delete", f"{registered}@1"], input="n\n").exit_code != 0
+    assert invoke.invoke(cli, ["models", "delete", f"{registered}@1"], input="y\n").exit_code == 0
+    assert [
+        version["version"] for version in json.loads(invoke.invoke(cli, ["models", registered, "--json"]).output)
+    ] == ["2"]
+    pointed_at = invoke.invoke(cli, ["models", "delete", "--yes", f"{registered}@2"])
+    assert "champion" in str(pointed_at.exception)
+    assert invoke.invoke(cli, ["models", "delete", registered]).exit_code == 2
+
+
+def test_model_names_versions_and_aliases_are_completed(invoke: CliRunner, registered: str) -> None:
+    assert complete("deploy", "gr") == [registered]
+    assert sorted(complete("deploy", "greeter@")) == ["greeter@1", "greeter@2", "greeter@champion"]
+    assert complete("models", "gre") == [registered]
+    assert complete("models", "al") == ["alias"]

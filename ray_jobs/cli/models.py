@@ -86,7 +86,6 @@ def models(context: click.Context, as_json: bool) -> None:
 def show(context: click.Context, name: str, as_json: bool) -> None:
     """Show NAME's versions, or everything about NAME@VERSION."""
     from ray_jobs import registry
-    from ray_jobs.errors import RegistryError
 
     store = session.open_store(check=False)
     as_json = as_json or bool(context.obj)
@@ -96,8 +95,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         return
     versions = registry.versions(store, name)
     if not versions:
-        registry.get(store, name)  # raises, naming the nearest
-        raise RegistryError(f"model {name!r} has no versions")
+        registry.get(store, name)  # RegistryError, naming the nearest
     if as_json:
         session.print_json([_as_json(store, version) for version in versions])
         return
@@ -109,7 +107,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
             version.kind,
             session.figures(version.metrics),
             version.lineage.job_id,
-            str(version.lineage.created_at),
+            version.lineage.created_at,
         )
         for version in versions
     ]
@@ -204,6 +202,4 @@ def undeploy(name: str) -> None:
 
 
 def _as_json(store: Store, version: ModelVersion) -> dict[str, object]:
-    from dataclasses import asdict
-
-    return {**asdict(version), "aliases": _aliases_by_version(store, version.name).get(version.version, [])}
+    return version.as_json() | {"aliases": _aliases_by_version(store, version.name).get(version.version, [])}
