@@ -61,14 +61,20 @@ class EngineSettings:
     """Share of a GPU's memory for weights and cache together."""
 
 
+GPU = Hardware("gpu", native_bf16=True, threads=0)
+"""A GPU of compute capability 8.0 or more; vLLM itself refuses bf16 on an older one."""
+
+
+def cpu_hardware() -> Hardware:
+    """This machine's CPU, as far as this process may use it. Imports nothing heavy."""
+    return Hardware("cpu", native_bf16=cpu_has_bf16(_cpu_info()), threads=len(os.sched_getaffinity(0)))
+
+
 def detect_hardware() -> Hardware:
-    """This machine, as an engine sees it: the GPUs that CUDA_VISIBLE_DEVICES leaves, else the CPU."""
+    """What an engine started by this process runs on: a GPU if it sees one, else the CPU. Imports torch."""
     import torch
 
-    threads = len(os.sched_getaffinity(0))
-    if torch.cuda.is_available():
-        return Hardware("gpu", native_bf16=torch.cuda.is_bf16_supported(including_emulation=False), threads=threads)
-    return Hardware("cpu", native_bf16=cpu_has_bf16(_cpu_info()), threads=threads)
+    return GPU if torch.cuda.is_available() else cpu_hardware()
 
 
 def cpu_has_bf16(cpu_info: str) -> bool:

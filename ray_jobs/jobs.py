@@ -128,6 +128,7 @@ def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None) -> J
         claimed = record.model_copy(
             update={
                 "attempt": record.attempt + 1,
+                "spec": spec.model_dump(mode="json"),  # `compute` may differ from the last attempt's
                 "owner": owner,
                 "started_at": _now(),
                 "finished_at": None,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_jobs.engine import Dtype, cpu_hardware
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.spec import JobSpec, TrainingSection
 
@@ -65,11 +66,14 @@ def load_tokenizer(directory: Path, task: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(directory: Path, task: str, labels: Sequence[str], dtype: torch.dtype, *, seed: int) -> PreTrainedModel:
+def load_base(
+    directory: Path, task: str, labels: Sequence[str], dtype: torch.dtype, *, seed: int, four_bit: bool = False
+) -> PreTrainedModel:
     """A base model for a task, on the CPU, with every weight from the files but a classifier's new head.
 
-    A new head is drawn from `seed`, the same on every worker. Raises ModelError for a wrong architecture, for missing
-    or misshapen weights and for weights that are not safetensors.
+    A new head is drawn from `seed`, the same on every worker. `four_bit` loads NF4 weights (Dettmers et al. 2023,
+    arXiv:2305.14314) on the current GPU, or raises MachineError where that cannot be. Raises ModelError for a wrong
+    architecture, for missing or misshapen weights and for weights that are not safetensors.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -88,6 +92,17 @@ def load_base(directory: Path, task: str, labels: Sequence[str], dtype: torch.dt
             "label2id": {label: i for i, label in enumerate(labels)},
             "ignore_mismatched_sizes": True,
         }
+    if four_bit:
+        require_4bit()
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": torch.cuda.current_device()}
     torch.manual_seed(seed)
     try:
         model, report = auto.from_pretrained(str(directory), output_loading_info=True, **options)
@@ -98,7 +113,7 @@ def load_base(directory: Path, task: str, labels: Sequence[str], dtype: torch.dt
     lacking = [k for k in [*report["missing_keys"], *mismatched] if not k.startswith(head) and "pooler" not in k]
     if lacking:
         raise ModelError(
-            f"{len(lacking)} weights of {type(model).__name__} are missing or of another shape in the base model's files",
+            f"{len(lacking)} weights of {type(model).__name__} are missing or misshapen in the base model's files",
             details=sorted(lacking)[:20],
         )
     loaded: PreTrainedModel = model
@@ -120,9 +135,16 @@ def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torc
     """
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        model.enable_input_require_grads()  # type: ignore[no-untyped-call]
     if training.method == "full":
         return model
+    if training.method == "qlora":
+        from peft import prepare_model_for_kbit_training
+
+        prepared: Any = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+            model, use_gradient_checkpointing=training.gradient_checkpointing
+        )
+        return _add_adapters(prepared, training, task)
     if training.method == "frozen":
         return _freeze(model, training, task)
     return _add_adapters(model, training, task)
@@ -150,7 +172,7 @@ def load_published(
 
         whole: Any = PeftModel.from_pretrained(load_base(base, task, labels, dtype, seed=0), str(directory))
         model = whole
-    model.eval()
+    model.train(False)
     return model
 
 
@@ -166,10 +188,22 @@ def resolve_precision(spec: JobSpec) -> torch.dtype:
     if spec.compute.gpus_per_worker:
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # oneDNN multiplies bf16 natively on avx512_bf16 and amx alone; there is no public question for it.
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace") if Path("/proc/cpuinfo").exists() else ""
-        native = "avx512_bf16" in flags or "amx_bf16" in flags
+        native = cpu_hardware().native_bf16
     return torch.bfloat16 if native else torch.float32
+
+
+def precision_name(spec: JobSpec) -> Dtype:
+    """The same by our own name."""
+    return "bf16" if "bfloat16" in str(resolve_precision(spec)) else "fp32"
+
+
+def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
+    """Whether a base can do the task as it is: every causal model can, a classifier only with a head for the labels."""
+    if task == "chat":
+        return True
+    config = load_config(directory)
+    classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+    return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
 
 
 def default_learning_rate(training: TrainingSection, task: str) -> float:
@@ -195,8 +229,8 @@ def require_4bit() -> None:
         lacking.append("the package bitsandbytes")
     if lacking:
         raise MachineError(
-            f"training.method: qlora needs {' and '.join(lacking)}, which this machine lacks; use method: lora here, or "
-            "a worker with a GPU"
+            f"training.method: qlora needs {' and '.join(lacking)}, which this machine lacks; use method: lora "
+            "here, or a worker with a GPU"
         )
 
 

@@ -193,8 +193,9 @@ class JobSpec(Section):
         return self
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over the resolved spec: the same job file, the same job."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        """16 hex digits of SHA-256 over the resolved spec without `compute`: on how many workers a job runs does not
+        change what it comes to, so it can go on with others."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude={"compute"}), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property

@@ -9,11 +9,11 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ray_jobs.errors import MachineError, StoreError
-from ray_jobs.local.processes import Process, free_ports, spawn
+from ray_jobs.local.processes import Process, free_ports, is_free, spawn
 from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import Settings
 
@@ -41,6 +41,12 @@ class Credentials:
 
 def choose_ports() -> StorePorts:
     return StorePorts(*free_ports(5, also_above=_GRPC_OFFSET))
+
+
+def taken_ports(ports: StorePorts) -> list[int]:
+    """Which of them, or of the gRPC ports above them, somebody listens on."""
+    every = [number for port in astuple(ports) for number in (port, port + _GRPC_OFFSET)]
+    return [port for port in every if not is_free(port)]
 
 
 def start(
@@ -109,7 +115,7 @@ def endpoint_url(ports: StorePorts) -> str:
 
 def remove_sockets(ports: StorePorts) -> None:
     """SeaweedFS leaves its unix sockets in /tmp when it is killed."""
-    for port in (ports.s3, ports.master, ports.volume, ports.filer, ports.admin):
+    for port in astuple(ports):
         for number in (port, port + _GRPC_OFFSET):
             for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
                 socket.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ray_jobs.errors import MachineError
@@ -29,10 +30,10 @@ _PORTS = range(20_000, 32_000)
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from a later one with the same pid by when it started (in clock ticks since boot)."""
+    """A process, told from a later one with the same pid by when it started: which boot, how many ticks into it."""
 
     pid: int
-    started: int
+    started: str
 
     @property
     def alive(self) -> bool:
@@ -45,7 +46,7 @@ class _Stat:
     state: str
     parent: int
     session: int
-    started: int
+    started: str
 
 
 def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path, directory: Path) -> Process:
@@ -75,13 +76,13 @@ def stop(roots: Iterable[Process], mark: str) -> int:
     MachineError naming any that is left after that.
     """
     leaders = [process for process in roots if process.alive]
-    seen = set(_family(leaders, mark))
+    seen = set(family(leaders, mark))
     for process in leaders:  # they know best how to stop their own
         _signal(process, signal.SIGTERM)
     _wait_gone(leaders, _TERM_PATIENCE_S)
     for number, patience_s in ((signal.SIGTERM, _TERM_PATIENCE_S), (signal.SIGKILL, _KILL_PATIENCE_S)):
         # What was seen before counts too: an orphan has lost the parent it could be known by.
-        seen |= set(_family([process for process in seen if process.alive], mark))
+        seen |= set(family([process for process in seen if process.alive], mark))
         left = [process for process in seen if process.alive]
         for process in left:
             _signal(process, number)
@@ -96,7 +97,8 @@ def stop(roots: Iterable[Process], mark: str) -> int:
 def free_ports(count: int, *, also_above: int = 0) -> list[int]:
     """Ports of 127.0.0.1 nobody listens on; `also_above`: the port that much higher must be free too."""
     found: list[int] = []
-    candidates = random.sample([port for port in _PORTS if port + also_above in _PORTS], k=500)
+    candidates = [port for port in _PORTS if port + also_above in _PORTS]
+    random.shuffle(candidates)
     for port in candidates:
         if all(is_free(each) for each in {port, port + also_above}):
             found.append(port)
@@ -115,8 +117,18 @@ def is_free(port: int) -> bool:
     return True
 
 
-def holder_of(port: int) -> str:
-    """Who listens on a port, such as "python (pid 4711)"; "another program" where this user may not see that."""
+@dataclass(frozen=True)
+class Holder:
+    """Who listens on a port; None where this user may not see that."""
+
+    process: Process | None
+    name: str | None
+
+    def __str__(self) -> str:
+        return "another program" if self.process is None else f"{self.name} (pid {self.process.pid})"
+
+
+def holder_of(port: int) -> Holder:
     inodes = set()
     for table in ("tcp", "tcp6"):
         for line in (_PROC / "net" / table).read_text().splitlines()[1:]:
@@ -126,13 +138,15 @@ def holder_of(port: int) -> str:
     for pid in _pids():
         try:
             if any(os.readlink(link) in inodes for link in (_PROC / str(pid) / "fd").iterdir()):
-                return f"{(_PROC / str(pid) / 'comm').read_text().strip()} (pid {pid})"
+                name = (_PROC / str(pid) / "comm").read_text().strip()
+                found = _stat(pid)
+                return Holder(None, None) if found is None else Holder(Process(pid, found.started), name)
         except OSError:  # gone, or not ours to look at
             continue
-    return "another program"
+    return Holder(None, None)
 
 
-def _family(roots: Iterable[Process], mark: str) -> list[Process]:
+def family(roots: Iterable[Process], mark: str) -> list[Process]:
     """The roots, their descendants, everything in a session that one of them leads, and what carries the mark."""
     stats = {pid: found for pid in _pids() if (found := _stat(pid)) is not None and found.state != "Z"}
     ours = {process.pid for process in roots if process.pid in stats and stats[process.pid].started == process.started}
@@ -178,6 +192,11 @@ def _environment(pid: int) -> list[bytes]:
         return []
 
 
+@cache
+def _boot_id() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
 def _stat(pid: int) -> _Stat | None:
     try:
         text = (_PROC / str(pid) / "stat").read_text()
@@ -185,4 +204,4 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The name in parentheses may hold spaces and parentheses: what follows the last one is plain.
     fields = text.rpartition(")")[2].split()
-    return _Stat(state=fields[0], parent=int(fields[1]), session=int(fields[3]), started=int(fields[19]))
+    return _Stat(state=fields[0], parent=int(fields[1]), session=int(fields[3]), started=f"{_boot_id()}+{fields[19]}")

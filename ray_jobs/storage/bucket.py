@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from ray_jobs.errors import ObjectNotFound, StoreAccessDenied, StoreError
 from ray_jobs.storage.faults import Kind, as_error, classify
@@ -322,6 +323,7 @@ def make_client(settings: Settings) -> S3Client:
     import boto3
     from botocore.config import Config
 
+    loopback = urlsplit(settings.endpoint_url).hostname in ("127.0.0.1", "localhost", "::1")
     config = Config(
         # Path style works everywhere; virtual hosts need DNS that a self-hosted store seldom has.
         s3={"addressing_style": "path"},
@@ -329,6 +331,7 @@ def make_client(settings: Settings) -> S3Client:
         connect_timeout=5,
         read_timeout=60,
         max_pool_connections=settings.parallel + 8,
+        proxies={} if loopback else None,  # None: those of the environment, which cannot reach this machine's own store
         # We send our own SHA-256 and ask for checksums where a whole object is read: stores differ in what else they
         # take (CRC64NVME, trailers) and in what they say to a range.
         request_checksum_calculation="when_required",

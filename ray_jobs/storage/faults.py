@@ -93,6 +93,8 @@ def classify(error: Exception) -> Fault | None:
         return Fault(Kind.DAMAGED, "the checksum sent along does not match the bytes that arrived")
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return Fault(Kind.DENIED, "no credentials found")
+    if isinstance(error, boto.ProfileNotFound):
+        return Fault(Kind.DENIED, _first_line(error))
     if isinstance(error, ResponseParserError):
         return Fault(Kind.WRONG_ADDRESS, "the answer is not S3's XML")
     # Refused, reset, timed out, or cut off in the middle of a body.

@@ -88,8 +88,8 @@ class Chat:
         return _pack(examples, pad_id) if packed else _pad(examples, pad_id)
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = model(**batch.inputs, use_cache=False).logits
-        return logits[0] if batch.select_SV is None else logits[batch.select_SV]
+        logits_BTV: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+        return logits_BTV[0] if batch.select_SV is None else logits_BTV[batch.select_SV]
 
     def measure(
         self,
@@ -101,7 +101,7 @@ class Chat:
         max_new_tokens: int,
     ) -> dict[str, float]:
         """chrF (Popović 2015) of greedy answers against the references: works on characters, so for Japanese too."""
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         asked = [split_last_answer(row) for row in rows]
         asked = [pair for pair in asked if isinstance(pair[1], str)]
@@ -126,7 +126,10 @@ def render(
 ) -> str:
     """The conversation as text by the tokenizer's chat template; `generate` ends it where the assistant begins."""
     text = tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=generate  # type: ignore[arg-type]  # JSON tools
+        messages,
+        tools=list(tools) if tools else None,
+        tokenize=False,
+        add_generation_prompt=generate,
     )
     assert isinstance(text, str)
     return text
@@ -175,7 +178,7 @@ def answer(
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token, or the end token where a tokenizer has none."""
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(pad_id or 0)  # type: ignore[arg-type]  # a single token's id is an int
+    return int(pad_id or 0)
 
 
 def check_supervision(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -203,7 +206,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     Raises ModelError where there is none.
     """
     eos = tokenizer.eos_token_id
-    ends = _generation_ends(tokenizer.name_or_path) | (frozenset() if eos is None else {int(eos)})  # type: ignore[arg-type]  # a single token's id is an int
+    ends = _generation_ends(tokenizer.name_or_path) | (frozenset() if eos is None else {int(eos)})
     if not ends:
         raise ModelError("the tokenizer has no end token: set eos_token in tokenizer_config.json")
     return ends

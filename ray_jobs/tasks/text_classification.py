@@ -105,7 +105,7 @@ class TextClassification:
         encoded = [tokenizer.encode(text, truncation=True, max_length=limit) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         device = next(model.parameters()).device
-        pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]  # a single token's id is an int
+        pad_id = int(tokenizer.pad_token_id or 0)
         predictions: list[Prediction | None] = [None] * len(texts)
         while order:
             size = max(1, sum(1 for n, i in enumerate(order) if (n + 1) * len(encoded[i]) <= batch_tokens))

@@ -1,0 +1,202 @@
+"""Base models: from wherever they are named to a prepared, immutable copy in the store.
+
+Owns the sources (hub id, `s3://`, local directory, GGUF file) and `bases/{digest}/`: safetensors, config and tokenizer
+only. Workers and the endpoint read that copy, so nobody depends on the source again. Does not load models for a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.errors import ModelError
+from ray_jobs.models import check_architecture, load_config
+from ray_jobs.registry import base_name
+from ray_jobs.storage import ProgressFn, Store
+
+_KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".spm", ".vocab")
+"""What is copied of a base: weights without code, and the tokenizer. Never pickles or Python files."""
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w.-]+)?$")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A prepared base in the store."""
+
+    digest: str
+    name: str
+    """Its name at the endpoint."""
+    architecture: str
+
+    @property
+    def key(self) -> str:
+        return f"bases/{self.digest}"
+
+
+def fingerprint(store: Store, source: str) -> str:
+    """What tells whether a source has changed, without reading it whole. Raises ModelError where it is missing."""
+    if source.startswith("s3://"):
+        folder, name = _split_gguf(source)
+        found = [(i.key, i.size_bytes, i.etag) for i in store.at(folder).list("") if name is None or i.key == name]
+        if not found:
+            raise ModelError(f"there is nothing at base_model {source}; upload the model there, or correct the address")
+        return _hash(found)
+    path = Path(source).expanduser()
+    if path.exists():
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        return _hash([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+    if not _HUB_ID.match(source):
+        raise ModelError(
+            f"base_model {source!r} is neither an existing path, an s3:// address nor a hub id such as org/model"
+        )
+    return _hub_revision(source)
+
+
+def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None = None) -> Base:
+    """Copy a base into the store in its prepared form, once. Raises ModelError where it cannot do the task."""
+    with _local(store, source, progress) as directory, tempfile.TemporaryDirectory(prefix="kitae-base-") as scratch:
+        config = load_config(directory)
+        check_architecture(config, task)
+        tree = Path(scratch) / "tree"
+        tree.mkdir()
+        kept = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.suffix in _KEPT]
+        for path in kept:
+            if path.name != "manifest.json":
+                target = tree / path.relative_to(directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _link(path, target)
+        if not any(path.suffix == ".safetensors" for path in kept):
+            raise ModelError(
+                f"base_model {source} has no .safetensors weights; pickled weights (.bin, .pt) are not read since they "
+                "can run code: convert them with the model's own tools first"
+            )
+        digest = _tree_digest(tree)
+        base = Base(digest, base_name(source), str((config.get("architectures") or ["?"])[0]))
+        if store.read_manifest(base.key) is None:
+            store.commit(base.key, store.upload_tree(tree, base.key, progress=progress), {"source": source})
+        return base
+
+
+@contextmanager
+def _local(store: Store, source: str, progress: ProgressFn | None) -> Iterator[Path]:
+    """The source as a directory of safetensors on this machine."""
+    with tempfile.TemporaryDirectory(prefix="kitae-source-") as scratch:
+        if source.startswith("s3://"):
+            folder, name = _split_gguf(source)
+            place = store.at(folder)
+            directory = Path(scratch) / "download"
+            for info in place.list(""):
+                wanted = name is None or info.key == name or not info.key.endswith(".gguf")
+                if wanted and (Path(info.key).suffix in (*_KEPT, ".gguf")):
+                    (directory / info.key).parent.mkdir(parents=True, exist_ok=True)
+                    place.download_file(info.key, directory / info.key, progress=progress)
+            path = directory / name if name else directory
+        elif Path(source).expanduser().exists():
+            path = Path(source).expanduser()
+        else:
+            path = _from_hub(source)
+        if path.suffix == ".gguf":
+            converted = Path(scratch) / "converted"
+            convert_gguf(path, converted)
+            path = converted
+        yield path
+
+
+def convert_gguf(path: Path, directory: Path) -> None:
+    """Write a GGUF file's weights, dequantised to fp32, with its tokenizer and chat template, as a usual model.
+
+    A tokenizer or chat template that lies beside the file is preferred to the one in it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+        )
+        beside = (path.parent / "tokenizer.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), trust_remote_code=False, **({} if beside else {"gguf_file": path.name})
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{path.name} is not a GGUF file that can be read: {error}") from error
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # A fresh module of the same class: the loaded one remembers that it was quantised and refuses to be saved.
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        **{k: v for k, v in ends.items() if v is not None}
+    )
+    model.save_pretrained(str(directory), safe_serialization=True)
+    tokenizer.save_pretrained(str(directory))
+
+
+def _split_gguf(source: str) -> tuple[str, str | None]:
+    """An s3:// address as (prefix, name of its GGUF file or None)."""
+    if source.endswith(".gguf"):
+        folder, _, name = source.rpartition("/")
+        return folder, name
+    return source, None
+
+
+def _hub_revision(source: str) -> str:
+    try:
+        from huggingface_hub import HfApi
+
+        repo, _, revision = source.partition("@")
+        return str(HfApi().model_info(repo, revision=revision or None).sha)
+    except Exception as error:  # the hub client raises many kinds; each means that it is not to be had
+        raise _missing(source, error) from error
+
+
+def _from_hub(source: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        repo, _, revision = source.partition("@")
+        allow = [f"*{suffix}" for suffix in _KEPT]
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=allow))
+    except Exception as error:  # as above
+        raise _missing(source, error) from error
+
+
+def _missing(source: str, error: Exception) -> ModelError:
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return ModelError(
+        f"base_model {source!r} is no local path, and the hub does not give it{offline}: {type(error).__name__}. Check "
+        "the name, set HF_TOKEN for a gated model, or name a directory or an s3:// address"
+    )
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path.resolve(), target)
+    except OSError:  # another file system
+        shutil.copyfile(path, target)
+
+
+def _tree_digest(tree: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(tree).as_posix()}\0".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _hash(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,221 @@
+"""Training checkpoints: written locally, uploaded in the background, visible only when every worker's part is there.
+
+A checkpoint is `{prefix}/step-{step}-{run}/`: each worker's share of the trained weights and AdamW's moments (whole
+fp32 tensors by name, so any number of workers and any ZeRO stage can read them), each worker's random state, and, last,
+the manifest, whose `meta` says where in the data it stands. All files are safetensors. Frozen weights are not in it.
+
+Knows nothing of the loop. `run` tells one start of the workers from another, so what a killed one left half written is
+never mixed with what its successor writes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.errors import MachineError, ObjectNotFound, StoreError
+from ray_jobs.storage import FileEntry, Store
+
+if TYPE_CHECKING:
+    import torch
+
+_PARTS_PATIENCE_S = 900.0
+"""How long the first worker waits for the others' parts of a checkpoint."""
+
+State = dict[str, dict[str, "torch.Tensor"]]
+"""For each trained weight its `weight`, `exp_avg` and `exp_avg_sq`."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: everything besides tensors that is needed to go on."""
+
+    step: int = 0
+    """Optimizer steps taken; the data position follows from it."""
+    held_out_loss: float | None = None
+    """Measured right after this step. None: not measured here."""
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_without_better: int = 0
+    tokens: int = 0
+    """Trained so far."""
+    seconds: float = 0.0
+    """Spent on steps so far, over all attempts that count."""
+    losses: tuple[float, ...] = ()
+    """Training loss of every step so far."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed one."""
+
+    key: str
+    workers: int
+    position: Position
+
+
+def committed(store: Store, prefix: str) -> list[Checkpoint]:
+    """Every checkpoint that is whole, the oldest first."""
+    found = []
+    for name in store.list_dirs(f"{prefix}/"):
+        manifest = store.read_manifest(f"{prefix}/{name}")
+        if manifest is not None:
+            position = manifest.meta["position"] | {"losses": tuple(manifest.meta["position"]["losses"])}
+            found.append(Checkpoint(f"{prefix}/{name}", manifest.meta["workers"], Position(**position)))
+    return sorted(found, key=lambda checkpoint: checkpoint.position.step)
+
+
+def latest(store: Store, prefix: str) -> Checkpoint | None:
+    """Where to go on. None: nowhere yet."""
+    return next(iter(committed(store, prefix)[::-1]), None)
+
+
+def to_keep(checkpoints: Sequence[Checkpoint], best: int) -> set[str]:
+    """Keys that stay: the last, and the `best` lowest held-out losses."""
+    measured = [c for c in checkpoints if c.position.held_out_loss is not None]
+    ranked = sorted(measured, key=lambda c: (c.position.held_out_loss, c.position.step))
+    return {c.key for c in [*ranked[:best], *checkpoints[-1:]]}
+
+
+def load_state(store: Store, checkpoint: Checkpoint) -> State:
+    """The trained weights and moments of a checkpoint, whole, fp32, on the CPU."""
+    from safetensors.torch import load_file
+
+    state: State = {}
+    for path in sorted(store.fetch(checkpoint.key).glob("state-*.safetensors")):
+        for key, tensor in load_file(path).items():
+            name, _, part = key.rpartition("/")
+            state.setdefault(name, {})[part] = tensor
+    return state
+
+
+def restore_random_state(store: Store, checkpoint: Checkpoint, *, rank: int, workers: int) -> bool:
+    """Set this worker's random state to the saved one. False, and nothing set, where the number of workers changed."""
+    from safetensors.torch import load_file
+
+    if checkpoint.workers != workers:
+        return False
+    import torch
+
+    saved = load_file(store.fetch(checkpoint.key) / f"random-{rank:05d}.safetensors")
+    torch.set_rng_state(saved["cpu"])
+    if "cuda" in saved:
+        torch.cuda.set_rng_state(saved["cuda"])
+    return True
+
+
+@dataclass
+class Writer:
+    """One worker's side of saving. `save` returns once the files are on the local disk; the upload goes on behind."""
+
+    store: Store
+    prefix: str
+    run: str
+    rank: int
+    workers: int
+    keep: int
+    stall_s: float = 0.0
+    """Seconds the loop has waited in `save`."""
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+    _pending: Future[None] | None = None
+
+    def save(self, tensors: Iterable[tuple[str, dict[str, torch.Tensor]]], position: Position) -> None:
+        """Write this worker's share of `tensors` (all workers must walk the same ones, it is a collective).
+
+        Waits for the upload before it. Raises what that one raised, and MachineError where the local disk is full.
+        """
+        started = time.monotonic()
+        self.wait()
+        directory = Path(tempfile.mkdtemp(prefix="kitae-checkpoint-"))
+        try:
+            self._write(directory, tensors)
+        except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own error type, an OSError
+            shutil.rmtree(directory, ignore_errors=True)
+            if not _is_disk_full(error):
+                raise
+            free = shutil.disk_usage(directory.parent).free
+            raise MachineError(
+                f"no room for a checkpoint of step {position.step} below {directory.parent}: {free} bytes are free; "
+                "make room, or set TMPDIR to a larger disk"
+            ) from error
+        self._pending = self._pool.submit(self._upload, directory, position)
+        self.stall_s += time.monotonic() - started
+
+    def wait(self) -> None:
+        """Until what was saved is committed. Raises what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown(wait=True)
+
+    def _write(self, directory: Path, tensors: Iterable[tuple[str, dict[str, torch.Tensor]]]) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        share: dict[str, torch.Tensor] = {}
+        for i, (name, parts) in enumerate(tensors):
+            if i % self.workers == self.rank:
+                share |= {f"{name}/{part}": tensor.contiguous() for part, tensor in parts.items()}
+        save_file(share, directory / f"state-{self.rank:05d}.safetensors")
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        save_file(random, directory / f"random-{self.rank:05d}.safetensors")
+
+    def _upload(self, directory: Path, position: Position) -> None:
+        key = f"{self.prefix}/step-{position.step:08d}-{self.run}"
+        try:
+            entries = self.store.upload_tree(directory, key)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        self.store.put_json(f"{key}/part-{self.rank:05d}.json", [asdict(entry) for entry in entries])
+        if self.rank == 0:
+            parts = [self._part(f"{key}/part-{rank:05d}.json") for rank in range(self.workers)]
+            meta = {"workers": self.workers, "position": asdict(position) | {"losses": list(position.losses)}}
+            self.store.commit(key, [entry for part in parts for entry in part], meta)
+            self._delete_others()
+
+    def _part(self, key: str) -> list[FileEntry]:
+        deadline = time.monotonic() + _PARTS_PATIENCE_S
+        while True:
+            try:
+                return [FileEntry(**entry) for entry in self.store.get_json(key)]
+            except ObjectNotFound as error:
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"a worker did not upload its part {key} within {_PARTS_PATIENCE_S:.0f} s"
+                    ) from error
+                time.sleep(0.1)
+
+    def _delete_others(self) -> None:
+        """Called after a commit that can be read: only then may an older checkpoint go."""
+        whole = committed(self.store, self.prefix)
+        keep = to_keep(whole, self.keep)
+        stale = [c.key for c in whole if c.key not in keep]
+        # Half-written ones of earlier starts; this start's next one is not begun before this returns.
+        whole_keys = {c.key for c in whole}
+        names = (f"{self.prefix}/{name}" for name in self.store.list_dirs(f"{self.prefix}/"))
+        half = [key for key in names if key not in whole_keys and not key.endswith(f"-{self.run}")]
+        for key in [*stale, *half]:
+            self.store.delete_tree(key)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) == 28 or "No space left" in str(error) or "os error 28" in str(error)
+
+
+def as_json(position: Position) -> dict[str, Any]:
+    """For a stage's record, without the losses."""
+    return {key: value for key, value in asdict(position).items() if key != "losses"}

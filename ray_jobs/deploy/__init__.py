@@ -1,0 +1,151 @@
+"""Deploying: from a registered version to an endpoint that answers for it.
+
+Owns the decision what a version needs (an adapter needs its base's engine), the records that say so and applying them
+to Ray Serve. Knows `serving` only as import paths, so that it stays light. Applications that run are not restarted:
+an adapter's new version, or an alias that moves, needs no deployment at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ray_jobs import registry
+from ray_jobs.deploy import records
+from ray_jobs.deploy.records import Deployment
+from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, serve_config
+from ray_jobs.engine import lora_capacity
+from ray_jobs.errors import ServingError
+from ray_jobs.registry import ModelVersion
+from ray_jobs.spec import ServingSection
+from ray_jobs.storage import Store
+
+__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "reapply", "undeploy"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What answers now."""
+
+    model: str
+    """What to put in a request's `model`."""
+    version: str
+    """The version that answers."""
+    base: str | None
+    """The base that answers beside an adapter, by its own name."""
+    url: str
+    """Base URL for a client."""
+
+
+def deploy(
+    store: Store,
+    ref: str,
+    settings: ServeSettings,
+    *,
+    serving: ServingSection | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Deployed:
+    """Deploy `name`, `name@version` or `name@alias`, and wait until it answers.
+
+    With a version or alias named, the bare name means that one from then on; without, it follows the alias champion,
+    else the newest. `serving` None: the options of the job that made the version. `progress` gets a line and the
+    seconds so far. Raises RegistryError for an unknown model, MachineError for a port in use, ServingError otherwise.
+    """
+    version = registry.get(store, ref)
+    label = ref.partition("@")[2] or None
+    wanted = needed_records(version, label, _options(version, serving), lora_rank=_lora_rank(store, version))
+    with ServeClient(settings) as client:
+        client.check()
+        for record in wanted:
+            records.write(store, record)
+        _apply(store, client, settings)
+        client.wait_running([INGRESS, wanted[0].application], progress)
+    return Deployed(version.name, version.version, wanted[-1].base, settings.url)
+
+
+def undeploy(store: Store, name: str, settings: ServeSettings) -> None:
+    """Stop answering for a name. Raises ServingError where it is not deployed, or is a base that adapters need."""
+    with ServeClient(settings) as client:
+        client.details()  # refuses before anything is written
+        records.remove(store, name)
+        _apply(store, client, settings)
+
+
+def reapply(store: Store, settings: ServeSettings, progress: Callable[[str, float], None] | None = None) -> None:
+    """Bring up everything that is recorded as deployed: after Ray was started anew."""
+    applications = [record.application for record in records.read_all(store).values()]
+    if not applications:
+        return
+    with ServeClient(settings) as client:
+        client.check()
+        _apply(store, client, settings)
+        client.wait_running([INGRESS, *dict.fromkeys(applications)], progress)
+
+
+def deployed(store: Store) -> list[Deployment]:
+    """Every name the endpoint answers for."""
+    return list(records.read_all(store).values())
+
+
+def needed_records(
+    version: ModelVersion, label: str | None, serving: ServingSection, *, lora_rank: int | None
+) -> list[Deployment]:
+    """The records that make a version answer: the one with the engine first. Pure."""
+    precision = version.lineage.spec.training.precision
+    generates = version.task == "chat"
+    base_key = f"bases/{version.base_digest}"
+    own = Deployment(
+        name=version.name,
+        kind="full" if generates else "predictor",
+        task=version.task,
+        key=version.key,
+        base_key=base_key if version.kind == "adapter" and not generates else None,
+        version=version.version,
+        label=label,
+        precision=precision,
+        serving=serving,
+    )
+    if version.kind != "adapter" or not generates:
+        return [own]
+    assert lora_rank is not None
+    if version.base_name == version.name:
+        raise ServingError(
+            f"the model {version.name!r} has the name of its own base model, which the endpoint answers for too; "
+            "register it under another name"
+        )
+    base = Deployment(
+        name=version.base_name,
+        kind="base",
+        task=version.task,
+        key=base_key,
+        precision=precision,
+        max_lora_rank=lora_capacity(lora_rank),
+        serving=serving,
+    )
+    adapter = own.model_copy(update={"kind": "adapter", "key": None, "version": None, "base": base.name})
+    return [base, adapter]
+
+
+def _apply(store: Store, client: ServeClient, settings: ServeSettings) -> None:
+    """Serve takes its config whole, so two who deploy at once must both end with everybody's records applied."""
+    applied = None
+    while (current := records.read_all(store)) != applied:
+        if current:
+            client.apply(serve_config(current.values(), settings))
+        else:
+            client.shut_down()
+        applied = current
+
+
+def _options(version: ModelVersion, serving: ServingSection | None) -> ServingSection:
+    return version.lineage.spec.serving if serving is None else serving
+
+
+def _lora_rank(store: Store, version: ModelVersion) -> int | None:
+    """The rank an engine needs for an adapter: PEFT's `r`, or the largest of `rank_pattern`."""
+    if version.kind != "adapter":
+        return None
+    config = store.get_json(f"{version.key}/{_ADAPTER_CONFIG}")
+    return max([int(config["r"]), *(int(rank) for rank in config.get("rank_pattern", {}).values())])

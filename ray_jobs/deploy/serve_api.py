@@ -1,0 +1,228 @@
+"""The Ray Serve REST API: the only client of it.
+
+Owns how records become a Serve config, the requests that apply it, and what the applications' states mean. Does not
+know the store. Answers come from `/api/serve/applications/` of the Ray dashboard (`ray.serve.schema`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from ray_jobs.deploy.records import Deployment
+from ray_jobs.errors import MachineError, ServingError, SpecError
+
+INGRESS = "kitae"
+"""Name of the Serve application that takes the requests."""
+
+_PATH = "/api/serve/applications/"
+_POLL_S = 0.5
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+_MESSAGE_LINES = 15
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Where Ray is, and where the endpoint is to listen."""
+
+    dashboard_url: str
+    """Of the Ray cluster, such as http://127.0.0.1:8265."""
+    token: str | None
+    """Ray's auth token. None: the cluster asks for none."""
+    host: str = "127.0.0.1"
+    """Address the endpoint listens on; 0.0.0.0 for all."""
+    port: int = 8000
+    timeout_s: float = 900.0
+    """Longest wait for everything to run."""
+
+    @classmethod
+    def from_env(cls) -> ServeSettings:
+        """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL), RAY_AUTH_*, KITAE_HOST and KITAE_PORT."""
+        address = os.environ.get("RAY_DASHBOARD_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+        port = os.environ.get("KITAE_PORT") or "8000"
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise SpecError(f"KITAE_PORT is {port!r}; it must be a port number from 1 to 65535")
+        return cls(
+            dashboard_url=address if address.startswith("http") else "http://127.0.0.1:8265",
+            token=_token() if os.environ.get("RAY_AUTH_MODE", "token") == "token" else None,
+            host=os.environ.get("KITAE_HOST") or "127.0.0.1",
+            port=int(port),
+        )
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds the endpoint."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}/v1"
+
+
+def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict[str, Any]:
+    """The whole Serve config: one application a record with an engine of its own, and the ingress. Pure.
+
+    An application whose arguments have not changed is left running by Serve, so a record's arguments hold only what
+    needs a new engine when it changes.
+    """
+    applications = [
+        {
+            "name": record.application,
+            "route_prefix": None,
+            "import_path": "serving.predictors:build" if record.kind == "predictor" else "serving.llm:build",
+            "args": record.model_dump(mode="json", exclude={"label"}),
+        }
+        for record in records
+        if record.kind != "adapter"
+    ]
+    ingress = {"name": INGRESS, "route_prefix": "/", "import_path": "serving.app:build", "args": {}}
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": settings.host, "port": settings.port},
+        "applications": [ingress, *applications],
+    }
+
+
+class ServeClient:
+    """One Ray cluster's Serve."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
+        self._http = httpx.Client(base_url=settings.dashboard_url, headers=headers, timeout=60.0, trust_env=False)
+
+    def __enter__(self) -> ServeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def details(self) -> dict[str, Any]:
+        """What Serve runs now (`ray.serve.schema.ServeInstanceDetails`)."""
+        details = self._request("GET").json()
+        assert isinstance(details, dict)
+        return details
+
+    def check(self) -> dict[str, Any]:
+        """Whether Serve can be told to run our applications; returns its details.
+
+        Raises MachineError where the port is taken, ServingError where Serve already listens elsewhere or runs
+        somebody else's applications, which a new config would remove.
+        """
+        details = self.details()
+        foreign = [name for name in details.get("applications", {}) if name != INGRESS and not is_ours(name)]
+        if foreign:
+            raise ServingError(
+                f"this Ray cluster already serves {', '.join(sorted(foreign))}, which deploying would remove; shut "
+                "Serve down there, or use a Ray cluster of Kitae's own"
+            )
+        running = details.get("http_options")
+        if running and details.get("applications"):
+            if running["port"] != self._settings.port:
+                raise ServingError(
+                    f"the endpoint already runs on port {running['port']}, and KITAE_PORT says {self._settings.port}: "
+                    "set KITAE_PORT to the former, or undeploy everything first"
+                )
+        elif _is_here(self._settings.dashboard_url):
+            need_free_port(self._settings.host, self._settings.port)
+        return details
+
+    def apply(self, config: dict[str, Any]) -> None:
+        """Make Serve run exactly this config."""
+        self._request("PUT", config)
+
+    def shut_down(self) -> None:
+        """Stop every application and the endpoint itself."""
+        self._request("DELETE")
+
+    def wait_running(self, names: Iterable[str], progress: Callable[[str, float], None] | None = None) -> None:
+        """Wait until the applications run. `progress` gets a line and the seconds so far, whenever the line changes.
+
+        Raises ServingError with the replica's own message when one fails, or when it takes too long.
+        """
+        wanted, started, last = list(names), time.monotonic(), ""
+        while True:
+            applications = self.details().get("applications", {})
+            states = {name: applications.get(name, {}) for name in wanted}
+            for name, state in states.items():
+                if state.get("status") in _FAILED:
+                    raise failure(name, state)
+            elapsed_s = time.monotonic() - started
+            line = ", ".join(f"{name} {state.get('status', 'waits').lower()}" for name, state in states.items())
+            if progress is not None and line != last:
+                progress(line, elapsed_s)
+                last = line
+            if all(state.get("status") == "RUNNING" for state in states.values()):
+                return
+            if elapsed_s > self._settings.timeout_s:
+                raise ServingError(
+                    f"not everything runs after {self._settings.timeout_s:g} s: {line}",
+                    details=[detail for state in states.values() for detail in _messages(state)],
+                )
+            time.sleep(_POLL_S)
+
+    def _request(self, method: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        where = self._settings.dashboard_url
+        try:
+            response = self._http.request(method, _PATH, json=body)
+        except httpx.HTTPError as error:
+            raise ServingError(f"Ray does not answer at {where} ({error}): start it, or set RAY_ADDRESS") from error
+        if response.status_code in (401, 403):
+            raise ServingError(
+                f"Ray at {where} refused the token ({response.status_code}): set RAY_AUTH_TOKEN_PATH to the file that "
+                "the cluster was started with"
+            )
+        if response.status_code != 200:
+            raise ServingError(f"Ray at {where} answered {response.status_code}", details=_tail(response.text))
+        return response
+
+
+def is_ours(application: str) -> bool:
+    """Whether a Serve application is one of Kitae's."""
+    return application == INGRESS or application.startswith(f"{INGRESS}-")
+
+
+def failure(name: str, state: dict[str, Any]) -> ServingError:
+    """An application's failed state in words."""
+    return ServingError(
+        f"{name} did not come up ({state.get('status', 'unknown').lower()})",
+        details=_messages(state) or ["Serve gave no reason; see the logs of its replicas in the Ray dashboard"],
+    )
+
+
+def need_free_port(host: str, port: int) -> None:
+    """Raises MachineError where nobody can listen on the port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise MachineError(
+                f"the endpoint cannot listen on {host}:{port} ({error.strerror or error}): set KITAE_PORT to a free "
+                "port, or stop what uses this one"
+            ) from error
+
+
+def _messages(state: dict[str, Any]) -> list[str]:
+    deployments = state.get("deployments", {}).values()
+    texts = [deployment.get("message", "") for deployment in deployments] or [state.get("message", "")]
+    return [line for text in texts if text for line in _tail(text)]
+
+
+def _tail(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()][-_MESSAGE_LINES:]
+
+
+def _token() -> str | None:
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _is_here(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in ("127.0.0.1", "localhost", "::1")

@@ -1,0 +1,123 @@
+"""A Ray head of this machine alone: token authentication, ports of its own, one session that can be stopped whole.
+
+Owns Ray's command line, its environment and the wait until it answers. Never calls `ray stop`, which stops every Ray of
+the machine. Does not know what runs on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_jobs.errors import MachineError
+from ray_jobs.local.embedded_store import tail
+from ray_jobs.local.processes import Process, free_ports, spawn
+
+# More than most machines have cores: these count admission, not load, and a replica that waits for requests must not
+# keep a training worker from starting.
+_LEAST_CPUS = 8
+_OBJECT_STORE_BYTES = 2**30
+_START_PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class RayPorts:
+    """Ports of 127.0.0.1: drivers need `gcs`, clients of the job and Serve API `dashboard`."""
+
+    gcs: int
+    dashboard: int
+    client: int
+    agent: int
+
+
+def choose_ports() -> RayPorts:
+    return RayPorts(*free_ports(4))
+
+
+def start(root: Path, log: Path, ports: RayPorts, *, environment: Mapping[str, str]) -> Process:
+    """Start the head; its workers inherit `environment`."""
+    temporary = temp_dir(root)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(mode=0o700)
+    except OSError as error:
+        raise MachineError(f"cannot make {temporary}: {error.strerror}") from error
+    command = [
+        sys.executable,
+        *("-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        f"--port={ports.gcs}",
+        "--node-ip-address=127.0.0.1",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={ports.dashboard}",
+        f"--dashboard-agent-listen-port={ports.agent}",
+        f"--ray-client-server-port={ports.client}",
+        f"--num-cpus={max(_LEAST_CPUS, os.cpu_count() or 1)}",
+        f"--object-store-memory={_OBJECT_STORE_BYTES}",
+        f"--temp-dir={temporary}",
+    ]
+    return spawn(command, environment=head_environment(environment), log=log, directory=root)
+
+
+def head_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the head and all its workers see. Pure."""
+    # Its own address would be taken for that of a cluster to join.
+    kept = {name: value for name, value in environment.items() if name not in ("RAY_ADDRESS", "RAY_NAMESPACE")}
+    binaries = str(Path(sys.executable).parent)
+    return kept | {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A job's `python` is ours, and `ray` beside it.
+        "PATH": os.pathsep.join([binaries, *filter(None, [environment.get("PATH", "")])]),
+        # Ray's workers rename themselves; this keeps their environment, by which they are found, readable.
+        "SPT_NOENV": "1",
+    }
+
+
+def wait_until_ready(process: Process, ports: RayPorts, token: str, log: Path) -> None:
+    """MachineError, with the end of the log, if Ray does not come up."""
+    deadline = time.monotonic() + _START_PATIENCE_S
+    while not is_healthy(ports, token):
+        if not process.alive or time.monotonic() > deadline:
+            why = f"does not answer within {_START_PATIENCE_S:.0f} s" if process.alive else "ended at once"
+            raise MachineError(f"Ray {why}; its log is {log}", details=tail(log))
+        time.sleep(0.25)
+
+
+def is_healthy(ports: RayPorts, token: str) -> bool:
+    """Whether the dashboard answers to our token and the head's node is alive."""
+    request = urllib.request.Request(
+        f"{dashboard_url(ports)}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5) as response:
+            nodes = json.load(response)["data"]["summary"]
+    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError):
+        return False
+    return any(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
+
+
+def dashboard_url(ports: RayPorts) -> str:
+    return f"http://127.0.0.1:{ports.dashboard}"
+
+
+def temp_dir(root: Path) -> Path:
+    """Where Ray keeps sockets and logs: a short path, for a unix socket's may have 107 bytes and Ray adds 70."""
+    return Path("/tmp") / f"kitae-{os.getuid()}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+
+
+def keep_logs(root: Path, target: Path) -> None:
+    """Move the last session's logs to `target`, and remove what else Ray left in its directory."""
+    logs = temp_dir(root) / "session_latest" / "logs"
+    if logs.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(logs, target, symlinks=True, ignore_dangling_symlinks=True)
+    shutil.rmtree(temp_dir(root), ignore_errors=True)

@@ -1,0 +1,288 @@
+"""The whole flow, top to bottom: rows → dataset → base → encoded rows → training → evaluation → parity → registry →
+endpoint.
+
+Every stage is idempotent: its record is found by a hash of its inputs, and a stage that has one is not run again. So a
+job that was killed goes on where it was, and running a finished job again does nothing. Stages do the work; this says
+in which order and with what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from ray_jobs import bases, jobs
+from ray_jobs import stages as work
+from ray_jobs.errors import JobCancelled, JobSuperseded, KitaeError
+from ray_jobs.evaluate import EvaluateInputs, Evaluation, gate
+from ray_jobs.jobs import Job
+from ray_jobs.progress import stage_progress
+from ray_jobs.spec import JobSpec
+from ray_jobs.stages import Outputs
+from ray_jobs.storage import Store
+from ray_jobs.train import TrainInputs
+
+STAGES = ("dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy")
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What a stage took in this run."""
+
+    name: str
+    seconds: float
+    skipped: bool
+    """Its record was there already."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job came to."""
+
+    job_id: str
+    model: str
+    version: str
+    base_name: str
+    endpoint: str | None
+    base: dict[str, float]
+    tuned: dict[str, float]
+    base_is: str
+    tokens_per_s: float
+    parity_mean_gap: float | None
+    stages: tuple[StageTime, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """For the job's record."""
+        return vars(self) | {"stages": [vars(stage) for stage in self.stages]}
+
+    def as_text(self) -> str:
+        """A table for people."""
+        rows = [
+            f"{name:<16} {_figure(self.base.get(name)):>12} {_figure(value):>12}" for name, value in self.tuned.items()
+        ]
+        times = ", ".join(f"{s.name} {'skipped' if s.skipped else f'{s.seconds:.0f} s'}" for s in self.stages)
+        lines = [
+            f"{self.model}@{self.version}  (job {self.job_id})",
+            "",
+            f"{'held-out':<16} {self.base_is[:12] if self.base_is != 'the base model' else 'base':>12} {'tuned':>12}",
+            *rows,
+            "",
+            f"training    {self.tokens_per_s:,.0f} tokens/s",
+            *(
+                []
+                if self.parity_mean_gap is None
+                else [f"parity      mean log-probability gap {self.parity_mean_gap:.2g}"]
+            ),
+            f"stages      {times}",
+            f"endpoint    {self.endpoint or 'not deployed'}",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a run would do."""
+
+    job_id: str
+    spec: JobSpec
+    stages: tuple[tuple[str, str], ...]
+    """(stage, what will become of it)."""
+
+    def as_text(self) -> str:
+        """The resolved spec as YAML, then a line a stage."""
+        document = yaml.safe_dump(self.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        lines = [f"  {name:<10} {what}" for name, what in self.stages]
+        return f"{document}\njob {self.job_id}\n" + "\n".join(lines)
+
+
+def run(store: Store, spec: JobSpec) -> JobResult:
+    """Run or go on with a job, to the end. Raises what went wrong, after writing it down in the job's record."""
+    job = jobs.start_attempt(store, spec)
+    job.event("info", f"attempt {job.attempt} started")
+    try:
+        result = _flow(_Stages(job), store, spec)
+        job.finish("succeeded", result=result.as_json())
+    except (JobCancelled, JobSuperseded) as error:
+        job.event("warning", str(error))
+        raise
+    except KeyboardInterrupt:
+        with contextlib.suppress(KitaeError):
+            job.finish("cancelled")
+        raise
+    except Exception as error:
+        with contextlib.suppress(KitaeError):  # what happened is more important than that it cannot be noted
+            job.event("error", str(error))
+            job.finish("failed", error=str(error))
+        raise
+    job.event("info", f"registered {result.model}@{result.version}", result.tuned)
+    return result
+
+
+def plan(store: Store, spec: JobSpec) -> PlanReport:
+    """Which stages a run would skip. Reads the rows and the base's listing, writes nothing."""
+    problems, inputs = _first_inputs(store, spec)
+    if problems:
+        raise _all_of(problems)
+    done = {record.name: record for record in jobs.stages(store, spec.job_id)}
+    stages: list[tuple[str, str]] = []
+    stale = False
+    for name in STAGES:
+        record = done.get(name)
+        if name == "parity" and spec.task != "chat":
+            stages.append((name, "not needed: no engine serves this task"))
+        elif name == "deploy" and not spec.serving.deploy:
+            stages.append((name, "off (serving.deploy)"))
+        elif record is None or stale or (name in inputs and record.inputs != inputs[name]):
+            stages.append((name, "will run"))
+            stale = True
+        else:
+            stages.append((name, f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}"))
+    return PlanReport(spec.job_id, spec, tuple(stages))
+
+
+def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
+    problems, first = _first_inputs(store, spec)
+    if problems:
+        raise _all_of(problems)
+
+    data = stages.run("dataset", first["dataset"], lambda _: work.make_dataset(store, spec))
+    base = stages.run("base", first["base"], lambda show: work.prepare_base(store, spec, show))
+    encoded = stages.run(
+        "encode",
+        {"dataset": data["digest"], "base": base["digest"], "data": spec.data.model_dump(mode="json")},
+        lambda show: work.encode(store, spec, data, base, show),
+    )
+    train_inputs = TrainInputs(
+        spec=spec,
+        labels=tuple(data["labels"]),
+        encoded_key=encoded["key"],
+        base_key=base["key"],
+        checkpoints=work.checkpoints_prefix(spec, encoded["key"], base["key"]),
+    )
+    trained = stages.run(
+        "train",
+        {"checkpoints": train_inputs.checkpoints},
+        lambda show: work.train(stages.job, store, train_inputs, show),
+    )
+    evaluate_inputs = EvaluateInputs(
+        train=train_inputs,
+        checkpoint_key=trained["checkpoint"],
+        dataset_digest=data["digest"],
+        held_out_kept=tuple(encoded["held_out_kept"]),
+        candidate_key=f"jobs/{spec.job_id}/candidates/{trained['checkpoint'].rsplit('/', 1)[-1]}",
+    )
+    evaluation = Evaluation.model_validate(
+        stages.run(
+            "evaluate",
+            {"checkpoint": trained["checkpoint"], "evaluation": spec.evaluation.model_dump(mode="json")},
+            lambda show: work.evaluate_candidate(store, evaluate_inputs, show),
+        )
+    )
+    gate(evaluation, spec)
+    parity: Outputs = {}
+    if spec.task == "chat":
+        parity = stages.run(
+            "parity",
+            {
+                "candidate": evaluation.candidate_key,
+                "parity": spec.evaluation.parity.model_dump(mode="json"),
+                "max_model_len": spec.serving.max_model_len,
+            },
+            lambda show: work.compare_served(store, spec, evaluation, base["key"], show),
+        )
+    registered = stages.run(
+        "register",
+        {"candidate": evaluation.candidate_key, "name": spec.name},
+        lambda _: work.register(store, spec, evaluation, data, base, parity),
+    )
+    endpoint = None
+    if spec.serving.deploy:
+        # Never skipped: whether it answers now is not for a record to say.
+        endpoint = stages.do("deploy", lambda show: work.deploy_version(store, registered, show))["url"]
+    return JobResult(
+        job_id=spec.job_id,
+        model=registered["name"],
+        version=registered["version"],
+        base_name=base["name"],
+        endpoint=endpoint,
+        base=evaluation.base,
+        tuned=evaluation.tuned,
+        base_is=evaluation.base_is,
+        tokens_per_s=trained["tokens_per_s"],
+        parity_mean_gap=parity.get("mean_gap"),
+        stages=tuple(stages.times),
+    )
+
+
+class _Stages:
+    """Runs stages that have no record yet, shows their progress and keeps their times."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.times: list[StageTime] = []
+
+    def run(self, name: str, inputs: Mapping[str, Any], work: Callable[[Callable[..., None]], Outputs]) -> Outputs:
+        """The stage's outputs, from its record or by doing it. `work` gets a function to report progress with."""
+        self.job.check(fresh=True)
+        record = self.job.stage(name, inputs)
+        if record is not None:
+            self.times.append(StageTime(name, record.seconds, skipped=True))
+            print(f"{name:<9}  skipped: done before, in {record.seconds:.0f} s", flush=True)
+            return dict(record.outputs)
+        started = time.monotonic()
+        outputs = self.do(name, work)
+        self.job.finish_stage(name, inputs, outputs, time.monotonic() - started)
+        return outputs
+
+    def do(self, name: str, work: Callable[[Callable[..., None]], Outputs]) -> Outputs:
+        """The stage, without a record."""
+        started = time.monotonic()
+        self.job.event("info", f"stage {name} started")
+        print(f"{name:<9}  started", flush=True)
+        with stage_progress(name) as progress:
+            outputs = work(progress.update)
+        self.job.check(fresh=True)
+        seconds = time.monotonic() - started
+        self.job.event("info", f"stage {name} finished", {"seconds": round(seconds, 1)})
+        self.times.append(StageTime(name, seconds, skipped=False))
+        return outputs
+
+
+def _first_inputs(store: Store, spec: JobSpec) -> tuple[list[KitaeError], dict[str, dict[str, Any]]]:
+    """Inputs of the stages that read from outside; both are looked at, so that both kinds of error are told at once."""
+    problems: list[KitaeError] = []
+    inputs: dict[str, dict[str, Any]] = {}
+    try:
+        sources = [spec.data.train, *([spec.data.held_out] if spec.data.held_out else [])]
+        inputs["dataset"] = {
+            "data": spec.data.model_dump(mode="json", exclude={"max_tokens", "too_long"}),
+            "task": spec.task,
+            "sources": [work.rows_fingerprint(store, source) for source in sources],
+        }
+    except KitaeError as error:
+        problems.append(error)
+    try:
+        inputs["base"] = {
+            "source": spec.base_model,
+            "fingerprint": bases.fingerprint(store, spec.base_model),
+            "task": spec.task,
+        }
+    except KitaeError as error:
+        problems.append(error)
+    return problems, inputs
+
+
+def _all_of(problems: list[KitaeError]) -> KitaeError:
+    """One error for several: the first one's kind, so that its exit code stays."""
+    if len(problems) == 1:
+        return problems[0]
+    return type(problems[0])("the job cannot run", details=[str(problem) for problem in problems])
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

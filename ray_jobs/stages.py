@@ -1,0 +1,222 @@
+"""What each stage of the pipeline does: its inputs turned into outputs that fit into a JSON record.
+
+One function a stage, in the pipeline's order. Owns how the parts are put together; when a stage runs, and whether it
+has to, is the pipeline's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_jobs import __version__, bases, deploy, registry, workers
+from ray_jobs.data import dataset
+from ray_jobs.data.ingest import local_copy
+from ray_jobs.encoding import Encoded, encode_rows
+from ray_jobs.engine import EngineSettings, detect_hardware, serving_dtype
+from ray_jobs.errors import DataError
+from ray_jobs.evaluate import EvaluateInputs, Evaluation, evaluate
+from ray_jobs.jobs import Job
+from ray_jobs.models import load_tokenizer
+from ray_jobs.parity import ParityPrompt, check_parity
+from ray_jobs.registry import Lineage
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.chat import check_supervision
+from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+
+Outputs = dict[str, Any]
+Show = Callable[..., None]
+"""`Progress.update` of the stage's display."""
+
+
+def rows_fingerprint(store: Store, source: str) -> str:
+    """What tells whether a file of rows has changed. Raises DataError where there is none."""
+    if not source.startswith("s3://"):
+        with local_copy(store, source) as path, path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    bucket, _, key = source.removeprefix("s3://").partition("/")
+    for info in store.at(f"s3://{bucket}").list(key):
+        if info.key == key:
+            return hash_of([info.size_bytes, info.etag])
+    raise DataError(f"no rows at {source}: upload the file there, or correct the address")
+
+
+def make_dataset(store: Store, spec: JobSpec) -> Outputs:
+    return dataset.as_json(dataset.prepare(store, spec.data, TASKS[spec.task]))
+
+
+def prepare_base(store: Store, spec: JobSpec, show: Show) -> Outputs:
+    base = bases.prepare(store, spec.base_model, spec.task, progress=lambda done, total: show(done, total, "bytes"))
+    return {"digest": base.digest, "name": base.name, "architecture": base.architecture, "key": base.key}
+
+
+def encode(store: Store, spec: JobSpec, data: Outputs, base: Outputs, show: Show) -> Outputs:
+    files = dataset.load(store, data["digest"])
+    task = TASKS[spec.task]
+    tokenizer = load_tokenizer(store.fetch(base["key"]), spec.task)
+    outputs: Outputs = {}
+    with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:
+        for side, rows, name in (
+            ("train", files.train_rows, TRAIN_FILE),
+            ("held_out", files.held_out_rows, HELD_OUT_FILE),
+        ):
+            encoded, kept = encode_rows(
+                rows,
+                task,
+                tokenizer,
+                data["labels"],
+                max_tokens=spec.data.max_tokens,
+                too_long=spec.data.too_long,
+                source=side.replace("_", "-"),
+                progress=lambda done, total: show(done, total, "rows"),
+            )
+            if spec.task == "chat" and side == "train":
+                check_supervision([encoded[i] for i in range(len(encoded))], tokenizer)
+            encoded.save(Path(scratch) / name)
+            outputs |= _counts(side, encoded, len(rows)) | {f"{side}_kept": kept}
+        key = f"datasets/{data['digest']}/encoded/{hash_of([base['digest'], spec.data.max_tokens, spec.data.too_long])}"
+        if store.read_manifest(key) is None:
+            store.commit(key, store.upload_tree(Path(scratch), key), {"base": base["digest"]})
+    del outputs["train_kept"]  # as long as the data, and nobody needs it
+    return outputs | {"key": key}
+
+
+def _counts(side: str, encoded: Encoded, rows: int) -> Outputs:
+    return {
+        f"{side}_rows": len(encoded),
+        f"{side}_rows_left_out": rows - len(encoded),
+        f"{side}_tokens": int(sum(encoded.lengths)),
+        f"{side}_supervised": int(sum(encoded.supervised)),
+    }
+
+
+def train(job: Job, store: Store, inputs: TrainInputs, show: Show) -> Outputs:
+    workers.connect()
+    outcome: TrainOutcome = workers.train_on_workers(
+        inputs,
+        store,
+        job_id=job.id,
+        attempt=job.attempt,
+        report=lambda done, total, unit, figures: show(done, total, unit, **figures),
+    )
+    if outcome.stopped == "on_request":
+        job.check(fresh=True)  # raises
+    return outcome.model_dump(mode="json")
+
+
+def evaluate_candidate(store: Store, inputs: EvaluateInputs, show: Show) -> Outputs:
+    workers.connect()
+    evaluation = workers.call_on_worker(
+        evaluate,
+        inputs,
+        store,
+        compute=inputs.train.spec.compute,
+        report=lambda done, total, unit, figures: show(done, total, unit, **figures),
+    )
+    return evaluation.model_dump(mode="json")
+
+
+def compare_served(store: Store, spec: JobSpec, evaluation: Evaluation, base_key: str, show: Show) -> Outputs:
+    workers.connect()
+    return workers.call_on_worker(
+        compare_with_engine,
+        spec,
+        evaluation,
+        base_key,
+        store,
+        compute=spec.compute,
+        report=lambda done, total, unit, figures: show(done, total, unit, **figures),
+    )
+
+
+def compare_with_engine(spec: JobSpec, evaluation: Evaluation, base_key: str, store: Store, report: Show) -> Outputs:
+    """Served equals trained, on a machine of the kind that serves."""
+    hardware = detect_hardware()
+    trained: Any = evaluation.dtype
+    settings = EngineSettings(
+        dtype=serving_dtype(trained, hardware),
+        hardware=hardware,
+        max_model_len=spec.serving.max_model_len,
+        max_lora_rank=evaluation.lora_rank,
+        kv_cache_gib=spec.serving.kv_cache_gib,
+    )
+    candidate = store.fetch(evaluation.candidate_key)
+    result = check_parity(
+        store.fetch(base_key) if evaluation.is_adapter else candidate,
+        [ParityPrompt(**_tuples(prompt)) for prompt in evaluation.parity_prompts],
+        settings,
+        trained_dtype=trained,
+        adapter_dir=candidate if evaluation.is_adapter else None,
+        max_mean_gap=spec.evaluation.parity.max_mean_logprob_gap,
+        progress=lambda done, total: report((done, total, "prompts", {})),
+    )
+    return dict(vars(result))
+
+
+def register(
+    store: Store, spec: JobSpec, evaluation: Evaluation, data: Outputs, base: Outputs, parity: Outputs
+) -> Outputs:
+    metrics = evaluation.tuned | {f"base_{name}": value for name, value in evaluation.base.items()}
+    if parity:
+        metrics |= {"parity_mean_gap": parity["mean_gap"]}
+    lineage = Lineage(
+        dataset_digest=data["digest"],
+        base_digest=base["digest"],
+        spec=spec,
+        code_version=__version__,
+        job_id=spec.job_id,
+        metrics=metrics,
+        labels=tuple(data["labels"]),
+    )
+    with _writable_copy(store.fetch(evaluation.candidate_key)) as directory:
+        version = registry.register(
+            store,
+            spec.name,
+            directory,
+            lineage=lineage,
+            lineage_digest=hash_of([evaluation.candidate_key, spec.digest()]),
+        )
+    registry.set_alias(store, version.name, "champion", version.version)
+    return {"name": version.name, "version": version.version}
+
+
+def deploy_version(store: Store, registered: Outputs, show: Show) -> Outputs:
+    settings = deploy.ServeSettings.from_env()
+    answer = deploy.deploy(
+        store,
+        registered["name"],
+        settings,
+        progress=lambda doing, seconds: show(seconds, max(seconds, settings.timeout_s), "s", doing=doing),
+    )
+    return {"url": answer.url, "version": answer.version}
+
+
+@contextlib.contextmanager
+def _writable_copy(directory: Path) -> Iterator[Path]:
+    """The registry writes a model card into the tree; a cached tree is shared and must stay as it is."""
+    with tempfile.TemporaryDirectory(prefix="kitae-register-") as scratch:
+        copy = Path(scratch) / "tree"
+        shutil.copytree(directory, copy)
+        yield copy
+
+
+def checkpoints_prefix(spec: JobSpec, encoded_key: str, base_key: str) -> str:
+    """Where a training's checkpoints are: the same for all that trains the same, on however many workers."""
+    training = spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep"})
+    return f"jobs/{spec.job_id}/checkpoints/{hash_of([encoded_key, base_key, spec.task, training])}"
+
+
+def _tuples(document: Mapping[str, Any]) -> Outputs:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+
+
+def hash_of(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,412 @@
+"""The one training loop, for every task and method: DeepSpeed on one process or many.
+
+Runs wherever a torch process group exists; `workers.py` starts it under Ray Train, and
+`torchrun --nproc-per-node 2 -m ray_jobs.train INPUTS.json` without Ray. Does not know where the processes come from.
+
+The loss of a step is the sum over its supervised labels divided by their number, over all workers: how rows are shared
+out over workers and forward passes changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_jobs import checkpoint, models, zero
+from ray_jobs.batching import BatchPlan, split
+from ray_jobs.checkpoint import Position
+from ray_jobs.encoding import Encoded
+from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Scores, Task, loss_sum
+
+if TYPE_CHECKING:
+    import torch
+    from deepspeed import DeepSpeedEngine
+
+TRAIN_FILE = "train.safetensors"
+HELD_OUT_FILE = "held_out.safetensors"
+
+
+class TrainInputs(BaseModel):
+    """Everything the workers need, by its place in the store."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: JobSpec
+    labels: tuple[str, ...]
+    encoded_key: str
+    """Tree with the encoded rows."""
+    base_key: str
+    checkpoints: str
+    """Prefix of this training's checkpoints."""
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """What a step came to."""
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_s: float
+    held_out_loss: float | None
+
+
+class TrainOutcome(BaseModel):
+    """What training came to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stopped: Literal["finished", "early", "on_request"]
+    step: int
+    best_step: int
+    best_loss: float
+    """Held-out loss of the best checkpoint."""
+    checkpoint: str
+    """The best one's place in the store."""
+    final_train_loss: float
+    tokens: int
+    seconds: float
+    """Spent on steps."""
+    tokens_per_s: float
+    """Steady state: the first step of each start, which warms up, is left out."""
+    checkpoint_stall_s: float
+    """Time the loop waited for checkpoints in this start."""
+    peak_memory_bytes: int
+    """Of the first worker: its GPU's, or its resident memory."""
+    resumed_from_step: int
+    workers: int
+
+
+def learning_rate_at(step: int, total_steps: int, spec: JobSpec) -> float:
+    """The rate of a step (0-based): linear warm-up, then constant, linear or cosine decay to 0."""
+    training = spec.training
+    peak = training.learning_rate or models.default_learning_rate(training, spec.task)
+    warmup = math.ceil(total_steps * training.warmup_fraction)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    if training.schedule == "constant":
+        return peak
+    if training.schedule == "linear":
+        return peak * (1.0 - progress)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def batch_plan(spec: JobSpec, encoded: Encoded) -> BatchPlan:
+    """How a job walks its training rows."""
+    training = spec.training
+    return BatchPlan(
+        lengths=encoded.lengths,
+        supervised=encoded.supervised,
+        batch_size=training.batch_size,
+        micro_batch_tokens=training.micro_batch_tokens,
+        epochs=training.epochs,
+        seed=training.seed,
+        packed=is_packed(spec),
+        max_steps=training.max_steps,
+    )
+
+
+def is_packed(spec: JobSpec) -> bool:
+    """Whether rows share sequences."""
+    return spec.training.packing and TASKS[spec.task].packs
+
+
+def train(
+    inputs: TrainInputs,
+    store: Store,
+    *,
+    on_progress: Callable[[TrainProgress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_checkpoint: Callable[[Position], None] = lambda _: None,
+) -> TrainOutcome:
+    """Train to the end, or on from the last checkpoint. Call on every process of the default process group.
+
+    `on_progress` and `should_stop` are used by the first process alone. Raises TrainingError for a loss that is not
+    finite, MachineError for memory, and whatever the base model, the rows or the store raise.
+    """
+    try:
+        return _Run(inputs, store).loop(on_progress, should_stop, on_checkpoint)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(inputs.spec) from error
+
+
+def score(model: torch.nn.Module, task: Task, encoded: Encoded, spec: JobSpec, device: torch.device) -> Scores:
+    """Score encoded rows; the rows are shared out over the process group, if there is one, and the sums added up.
+
+    Leaves the model in the mode it was in.
+    """
+    import torch
+    import torch.distributed as dist
+
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    packed, was_training = is_packed(spec), model.training
+    groups = split(range(len(encoded)), encoded.lengths, workers, spec.training.micro_batch_tokens, packed=packed)
+    sums = torch.zeros(3, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for group in groups[rank::workers]:
+            batch = task.collate([encoded[i] for i in group], packed=packed, pad_id=0).to(device)
+            logits = task.logits(model, batch)
+            if batch.targets_S.numel():
+                correct = (logits.argmax(-1) == batch.targets_S).sum()
+                part = (loss_sum(logits, batch.targets_S).item(), batch.targets_S.numel(), correct.item())
+                sums += torch.tensor(part, dtype=torch.float64)
+    model.train(was_training)
+    if dist.is_initialized():
+        sums = _summed(sums, device)
+    return Scores(float(sums[0]), int(sums[1]), int(sums[2]))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the GPU or the CPU."""
+    import torch
+
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+
+
+def out_of_memory(spec: JobSpec) -> MachineError:
+    """What to change when training does not fit. Pure."""
+    training, compute = spec.training, spec.compute
+    advice = [
+        f"training.micro_batch_tokens is {training.micro_batch_tokens}: lower it, down to data.max_tokens "
+        f"{spec.data.max_tokens} (the result stays the same)"
+    ]
+    if not training.gradient_checkpointing:
+        advice.append("training.gradient_checkpointing is off: set it to true")
+    if compute.zero_stage < 3 and compute.workers > 1:
+        advice.append(f"compute.zero_stage is {compute.zero_stage}: raise it")
+    if compute.offload == "none" and compute.gpus_per_worker:
+        advice.append("compute.offload is none: set optimizer, with zero_stage 2 or 3")
+    if training.method == "full":
+        advice.append("training.method is full: lora needs a fraction of it")
+    return MachineError("training ran out of memory; any of these helps:", details=advice)
+
+
+class _Run:
+    """One start of the loop on one process."""
+
+    def __init__(self, inputs: TrainInputs, store: Store) -> None:
+        import torch
+        import torch.distributed as dist
+
+        self.inputs, self.store, self.spec = inputs, store, inputs.spec
+        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
+        on_gpu = self.spec.compute.gpus_per_worker > 0
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self.task = TASKS[self.spec.task]
+        encoded = store.fetch(inputs.encoded_key)
+        self.rows, self.held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
+        self.plan = batch_plan(self.spec, self.rows)
+        # One name for this start on all workers.
+        name = [os.urandom(4).hex()]
+        dist.broadcast_object_list(name, src=0)
+        self.writer = checkpoint.Writer(
+            store, inputs.checkpoints, name[0], self.rank, self.workers, self.spec.training.checkpoints_to_keep
+        )
+        self.found = checkpoint.latest(store, inputs.checkpoints)
+        self.position = self.found.position if self.found else Position()
+        self.engine = self._build_engine()
+
+    def _build_engine(self) -> DeepSpeedEngine:
+        import torch
+
+        spec = self.spec
+        dtype = models.resolve_precision(spec)
+        base = models.load_base(
+            self.store.fetch(self.inputs.base_key), spec.task, self.inputs.labels, dtype,
+            seed=spec.training.seed, four_bit=spec.training.method == "qlora",
+        )  # fmt: skip
+        module = models.attach(base, spec.training, spec.task)
+        state = checkpoint.load_state(self.store, self.found) if self.found else None
+        if state is not None:
+            for name, parameter in models.trainable(module).items():
+                parameter.data.copy_(state[name]["weight"])
+        module.train()
+        engine = zero.build_engine(
+            module, spec, learning_rate_at(0, self.plan.total_steps, spec), bf16=dtype is torch.bfloat16
+        )
+        if self.found and state is not None:
+            zero.restore_state(engine, state, steps=self.position.step)
+        restored = self.found and checkpoint.restore_random_state(
+            self.store, self.found, rank=self.rank, workers=self.workers
+        )
+        if not restored:
+            torch.manual_seed(hash((spec.training.seed, self.position.step, self.rank)) & 0x7FFF_FFFF)
+        return engine
+
+    def loop(
+        self,
+        on_progress: Callable[[TrainProgress], None],
+        should_stop: Callable[[], bool],
+        on_checkpoint: Callable[[Position], None],
+    ) -> TrainOutcome:
+        first_step, steady_tokens, steady_s = self.position.step, 0, 0.0
+        stopped: Literal["finished", "early", "on_request"] = "finished"
+        if self._is_out_of_patience():
+            stopped = "early"
+        while stopped == "finished" and self.position.step < self.plan.total_steps:
+            step = self.position.step
+            started = time.perf_counter()
+            stop = self._step(step, should_stop() if self.rank == 0 else False)
+            seconds = time.perf_counter() - started
+            tokens = self.plan.tokens_in(step)
+            if step > first_step:
+                steady_tokens, steady_s = steady_tokens + tokens, steady_s + seconds
+            self.position = replace(
+                self.position,
+                tokens=self.position.tokens + tokens,
+                seconds=self.position.seconds + seconds,
+                held_out_loss=None,
+            )
+            if self._is_evaluation_due():
+                self._evaluate()
+            if self.rank == 0:
+                self._tell(on_progress, steady_tokens / steady_s if steady_s else tokens / seconds)
+            stopped = "on_request" if stop else "early" if self._is_out_of_patience() else "finished"
+            if stop or self._is_checkpoint_due():
+                self.writer.save(zero.gather_state(self.engine), self.position)
+                on_checkpoint(self.position)
+        self.writer.close()
+        return self._outcome(stopped, first_step, steady_tokens / steady_s if steady_s else 0.0)
+
+    def _step(self, step: int, stop: bool) -> bool:
+        """One optimizer step; whether all workers are to stop after it."""
+        import torch
+
+        supervised = self.plan.supervised_in(step)
+        zero.set_learning_rate(self.engine, learning_rate_at(step, self.plan.total_steps, self.spec))
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for group in self.plan.groups_of(step, self.workers)[self.rank :: self.workers]:
+            batch = self.task.collate([self.rows[i] for i in group], packed=self.plan.packed, pad_id=0)
+            batch = batch.to(self.device)
+            loss = loss_sum(self.task.logits(self.engine, batch), batch.targets_S)
+            # DeepSpeed averages over the workers; the sum over them is wanted, a label's mean.
+            self.engine.backward(loss * (self.workers / supervised))
+            total += loss.detach()
+        sums = _summed(torch.tensor([float(total), float(stop)], dtype=torch.float64), self.device)
+        mean = float(sums[0]) / supervised
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the training loss is {mean} at step {step + 1} of {self.plan.total_steps} (learning rate "
+                f"{learning_rate_at(step, self.plan.total_steps, self.spec):.3g}): lower training.learning_rate, or "
+                "set training.max_grad_norm; the weights of this step are not kept"
+            )
+        self.engine.step()
+        self.position = replace(self.position, step=step + 1, losses=(*self.position.losses, mean))
+        return bool(sums[1])
+
+    def _is_evaluation_due(self) -> bool:
+        every = self.spec.training.eval_every_steps or self.plan.steps_per_epoch
+        return self.position.step % every == 0 or self.position.step == self.plan.total_steps
+
+    def _is_checkpoint_due(self) -> bool:
+        every = self.spec.training.checkpoint_every_steps
+        measured = self.position.held_out_loss is not None
+        return measured or (every is not None and self.position.step % every == 0)
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.spec.training.early_stopping_patience
+        return patience is not None and self.position.evaluations_without_better >= patience
+
+    def _evaluate(self) -> None:
+        loss = score(self.engine.module, self.task, self.held_out, self.spec, self.device).loss
+        if not math.isfinite(loss):
+            raise TrainingError(f"the held-out loss is {loss} after step {self.position.step}; lower the learning rate")
+        better = self.position.best_loss is None or loss < self.position.best_loss
+        self.position = replace(
+            self.position,
+            held_out_loss=loss,
+            best_loss=loss if better else self.position.best_loss,
+            best_step=self.position.step if better else self.position.best_step,
+            evaluations_without_better=0 if better else self.position.evaluations_without_better + 1,
+        )
+
+    def _tell(self, on_progress: Callable[[TrainProgress], None], tokens_per_s: float) -> None:
+        step, total = self.position.step, self.plan.total_steps
+        rate = learning_rate_at(step - 1, total, self.spec)
+        on_progress(
+            TrainProgress(step, total, self.position.losses[-1], rate, tokens_per_s, self.position.held_out_loss)
+        )
+
+    def _outcome(
+        self, stopped: Literal["finished", "early", "on_request"], first_step: int, tokens_per_s: float
+    ) -> TrainOutcome:
+        whole = checkpoint.committed(self.store, self.inputs.checkpoints) if self.rank == 0 else []
+        best = next((c.key for c in whole if c.position.step == self.position.best_step), "")
+        return TrainOutcome(
+            stopped=stopped,
+            step=self.position.step,
+            best_step=self.position.best_step or 0,
+            best_loss=self.position.best_loss if self.position.best_loss is not None else 0.0,
+            checkpoint=best,
+            final_train_loss=self.position.losses[-1],
+            tokens=self.position.tokens,
+            seconds=self.position.seconds,
+            tokens_per_s=tokens_per_s or self.position.tokens / max(self.position.seconds, 1e-9),
+            checkpoint_stall_s=self.writer.stall_s,
+            peak_memory_bytes=_peak_memory_bytes(),
+            resumed_from_step=first_step,
+            workers=self.workers,
+        )
+
+
+def _summed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum over all workers, back on the CPU."""
+    import torch.distributed as dist
+
+    on_device = values.to(device)
+    dist.all_reduce(on_device)
+    return on_device.cpu()
+
+
+def _peak_memory_bytes() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> int:
+    """`torchrun -m ray_jobs.train INPUTS.json`: the loop without Ray, on the store of the environment."""
+    import torch
+    import torch.distributed as dist
+
+    inputs = TrainInputs.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    on_gpu = inputs.spec.compute.gpus_per_worker > 0
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        outcome = train(inputs, Store.from_env(), on_progress=lambda p: print(p, flush=True))
+    except KitaeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        dist.destroy_process_group()
+    print(outcome.model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Ray: training workers under Ray Train, single steps as Ray tasks, and their progress back to the driver.
+
+Owns every call of Ray that a job makes. Does not know what training or a stage does. A worker group that loses a member
+is started again by Ray Train and goes on from the last checkpoint in the store; an error of the user's is not retried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.spec import ComputeSection
+from ray_jobs.storage import Store
+from ray_jobs.train import TrainInputs, TrainOutcome, TrainProgress
+
+T = TypeVar("T")
+Figures = dict[str, float | str]
+Report = Callable[[float, float, str, Figures], None]
+"""(done, total, unit, figures), for a progress display."""
+
+_POLL_S = 1.0
+
+
+def connect() -> None:
+    """Join the Ray cluster of RAY_ADDRESS, or of the job this runs in; without either, start one here."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS") or None,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
+        )
+
+
+def train_on_workers(
+    inputs: TrainInputs,
+    store: Store,
+    *,
+    job_id: str,
+    attempt: int,
+    report: Report,
+) -> TrainOutcome:
+    """Train on `compute.workers` Ray Train workers. Blocks; a cancelled job's workers stop at their next step.
+
+    Raises what a worker raised on purpose, MachineError where the cluster has no room or memory ran out, and
+    TrainingError where workers were lost more often than `compute.max_failures`.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    compute = inputs.spec.compute
+    check_room(compute, _cluster())
+    with _sink(report) as sink, tempfile.TemporaryDirectory(prefix="kitae-ray-train-") as scratch:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "inputs": inputs.model_dump_json(),
+                "store": store,
+                "sink": sink,
+                "job_id": job_id,
+                "attempt": attempt,
+                "threads": compute.threads_per_worker,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=compute.workers,
+                use_gpu=compute.gpus_per_worker > 0,
+                resources_per_worker=_resources(compute),
+            ),
+            torch_config=TorchConfig(backend="nccl" if compute.gpus_per_worker else "gloo"),
+            # Ray's own files are only its controller's notes; checkpoints go to the store.
+            run_config=RunConfig(
+                name="train", storage_path=scratch, failure_config=FailureConfig(max_failures=compute.max_failures)
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _read_failure(store, _failure_key(inputs, attempt)) or _explain(error, compute) from error
+    answer = (result.metrics or {}).get("answer")
+    if isinstance(answer, KitaeError):
+        raise answer
+    return TrainOutcome.model_validate_json(str(answer))
+
+
+def call_on_worker(
+    function: Callable[..., T], *arguments: object, compute: ComputeSection, report: Report, threads: int | None = None
+) -> T:
+    """Call `function(*arguments, report)` in a process of its own on a machine with what one training worker gets."""
+    import ray
+
+    check_room(compute, _cluster())
+    with _sink(report) as sink:
+
+        def call() -> T:
+            _prepare_process(threads)
+            return function(*arguments, lambda *state: sink.put.remote(state))
+
+        # max_calls=1: the process ends, and its memory with it.
+        task: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_calls=1)(call)
+        try:
+            answer: T = ray.get(task.options(max_retries=2).remote())
+        except Exception as error:
+            raise _explain(error, compute) from error
+    return answer
+
+
+def _cluster() -> dict[str, float]:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def check_room(compute: ComputeSection, cluster: dict[str, float]) -> None:
+    """Raises MachineError where the whole cluster could never hold the workers. Pure."""
+    wanted = {"CPU": compute.cpus_per_worker * compute.workers, "GPU": float(compute.gpus_per_worker * compute.workers)}
+    lacking = [
+        f"{amount:g} {name} for {compute.workers} worker(s), and the cluster has {cluster.get(name, 0.0):g}"
+        for name, amount in wanted.items()
+        if amount > cluster.get(name, 0.0)
+    ]
+    if lacking:
+        raise MachineError(
+            "the job needs more than the Ray cluster has: lower compute.workers, cpus_per_worker or gpus_per_worker",
+            details=lacking,
+        )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One training process. An error of ours ends the group in order, so that Ray Train does not retry it."""
+    import ray.train
+
+    from ray_jobs import jobs
+    from ray_jobs.train import train
+
+    context = ray.train.get_context()
+    threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    inputs = TrainInputs.model_validate_json(config["inputs"])
+    _prepare_process(threads, on_cpu=inputs.spec.compute.gpus_per_worker == 0)
+    os.environ.setdefault("LOCAL_RANK", str(context.get_local_rank()))  # DeepSpeed reads it
+    store: Store = config["store"]
+    sink = config["sink"]
+    failure_key = _failure_key(inputs, config["attempt"])
+
+    failed = _read_failure(store, failure_key)
+    if failed is not None:
+        ray.train.report({"answer": failed})
+        return
+
+    def tell(progress: TrainProgress) -> None:
+        figures: Figures = {"loss": progress.loss, "tokens_per_s": progress.tokens_per_s}
+        if progress.held_out_loss is not None:
+            figures["held_out_loss"] = progress.held_out_loss
+        sink.put.remote((progress.step, progress.total_steps, "steps", figures))
+
+    try:
+        outcome = train(
+            inputs, store, on_progress=tell, should_stop=_Asked(store, config["job_id"], config["attempt"], jobs)
+        )
+    except KitaeError as error:
+        if inputs.spec.compute.workers == 1:
+            ray.train.report({"answer": error})
+            return
+        # The others wait in a collective: leave word for the next start, which ends at once, and break this one.
+        _write_failure(store, failure_key, error)
+        raise
+    ray.train.report({"answer": outcome.model_dump_json()})
+
+
+class _Asked:
+    """Whether the job was cancelled or taken over, read from the store every few seconds in the background."""
+
+    def __init__(self, store: Store, job_id: str, attempt: int, jobs: Any) -> None:
+        self._stop = threading.Event()
+        self._ask = lambda: jobs.load(store, job_id)
+        self._attempt = attempt
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __call__(self) -> bool:
+        return self._stop.is_set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(2.0):
+            with contextlib.suppress(KitaeError):  # a store that is away for a moment stops nobody
+                record = self._ask()
+                if record.status == "cancelled" or record.attempt != self._attempt:
+                    self._stop.set()
+
+
+def _prepare_process(threads: int | None, *, on_cpu: bool = True) -> None:
+    import torch
+
+    if on_cpu and not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def _resources(compute: ComputeSection) -> dict[str, float]:
+    resources = {"CPU": compute.cpus_per_worker}
+    return resources | ({"GPU": float(compute.gpus_per_worker)} if compute.gpus_per_worker else {})
+
+
+def _failure_key(inputs: TrainInputs, attempt: int) -> str:
+    return f"{inputs.checkpoints}.failed-{attempt}.json"
+
+
+def _write_failure(store: Store, key: str, error: KitaeError) -> None:
+    with contextlib.suppress(KitaeError):  # two workers may fail at once, and the store may be what failed
+        store.put_json(key, {"type": type(error).__name__, "message": error.message, "details": list(error.details)})
+
+
+def _read_failure(store: Store, key: str) -> KitaeError | None:
+    from ray_jobs import errors
+
+    if not store.exists(key):
+        return None
+    document = store.get_json(key)
+    kind = getattr(errors, document["type"], KitaeError)
+    error: KitaeError = kind(document["message"], details=document["details"])
+    return error
+
+
+def _explain(error: Exception, compute: ComputeSection) -> Exception:
+    """The error of ours inside Ray's, or one of ours that says what Ray's means."""
+    for inner in _causes(error):
+        if isinstance(inner, KitaeError):
+            return inner
+    text = " ".join(str(inner) for inner in _causes(error))
+    if "OutOfMemory" in type(error).__name__ or "OutOfMemoryError" in text or "running low on memory" in text:
+        return MachineError(
+            "a worker was killed because its machine ran out of memory: lower training.micro_batch_tokens or "
+            "compute.workers, raise compute.zero_stage, or use a machine with more memory"
+        )
+    return TrainingError(
+        f"workers failed more than compute.max_failures {compute.max_failures} times; the job can be resumed from its "
+        f"last checkpoint. The last failure: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}"
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it wraps: Ray's task errors, Ray Train's errors by worker, and Python's chains."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        at = pending.pop(0)
+        if at is None or id(at) in seen:
+            continue
+        seen.add(id(at))
+        yield at
+        pending += [at.__cause__, at.__context__, getattr(at, "cause", None)]
+        failures = getattr(at, "worker_failures", None)
+        pending += list(failures.values()) if isinstance(failures, dict) else []
+
+
+@contextlib.contextmanager
+def _sink(report: Report) -> Iterator[Any]:
+    """An actor that workers put their state into, and a thread here that shows it."""
+    import ray
+
+    class Sink:
+        def __init__(self) -> None:
+            self.state: tuple[float, float, str, Figures] | None = None
+
+        def put(self, state: tuple[float, float, str, Figures]) -> None:
+            self.state = state
+
+        def take(self) -> tuple[float, float, str, Figures] | None:
+            state, self.state = self.state, None
+            return state
+
+    actor: Any = ray.remote(num_cpus=0)(Sink)
+    sink = actor.remote()
+    done = threading.Event()
+
+    def show() -> None:
+        while True:
+            last = done.wait(_POLL_S)
+            with contextlib.suppress(Exception):  # a display that fails must not end the job
+                state = ray.get(sink.take.remote(), timeout=10)
+                if state is not None:
+                    report(*state)
+            if last:
+                return
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield sink
+    finally:
+        done.set()
+        thread.join(timeout=15)
+        ray.kill(sink)
