@@ -185,7 +185,7 @@ def _print_job(store: Store, record: JobRecord) -> None:
     if record.error:
         click.echo("  error     " + record.error.replace("\n", "\n            "))
     if record.result:
-        click.echo(f"  result    {session.figures(record.result)}")
+        click.echo(f"  result    {_outcome(record)}")
     if record.status != "running":
         return
     told = [event for _, event in events(store, record.id)]
@@ -207,11 +207,17 @@ def _as_json(store: Store, record: JobRecord, *, with_events: bool) -> dict[str,
 
 
 def _outcome(record: JobRecord) -> str:
+    """The first line of what went wrong, or the version that came of it with its held-out loss and its base's."""
     if record.error:
         return record.error.splitlines()[0]
-    return session.figures(
-        {name: value for name, value in (record.result or {}).items() if not isinstance(value, dict)}
+    if not record.result:
+        return ""
+    model, tuned, base = (
+        f"{record.result['model']}@{record.result['version']}",
+        record.result["tuned"],
+        record.result["base"],
     )
+    return f"{model}, held-out loss {base['loss']:.3f} → {tuned['loss']:.3f}"
 
 
 def _ago(at: datetime) -> str:

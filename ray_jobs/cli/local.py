@@ -5,6 +5,7 @@ Owns what these commands print. Does not know how anything is started (ray_jobs.
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import click
@@ -25,15 +26,25 @@ def local() -> None:
 
 @local.command()
 def up() -> None:
-    """Start what is not running yet. KITAE_PORT names the endpoint's port (8000).
+    """Start what is not running yet, and what was deployed here before. KITAE_PORT names the endpoint's port (8000).
 
     \b
     Example:
       KITAE_PORT=9000 kitae local up
     """
+    from ray_jobs import deploy
     from ray_jobs import local as service
+    from ray_jobs.progress import duration
+    from ray_jobs.storage import Store
 
     service.up()
+    os.environ.update(service.environment())
+    store = Store.from_env(check=False)
+
+    def tell(line: str, seconds: float) -> None:
+        click.echo(f"{duration(seconds):>6}  {line}", err=True)
+
+    deploy.reapply(store, deploy.ServeSettings.from_env(), progress=tell)
 
 
 @local.command()
@@ -60,7 +71,21 @@ def status(as_json: bool) -> None:
     """
     from ray_jobs import local as service
 
-    session.print_json(service.status())
+    found = service.status()
+    if as_json:
+        session.print_json(found)
+        return
+    if found["store"] is None:
+        click.echo(f"nothing was ever started in {found['directory']}; `kitae local up` does")
+        return
+    store, ray, endpoint = found["store"], found["ray"], found["endpoint"]
+    for name, runs, where in (
+        ("store", store["healthy"], f"{store['uri']} at {store['endpoint_url']}"),
+        ("ray", ray["healthy"], f"{ray['address']}, dashboard {ray['dashboard_url']}"),
+        ("endpoint", endpoint["listening"], endpoint["url"]),
+    ):
+        click.echo(f"{name:<9} {'runs' if runs else 'does not run':<13} {where}")
+    click.echo(f"{'logs':<9} {'':<13} {found['logs']}")
 
 
 @local.command()
