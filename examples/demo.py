@@ -1,0 +1,219 @@
+"""`make demo`: the whole way from rows to an answering endpoint, on this machine, told as it goes.
+
+Owns the order of the steps and what is shown. Everything it calls is what a user calls: the local service, the assets,
+`ray job submit`, the registry and the official OpenAI client.
+
+    python -m examples.demo
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ray_jobs.errors import KitaeError, MachineError, ServingError, TrainingError
+from ray_jobs.progress import duration
+
+if TYPE_CHECKING:
+    from ray_jobs.spec import JobSpec
+    from ray_jobs.storage import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = Path("examples/faq_chat.yaml")
+QUESTIONS = 3
+EXCLUDED = [".git/", ".venv/", ".kitae/", "**/__pycache__/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"]
+"""What Ray must not copy into the job's working directory: megabytes, and secrets."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out question, what the row says, and what both models say."""
+
+    question: str
+    expected: str
+    base: str
+    tuned: str
+
+
+class Steps:
+    """Names each step as it begins, times it, and says what to do when it fails."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+
+    @contextmanager
+    def __call__(self, name: str, on_failure: str) -> Iterator[None]:
+        self._console.print(f"\n[bold]== {name}[/bold]")
+        started_s = time.monotonic()
+        try:
+            yield
+        except KitaeError as error:
+            self._console.print(f"[bold red]error:[/bold red] {name}: ", end="")
+            self._console.print(str(error), markup=False, highlight=False)
+            self._console.print(f"  - {on_failure}", markup=False, highlight=False)
+            raise SystemExit(error.exit_code) from error
+        except KeyboardInterrupt:
+            self._console.print(f"\ninterrupted during {name!r}; `make demo` goes on there, `make stop` stops the rest")
+            raise SystemExit(130) from None
+        self.seconds[name] = time.monotonic() - started_s
+        self._console.print(f"   {name} took {duration(self.seconds[name])}", style="dim")
+
+
+def main() -> None:
+    os.chdir(ROOT)
+    console = Console(soft_wrap=True)
+    steps = Steps(console)
+    again = "what is named above says why; `make demo` goes on from here"
+    from ray_jobs import local
+    from ray_jobs.spec import load_spec
+
+    with steps("local service: store, Ray", f"{again}; .kitae/logs has what the services wrote"):
+        local.up()
+        os.environ.update(local.environment())
+    with steps("model and rows", again):
+        run([sys.executable, "-m", "examples.assets", "chat"], MachineError)
+    spec = load_spec(SPEC)
+    with steps("job", f"`.venv/bin/kitae status {spec.job_id} --events` shows how far it came; {again}"):
+        submit(spec)
+    from ray_jobs import deploy, jobs
+    from ray_jobs.storage import Store
+
+    store = Store.from_env(check=False)
+    with steps("questions", f"`.venv/bin/kitae local status` shows what runs; {again}"):
+        result = jobs.load(store, spec.job_id).result or {}
+        deploy.reapply(store, deploy.ServeSettings.from_env())  # nothing to do if it is up
+        answers = ask(store, spec, result)
+    show(console, spec, result, answers, steps.seconds)
+
+
+def run(command: Sequence[str], failure: type[KitaeError]) -> None:
+    """Run a program, its output passed on; `failure` if it fails."""
+    code = subprocess.run(command, check=False).returncode
+    if code != 0:
+        raise failure(f"`{' '.join(command)}` ended with exit code {code}")
+
+
+def submit(spec: JobSpec) -> None:
+    """`ray job submit` as anybody would, and what the job writes. TrainingError if it fails."""
+    from ray_jobs import jobs
+    from ray_jobs.storage import Store
+
+    ray = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
+    where = ["--address", os.environ["RAY_API_SERVER_ADDRESS"], "--working-dir", "."]
+    without = ["--runtime-env-json", json.dumps({"excludes": EXCLUDED})]
+    job = ["--", "python", "-m", "ray_jobs", "run", str(SPEC)]
+    print(f"   $ ray job submit --working-dir . {' '.join(job)}", flush=True)
+    try:
+        run([*ray, *where, *without, *job], TrainingError)
+    except KeyboardInterrupt:
+        # The job is Ray's, and would go on without us.
+        jobs.request_cancel(Store.from_env(check=False), spec.job_id)
+        raise
+
+
+def ask(store: Store, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
+    """The first held-out questions, put to base and tuned model. ServingError if the endpoint does not answer."""
+    import openai
+
+    from ray_jobs import data, registry
+
+    client = openai.OpenAI(base_url=endpoint(), api_key=os.environ["KITAE_API_KEY"], timeout=120.0)
+
+    def answer(model: str, question: str) -> str:
+        try:
+            said = client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": question}],
+                max_tokens=spec.evaluation.max_new_tokens,
+                temperature=0.0,
+            )
+        except openai.OpenAIError as error:
+            raise ServingError(f"{endpoint()} did not answer for {model!r}: {error}") from error
+        return said.choices[0].message.content or ""
+
+    answers = []
+    version = registry.get(store, f"{result['model']}@{result['version']}")
+    for row in data.load(store, version.lineage.dataset_digest).held_out_rows[:QUESTIONS]:
+        asked, expected = row["messages"][-2:]
+        question = str(asked["content"])
+        base, tuned = answer(version.base_name, question), answer(version.name, question)
+        answers.append(Answer(question, str(expected["content"]), base, tuned))
+    return answers
+
+
+def endpoint() -> str:
+    return f"http://127.0.0.1:{os.environ.get('KITAE_PORT', '8000')}/v1"
+
+
+def show(
+    console: Console, spec: JobSpec, result: dict[str, Any], answers: Sequence[Answer], seconds: Mapping[str, float]
+) -> None:
+    """The answers, one table with everything there is to know, and how to ask on."""
+    console.print()
+    console.print(answer_table(result, answers))
+    console.print(figures_table(result, seconds))
+    console.print("\nIt stays up until `make stop`. Ask it yourself:\n")
+    console.print(curl(spec.name, answers[0].question if answers else "Hello"), markup=False, highlight=False)
+
+
+def answer_table(result: dict[str, Any], answers: Sequence[Answer]) -> Table:
+    table = Table("held-out question", "the row's answer", result["base_name"], result["model"], show_lines=True)
+    for answer in answers:
+        texts = (answer.question, answer.expected, answer.base, answer.tuned)
+        table.add_row(*(Text(shorten(text)) for text in texts))
+    return table
+
+
+def figures_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table:
+    """`result` is the job's, `seconds` the demo's own steps."""
+    table = Table("", "base", "tuned", show_edge=False, pad_edge=False)
+    for name, tuned in result["tuned"].items():
+        base = result["base"].get(name)
+        table.add_row(f"held-out {name.replace('_', ' ')}", "" if base is None else f"{base:.3f}", f"{tuned:.3f}")
+    table.add_section()
+    table.add_row("training", "", f"{result['tokens_per_s']:,.0f} tokens/s")
+    if result["parity_mean_gap"] is not None:
+        table.add_row("served − trained, mean |Δ log p|", "", f"{result['parity_mean_gap']:.1e}")
+    table.add_section()
+    for stage in result["stages"]:
+        skipped = " (done before)" if stage["skipped"] else ""
+        table.add_row(f"stage {stage['name']}", "", duration(stage["seconds"]) + skipped)
+    for name, took_s in seconds.items():
+        table.add_row(name, "", duration(took_s))
+    table.add_section()
+    table.add_row("model", result["base_name"], f"{result['model']}@{result['version']}")
+    table.add_row("endpoint", "", endpoint())
+    return table
+
+
+def shorten(text: str, limit: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def curl(model: str, question: str) -> str:
+    """A command that works as it is from this directory; the key stays in its file."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
+    quoted = body.replace("'", "'\"'\"'")
+    return (
+        f"curl -s {endpoint()}/chat/completions \\\n"
+        '  -H "Authorization: Bearer $(cat .kitae/api-key)" -H "Content-Type: application/json" \\\n'
+        f"  -d '{quoted}'"
+    )
+
+
+if __name__ == "__main__":
+    main()
