@@ -62,10 +62,8 @@ test: setup ## all tests: the light ones on two cores, then the heavy ones one b
 	if [ $$light = 5 ]; then exit $$heavy; elif [ $$heavy = 5 ]; then exit $$light; else exit $$((light | heavy)); fi
 
 check: setup ## ruff, mypy --strict, layering
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@failed=0; for command in 'ruff check .' 'ruff format --check .' mypy lint-imports; do \
+	  echo "== $$command"; $(BIN)/$$command || failed=1; done; exit $$failed
 
 format: setup ## let ruff arrange the sources
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
