@@ -157,7 +157,10 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def save_published(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write what is registered: an adapter (with its head) or a whole model, as safetensors, and the tokenizer."""
-    model.save_pretrained(str(directory), safe_serialization=True)  # type: ignore[operator]  # both kinds have it
+    whole: Any = model
+    # PEFT would otherwise ask the hub whether the vocabulary was changed.
+    options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    whole.save_pretrained(str(directory), safe_serialization=True, **options)
     tokenizer.save_pretrained(str(directory))
 
 

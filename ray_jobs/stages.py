@@ -42,9 +42,9 @@ def rows_fingerprint(store: Store, source: str) -> str:
     if not source.startswith("s3://"):
         with local_copy(store, source) as path, path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    bucket, _, key = source.removeprefix("s3://").partition("/")
-    for info in store.at(f"s3://{bucket}").list(key):
-        if info.key == key:
+    folder, _, name = source.rpartition("/")
+    for info in store.at(folder).list():
+        if info.key == name:
             return hash_of([info.size_bytes, info.etag])
     raise DataError(f"no rows at {source}: upload the file there, or correct the address")
 

@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from ray_jobs import jobs
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.jobs import JobRecord
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.train import TrainInputs, TrainOutcome, TrainProgress
@@ -34,7 +36,7 @@ def connect() -> None:
     if not ray.is_initialized():
         ray.init(
             address=os.environ.get("RAY_ADDRESS") or None,
-            log_to_driver=True,
+            log_to_driver=False,  # a job tells what matters itself; the rest is in the dashboard
             logging_level=logging.WARNING,
             include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
         )
@@ -53,6 +55,7 @@ def train_on_workers(
     Raises what a worker raised on purpose, MachineError where the cluster has no room or memory ran out, and
     TrainingError where workers were lost more often than `compute.max_failures`.
     """
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -81,13 +84,13 @@ def train_on_workers(
             ),
         )
         try:
-            result = trainer.fit()
+            trainer.fit()
         except Exception as error:
             raise _read_failure(store, _failure_key(inputs, attempt)) or _explain(error, compute) from error
-    answer = (result.metrics or {}).get("answer")
-    if isinstance(answer, KitaeError):
-        raise answer
-    return TrainOutcome.model_validate_json(str(answer))
+        answer = ray.get(sink.answer.remote())
+    if answer is None:
+        raise _read_failure(store, _failure_key(inputs, attempt)) or TrainingError("the workers ended without a result")
+    return TrainOutcome.model_validate_json(answer)
 
 
 def call_on_worker(
@@ -136,9 +139,9 @@ def check_room(compute: ComputeSection, cluster: dict[str, float]) -> None:
 
 def _worker(config: dict[str, Any]) -> None:
     """One training process. An error of ours ends the group in order, so that Ray Train does not retry it."""
+    import ray
     import ray.train
 
-    from ray_jobs import jobs
     from ray_jobs.train import train
 
     context = ray.train.get_context()
@@ -150,10 +153,8 @@ def _worker(config: dict[str, Any]) -> None:
     sink = config["sink"]
     failure_key = _failure_key(inputs, config["attempt"])
 
-    failed = _read_failure(store, failure_key)
-    if failed is not None:
-        ray.train.report({"answer": failed})
-        return
+    if store.exists(failure_key):
+        return  # this attempt has failed for good; the driver reads why
 
     def tell(progress: TrainProgress) -> None:
         figures: Figures = {"loss": progress.loss, "tokens_per_s": progress.tokens_per_s}
@@ -163,24 +164,25 @@ def _worker(config: dict[str, Any]) -> None:
 
     try:
         outcome = train(
-            inputs, store, on_progress=tell, should_stop=_Asked(store, config["job_id"], config["attempt"], jobs)
+            inputs,
+            store,
+            on_progress=tell,
+            should_stop=_Asked(lambda: jobs.load(store, config["job_id"]), config["attempt"]),
         )
     except KitaeError as error:
-        if inputs.spec.compute.workers == 1:
-            ray.train.report({"answer": error})
-            return
-        # The others wait in a collective: leave word for the next start, which ends at once, and break this one.
+        # Leave word for the next start, which ends at once, and break this one: the others may wait in a collective.
         _write_failure(store, failure_key, error)
         raise
-    ray.train.report({"answer": outcome.model_dump_json()})
+    if context.get_world_rank() == 0:
+        ray.get(sink.finish.remote(outcome.model_dump_json()))
 
 
 class _Asked:
     """Whether the job was cancelled or taken over, read from the store every few seconds in the background."""
 
-    def __init__(self, store: Store, job_id: str, attempt: int, jobs: Any) -> None:
+    def __init__(self, ask: Callable[[], JobRecord], attempt: int) -> None:
         self._stop = threading.Event()
-        self._ask = lambda: jobs.load(store, job_id)
+        self._ask = ask
         self._attempt = attempt
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -268,9 +270,16 @@ def _sink(report: Report) -> Iterator[Any]:
     class Sink:
         def __init__(self) -> None:
             self.state: tuple[float, float, str, Figures] | None = None
+            self.outcome: str | None = None
 
         def put(self, state: tuple[float, float, str, Figures]) -> None:
             self.state = state
+
+        def finish(self, outcome: str) -> None:
+            self.outcome = outcome
+
+        def answer(self) -> str | None:
+            return self.outcome
 
         def take(self) -> tuple[float, float, str, Figures] | None:
             state, self.state = self.state, None

@@ -52,6 +52,8 @@ def build_engine(model: torch.nn.Module, spec: JobSpec, learning_rate: float, *,
     import deepspeed
     import torch
 
+    # A shared-memory all-reduce for inference that DeepSpeed would compile on a CPU at first use, for a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     named = trainable(model)
     decayed = [p for p in named.values() if p.ndim >= 2]
     plain = [p for p in named.values() if p.ndim < 2]
