@@ -134,6 +134,8 @@ def engine_kwargs(settings: EngineSettings) -> dict[str, Any]:
             "max_loras": settings.max_loras,
             "max_cpu_loras": settings.max_loras,
         }
+        if settings.hardware.device == "cpu":
+            kwargs["worker_cls"] = "ray_jobs.engine.cpu_lora.Worker"
     return kwargs
 
 

@@ -1,0 +1,99 @@
+"""Refusals in the one shape that OpenAI clients read: `{"error": {message, type, param, code}}`.
+
+Owns the body and the status of every 4xx and 5xx, and how vLLM's own refusals are put into it. Does not know routes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
+
+
+class ApiError(Exception):
+    """A request that is refused, or failed."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The response body."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The response."""
+        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+
+
+def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be answered as it is."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def queue_full(model: str) -> ApiError:
+    """429: as many requests wait for the model as may."""
+    message = f"the queue of {model!r} is full; try again in a moment"
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+
+
+def not_ready(model: str) -> ApiError:
+    """503: deployed, and not up yet or not any more."""
+    message = f"{model!r} is deployed and not ready; try again in a moment"
+    return ApiError(503, message, code="model_not_ready", headers={"Retry-After": "5"})
+
+
+def from_engine(error: Mapping[str, Any]) -> ApiError:
+    """vLLM's refusal: its status and words, our types and codes."""
+    status = error.get("code")
+    status = status if isinstance(status, int) and 400 <= status < 600 else 500
+    message = str(error.get("message", "the engine failed"))
+    too_long = status == 400 and any(words in message for words in _CONTEXT_LENGTH_WORDS)
+    param = error.get("param")
+    return ApiError(
+        status,
+        message if status < 500 else "the engine failed; its log has the reason",
+        code="context_length_exceeded" if too_long else None,
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app in this shape."""
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        what = {404: "no such path", 405: "this path does not take that method"}.get(error.status_code, error.detail)
+        message = f"{what}: {request.method} {request.url.path}"
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        # Starlette logs the traceback; what the client sees names no internals.
+        return ApiError(500, "the service failed to answer; its log has the reason").response()
