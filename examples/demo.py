@@ -84,7 +84,7 @@ def main() -> None:
         local.up()
         os.environ.update(local.environment())
     with steps("model and rows", again):
-        run([sys.executable, "-m", "examples.assets", "chat"], MachineError)
+        run([sys.executable, "-m", "examples.assets", "chat", "--into", str(ROOT / ".kitae/assets")], MachineError)
     spec = load_spec(SPEC)
     with steps("job", f"`.venv/bin/kitae status {spec.job_id} --events` shows how far it came; {again}"):
         submit(spec)
