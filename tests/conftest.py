@@ -68,7 +68,7 @@ def start_store_server(directory: Path) -> StoreServer:
         directory,
         embedded_store.choose_ports(),
         Credentials("test-key", uuid.uuid4().hex),
-        Process(0, 0),
+        Process(0, ""),
         uuid.uuid4().hex,
     )
     try:

@@ -22,7 +22,7 @@ MARK = "KITAE_LOCAL_ID"
 """In the environment of every process of one local service: whoever carries it was started by it."""
 
 _PROC = Path("/proc")
-_TERM_PATIENCE_S = 15.0
+_TERM_PATIENCE_S = 8.0
 _KILL_PATIENCE_S = 10.0
 # Below the range that the kernel gives to outgoing connections, so that none of those sits on a port we chose.
 _PORTS = range(20_000, 32_000)
@@ -75,11 +75,7 @@ def stop(roots: Iterable[Process], mark: str) -> int:
 
     MachineError naming any that is left after that.
     """
-    leaders = [process for process in roots if process.alive]
-    seen = set(family(leaders, mark))
-    for process in leaders:  # they know best how to stop their own
-        _signal(process, signal.SIGTERM)
-    _wait_gone(leaders, _TERM_PATIENCE_S)
+    seen = set(family(roots, mark))
     for number, patience_s in ((signal.SIGTERM, _TERM_PATIENCE_S), (signal.SIGKILL, _KILL_PATIENCE_S)):
         # What was seen before counts too: an orphan has lost the parent it could be known by.
         seen |= set(family([process for process in seen if process.alive], mark))

@@ -88,7 +88,7 @@ class Home:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise MachineError(
-                f"{self.path / 'state.json'} cannot be read ({error}): remove it, and `kitae local down` stops what runs"
+                f"{self.path / 'state.json'} cannot be read ({error}): remove it; `kitae local down` stops what runs"
             ) from error
 
     def save(self, state: State) -> None:

@@ -16,7 +16,7 @@ from ray_jobs.errors import ConflictError, CorruptObject, StoreAccessDenied, Sto
 from ray_jobs.storage.bucket import Bucket
 
 _WRONG_SHA256 = bytes(32)
-_RACERS = 8
+_RACERS = 4
 
 Check = Callable[[Bucket, str], bool]
 """Tries one feature under a key of its own; False, or an error, where the store lacks it."""
@@ -50,9 +50,11 @@ def probe(bucket: Bucket, prefix: str) -> None:
 
 def _clean_up(bucket: Bucket, folder: str) -> None:
     quick = bucket.patient_for(0)
-    with suppress(StoreError):  # a few bytes may stay behind; what was found out counts
+    # A few bytes may stay behind: what was found out counts.
+    with suppress(StoreError):
         for key, upload_id in list(quick.open_uploads(folder)):
             quick.abort_upload(key, upload_id)
+    with suppress(StoreError):
         for key, _, _ in list(quick.objects(folder)):
             quick.delete(key)
 

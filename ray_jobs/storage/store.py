@@ -13,13 +13,13 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError
+from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError, StoreLacks
 from ray_jobs.storage.address import folder_of, from_environment, split_uri
 from ray_jobs.storage.bucket import Bucket, Settings
 from ray_jobs.storage.manifest import (
@@ -171,8 +171,9 @@ class Store:
         """Delete everything below `prefix/`, its manifest first: no reader ever sees a committed tree with holes."""
         folder = folder_of(prefix)
         self.delete(folder + MANIFEST_NAME)
-        for key, upload_id in list(self._bucket.open_uploads(self._prefix + folder)):
-            self._bucket.abort_upload(key, upload_id)
+        with suppress(StoreLacks):  # where unfinished uploads cannot be listed, the bucket's lifecycle rules end them
+            for key, upload_id in list(self._bucket.open_uploads(self._prefix + folder)):
+                self._bucket.abort_upload(key, upload_id)
         self.delete([info.key for info in self.list(prefix)])
 
     # ---- files and trees ------------------------------------------------------------------------------------------
