@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -35,6 +36,9 @@ SPEC = Path("examples/faq_chat.yaml")
 QUESTIONS = 3
 EXCLUDED = [".git/", ".venv/", ".kitae/", "**/__pycache__/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"]
 """What Ray must not copy into the job's working directory: megabytes, and secrets."""
+
+RAY_CHATTER = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|SUCC|WARNING) \w+\.py:\d+ -- |Running entrypoint for job ")
+"""What `ray job submit` says about itself."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,15 @@ def main() -> None:
     show(console, spec, result, answers, steps.seconds)
 
 
-def run(command: Sequence[str], failure: type[KitaeError]) -> None:
-    """Run a program, its output passed on; `failure` if it fails."""
-    code = subprocess.run(command, check=False).returncode
-    if code != 0:
-        raise failure(f"`{' '.join(command)}` ended with exit code {code}")
+def run(command: Sequence[str], failure: type[KitaeError], *, hide: re.Pattern[str] | None = None) -> None:
+    """Run a program, its output passed on but for lines that match `hide`; `failure` if it fails."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+        assert program.stdout is not None
+        for line in program.stdout:
+            if hide is None or not hide.match(line):
+                print(f"   {line}", end="", flush=True)
+    if program.returncode != 0:
+        raise failure(f"`{' '.join(command[:6])} …` ended with exit code {program.returncode}")
 
 
 def submit(spec: JobSpec) -> None:
@@ -117,7 +125,7 @@ def submit(spec: JobSpec) -> None:
     job = ["--", "python", "-m", "ray_jobs", "run", str(SPEC)]
     print(f"   $ ray job submit --working-dir . {' '.join(job)}", flush=True)
     try:
-        run([*ray, *where, *without, *job], TrainingError)
+        run([*ray, *where, *without, *job], TrainingError, hide=RAY_CHATTER)
     except KeyboardInterrupt:
         # The job is Ray's, and would go on without us.
         jobs.request_cancel(Store.from_env(check=False), spec.job_id)

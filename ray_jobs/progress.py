@@ -80,7 +80,7 @@ def figure(name: str, value: float | str) -> str:
 
 def line(label: str, snapshot: Snapshot, *, ended: bool = False) -> str:
     """`train   [#######.......]  42/120 steps  loss 2.31  181 tok/s  left 1m10s`."""
-    share = min(1.0, max(0.0, snapshot.done / snapshot.total)) if snapshot.total > 0 else 1.0
+    share = min(1.0, max(0.0, snapshot.done / snapshot.total)) if snapshot.total > 0 else 0.0  # 0: not known yet
     filled = int(share * BAR_WIDTH)
     if snapshot.unit == "bytes":
         amount = f"{snapshot.done / 2**20:,.0f}/{snapshot.total / 2**20:,.0f} MiB"

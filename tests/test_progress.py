@@ -26,9 +26,9 @@ def test_the_line_of_a_training_step() -> None:
     )
 
 
-def test_bytes_are_shown_as_mib_and_an_empty_total_is_full() -> None:
+def test_bytes_are_shown_as_mib_and_a_total_not_known_yet_as_no_progress() -> None:
     assert "3/10 MiB" in line("upload", Snapshot(3 * 2**20, 10 * 2**20, "bytes"))
-    assert "[########################]  0/0 rows" in line("clean", Snapshot(0, 0, "rows"))
+    assert "[........................]  0/0 rows" in line("clean", Snapshot(0, 0, "rows"))
 
 
 def test_time_left_counts_only_what_was_done_since_the_restart() -> None:
