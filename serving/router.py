@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _NEAR_NAMES = 3
 _READS_AT_ONCE = 8
+_MISS_TTL_S = 0.25
+"""How long an unknown name is believed to be unknown: a flood of wrong names must not become a flood of reads."""
 _PATHS = {"chat": "/v1/chat/completions", "text_classification": "/v1/classify"}
 
 
@@ -97,14 +99,19 @@ class Router:
         """Where a request's `model` is answered. Raises ApiError: 400 without a name, 404 for an unknown one."""
         if not isinstance(model, str) or not model:
             raise bad_request("model is missing: name one of /v1/models", param="model")
-        route = resolve(await self.snapshot(), model)
+        try:
+            route = resolve(await self.snapshot(), model)
+        except ApiError:
+            # It may have been deployed a moment ago; whoever deployed it asks for it at once.
+            route = resolve(await self.snapshot(max_age_s=_MISS_TTL_S), model)
         check_task(route, task)
         return route
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
         """What is deployed now, at most a time to live ago. Raises ApiError 503 if it never could be read."""
+        limit_s = self._ttl_s if max_age_s is None else min(max_age_s, self._ttl_s)
         async with self._lock:
-            if self._snapshot is None or self._clock() - self._read_at > self._ttl_s:
+            if self._snapshot is None or self._clock() - self._read_at > limit_s:
                 try:
                     self._snapshot = await asyncio.to_thread(read_snapshot, self._store)
                 except StoreError as error:

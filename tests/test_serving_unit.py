@@ -65,7 +65,7 @@ class FixedRouter(Router):
     def __init__(self, snapshot: Snapshot) -> None:
         self._given = snapshot
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
         return self._given
 
 
@@ -177,6 +177,18 @@ async def test_new_versions_and_moved_aliases_count_after_the_time_to_live(store
     assert (await router.resolve("greeter", "chat")).model == "greeter@2"
     registry.set_alias(store, "greeter", "champion", "1")
     now = 5.0
+    assert (await router.resolve("greeter", "chat")).model == "greeter@1"
+
+
+@pytest.mark.anyio
+async def test_a_name_deployed_a_moment_ago_is_found_at_once(store: Store, tmp_path: Path) -> None:
+    now = 0.0
+    router = Router(store, ttl_s=2.0, clock=lambda: now)
+    with pytest.raises(ApiError, match="nothing yet"):
+        await router.resolve("greeter", "chat")
+    for record in needed_records(register(store, tmp_path / "w", "one"), None, ServingSection(), lora_rank=8):
+        records.write(store, record)
+    now = 0.5
     assert (await router.resolve("greeter", "chat")).model == "greeter@1"
 
 

@@ -121,11 +121,11 @@ class ServeClient:
                 "Serve down there, or use a Ray cluster of Kitae's own"
             )
         running = details.get("http_options")
-        if running and details.get("applications"):
+        if running:
             if running["port"] != self._settings.port:
                 raise ServingError(
-                    f"the endpoint already runs on port {running['port']}, and KITAE_PORT says {self._settings.port}: "
-                    "set KITAE_PORT to the former, or undeploy everything first"
+                    f"the endpoint already listens on port {running['port']}, and KITAE_PORT says "
+                    f"{self._settings.port}: set KITAE_PORT to the former, or undeploy everything first"
                 )
         elif _is_here(self._settings.dashboard_url):
             need_free_port(self._settings.host, self._settings.port)
@@ -146,7 +146,9 @@ class ServeClient:
         """
         wanted, started, last = list(names), time.monotonic(), ""
         while True:
-            applications = self.details().get("applications", {})
+            details = self.details()
+            applications = details.get("applications", {})
+            listening = any(proxy.get("status") == "HEALTHY" for proxy in details.get("proxies", {}).values())
             states = {name: applications.get(name, {}) for name in wanted}
             for name, state in states.items():
                 if state.get("status") in _FAILED:
@@ -156,7 +158,7 @@ class ServeClient:
             if progress is not None and line != last:
                 progress(line, elapsed_s)
                 last = line
-            if all(state.get("status") == "RUNNING" for state in states.values()):
+            if listening and all(state.get("status") == "RUNNING" for state in states.values()):
                 return
             if elapsed_s > self._settings.timeout_s:
                 raise ServingError(

@@ -1,0 +1,363 @@
+"""Deploying without Ray: what a version needs, how records grow, and every way the Serve API can answer."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ray_jobs import registry
+from ray_jobs.deploy import ServeSettings, deploy, deployed, needed_records, reapply, records, undeploy
+from ray_jobs.deploy.records import Deployment, merge
+from ray_jobs.deploy.serve_api import failure, need_free_port, serve_config
+from ray_jobs.errors import CorruptObject, MachineError, RegistryError, ServingError, SpecError
+from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.spec import ServingSection
+from ray_jobs.storage import Store
+from tests.builders import make_spec
+
+TOKEN = "a-token"
+
+
+@dataclass
+class Dashboard:
+    """The part of a Ray dashboard that speaks Serve's API, as 2.60 answers it: a server with a state one can set."""
+
+    config: dict[str, Any] | None = None
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    foreign: dict[str, dict[str, Any]] = field(default_factory=dict)
+    puts: int = 0
+    url: str = ""
+
+    def details(self) -> dict[str, Any]:
+        if self.config is None:
+            return {"controller_info": {}, "proxies": {}, "applications": self.foreign, "target_capacity": None}
+        names = [application["name"] for application in self.config["applications"]]
+        applications = {name: self.states.get(name, {"status": "RUNNING", "deployments": {}}) for name in names}
+        options = self.config["http_options"]
+        proxies = {"node": {"status": "HEALTHY"}}
+        return {"proxies": proxies, "applications": applications | self.foreign, "http_options": options}
+
+    @property
+    def running(self) -> dict[str, dict[str, Any]]:
+        """Arguments of each application that was asked for."""
+        assert self.config is not None
+        return {application["name"]: application["args"] for application in self.config["applications"]}
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    state = Dashboard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def handle_one(self) -> None:
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self.answer(401, b"Unauthorized: Missing authentication token")
+                return
+            assert self.path == "/api/serve/applications/"
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == "PUT":
+                state.config, state.puts = json.loads(body), state.puts + 1
+            elif self.command == "DELETE":
+                state.config = None
+            self.answer(200, json.dumps(state.details()).encode() if self.command == "GET" else b"")
+
+        do_GET = do_PUT = do_DELETE = handle_one  # http.server's names
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def settings(dashboard: Dashboard) -> ServeSettings:
+    return ServeSettings(dashboard.url, TOKEN, port=free_port(), timeout_s=2.0)
+
+
+def register(store: Store, tmp_path: Path, name: str = "greeter", *, rank: int | None = 8, **spec: Any) -> ModelVersion:
+    """A new version: an adapter of that rank, or (None) a whole model."""
+    mark = f"{name}-{len(registry.versions(store, name))}"
+    directory = tmp_path / mark
+    directory.mkdir()
+    if rank is not None:
+        (directory / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    save_file({"w": np.zeros(1, dtype=np.float32)}, directory / "model.safetensors", {"mark": mark})
+    lineage = Lineage("d" * 16, "b" * 16, make_spec(name, base_model="org/Base", **spec), "0.1.0", "job", {})
+    return registry.register(store, name, directory, lineage=lineage, lineage_digest=mark)
+
+
+# --- what a version needs --------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_needs_its_bases_engine(store: Store, tmp_path: Path) -> None:
+    base, adapter = needed_records(register(store, tmp_path), "2", ServingSection(max_loras=2), lora_rank=12)
+    assert (base.kind, base.name, base.key, base.max_lora_rank) == ("base", "base", f"bases/{'b' * 16}", 16)
+    assert (adapter.kind, adapter.base, adapter.label, adapter.key) == ("adapter", "base", "2", None)
+    assert adapter.application == base.application == "kitae-base"
+
+
+def test_other_models_have_an_application_of_their_own(store: Store, tmp_path: Path) -> None:
+    (full,) = needed_records(register(store, tmp_path, rank=None), None, ServingSection(), lora_rank=None)
+    assert (full.kind, full.key, full.version) == ("full", "models/greeter/1", "1")
+    spam = register(store, tmp_path, "spam", rank=None, task="text_classification")
+    (predictor,) = needed_records(spam, None, ServingSection(), lora_rank=None)
+    assert (predictor.kind, predictor.base_key) == ("predictor", None)
+    ham = register(store, tmp_path, "ham", rank=8, task="text_classification")
+    (predictor,) = needed_records(ham, None, ServingSection(), lora_rank=8)
+    assert (predictor.kind, predictor.base_key) == ("predictor", f"bases/{'b' * 16}")
+
+
+def test_a_model_named_as_its_base_is_refused(store: Store, tmp_path: Path) -> None:
+    version = register(store, tmp_path, "base")
+    with pytest.raises(ServingError, match="the name of its own base"):
+        needed_records(version, None, ServingSection(), lora_rank=8)
+
+
+BASE = Deployment(name="base", kind="base", task="chat", key="bases/b", max_lora_rank=8)
+
+
+def test_a_bases_engine_grows_to_what_any_of_its_adapters_needs() -> None:
+    larger = BASE.model_copy(update={"max_lora_rank": 64, "serving": ServingSection(max_model_len=512)})
+    merged = merge(BASE, larger)
+    assert merged.max_lora_rank == 64
+    assert merged.serving == BASE.serving
+    assert merge(merged, BASE) == merged
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"key": "bases/c"}, "another base model is deployed as 'base'"),
+        ({"precision": "bf16"}, "serves auto, and this model was trained in bf16"),
+        ({"kind": "full"}, "the name 'base' is taken by a deployed base"),
+    ],
+)
+def test_a_base_is_not_replaced_under_its_adapters(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ServingError, match=match):
+        merge(BASE, BASE.model_copy(update=change))
+
+
+def test_an_applications_arguments_hold_only_what_needs_a_new_engine(settings: ServeSettings) -> None:
+    full = Deployment(name="greeter", kind="full", task="chat", key="models/greeter/1", version="1")
+    one, other = (serve_config([full.model_copy(update={"label": label})], settings) for label in ("1", "champion"))
+    assert one == other
+    assert [application["name"] for application in one["applications"]] == ["kitae", "kitae-greeter"]
+    assert one["http_options"] == {"host": "127.0.0.1", "port": settings.port}
+
+
+# --- deploying -------------------------------------------------------------------------------------------------------
+
+
+def test_deploying_an_adapter_brings_up_base_and_ingress(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    lines: list[str] = []
+    done = deploy(store, "greeter", settings, progress=lambda line, seconds: lines.append(line))
+    assert (done.model, done.version, done.base) == ("greeter", "1", "base")
+    assert done.url == f"http://127.0.0.1:{settings.port}/v1"
+    assert list(dashboard.running) == ["kitae", "kitae-base"]
+    assert lines == ["kitae running, kitae-base running"]
+    assert [record.name for record in deployed(store)] == ["base", "greeter"]
+
+
+def test_another_version_changes_nothing_that_runs(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    deploy(store, "greeter", settings)
+    before = dashboard.config
+    register(store, tmp_path)
+    assert deploy(store, "greeter@2", settings).version == "2"
+    assert dashboard.config == before
+    record = records.read(store, "greeter")
+    assert record is not None
+    assert record.label == "2"
+
+
+def test_an_adapter_of_a_larger_rank_grows_the_engine(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    deploy(store, "greeter", settings)
+    register(store, tmp_path, "writer", rank=33)
+    deploy(store, "writer", settings)
+    assert dashboard.running["kitae-base"]["max_lora_rank"] == 64
+
+
+def test_two_who_deploy_at_once_both_end_up_deployed(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    names = [f"model-{i}" for i in range(6)]
+    for name in names:
+        register(store, tmp_path, name, rank=None)
+    deploy(store, names[0], settings)
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda name: deploy(store, name, settings), names[1:]))
+    assert set(dashboard.running) == {"kitae", *(f"kitae-{name}" for name in names)}
+
+
+def test_undeploying_takes_only_that_name_away(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    register(store, tmp_path, "writer")
+    for name in ("greeter", "writer"):
+        deploy(store, name, settings)
+    with pytest.raises(ServingError, match="is the base of greeter, writer"):
+        undeploy(store, "base", settings)
+    undeploy(store, "writer", settings)
+    assert [record.name for record in deployed(store)] == ["base", "greeter"]
+    with pytest.raises(ServingError, match=r"'writer' is not deployed; deployed: base, greeter"):
+        undeploy(store, "writer", settings)
+    undeploy(store, "greeter", settings)
+    assert list(dashboard.running) == ["kitae", "kitae-base"]
+    undeploy(store, "base", settings)
+    assert dashboard.config is None
+
+
+def test_everything_recorded_comes_up_again(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    reapply(store, settings)
+    assert dashboard.puts == 0
+    register(store, tmp_path)
+    deploy(store, "greeter", settings)
+    dashboard.config = None
+    reapply(store, settings)
+    assert list(dashboard.running) == ["kitae", "kitae-base"]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_an_unregistered_model_is_refused_before_anything_is_written(
+    store: Store, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    with pytest.raises(RegistryError, match="nobody"):
+        deploy(store, "nobody", settings)
+    assert deployed(store) == []
+    assert dashboard.puts == 0
+
+
+def test_a_taken_port_is_refused_before_anything_is_written(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(MachineError, match=rf"127\.0\.0\.1:{port} .*KITAE_PORT"):
+            deploy(store, "greeter", replace(settings, port=port))
+    assert deployed(store) == []
+
+
+def test_the_port_of_a_running_endpoint_cannot_be_changed(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    deploy(store, "greeter", settings)
+    with pytest.raises(ServingError, match=rf"listens on port {settings.port}, and KITAE_PORT says 1234"):
+        deploy(store, "greeter", replace(settings, port=1234))
+
+
+def test_somebody_elses_applications_are_not_removed(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    dashboard.foreign = {"translator": {"status": "RUNNING"}}
+    with pytest.raises(ServingError, match="already serves translator"):
+        deploy(store, "greeter", settings)
+    assert dashboard.puts == 0
+
+
+def test_a_refused_token_says_what_to_set(store: Store, tmp_path: Path, settings: ServeSettings) -> None:
+    register(store, tmp_path)
+    with pytest.raises(ServingError, match="RAY_AUTH_TOKEN_PATH"):
+        deploy(store, "greeter", replace(settings, token="wrong"))
+
+
+def test_no_ray_at_all_says_what_to_set(store: Store, tmp_path: Path) -> None:
+    register(store, tmp_path)
+    with pytest.raises(ServingError, match=r"Ray does not answer at .* RAY_ADDRESS"):
+        deploy(store, "greeter", ServeSettings(f"http://127.0.0.1:{free_port()}", TOKEN))
+
+
+def test_a_replica_that_fails_is_quoted(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    message = "The deployment failed to start 1 times in a row.\n\nValueError: no such architecture"
+    dashboard.states["kitae-base"] = {"status": "DEPLOY_FAILED", "deployments": {"Engine": {"message": message}}}
+    with pytest.raises(ServingError, match="kitae-base did not come up") as caught:
+        deploy(store, "greeter", settings)
+    assert caught.value.details[-1] == "ValueError: no such architecture"
+
+
+def test_a_failure_before_any_replica_is_quoted_too() -> None:
+    error = failure("kitae-base", {"status": "DEPLOY_FAILED", "message": "Traceback\nImportError: serving"})
+    assert error.details == ("Traceback", "ImportError: serving")
+    assert "no reason" in failure("kitae", {"status": "UNHEALTHY"}).details[0]
+
+
+def test_waiting_ends(store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings) -> None:
+    register(store, tmp_path)
+    dashboard.states["kitae-base"] = {"status": "DEPLOYING", "deployments": {"Engine": {"message": "no free GPU"}}}
+    with pytest.raises(ServingError, match=r"after 1 s: kitae running, kitae-base deploying") as caught:
+        deploy(store, "greeter", replace(settings, timeout_s=1.0))
+    assert caught.value.details == ("no free GPU",)
+
+
+def test_a_record_that_is_none_is_corrupt(store: Store) -> None:
+    store.put_json("deployments/greeter.json", {"name": "greeter", "kind": "spaceship", "task": "chat"})
+    with pytest.raises(CorruptObject, match=r"deployments/greeter\.json"):
+        deployed(store)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("abc\n")
+    monkeypatch.setenv("RAY_DASHBOARD_ADDRESS", "http://10.0.0.1:8265")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("KITAE_PORT", "9000")
+    monkeypatch.setenv("KITAE_HOST", "0.0.0.0")
+    settings = ServeSettings.from_env()
+    assert (settings.dashboard_url, settings.token, settings.port) == ("http://10.0.0.1:8265", "abc", 9000)
+    assert settings.url == "http://127.0.0.1:9000/v1"
+    monkeypatch.setenv("KITAE_PORT", "99999")
+    with pytest.raises(SpecError, match="KITAE_PORT is '99999'"):
+        ServeSettings.from_env()
+
+
+def test_a_free_port_is_free() -> None:
+    need_free_port("127.0.0.1", free_port())
