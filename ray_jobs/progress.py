@@ -66,16 +66,17 @@ def duration(seconds: float) -> str:
 
 def figure(name: str, value: float | str) -> str:
     """`loss 2.31`, `181 tok/s`, `rate 2.0e-04`."""
+    shown = name.replace("_", " ")
     if isinstance(value, str):
-        return f"{name} {value}"
+        return f"{shown} {value}"
     if name.endswith("_per_s"):
         number = f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2f}"
         return f"{number} {_SHORT_UNITS.get(name, name.removesuffix('_per_s') + '/s')}"
     if isinstance(value, int) or abs(value) >= 1000:
-        return f"{name} {value:,.0f}"
+        return f"{shown} {value:,.0f}"
     if value != 0 and abs(value) < 0.001:
-        return f"{name} {value:.1e}"
-    return f"{name} {value:.3g}" if abs(value) >= 10 else f"{name} {value:.4g}"
+        return f"{shown} {value:.1e}"
+    return f"{shown} {value:.3g}" if abs(value) >= 10 else f"{shown} {value:.3f}"
 
 
 def line(label: str, snapshot: Snapshot, *, ended: bool = False) -> str:

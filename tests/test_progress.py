@@ -22,7 +22,7 @@ class Clock:
 def test_the_line_of_a_training_step() -> None:
     snapshot = Snapshot(42, 120, "steps", {"loss": 2.31, "tokens_per_s": 181.2}, elapsed_s=42 * 70 / 78)
     assert line("train", snapshot) == (
-        "train      [########................]  42/120 steps  loss 2.31  181 tok/s  left 1m10s"
+        "train      [########................]  42/120 steps  loss 2.310  181 tok/s  left 1m10s"
     )
 
 
@@ -53,7 +53,7 @@ def test_durations(seconds: float, text: str) -> None:
         ("images_per_s", 2.5, "2.50 images/s"),
         ("rows", 1200, "rows 1,200"),
         ("best", "step-40", "best step-40"),
-        ("loss", 0.0, "loss 0"),
+        ("held_out_loss", 0.0, "held out loss 0.000"),
     ],
 )
 def test_figures(name: str, value: float | str, text: str) -> None:
