@@ -1,0 +1,68 @@
+"""The job file: what it refuses and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_jobs.errors import SpecError
+from ray_jobs.spec import json_schema, load_spec, parse_spec
+
+GOOD: dict[str, Any] = {"name": "a", "task": "chat", "base_model": "org/base", "data": {"train": "rows.jsonl"}}
+
+
+def problems(**fields: Any) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        parse_spec({**GOOD, **fields})
+    return list(caught.value.details)
+
+
+def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
+    found = problems(training={"lerning_rate": 1, "epochs": 0}, nme="b", compute={"zero_stage": 7})
+    assert len(found) == 4
+    assert any("training.lerning_rate" in p and "'learning_rate'" in p for p in found)
+    assert any("training.epochs" in p and "got 0" in p for p in found)
+    assert any(p.startswith("nme") and "'name'" in p for p in found)
+
+
+def test_combinations_that_cannot_work_are_refused_together() -> None:
+    (found,) = problems(
+        compute={"offload": "optimizer_and_parameters", "zero_stage": 1}, training={"micro_batch_tokens": 8}
+    )
+    assert "zero_stage 2 or 3" in found
+    assert "zero_stage: 3" in found
+    assert "micro_batch_tokens is 8" in found
+
+
+def test_a_job_is_its_spec_without_compute() -> None:
+    one = parse_spec(GOOD)
+    assert one.job_id == parse_spec({**GOOD, "compute": {"workers": 4}}).job_id
+    assert one.job_id != parse_spec({**GOOD, "training": {"epochs": 7}}).job_id
+    assert one.job_id == parse_spec({**GOOD, "training": {"epochs": 3}}).job_id  # the default, written out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("- a\n", "a list"), ("a: [", "not readable YAML"), (None, "no job file"), ("", "NoneType")]
+)
+def test_a_file_that_is_no_job_file(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "job.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SpecError, match=said):
+        load_spec(path)
+
+
+def test_the_schema_describes_every_field() -> None:
+    schema = json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    for section in sections:
+        for name, field in section["properties"].items():
+            assert field.get("description") or "$ref" in field or "enum" in field, name
+
+
+def test_a_spec_cannot_be_changed() -> None:
+    spec = parse_spec(GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        spec.name = "b"  # type: ignore[misc]
