@@ -20,6 +20,7 @@ from ray_jobs.storage.bucket import Settings
 BUCKET = "kitae"
 _GRPC_OFFSET = 10_000  # SeaweedFS's gRPC ports lie that much above its HTTP ports
 _START_PATIENCE_S = 60.0
+_HEALTH_SILENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,21 @@ def wait_until_ready(process: Process, ports: StorePorts, credentials: Credentia
 
 def is_healthy(ports: StorePorts, credentials: Credentials) -> bool:
     try:
-        open_store(ports, credentials, patience_s=3).exists("health")
+        open_store(ports, credentials, patience_s=0, silence_s=_HEALTH_SILENCE_S).exists("health")
     except StoreError:
         return False
     return True
 
 
-def open_store(ports: StorePorts, credentials: Credentials, *, patience_s: float = 60.0) -> Store:
+def open_store(
+    ports: StorePorts, credentials: Credentials, *, patience_s: float = 60.0, silence_s: float = 60.0
+) -> Store:
     settings = Settings(
         endpoint_url=endpoint_url(ports),
         access_key_id=credentials.access_key_id,
         secret_access_key=credentials.secret_access_key,
         patience_s=patience_s,
+        silence_s=silence_s,
     )
     return Store(f"s3://{BUCKET}", settings)
 

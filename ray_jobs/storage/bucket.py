@@ -43,6 +43,8 @@ class Settings:
     session_token: str | None = field(default=None, repr=False)
     patience_s: float = 60.0
     """How long one request is tried again while the store fails or does not answer."""
+    silence_s: float = 60.0
+    """How long a request may go without a byte before it counts as failed."""
     parallel: int = field(default_factory=lambda: min(32, max(8, 2 * (os.cpu_count() or 1))))
     """Requests at once in a transfer; each holds one part in memory."""
 
@@ -329,7 +331,7 @@ def make_client(settings: Settings) -> S3Client:
         s3={"addressing_style": "path"},
         retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in _try
         connect_timeout=5,
-        read_timeout=60,
+        read_timeout=settings.silence_s,
         max_pool_connections=settings.parallel + 8,
         proxies={} if loopback else None,  # None: those of the environment, which cannot reach this machine's own store
         # We send our own SHA-256 and ask for checksums where a whole object is read: stores differ in what else they
