@@ -78,7 +78,7 @@ class Steps:
 
 def main() -> None:
     os.chdir(ROOT)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     steps = Steps(console)
     again = "what is named above says why; `make demo` goes on from here"
     from ray_jobs import local
@@ -187,14 +187,14 @@ def answer_table(result: dict[str, Any], answers: Sequence[Answer]) -> Table:
 
 def figures_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table:
     """`result` is the job's, `seconds` the demo's own steps."""
-    table = Table("", "base", "tuned", show_edge=False, pad_edge=False)
-    for name, tuned in result["tuned"].items():
+    table = Table("", "base", "tuned")
+    for name, tuned in sorted(result["tuned"].items(), key=lambda item: item[0] != "loss"):  # the loss first
         base = result["base"].get(name)
         table.add_row(f"held-out {name.replace('_', ' ')}", "" if base is None else f"{base:.3f}", f"{tuned:.3f}")
     table.add_section()
     table.add_row("training", "", f"{result['tokens_per_s']:,.0f} tokens/s")
     if result["parity_mean_gap"] is not None:
-        table.add_row("served − trained, mean |Δ log p|", "", f"{result['parity_mean_gap']:.1e}")
+        table.add_row("served vs trained, mean |Δ log p|", "", f"{result['parity_mean_gap']:.1e}")
     table.add_section()
     for stage in result["stages"]:
         skipped = " (done before)" if stage["skipped"] else ""

@@ -239,7 +239,7 @@ def registered(store: Store, tmp_path: Path) -> str:
             spec=make_spec(),
             code_version="0.1.0",
             job_id=make_spec().job_id,
-            metrics={"held_out_loss": loss, "base_held_out_loss": 2.0},
+            metrics={"loss": loss, "base_loss": 2.0},
         )
         registry.register(store, "greeter", directory, lineage=lineage, lineage_digest=str(number) * 64)
     registry.set_alias(store, "greeter", "champion", "1")
@@ -250,7 +250,7 @@ def test_models_lists_names_versions_and_one_version(invoke: CliRunner, register
     (row,) = [line for line in invoke.invoke(cli, ["models"]).output.splitlines() if registered in line]
     assert "champion → 1" in row
     shown = invoke.invoke(cli, ["models", registered]).output
-    assert "held_out_loss 1.25" in shown
+    assert "loss 2 → 1.25" in shown
     one = json.loads(invoke.invoke(cli, ["models", f"{registered}@champion"]).output)
     assert (one["version"], one["aliases"], one["lineage"]["job_id"]) == ("1", ["champion"], make_spec().job_id)
     everything = json.loads(invoke.invoke(cli, ["models", "--json"]).output)
