@@ -11,6 +11,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -290,6 +292,19 @@ def test_secrets_are_for_their_owner_only(root: Path, lines: list[str]) -> None:
     commands = [Path(f"/proc/{process.pid}/cmdline").read_text() for process in running(root)]
     told = [*lines, *commands, json.dumps(local.status(root)), (home / "state.json").read_text()]
     assert not any(secret in text for secret in secrets for text in told)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_the_stores_inner_servers_give_nothing_away(root: Path) -> None:
+    local.up(root, port=free_port(), log=lambda _: None)
+    open_store(root).put("a", b"private")
+    state = Home(root).load()
+    assert state is not None
+    for method, path in (("GET", "a"), ("GET", ""), ("PUT", "b"), ("DELETE", "a")):
+        url = f"http://127.0.0.1:{state.store_ports.filer}/buckets/{embedded_store.BUCKET}/{path}"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10)
+    assert open_store(root).get("a") == b"private"
 
 
 @pytest.mark.usefixtures("no_ray")

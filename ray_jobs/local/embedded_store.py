@@ -5,6 +5,7 @@ Owns its command line, its ports and the wait until it answers. Does not know wh
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import sys
 import time
@@ -73,6 +74,10 @@ def start(
         f"-admin.port={ports.admin}",
     ]
     keys = {"AWS_ACCESS_KEY_ID": credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key}
+    # Without these, its inner HTTP servers would give every user of this machine what S3 asks credentials for.
+    inner = secrets.token_hex(32)
+    names = ("SIGNING_KEY", "SIGNING_READ_KEY", "FILER_SIGNING_KEY", "FILER_SIGNING_READ_KEY")
+    keys |= {f"WEED_JWT_{name}": inner for name in names}
     # It reads a security.toml, if there is one, where it is started: that must be nobody else's directory.
     return spawn(command, environment={**environment, **keys}, log=log, directory=data)
 
