@@ -16,10 +16,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ray_jobs import jobs, registry
+from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, KitaeError
+from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 
@@ -195,6 +196,30 @@ def test_cancel_ends_the_job_and_an_unknown_one_is_an_error(invoke: CliRunner, s
     unknown = invoke.invoke(cli, ["cancel", "gre"])
     assert isinstance(unknown.exception, KitaeError)
     assert job.id in str(unknown.exception)
+
+
+@pytest.mark.parametrize(("arguments", "workers"), [([], 1), (["--workers", "3"], 3)])
+def test_resume_takes_the_stored_spec_and_may_change_the_workers(
+    invoke: CliRunner, store: Store, monkeypatch: pytest.MonkeyPatch, arguments: list[str], workers: int
+) -> None:
+    ran: list[JobSpec] = []
+
+    def run(store: Store, spec: JobSpec) -> None:
+        ran.append(spec)
+        raise DataError("far enough")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    job = jobs.start_attempt(store, make_spec())
+    invoke.invoke(cli, ["resume", job.id, *arguments])
+    (spec,) = ran
+    assert spec.compute.workers == workers
+    assert (spec.job_id, spec.training) == (job.id, make_spec().training)
+
+
+def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    assert "0 is not in the range x>=1" in invoke.invoke(cli, ["resume", job.id, "--workers", "0"]).output
+    assert job.id in str(invoke.invoke(cli, ["resume", "gre"]).exception)
 
 
 def test_schema_is_the_schema() -> None:

@@ -67,18 +67,23 @@ def run(spec: Path) -> None:
 
 @click.command()
 @_JOB
-def resume(job: str) -> None:
+@click.option("--workers", type=click.IntRange(min=1), help="Go on with so many training workers (compute.workers).")
+def resume(job: str, workers: int | None) -> None:
     """Go on with JOB where it stopped: killed, failed or cancelled. Its job file is not needed.
 
     \b
     Example:
       kitae resume faq-chat-1f0c2a9b3d
+      kitae resume faq-chat-1f0c2a9b3d --workers 1
     """
     from ray_jobs.jobs import load
     from ray_jobs.spec import parse_spec
 
     store = session.open_store()
-    loaded = parse_spec(load(store, job).spec, source=f"the stored spec of job {job}")
+    document = load(store, job).spec
+    if workers is not None:
+        document["compute"] = {**document.get("compute", {}), "workers": workers}
+    loaded = parse_spec(document, source=f"the stored spec of job {job}")
     from ray_jobs import pipeline
 
     _report(pipeline.run(store, loaded))
