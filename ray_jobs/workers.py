@@ -104,7 +104,7 @@ def call_on_worker(
 
         def call() -> T:
             _prepare_process(threads)
-            return function(*arguments, lambda *state: sink.put.remote(state))
+            return function(*arguments, lambda state: sink.put.remote(state))
 
         # max_calls=1: the process ends, and its memory with it.
         task: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_calls=1)(call)
