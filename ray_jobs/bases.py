@@ -55,9 +55,10 @@ def fingerprint(store: Store, source: str) -> str:
     if path.exists():
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         return _hash([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
-    if not _HUB_ID.match(source):
+    if source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         raise ModelError(
-            f"base_model {source!r} is neither an existing path, an s3:// address nor a hub id such as org/model"
+            f"base_model {source!r} is neither an existing path (seen from {Path.cwd()}), an s3:// address nor a hub id "
+            "such as org/model"
         )
     return _hub_revision(source)
 
