@@ -122,6 +122,9 @@ class Writer:
     keep: int
     stall_s: float = 0.0
     """Seconds the loop has waited in `save`."""
+    tidies: bool = True
+    """Whether older checkpoints are deleted. A start that was told to stop leaves that to the next one, which may be
+    reading them already."""
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     _pending: Future[None] | None = None
 
@@ -185,7 +188,8 @@ class Writer:
             parts = [self._part(f"{key}/part-{rank:05d}.json") for rank in range(self.workers)]
             meta = {"workers": self.workers, "position": asdict(position) | {"losses": list(position.losses)}}
             self.store.commit(key, [entry for part in parts for entry in part], meta)
-            self._delete_others()
+            if self.tidies:
+                self._delete_others()
 
     def _part(self, key: str) -> list[FileEntry]:
         deadline = time.monotonic() + _PARTS_PATIENCE_S

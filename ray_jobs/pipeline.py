@@ -180,7 +180,7 @@ def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
         stages.run(
             "evaluate",
             {"checkpoint": trained["checkpoint"], "evaluation": spec.evaluation.model_dump(mode="json")},
-            lambda show: work.evaluate_candidate(store, evaluate_inputs, show),
+            lambda show: work.evaluate_candidate(stages.job, store, evaluate_inputs, show),
         )
     )
     gate(evaluation, spec)
@@ -193,7 +193,7 @@ def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
                 "parity": spec.evaluation.parity.model_dump(mode="json"),
                 "max_model_len": spec.serving.max_model_len,
             },
-            lambda show: work.compare_served(store, spec, evaluation, base["key"], show),
+            lambda show: work.compare_served(stages.job, store, spec, evaluation, base["key"], show),
         )
     registered = stages.run(
         "register",

@@ -112,7 +112,7 @@ def train(job: Job, store: Store, inputs: TrainInputs, show: Show) -> Outputs:
     return outcome.model_dump(mode="json")
 
 
-def evaluate_candidate(store: Store, inputs: EvaluateInputs, show: Show) -> Outputs:
+def evaluate_candidate(job: Job, store: Store, inputs: EvaluateInputs, show: Show) -> Outputs:
     workers.connect()
     evaluation = workers.call_on_worker(
         evaluate,
@@ -120,11 +120,12 @@ def evaluate_candidate(store: Store, inputs: EvaluateInputs, show: Show) -> Outp
         store,
         compute=inputs.train.spec.compute,
         report=lambda done, total, unit, figures: show(done, total, unit, **figures),
+        check=job.check,
     )
     return evaluation.model_dump(mode="json")
 
 
-def compare_served(store: Store, spec: JobSpec, evaluation: Evaluation, base_key: str, show: Show) -> Outputs:
+def compare_served(job: Job, store: Store, spec: JobSpec, evaluation: Evaluation, base_key: str, show: Show) -> Outputs:
     workers.connect()
     return workers.call_on_worker(
         compare_with_engine,
@@ -134,6 +135,7 @@ def compare_served(store: Store, spec: JobSpec, evaluation: Evaluation, base_key
         store,
         compute=spec.compute,
         report=lambda done, total, unit, figures: show(done, total, unit, **figures),
+        check=job.check,
     )
 
 

@@ -94,9 +94,17 @@ def train_on_workers(
 
 
 def call_on_worker(
-    function: Callable[..., T], *arguments: object, compute: ComputeSection, report: Report, threads: int | None = None
+    function: Callable[..., T],
+    *arguments: object,
+    compute: ComputeSection,
+    report: Report,
+    check: Callable[[], None],
+    threads: int | None = None,
 ) -> T:
-    """Call `function(*arguments, report)` in a process of its own on a machine with what one training worker gets."""
+    """Call `function(*arguments, report)` in a process of its own on a machine with what one training worker gets.
+
+    `check` is called every second while it works; what that raises ends the process.
+    """
     import ray
 
     check_room(compute, _cluster())
@@ -108,8 +116,15 @@ def call_on_worker(
 
         # max_calls=1: the process ends, and its memory with it.
         task: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_calls=1)(call)
+        reference = task.options(max_retries=2).remote()
         try:
-            answer: T = ray.get(task.options(max_retries=2).remote())
+            while not ray.wait([reference], timeout=_POLL_S)[0]:
+                check()
+        except BaseException:
+            ray.cancel(reference, force=True)
+            raise
+        try:
+            answer: T = ray.get(reference)
         except Exception as error:
             raise _explain(error, compute) from error
     return answer
@@ -232,8 +247,11 @@ def _read_failure(store: Store, key: str) -> KitaeError | None:
 
 def _explain(error: Exception, compute: ComputeSection) -> Exception:
     """The error of ours inside Ray's, or one of ours that says what Ray's means."""
+    from ray.exceptions import RayTaskError
+
     for inner in _causes(error):
-        if isinstance(inner, KitaeError):
+        # Ray makes its wrapper an instance of what it wraps, with the remote traceback for its text.
+        if isinstance(inner, KitaeError) and not isinstance(inner, RayTaskError):
             return inner
     text = " ".join(str(inner) for inner in _causes(error))
     if "OutOfMemory" in type(error).__name__ or "OutOfMemoryError" in text or "running low on memory" in text:

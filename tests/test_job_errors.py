@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
 
-from ray_jobs import registry
+from ray_jobs import registry, workers
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable
 from ray_jobs.local.processes import free_ports
+from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.train import is_out_of_memory, out_of_memory
 from tests import tiny_models
@@ -168,6 +171,22 @@ def test_a_store_that_is_not_there_and_wrong_credentials(
     assert address in told.error
     assert "AWS_ENDPOINT_URL" in told.error
     assert registry.names(store) == []
+
+
+def test_an_error_on_a_worker_reads_as_it_was_raised() -> None:
+    """Not as Ray wraps it, with the remote traceback for its text."""
+    wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))
+    assert str(workers._explain(wrapped, ComputeSection())) == "no rows\n  - a.jsonl"
+    wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()
+    assert isinstance(wrapped, DataError)
+    assert str(workers._explain(wrapped, ComputeSection())) == "no rows"
+
+
+@pytest.mark.parametrize("said", ["Task was killed due to the node running low on memory.", "OutOfMemoryError: killed"])
+def test_a_worker_that_the_machine_killed_for_memory(said: str) -> None:
+    error = workers._explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), ComputeSection())
+    assert isinstance(error, MachineError)
+    assert "lower training.micro_batch_tokens" in str(error)
 
 
 def test_out_of_memory_is_known_and_says_what_to_change() -> None:
