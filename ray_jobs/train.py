@@ -266,6 +266,8 @@ class _Run:
             step = self.position.step
             started = time.perf_counter()
             stop = self._step(step, should_stop() if self.rank == 0 else False)
+            if stop:
+                self.writer.tidies = False
             seconds = time.perf_counter() - started
             tokens = self.plan.tokens_in(step)
             if step > first_step:
