@@ -175,9 +175,9 @@ def test_a_store_that_is_not_there_and_wrong_credentials(
 
 def test_an_error_on_a_worker_reads_as_it_was_raised() -> None:
     """Not as Ray wraps it, with the remote traceback for its text."""
-    wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))
+    wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))  # type: ignore[no-untyped-call]
     assert str(workers._explain(wrapped, ComputeSection())) == "no rows\n  - a.jsonl"
-    wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()
+    wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()  # type: ignore[no-untyped-call]
     assert isinstance(wrapped, DataError)
     assert str(workers._explain(wrapped, ComputeSection())) == "no rows"
 
