@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ class StoreServer:
     credentials: Credentials
     process: Process
     mark: str
+    closed: bool = False
+    guard: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint_url(self) -> str:
@@ -50,17 +54,31 @@ class StoreServer:
         }
 
     def start(self) -> None:
+        assert not self.closed, "the test that this server was for is over"
         log = self.directory / "weed.log"
         environment = {**os.environ, processes.MARK: self.mark}
         self.process = embedded_store.start(
             self.directory / "data", log, self.ports, self.credentials, environment=environment
         )
+        # A test run that is killed cannot clean up: its end of this pipe closes, and the shell goes on to the kill.
+        command = ["sh", "-c", 'read _; kill -9 "$0"', str(self.process.pid)]
+        self.guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         embedded_store.wait_until_ready(self.process, self.ports, self.credentials, log)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.guard is not None:  # first, for once the server has ended its pid may be another's
+            self.guard.kill()
+            self.guard.wait()
+            assert self.guard.stdin is not None
+            self.guard.stdin.close()
+            self.guard = None
+        if self.process.alive:
+            os.kill(self.process.pid, how)
+        processes.stop([self.process], self.mark)
 
     def kill(self) -> None:
         """As kill -9 does it."""
-        os.kill(self.process.pid, 9)
-        processes.stop([self.process], self.mark)
+        self.stop(signal.SIGKILL)
 
 
 def start_store_server(directory: Path) -> StoreServer:
@@ -80,7 +98,8 @@ def start_store_server(directory: Path) -> StoreServer:
 
 
 def stop_store_server(server: StoreServer) -> None:
-    processes.stop([server.process], server.mark)
+    server.closed = True
+    server.stop()
     embedded_store.remove_sockets(server.ports)
 
 

@@ -13,6 +13,7 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,7 +87,13 @@ def running(root: Path) -> tuple[Process, Process]:
 # ---- processes ----------------------------------------------------------------------------------------------------
 
 
-def spawn(tmp_path: Path, program: str, mark: str = "m") -> Process:
+@pytest.fixture
+def mark() -> str:
+    """Of this test alone: another run of it may be under way on this machine."""
+    return uuid.uuid4().hex
+
+
+def spawn(tmp_path: Path, mark: str, program: str) -> Process:
     environment = {**os.environ, processes.MARK: mark}
     command = [sys.executable, "-c", textwrap.dedent(program)]
     return processes.spawn(command, environment=environment, log=tmp_path / "log", directory=tmp_path)
@@ -108,9 +115,10 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_children_that_hide_are_stopped_too(tmp_path: Path, bystander: subprocess.Popen[bytes]) -> None:
+def test_children_that_hide_are_stopped_too(tmp_path: Path, mark: str, bystander: subprocess.Popen[bytes]) -> None:
     process = spawn(
         tmp_path,
+        mark,
         """
         import os, subprocess, time
         # One in our session, one in its own, one whose parent is gone, and one without our environment.
@@ -127,15 +135,16 @@ def test_children_that_hide_are_stopped_too(tmp_path: Path, bystander: subproces
     pids = read_pids(tmp_path / "pids", 4)
     assert all(is_running(pid) for pid in pids)
     # The parent, the four, and the shell that has ended and waits to be told so.
-    assert processes.stop([process], "m") in (5, 6)
+    assert processes.stop([process], mark) in (5, 6)
     assert not process.alive
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_what_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_listen_is_killed(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_TERM_PATIENCE_S", 0.5)
     process = spawn(
         tmp_path,
+        mark,
         """
         import os, signal, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -145,26 +154,26 @@ def test_what_does_not_listen_is_killed(tmp_path: Path, monkeypatch: pytest.Monk
     )
     read_pids(tmp_path / "pids", 1)
     started = time.monotonic()
-    assert processes.stop([process], "m") == 1
+    assert processes.stop([process], mark) == 1
     assert not process.alive
     assert time.monotonic() - started < 5
 
 
-def test_a_pid_that_was_used_again_is_not_ours(bystander: subprocess.Popen[bytes]) -> None:
+def test_a_pid_that_was_used_again_is_not_ours(mark: str, bystander: subprocess.Popen[bytes]) -> None:
     recycled = Process(bystander.pid, "another boot+12345")
     assert not recycled.alive
-    assert processes.stop([recycled], "no such mark") == 0
+    assert processes.stop([recycled], mark) == 0
 
 
-def test_only_those_with_the_same_mark_are_stopped(tmp_path: Path) -> None:
+def test_only_those_with_the_same_mark_are_stopped(tmp_path: Path, mark: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    ours = spawn(tmp_path / "a", "import time; time.sleep(600)", "ours")
-    theirs = spawn(tmp_path / "b", "import time; time.sleep(600)", "ours-too")
-    assert processes.stop([], "ours") == 1  # by the mark alone: what was noted of it may be lost
+    ours = spawn(tmp_path / "a", mark, "import time; time.sleep(600)")
+    theirs = spawn(tmp_path / "b", f"{mark}-too", "import time; time.sleep(600)")
+    assert processes.stop([], mark) == 1  # by the mark alone: what was noted of it may be lost
     assert not ours.alive
     assert theirs.alive
-    assert processes.stop([theirs], "ours-too") == 1
+    assert processes.stop([theirs], f"{mark}-too") == 1
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
