@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 
@@ -25,12 +26,12 @@ HEADER = """\
 
 
 def direct(text: str) -> tuple[list[Requirement], frozenset[str]]:
-    """The pins of requirements.in, and the names its `# without:` lines leave out."""
+    """The pins of requirements.in, and the names (`*` for any rest) its `# without:` lines leave out."""
     pins = [Requirement(line.split("#")[0]) for line in text.splitlines() if line.split("#")[0].strip()]
     left_out = [
         re.sub(r"\(.*", "", line.removeprefix("# without:")) for line in text.splitlines() if "# without:" in line
     ]
-    return pins, frozenset(canonicalize_name(name) for line in left_out for name in line.split())
+    return pins, frozenset(name for line in left_out for name in line.split())
 
 
 def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, str]:
@@ -41,7 +42,7 @@ def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, 
     while waiting:
         requirement, parent = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in left_out or (name, frozenset(requirement.extras)) in seen:
+        if any(fnmatch(name, other) for other in left_out) or (name, frozenset(requirement.extras)) in seen:
             continue
         seen.add((name, frozenset(requirement.extras)))
         try:
