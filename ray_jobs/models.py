@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.engine import Dtype, cpu_hardware
 from ray_jobs.errors import MachineError, ModelError
+from ray_jobs.heads import head_modules, head_names
 from ray_jobs.spec import JobSpec, TrainingSection
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def load_base(
         raise ModelError(f"the base model cannot be loaded: {error}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
     head = head_names(model)
-    lacking = [k for k in [*report["missing_keys"], *mismatched] if not k.startswith(head) and "pooler" not in k]
+    lacking = [k for k in [*report["missing_keys"], *mismatched] if not k.startswith(head)]
     if lacking:
         raise ModelError(
             f"{len(lacking)} weights of {type(model).__name__} are missing or misshapen in the base model's files",
@@ -118,14 +119,6 @@ def load_base(
         )
     loaded: PreTrainedModel = model
     return loaded
-
-
-def head_names(model: torch.nn.Module) -> tuple[str, ...]:
-    """Prefixes of the weights of a classifier's head; none for a causal model."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        return ()
-    base = getattr(model, "base_model_prefix", "")
-    return tuple(sorted({n.split(".")[0] + "." for n, _ in model.named_parameters() if n.split(".")[0] != base}))
 
 
 def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
@@ -247,7 +240,8 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
         lora_dropout=training.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType.CAUSAL_LM if task == "chat" else TaskType.SEQ_CLS,
-        modules_to_save=[name.rstrip(".") for name in head_names(model)] or None,
+        modules_to_save=head_modules(model) or None,
+        exclude_modules=[rf"{name}(\..*)?" for name in head_modules(model)] or None,
     )
     try:
         adapted: torch.nn.Module = get_peft_model(model, config)

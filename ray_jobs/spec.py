@@ -177,7 +177,8 @@ class JobSpec(Section):
         problems = []
         if self.compute.offload != "none" and self.compute.zero_stage < 2:
             problems.append(
-                f"compute.offload: {self.compute.offload} needs compute.zero_stage 2 or 3, not {self.compute.zero_stage}"
+                f"compute.offload: {self.compute.offload} needs compute.zero_stage 2 or 3, and it is "
+                f"{self.compute.zero_stage}"
             )
         if self.compute.offload == "optimizer_and_parameters" and self.compute.zero_stage != 3:
             problems.append("compute.offload: optimizer_and_parameters needs compute.zero_stage: 3")

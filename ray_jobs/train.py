@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_jobs import checkpoint, models, zero
+from ray_jobs import checkpoint, heads, models, zero
 from ray_jobs.batching import BatchPlan, split
 from ray_jobs.checkpoint import Position
 from ray_jobs.encoding import Encoded
@@ -234,6 +234,8 @@ class _Run:
             self.store.fetch(self.inputs.base_key), spec.task, self.inputs.labels, dtype,
             seed=spec.training.seed, four_bit=spec.training.method == "qlora",
         )  # fmt: skip
+        if self.found is None:
+            heads.standardise_new_pooler(base, self.store.fetch(self.inputs.base_key), self._run_sample)
         module = models.attach(base, spec.training, spec.task)
         state = checkpoint.load_state(self.store, self.found) if self.found else None
         if state is not None:
@@ -251,6 +253,13 @@ class _Run:
         if not restored:
             torch.manual_seed(hash((spec.training.seed, self.position.step, self.rank)) & 0x7FFF_FFFF)
         return engine
+
+    def _run_sample(self, model: torch.nn.Module) -> None:
+        """Some training rows through a model that is not wrapped yet; the same on every worker."""
+        size = max(1, self.spec.training.micro_batch_tokens // self.spec.data.max_tokens)
+        for at in range(0, min(heads.SAMPLE_ROWS, len(self.rows)), size):
+            examples = [self.rows[i] for i in range(at, min(at + size, len(self.rows)))]
+            self.task.logits(model, self.task.collate(examples, packed=False, pad_id=0))
 
     def loop(
         self,

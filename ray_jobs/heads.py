@@ -1,0 +1,92 @@
+"""A classifier's head: which weights belong to it, and how a new one starts so that it can be learnt.
+
+transformers puts a dense layer with tanh between the encoder and the classes. Drawn at random over an encoder whose
+first-token features hardly vary, it passes on almost nothing and training stays at the majority class. A new one
+therefore starts as the standardisation of those features on a sample of the training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE_ROWS = 64
+"""Training rows that the features are standardised over."""
+
+
+def head_names(model: torch.nn.Module) -> tuple[str, ...]:
+    """Prefixes of the weights of a classifier's head, its pooler among them; none for a causal model."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return ()
+    base = str(getattr(model, "base_model_prefix", ""))
+    names = [name for name, _ in model.named_parameters()]
+    outer = {name.split(".")[0] + "." for name in names if name.split(".")[0] != base}
+    pooler = {f"{base}.pooler." for name in names if name.startswith(f"{base}.pooler.")}
+    return tuple(sorted(outer | pooler))
+
+
+def head_modules(model: torch.nn.Module) -> list[str]:
+    """The head's modules by the last part of their names, as PEFT wants them."""
+    return [name.rstrip(".").split(".")[-1] for name in head_names(model)]
+
+
+def is_new(directory: Path, prefix: str) -> bool:
+    """Whether a model directory's files hold no weight of this prefix (with or without the model's own)."""
+    from safetensors import safe_open
+
+    tail = prefix.split(".", 1)[-1]
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            if any(key.startswith((prefix, tail)) for key in file.keys()):  # noqa: SIM118  # not a dict
+                return False
+    return True
+
+
+def standardise_new_pooler(
+    model: torch.nn.Module, directory: Path, run_sample: Callable[[torch.nn.Module], object]
+) -> bool:
+    """Start a pooler that the base's files lack as `tanh((features - mean) / deviation)`.
+
+    `run_sample` puts `SAMPLE_ROWS` training rows through the model. False, and nothing done, where there is no such
+    layer or the files have it.
+    """
+    import torch
+
+    dense, prefix = _pooling_layer(model)
+    if dense is None or not is_new(directory, prefix):
+        return False
+    seen: list[torch.Tensor] = []
+    handle = dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            run_sample(model)
+    finally:
+        handle.remove()
+        model.train(was_training)
+    features_BH = torch.cat([part.reshape(-1, dense.in_features) for part in seen])
+    deviation_H = features_BH.std(dim=0).clamp_min(1e-4)
+    with torch.no_grad():
+        dense.weight.copy_(torch.diag(1.0 / deviation_H))
+        dense.bias.copy_(-features_BH.mean(dim=0) / deviation_H)
+    return True
+
+
+def _pooling_layer(model: torch.nn.Module) -> tuple[torch.nn.Linear | None, str]:
+    """The square layer before the classes (BERT's pooler, RoBERTa's classifier.dense), and its weights' prefix."""
+    import torch
+
+    base = str(getattr(model, "base_model_prefix", ""))
+    for prefix in (f"{base}.pooler.dense", "classifier.dense"):
+        try:
+            module = model.get_submodule(prefix)
+        except AttributeError:
+            continue
+        if isinstance(module, torch.nn.Linear) and module.in_features == module.out_features:
+            return module, f"{prefix}."
+    return None, ""
