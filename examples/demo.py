@@ -39,6 +39,8 @@ EXCLUDED = [".git/", ".venv/", ".kitae/", "**/__pycache__/", ".mypy_cache/", ".r
 
 RAY_CHATTER = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|SUCC|WARNING) \w+\.py:\d+ -- |Running entrypoint for job ")
 """What `ray job submit` says about itself."""
+RAY_FAILED = re.compile(r"\d{4}-\d\d-\d\d \S+\s+ERR cli\.py:\d+ -- ")
+"""From here on it repeats what the job has written."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,14 @@ def main() -> None:
     show(console, spec, result, answers, steps.seconds)
 
 
-def run(command: Sequence[str], failure: type[KitaeError], *, hide: re.Pattern[str] | None = None) -> None:
-    """Run a program, its output passed on but for lines that match `hide`; `failure` if it fails."""
+def run(command: Sequence[str], failure: type[KitaeError]) -> None:
+    """Run a program, its output passed on, but for what Ray says about itself; `failure` if it fails."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         assert program.stdout is not None
+        told = False
         for line in program.stdout:
-            if hide is None or not hide.match(line):
+            told = told or RAY_FAILED.match(line) is not None
+            if not told and not RAY_CHATTER.match(line):
                 print(f"   {line}", end="", flush=True)
     if program.returncode != 0:
         raise failure(f"`{' '.join(command[:6])} …` ended with exit code {program.returncode}")
@@ -125,7 +129,7 @@ def submit(spec: JobSpec) -> None:
     job = ["--", "python", "-m", "ray_jobs", "run", str(SPEC)]
     print(f"   $ ray job submit --working-dir . {' '.join(job)}", flush=True)
     try:
-        run([*ray, *where, *without, *job], TrainingError, hide=RAY_CHATTER)
+        run([*ray, *where, *without, *job], TrainingError)
     except KeyboardInterrupt:
         # The job is Ray's, and would go on without us.
         jobs.request_cancel(Store.from_env(check=False), spec.job_id)

@@ -27,7 +27,7 @@ class Progress(Protocol):
     """What a long step reports to."""
 
     def update(self, done: float, total: float, unit: str, **figures: float | str) -> None:
-        """`done` of `total` units are done (bytes are shown as MiB). Figures are shown by name, `x_per_s` as a rate."""
+        """`done` of `total` units are done; `bytes` are shown as KiB or MiB, figures by name, `x_per_s` as a rate."""
 
     def close(self) -> None:
         """Show the last state for good."""
@@ -84,7 +84,8 @@ def line(label: str, snapshot: Snapshot, *, ended: bool = False) -> str:
     share = min(1.0, max(0.0, snapshot.done / snapshot.total)) if snapshot.total > 0 else 0.0  # 0: not known yet
     filled = int(share * BAR_WIDTH)
     if snapshot.unit == "bytes":
-        amount = f"{snapshot.done / 2**20:,.0f}/{snapshot.total / 2**20:,.0f} MiB"
+        size, unit = (2**10, "KiB") if 0 < snapshot.total < 2**20 else (2**20, "MiB")
+        amount = f"{snapshot.done / size:,.0f}/{snapshot.total / size:,.0f} {unit}"
     else:
         amount = f"{snapshot.done:,.0f}/{snapshot.total:,.0f} {snapshot.unit}"
     left_s = snapshot.left_s()

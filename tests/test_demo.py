@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from examples.demo import EXCLUDED, RAY_CHATTER, SPEC, Answer, Steps, answer_table, curl, figures_table, run, shorten
+from examples.demo import EXCLUDED, SPEC, Answer, Steps, answer_table, curl, figures_table, run, shorten
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.spec import load_spec
 
@@ -80,11 +80,16 @@ def test_a_failed_step_says_which_and_what_to_do_and_keeps_the_exit_code() -> No
 
 
 def test_output_is_passed_on_but_for_rays_own(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = ["2026-01-01 00:00:00,000\tINFO cli.py:42 -- Job submission server address", "train  1/2 steps"]
-    run(["printf", "%s\\n", *lines], TrainingError, hide=RAY_CHATTER)
-    assert capsys.readouterr().out == "   train  1/2 steps\n"
-    with pytest.raises(TrainingError, match="exit code 1"):
-        run(["false"], TrainingError)
+    lines = [
+        "2026-01-01 00:00:00,000\tINFO cli.py:42 -- Job submission server address",
+        "train  1/2 steps",
+        "error: NaN loss",
+        "2026-01-01 00:00:00,000\tERR cli.py:74 -- Job failed",
+        "error: NaN loss",
+    ]
+    with pytest.raises(TrainingError, match="exit code 3"):
+        run(["bash", "-c", "printf '%s\\n' \"$@\"; exit 3", "bash", *lines], TrainingError)
+    assert capsys.readouterr().out == "   train  1/2 steps\n   error: NaN loss\n"
 
 
 def test_a_port_in_use_is_told_before_anything_starts() -> None:

@@ -26,7 +26,8 @@ def test_the_line_of_a_training_step() -> None:
     )
 
 
-def test_bytes_are_shown_as_mib_and_a_total_not_known_yet_as_no_progress() -> None:
+def test_bytes_are_shown_in_their_size_and_a_total_not_known_yet_as_no_progress() -> None:
+    assert "1/2 KiB" in line("upload", Snapshot(1024, 2048, "bytes"))
     assert "3/10 MiB" in line("upload", Snapshot(3 * 2**20, 10 * 2**20, "bytes"))
     assert "[........................]  0/0 rows" in line("clean", Snapshot(0, 0, "rows"))
 
