@@ -692,6 +692,31 @@ def test_a_store_that_is_overloaded_is_asked_again(store_server: StoreServer, tm
             assert store.get(f"a{number}") == b"x"
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "message", "again"),
+    [
+        (500, "InternalError", StoreUnreachable, "its disk may be full", True),
+        (507, "XMinioStorageFull", StoreError, "has no room", False),
+        (400, "InvalidArgument", StoreError, "400 InvalidArgument: made by a test", False),
+        (403, "RequestTimeTooSkewed", StoreAccessDenied, "clock", False),
+        (400, "IllegalLocationConstraintException", StoreUnreachable, "AWS_REGION", False),
+    ],
+)
+def test_what_a_store_answers_is_passed_on(
+    store_server: StoreServer, status: int, code: str, kind: type[StoreError], message: str, again: bool
+) -> None:
+    asked: list[str] = []
+
+    def fault(request: Request, forward: Forward) -> Response:
+        asked.append(request.path)
+        return error(status, code)
+
+    with faulty(store_server.settings(patience_s=1), fault) as settings, pytest.raises(kind, match=message) as caught:
+        Store("s3://kitae/x", settings).put("a", b"1")
+    assert type(caught.value) is kind
+    assert (len(asked) > 1) == again
+
+
 # ---- what a store may be --------------------------------------------------------------------------------------
 
 

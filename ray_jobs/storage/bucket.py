@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ray_jobs.errors import ObjectNotFound, StoreAccessDenied, StoreError
-from ray_jobs.storage.faults import Kind, as_error, classify
+from ray_jobs.storage.faults import AGAIN, Kind, as_error, classify
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -281,7 +281,7 @@ class Bucket:
                     if result is not None:
                         return result
                 damaged += fault.kind is Kind.DAMAGED
-                again = fault.kind is Kind.TRANSIENT and waited_s < self.settings.patience_s
+                again = fault.kind in AGAIN and waited_s < self.settings.patience_s
                 again = again or (fault.kind is Kind.DAMAGED and damaged < _DAMAGED_TRIES)
                 if not again:
                     raise as_error(fault, action=action, where=self.where, waited_s=waited_s) from error

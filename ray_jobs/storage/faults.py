@@ -20,7 +20,9 @@ from ray_jobs.errors import (
 
 
 class Kind(Enum):
-    TRANSIENT = "may succeed when tried again"
+    NO_ANSWER = "nothing answers; it may later"
+    FAILING = "the store answers that it cannot now; it may later"
+    FULL = "the store has no room"
     DAMAGED = "the bytes changed on the way"
     NOT_FOUND = "no such key"
     NO_BUCKET = "no such bucket"
@@ -45,14 +47,17 @@ _BY_CODE = {
     "NoSuchKey": Kind.NOT_FOUND,
     "PreconditionFailed": Kind.CONFLICT,
     # AWS: another conditional write to the key is under way; it asks for a retry, which then answers 412 or succeeds.
-    "ConditionalRequestConflict": Kind.TRANSIENT,
-    "OperationAborted": Kind.TRANSIENT,
-    "RequestTimeout": Kind.TRANSIENT,
-    "SlowDown": Kind.TRANSIENT,
+    "ConditionalRequestConflict": Kind.FAILING,
+    "OperationAborted": Kind.FAILING,
+    "RequestTimeout": Kind.FAILING,
+    "SlowDown": Kind.FAILING,
     "BadDigest": Kind.DAMAGED,
     "XAmzContentSHA256Mismatch": Kind.DAMAGED,
     "XAmzContentChecksumMismatch": Kind.DAMAGED,
-    "IncompleteBody": Kind.TRANSIENT,
+    "IncompleteBody": Kind.FAILING,
+    "InsufficientStorage": Kind.FULL,
+    "QuotaExceeded": Kind.FULL,
+    "XMinioStorageFull": Kind.FULL,
     "NotImplemented": Kind.UNSUPPORTED,
     "XNotImplemented": Kind.UNSUPPORTED,
     "MethodNotAllowed": Kind.UNSUPPORTED,
@@ -69,11 +74,14 @@ _BY_STATUS = {
     403: Kind.DENIED,
     404: Kind.NOT_FOUND,
     405: Kind.UNSUPPORTED,
-    408: Kind.TRANSIENT,
+    408: Kind.FAILING,
     412: Kind.CONFLICT,
-    429: Kind.TRANSIENT,
+    429: Kind.FAILING,
     501: Kind.UNSUPPORTED,
+    507: Kind.FULL,
 }
+AGAIN = frozenset({Kind.NO_ANSWER, Kind.FAILING})
+"""Worth another try."""
 
 
 def classify(error: Exception) -> Fault | None:
@@ -85,7 +93,7 @@ def classify(error: Exception) -> Fault | None:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         code = str(error.response.get("Error", {}).get("Code", ""))
         said = str(error.response.get("Error", {}).get("Message", "")).strip()[:300]
-        kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (Kind.TRANSIENT if status >= 500 else Kind.REFUSED)
+        kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (Kind.FAILING if status >= 500 else Kind.REFUSED)
         return Fault(kind, f"{status} {code}: {said}" if code != str(status) else f"{status} {said}")
     if isinstance(error, boto.SSLError):
         return Fault(Kind.WRONG_ADDRESS, f"TLS failed ({error.kwargs.get('error')})")
@@ -99,11 +107,11 @@ def classify(error: Exception) -> Fault | None:
         return Fault(Kind.WRONG_ADDRESS, "the answer is not S3's XML")
     # Refused, reset, timed out, or cut off in the middle of a body.
     if isinstance(error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError):
-        return Fault(Kind.TRANSIENT, _first_line(error))
+        return Fault(Kind.NO_ANSWER, _first_line(error))
     if isinstance(error, ConnectionError | TimeoutError):
-        return Fault(Kind.TRANSIENT, _first_line(error))
+        return Fault(Kind.NO_ANSWER, _first_line(error))
     if type(error).__module__.startswith("urllib3."):
-        return Fault(Kind.TRANSIENT, _first_line(error))
+        return Fault(Kind.NO_ANSWER, _first_line(error))
     return None
 
 
@@ -111,11 +119,18 @@ def as_error(fault: Fault, *, action: str, where: str, waited_s: float) -> Store
     """Our error for a fault. `action` is such as "put models/a/1/manifest.json", `where` names bucket and endpoint."""
     failed = f"{action} failed at {where}: {fault.text}"
     match fault.kind:
-        case Kind.TRANSIENT:
+        case Kind.NO_ANSWER:
             return StoreUnreachable(
                 f"{failed}; tried for {waited_s:.0f} s. Check that the store runs and that AWS_ENDPOINT_URL is its "
                 "address; KITAE_STORE_PATIENCE_S sets how many seconds a job waits for it"
             )
+        case Kind.FAILING:
+            return StoreUnreachable(
+                f"{failed}; tried for {waited_s:.0f} s. The store runs and keeps failing: its disk may be full, which "
+                "few stores say; its log does (the embedded one's is .kitae/logs/store.log)"
+            )
+        case Kind.FULL:
+            return StoreError(f"{failed}. The store has no room: delete versions that are not needed, or give it more")
         case Kind.WRONG_ADDRESS:
             return StoreUnreachable(
                 f"{failed}. AWS_ENDPOINT_URL or AWS_REGION is not this store's (a private certificate authority goes "
