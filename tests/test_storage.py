@@ -708,7 +708,8 @@ def test_what_a_store_answers_is_passed_on(
     asked: list[str] = []
 
     def fault(request: Request, forward: Forward) -> Response:
-        asked.append(request.path)
+        if request.method == "PUT":  # botocore asks for the bucket's region before it gives up on one
+            asked.append(request.path)
         return error(status, code)
 
     with faulty(store_server.settings(patience_s=1), fault) as settings, pytest.raises(kind, match=message) as caught:
