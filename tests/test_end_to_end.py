@@ -1,0 +1,127 @@
+"""The two examples as a user runs them, in a directory of their own, with the real models and rows: the tuned models
+beat their bases, and the endpoint answers for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from examples import assets
+
+pytestmark = pytest.mark.heavy
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_S = 1500.0
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the sources with a service of its own under `.kitae/`."""
+
+    directory: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=self.directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
+        return done.stdout
+
+    def result(self, name: str) -> dict[str, Any]:
+        records = json.loads(self.run("ray_jobs", "status", "--json"))
+        (record,) = [record for record in records if record["spec"]["name"] == name]
+        assert record["status"] == "succeeded"
+        result: dict[str, Any] = record["result"]
+        return result
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    directory = tmp_path_factory.mktemp("checkout")
+    for name in ("ray_jobs", "serving", "examples"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / ".kitae").mkdir(mode=0o700)
+    kept = (ROOT / assets.DEFAULT_DIRECTORY).resolve()
+    kept.mkdir(parents=True, exist_ok=True)
+    (directory / ".kitae" / "assets").symlink_to(kept)  # downloads are shared with the other tests
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KITAE", "AWS", "RAY"))}
+    environment |= {"KITAE_PORT": str(port), "KITAE_CACHE": str(directory / "cache"), "PYTHONPATH": str(directory)}
+    made = Checkout(directory, environment)
+    try:
+        yield made
+    finally:
+        made.run("ray_jobs", "local", "down")
+
+
+def ask(checkout: Checkout, path: str, body: dict[str, Any]) -> Any:
+    key = (checkout.directory / ".kitae" / "api-key").read_text().strip()
+    url = f"http://127.0.0.1:{checkout.environment['KITAE_PORT']}/v1/{path}"
+    answer = httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_the_demo_tunes_a_better_model_and_serves_it(checkout: Checkout) -> None:
+    output = checkout.run("examples.demo")
+    result = checkout.result("faq-chat")
+    print(f"faq-chat: {result['base']} -> {result['tuned']}")
+    assert result["tuned"]["loss"] < result["base"]["loss"] - 0.1
+    assert result["tuned"]["token_accuracy"] > result["base"]["token_accuracy"]
+    assert result["parity_mean_gap"] < 1e-3
+    assert "curl" in output
+    question = [{"role": "user", "content": "What is a task?"}]
+    answers = {
+        model: ask(checkout, "chat/completions", {"model": model, "messages": question, "max_tokens": 24})
+        for model in ("smollm2-135m-instruct", "faq-chat", "faq-chat@1")
+    }
+    texts = {model: answer["choices"][0]["message"]["content"] for model, answer in answers.items()}
+    assert all(texts.values())
+    assert texts["faq-chat"] != texts["smollm2-135m-instruct"]
+
+
+def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
+    output = checkout.run("examples.demo")
+    for stage in ("dataset", "base", "encode", "train", "evaluate", "parity", "register"):
+        assert f"{stage:<9}  skipped" in output
+    versions = json.loads(checkout.run("ray_jobs", "models", "--json"))
+    assert [model["name"] for model in versions] == ["faq-chat"]
+
+
+def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> None:
+    environment = checkout.run("ray_jobs", "local", "env")
+    exported = dict(line.removeprefix("export ").split("=", 1) for line in environment.splitlines() if "=" in line)
+    checkout.environment.update(exported)
+    checkout.run("examples.assets", "reviews")
+    checkout.run("ray_jobs", "run", "examples/review_classification.yaml")
+    result = checkout.result("review-classifier")
+    print(f"review-classifier: {result['base']} -> {result['tuned']}")
+    assert result["base_is"] == "the majority class"
+    assert result["tuned"]["loss"] < result["base"]["loss"] - 0.05
+    assert result["tuned"]["accuracy"] > result["base"]["accuracy"] + 0.05
+    texts = ["The best coffee I have ever had, wonderful!", "Stale, broken and late. I want my money back."]
+    answer = ask(checkout, "classify", {"model": "review-classifier", "input": texts})
+    assert [item["label"] for item in answer["data"]] == ["great", "other"]
+    for item in answer["data"]:
+        assert sum(item["scores"].values()) == pytest.approx(1.0, abs=1e-3)
