@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_jobs import bases, models
+from ray_jobs import bases, heads, models
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.spec import TrainingSection
 from ray_jobs.storage import Store
@@ -49,11 +49,13 @@ def test_each_method_trains_what_it_says(tmp_path: Path) -> None:
     last_block = set(models.trainable(attach(causal, method="frozen", trainable_blocks=1)))
     assert last_block == {name for name in everything if name.startswith("model.layers.2.")}
     head = set(models.trainable(attach(encoder, "text_classification", method="frozen")))
-    assert head == {"classifier.weight", "classifier.bias"}
+    assert head == {f"{layer}.{part}" for layer in ("classifier", "bert.pooler.dense") for part in ("weight", "bias")}
     assert all("lora_" in name for name in models.trainable(attach(causal, method="lora")))
     adapted = models.trainable(attach(encoder, "text_classification", method="lora"))
-    assert all("lora_" in name or "classifier" in name for name in adapted)
-    assert any("classifier" in name for name in adapted)
+    assert all("lora_" in name or ".modules_to_save." in name for name in adapted)
+    for part in ("classifier", "pooler"):
+        assert any(f".{part}.modules_to_save." in name for name in adapted)
+        assert not any(part in name and "lora_" in name for name in adapted)
 
 
 def test_methods_that_do_not_fit_say_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,3 +132,31 @@ def test_a_hub_id_that_cannot_be_had_says_what_to_do(store: Store, monkeypatch: 
     monkeypatch.setattr(HfApi, "model_info", refuse)
     with pytest.raises(ModelError, match="the hub does not give it"):
         bases.fingerprint(store, "org/model")
+
+
+def test_a_pooler_that_the_files_lack_starts_standardised(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    encoder = tiny_models.save_encoder(tmp_path / "encoder")
+    ids = torch.arange(60).reshape(20, 3)
+
+    def pooled(model: torch.nn.Module) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        handle = model.get_submodule("bert.pooler.dense").register_forward_hook(lambda *args: seen.append(args[2]))
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
+        handle.remove()
+        return seen[0]
+
+    def start() -> tuple[bool, torch.nn.Module]:
+        model = models.load_base(encoder, "text_classification", ["a", "b"], torch.float32, seed=0)
+        return heads.standardise_new_pooler(model, encoder, lambda m: m(input_ids=ids)), model
+
+    assert start()[0] is False  # the files have one: it stays as it is
+    weights = load_file(encoder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(kept, encoder / "model.safetensors", metadata={"format": "pt"})
+    standardised, model = start()
+    assert standardised
+    assert torch.allclose(pooled(model).mean(0), torch.zeros(32), atol=1e-3)
+    assert torch.allclose(pooled(model).std(0), torch.ones(32), atol=1e-2)

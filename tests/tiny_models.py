@@ -28,14 +28,16 @@ def save_tokenizer(directory: Path, *, chat_template: str | None = CHATML) -> An
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         _SENTENCES * 4, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
+    fast: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers is half typed
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>"
+    )
     if chat_template is not None:
         fast.chat_template = chat_template
     fast.save_pretrained(str(directory))
@@ -62,7 +64,7 @@ def save_causal(directory: Path, *, seed: int = 0, chat_template: str | None = C
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.eos_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(str(directory))
+    LlamaForCausalLM(config).save_pretrained(str(directory))  # type: ignore[no-untyped-call]  # as above
     return directory
 
 
@@ -82,7 +84,7 @@ def save_encoder(directory: Path, *, seed: int = 0) -> Path:
         max_position_embeddings=128,
         pad_token_id=tokenizer.pad_token_id,
     )
-    BertModel(config).save_pretrained(str(directory))
+    BertModel(config).save_pretrained(str(directory))  # type: ignore[no-untyped-call]  # as above
     return directory
 
 
