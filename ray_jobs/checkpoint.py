@@ -138,7 +138,7 @@ class Writer:
         directory = Path(tempfile.mkdtemp(prefix="kitae-checkpoint-"))
         try:
             self._write(directory, tensors)
-        except (OSError, RuntimeError) as error:  # safetensors reports a full disk as its own error type, an OSError
+        except Exception as error:  # safetensors has an error type of its own for a full disk, an Exception
             shutil.rmtree(directory, ignore_errors=True)
             if not _is_disk_full(error):
                 raise

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
 from ray_jobs import checkpoint
 from ray_jobs.checkpoint import Checkpoint, Position, Writer
-from ray_jobs.errors import StoreError
+from ray_jobs.errors import MachineError, StoreError
 from ray_jobs.storage import Store
 
 PREFIX = "jobs/j/checkpoints/c"
@@ -61,6 +66,30 @@ def test_what_cannot_be_uploaded_is_told_at_the_next_save(store: Store, monkeypa
     with pytest.raises(StoreError, match="refused"):
         writer.save([], Position(step=2))
     assert checkpoint.latest(store, PREFIX) is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """64 KiB, and checkpoints are written there."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(store: Store, small_disk: Path) -> None:
+    writer = Writer(store, PREFIX, "first", rank=0, workers=1, keep=1)
+    with pytest.raises(MachineError) as told:
+        writer.save([("layer", {"weight": torch.ones(2**16)})], Position(step=3))
+    assert f"no room for a checkpoint of step 3 below {small_disk}: " in str(told.value)
+    assert "set TMPDIR to a larger disk" in str(told.value)
+    assert list(small_disk.iterdir()) == []
+    writer.save([("layer", {"weight": torch.ones(4)})], Position(step=3))
+    writer.close()
+    assert steps(store) == [3]
 
 
 def test_the_best_and_the_last_stay() -> None:
