@@ -140,7 +140,7 @@ class Writer:
             self._write(directory, tensors)
         except Exception as error:  # safetensors has an error type of its own for a full disk, an Exception
             shutil.rmtree(directory, ignore_errors=True)
-            if not _is_disk_full(error):
+            if not is_disk_full(error):
                 raise
             free = shutil.disk_usage(directory.parent).free
             raise MachineError(
@@ -216,7 +216,8 @@ class Writer:
             self.store.delete_tree(key)
 
 
-def _is_disk_full(error: Exception) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, of the system or of safetensors, says that a disk has no room."""
     return getattr(error, "errno", None) == 28 or "No space left" in str(error) or "os error 28" in str(error)
 
 

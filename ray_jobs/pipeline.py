@@ -18,7 +18,8 @@ import yaml
 
 from ray_jobs import bases, jobs
 from ray_jobs import stages as work
-from ray_jobs.errors import JobCancelled, JobSuperseded, KitaeError
+from ray_jobs.checkpoint import is_disk_full
+from ray_jobs.errors import JobCancelled, JobSuperseded, KitaeError, MachineError
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, gate
 from ray_jobs.jobs import Job
 from ray_jobs.progress import stage_progress
@@ -115,10 +116,13 @@ def run(store: Store, spec: JobSpec) -> JobResult:
             job.finish("cancelled")
         raise
     except Exception as error:
+        known = _known(error)
         with contextlib.suppress(KitaeError):  # what happened is more important than that it cannot be noted
-            job.event("error", str(error))
-            job.finish("failed", error=str(error))
-        raise
+            job.event("error", str(known))
+            job.finish("failed", error=str(known))
+        if known is error:
+            raise
+        raise known from error
     job.event("info", f"registered {result.model}@{result.version}", result.tuned)
     return result
 
@@ -275,6 +279,13 @@ def _first_inputs(store: Store, spec: JobSpec) -> tuple[list[KitaeError], dict[s
     except KitaeError as error:
         problems.append(error)
     return problems, inputs
+
+
+def _known(error: Exception) -> Exception:
+    """An error of ours for one that any stage may meet."""
+    if isinstance(error, KitaeError) or not is_disk_full(error):
+        return error
+    return MachineError(f"the disk is full: make room, or set TMPDIR and KITAE_CACHE to a larger disk ({error})")
 
 
 def _all_of(problems: list[KitaeError]) -> KitaeError:

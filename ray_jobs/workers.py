@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ray_jobs import jobs
+from ray_jobs.checkpoint import is_disk_full
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
 from ray_jobs.jobs import JobRecord
 from ray_jobs.spec import ComputeSection
@@ -86,7 +87,11 @@ def train_on_workers(
         try:
             trainer.fit()
         except Exception as error:
-            raise _read_failure(store, _failure_key(inputs, attempt)) or _explain(error, compute) from error
+            unknown = (
+                f"workers failed more than compute.max_failures {compute.max_failures} times; `kitae resume` goes on "
+                "from the last checkpoint. The last failure"
+            )
+            raise _read_failure(store, _failure_key(inputs, attempt)) or _explain(error, unknown) from error
         answer = ray.get(sink.answer.remote())
     if answer is None:
         raise _read_failure(store, _failure_key(inputs, attempt)) or TrainingError("the workers ended without a result")
@@ -126,7 +131,7 @@ def call_on_worker(
         try:
             answer: T = ray.get(reference)
         except Exception as error:
-            raise _explain(error, compute) from error
+            raise _explain(error, "a worker failed; `kitae resume` tries that stage again. The failure") from error
     return answer
 
 
@@ -245,8 +250,8 @@ def _read_failure(store: Store, key: str) -> KitaeError | None:
     return error
 
 
-def _explain(error: Exception, compute: ComputeSection) -> Exception:
-    """The error of ours inside Ray's, or one of ours that says what Ray's means."""
+def _explain(error: Exception, unknown: str) -> Exception:
+    """The error of ours inside Ray's, or one of ours that says what Ray's means; else `unknown` and its last line."""
     from ray.exceptions import RayTaskError
 
     for inner in _causes(error):
@@ -259,10 +264,10 @@ def _explain(error: Exception, compute: ComputeSection) -> Exception:
             "a worker was killed because its machine ran out of memory: lower training.micro_batch_tokens or "
             "compute.workers, raise compute.zero_stage, or use a machine with more memory"
         )
-    return TrainingError(
-        f"workers failed more than compute.max_failures {compute.max_failures} times; the job can be resumed from its "
-        f"last checkpoint. The last failure: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}"
-    )
+    if any(is_disk_full(inner) for inner in _causes(error)):
+        return MachineError("a worker's disk is full: make room there, or set TMPDIR and KITAE_CACHE to a larger disk")
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return TrainingError(f"{unknown}: {said[-1] if said else repr(error)}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

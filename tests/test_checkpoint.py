@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,18 +63,6 @@ def test_what_cannot_be_uploaded_is_told_at_the_next_save(store: Store, monkeypa
     with pytest.raises(StoreError, match="refused"):
         writer.save([], Position(step=2))
     assert checkpoint.latest(store, PREFIX) is None
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """64 KiB, and checkpoints are written there."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(store: Store, small_disk: Path) -> None:

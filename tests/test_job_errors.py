@@ -5,6 +5,7 @@ The real command line, its errors and exit codes as a shell sees them; no Ray, f
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,12 +19,11 @@ import yaml
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
-from ray_jobs import registry, workers
+from ray_jobs import jobs, registry, workers
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable
 from ray_jobs.local.processes import free_ports
-from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.train import is_out_of_memory, out_of_memory
 from tests import tiny_models
@@ -173,20 +173,37 @@ def test_a_store_that_is_not_there_and_wrong_credentials(
     assert registry.names(store) == []
 
 
+def test_a_full_disk_of_the_driver(kitae: Run, store: Store, tmp_path: Path, causal: Path, small_disk: Path) -> None:
+    told = kitae(causal, rows_file(tmp_path, tiny_models.chat_rows(400)), too_long="drop")
+    assert told.exit_code == MachineError.exit_code
+    assert "the disk is full: make room, or set TMPDIR and KITAE_CACHE" in told.error
+    (record,) = jobs.list_jobs(store)
+    assert (record.status, "the disk is full" in str(record.error)) == ("failed", True)
+
+
 def test_an_error_on_a_worker_reads_as_it_was_raised() -> None:
     """Not as Ray wraps it, with the remote traceback for its text."""
     wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))  # type: ignore[no-untyped-call]
-    assert str(workers._explain(wrapped, ComputeSection())) == "no rows\n  - a.jsonl"
+    assert str(workers._explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
     wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()  # type: ignore[no-untyped-call]
     assert isinstance(wrapped, DataError)
-    assert str(workers._explain(wrapped, ComputeSection())) == "no rows"
+    assert str(workers._explain(wrapped, "unknown")) == "no rows"
 
 
 @pytest.mark.parametrize("said", ["Task was killed due to the node running low on memory.", "OutOfMemoryError: killed"])
 def test_a_worker_that_the_machine_killed_for_memory(said: str) -> None:
-    error = workers._explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), ComputeSection())
+    error = workers._explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), "unknown")
     assert isinstance(error, MachineError)
     assert "lower training.micro_batch_tokens" in str(error)
+
+
+def test_what_else_may_happen_to_a_worker() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    error = workers._explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
+    assert isinstance(error, MachineError)
+    assert "set TMPDIR and KITAE_CACHE" in str(error)
+    error = workers._explain(WorkerGroupError("Traceback\nValueError: odd\n", {0: ValueError("odd")}), "It failed")
+    assert str(error) == "It failed: ValueError: odd"
 
 
 def test_out_of_memory_is_known_and_says_what_to_change() -> None:
