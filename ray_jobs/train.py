@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ray_jobs import checkpoint, heads, models, zero
+from ray_jobs import checkpoint, fused_adapters, heads, models, packed_attention, zero
 from ray_jobs.batching import BatchPlan, split
 from ray_jobs.checkpoint import Position
 from ray_jobs.encoding import Encoded
@@ -236,7 +236,10 @@ class _Run:
         )  # fmt: skip
         if self.found is None:
             heads.standardise_new_pooler(base, self.store.fetch(self.inputs.base_key), self._run_sample)
+        if self.plan.packed and self.device.type == "cpu":
+            packed_attention.use(base)
         module = models.attach(base, spec.training, spec.task)
+        fused_adapters.use(module)
         state = checkpoint.load_state(self.store, self.found) if self.found else None
         if state is not None:
             for name, parameter in models.trainable(module).items():

@@ -89,7 +89,8 @@ class Chat:
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         logits_BTV: torch.Tensor = model(**batch.inputs, use_cache=False).logits
-        return logits_BTV[0] if batch.select_SV is None else logits_BTV[batch.select_SV]
+        # squeeze, not [0], whose gradient is copied into zeros as large as the logits.
+        return logits_BTV.squeeze(0) if batch.select_SV is None else logits_BTV[batch.select_SV]
 
     def measure(
         self,
