@@ -90,7 +90,8 @@ def create_app(settings: Settings, router: Router, backend: Backend, *, behind_p
             raise ApiError(500, "the engine gave no answer")
         if isinstance(first, str):
             return StreamingResponse(_stream(first, pieces), media_type="text/event-stream")
-        await _close(pieces)
+        async for _ in pieces:
+            pass  # to its end, which is at hand; closing it before would cancel the request
         if "error" in first:
             raise errors.from_engine(first["error"])
         return JSONResponse(first["response"])

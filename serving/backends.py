@@ -54,17 +54,18 @@ class ServeBackend:
 
     async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
         handle = await self._handle(route, stream=True)
-        pieces = None
+        pieces = getattr(handle, method).remote(body)
+        ended = False
         try:
-            pieces = getattr(handle, method).remote(body)
             async for piece in pieces:
                 yield piece
+            ended = True
         except Exception as error:  # translated, or raised again
+            ended = True
             raise _translated(error, route) from error
         finally:
-            if pieces is not None:
-                # Nothing happens to a request that has ended; an abandoned one must not go on generating.
-                pieces.cancel()
+            if not ended:
+                pieces.cancel()  # whoever asked has gone: the engine must not go on generating
 
     async def classify(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
         handle = await self._handle(route, stream=False)
