@@ -1,0 +1,66 @@
+"""Speed, measured on this machine: `make bench`, or
+
+    python -m benchmarks [overhead] [trainer] [costs] [--quick]
+
+Each benchmark is a module with `run`, which measures, and `describe`, which is pure. What was measured goes to
+results/{name}.json, and the tables of all results that are there into README.md beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from benchmarks import costs, overhead, report, trainer
+from benchmarks.workbench import open_workbench
+from examples.assets import DEFAULT_DIRECTORY
+from ray_jobs.errors import KitaeError
+from ray_jobs.progress import stage_progress
+
+BENCHMARKS: dict[str, ModuleType] = {"overhead": overhead, "trainer": trainer, "costs": costs}
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent / "README.md"
+
+
+@click.command(help=__doc__)
+@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
+@click.option("--quick", is_flag=True, help="Fewer and shorter measurements: to see that it works.")
+@click.option("--measure/--report-only", default=True, help="Only write the tables of the results that are there.")
+@click.option("--assets", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, help="The examples' assets.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where the results go.")
+@click.option("--readme", type=click.Path(path_type=Path), default=README, help="Whose section is written anew.")
+def main(names: tuple[str, ...], quick: bool, measure: bool, assets: Path, results: Path, readme: Path) -> None:
+    if measure:
+        try:
+            _measure(names or tuple(BENCHMARKS), assets, results, quick=quick)
+        except KitaeError as error:
+            sys.exit(f"error: {error}")
+    measured = {name: results / f"{name}.json" for name in BENCHMARKS}
+    sections = {
+        name: (BENCHMARKS[name].describe, json.loads(path.read_text()))
+        for name, path in measured.items()
+        if path.is_file()
+    }
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    readme.write_text(report.with_tables(text, sections), encoding="utf-8")
+
+
+def _measure(names: tuple[str, ...], assets: Path, results: Path, *, quick: bool) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    with open_workbench(assets) as bench:
+        for name in names:
+            with stage_progress(name) as progress:
+                setting = report.setting(datetime.now(UTC), quick=quick)
+                figures = BENCHMARKS[name].run(bench, progress.update, quick=quick)
+            document = {"setting": setting, "figures": figures}
+            (results / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+            print(BENCHMARKS[name].describe(figures), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

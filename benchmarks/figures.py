@@ -1,0 +1,65 @@
+"""What measurements come to: medians, ratios pair by pair, tables. Pure.
+
+Knows nothing of how anything is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two sides measured in turn: `ours[i]` and `theirs[i]` right after one another, in one unit, more is better."""
+
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.ours) == len(self.theirs), "a pair has two sides"
+        assert self.ours, "nothing was measured"
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Ours over theirs, pair by pair, so that what slows the machine down for a while slows both sides."""
+        return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """The median of the pairs' ratios."""
+        return median(self.ratios)
+
+    @property
+    def middle_half(self) -> tuple[float, float]:
+        """Between which ratios half of the pairs lie: a machine that others use gives single pairs far off."""
+        low, _, high = quantiles(self.ratios, n=4, method="inclusive") if len(self.ratios) > 1 else self.ratios * 3
+        return low, high
+
+
+def largest_gap(losses: Sequence[float], others: Sequence[float]) -> float:
+    """Largest relative difference of two loss curves, over the steps that both have."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=False))
+
+
+def verdict(ratio: float, goal: float) -> str:
+    """How a ratio stands to its goal."""
+    return f"goal ≥ {goal:g}: {'reached' if ratio >= goal else 'not reached'}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    if value == 0:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def gibibytes(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,66 @@
+"""The report: where and when it was measured, and the tables, between two marks of a Markdown file."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- figures: written by `python -m benchmarks` -->", "<!-- end of figures -->"
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray")
+
+Section = tuple[Callable[[dict[str, Any]], str], dict[str, Any]]
+"""What describes a benchmark's figures, and its result file's content."""
+
+
+def setting(now: datetime, *, quick: bool) -> dict[str, Any]:
+    """What a reader needs to judge a figure."""
+    return {
+        "date": now.strftime("%Y-%m-%d"),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "instructions": _instructions(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "load_before": round(os.getloadavg()[0], 2),
+        "quick": quick,
+    }
+
+
+def with_tables(text: str, sections: Mapping[str, Section]) -> str:
+    """The Markdown text with everything between the marks written anew; the marks are added where there are none."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    parts = [
+        f"### {name}\n\n{describe(doc['figures'])}\n\n{_where(doc['setting'])}"
+        for name, (describe, doc) in sections.items()
+    ]
+    return before.rstrip() + "\n\n" * bool(before.strip()) + "\n\n".join([BEGIN, *parts, END]) + (after or "\n")
+
+
+def _where(setting: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in setting["versions"].items())
+    quick = " A quick run: fewer and shorter measurements." if setting["quick"] else ""
+    return (
+        f"_{setting['date']}, {setting['cpu']} ({setting['cores']} cores, {setting['instructions']}), fp32, Python "
+        f"{setting['python']}, {versions}. Load average before: {setting['load_before']}.{quick}_"
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _instructions() -> str:
+    """The widest that PyTorch uses here."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()

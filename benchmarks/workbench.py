@@ -1,0 +1,338 @@
+"""What every measurement stands on: real rows and a real model in a store of its own, and a Ray cluster of its own.
+
+Owns the jobs that are measured and their set-up. Both sides of a comparison get the same `Side`: the model's directory,
+the encoded rows and the resolved job. Does not measure anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+from benchmarks.turns import Measure, Turn, Umpire
+from examples.assets import DEFAULT_DIRECTORY
+from ray_jobs import workers
+from ray_jobs.encoding import Encoded, encode_rows
+from ray_jobs.errors import MachineError
+from ray_jobs.jobs import start_attempt
+from ray_jobs.local import embedded_store, processes
+from ray_jobs.local.embedded_store import Credentials
+from ray_jobs.models import load_tokenizer
+from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+
+Rows = Literal["faq", "mixed"]
+Show = Callable[..., None]
+"""`Progress.update`."""
+MODEL = "smollm2-135m-instruct"
+MAX_TOKENS = 512
+MICRO_BATCH_TOKENS = 1024
+_RAY_CPUS = 4
+"""Logical: as many workers as wait for their turn at once."""
+_SEAT_KEY = "umpire.json"
+_MAIL_QUESTION = "Is this e-mail spam? Answer with spam or ham.\n\n"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a side other than the job is given: the same job, for a process of its own."""
+
+    name: str
+    port: int
+    """The umpire's."""
+    spec: dict[str, Any]
+    model_dir: str
+    rows_file: str
+    threads: int
+    kind: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Side:
+        return cls(**json.loads(path.read_text()))
+
+
+@dataclass(frozen=True)
+class Contest:
+    """How a side takes part. Without a module it is the whole job."""
+
+    module: str | None = None
+    kind: str = ""
+    workers: int = 1
+    threads: int = 2
+    training: dict[str, Any] = field(default_factory=dict)
+    """Settings of the job's training that this side has otherwise."""
+
+
+class Script:
+    """A side that is a Python module run in a process of its own."""
+
+    def __init__(self, module: str, side: Side, directory: Path) -> None:
+        path, self._log = directory / f"{uuid.uuid4().hex}.json", directory / f"{uuid.uuid4().hex}.log"
+        path.write_text(json.dumps(asdict(side)))
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(path)],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": str(side.threads)},
+            )
+
+    def failure(self) -> str | None:
+        code = self._process.poll()
+        return None if not code else f"exit code {code}: " + " | ".join(embedded_store.tail(self._log))
+
+    def join(self) -> None:
+        self._process.wait(120)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+class WholeJob:
+    """A side that is the whole job's training as the pipeline starts it, taking turns in front of each step."""
+
+    def __init__(self, bench: Workbench, rows: Rows, spec: JobSpec, seat: tuple[int, str]) -> None:
+        self._error: BaseException | None = None
+        self.outcome: TrainOutcome | None = None
+        bench.store.put_json(_SEAT_KEY, {"port": seat[0], "side": seat[1]})
+        self._thread = threading.Thread(target=self._run, args=(bench, rows, spec), daemon=True)
+        self._thread.start()
+
+    def failure(self) -> str | None:
+        return None if self._error is None else repr(self._error)
+
+    def join(self) -> None:
+        self._thread.join(300)
+
+    def _run(self, bench: Workbench, rows: Rows, spec: JobSpec) -> None:
+        try:
+            with patch.object(workers, "_worker", _turning_worker):
+                self.outcome = bench.train(rows, spec)
+        except BaseException as error:  # noqa: BLE001  # told by failure()
+            self._error = error
+
+
+def _turning_worker(config: dict[str, Any]) -> None:
+    """The job's own worker function, whole, which waits for its turn before each step."""
+    from ray_jobs import train
+
+    seat = config["store"].get_json(_SEAT_KEY)
+    plain = train._Run._step
+    turns: list[Turn] = []
+
+    def step(run: train._Run, at: int, stop: bool) -> bool:
+        if not turns:
+            turns.append(Turn(seat["port"], seat["side"]))
+        turns[0].next(run.position.losses[-1] if run.position.losses else None)
+        return plain(run, at, stop)
+
+    with patch.object(train._Run, "_step", step):
+        workers._worker(config)
+
+
+class Workbench:
+    """A store with the model and the rows in it, and a directory for scratch."""
+
+    def __init__(self, store: Store, directory: Path, assets: Path) -> None:
+        self.store, self.directory, self.assets = store, directory, assets
+        self.ray_start_s = _start_ray()
+        self._encoded: dict[Rows, str] = {}
+        self._base_key = f"bases/{MODEL}"
+
+    def prepare(self, rows: Rows) -> str:
+        """Encode a set of rows once; its place in the store."""
+        if rows not in self._encoded:
+            tokenizer = load_tokenizer(self.assets / MODEL, "chat")
+            encoded, _ = encode_rows(
+                read_rows(self.assets, rows), TASKS["chat"], tokenizer, [],
+                max_tokens=MAX_TOKENS, too_long="drop", source=rows,
+            )  # fmt: skip
+            scratch = self.directory / f"encoded-{rows}"
+            scratch.mkdir()
+            encoded.save(scratch / TRAIN_FILE)
+            # Held-out loss is no part of what is measured here, and cannot be left out: two rows.
+            Encoded.of([encoded[0], encoded[1]]).save(scratch / HELD_OUT_FILE)
+            self._encoded[rows] = f"encoded/{rows}"
+            self.store.commit(f"encoded/{rows}", self.store.upload_tree(scratch, f"encoded/{rows}"), {})
+        if self.store.read_manifest(self._base_key) is None:
+            self.store.commit(self._base_key, self.store.upload_tree(self.assets / MODEL, self._base_key), {})
+        return self._encoded[rows]
+
+    def encoded(self, rows: Rows) -> Encoded:
+        return Encoded.load(self.store.fetch(self.prepare(rows)) / TRAIN_FILE)
+
+    def inputs(self, rows: Rows, spec: JobSpec) -> TrainInputs:
+        """A training that has never run."""
+        return TrainInputs(
+            spec=spec,
+            labels=(),
+            encoded_key=self.prepare(rows),
+            base_key=self._base_key,
+            checkpoints=f"checkpoints/{uuid.uuid4().hex}",
+        )
+
+    def train(self, rows: Rows, spec: JobSpec) -> TrainOutcome:
+        """The whole job's training, as the pipeline starts it."""
+        job = start_attempt(self.store, spec)
+        return workers.train_on_workers(
+            self.inputs(rows, spec), self.store, job_id=job.id, attempt=job.attempt, report=lambda *_: None
+        )
+
+    def contend(
+        self, rows: Rows, steps: int, batch_size: int, contenders: Mapping[str, Contest], show: Show
+    ) -> dict[str, Measure]:
+        """Measure contenders step by step in turn, `steps` of them after one that warms up."""
+        scripts: list[Script] = []
+        base_dir = self.store.fetch(self.inputs(rows, make_spec(steps=1, batch_size=batch_size)).base_key)
+        try:
+            with Umpire() as umpire:
+                for i, (name, contest) in enumerate(contenders.items()):
+                    show(i, len(contenders), "sides", doing=f"starting: {name}")
+                    spec = make_spec(
+                        name=f"side-{i}",
+                        workers=contest.workers,
+                        threads=contest.threads,
+                        steps=steps + 2,
+                        batch_size=batch_size,
+                        **contest.training,
+                    )
+                    if contest.module is None:
+                        umpire.admit(name, contest.workers, lambda: WholeJob(self, rows, spec, (umpire.port, name)))  # noqa: B023
+                        continue
+                    side = Side(
+                        name,
+                        umpire.port,
+                        spec.model_dump(mode="json"),
+                        str(base_dir),
+                        str(self.store.fetch(self.prepare(rows)) / TRAIN_FILE),
+                        contest.threads,
+                        contest.kind,
+                    )
+                    scripts.append(Script(contest.module, side, self.directory))
+                    umpire.admit(name, 1, lambda: scripts[-1])
+                return umpire.play(
+                    steps, lambda done, name, seconds: show(done, steps, "steps", side=name, s_per_step=seconds)
+                )
+        finally:
+            for script in scripts:
+                script.kill()
+
+
+def make_spec(
+    *, steps: int, batch_size: int, name: str = "benchmark", workers: int = 1, threads: int = 2, **training: Any
+) -> JobSpec:
+    """A LoRA job in fp32 with what `transformers.Trainer` uses where it is not told otherwise: AdamW, linear decay, no
+    warm-up, gradients clipped at 1."""
+    return parse_spec(
+        {
+            "name": name,
+            "task": "chat",
+            "base_model": MODEL,
+            "data": {"train": "rows", "max_tokens": MAX_TOKENS},
+            "training": {
+                "method": "lora",
+                "epochs": 50,
+                "max_steps": steps,
+                "batch_size": batch_size,
+                "micro_batch_tokens": MICRO_BATCH_TOKENS,
+                "learning_rate": 2e-4,
+                "warmup_fraction": 0.0,
+                "schedule": "linear",
+                "precision": "fp32",
+                "eval_every_steps": steps,
+                **training,
+            },
+            "compute": {"workers": workers, "threads_per_worker": threads},
+        }
+    )
+
+
+def read_rows(assets: Path, rows: Rows) -> list[dict[str, Any]]:
+    """`faq`: the example's question/answer rows. `mixed`: the same and as many real e-mails to be sorted, which are
+    much longer and whose answers are a word: as uneven as instruction data often is."""
+    faq = _read(assets / "faq_chat.jsonl")
+    if rows == "faq":
+        return faq
+    mails = _read(assets / "spam.jsonl")
+    return faq + [
+        {
+            "messages": [
+                {"role": "user", "content": _MAIL_QUESTION + mail["text"]},
+                {"role": "assistant", "content": mail["label"]},
+            ]
+        }
+        for mail in mails[:: max(1, len(mails) // len(faq))]
+    ]
+
+
+@contextmanager
+def open_workbench(assets: Path = DEFAULT_DIRECTORY) -> Iterator[Workbench]:
+    """Set up, and take everything down again."""
+    missing = [
+        name for name in (f"{MODEL}/config.json", "faq_chat.jsonl", "spam.jsonl") if not (assets / name).exists()
+    ]
+    if missing:
+        raise MachineError(
+            f"{assets} lacks {', '.join(missing)}: run `python -m examples.assets all --into {assets}` first"
+        )
+    directory = Path(tempfile.mkdtemp(prefix="kitae-bench-"))
+    ports = embedded_store.choose_ports()
+    credentials = Credentials("benchmark", uuid.uuid4().hex)
+    mark = uuid.uuid4().hex
+    log = directory / "weed.log"
+    server = embedded_store.start(
+        directory / "data", log, ports, credentials, environment={**os.environ, processes.MARK: mark}
+    )
+    try:
+        embedded_store.wait_until_ready(server, ports, credentials, log)
+        variables = {
+            "KITAE_STORE": f"s3://{embedded_store.BUCKET}",
+            "KITAE_CACHE": str(directory / "cache"),
+            "AWS_ENDPOINT_URL": embedded_store.endpoint_url(ports),
+            "AWS_ACCESS_KEY_ID": credentials.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
+            "AWS_REGION": "us-east-1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        with patch.dict(os.environ, variables):  # Ray's workers inherit it
+            yield Workbench(Store.from_env(), directory, assets.resolve())
+    finally:
+        _stop_ray()
+        processes.stop([server], mark)
+        embedded_store.remove_sockets(ports)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start_ray() -> float:
+    """A Ray cluster of this process's own, whatever else runs here. The seconds it took."""
+    import ray
+
+    started = time.perf_counter()
+    ray.init(address="local", num_cpus=_RAY_CPUS, include_dashboard=False, log_to_driver=False, logging_level=30)
+    return time.perf_counter() - started
+
+
+def _stop_ray() -> None:
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

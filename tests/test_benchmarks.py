@@ -1,0 +1,167 @@
+"""The benchmarks' pure parts: pairs and tables, turns, and the report. No timings are asserted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks import costs, overhead, report, trainer
+from benchmarks.figures import Pairs, largest_gap, number, table, verdict
+from benchmarks.turns import Turn, Umpire
+from benchmarks.workbench import make_spec, read_rows
+from ray_jobs.errors import MachineError
+
+
+def side(steps: int, seconds: float, loss: float = 2.0) -> dict[str, object]:
+    return {
+        "start_s": 10.0,
+        "step_seconds": [9.0, *[seconds] * steps],
+        "cpu_seconds": [9.0, *[2 * seconds] * steps],
+        "losses": [loss] * (steps + 1),
+        "peak_memory_bytes": [2 * 2**30],
+        "others_share": 0.03,
+    }
+
+
+def test_a_ratio_is_the_median_of_the_pairs() -> None:
+    pairs = Pairs((10.0, 20.0, 99.0), (20.0, 20.0, 33.0))
+    assert (pairs.ratio, pairs.middle_half) == (1.0, (0.75, 2.0))
+    assert Pairs((1.0,), (2.0,)).middle_half == (0.5, 0.5)
+    with pytest.raises(AssertionError):
+        Pairs((1.0,), ())
+    with pytest.raises(AssertionError):
+        Pairs((), ())
+
+
+def test_figures_are_written_with_three_digits() -> None:
+    assert [number(value) for value in (0, 1.234, 12.34, 1234.5)] == ["0", "1.23", "12.3", "1,234"]
+    assert table(["a", "b"], [["x", "1"]]).splitlines() == ["| a | b |", "| --- | ---: |", "| x | 1 |"]
+    assert verdict(0.96, 0.95).endswith(": reached")
+    assert verdict(0.94, 0.95).endswith("not reached")
+    assert largest_gap([1.0, 2.0], [1.0, 4.0, 9.0]) == 0.5
+
+
+def test_overhead_says_how_the_job_stands_to_the_bare_loop() -> None:
+    sides = {
+        overhead.ONE: side(5, 2.0),
+        overhead.BARE: side(5, 1.96),
+        overhead.STOCK: side(5, 2.2),
+        overhead.TWO: side(5, 4.0),
+    }
+    text = overhead.describe({"batch_size": 4, "tokens": [0, *[100] * 5], "sides": sides})
+    assert "| job, 1 worker × 2 threads | 50.0 | **0.980** | 0.980 to 0.980 |" in text
+    assert "| job, 2 workers × 1 thread | 25.0 | **0.490** |" in text
+    assert "goal ≥ 0.95: reached" in text
+    assert "5 pairs" in text
+    assert "one worker's ratio is 1.100 (half of the pairs: 1.100 to 1.100)" in text
+
+
+def test_trainer_is_compared_with_its_better_tuning() -> None:
+    sides = {
+        trainer.JOB: side(5, 1.0),
+        trainer.DEFAULTS: side(5, 2.5),
+        trainer.GROUPED: side(5, 1.5),
+        trainer.FLAT: side(5, 1.3, loss=2.002),
+    }
+    lengths, supervised = [10, 20, 30, 40, 50], [5] * 5
+    one = {"batch_size": 1, "lengths": lengths, "supervised": supervised, "sides": sides}
+    text = trainer.describe({"faq": one})
+    assert "At its defaults: goal ≥ 3: not reached. The better tuning: goal ≥ 1.2: reached." in text
+    assert "Tokens a row: 10 to 50, median 30; 17% supervised" in text
+    assert "| Trainer, padding-free | 0.77 | 3.85 | **1.30** | 1.30 to 1.30 |" in text
+    assert "1.0e-03 |" in text
+
+
+def test_costs_are_told_a_save() -> None:
+    run = {"workers": 1, "saves": 4, "stall_s": 2.0, "steps_s": 20.0, "wall_s": 40.0, "peak_memory_bytes": 2**30}
+    assert "| 1 worker(s) | 4 | 0.50 s | 20.0 s | 18.0 s | 1.00 GiB |" in costs.describe(
+        {"runs": [run], "ray_start_s": 3}
+    )
+
+
+def test_the_report_is_written_anew_between_its_marks() -> None:
+    setting = report.setting(datetime(2026, 1, 2, tzinfo=UTC), quick=True)
+    assert setting["date"] == "2026-01-02"
+    assert set(setting["versions"]) == set(report.PACKAGES)
+    sections = {"overhead": (lambda figures: f"figures {figures['x']}", {"setting": setting, "figures": {"x": 1}})}
+    once = report.with_tables("# Speed\n\nProse.\n", sections)
+    assert once.startswith("# Speed\n\nProse.\n")
+    assert "figures 1" in once
+    assert "A quick run" in once
+    sections["overhead"] = (lambda figures: "other figures", sections["overhead"][1])
+    twice = report.with_tables(once + "\nAfter.\n", sections)
+    assert "other figures" in twice
+    assert "figures 1" not in twice
+    assert twice.endswith("\nAfter.\n")
+    assert twice.count(report.BEGIN) == 1
+
+
+class Player:
+    """A side that is a thread."""
+
+    def __init__(self, port: int, name: str, steps: int, told: list[str]) -> None:
+        self._work = (port, name, steps, told)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        port, name, steps, told = self._work
+        turn = Turn(port, name)
+        for step in range(steps):
+            turn.next(None if step == 0 else float(step))
+            told.append(f"{name}{step}")
+
+    def failure(self) -> str | None:
+        return None
+
+    def join(self) -> None:
+        self._thread.join(10)
+
+
+class Broken(Player):
+    def _run(self) -> None:
+        Turn(*self._work[:2]).next(None)
+
+    def failure(self) -> str | None:
+        return "it broke"
+
+
+def test_sides_take_turns_and_only_one_computes() -> None:
+    told: list[str] = []
+    with Umpire() as umpire:
+        umpire.admit("a", 1, lambda: Player(umpire.port, "a", 4, told))
+        umpire.admit("b", 1, lambda: Player(umpire.port, "b", 4, told))
+        measures = umpire.play(2, lambda *_: None)
+    assert told[:6] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert sorted(told[6:]) == ["a3", "b3"]
+    assert measures["a"].losses == (1.0, 2.0, 3.0)
+    assert len(measures["b"].step_seconds) == 3
+
+
+def test_a_side_that_breaks_off_ends_the_match() -> None:
+    with Umpire() as umpire:
+        umpire.admit("a", 1, lambda: Broken(umpire.port, "a", 4, []))
+        with pytest.raises(MachineError, match="it broke"):
+            umpire.play(2, lambda *_: None)
+
+
+def test_jobs_are_what_trainer_does_by_default() -> None:
+    training = make_spec(steps=3, batch_size=4).training
+    assert (training.max_steps, training.warmup_fraction, training.schedule) == (3, 0.0, "linear")
+    assert (training.weight_decay, training.max_grad_norm, training.precision) == (0.0, 1.0, "fp32")
+
+
+def test_mixed_rows_are_the_faq_and_as_many_mails(tmp_path: Path) -> None:
+    faq = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}] * 3
+    (tmp_path / "faq_chat.jsonl").write_text("\n".join(map(json.dumps, faq)))
+    mails = [{"text": f"mail {i}", "label": "ham"} for i in range(9)]
+    (tmp_path / "spam.jsonl").write_text("\n".join(map(json.dumps, mails)))
+    rows = read_rows(tmp_path, "mixed")
+    assert read_rows(tmp_path, "faq") == faq
+    assert len(rows) == 6
+    assert rows[4]["messages"][0]["content"].endswith("mail 3")
+    assert rows[4]["messages"][1]["content"] == "ham"
