@@ -106,3 +106,20 @@ def test_an_engine_that_cannot_start_says_why(tmp_path: Path, adapter: tuple[Pat
 def test_an_engine_that_takes_too_long_is_ended(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
     with pytest.raises(ServingError, match="took more than 1 s"):
         check_parity(base, adapter[1], SETTINGS, trained_dtype="fp32", timeout_s=1.0)
+
+
+@pytest.mark.parametrize("slots", [[-1, -1, -1], [1, 1, 1], [0, -1, 1], [-1, 1, -1], [0]])
+def test_each_token_goes_through_its_own_adapter_or_none(slots: list[int]) -> None:
+    import torch
+
+    from ray_jobs.engine.cpu_lora import add_updates, groups_of
+
+    torch.manual_seed(0)
+    a_LRI, b_LOR = torch.randn(2, 1, 3, 5), torch.randn(2, 1, 4, 3)  # vLLM's shapes have a 1 beside the slots
+    x_NI, y_NO = torch.randn(len(slots), 5), torch.randn(len(slots), 4)
+    expected = y_NO.clone()
+    for n, slot in enumerate(slots):
+        if slot >= 0:
+            expected[n] += 0.5 * b_LOR[slot, 0] @ a_LRI[slot, 0] @ x_NI[n]
+    add_updates(y_NO, x_NI, a_LRI, b_LOR, 0.5, groups_of(torch.tensor(slots)))
+    torch.testing.assert_close(y_NO, expected)
