@@ -61,18 +61,18 @@ def test_overhead_says_how_the_job_stands_to_the_bare_loop() -> None:
 
 
 def test_trainer_is_compared_with_its_better_tuning() -> None:
-    sides = {
-        trainer.JOB: side(5, 1.0),
-        trainer.DEFAULTS: side(5, 2.5),
-        trainer.GROUPED: side(5, 1.5),
-        trainer.FLAT: side(5, 1.3, loss=2.002),
+    job = side(5, 1.0)
+    matches = {
+        trainer.DEFAULTS: {trainer.JOB: job, trainer.DEFAULTS: side(5, 2.5)},
+        trainer.GROUPED: {trainer.JOB: job, trainer.GROUPED: side(5, 1.5)},
+        trainer.FLAT: {trainer.JOB: job, trainer.FLAT: side(5, 1.3, loss=2.002)},
     }
     lengths, supervised = [10, 20, 30, 40, 50], [5] * 5
-    one = {"batch_size": 1, "lengths": lengths, "supervised": supervised, "sides": sides}
+    one = {"batch_size": 1, "lengths": lengths, "supervised": supervised, "matches": matches}
     text = trainer.describe({"faq": one})
     assert "At its defaults: goal ≥ 3: not reached. The better tuning: goal ≥ 1.2: reached." in text
     assert "Tokens a row: 10 to 50, median 30; 17% supervised" in text
-    assert "| Trainer, padding-free | 0.77 | 3.85 | **1.30** | 1.30 to 1.30 |" in text
+    assert "| Trainer, padding-free | 1.00 : 0.77 | 5.00 : 3.85 | **1.30** | 1.30 to 1.30 |" in text
     assert "1.0e-03 |" in text
 
 
