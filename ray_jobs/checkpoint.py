@@ -63,12 +63,24 @@ class Checkpoint:
 def committed(store: Store, prefix: str) -> list[Checkpoint]:
     """Every checkpoint that is whole, the oldest first."""
     found = []
-    for name in store.list_dirs(f"{prefix}/"):
-        manifest = store.read_manifest(f"{prefix}/{name}")
+    for key in _trees(store, prefix):
+        manifest = store.read_manifest(key)
         if manifest is not None:
             position = manifest.meta["position"] | {"losses": tuple(manifest.meta["position"]["losses"])}
-            found.append(Checkpoint(f"{prefix}/{name}", manifest.meta["workers"], Position(**position)))
+            found.append(Checkpoint(key, manifest.meta["workers"], Position(**position)))
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
+
+
+def half_written(store: Store, prefix: str) -> list[str]:
+    """Keys of those that have no manifest: being written, or left by a worker that was killed."""
+    whole = {found.key for found in committed(store, prefix)}
+    return [key for key in _trees(store, prefix) if key not in whole]
+
+
+def _trees(store: Store, prefix: str) -> list[str]:
+    # By the objects: some stores go on listing the folders of trees that were deleted.
+    names = {info.key.removeprefix(f"{prefix}/").partition("/")[0] for info in store.list(prefix)}
+    return [f"{prefix}/{name}" for name in sorted(names)]
 
 
 def latest(store: Store, prefix: str) -> Checkpoint | None:
@@ -209,9 +221,7 @@ class Writer:
         keep = to_keep(whole, self.keep)
         stale = [c.key for c in whole if c.key not in keep]
         # Half-written ones of earlier starts; this start's next one is not begun before this returns.
-        whole_keys = {c.key for c in whole}
-        names = (f"{self.prefix}/{name}" for name in self.store.list_dirs(f"{self.prefix}/"))
-        half = [key for key in names if key not in whole_keys and not key.endswith(f"-{self.run}")]
+        half = [key for key in half_written(self.store, self.prefix) if not key.endswith(f"-{self.run}")]
         for key in [*stale, *half]:
             self.store.delete_tree(key)
 
