@@ -177,6 +177,7 @@ GROUPS: dict[str, tuple[Asset, ...]] = {
 
 def bring(assets: Iterable[Asset], into: Path) -> None:
     """Make what is not there yet. A result appears whole or not at all."""
+    into = into.absolute()  # the registries' clients run in a directory of their own
     downloads = into / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     for asset in assets:
