@@ -57,8 +57,8 @@ def fingerprint(store: Store, source: str) -> str:
         return _hash([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
     if source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         raise ModelError(
-            f"base_model {source!r} is neither an existing path (seen from {Path.cwd()}), an s3:// address nor a hub id "
-            "such as org/model"
+            f"base_model {source!r} is neither an existing path (seen from {Path.cwd()}), an s3:// address nor a hub "
+            "id such as org/model"
         )
     return _hub_revision(source)
 
