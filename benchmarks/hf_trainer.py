@@ -9,7 +9,6 @@ Of three kinds: `defaults` pads each batch to its longest row; `grouped` puts ro
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -83,31 +82,30 @@ def main() -> None:
     collator: Any = DataCollatorForSeq2Seq(tokenizer)
     if side.kind == "flat":
         collator = DataCollatorWithFlattening()  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory(prefix="kitae-bench-trainer-") as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            use_cpu=True,
-            max_steps=plan.total_steps,
-            per_device_train_batch_size=training.batch_size,
-            learning_rate=training.learning_rate or 0.0,
-            seed=training.seed,
-            # Its own is "random"; the same rows in the same step are wanted.
-            train_sampling_strategy="group_by_length" if side.kind == "grouped" else "sequential",
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
-        turning = Turning(side)
-        trainer = Listening(
-            model=attach(base, training, spec.task),
-            args=arguments,
-            train_dataset=Rows(encoded, order),
-            data_collator=collator,
-            processing_class=tokenizer,
-            callbacks=[turning],
-        )
-        turning.trainer = trainer
-        trainer.train()
+    arguments = TrainingArguments(
+        output_dir=f"{sys.argv[1]}.trainer",  # goes with the workbench's directory
+        use_cpu=True,
+        max_steps=plan.total_steps,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate or 0.0,
+        seed=training.seed,
+        # Its own is "random"; the same rows in the same step are wanted.
+        train_sampling_strategy="group_by_length" if side.kind == "grouped" else "sequential",
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    turning = Turning(side)
+    trainer = Listening(
+        model=attach(base, training, spec.task),
+        args=arguments,
+        train_dataset=Rows(encoded, order),
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[turning],
+    )
+    turning.trainer = trainer
+    trainer.train()
 
 
 if __name__ == "__main__":
