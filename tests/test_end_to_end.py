@@ -33,21 +33,29 @@ class Checkout:
     environment: dict[str, str]
 
     def run(self, *command: str) -> str:
+        """Everything the command told."""
+        done = self._run(*command)
+        return done.stdout + done.stderr
+
+    def json(self, *command: str) -> Any:
+        """What a command answers programs."""
+        return json.loads(self._run(*command).stdout)
+
+    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", *command],
             cwd=self.directory,
             env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
-        assert done.returncode == 0, done.stdout[-6000:]
-        return done.stdout
+        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+        return done
 
     def result(self, name: str) -> dict[str, Any]:
-        records = json.loads(self.run("ray_jobs", "status", "--json"))
+        records = self.json("ray_jobs", "status", "--json")
         (record,) = [record for record in records if record["spec"]["name"] == name]
         assert record["status"] == "succeeded"
         result: dict[str, Any] = record["result"]
@@ -105,14 +113,14 @@ def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
     output = checkout.run("examples.demo")
     for stage in ("dataset", "base", "encode", "train", "evaluate", "parity", "register"):
         assert f"{stage:<9}  skipped" in output
-    versions = json.loads(checkout.run("ray_jobs", "models", "--json"))
-    assert [model["name"] for model in versions] == ["faq-chat"]
+    registered = checkout.json("ray_jobs", "models", "--json")
+    assert {name: len(versions) for name, versions in registered.items()} == {"faq-chat": 1}
 
 
 def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> None:
-    environment = checkout.run("ray_jobs", "local", "env")
-    exported = dict(line.removeprefix("export ").split("=", 1) for line in environment.splitlines() if "=" in line)
-    checkout.environment.update(exported)
+    lines = checkout.run("ray_jobs", "local", "env").splitlines()
+    exports = [line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export ")]
+    checkout.environment.update({name: value for name, value in exports})
     checkout.run("examples.assets", "reviews")
     checkout.run("ray_jobs", "run", "examples/review_classification.yaml")
     result = checkout.result("review-classifier")
