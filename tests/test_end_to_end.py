@@ -120,7 +120,7 @@ def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
 def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> None:
     lines = checkout.run("ray_jobs", "local", "env").splitlines()
     exports = [line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export ")]
-    checkout.environment.update({name: value for name, value in exports})
+    checkout.environment.update(dict(exports))
     checkout.run("examples.assets", "reviews")
     checkout.run("ray_jobs", "run", "examples/review_classification.yaml")
     result = checkout.result("review-classifier")
