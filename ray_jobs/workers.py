@@ -57,7 +57,7 @@ def train_on_workers(
     TrainingError where workers were lost more often than `compute.max_failures`.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     compute = inputs.spec.compute
@@ -87,9 +87,11 @@ def train_on_workers(
         try:
             trainer.fit()
         except Exception as error:
+            go_on = f"`kitae resume {job_id}` goes on from the last checkpoint"
             unknown = (
-                f"workers failed more than compute.max_failures {compute.max_failures} times; `kitae resume` goes on "
-                "from the last checkpoint. The last failure"
+                f"workers failed more than compute.max_failures {compute.max_failures} times; {go_on}. The last failure"
+                if isinstance(error, TrainingFailedError)
+                else f"the Ray cluster was lost; once it runs again, {go_on}. What was seen of it"
             )
             raise _read_failure(store, _failure_key(inputs, attempt)) or _explain(error, unknown) from error
         answer = ray.get(sink.answer.remote())
@@ -131,7 +133,7 @@ def call_on_worker(
         try:
             answer: T = ray.get(reference)
         except Exception as error:
-            raise _explain(error, "a worker failed; `kitae resume` tries that stage again. The failure") from error
+            raise _explain(error, "a worker failed; `kitae resume` tries this stage again. The failure") from error
     return answer
 
 
@@ -158,7 +160,7 @@ def check_room(compute: ComputeSection, cluster: dict[str, float]) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One training process. An error of ours ends the group in order, so that Ray Train does not retry it."""
+    """One training process. An error of ours is written down and ends all of them, and is not tried again."""
     import ray
     import ray.train
 
@@ -189,10 +191,15 @@ def _worker(config: dict[str, Any]) -> None:
             on_progress=tell,
             should_stop=_Asked(lambda: jobs.load(store, config["job_id"]), config["attempt"]),
         )
-    except KitaeError as error:
-        # Leave word for the next start, which ends at once, and break this one: the others may wait in a collective.
-        _write_failure(store, failure_key, error)
-        raise
+    except Exception as error:
+        if isinstance(error, KitaeError):
+            _write_failure(store, failure_key, error)
+        elif not _is_written(store, failure_key):
+            raise  # Ray Train starts the group again
+        if inputs.spec.compute.gpus_per_worker:
+            raise  # the others may wait in a collective that only the end of this process breaks; all start once more
+        _leave_group()
+        return
     if context.get_world_rank() == 0:
         ray.get(sink.finish.remote(outcome.model_dump_json()))
 
@@ -237,6 +244,21 @@ def _failure_key(inputs: TrainInputs, attempt: int) -> str:
 def _write_failure(store: Store, key: str, error: KitaeError) -> None:
     with contextlib.suppress(KitaeError):  # two workers may fail at once, and the store may be what failed
         store.put_json(key, {"type": type(error).__name__, "message": error.message, "details": list(error.details)})
+
+
+def _is_written(store: Store, key: str) -> bool:
+    """Whether another worker has failed for good, so that this one's error is only what follows from it."""
+    with contextlib.suppress(KitaeError):
+        return store.exists(key)
+    return False
+
+
+def _leave_group() -> None:
+    """Close the connections to the other workers, whose collectives then fail, so that they end too."""
+    import torch.distributed as dist
+
+    with contextlib.suppress(RuntimeError):
+        dist.destroy_process_group()
 
 
 def _read_failure(store: Store, key: str) -> KitaeError | None:
