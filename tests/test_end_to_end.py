@@ -75,7 +75,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("KITAE", "AWS", "RAY"))}
-    environment |= {"KITAE_PORT": str(port), "KITAE_CACHE": str(directory / "cache"), "PYTHONPATH": str(directory)}
+    environment |= {"KITAE_PORT": str(port), "KITAE_CACHE": str(directory / ".kitae" / "cache"), "PYTHONPATH": str(directory)}
     made = Checkout(directory, environment)
     try:
         yield made

@@ -248,8 +248,12 @@ def _events(store: Store, job: JobFile) -> list[str]:
     return [event.message for _, event in jobs.events(store, job.spec.job_id)]
 
 
-def test_a_cancelled_job_goes_on_with_other_workers(service: Service, store: Store, files: Path) -> None:
+@pytest.mark.usefixtures("store_environment")
+def test_a_cancelled_job_goes_on_with_other_workers(
+    service: Service, store: Store, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """2 workers, cancelled; 1, cancelled; 2 again, to the end: the losses of a run on one worker."""
+    monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
     job = job_file(files, "still", base="encoder-without-dropout")
     watched = Watched(store, job.spec.job_id)
     driver = service.kitae(store, "run", str(job.path))
@@ -303,9 +307,7 @@ def test_a_loss_that_is_not_a_number_stops_the_job(service: Service, store: Stor
     driver = service.kitae(store, "run", str(job.path))
     assert driver.wait() == TrainingError.exit_code, driver.output
     last = driver.output.strip().splitlines()[-1]
-    assert re.match(
-        r"error: the training loss is (nan|inf) at step \d+ of 120 \(learning rate 9\.\d+e\+29\): lower", last
-    )
+    assert re.match(r"error: the training loss is (nan|inf) at step \d of 120 \(learning rate \S+e\+\d+\): lower", last)
     assert "Traceback" not in driver.output
     failed(store, job)
 
