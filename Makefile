@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 COUNT := awk '/^Collecting /{if (++n % 20 == 0) {print "   " n " packages fetched"; fflush()}} /^Installing collected/{print "   installing"; fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stop test killtest check format bench lock clean
+.PHONY: help setup demo stop test check format bench lock clean
 
 help:
 	@echo 'Kitae: fine-tune, check, serve.'
@@ -57,12 +57,9 @@ stop: setup ## stop what `make demo` and `kitae local up` started, and nothing e
 
 test: setup ## all tests: the light ones on two cores, then the heavy ones one by one (TESTS=… for some)
 	@# Exit code 5 is "none selected": no failure, unless neither pass had any.
-	@light=0; $(BIN)/pytest -n 2 -m 'not heavy and not kills' $(TESTS) || light=$$?; \
+	@light=0; $(BIN)/pytest -n 2 -m 'not heavy' $(TESTS) || light=$$?; \
 	heavy=0; $(BIN)/pytest -m heavy $(TESTS) || heavy=$$?; \
 	if [ $$light = 5 ]; then exit $$heavy; elif [ $$heavy = 5 ]; then exit $$light; else exit $$((light | heavy)); fi
-
-killtest: setup ## kill workers, drivers, Ray and the store under running jobs (about 9 minutes; not part of make test)
-	@$(BIN)/pytest -m kills
 
 check: setup ## ruff, mypy --strict, layering
 	@failed=0; for command in 'ruff check .' 'ruff format --check .' mypy lint-imports; do \

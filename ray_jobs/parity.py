@@ -32,7 +32,7 @@ from ray_jobs.engine import (
 )
 from ray_jobs.errors import GateError, ServingError
 
-DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.05}
+DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.1}
 """Largest mean |gap| of the answers' log-probabilities, in nats a token, where the job names none."""
 
 _ADAPTER = "adapter"

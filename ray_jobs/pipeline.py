@@ -195,7 +195,7 @@ def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
             {
                 "candidate": evaluation.candidate_key,
                 "parity": spec.evaluation.parity.model_dump(mode="json"),
-                "max_model_len": spec.serving.max_model_len,
+                "serving": spec.serving.model_dump(mode="json", exclude={"deploy", "max_queued_requests"}),
             },
             lambda show: work.compare_served(stages.job, store, spec, evaluation, base["key"], show),
         )

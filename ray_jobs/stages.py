@@ -148,7 +148,9 @@ def compare_with_engine(spec: JobSpec, evaluation: Evaluation, base_key: str, st
         hardware=hardware,
         max_model_len=spec.serving.max_model_len,
         max_lora_rank=evaluation.lora_rank,
+        max_loras=spec.serving.max_loras,
         kv_cache_gib=spec.serving.kv_cache_gib,
+        max_num_seqs=spec.serving.max_ongoing_requests,
     )
     candidate = store.fetch(evaluation.candidate_key)
     result = check_parity(
@@ -169,10 +171,11 @@ def register(
     metrics = evaluation.tuned | {f"base_{name}": value for name, value in evaluation.base.items()}
     if parity:
         metrics |= {"parity_mean_gap": parity["mean_gap"]}
+    training = spec.training.model_copy(update={"precision": evaluation.dtype})  # as it was on that machine
     lineage = Lineage(
         dataset_digest=data["digest"],
         base_digest=base["digest"],
-        spec=spec,
+        spec=spec.model_copy(update={"training": training}),
         code_version=__version__,
         job_id=spec.job_id,
         metrics=metrics,

@@ -69,6 +69,9 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
     """vLLM's refusal: its status and words, our types and codes."""
     status = error.get("code")
     status = status if isinstance(status, int) and 400 <= status < 600 else 500
+    if status == 503:
+        message = "the engine cannot answer now; try again in a moment"
+        return ApiError(503, message, code="model_not_ready", headers={"Retry-After": "5"})
     message = str(error.get("message", "the engine failed"))
     too_long = status == 400 and any(words in message for words in _CONTEXT_LENGTH_WORDS)
     param = error.get("param")

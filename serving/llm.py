@@ -10,6 +10,7 @@ download task on every node, and a CPU engine has one process of its own, not tw
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,13 @@ from ray_jobs.engine import (
     engine_kwargs,
     serving_dtype,
 )
+from ray_jobs.errors import StoreError
 from ray_jobs.storage import Store
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+logger = logging.getLogger(__name__)
 
 CPU_SHARE = 0.01
 """Ray CPUs an engine without a GPU reserves: on a small machine training and serving take turns at the same cores."""
@@ -61,9 +65,10 @@ def build(args: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 1.0 if gpu else CPU_SHARE},
         placement_group_bundles=[{"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": CPU_SHARE}],
         placement_group_strategy="STRICT_PACK",
-        health_check_period_s=10.0,
+        # Serve replaces a replica after three failures; a dead engine must not refuse requests for longer than that.
+        health_check_period_s=2.0,
         health_check_timeout_s=30.0,
-        graceful_shutdown_timeout_s=20.0,
+        graceful_shutdown_timeout_s=10.0,
         # A wrong model does not become right by trying: fail with its message at once.
         max_constructor_retry_count=1,
     )(Engine)
@@ -148,14 +153,21 @@ class Engine:
         except ValidationError as invalid:
             yield {"error": _first_problem(invalid)}
             return
-        async for piece in await getattr(self._server, method)(request):
-            for item in piece if isinstance(piece, list) else [piece]:
-                if isinstance(item, str):
-                    yield item
-                elif (error := getattr(item, "error", None)) is not None:
-                    yield {"error": error.model_dump(mode="json")}
-                else:
-                    yield {"response": item.model_dump(mode="json")}
+        try:
+            async for piece in await getattr(self._server, method)(request):
+                for item in piece if isinstance(piece, list) else [piece]:
+                    if isinstance(item, str):
+                        yield item
+                    elif (error := getattr(item, "error", None)) is not None:
+                        yield {"error": error.model_dump(mode="json")}
+                    else:
+                        yield {"response": item.model_dump(mode="json")}
+        except Exception as failure:
+            # Told, not raised: whoever asked cannot even unpickle vLLM's exceptions without importing it.
+            logger.exception("a request failed")
+            engine: Any = self._server.engine
+            passing = isinstance(failure, StoreError) or engine._engine_client.errored
+            yield {"error": {"message": type(failure).__name__, "code": 503 if passing else 500}}
 
 
 def _first_problem(error: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tests.conftest import StoreServer
 from tests.gateway import Gateway
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 """Far more than anything here takes on an idle machine."""
 
 

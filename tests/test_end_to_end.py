@@ -41,6 +41,11 @@ class Checkout:
         """What a command answers programs."""
         return json.loads(self._run(*command).stdout)
 
+    def exports(self) -> dict[str, str]:
+        """What `eval "$(kitae local env)"` would set."""
+        lines = self.run("ray_jobs", "local", "env").splitlines()
+        return dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", *command],
@@ -75,7 +80,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("KITAE", "AWS", "RAY"))}
-    environment |= {"KITAE_PORT": str(port), "KITAE_CACHE": str(directory / ".kitae" / "cache"), "PYTHONPATH": str(directory)}
+    environment |= {
+        "KITAE_PORT": str(port),
+        "KITAE_CACHE": str(directory / ".kitae" / "cache"),
+        "PYTHONPATH": str(directory),
+    }
     made = Checkout(directory, environment)
     try:
         yield made
@@ -115,12 +124,31 @@ def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
         assert f"{stage:<9}  skipped" in output
     registered = checkout.json("ray_jobs", "models", "--json")
     assert {name: len(versions) for name, versions in registered.items()} == {"faq-chat": 1}
+    (version,) = registered["faq-chat"]
+    assert version["lineage"]["spec"]["training"]["precision"] in ("fp32", "bf16")  # what `auto` was there
+
+
+def test_a_gguf_file_is_a_base_and_its_last_block_can_be_trained(checkout: Checkout) -> None:
+    job = {
+        "name": "from-gguf",
+        "task": "chat",
+        "base_model": ".kitae/assets/smollm2-135m-instruct.gguf",
+        "data": {"train": ".kitae/assets/faq_chat.jsonl", "max_rows": 40, "max_tokens": 512, "too_long": "truncate"},
+        "training": {"method": "frozen", "trainable_blocks": 1, "max_steps": 2, "learning_rate": 1e-4},
+        "evaluation": {"generate_rows": 0, "parity": {"prompts": 2}},
+        "serving": {"deploy": False},
+    }
+    (checkout.directory / "gguf.yaml").write_text(json.dumps(job))
+    checkout.environment.update(checkout.exports())
+    checkout.run("ray_jobs", "run", "gguf.yaml")
+    result = checkout.result("from-gguf")
+    demo = checkout.result("faq-chat")
+    assert result["base_name"] == "smollm2-135m-instruct"
+    assert result["tuned"]["loss"] < result["base"]["loss"] < demo["base"]["loss"] + 1.0
 
 
 def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> None:
-    lines = checkout.run("ray_jobs", "local", "env").splitlines()
-    exports = [line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export ")]
-    checkout.environment.update(dict(exports))
+    checkout.environment.update(checkout.exports())
     checkout.run("examples.assets", "reviews")
     checkout.run("ray_jobs", "run", "examples/review_classification.yaml")
     result = checkout.result("review-classifier")

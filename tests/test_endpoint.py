@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
@@ -348,3 +349,23 @@ def test_a_classifier_is_deployed_beside_what_runs(service: Service, classifier:
     deploy.undeploy(service.store, "spam", service.settings)
     assert wait_for(lambda: "spam" not in json.dumps([model.id for model in client.models.list()]))
     assert service.replicas().items() >= before.items()
+
+
+def test_a_dead_engine_is_not_ready_and_replaced(service: Service, client: openai.OpenAI) -> None:
+    """Its process killed: requests are told to come again, never that they failed; then a new one answers."""
+    replica = psutil.Process(service.replicas()[f"kitae-{BASE}"])
+    (engine,) = [child for child in replica.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
+    engine.kill()
+    statuses = []
+
+    def answers() -> bool:
+        try:
+            return "Paris" in said(ask(client, BASE))
+        except openai.APIStatusError as error:
+            statuses.append((error.status_code, error.code, error.response.headers.get("retry-after")))
+            return False
+
+    started = time.monotonic()
+    assert wait_for(answers, patience_s=180)
+    print(f"answered again after {time.monotonic() - started:.0f} s")
+    assert set(statuses) == {(503, "model_not_ready", "5")}

@@ -28,7 +28,7 @@ from tests.gateway import Hold
 from tests.live_service import Driver, Service, Watched, kill, live_service, sender_of, wait_until
 from tests.training import on_workers
 
-pytestmark = pytest.mark.kills
+pytestmark = pytest.mark.heavy
 
 EQUAL = 1e-6
 """Relative; fp32, at the same number of workers."""

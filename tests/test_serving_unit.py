@@ -402,6 +402,8 @@ def test_the_engines_refusals_keep_status_and_words() -> None:
     assert error["param"] == "messages"
     with make_client(FakeBackend(refusal={"message": "secret internals", "code": 500})) as client:
         assert "secret" not in error_of(client.post("/v1/chat/completions", json=ASK), 500)["message"]
+    with make_client(FakeBackend(refusal={"message": "EngineDeadError", "code": 503})) as client:
+        assert error_of(client.post("/v1/chat/completions", json=ASK), 503)["code"] == "model_not_ready"
 
 
 def test_completions_need_a_prompt_and_answer_it(client: TestClient) -> None:

@@ -43,6 +43,12 @@ def test_a_job_is_its_spec_without_compute() -> None:
     assert one.job_id == parse_spec({**GOOD, "training": {"epochs": 3}}).job_id  # the default, written out
 
 
+def test_a_stored_spec_of_an_older_version_is_still_read() -> None:
+    stored = {**GOOD, "training": {"epochs": 2, "gone": 1}, "gone": {"a": 1}}
+    assert parse_spec(stored, stored=True).training.epochs == 2
+    assert any("gone" in problem for problem in problems(gone={"a": 1}))
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("- a\n", "a list"), ("a: [", "not readable YAML"), (None, "no job file"), ("", "NoneType")]
 )

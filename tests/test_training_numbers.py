@@ -15,7 +15,7 @@ from ray_jobs.encoding import Encoded
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, loss_sum
-from ray_jobs.train import TRAIN_FILE, TrainInputs, _Run, batch_plan, learning_rate_at
+from ray_jobs.train import TRAIN_FILE, TrainInputs, TrainOutcome, _Run, batch_plan, learning_rate_at
 from tests import tiny_models
 from tests.training import make_spec, on_workers, publish
 
@@ -42,7 +42,7 @@ class Answer:
     first_step: int
     frozen_changed: tuple[str, ...]
     trained_changed: tuple[str, ...]
-    best_loss: float | None
+    outcome: TrainOutcome
 
 
 def run_case(case: Case) -> Answer:
@@ -53,7 +53,7 @@ def run_case(case: Case) -> Answer:
     first = run.position.step
     calls = iter(range(10_000))
     stop = case.stop_after
-    run.loop(lambda _: None, lambda: stop is not None and next(calls) + 1 >= stop, lambda _: None)
+    outcome = run.loop(lambda _: None, lambda: stop is not None and next(calls) + 1 >= stop, lambda _: None)
     spec = case.inputs.spec
     base = models.load_base(
         case.store.fetch(case.inputs.base_key), spec.task, case.inputs.labels, torch.float32, seed=spec.training.seed
@@ -65,7 +65,7 @@ def run_case(case: Case) -> Answer:
         with deepspeed_zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if not torch.equal(parameter.detach().float(), original[name].detach().to(parameter.dtype).float()):
                 (trained if parameter.requires_grad else frozen).append(name)
-    answer = Answer(run.position.losses, first, tuple(frozen), tuple(trained), run.position.best_loss)
+    answer = Answer(run.position.losses, first, tuple(frozen), tuple(trained), outcome)
     run.engine.destroy()
     return answer
 
@@ -195,6 +195,19 @@ def test_lora_trains_adapters_alone_and_bf16_runs_in_every_stage(store: Store, b
         assert relative(answer.losses, finished[0].losses) < CLOSE
     for answer in finished[3:]:
         assert relative(answer.losses, finished[0].losses) < 0.02  # bf16 keeps 8 bits
+
+
+def test_training_stops_early_and_the_best_checkpoint_is_kept(store: Store, base: Path) -> None:
+    """At a rate that makes it ever worse: after `patience` evaluations, and not one step further on a resume."""
+    worse = {"learning_rate": 0.3, "schedule": "constant", "eval_every_steps": 1, "early_stopping_patience": 2}
+    inputs = inputs_for(store, base, "worse", training=worse)
+    first, resumed = on_workers(2, run_case, [Case(store, inputs), Case(store, inputs)])
+    assert first.outcome.stopped == resumed.outcome.stopped == "early"
+    assert first.outcome.step == resumed.outcome.step == first.outcome.best_step + 2 < len(ROWS)
+    assert resumed.losses == first.losses
+    best = next(c for c in checkpoint.committed(store, inputs.checkpoints) if c.key == first.outcome.checkpoint)
+    assert best.position.held_out_loss == first.outcome.best_loss
+    assert best.position.step == first.outcome.best_step
 
 
 def test_a_packed_batch_has_the_losses_of_its_rows(base: Path) -> None:

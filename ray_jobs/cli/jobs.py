@@ -83,7 +83,7 @@ def resume(job: str, workers: int | None) -> None:
     document = load(store, job).spec
     if workers is not None:
         document["compute"] = {**document.get("compute", {}), "workers": workers}
-    loaded = parse_spec(document, source=f"the stored spec of job {job}")
+    loaded = parse_spec(document, source=f"the stored spec of job {job}", stored=True)
     from ray_jobs import pipeline
 
     _report(pipeline.run(store, loaded))

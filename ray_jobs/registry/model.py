@@ -95,7 +95,7 @@ def lineage_json(lineage: Lineage) -> dict[str, Any]:
 
 
 def lineage_of(document: dict[str, Any]) -> Lineage:
-    spec = parse_spec(document["spec"], source=f"the lineage of a model of job {document['job_id']}")
+    spec = parse_spec(document["spec"], source=f"the lineage of a model of job {document['job_id']}", stored=True)
     return Lineage(**{**document, "spec": spec, "labels": tuple(document["labels"])})
 
 
