@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, local, models, session, shell
+from ray_jobs.cli import jobs, local, models, search, session, shell
 
 
 class Commands(click.Group):
@@ -46,6 +46,8 @@ for command in (
     jobs.resume,
     jobs.status,
     jobs.cancel,
+    search.tune,
+    search.trials,
     models.models,
     models.deploy,
     models.undeploy,

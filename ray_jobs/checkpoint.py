@@ -10,16 +10,17 @@ never mixed with what its successor writes.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.errors import MachineError, ObjectNotFound, StoreError
+from ray_jobs.errors import MachineError, ObjectNotFound, StoreError, TrainingError
 from ray_jobs.storage import FileEntry, Store
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Position:
     """Optimizer steps taken; the data position follows from it."""
     held_out_loss: float | None = None
     """Measured right after this step. None: not measured here."""
+    held_out_accuracy: float | None = None
+    """Share of the held-out labels that the model would choose, as above."""
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_without_better: int = 0
@@ -49,6 +52,20 @@ class Position:
     """Spent on steps so far, over all attempts that count."""
     losses: tuple[float, ...] = ()
     """Training loss of every step so far."""
+
+    def measured(self, loss: float, accuracy: float) -> Position:
+        """The position after scoring the held-out rows. Raises TrainingError for a loss that is no number."""
+        if not math.isfinite(loss):
+            raise TrainingError(f"the held-out loss is {loss} after step {self.step}; lower the learning rate")
+        better = self.best_loss is None or loss < self.best_loss
+        return replace(
+            self,
+            held_out_loss=loss,
+            held_out_accuracy=accuracy,
+            best_loss=loss if better else self.best_loss,
+            best_step=self.step if better else self.best_step,
+            evaluations_without_better=0 if better else self.evaluations_without_better + 1,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,17 @@ class Checkpoint:
 
 def committed(store: Store, prefix: str) -> list[Checkpoint]:
     """Every checkpoint that is whole, the oldest first."""
-    found = []
-    for key in _trees(store, prefix):
-        manifest = store.read_manifest(key)
-        if manifest is not None:
-            position = manifest.meta["position"] | {"losses": tuple(manifest.meta["position"]["losses"])}
-            found.append(Checkpoint(key, manifest.meta["workers"], Position(**position)))
+    found = [one for key in _trees(store, prefix) if (one := load(store, key)) is not None]
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
+
+
+def load(store: Store, key: str) -> Checkpoint | None:
+    """The checkpoint at a key. None: it is not there, or not whole."""
+    manifest = store.read_manifest(key)
+    if manifest is None:
+        return None
+    position = manifest.meta["position"] | {"losses": tuple(manifest.meta["position"]["losses"])}
+    return Checkpoint(key, manifest.meta["workers"], Position(**position))
 
 
 def half_written(store: Store, prefix: str) -> list[str]:
@@ -88,11 +109,12 @@ def latest(store: Store, prefix: str) -> Checkpoint | None:
     return next(iter(committed(store, prefix)[::-1]), None)
 
 
-def to_keep(checkpoints: Sequence[Checkpoint], best: int) -> set[str]:
-    """Keys that stay: the last, and the `best` lowest held-out losses."""
+def to_keep(checkpoints: Sequence[Checkpoint], best: int, pinned: frozenset[int] = frozenset()) -> set[str]:
+    """Keys that stay: the last, those of `pinned` steps, and the `best` lowest held-out losses."""
     measured = [c for c in checkpoints if c.position.held_out_loss is not None]
     ranked = sorted(measured, key=lambda c: (c.position.held_out_loss, c.position.step))
-    return {c.key for c in [*ranked[:best], *checkpoints[-1:]]}
+    pins = [c for c in checkpoints if c.position.step in pinned]
+    return {c.key for c in [*ranked[:best], *pins, *checkpoints[-1:]]}
 
 
 def load_state(store: Store, checkpoint: Checkpoint) -> State:
@@ -137,6 +159,8 @@ class Writer:
     tidies: bool = True
     """Whether older checkpoints are deleted. A start that was told to stop leaves that to the next one, which may be
     reading them already."""
+    pinned: frozenset[int] = frozenset()
+    """Steps whose checkpoints stay, whatever their loss."""
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     _pending: Future[None] | None = None
 
@@ -218,7 +242,7 @@ class Writer:
     def _delete_others(self) -> None:
         """Called after a commit that can be read: only then may an older checkpoint go."""
         whole = committed(self.store, self.prefix)
-        keep = to_keep(whole, self.keep)
+        keep = to_keep(whole, self.keep, self.pinned)
         stale = [c.key for c in whole if c.key not in keep]
         # Half-written ones of earlier starts; this start's next one is not begun before this returns.
         half = [key for key in half_written(self.store, self.prefix) if not key.endswith(f"-{self.run}")]

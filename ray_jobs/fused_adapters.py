@@ -1,17 +1,34 @@
 """LoRA's layers in fewer passes over memory: the same numbers as PEFT's own forward, in less time.
 
 y = x Wᵀ + b + s (x Aᵀ) Bᵀ: PEFT makes the update, its scaled copy and the sum as three tensors as large as y, and as
-many again backward; here the update is added where y is written. Whatever is not the plain case (dropout, another
-variant, weights that are split over workers or in 4 bits) is left to PEFT.
+many again backward; here the update is added where y is written. Several adapters can have a part of x each, so that a
+search trains many on one base in one pass. Whatever is not the plain case (dropout, another variant, weights that are
+split over workers or in 4 bits) is left to PEFT.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens `start` to `end` of a layer's input, and the adapter they go through."""
+
+    start: int
+    end: int
+    down: torch.Tensor
+    """(R, I)"""
+    up: torch.Tensor
+    """(O, R)"""
+    scale: float
 
 
 def use(model: torch.nn.Module) -> int:
@@ -21,17 +38,27 @@ def use(model: torch.nn.Module) -> int:
     from peft.tuners.lora.layer import Linear
     from torch import nn
 
-    layer_function = _function()
     count = 0
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:
-            fused = MethodType(_forward(layer_function, module.forward), module)
+            fused = MethodType(_forward(module.forward), module)
             module.forward = fused  # type: ignore[method-assign]  # of this layer alone
             count += 1
     return count
 
 
-def _forward(function: Any, plain: Any) -> Any:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: Sequence[Part]) -> torch.Tensor:
+    """A frozen linear layer with an adapter on each part of its input, whose leading dimensions count as one.
+
+    `x` is (…, I), `weight` (O, I), the answer (…, O). Tokens in no part get the layer alone.
+    """
+    spans = tuple((part.start, part.end, part.scale) for part in parts)
+    adapters = [matrix for part in parts for matrix in (part.down, part.up)]
+    answer: torch.Tensor = _function().apply(x, weight, bias, spans, *adapters)
+    return answer
+
+
+def _forward(plain: Any) -> Any:
     """A forward that falls back to `plain`, PEFT's own."""
     from torch import nn
 
@@ -43,7 +70,8 @@ def _forward(function: Any, plain: Any) -> Any:
         split = any(hasattr(weight, "ds_id") for weight in (base.weight, down, up))
         if split or base.weight.requires_grad or not x.dtype == base.weight.dtype == down.dtype == up.dtype:
             return plain(x)  # type: ignore[no-any-return]
-        return function.apply(x, base.weight, base.bias, down, up, layer.scaling[name])  # type: ignore[no-any-return]
+        whole = Part(0, x.numel() // x.shape[-1], down, up, layer.scaling[name])
+        return linear(x, base.weight, base.bias, [whole])
 
     return forward
 
@@ -57,34 +85,43 @@ def _only_adapter(layer: Any) -> str | None:
     return str(active[0]) if plain else None
 
 
+@lru_cache(maxsize=1)
 def _function() -> Any:
     """The layer with its gradients by hand (a class, made here because importing this module must not load torch).
 
-    Shapes: N tokens, I and O features, R the rank.
+    Shapes: N tokens, I and O features, R an adapter's rank.
     """
     import torch
 
     class Layer(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Any, weight_OI: Any, bias_O: Any, down_RI: Any, up_OR: Any, scale: float) -> Any:
+        def forward(ctx: Any, x: Any, weight_OI: Any, bias_O: Any, spans: Any, *adapters: Any) -> Any:
             x_NI = x.reshape(-1, x.shape[-1])
-            inner_NR = x_NI @ down_RI.t()
             y_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
-            y_NO.addmm_(inner_NR, up_OR.t(), alpha=scale)
-            ctx.save_for_backward(x_NI, inner_NR, weight_OI, down_RI, up_OR)
-            ctx.scale, ctx.shape = scale, x.shape
+            inner = []
+            for (start, end, scale), down_RI, up_OR in zip(spans, adapters[::2], adapters[1::2], strict=True):
+                inner.append(x_NI[start:end] @ down_RI.t())
+                y_NO[start:end].addmm_(inner[-1], up_OR.t(), alpha=scale)
+            ctx.save_for_backward(x_NI, weight_OI, *inner, *adapters)
+            ctx.spans, ctx.shape = spans, x.shape
             return y_NO.view(*x.shape[:-1], -1)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            x_NI, inner_NR, weight_OI, down_RI, up_OR = ctx.saved_tensors
+            x_NI, weight_OI, *saved = ctx.saved_tensors
+            count = len(ctx.spans)
+            inner, adapters = saved[:count], saved[count:]
             grad_NO = grad.reshape(-1, grad.shape[-1])
-            inner_grad_NR = (grad_NO @ up_OR).mul_(ctx.scale)
-            down_grad_RI = inner_grad_NR.t() @ x_NI
-            up_grad_OR = (grad_NO.t() @ inner_NR).mul_(ctx.scale)
-            x_grad = None
-            if ctx.needs_input_grad[0]:
-                x_grad = (grad_NO @ weight_OI).addmm_(inner_grad_NR, down_RI).view(ctx.shape)
-            return x_grad, None, None, down_grad_RI, up_grad_OR, None
+            x_grad_NI = grad_NO @ weight_OI if ctx.needs_input_grad[0] else None
+            grads = []
+            for i, (start, end, scale) in enumerate(ctx.spans):
+                down_RI, up_OR = adapters[2 * i : 2 * i + 2]
+                part_NO = grad_NO[start:end]
+                inner_grad_NR = (part_NO @ up_OR).mul_(scale)
+                grads += [inner_grad_NR.t() @ x_NI[start:end], (part_NO.t() @ inner[i]).mul_(scale)]
+                if x_grad_NI is not None:
+                    x_grad_NI[start:end].addmm_(inner_grad_NR, down_RI)
+            x_grad = None if x_grad_NI is None else x_grad_NI.view(ctx.shape)
+            return x_grad, None, None, None, *grads
 
     return Layer

@@ -34,16 +34,39 @@ def head_modules(model: torch.nn.Module) -> list[str]:
     return [name.rstrip(".").split(".")[-1] for name in head_names(model)]
 
 
-def is_new(directory: Path, prefix: str) -> bool:
-    """Whether a model directory's files hold no weight of this prefix (with or without the model's own)."""
+def new_weights(model: torch.nn.Module, directory: Path) -> list[str]:
+    """The head's weights that a model directory's files lack, or have in another shape."""
     from safetensors import safe_open
 
-    tail = prefix.split(".", 1)[-1]
+    shapes: dict[str, list[int]] = {}
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            if any(key.startswith((prefix, tail)) for key in file.keys()):  # noqa: SIM118  # not a dict
-                return False
-    return True
+            shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # not a dict
+    head = head_names(model)
+    named = [(name, list(weight.shape)) for name, weight in model.named_parameters() if head and name.startswith(head)]
+    # A base without a head names its weights without the model's own prefix.
+    return [name for name, shape in named if shape not in (shapes.get(name), shapes.get(name.split(".", 1)[-1]))]
+
+
+def draw(model: torch.nn.Module, directory: Path, seed: int, *, keep_pooler: bool = False) -> None:
+    """Draw the head's weights that the files lack from `seed` alone, as transformers does: normal, biases zero.
+
+    `keep_pooler` leaves a pooler alone that has been standardised, and draws the others as ever.
+    """
+    import torch
+
+    dice = torch.Generator().manual_seed(seed)
+    deviation = float(getattr(model.config, "initializer_range", 0.02))
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in new_weights(model, directory):
+            weight = weights[name]
+            if weight.ndim >= 2:
+                value = torch.empty(weight.shape).normal_(0.0, deviation, generator=dice)
+            else:
+                value = torch.full(weight.shape, 0.0 if name.endswith("bias") else 1.0)
+            if not (keep_pooler and name.startswith(_pooling_layer(model)[1] or name + " ")):
+                weight.copy_(value)
 
 
 def standardise_new_pooler(
@@ -57,7 +80,7 @@ def standardise_new_pooler(
     import torch
 
     dense, prefix = _pooling_layer(model)
-    if dense is None or not is_new(directory, prefix):
+    if dense is None or f"{prefix}weight" not in new_weights(model, directory):
         return False
     seen: list[torch.Tensor] = []
     handle = dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().float()))

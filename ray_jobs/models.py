@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_jobs import heads
 from ray_jobs.engine import Dtype, cpu_hardware
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.heads import head_modules, head_names
@@ -68,13 +69,21 @@ def load_tokenizer(directory: Path, task: str) -> PreTrainedTokenizerBase:
 
 
 def load_base(
-    directory: Path, task: str, labels: Sequence[str], dtype: torch.dtype, *, seed: int, four_bit: bool = False
+    directory: Path,
+    task: str,
+    labels: Sequence[str],
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    four_bit: bool = False,
+    dropout: bool = True,
 ) -> PreTrainedModel:
     """A base model for a task, on the CPU, with every weight from the files but a classifier's new head.
 
     A new head is drawn from `seed`, the same on every worker. `four_bit` loads NF4 weights (Dettmers et al. 2023,
-    arXiv:2305.14314) on the current GPU, or raises MachineError where that cannot be. Raises ModelError for a wrong
-    architecture, for missing or misshapen weights and for weights that are not safetensors.
+    arXiv:2305.14314) on the current GPU, or raises MachineError where that cannot be. Without `dropout` the model's
+    own is off in training too. Raises ModelError for a wrong architecture, for missing or misshapen weights and for
+    weights that are not safetensors.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -93,6 +102,8 @@ def load_base(
             "label2id": {label: i for i, label in enumerate(labels)},
             "ignore_mismatched_sizes": True,
         }
+    if not dropout:
+        options |= {name: 0.0 for name, value in config.items() if "drop" in name and isinstance(value, float)}
     if four_bit:
         require_4bit()
         from transformers import BitsAndBytesConfig
@@ -104,7 +115,6 @@ def load_base(
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = {"": torch.cuda.current_device()}
-    torch.manual_seed(seed)
     try:
         model, report = auto.from_pretrained(str(directory), output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -118,14 +128,24 @@ def load_base(
             details=sorted(lacking)[:20],
         )
     loaded: PreTrainedModel = model
+    heads.draw(loaded, directory, seed)
     return loaded
 
 
-def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
-    """Make the method's weights trainable and freeze the others. Returns the module to train.
+def has_dropout(training: TrainingSection) -> bool:
+    """Whether the base's own dropout is on in training: only where its weights are trained. Frozen ones are used as
+    they are, and an adapter has a dropout of its own."""
+    return training.method == "full"
 
-    Raises ModelError where the method does not fit the model.
+
+def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
+    """Make the method's weights trainable and freeze the others; adapters are drawn from the job's seed alone.
+
+    Returns the module to train. Raises ModelError where the method does not fit the model.
     """
+    import torch
+
+    torch.manual_seed(training.seed)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()  # type: ignore[no-untyped-call]
@@ -202,16 +222,6 @@ def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
 
 
-def default_learning_rate(training: TrainingSection, task: str) -> float:
-    """The peak rate where the job file names none; LoRA wants about ten times that of full training (Schulman et al.,
-    "LoRA Without Regret", 2025)."""
-    if training.method in ("lora", "qlora"):
-        return 2e-4
-    if training.method == "full":
-        return 2e-5
-    return 5e-5 if task == "chat" else 1e-3
-
-
 def require_4bit() -> None:
     """Raises MachineError where 4-bit weights cannot be computed with."""
     import importlib.util
@@ -256,7 +266,7 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
 def _freeze(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
     head = head_names(model)
     if task == "chat":
-        blocks = _block_prefixes(model)
+        blocks = block_prefixes(model)
         if training.trainable_blocks > len(blocks):
             raise ModelError(
                 f"training.trainable_blocks is {training.trainable_blocks}, and the base model has {len(blocks)} blocks"
@@ -267,7 +277,7 @@ def _freeze(model: PreTrainedModel, training: TrainingSection, task: str) -> tor
     return model
 
 
-def _block_prefixes(model: torch.nn.Module) -> list[str]:
+def block_prefixes(model: torch.nn.Module) -> list[str]:
     """Name prefixes of the transformer blocks: the longest list of equal modules."""
     import torch
 

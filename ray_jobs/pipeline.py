@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -23,12 +23,15 @@ from ray_jobs.errors import JobCancelled, JobSuperseded, KitaeError, MachineErro
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, gate
 from ray_jobs.jobs import Job
 from ray_jobs.progress import stage_progress
-from ray_jobs.spec import JobSpec
+from ray_jobs.search.space import describe
+from ray_jobs.spec import JobSpec, SearchSection
 from ray_jobs.stages import Outputs
 from ray_jobs.storage import Store
 from ray_jobs.train import TrainInputs
 
+T = TypeVar("T")
 STAGES = ("dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy")
+"""With a search, it stands in the place of `train`."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,18 @@ class JobResult:
 
 
 @dataclass(frozen=True)
+class TuneResult:
+    """What a search came to."""
+
+    job_id: str
+    run: str
+    """The run that won."""
+    params: dict[str, Any]
+    page: str
+    """Key of the page that shows it."""
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """What a run would do."""
 
@@ -103,11 +118,35 @@ class PlanReport:
 
 def run(store: Store, spec: JobSpec) -> JobResult:
     """Run or go on with a job, to the end. Raises what went wrong, after writing it down in the job's record."""
+
+    def work(job: Job) -> tuple[JobResult, dict[str, Any]]:
+        result = _flow(_Stages(job), store, spec)
+        job.event("info", f"registered {result.model}@{result.version}", result.tuned)
+        return result, result.as_json()
+
+    return _attempt(store, spec, work)
+
+
+def tune(store: Store, spec: JobSpec) -> TuneResult:
+    """The job as far as its search goes, and no further; `run` goes on from there. Raises as `run`."""
+    if spec.search is None:
+        spec = spec.model_copy(update={"search": SearchSection()})
+
+    def work(job: Job) -> tuple[TuneResult, dict[str, Any]]:
+        found = _prepare(_Stages(job), store, spec)
+        result = TuneResult(job.id, found.trained["run"], found.trained["params"], found.trained["page"])
+        return result, vars(result)
+
+    return _attempt(store, spec, work)
+
+
+def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], tuple[T, dict[str, Any]]]) -> T:
+    """An attempt at a job. `work` gives what it came to, and that as JSON for its record."""
     job = jobs.start_attempt(store, spec)
     job.event("info", f"attempt {job.attempt} started")
     try:
-        result = _flow(_Stages(job), store, spec)
-        job.finish("succeeded", result=result.as_json())
+        result, document = work(job)
+        job.finish("succeeded", result=document)
     except (JobCancelled, JobSuperseded) as error:
         job.event("warning", str(error))
         raise
@@ -123,7 +162,6 @@ def run(store: Store, spec: JobSpec) -> JobResult:
         if known is error:
             raise
         raise known from error
-    job.event("info", f"registered {result.model}@{result.version}", result.tuned)
     return result
 
 
@@ -135,33 +173,60 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
     done = {record.name: record for record in jobs.stages(store, spec.job_id)}
     stages: list[tuple[str, str]] = []
     stale = False
-    for name in STAGES:
+    for name in ["search" if name == "train" and spec.search is not None else name for name in STAGES]:
         record = done.get(name)
+        given = inputs.get(f"base {spec.base_model}" if name == "base" else name)
         if name == "parity" and spec.task != "chat":
             stages.append((name, "not needed: no engine serves this task"))
         elif name == "deploy" and not spec.serving.deploy:
             stages.append((name, "off (serving.deploy)"))
-        elif record is None or stale or (name in inputs and record.inputs != inputs[name]):
-            stages.append((name, "will run"))
+        elif record is None or stale or (given is not None and record.inputs != given):
+            stages.append((name, f"will run: {describe(spec)}" if name == "search" else "will run"))
             stale = True
         else:
             stages.append((name, f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}"))
     return PlanReport(spec.job_id, spec, tuple(stages))
 
 
-def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
+@dataclass(frozen=True)
+class _Trained:
+    """What evaluation starts from."""
+
+    data: Outputs
+    base: Outputs
+    encoded: Outputs
+    inputs: TrainInputs
+    trained: Outputs
+    """Of the train stage, or of the search."""
+
+
+def _prepare(stages: _Stages, store: Store, spec: JobSpec) -> _Trained:
+    """Rows and base, and the training or the search over them."""
     problems, first = _first_inputs(store, spec)
     if problems:
         raise _all_of(problems)
 
     data = stages.run("dataset", first["dataset"], lambda _: work.make_dataset(store, spec))
-    base = stages.run("base", first["base"], lambda show: work.prepare_base(store, spec, show))
-    encoded = stages.run(
-        "encode",
-        {"dataset": data["digest"], "base": base["digest"], "data": spec.data.model_dump(mode="json")},
-        lambda show: work.encode(store, spec, data, base, show),
-    )
-    train_inputs = TrainInputs(
+    materials: dict[str, tuple[Outputs, Outputs]] = {}
+    for source in _bases(spec):
+        own = spec.model_copy(update={"base_model": source})
+        base = stages.run("base", first[f"base {source}"], lambda show: work.prepare_base(store, own, show))  # noqa: B023  # called at once
+        encoded = stages.run(
+            "encode",
+            {"dataset": data["digest"], "base": base["digest"], "data": spec.data.model_dump(mode="json")},
+            lambda show: work.encode(store, own, data, base, show),  # noqa: B023
+        )
+        materials[source] = (base, encoded)
+    if spec.search is not None:
+        found = stages.run(
+            "search",
+            {"search": work.search_prefix(spec, materials)},
+            lambda show: work.search(stages.job, store, spec, materials, show),
+        )
+        inputs = TrainInputs.model_validate(found["inputs"])
+        return _Trained(data, *materials[inputs.spec.base_model], inputs, found)
+    base, encoded = materials[spec.base_model]
+    inputs = TrainInputs(
         spec=spec,
         labels=tuple(data["labels"]),
         encoded_key=encoded["key"],
@@ -169,16 +234,20 @@ def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
         checkpoints=work.checkpoints_prefix(spec, encoded["key"], base["key"]),
     )
     trained = stages.run(
-        "train",
-        {"checkpoints": train_inputs.checkpoints},
-        lambda show: work.train(stages.job, store, train_inputs, show),
+        "train", {"checkpoints": inputs.checkpoints}, lambda show: work.train(stages.job, store, inputs, show)
     )
+    return _Trained(data, base, encoded, inputs, trained)
+
+
+def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
+    found = _prepare(stages, store, job_spec)
+    data, base, trained, spec = found.data, found.base, found.trained, found.inputs.spec
     evaluate_inputs = EvaluateInputs(
-        train=train_inputs,
+        train=found.inputs,
         checkpoint_key=trained["checkpoint"],
         dataset_digest=data["digest"],
-        held_out_kept=tuple(encoded["held_out_kept"]),
-        candidate_key=f"jobs/{spec.job_id}/candidates/{trained['checkpoint'].rsplit('/', 1)[-1]}",
+        held_out_kept=tuple(found.encoded["held_out_kept"]),
+        candidate_key=f"jobs/{stages.job.id}/candidates/{trained['checkpoint'].rsplit('/', 1)[-1]}",
     )
     evaluation = Evaluation.model_validate(
         stages.run(
@@ -202,14 +271,14 @@ def _flow(stages: _Stages, store: Store, spec: JobSpec) -> JobResult:
     registered = stages.run(
         "register",
         {"candidate": evaluation.candidate_key, "name": spec.name},
-        lambda _: work.register(store, spec, evaluation, data, base, parity),
+        lambda _: work.register(stages.job, store, spec, evaluation, data, base, parity, trained.get("run")),
     )
     endpoint = None
     if spec.serving.deploy:
         # Never skipped: whether it answers now is not for a record to say.
         endpoint = stages.do("deploy", lambda show: work.deploy_version(store, registered, show))["url"]
     return JobResult(
-        job_id=spec.job_id,
+        job_id=stages.job.id,
         model=registered["name"],
         version=registered["version"],
         base_name=base["name"],
@@ -270,15 +339,19 @@ def _first_inputs(store: Store, spec: JobSpec) -> tuple[list[KitaeError], dict[s
         }
     except KitaeError as error:
         problems.append(error)
-    try:
-        inputs["base"] = {
-            "source": spec.base_model,
-            "fingerprint": bases.fingerprint(store, spec.base_model),
-            "task": spec.task,
-        }
-    except KitaeError as error:
-        problems.append(error)
+    for source in _bases(spec):
+        try:
+            fingerprint = bases.fingerprint(store, source)
+            inputs[f"base {source}"] = {"source": source, "fingerprint": fingerprint, "task": spec.task}
+        except KitaeError as error:
+            problems.append(error)
     return problems, inputs
+
+
+def _bases(spec: JobSpec) -> list[str]:
+    """Every base model the job may train, its own first."""
+    searched = (spec.search.space or {}).get("base_model", ()) if spec.search is not None else ()
+    return list(dict.fromkeys([spec.base_model, *(searched if isinstance(searched, tuple) else ())]))
 
 
 def _known(error: Exception) -> Exception:

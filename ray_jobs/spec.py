@@ -9,22 +9,28 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ray_jobs.errors import SpecError
 
 TaskName = Literal["chat", "text_classification"]
 Method = Literal["full", "lora", "qlora", "frozen"]
 Precision = Literal["auto", "fp32", "bf16"]
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+Algorithm = Literal["asha", "tpe", "random", "grid", "pbt"]
 Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?$")]
 """A name that is safe in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
+
+
+METRICS: dict[TaskName, str] = {"chat": "token_accuracy", "text_classification": "accuracy"}
+"""Each task's own measure on held-out rows, higher is better."""
 
 
 class Section(BaseModel):
@@ -85,7 +91,8 @@ class TrainingSection(Section):
     warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
     """Share of the steps over which the rate climbs from 0."""
     schedule: Schedule = "cosine"
-    """How the rate falls to 0 after the warm-up."""
+    """How the rate falls to 0 after the warm-up. `warmup_stable_decay`: not until the last fifth of the steps (Hägele
+    et al. 2024, arXiv:2405.18392); every trial of a search has this one."""
     weight_decay: float = Field(0.0, ge=0.0)
     """AdamW's decoupled weight decay; not applied to biases and norms."""
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -157,6 +164,93 @@ class ServingSection(Section):
     """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
 
 
+class Range(Section):
+    min: float
+    """Least value."""
+    max: float
+    """Largest value."""
+    scale: Literal["linear", "log"] = "linear"
+    """`log`: as likely between 1 and 10 as between 10 and 100."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.min >= self.max:
+            raise ValueError(f"the range from {self.min:g} to {self.max:g} is empty: min must be below max")
+        if self.scale == "log" and self.min <= 0:
+            raise ValueError(f"a log range cannot begin at {self.min:g}: min must be above 0")
+        return self
+
+
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+Tried = Annotated[
+    Annotated[Range, Tag("a range")] | Annotated[Values, Tag("a list")],
+    Discriminator(lambda given: "a range" if isinstance(given, dict | Range) else "a list"),
+]
+"""What a search tries of one field."""
+
+
+class BudgetSection(Section):
+    hours: float | None = Field(None, gt=0)
+    """Wall-clock hours of the search, over all its starts."""
+    gpu_hours: float | None = Field(None, gt=0)
+    """Hours of all training workers together (of CPU workers where there are no GPUs)."""
+    money: float | None = Field(None, gt=0)
+    """What these may cost, at `price_per_hour`."""
+    price_per_hour: float | None = Field(None, gt=0)
+    """Of one training worker."""
+    gain_below: float | None = Field(None, gt=0)
+    """Stop sampling when another trial is expected to improve the metric by less than this."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> BudgetSection:
+        if self.money is not None and self.price_per_hour is None:
+            raise ValueError("money needs price_per_hour, the price of one worker's hour")
+        return self
+
+
+class SearchSection(Section):
+    space: dict[str, Tried] | None = None
+    """What is tried: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, and for each a list of
+    values or a range `{min, max, scale}`. None: the space that suits the task and method, which `plan` shows."""
+    algorithm: Algorithm = "asha"
+    """`asha`: TPE proposes, and a trial goes on only while it is among the best of its rung. `tpe`, `random` and
+    `grid`: every trial is trained to its end. `pbt`: a population whose worst members go on from the best."""
+    metric: str = "loss"
+    """On held-out rows: `loss`, or the task's own (`token_accuracy`, `accuracy`)."""
+    trials: int = Field(16, ge=1, le=10_000)
+    """Most trials; for `pbt` the population's size. `grid` has one a point."""
+    parallel: int = Field(4, ge=1, le=256)
+    """Trials at once."""
+    rungs: int = Field(3, ge=1, le=8)
+    """How often a trial of `asha` is judged, and a population of `pbt`."""
+    reduction: int = Field(3, ge=2, le=16)
+    """Of so many trials at a rung one goes on to the next, which is so many times as long (Li et al. 2018,
+    arXiv:1810.05934)."""
+    finalists: int = Field(2, ge=1, le=16)
+    """The best trials, which are run again with another seed before one wins. 1: the best wins as it is."""
+    budget: BudgetSection = BudgetSection()
+    """Where the search stops sampling, besides `trials`."""
+    trial_minutes: float | None = Field(None, gt=0)
+    """A stretch of a trial that takes longer is given up. None: no limit."""
+    warm_start: bool = True
+    """Try first what did best in earlier searches on the same base model and task."""
+    checkpoints_to_keep: int = Field(3, ge=1)
+    """Of how many of the best trials the checkpoints stay once the search is over."""
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Of what is proposed."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> SearchSection:
+        ranges = sorted(name for name, values in (self.space or {}).items() if isinstance(values, Range))
+        if self.algorithm == "grid" and ranges:
+            raise ValueError(f"algorithm: grid needs lists of values, and {', '.join(ranges)} has a range")
+        if self.algorithm == "grid" and self.space is None:
+            raise ValueError("algorithm: grid needs space, with a list of values for each field")
+        if self.space is not None and not self.space:
+            raise ValueError("space is empty: name a field to try values of, or leave it out for the default")
+        return self
+
+
 class JobSpec(Section):
     """One fine-tuning job, from rows to an answering endpoint."""
 
@@ -168,6 +262,8 @@ class JobSpec(Section):
     """Where to start: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these."""
     data: DataSection
     training: TrainingSection = TrainingSection()
+    search: SearchSection | None = None
+    """Search hyperparameters; the best trial is what is evaluated and registered. None: train once."""
     compute: ComputeSection = ComputeSection()
     evaluation: EvaluationSection = EvaluationSection()
     serving: ServingSection = ServingSection()
@@ -189,9 +285,48 @@ class JobSpec(Section):
                 f"training.micro_batch_tokens is {self.training.micro_batch_tokens}, less than one row of "
                 f"data.max_tokens {self.data.max_tokens}; raise the first or lower the second"
             )
+        problems += self._search_problems()
         if problems:
-            raise ValueError("; ".join(problems))
+            raise _Problems(problems)
         return self
+
+    def _search_problems(self) -> list[str]:
+        if self.search is None:
+            return []
+        problems = []
+        metrics = ("loss", METRICS[self.task])
+        if self.search.metric not in metrics:
+            problems.append(f"search.metric: {self.task} has no {self.search.metric!r}; it has {' and '.join(metrics)}")
+        known = [*_searchable(TrainingSection), "base_model"]
+        for name, values in (self.search.space or {}).items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+                problems.append(f"search.space.{name}: no field of training has this name; {hint}")
+                continue
+            ends = (values.min, values.max) if isinstance(values, Range) else values
+            for value in ends:
+                try:
+                    self.with_values({name: value})
+                except ValidationError as error:
+                    problems += [f"search.space.{name}: {value!r}: {item['msg']}" for item in error.errors()]
+                except ValueError as error:
+                    problems.append(f"search.space.{name}: {error}")
+        return problems
+
+    def with_values(self, values: Mapping[str, Any]) -> JobSpec:
+        """The same job without its search, with these values of searched fields in their places."""
+        document = self.model_dump(exclude={"search"})
+        for name, value in values.items():
+            if name == "base_model":
+                document["base_model"] = value
+                continue
+            *sections, field = name.split(".")
+            place = document["training"]
+            for section in sections:
+                place = place[section]
+            place[field] = value
+        return JobSpec.model_validate(document)
 
     def digest(self) -> str:
         """16 hex digits of SHA-256 over the resolved spec without `compute`: on how many workers a job runs does not
@@ -204,6 +339,18 @@ class JobSpec(Section):
     def job_id(self) -> str:
         """`{name}-{digest}`: running the same spec again is going on with the same job."""
         return f"{self.name}-{self.digest()[:10]}"
+
+
+def _searchable(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Names of a section's fields that a search can try values of."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _searchable(kind, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
 
 
 def load_spec(path: Path) -> JobSpec:
@@ -227,7 +374,7 @@ def parse_spec(document: dict[str, Any], *, source: str = "the spec", stored: bo
     try:
         return JobSpec.model_validate(document, extra="ignore" if stored else None)
     except ValidationError as error:
-        details = [_explain(dict(item)) for item in error.errors()]
+        details = [finding for item in error.errors() for finding in _explain(dict(item))]
         raise SpecError(f"{source}: {len(details)} field(s) are wrong", details=details) from error
 
 
@@ -236,19 +383,30 @@ def json_schema() -> dict[str, Any]:
     return JobSpec.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 
 
-def _explain(item: dict[str, Any]) -> str:
-    location = [str(part) for part in item["loc"]]
+class _Problems(ValueError):
+    """Several findings of one validator."""
+
+    def __init__(self, findings: list[str]) -> None:
+        super().__init__("; ".join(findings))
+        self.findings = findings
+
+
+def _explain(item: dict[str, Any]) -> list[str]:
+    """One of pydantic's errors as findings."""
+    location = [str(part) for part in item["loc"] if part not in ("a range", "a list")]
     where = ".".join(location)
+    if isinstance(found := item.get("ctx", {}).get("error"), _Problems):
+        return found.findings
     if item["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown field; {hint}"
+        return [f"{where}: unknown field; {hint}"]
     if item["type"] == "missing":
-        return f"{where}: required, and missing"
+        return [f"{where}: required, and missing"]
     if item["type"] == "value_error":
-        return str(item["ctx"]["error"])
-    return f"{where}: {item['msg']} (got {item['input']!r})"
+        return [f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])]
+    return [f"{where}: {item['msg']} (got {item['input']!r})"]
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -23,9 +23,14 @@ from ray_jobs.engine import EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import DataError
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, evaluate
 from ray_jobs.jobs import Job
-from ray_jobs.models import load_tokenizer
+from ray_jobs.models import load_config, load_tokenizer
 from ray_jobs.parity import ParityPrompt, check_parity
 from ray_jobs.registry import Lineage
+from ray_jobs.search import decide, page
+from ray_jobs.search.executors import Executor
+from ray_jobs.search.records import Problem, Run, SearchRecords
+from ray_jobs.search.runner import Search, warm_points
+from ray_jobs.search.space import space_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
@@ -33,8 +38,11 @@ from ray_jobs.tasks.chat import check_supervision
 from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
 
 Outputs = dict[str, Any]
+Materials = Mapping[str, tuple[Outputs, Outputs]]
+"""By base_model: what the base and the encode stage gave for it."""
 Show = Callable[..., None]
 """`Progress.update` of the stage's display."""
+_TRIALS_SHOWN = 12
 
 
 def rows_fingerprint(store: Store, source: str) -> str:
@@ -86,7 +94,7 @@ def encode(store: Store, spec: JobSpec, data: Outputs, base: Outputs, show: Show
         if store.read_manifest(key) is None:
             store.commit(key, store.upload_tree(Path(scratch), key), {"base": base["digest"]})
     del outputs["train_kept"]  # as long as the data, and nobody needs it
-    return outputs | {"key": key}
+    return outputs | {"key": key, "labels": data["labels"]}
 
 
 def _counts(side: str, encoded: Encoded, rows: int) -> Outputs:
@@ -110,6 +118,62 @@ def train(job: Job, store: Store, inputs: TrainInputs, show: Show) -> Outputs:
     if outcome.stopped == "on_request":
         job.check(fresh=True)  # raises
     return outcome.model_dump(mode="json")
+
+
+def search(job: Job, store: Store, spec: JobSpec, materials: Materials, show: Show) -> Outputs:
+    """Search to the winner. `inputs` of the answer are those of its training."""
+    assert spec.search is not None
+    workers.connect()
+    records = SearchRecords(store, search_prefix(spec, materials))
+    _, encoded = materials[spec.base_model]
+    config = load_config(store.fetch(materials[spec.base_model][0]["key"]))
+    begun = Problem(
+        spec=spec,
+        space=space_of(spec, config, encoded["train_supervised"]),
+        rows=encoded["train_rows"],
+    )
+    begun = begun.model_copy(update={"warm": warm_points(store, begun, job.id)})
+    problem = records.begin(begun)
+
+    def inputs(run: Run) -> TrainInputs:
+        trial = decide.trial_spec(problem, run).model_copy(update={"compute": spec.compute})
+        base, rows = materials[trial.base_model]
+        return TrainInputs(
+            spec=trial,
+            labels=tuple(rows["labels"]),
+            encoded_key=rows["key"],
+            base_key=base["key"],
+            checkpoints=records.checkpoints(run),
+        )
+
+    def note(text: str) -> None:
+        job.event("warning", f"search: {text}")
+
+    executor = Executor(store, spec.compute, spec.search.parallel, job.id, job.attempt, note)
+    try:
+        schedule = Search(job, records, problem, inputs, executor, show).run()
+    finally:
+        executor.close()
+    assert schedule.winner is not None
+    results = records.results()
+    winner = results[schedule.winner.name]
+    print(page.table(problem, results, schedule, limit=_TRIALS_SHOWN), flush=True)
+    return {
+        "inputs": inputs(winner.run).model_dump(mode="json"),
+        "run": winner.run.name,
+        "params": winner.run.params,
+        "checkpoint": winner.checkpoint,
+        "tokens_per_s": winner.tokens / max(winner.seconds, 1e-9),
+        "trials": len({result.run.trial for result in results.values()}),
+        "tokens": sum(result.tokens for result in results.values()),
+        "page": f"{records.prefix}/page.html",
+    }
+
+
+def search_prefix(spec: JobSpec, materials: Materials) -> str:
+    """Where a search is: the same for the same job on the same rows and bases."""
+    keys = {source: (base["key"], rows["key"]) for source, (base, rows) in materials.items()}
+    return f"jobs/{spec.job_id}/search/{hash_of(keys)}"
 
 
 def evaluate_candidate(job: Job, store: Store, inputs: EvaluateInputs, show: Show) -> Outputs:
@@ -166,7 +230,14 @@ def compare_with_engine(spec: JobSpec, evaluation: Evaluation, base_key: str, st
 
 
 def register(
-    store: Store, spec: JobSpec, evaluation: Evaluation, data: Outputs, base: Outputs, parity: Outputs
+    job: Job,
+    store: Store,
+    spec: JobSpec,
+    evaluation: Evaluation,
+    data: Outputs,
+    base: Outputs,
+    parity: Outputs,
+    trial: str | None,
 ) -> Outputs:
     metrics = evaluation.tuned | {f"base_{name}": value for name, value in evaluation.base.items()}
     if parity:
@@ -177,9 +248,10 @@ def register(
         base_digest=base["digest"],
         spec=spec.model_copy(update={"training": training}),
         code_version=__version__,
-        job_id=spec.job_id,
+        job_id=job.id,
         metrics=metrics,
         labels=tuple(data["labels"]),
+        trial=trial,
     )
     with _writable_copy(store.fetch(evaluation.candidate_key)) as directory:
         version = registry.register(

@@ -28,6 +28,7 @@ from ray_jobs.batching import BatchPlan, split
 from ray_jobs.checkpoint import Position
 from ray_jobs.encoding import Encoded
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.schedule import learning_rate_at, trunk_end
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
@@ -39,6 +40,17 @@ if TYPE_CHECKING:
 
 TRAIN_FILE = "train.safetensors"
 HELD_OUT_FILE = "held_out.safetensors"
+
+
+class Stretch(BaseModel):
+    """The part of a training that a search has done at a time: up to a rung."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rung: int
+    """The step it ends at, after a decay."""
+    source: str | None = None
+    """The checkpoint it begins at, of an earlier stretch's trunk. None: the base."""
 
 
 class TrainInputs(BaseModel):
@@ -53,6 +65,8 @@ class TrainInputs(BaseModel):
     base_key: str
     checkpoints: str
     """Prefix of this training's checkpoints."""
+    stretch: Stretch | None = None
+    """None: from the base to the end."""
 
 
 @dataclass(frozen=True)
@@ -91,21 +105,6 @@ class TrainOutcome(BaseModel):
     """Of the first worker: its GPU's, or its resident memory."""
     resumed_from_step: int
     workers: int
-
-
-def learning_rate_at(step: int, total_steps: int, spec: JobSpec) -> float:
-    """The rate of a step (0-based): linear warm-up, then constant, linear or cosine decay to 0."""
-    training = spec.training
-    peak = training.learning_rate or models.default_learning_rate(training, spec.task)
-    warmup = math.ceil(total_steps * training.warmup_fraction)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if training.schedule == "constant":
-        return peak
-    if training.schedule == "linear":
-        return peak * (1.0 - progress)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def batch_plan(spec: JobSpec, encoded: Encoded) -> BatchPlan:
@@ -176,6 +175,25 @@ def score(model: torch.nn.Module, task: Task, encoded: Encoded, spec: JobSpec, d
     return Scores(float(sums[0]), int(sums[1]), int(sums[2]))
 
 
+def run_sample(model: torch.nn.Module, spec: JobSpec, rows: Encoded) -> None:
+    """Some training rows through a model that is not wrapped yet; the same on every worker. A new classifier's pooler
+    is standardised over them."""
+    task = TASKS[spec.task]
+    size = max(1, spec.training.micro_batch_tokens // spec.data.max_tokens)
+    device = next(model.parameters()).device
+    for at in range(0, min(heads.SAMPLE_ROWS, len(rows)), size):
+        examples = [rows[i] for i in range(at, min(at + size, len(rows)))]
+        task.logits(model, task.collate(examples, packed=False, pad_id=0).to(device))
+
+
+def not_finite(loss: float, step: int, steps: int, rate: float) -> TrainingError:
+    """What to do about a training loss that is no number. Pure; `step` is 0-based."""
+    return TrainingError(
+        f"the training loss is {loss} at step {step + 1} of {steps} (learning rate {rate:.3g}): lower "
+        "training.learning_rate, or set training.max_grad_norm; the weights of this step are not kept"
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the GPU or the CPU."""
     import torch
@@ -223,7 +241,13 @@ class _Run:
         self.writer = checkpoint.Writer(
             store, inputs.checkpoints, name[0], self.rank, self.workers, self.spec.training.checkpoints_to_keep
         )
+        self.stretch = inputs.stretch
+        self.end = self.stretch.rung if self.stretch else self.plan.total_steps
+        if self.stretch:
+            self.writer.pinned = frozenset({trunk_end(self.end)})
         self.found = checkpoint.latest(store, inputs.checkpoints)
+        if self.found is None and self.stretch and self.stretch.source:
+            self.found = checkpoint.load(store, self.stretch.source)
         self.position = self.found.position if self.found else Position()
         self.engine = self._build_engine()
 
@@ -235,9 +259,12 @@ class _Run:
         base = models.load_base(
             self.store.fetch(self.inputs.base_key), spec.task, self.inputs.labels, dtype,
             seed=spec.training.seed, four_bit=spec.training.method == "qlora",
+            dropout=models.has_dropout(spec.training),
         )  # fmt: skip
         if self.found is None:
-            heads.standardise_new_pooler(base, self.store.fetch(self.inputs.base_key), self._run_sample)
+            heads.standardise_new_pooler(
+                base, self.store.fetch(self.inputs.base_key), lambda model: run_sample(model, spec, self.rows)
+            )
         if self.plan.packed and self.device.type == "cpu":
             packed_attention.use(base)
         module = models.attach(base, spec.training, spec.task)
@@ -247,9 +274,7 @@ class _Run:
             for name, parameter in models.trainable(module).items():
                 parameter.data.copy_(state[name]["weight"])
         module.train()
-        engine = zero.build_engine(
-            module, spec, learning_rate_at(0, self.plan.total_steps, spec), bf16=dtype is torch.bfloat16
-        )
+        engine = zero.build_engine(module, spec, self._rate(0), bf16=dtype is torch.bfloat16)
         if self.found and state is not None:
             zero.restore_state(engine, state, steps=self.position.step)
         restored = self.found and checkpoint.restore_random_state(
@@ -258,13 +283,6 @@ class _Run:
         if not restored:
             torch.manual_seed(hash((spec.training.seed, self.position.step, self.rank)) & 0x7FFF_FFFF)
         return engine
-
-    def _run_sample(self, model: torch.nn.Module) -> None:
-        """Some training rows through a model that is not wrapped yet; the same on every worker."""
-        size = max(1, self.spec.training.micro_batch_tokens // self.spec.data.max_tokens)
-        for at in range(0, min(heads.SAMPLE_ROWS, len(self.rows)), size):
-            examples = [self.rows[i] for i in range(at, min(at + size, len(self.rows)))]
-            self.task.logits(model, self.task.collate(examples, packed=False, pad_id=0))
 
     def loop(
         self,
@@ -276,7 +294,7 @@ class _Run:
         stopped: Literal["finished", "early", "on_request"] = "finished"
         if self._is_out_of_patience():
             stopped = "early"
-        while stopped == "finished" and self.position.step < self.plan.total_steps:
+        while stopped == "finished" and self.position.step < self.end:
             step = self.position.step
             started = time.perf_counter()
             stop = self._step(step, should_stop() if self.rank == 0 else False)
@@ -291,6 +309,7 @@ class _Run:
                 tokens=self.position.tokens + tokens,
                 seconds=self.position.seconds + seconds,
                 held_out_loss=None,
+                held_out_accuracy=None,
             )
             if self._is_evaluation_due():
                 self._evaluate()
@@ -303,12 +322,16 @@ class _Run:
         self.writer.close()
         return self._outcome(stopped, first_step, steady_tokens / steady_s if steady_s else 0.0)
 
+    def _rate(self, step: int) -> float:
+        rung = self.stretch.rung if self.stretch else None
+        return learning_rate_at(step, self.plan.total_steps, self.spec, rung=rung)
+
     def _step(self, step: int, stop: bool) -> bool:
         """One optimizer step; whether all workers are to stop after it."""
         import torch
 
         supervised = self.plan.supervised_in(step)
-        zero.set_learning_rate(self.engine, learning_rate_at(step, self.plan.total_steps, self.spec))
+        zero.set_learning_rate(self.engine, self._rate(step))
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         for group in self.plan.groups_of(step, self.workers)[self.rank :: self.workers]:
             batch = self.task.collate([self.rows[i] for i in group], packed=self.plan.packed, pad_id=0)
@@ -320,22 +343,19 @@ class _Run:
         sums = _summed(torch.tensor([float(total), float(stop)], dtype=torch.float64), self.device)
         mean = float(sums[0]) / supervised
         if not math.isfinite(mean):
-            raise TrainingError(
-                f"the training loss is {mean} at step {step + 1} of {self.plan.total_steps} (learning rate "
-                f"{learning_rate_at(step, self.plan.total_steps, self.spec):.3g}): lower training.learning_rate, or "
-                "set training.max_grad_norm; the weights of this step are not kept"
-            )
+            raise not_finite(mean, step, self.end, self._rate(step))
         self.engine.step()
         self.position = replace(self.position, step=step + 1, losses=(*self.position.losses, mean))
         return bool(sums[1])
 
     def _is_evaluation_due(self) -> bool:
         every = self.spec.training.eval_every_steps or self.plan.steps_per_epoch
-        return self.position.step % every == 0 or self.position.step == self.plan.total_steps
+        due = self.position.step % every == 0 and self.stretch is None
+        return due or self.position.step == self.end
 
     def _is_checkpoint_due(self) -> bool:
         every = self.spec.training.checkpoint_every_steps
-        measured = self.position.held_out_loss is not None
+        measured = self.position.held_out_loss is not None or self.position.step in self.writer.pinned
         return measured or (every is not None and self.position.step % every == 0)
 
     def _is_out_of_patience(self) -> bool:
@@ -343,23 +363,13 @@ class _Run:
         return patience is not None and self.position.evaluations_without_better >= patience
 
     def _evaluate(self) -> None:
-        loss = score(self.engine.module, self.task, self.held_out, self.spec, self.device).loss
-        if not math.isfinite(loss):
-            raise TrainingError(f"the held-out loss is {loss} after step {self.position.step}; lower the learning rate")
-        better = self.position.best_loss is None or loss < self.position.best_loss
-        self.position = replace(
-            self.position,
-            held_out_loss=loss,
-            best_loss=loss if better else self.position.best_loss,
-            best_step=self.position.step if better else self.position.best_step,
-            evaluations_without_better=0 if better else self.position.evaluations_without_better + 1,
-        )
+        scores = score(self.engine.module, self.task, self.held_out, self.spec, self.device)
+        self.position = self.position.measured(scores.loss, scores.accuracy)
 
     def _tell(self, on_progress: Callable[[TrainProgress], None], tokens_per_s: float) -> None:
-        step, total = self.position.step, self.plan.total_steps
-        rate = learning_rate_at(step - 1, total, self.spec)
+        step, loss = self.position.step, self.position.losses[-1]
         on_progress(
-            TrainProgress(step, total, self.position.losses[-1], rate, tokens_per_s, self.position.held_out_loss)
+            TrainProgress(step, self.end, loss, self._rate(step - 1), tokens_per_s, self.position.held_out_loss)
         )
 
     def _outcome(

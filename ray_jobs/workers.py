@@ -28,6 +28,8 @@ Report = Callable[[float, float, str, Figures], None]
 """(done, total, unit, figures), for a progress display."""
 
 _POLL_S = 1.0
+_CALLS_AT_ONCE = 4
+"""That an actor answers beside its work."""
 
 
 def connect() -> None:
@@ -61,7 +63,7 @@ def train_on_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     compute = inputs.spec.compute
-    check_room(compute, _cluster())
+    check_room(compute, cluster_resources())
     with _sink(report) as sink, tempfile.TemporaryDirectory(prefix="kitae-ray-train-") as scratch:
         trainer = TorchTrainer(
             _worker,
@@ -93,7 +95,7 @@ def train_on_workers(
                 if isinstance(error, TrainingFailedError)
                 else f"the Ray cluster was lost; once it runs again, {go_on}. What was seen of it"
             )
-            raise _read_failure(store, _failure_key(inputs, attempt)) or _explain(error, unknown) from error
+            raise _read_failure(store, _failure_key(inputs, attempt)) or explain(error, unknown) from error
         answer = ray.get(sink.answer.remote())
     if answer is None:
         raise _read_failure(store, _failure_key(inputs, attempt)) or TrainingError("the workers ended without a result")
@@ -114,7 +116,7 @@ def call_on_worker(
     """
     import ray
 
-    check_room(compute, _cluster())
+    check_room(compute, cluster_resources())
     with _sink(report) as sink:
 
         def call() -> T:
@@ -133,15 +135,38 @@ def call_on_worker(
         try:
             answer: T = ray.get(reference)
         except Exception as error:
-            raise _explain(error, "a worker failed; `kitae resume` tries this stage again. The failure") from error
+            raise explain(error, "a worker failed; `kitae resume` tries this stage again. The failure") from error
     return answer
 
 
-def _cluster() -> dict[str, float]:
+def cluster_resources() -> dict[str, float]:
+    """What the whole cluster has, by Ray's names."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
+
+
+def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
+    """An actor of `cls(*arguments)` with what one training worker gets on a GPU, or all workers' share of the CPUs.
+
+    It has a process of its own, and answers calls while it works.
+    """
+    import ray
+
+    on_gpu = compute.gpus_per_worker > 0
+    share = 1 if on_gpu else compute.workers
+    cpus, threads = compute.cpus_per_worker * share, (compute.threads_per_worker or 0) * share or None
+
+    class Actor(cls):  # type: ignore[misc]  # any class
+        def __init__(self, *given: object) -> None:
+            _prepare_process(threads, on_cpu=not on_gpu)
+            super().__init__(*given)
+
+    check_room(compute, cluster_resources())
+    made: Any = ray.remote(Actor)
+    options = made.options(num_cpus=cpus, num_gpus=compute.gpus_per_worker, max_concurrency=_CALLS_AT_ONCE)
+    return options.remote(*arguments)
 
 
 def check_room(compute: ComputeSection, cluster: dict[str, float]) -> None:
@@ -272,7 +297,7 @@ def _read_failure(store: Store, key: str) -> KitaeError | None:
     return error
 
 
-def _explain(error: Exception, unknown: str) -> Exception:
+def explain(error: Exception, unknown: str) -> Exception:
     """The error of ours inside Ray's, or one of ours that says what Ray's means; else `unknown` and its last line."""
     from ray.exceptions import RayTaskError
 

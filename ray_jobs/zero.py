@@ -6,7 +6,7 @@ a job goes on with other workers or another stage, and nothing that is read back
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.models import trainable
@@ -47,22 +47,22 @@ def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
     }
 
 
+def adamw(weights: Sequence[torch.nn.Parameter], weight_decay: float, learning_rate: float) -> torch.optim.AdamW:
+    """The optimizer of every job. Biases and norms do not decay."""
+    import torch
+
+    parts = (([p for p in weights if p.ndim >= 2], weight_decay), ([p for p in weights if p.ndim < 2], 0.0))
+    groups = [{"params": params, "weight_decay": decay} for params, decay in parts if params]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
 def build_engine(model: torch.nn.Module, spec: JobSpec, learning_rate: float, *, bf16: bool) -> DeepSpeedEngine:
     """Wrap the model. The process group must exist."""
     import deepspeed
-    import torch
 
     # A shared-memory all-reduce for inference that DeepSpeed would compile on a CPU at first use, for a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    named = trainable(model)
-    decayed = [p for p in named.values() if p.ndim >= 2]
-    plain = [p for p in named.values() if p.ndim < 2]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, spec.training.weight_decay), (plain, 0.0))
-        if params
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    optimizer = adamw(list(trainable(model).values()), spec.training.weight_decay, learning_rate)
     engine, _, _, _ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=engine_config(spec, bf16=bf16), dist_init_required=False
     )

@@ -184,25 +184,25 @@ def test_a_full_disk_of_the_driver(kitae: Run, store: Store, tmp_path: Path, cau
 def test_an_error_on_a_worker_reads_as_it_was_raised() -> None:
     """Not as Ray wraps it, with the remote traceback for its text."""
     wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))  # type: ignore[no-untyped-call]
-    assert str(workers._explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
+    assert str(workers.explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
     wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()  # type: ignore[no-untyped-call]
     assert isinstance(wrapped, DataError)
-    assert str(workers._explain(wrapped, "unknown")) == "no rows"
+    assert str(workers.explain(wrapped, "unknown")) == "no rows"
 
 
 @pytest.mark.parametrize("said", ["Task was killed due to the node running low on memory.", "OutOfMemoryError: killed"])
 def test_a_worker_that_the_machine_killed_for_memory(said: str) -> None:
-    error = workers._explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), "unknown")
+    error = workers.explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), "unknown")
     assert isinstance(error, MachineError)
     assert "lower training.micro_batch_tokens" in str(error)
 
 
 def test_what_else_may_happen_to_a_worker() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    error = workers._explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
+    error = workers.explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
     assert isinstance(error, MachineError)
     assert "set TMPDIR and KITAE_CACHE" in str(error)
-    error = workers._explain(WorkerGroupError("Traceback\nValueError: odd\n", {0: ValueError("odd")}), "It failed")
+    error = workers.explain(WorkerGroupError("Traceback\nValueError: odd\n", {0: ValueError("odd")}), "It failed")
     assert str(error) == "It failed: ValueError: odd"
 
 

@@ -28,12 +28,47 @@ def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
 
 
 def test_combinations_that_cannot_work_are_refused_together() -> None:
-    (found,) = problems(
+    stage, parameters, size = problems(
         compute={"offload": "optimizer_and_parameters", "zero_stage": 1}, training={"micro_batch_tokens": 8}
     )
-    assert "zero_stage 2 or 3" in found
-    assert "zero_stage: 3" in found
-    assert "micro_batch_tokens is 8" in found
+    assert "zero_stage 2 or 3" in stage
+    assert "zero_stage: 3" in parameters
+    assert "micro_batch_tokens is 8" in size
+
+
+LOG = {"min": 1e-5, "max": 1e-3, "scale": "log"}
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"space": {"lerning_rate": [1e-4]}}, "search.space.lerning_rate: no field of training has this name; did you"),
+        ({"space": {"lora.rank": {"min": 8, "max": 4}}}, "search.space.lora.rank: the range from 8 to 4 is empty"),
+        ({"space": {"lora.rank": []}}, "search.space.lora.rank: Tuple should have at least 1 item"),
+        ({"space": {"learning_rate": LOG | {"min": 0}}}, "a log range cannot begin at 0"),
+        ({"space": {"epochs": [1, 0]}}, "search.space.epochs: 0: Input should be greater than or equal to 1"),
+        ({"space": {"lora.rank": {"min": 1, "max": 9000}}}, "search.space.lora.rank: 9000.0: Input should be less"),
+        ({"space": {"method": ["lora", "lore"]}}, "search.space.method: 'lore'"),
+        ({"space": {}}, "search: space is empty"),
+        ({"metric": "accuracy"}, "search.metric: chat has no 'accuracy'; it has loss and token_accuracy"),
+        ({"budget": {"money": 5}}, "search.budget: money needs price_per_hour"),
+        ({"algorithm": "grid", "space": {"learning_rate": LOG}}, "grid needs lists of values, and learning_rate has"),
+        ({"algorithm": "grid"}, "grid needs space"),
+        ({"trials": 0}, "search.trials: Input should be greater"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(search: dict[str, Any], said: str) -> None:
+    (found,) = problems(search=search)
+    assert said in found
+
+
+def test_searched_values_come_into_their_places() -> None:
+    space = {"lora.rank": {"min": 4, "max": 64}, "base_model": ["org/base", "org/other"], "learning_rate": LOG}
+    spec = parse_spec({**GOOD, "search": {"space": space}})
+    trial = spec.with_values({"lora.rank": 32.0, "base_model": "org/other", "learning_rate": 3e-4})
+    assert (trial.training.lora.rank, trial.training.learning_rate, trial.base_model) == (32, 3e-4, "org/other")
+    assert trial.search is None
+    assert trial.training.epochs == spec.training.epochs
 
 
 def test_a_job_is_its_spec_without_compute() -> None:

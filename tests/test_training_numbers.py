@@ -12,10 +12,11 @@ import torch
 
 from ray_jobs import checkpoint, models, zero
 from ray_jobs.encoding import Encoded
+from ray_jobs.schedule import learning_rate_at
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, loss_sum
-from ray_jobs.train import TRAIN_FILE, TrainInputs, TrainOutcome, _Run, batch_plan, learning_rate_at
+from ray_jobs.train import TRAIN_FILE, TrainInputs, TrainOutcome, _Run, batch_plan
 from tests import tiny_models
 from tests.training import make_spec, on_workers, publish
 

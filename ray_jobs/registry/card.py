@@ -50,6 +50,7 @@ def model_card(version: ModelVersion) -> str:
     parts.append("## Held-out results\n\n" + _results(version.metrics))
     origins = {
         "job": lineage.job_id,
+        **({"trial of its search": lineage.trial} if lineage.trial else {}),
         "data set": lineage.dataset_digest,
         "base weights": lineage.base_digest,
         "code": lineage.code_version,

@@ -25,6 +25,8 @@ class Lineage:
     """Of the tuned model and, as `base_…`, of its base; all finite."""
     labels: tuple[str, ...] = ()
     """Classes of a classifier, in the order of its outputs."""
+    trial: str | None = None
+    """Which of its job's search it was; None where there was none."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -90,6 +92,7 @@ def lineage_json(lineage: Lineage) -> dict[str, Any]:
         "job_id": lineage.job_id,
         "metrics": lineage.metrics,
         "labels": list(lineage.labels),
+        "trial": lineage.trial,
         "created_at": lineage.created_at,
     }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import DataError, ModelError
+from ray_jobs.spec import METRICS
 from ray_jobs.tasks.base import IGNORED, Batch, Column, Example, Row
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 @dataclass(frozen=True)
 class Chat:
     name: str = "chat"
-    metric: str = "token_accuracy"
+    metric: str = METRICS["chat"]
     packs: bool = True
     columns: tuple[Column, ...] = (
         Column("messages", "the conversation: a list of {role, content}", required=False),

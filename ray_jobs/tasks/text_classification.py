@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ray_jobs.spec import METRICS
 from ray_jobs.tasks.base import Batch, Column, Example, Row
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Prediction:
 @dataclass(frozen=True)
 class TextClassification:
     name: str = "text_classification"
-    metric: str = "accuracy"
+    metric: str = METRICS["text_classification"]
     packs: bool = False
     columns: tuple[Column, ...] = (
         Column("text", "what is classified"),

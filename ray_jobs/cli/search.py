@@ -1,0 +1,78 @@
+"""`tune` and `trials`: a job's hyperparameter search by itself, and what it looks like, while it runs and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_jobs.cli import session
+
+if TYPE_CHECKING:
+    from ray_jobs.search.records import SearchRecords
+    from ray_jobs.storage import Store
+
+
+@click.command()
+@click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
+def tune(spec: Path) -> None:
+    """Search the hyperparameters of the job file SPEC, and stop there: `run` evaluates and registers the best trial.
+
+    What is searched, how and for how long is the job file's `search:`; without one, the defaults for its task and
+    method are.
+
+    \b
+    Example:
+      kitae tune examples/faq_chat.yaml
+    """
+    from ray_jobs.spec import load_spec
+
+    loaded = load_spec(spec)
+    from ray_jobs import pipeline
+
+    result = pipeline.tune(session.open_store(), loaded)
+    click.echo(f"best: {result.run} with {session.figures(result.params)}  (job {result.job_id})")
+    click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
+
+
+@click.command()
+@click.argument("job", shell_complete=session.job_ids)
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def trials(job: str, html: Path | None, as_json: bool) -> None:
+    """Show the trials of JOB's search, the best first; also while it runs.
+
+    \b
+    Example:
+      kitae trials faq-chat-1f0c2a9b3d
+      kitae trials faq-chat-1f0c2a9b3d --html trials.html
+    """
+    from ray_jobs.search import decide, page
+
+    store = session.open_store(check=False)
+    records = _records(store, job)
+    problem, results, stop = records.problem(), records.results(), records.stopped()
+    schedule = decide.play(problem, results, stop)
+    if as_json:
+        session.print_json([result.model_dump(mode="json", exclude={"losses"}) for result in results.values()])
+        return
+    if html is not None:
+        text = page.page(problem, results, schedule, records.spent(), title=job)
+        html.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {html}")
+        return
+    click.echo(page.table(problem, results, schedule))
+
+
+def _records(store: Store, job: str) -> SearchRecords:
+    """The newest search of a job. Raises JobError where there is none."""
+    from ray_jobs.errors import JobError
+    from ray_jobs.jobs import load
+    from ray_jobs.search.records import SearchRecords
+
+    load(store, job)
+    begun = [SearchRecords(store, f"jobs/{job}/search/{name}") for name in store.list_dirs(f"jobs/{job}/search/")]
+    if not begun:
+        raise JobError(f"job {job} has no search (yet): `search:` in its job file asks for one")
+    return max(begun, key=lambda records: records.problem().begun_at)

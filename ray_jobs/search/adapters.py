@@ -1,0 +1,196 @@
+"""LoRA trials on one base: each row of a pass goes through its own trial's adapter and head.
+
+PEFT makes every adapter, on a copy of the base's modules that shares its weights, so that names, first values and
+reach are those of a trial by itself. Only the forward pass is ours: the base's layers run once over the rows of all
+trials (`fused_adapters.linear`), which are in order of their trials.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs import fused_adapters, heads, models, packed_attention
+from ray_jobs.encoding import Encoded
+from ray_jobs.fused_adapters import Part
+from ray_jobs.spec import JobSpec
+from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import IGNORED, Example, Scores, loss_sum
+from ray_jobs.train import run_sample
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Share = tuple[str, Sequence[Example]]
+"""A trial, and its rows of a pass."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One trial's own weights, by the base's modules."""
+
+    weights: dict[str, torch.nn.Parameter]
+    """By the names they have in a trial by itself."""
+    layers: dict[str, tuple[torch.Tensor, torch.Tensor, float]]
+    """(A, B, scale) of each layer it reaches."""
+    heads: dict[str, torch.nn.Module]
+
+
+@dataclass
+class SharedLora:
+    """One base and the adapters of the trials on it."""
+
+    spec: JobSpec
+    """Any of the trials': what they share is the same in all of them."""
+    directory: Path
+    base: PreTrainedModel
+    device: torch.device
+    packed: bool
+    _adapters: dict[str, Adapter] = field(default_factory=dict)
+    _tokens: list[tuple[Adapter, int, int]] = field(default_factory=list)
+    """Who has which tokens of the pass, all sequences laid end to end."""
+    _rows: list[tuple[Adapter, int, int]] = field(default_factory=list)
+    _routed: set[str] = field(default_factory=set)
+
+    @classmethod
+    def load(
+        cls, spec: JobSpec, directory: Path, labels: Sequence[str], rows: Encoded, device: torch.device
+    ) -> SharedLora:
+        """`rows` are those to train on: a new classifier's pooler starts from some of them."""
+        base = models.load_base(
+            directory, spec.task, labels, models.resolve_precision(spec), seed=spec.training.seed, dropout=False
+        )
+        heads.standardise_new_pooler(base, directory, lambda model: run_sample(model, spec, rows))
+        task = TASKS[spec.task]
+        packed = spec.training.packing and task.packs
+        if packed and device.type == "cpu":
+            packed_attention.use(base)
+        if spec.training.gradient_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            base.enable_input_require_grads()  # type: ignore[no-untyped-call]
+        base.requires_grad_(False)
+        base.train()
+        return cls(spec, directory, base.to(device), device, packed)  # type: ignore[arg-type]
+
+    def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]:
+        """A trial's trainable weights, as its own training would begin with. Raises ModelError as `models.attach`."""
+        from peft.tuners.lora.layer import LoraLayer
+        from peft.utils import ModulesToSaveWrapper
+
+        skeleton = share(self.base, heads.head_names(self.base))
+        heads.draw(skeleton, self.directory, spec.training.seed, keep_pooler=True)
+        plain = spec.training.model_copy(update={"gradient_checkpointing": False})  # the base has it already
+        adapted = models.attach(skeleton, plain, spec.task)
+        adapter = Adapter(models.trainable(adapted), {}, {})
+        for path, module in adapted.named_modules():
+            inside = path.removeprefix("base_model.model.")
+            if isinstance(module, LoraLayer):
+                layer: Any = module
+                down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                adapter.layers[inside] = (down, up, layer.scaling["default"])
+            elif isinstance(module, ModulesToSaveWrapper):
+                adapter.heads[inside] = module.modules_to_save["default"]
+        for path in adapter.layers:
+            self._route(path, self._layer_forward)
+        for path in adapter.heads:
+            self._route(path, self._head_forward)
+        self._adapters[name] = adapter
+        return adapter.weights
+
+    def remove(self, name: str) -> None:
+        del self._adapters[name]
+
+    def losses(self, parts: Sequence[Share]) -> list[torch.Tensor]:
+        """Sum of the cross-entropies of each part, scalars with gradients."""
+        logits, targets, counts = self._forward(parts)
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        return [
+            loss_sum(logits[end - count : end], targets[end - count : end])
+            for end, count in zip(ends, counts, strict=True)
+        ]
+
+    def score(self, name: str, groups: Sequence[Sequence[Example]]) -> Scores:
+        """Held-out rows, in groups that fit into a pass, through one trial's model."""
+        import torch
+
+        total = Scores()
+        self.base.train(False)
+        with torch.no_grad():
+            for group in groups:
+                logits, targets, _ = self._forward([(name, group)])
+                if targets.numel():
+                    right = int((logits.argmax(-1) == targets).sum())
+                    total += Scores(float(loss_sum(logits, targets)), targets.numel(), right)
+        self.base.train()
+        return total
+
+    def _forward(self, parts: Sequence[Share]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Logits and targets of all parts' supervised labels in order, and how many each part has."""
+        task = TASKS[self.spec.task]
+        examples = [example for _, share in parts for example in share]
+        batch = task.collate(examples, packed=self.packed, pad_id=0).to(self.device)
+        width = 0 if self.packed else int(batch.inputs["input_ids"].shape[1])
+        self._tokens, self._rows = [], []
+        row = token = 0
+        for name, share in parts:
+            tokens = sum(len(example.input_ids) for example in share) if self.packed else width * len(share)
+            self._tokens.append((self._adapters[name], token, token + tokens))
+            self._rows.append((self._adapters[name], row, row + len(share)))
+            row, token = row + len(share), token + tokens
+        logits = task.logits(self.base, batch)
+        return logits, batch.targets_S, [_targets(share, task.packs) for _, share in parts]
+
+    def _route(self, path: str, forward: Callable[[str, torch.nn.Module], Callable[..., torch.Tensor]]) -> None:
+        if path not in self._routed:
+            module = self.base.get_submodule(path)
+            module.forward = forward(path, module)
+            self._routed.add(path)
+
+    def _layer_forward(self, path: str, module: torch.nn.Module) -> Callable[..., torch.Tensor]:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            layer: Any = module
+            parts = [
+                Part(start, end, *adapter.layers[path])
+                for adapter, start, end in self._tokens
+                if path in adapter.layers
+            ]
+            return fused_adapters.linear(x, layer.weight, layer.bias, parts)
+
+        return forward
+
+    def _head_forward(self, path: str, module: torch.nn.Module) -> Callable[..., torch.Tensor]:
+        import torch
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([adapter.heads[path](x[start:end]) for adapter, start, end in self._rows])
+
+        return forward
+
+
+def share(model: PreTrainedModel, own: tuple[str, ...], modules: Sequence[object] = ()) -> PreTrainedModel:
+    """A copy of a model's modules with the same weights, but for those whose names begin with one of `own`.
+
+    `modules` are not copied at all.
+    """
+    kept: dict[int, object] = {id(p): p for n, p in model.named_parameters() if not (own and n.startswith(own))}
+    kept |= {id(same): same for same in [*model.buffers(), *modules]}
+    # Weights that are wrapped around a forward of ours would be copied with what they close over.
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if forward is not None:
+            kept[id(forward)] = forward
+    made = copy.deepcopy(model, kept)
+    for module in made.modules():
+        module.__dict__.pop("forward", None)
+    return made
+
+
+def _targets(examples: Sequence[Example], packs: bool) -> int:
+    """Labels that count in the loss: a row's first token is never predicted."""
+    if not packs:
+        return len(examples)
+    return sum(example.supervised - (example.labels[0] != IGNORED) for example in examples)

@@ -1,0 +1,298 @@
+"""Which trials run, go on and win: a pure function of the problem and of what its runs came to.
+
+The search is played through from its beginning, each time anew, in a time of its own in which a run takes as long as it
+has rows to train. A place that becomes free at such a moment gets its next run on the grounds of what had finished
+before it, never of what happened to finish first on the machine. So a search that was killed, on whatever machines it
+goes on, decides as it would have, and a run that has a result is never run again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray_jobs.schedule import trunk_end
+from ray_jobs.search import sampling
+from ray_jobs.search.records import Params, Problem, Result, Run, Stop
+from ray_jobs.search.sampling import Seen
+from ray_jobs.spec import JobSpec, SearchSection
+
+_PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
+"""What a member of a population can change on its way; the rest comes with the weights it takes over."""
+_FACTORS = (0.8, 1.25)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where a search stands."""
+
+    running: tuple[Run, ...]
+    """What is to run now, the one that is waited for first."""
+    sampling: bool
+    """Whether the budget may still end it: the finalists are run in any case."""
+    winner: Run | None = None
+    """The run whose checkpoint wins, once all is over."""
+    finalists: tuple[int, ...] = ()
+    """Trials, the best first."""
+    why: str = ""
+    """What ended the sampling."""
+
+
+def steps_of(spec: JobSpec, rows: int) -> int:
+    """Optimizer steps of a whole training."""
+    training = spec.training
+    steps = math.ceil(rows / training.batch_size) * training.epochs
+    return steps if training.max_steps is None else min(steps, training.max_steps)
+
+
+def rungs_of(problem: Problem, params: Params) -> tuple[int, ...]:
+    """The steps at which a trial of these values is judged; the last is its end."""
+    search = _search(problem)
+    spec = problem.spec.with_values(params)
+    total = steps_of(spec, problem.rows)
+    if search.algorithm == "pbt":
+        shares = [(i + 1) / search.rungs for i in range(search.rungs)]
+    elif search.algorithm == "asha":
+        shares = [search.reduction ** -(search.rungs - 1 - i) for i in range(search.rungs)]
+    else:
+        shares = [1.0]
+    steps = [max(2, round(total * share)) for share in shares]
+    return tuple(min(step, total) for step in steps)
+
+
+def trial_spec(problem: Problem, run: Run) -> JobSpec:
+    """The job of a run."""
+    spec = problem.spec.with_values(run.params)
+    if not run.again:
+        return spec
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"seed": spec.training.seed + 1})})
+
+
+def play(
+    problem: Problem,
+    results: Mapping[str, Result],
+    stop: Stop | None = None,
+    memory: dict[tuple[int, int], Any] | None = None,
+) -> Schedule:
+    """Play the search through as far as the results lead. `memory` spares later calls, with more results of the same
+    search, what Optuna has answered already."""
+    if stop is not None:
+        known = {name: results[name] for name in stop.results if name in results}
+        state = _State(problem, list(known.values()), why=stop.reason)
+        return _final(state, results)
+    state = _State(problem, memory={} if memory is None else memory)
+    clock, free, count = 0.0, _search(problem).parallel, 0
+    queue: list[tuple[float, int, Run]] = []
+    while True:
+        while free and (run := state.next_run()) is not None:
+            heapq.heappush(queue, (clock + length(problem, run, results), count, run))
+            state.running.append(run)
+            free, count = free - 1, count + 1
+        if not queue:
+            return _final(state, results)
+        if queue[0][2].name not in results:
+            waiting = tuple(run for _, _, run in sorted(queue, key=lambda item: item[:2]) if run.name not in results)
+            return Schedule(waiting, sampling=True)
+        clock, _, run = heapq.heappop(queue)
+        state.running.remove(run)
+        state.done.append(results[run.name])
+        free += 1
+
+
+@dataclass
+class _State:
+    """What has happened so far in the search's own time."""
+
+    problem: Problem
+    done: list[Result] = field(default_factory=list)
+    running: list[Run] = field(default_factory=list)
+    why: str = ""
+    memory: dict[tuple[int, int], Any] = field(default_factory=dict)
+    """(trials begun, runs done) → what Optuna said there."""
+
+    def next_run(self) -> Run | None:
+        """The next run for a free place; None where there is none, now or at all."""
+        search = _search(self.problem)
+        if search.algorithm == "pbt":
+            return self._next_of_population()
+        if search.algorithm == "asha" and (promoted := self._promotion()) is not None:
+            return promoted
+        return self._new_trial()
+
+    def rung(self, rung: int) -> list[Result]:
+        """What was measured at a rung, the best first."""
+        return _ranked(self.problem, [result for result in self.done if result.run.rung == rung])
+
+    def _started(self) -> set[int]:
+        return {run.trial for run in [*self.running, *(result.run for result in self.done)]}
+
+    def _promotion(self) -> Run | None:
+        search = _search(self.problem)
+        on = {(run.trial, run.rung) for run in [*self.running, *(result.run for result in self.done)]}
+        for rung in reversed(range(search.rungs - 1)):
+            best = self.rung(rung)
+            for result in best[: len(best) // search.reduction]:
+                if result.status == "ok" and (result.run.trial, rung + 1) not in on:
+                    return _onwards(self.problem, result, rung + 1)
+        return None
+
+    def _new_trial(self) -> Run | None:
+        search, space = _search(self.problem), self.problem.space
+        number = len(self._started())
+        points = sampling.grid(space) if search.algorithm == "grid" else None
+        if number >= (search.trials if points is None else len(points)):
+            self.why = self.why or "every trial has run"
+            return None
+        trials = seen(self.problem, self.done, self.running)
+        if search.budget.gain_below is not None and points is None:
+            gain = self._remembered(-number - 1, lambda: sampling.expected_gain(space, trials))
+            if gain < search.budget.gain_below:
+                self.why = f"another trial is expected to gain {gain:.2g}, less than {search.budget.gain_below:g}"
+                return None
+        if points is not None:
+            params = points[number]
+        elif number < len(self.problem.warm):
+            params = self.problem.warm[number]
+        else:
+            drawn = search.algorithm == "random"
+            params = self._remembered(number, lambda: sampling.suggest(space, trials, seed=search.seed, random=drawn))
+        return Run(trial=number, rung=0, params=params, until=rungs_of(self.problem, params)[0])
+
+    def _remembered(self, number: int, ask: Callable[[], Any]) -> Any:
+        key = (number, len(self.done))
+        if key not in self.memory:
+            self.memory[key] = ask()
+        return self.memory[key]
+
+    def _next_of_population(self) -> Run | None:
+        """Every member does an interval before any does the next (Jaderberg et al. 2017, arXiv:1711.09846)."""
+        search = _search(self.problem)
+        on = {(run.trial, run.rung) for run in [*self.running, *(result.run for result in self.done)]}
+        for rung in range(search.rungs):
+            members = [trial for trial in range(search.trials) if (trial, rung) not in on]
+            if not members:
+                continue
+            if rung == 0:
+                seen_so_far = seen(self.problem, self.done, self.running)
+                params = sampling.suggest(self.problem.space, seen_so_far, seed=search.seed, random=True)
+                return Run(trial=members[0], rung=0, params=params, until=rungs_of(self.problem, params)[0])
+            ranked = self.rung(rung - 1)
+            if len(ranked) < search.trials:
+                return None  # the others are still at it
+            return self._next_interval(members[0], ranked, rung)
+        self.why = "the population has come to its end"
+        return None
+
+    def _next_interval(self, member: int, ranked: Sequence[Result], rung: int) -> Run | None:
+        """Go on, or, from the worst quarter, from one of the best with its values changed a little."""
+        search = _search(self.problem)
+        quarter = max(1, len(ranked) // 4)
+        own = next(result for result in ranked if result.run.trial == member)
+        worst = own.status != "ok" or own in ranked[-quarter:]
+        if not worst or len(ranked) < 2 or ranked[0].status != "ok":
+            return _onwards(self.problem, own, rung)
+        dice = random.Random(f"{search.seed}/{member}/{rung}")
+        best = [result for result in ranked[:quarter] if result.status == "ok"]
+        chosen = dice.choice(best)
+        params = dict(chosen.run.params)
+        for name in sorted(set(params) & set(_PERTURBED)):
+            if isinstance(params[name], int | float):
+                params[name] = params[name] * dice.choice(_FACTORS)
+        return _onwards(self.problem, chosen, rung).model_copy(update={"trial": member, "params": params})
+
+
+def seen(problem: Problem, done: Sequence[Result], running: Sequence[Run] = ()) -> list[Seen]:
+    """The trials as a sampler sees them, in order."""
+    search = _search(problem)
+    trials: dict[int, Seen] = {}
+    for run in running:
+        trials[run.trial] = Seen(run.params, {}, complete=False)
+    for result in done:
+        last = len(rungs_of(problem, result.run.params)) - 1
+        before = trials.get(result.run.trial, Seen(result.run.params, {}, complete=False))
+        values = {**before.values, result.run.rung: result.value(search.metric)}
+        trials[result.run.trial] = replace(before, values=values, complete=before.complete or result.run.rung == last)
+    return [trials[number] for number in sorted(trials)]
+
+
+def _final(state: _State, results: Mapping[str, Result]) -> Schedule:
+    """The best trials to their end, and again with another seed; then the winner."""
+    problem, search = state.problem, _search(state.problem)
+    latest: dict[int, Result] = {}
+    for result in state.done:
+        if result.run.trial not in latest or result.run.rung >= latest[result.run.trial].run.rung:
+            latest[result.run.trial] = result
+    deepest = sorted(
+        (result for result in latest.values() if result.status == "ok"),
+        key=lambda result: (-result.run.rung, result.value(search.metric), result.run.trial),
+    )[: search.finalists]
+    if not deepest:
+        return Schedule((), sampling=False, why=state.why)
+    waiting: list[Run] = []
+    marks: list[tuple[float, int, Run]] = []
+    for result in deepest:
+        end = len(rungs_of(problem, result.run.params)) - 1
+        whole = [result.run if result.run.rung == end else _onwards(problem, result, end)]
+        if search.finalists > 1:
+            until = rungs_of(problem, result.run.params)[-1]
+            whole.append(Run(trial=result.run.trial, rung=end, params=result.run.params, until=until, again=True))
+        waiting += [run for run in whole if run.name not in results]
+        ends = [results[run.name] for run in whole if run.name in results]
+        if len(ends) == len(whole):
+            values = [each.value(search.metric) for each in ends]
+            best = min(ends, key=lambda each: each.value(search.metric)).run
+            marks.append((sum(values) / len(values), result.run.trial, best))
+    if waiting:
+        return Schedule(tuple(waiting), sampling=False, why=state.why)
+    marks = sorted((mark for mark in marks if math.isfinite(mark[0])), key=lambda mark: mark[:2])
+    winner = marks[0][2] if marks else deepest[0].run
+    return Schedule((), False, winner, tuple(mark[1] for mark in marks), state.why)
+
+
+def _onwards(problem: Problem, result: Result, rung: int) -> Run:
+    run = result.run
+    until = rungs_of(problem, run.params)[rung]
+    source = run.name if result.trunk is not None else None
+    return Run(trial=run.trial, rung=rung, params=run.params, until=until, source=source)
+
+
+def length(problem: Problem, run: Run, results: Mapping[str, Result]) -> int:
+    """How many rows a run trains."""
+    before = trunk_end(results[run.source].run.until) if run.source is not None else 0
+    return (run.until - before) * problem.spec.with_values(run.params).training.batch_size
+
+
+def whole_length(problem: Problem, run: Run) -> int:
+    """How many rows a whole trial of a run's values trains."""
+    return rungs_of(problem, run.params)[-1] * problem.spec.with_values(run.params).training.batch_size
+
+
+def rows_trained(problem: Problem, result: Result) -> int:
+    """How many rows went into a result."""
+    return max(1, result.steps * problem.spec.with_values(result.run.params).training.batch_size)
+
+
+def trials_of(problem: Problem) -> int:
+    """How many trials there are at most."""
+    search = _search(problem)
+    return len(sampling.grid(problem.space)) if search.algorithm == "grid" else search.trials
+
+
+def _ranked(problem: Problem, results: Sequence[Result]) -> list[Result]:
+    metric = _search(problem).metric
+    return sorted(results, key=lambda result: (result.value(metric), result.run.trial))
+
+
+def _search(problem: Problem) -> SearchSection:
+    assert problem.spec.search is not None
+    return problem.spec.search
+
+
+def figures(result: Result, metric: str) -> dict[str, Any]:
+    """What a result says of itself, for events and tables."""
+    value = result.loss if metric == "loss" else result.accuracy
+    return {"status": result.status, metric: value, "step": result.run.until, **result.run.params}

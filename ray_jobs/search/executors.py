@@ -1,0 +1,194 @@
+"""Trials on Ray: long-lived processes that trials share, and Ray Train groups for trials that need several workers.
+
+Owns the actors, how many there are, and what happens when one dies. Does not decide which trial runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_jobs import workers
+from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.search.host import Host, State, Task, alone_result, failed, mode_of
+from ray_jobs.search.records import Result
+from ray_jobs.spec import ComputeSection
+from ray_jobs.storage import Store
+
+_LIVES = 3
+"""How often a run may be on a process that dies before it is given up. The second time on it has it to itself, so that
+the one that kills is found."""
+_ANSWER_S = 120.0
+"""How long a process may leave a call unanswered: it answers between two forward passes."""
+
+
+@dataclass
+class _OnHost:
+    task: Task
+    host: int
+    since: float
+
+
+@dataclass
+class Executor:
+    """Where the runs of a search run."""
+
+    store: Store
+    compute: ComputeSection
+    parallel: int
+    job_id: str
+    attempt: int
+    note: Callable[[str], None]
+    _actors: dict[int, Any] = field(default_factory=dict)
+    _on_host: dict[str, _OnHost] = field(default_factory=dict)
+    _groups: dict[str, tuple[threading.Thread, float]] = field(default_factory=dict)
+    _group_results: list[Result] = field(default_factory=list)
+    _deaths: Counter[str] = field(default_factory=Counter)
+    steps: dict[str, int] = field(default_factory=dict)
+    """Of the runs on their way."""
+
+    def running(self) -> dict[str, float]:
+        """Runs on their way, and since when (monotonic clock)."""
+        groups = {name: since for name, (_, since) in self._groups.items()}
+        return {name: on.since for name, on in self._on_host.items()} | groups
+
+    def busy_workers(self) -> int:
+        """Training workers that are paid for now."""
+        hosts = len({on.host for on in self._on_host.values()})
+        return hosts * (1 if self.compute.gpus_per_worker else self.compute.workers) + (
+            len(self._groups) * self.compute.workers
+        )
+
+    def has_room(self, task: Task) -> bool:
+        """Whether a run can begin now."""
+        mode = mode_of(task.inputs.spec)[0]
+        if mode == "workers":
+            return len(self._groups) < self._group_places() and not self._on_host
+        if self._groups:
+            return False
+        suspects = [name for name in self._on_host if self._deaths[name]]
+        if self._deaths[task.run.name] or suspects:
+            return not self._on_host  # alone, to find the one that kills
+        if mode == "alone":
+            return any(self._load(host) == 0 for host in range(self._hosts()))
+        return len(self._on_host) < self.parallel
+
+    def start(self, task: Task) -> None:
+        """Begin a run, or go on with it from its last checkpoint. Call where `has_room`."""
+        if mode_of(task.inputs.spec)[0] == "workers":
+            thread = threading.Thread(target=self._run_group, args=(task,), daemon=True)
+            self._groups[task.run.name] = (thread, time.monotonic())
+            thread.start()
+            return
+        host = min(range(self._hosts()), key=self._load)
+        self._on_host[task.run.name] = _OnHost(task, host, time.monotonic())
+        self._actor(host).submit.remote(task)
+
+    def drop(self, name: str) -> None:
+        """Give a run up. One that is being trained by itself ends at its next step."""
+        on = self._on_host.pop(name, None)
+        self.steps.pop(name, None)
+        if on is not None:
+            with contextlib.suppress(Exception):  # a dead process has dropped it already
+                self._actors[on.host].drop.remote(name)
+
+    def poll(self) -> list[Result]:
+        """What has ended since the last time."""
+        import ray
+
+        results, self._group_results = self._group_results, []
+        for result in results:
+            self._groups.pop(result.run.name, None)
+        for host in {on.host for on in self._on_host.values()}:
+            try:
+                state: State = ray.get(self._actors[host].poll.remote(), timeout=_ANSWER_S)
+            except KitaeError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever ended it: its runs are begun again
+                results += self._bury(host, error)
+                continue
+            self.steps |= state.steps
+            for text in state.notes:
+                self.note(text)
+            for result in state.results:
+                if self._on_host.pop(result.run.name, None) is not None:
+                    self.steps.pop(result.run.name, None)
+                    results.append(result)
+        return results
+
+    def close(self) -> None:
+        import ray
+
+        for actor in self._actors.values():
+            with contextlib.suppress(Exception):
+                ray.kill(actor)
+        self._actors.clear()
+
+    def _hosts(self) -> int:
+        if not self.compute.gpus_per_worker:
+            return 1  # more would only share the same cores
+        gpus = int(workers.cluster_resources().get("GPU", 0.0))
+        return max(1, min(self.parallel, gpus))
+
+    def _group_places(self) -> int:
+        """How many Ray Train groups the cluster holds at once."""
+        have, compute = workers.cluster_resources(), self.compute
+        places = have.get("CPU", 0.0) / (compute.cpus_per_worker * compute.workers)
+        if compute.gpus_per_worker:
+            places = min(places, have.get("GPU", 0.0) / (compute.gpus_per_worker * compute.workers))
+        return max(1, min(self.parallel, int(places)))
+
+    def _load(self, host: int) -> int:
+        return sum(on.host == host for on in self._on_host.values())
+
+    def _actor(self, host: int) -> Any:
+        if host not in self._actors:
+            device = "cuda" if self.compute.gpus_per_worker else "cpu"
+            self._actors[host] = workers.start_actor(Host, self.store, device, compute=self.compute)
+        return self._actors[host]
+
+    def _bury(self, host: int, error: Exception) -> list[Result]:
+        """A process died: its runs have no place, and begin again where they were; a run seen too often does not."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(self._actors[host])
+        self._actors.pop(host, None)
+        lost = [on.task for on in self._on_host.values() if on.host == host]
+        why = workers.explain(error, "a process of the search ended")
+        self.note(f"{why}; {len(lost)} run(s) go on from their last checkpoints")
+        results = []
+        for task in lost:
+            name = task.run.name
+            del self._on_host[name]
+            self.steps.pop(name, None)
+            self._deaths[name] += 1
+            if self._deaths[name] >= _LIVES:
+                status = "out_of_memory" if isinstance(why, MachineError) else "lost"
+                results.append(Result(run=task.run, status=status, error=f"{why} ({_LIVES} times)"))
+        return results
+
+    def _run_group(self, task: Task) -> None:
+        started = time.monotonic()
+        first: list[float] = []
+
+        def report(done: float, *_: object) -> None:
+            first.append(time.monotonic())
+            self.steps[task.run.name] = int(done)
+
+        try:
+            workers.train_on_workers(task.inputs, self.store, job_id=self.job_id, attempt=self.attempt, report=report)
+            result = alone_result(self.store, task) or failed(task.run, TrainingError("it was stopped before its end"))
+            start_s = first[0] - started if first else 0.0
+            result = result.model_copy(update={"seconds": time.monotonic() - started - start_s, "start_s": start_s})
+        except KitaeError as error:
+            result = failed(task.run, error)
+        except Exception as error:  # noqa: BLE001  # told as the run's end
+            result = Result(run=task.run, status="failed", error=repr(error))
+        self.steps.pop(task.run.name, None)
+        self._group_results.append(result)

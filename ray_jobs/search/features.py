@@ -1,0 +1,222 @@
+"""Trials on a frozen backbone: what it makes of each row is computed once, and only what is trained runs in a trial.
+
+The model is cut where training begins: a classifier before its head, a causal model before the first block that any of
+the trials trains. The upper part gets the lower part's output in place of its embeddings; that the two together are the
+whole model is checked on some rows, and where it is not so there is nothing to share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs import heads, models
+from ray_jobs.encoding import Encoded
+from ray_jobs.search.adapters import Share, share
+from ray_jobs.spec import JobSpec
+from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Batch, Example, Scores, loss_sum
+from ray_jobs.train import run_sample
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_CHECKED_ROWS = 4
+_CLOSE = {"fp32": 1e-4, "bf16": 0.05}
+"""Relative."""
+_MEMORY_SHARE = 0.25
+"""Of the free memory, for what is kept of the rows."""
+
+
+class Unshareable(Exception):
+    """These trials cannot share; the text says why."""
+
+
+@dataclass
+class SharedFeatures:
+    """The upper part of a model, once a trial, over the rows' features."""
+
+    spec: JobSpec
+    directory: Path
+    upper: PreTrainedModel
+    given: Any
+    """The module in the embeddings' place: its `hidden` is what it answers."""
+    features: dict[Example, torch.Tensor]
+    """(T, H) of a row, or (1, H) where the head sees the first token only."""
+    device: torch.device
+    packed: bool
+    first_token: bool
+    _trials: dict[str, torch.nn.Module] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        spec: JobSpec,
+        directory: Path,
+        labels: Sequence[str],
+        rows: Encoded,
+        held_out: Encoded,
+        device: torch.device,
+        depth: int,
+    ) -> SharedFeatures:
+        """Run all rows through the lower part once. `depth`: blocks above the cut of a causal model.
+
+        Raises Unshareable where the model cannot be cut, or the features would not fit into memory.
+        """
+        import torch
+
+        dtype = models.resolve_precision(spec)
+        base = models.load_base(directory, spec.task, labels, dtype, seed=spec.training.seed, dropout=False)
+        heads.standardise_new_pooler(base, directory, lambda model: run_sample(model, spec, rows))
+        base.requires_grad_(False)
+        base.to(device)  # type: ignore[arg-type]  # a device is what it takes
+        base.train(False)
+        task = TASKS[spec.task]
+        first_token = spec.task == "text_classification"
+        packed = spec.training.packing and task.packs
+        upper = share(base, ())
+        lower, given = _cut(upper, base, depth=depth, first_token=first_token)
+        _check_room(base, rows, held_out, first_token=first_token)
+        made = cls(spec, directory, upper, given, {}, device, packed, first_token)
+        with torch.no_grad():
+            for part in (rows, held_out):
+                for i in range(len(part)):
+                    if part[i] not in made.features:
+                        made.features[part[i]] = made._run_lower(base, lower, part[i])
+            made._check(base, [rows[i] for i in range(min(_CHECKED_ROWS, len(rows)))])
+        return made
+
+    def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]:
+        """A trial's trainable weights, as its own training would begin with."""
+        trained = heads.head_names(self.upper)
+        if not self.first_token:
+            trained = tuple(models.block_prefixes(self.upper)[-spec.training.trainable_blocks :])
+        own = share(self.upper, trained, [self.given])
+        heads.draw(own, self.directory, spec.training.seed, keep_pooler=True)
+        plain = spec.training.model_copy(update={"gradient_checkpointing": False})
+        self._trials[name] = models.attach(own, plain, spec.task).train()
+        return models.trainable(self._trials[name])
+
+    def remove(self, name: str) -> None:
+        del self._trials[name]
+
+    def losses(self, parts: Sequence[Share]) -> list[torch.Tensor]:
+        """Sum of the cross-entropies of each part, scalars with gradients."""
+        return [loss_sum(*self._logits(self._trials[name], rows)) for name, rows in parts]
+
+    def score(self, name: str, groups: Sequence[Sequence[Example]]) -> Scores:
+        """Held-out rows, in groups that fit into a pass, through one trial's model."""
+        import torch
+
+        total = Scores()
+        model = self._trials[name].eval()
+        with torch.no_grad():
+            for group in groups:
+                logits, targets = self._logits(model, group)
+                if targets.numel():
+                    right = int((logits.argmax(-1) == targets).sum())
+                    total += Scores(float(loss_sum(logits, targets)), targets.numel(), right)
+        model.train()
+        return total
+
+    def _logits(self, model: torch.nn.Module, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self._batch(examples)
+        self.given.hidden = self._hidden(examples)
+        return TASKS[self.spec.task].logits(model, batch), batch.targets_S
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        if self.first_token:
+            examples = [Example(example.input_ids[:1], example.labels) for example in examples]
+        return self._whole(examples)
+
+    def _hidden(self, examples: Sequence[Example]) -> torch.Tensor:
+        """The rows' features as the embeddings would give them: (1, T, H) packed, else (B, T, H)."""
+        import torch
+
+        parts = [self.features[example] for example in examples]
+        if self.packed:
+            return torch.cat(parts)[None]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+    def _run_lower(self, base: PreTrainedModel, lower: str, example: Example) -> torch.Tensor:
+
+        seen: list[torch.Tensor] = []
+        module = base.get_submodule(lower)
+        # The first argument of the first block above the cut, or of the head.
+        handle = module.register_forward_pre_hook(
+            lambda _, args, options: seen.append((args[0] if args else options["hidden_states"]).detach()),
+            with_kwargs=True,
+        )
+        try:
+            TASKS[self.spec.task].logits(base, self._whole([example]))
+        finally:
+            handle.remove()
+        hidden_TH = seen[0][0]
+        return hidden_TH[:1].clone() if self.first_token else hidden_TH
+
+    def _whole(self, examples: Sequence[Example]) -> Batch:
+        return TASKS[self.spec.task].collate(examples, packed=self.packed, pad_id=0).to(self.device)
+
+    def _check(self, base: PreTrainedModel, examples: Sequence[Example]) -> None:
+        expected = TASKS[self.spec.task].logits(base, self._whole(examples)).float()
+        found, _ = self._logits(self.upper, examples)
+        gap = float((expected - found.float()).abs().max() / expected.abs().max().clamp_min(1e-6))
+        if not gap <= _CLOSE[models.precision_name(self.spec)]:
+            raise Unshareable(f"{type(base).__name__} cut in two is not the whole model ({gap:.1e} apart)")
+
+
+def _cut(upper: PreTrainedModel, base: PreTrainedModel, *, depth: int, first_token: bool) -> tuple[str, Any]:
+    """Take the lower part away. The name of the module whose input is kept of the rows, and what stands in for it."""
+    import torch
+
+    class Given(torch.nn.Module):
+        hidden: torch.Tensor
+
+        def forward(self, *_: object, **__: object) -> torch.Tensor:
+            return self.hidden
+
+    given = Given()
+    blocks = models.block_prefixes(upper)
+    path = blocks[0].rsplit(".", 2)[0]
+    if first_token:
+        inner = getattr(upper, upper.base_model_prefix)
+        if not hasattr(inner, "embeddings"):
+            raise Unshareable(f"{type(base).__name__} has no `embeddings` to put the features in the place of")
+        _replace(upper, path, torch.nn.ModuleList())
+        inner.embeddings = given
+        head = next(iter(heads.head_names(base)), "")
+        modules = [name for name, _ in base.named_modules() if f"{name}." in heads.head_names(base)]
+        if not head or not modules:
+            raise Unshareable(f"{type(base).__name__} has no head of its own")
+        pooler = [name for name in modules if name.endswith("pooler")]
+        return (pooler or modules)[0], given
+    every: Any = upper.get_submodule(path)
+    kept = list(every)[len(blocks) - depth :]
+    _replace(upper, path, torch.nn.ModuleList(kept))
+    upper.set_input_embeddings(given)
+    return f"{path}.{len(blocks) - depth}", given
+
+
+def _replace(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _check_room(base: PreTrainedModel, rows: Encoded, held_out: Encoded, *, first_token: bool) -> None:
+    import psutil
+
+    tokens = len(rows) + len(held_out) if first_token else sum(rows.lengths) + sum(held_out.lengths)
+    weight = next(base.parameters())
+    needed = tokens * int(base.config.hidden_size) * weight.element_size()
+    free = _MEMORY_SHARE * psutil.virtual_memory().available
+    if weight.is_cuda:
+        import torch
+
+        free = _MEMORY_SHARE * torch.cuda.mem_get_info()[0]
+    if needed > free:
+        raise Unshareable(
+            f"the features of {tokens} tokens take {needed / 2**30:.1f} GiB, more than a quarter of what is free"
+        )

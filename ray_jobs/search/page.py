@@ -1,0 +1,329 @@
+"""What people see of a search: a table for the terminal, and one HTML page that needs nothing but itself. Pure.
+
+Both follow from the records (see `decide`), so a search can be shown while it runs and after. The page carries
+plotly.js within it and asks no server for anything; what users wrote is escaped, and no rows are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from ray_jobs.search import sampling
+from ray_jobs.search.decide import Schedule, rungs_of
+from ray_jobs.search.records import Params, Problem, Result
+from ray_jobs.spec import Range, SearchSection
+
+Results = Mapping[str, Result]
+Figure = dict[str, Any]
+"""As plotly.js takes it: `data` and `layout`."""
+
+_REFRESH_S = 15
+_POINTS = 200
+"""Most points of a learning curve; a longer one is drawn as the means of blocks of steps."""
+_ENOUGH = 8
+"""Measured trials from which the importance of hyperparameters is told."""
+_GOOD, _FAIR, _POOR, _FAILED = "#e4572e", "#b8a04a", "#4a90d9", "#8a8a8a"
+"""Can be told apart on a white and on a black ground."""
+_CSS = """
+:root{color-scheme:light dark;--soft:#7a7a7a}
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:70rem}
+h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .2rem}p,dt,tr.failed{color:var(--soft);margin:.2rem 0}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.8rem}
+dt{font-size:.8rem}h1,dd{overflow-wrap:anywhere}dd{margin:0}.wide{overflow-x:auto}#tried{min-width:40rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}tr.won{font-weight:bold}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884}th:last-child,td:last-child{text-align:left}
+"""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A trial as it is shown."""
+
+    number: int
+    state: str
+    params: Params
+    rungs: int
+    results: tuple[Result, ...]
+    """By rung."""
+    measured: Result | None
+    """The last that did not fail."""
+    again: Result | None
+
+    @property
+    def kind(self) -> str:
+        """The state's first word."""
+        return self.state.split()[0].strip(":")
+
+
+def table(problem: Problem, results: Results, schedule: Schedule, *, limit: int | None = None) -> str:
+    """The trials as text, the best first, and a line on what they took. `limit`: show no more of them than this."""
+    trials = _trials(problem, results, schedule)
+    rows = [_columns(problem), *(_cells(problem, trial) for trial in trials[:limit])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0  # the state is the last and stands to the left
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if len(rows) <= len(trials):
+        lines.append(f"and {len(trials) - len(rows) + 1} more")
+    # Trials that share have one process among them; another has as many as the job has workers.
+    workers, tokens = problem.spec.compute.workers, sum(result.tokens for result in results.values())
+    seconds = sum(result.seconds * (1 if result.shared else workers) for result in results.values())
+    why = "sampling goes on" if schedule.sampling else f"sampling ended: {_plain(schedule.why) or 'nothing ran'}"
+    lines.append(f"{len(trials)} trials, {len(results)} runs, {tokens:,} tokens, {seconds:,.0f} worker-seconds; {why}")
+    return "\n".join(lines)
+
+
+def page(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float], *, title: str) -> str:
+    """The search as one HTML document, which loads itself anew while anything runs.
+
+    `results` in the order in which they came: so the cost is drawn. `spent`: hours, as `SearchRecords.spent`.
+    """
+    trials = _trials(problem, results, schedule)
+    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_S}">' if schedule.running else ""
+    facts = _facts(problem, results, schedule, spent)
+    head = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
+    shown = "".join(_sections(problem, results, trials)) if results else "<p>There are no results yet.</p>"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1><dl>{head}</dl>\n{shown}{_html_table(problem, trials)}</body></html>\n"
+    )
+
+
+def _trials(problem: Problem, results: Results, schedule: Schedule) -> list[_Trial]:
+    """The best first: who won, the finalists by both seeds, the others by how far they came and then by the metric,
+    those that failed, those of which nothing is known yet."""
+    stretches: dict[int, list[Result]] = {}
+    running = {run.trial: run.params for run in schedule.running}
+    again = {result.run.trial: result for result in results.values() if result.run.again}
+    for result in sorted(results.values(), key=lambda result: result.run.rung):
+        if not result.run.again:
+            stretches.setdefault(result.run.trial, []).append(result)
+    placed: list[tuple[tuple[float, ...], _Trial]] = []
+    for number in sorted({*stretches, *running}):
+        own = tuple(stretches.get(number, ()))
+        params = own[-1].run.params if own else running[number]
+        rungs = len(rungs_of(problem, params))
+        won = schedule.winner is not None and number == schedule.winner.trial
+        place: tuple[float, ...] = (3, number)
+        state = "running"
+        if won or number in schedule.finalists:
+            place, state = (0, (*schedule.finalists, number).index(number)), "won" if won else "finalist"
+        elif own and own[-1].status != "ok":
+            place, state = (2, number), "failed" + (f": {_plain(own[-1].error)[:160]}" if own[-1].error else "")
+        elif own:
+            run, ended = own[-1].run, own[-1].run.rung + 1 == rungs
+            place = (1, -run.rung, own[-1].value(_search(problem).metric), number)
+            paused = f"{'waits' if schedule.sampling else 'stopped'} at rung {run.rung + 1}"
+            state = "finalist" if number in again else "finished" if ended else paused
+        state = "running" if number in running else state
+        measured = next((result for result in reversed(own) if result.status == "ok"), None)
+        placed.append((place, _Trial(number, state, params, rungs, own, measured, again.get(number))))
+    return [trial for _, trial in sorted(placed, key=lambda each: each[0])]
+
+
+def _columns(problem: Problem) -> list[str]:
+    return ["trial", "rung", "step", _search(problem).metric, "both seeds", *problem.space, "state"]
+
+
+def _cells(problem: Problem, trial: _Trial) -> list[str]:
+    metric, again = _search(problem).metric, trial.again
+    step = value = both = ""
+    if trial.results:
+        latest, failed = trial.results[-1], trial.results[-1].status != "ok"
+        step = str(len(latest.losses) if failed else latest.run.until)
+        value = latest.status if failed else f"{_shown(latest, metric):.4f}"
+        if again is not None and again.status != "ok":
+            both = again.status
+        elif again is not None and not failed and latest.run.rung == again.run.rung:
+            both = f"{(_shown(latest, metric) + _shown(again, metric)) / 2:.4f}"
+    rung = f"{0 if trial.measured is None else trial.measured.run.rung + 1}/{trial.rungs}"
+    values = (_short(trial.params.get(name)) for name in problem.space)
+    return [str(trial.number), rung, step, value, both, *values, trial.state]
+
+
+def _html_table(problem: Problem, trials: Sequence[_Trial]) -> str:
+    lines = [("th", "head", _columns(problem)), *(("td", trial.kind, _cells(problem, trial)) for trial in trials)]
+    rows = [
+        f'<tr class="{kind}">' + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        for tag, kind, cells in lines
+    ]
+    return '<h2>Trials</h2><div class="wide"><table>' + "\n".join(rows) + "</table></div>"
+
+
+def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float]) -> dict[str, str]:
+    """What stands at the head of the page."""
+    search = _search(problem)
+    budget, worker_hours = search.budget, spent.get("worker", 0.0)
+
+    def beside(value: str, limit: float | None) -> str:
+        return value if limit is None else f"{value} of {limit:g}"
+
+    over = "over: nobody won" if schedule.winner is None else f"over: trial {schedule.winner.trial} won"
+    runs = "sampling" if schedule.sampling else "running the finalists"
+    most = len(sampling.grid(problem.space)) if search.algorithm == "grid" else search.trials
+    facts = {
+        "model": problem.spec.name,
+        "algorithm": f"{search.algorithm}, by {search.metric}",
+        "state": runs if schedule.running else over,
+        "sampling ended": schedule.why,
+        "trials with a result": beside(str(len({result.run.trial for result in results.values()})), most),
+        "trials running": str(len({run.trial for run in schedule.running})),
+        "tokens trained": f"{sum(result.tokens for result in results.values()):,}",
+        "hours": beside(f"{spent.get('wall', 0.0):.2f}", budget.hours),
+        "worker-hours": beside(f"{worker_hours:.2f}", budget.gpu_hours),
+    }
+    if budget.price_per_hour is not None:
+        facts["money"] = beside(f"{worker_hours * budget.price_per_hour:.2f}", budget.money)
+    return {name: text for name, text in facts.items() if text}
+
+
+def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> Iterator[str]:
+    """The figures; a sentence where there is nothing to draw."""
+    from plotly.io import to_html  # type: ignore[import-untyped]
+
+    sections: list[tuple[str, str, str, Figure | str]] = [
+        ("Learning curves", "curves", "Training loss; a dot is the held-out loss of a rung.", _curves(trials)),
+        ("What was tried", "tried", "By all that did not fail. Drag along an axis to choose.", _tried(problem, trials)),
+        ("What matters", "importance", "Share in what the first rung came to.", _importance(problem, results)),
+        ("Best so far", "cost", "By the tokens trained until then.", _cost(problem, results)),
+    ]
+    options: dict[str, Any] = {"config": {"displaylogo": False, "responsive": True}, "default_height": "26rem"}
+    plotly: str | bool = "inline"  # once
+    for heading, key, caption, figure in sections:
+        yield f"<h2>{heading}</h2><p>{escape(figure if isinstance(figure, str) else caption)}</p>"
+        if not isinstance(figure, str):
+            drawn = to_html(figure, include_plotlyjs=plotly, full_html=False, div_id=key, **options)
+            yield f'<div class="wide">{drawn}</div>\n'
+            plotly = False
+
+
+def _curves(trials: Sequence[_Trial]) -> Figure | str:
+    data: list[dict[str, Any]] = []
+    for trial in reversed(trials):  # the best is drawn last, above the others
+        colour = {"won": _GOOD, "finalist": _FAIR, "failed": _FAILED}.get(trial.kind, _POOR)
+        name = f"trial {trial.number}, {trial.kind}"
+        if trial.results and trial.results[-1].losses:
+            steps, losses = _smooth(trial.results[-1].losses)
+            line = {"color": colour, "width": 4 if trial.kind == "won" else 1}
+            data.append({"mode": "lines", "x": steps, "y": losses, "line": line, "name": name})
+        held = [result for result in trial.results if result.status == "ok"]
+        x, y = [result.run.until for result in held], [result.loss for result in held]
+        data.append({"mode": "markers", "x": x, "y": y, "marker": {"color": colour, "size": 8}, "name": name})
+    data = [{"type": "scatter", **each} for each in data if each["x"]]
+    return _drawn(data, "optimizer step", "loss") if data else "No run has taken a step yet."
+
+
+def _smooth(losses: Sequence[float]) -> tuple[list[int], list[float | None]]:
+    """Steps and losses; of many, the last step of each block and its mean. None where a loss is not finite."""
+    size = math.ceil(len(losses) / _POINTS)
+    ends = [min(start + size, len(losses)) for start in range(0, len(losses), size)]
+    means = [sum(losses[start:end]) / (end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    return ends, [mean if math.isfinite(mean) else None for mean in means]
+
+
+def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
+    """Parallel coordinates. Not Optuna's own, which leaves out the trials that were stopped and draws those failed."""
+    metric = _search(problem).metric
+    measured = [trial.measured for trial in trials if trial.measured is not None]
+    if not measured:
+        return "No trial has been measured yet."
+    shown = [_shown(result, metric) for result in measured]
+    axes = [{"label": escape(k), **_axis(v, [r.run.params[k] for r in measured])} for k, v in problem.space.items()]
+    axes += [{"label": "step", "values": [r.run.until for r in measured]}, {"label": metric, "values": shown}]
+    scale = [[0, _GOOD], [0.5, _FAIR], [1, _POOR]]
+    line = {"color": shown, "colorscale": scale, "reversescale": not problem.lower_is_better, "showscale": True}
+    return _drawn([{"type": "parcoords", "dimensions": axes, "line": line}], "", "")
+
+
+def _axis(values: Range | tuple[Any, ...], found: Sequence[Any]) -> dict[str, Any]:
+    """Of a searched field. A population goes beyond what is listed, and beyond the ends of a range."""
+    if not isinstance(values, Range):
+        keys = list(dict.fromkeys(map(json.dumps, [*values, *found])))
+        texts = [escape(_short(json.loads(key)), quote=False) for key in keys]
+        places: list[float] = [keys.index(json.dumps(value)) for value in found]
+        ticks: list[float] = list(range(len(keys)))
+        return {"values": places, "range": [-0.5, len(keys) - 0.5], "tickvals": ticks, "ticktext": texts}
+    log = values.scale == "log"
+    places = [math.log10(value) if log else value for value in (values.min, values.max, *found)]
+    low, high = min(places), max(places)
+    ticks = [low + (high - low) * part / 4 for part in range(5)]
+    texts = [_short(10**tick if log else tick) for tick in ticks]
+    return {"values": places[2:], "range": [low, high], "tickvals": ticks, "ticktext": texts}
+
+
+def _importance(problem: Problem, results: Results) -> Figure | str:
+    """By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) over what the trials have in common: their first rung."""
+    from optuna.importance import get_param_importances
+
+    metric = _search(problem).metric
+    first = [each for _, each in sorted(results.items()) if each.run.rung == 0 and not each.run.again]
+    seen = [sampling.Seen(r.run.params, {0: r.value(metric)}, complete=True) for r in first if r.status == "ok"]
+    if len(seen) < _ENOUGH:
+        return f"This is told from {_ENOUGH} measured trials on, and there are {len(seen)}."
+    varied = [name for name in problem.space if len({json.dumps(trial.params[name]) for trial in seen}) > 1]
+    if len(varied) < 2:
+        return f"Only {varied[0]} varies: whatever differs is its doing." if varied else "No value varies."
+    if len({trial.values[0] for trial in seen}) == 1:
+        return "Every trial came to the same value."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # with few trials the shares can come out equal, which it warns of
+        shares = get_param_importances(sampling.study_of(problem.space, seen), params=varied)
+    names = sorted(shares, key=lambda name: (shares[name], name))
+    bars = {"type": "bar", "orientation": "h", "marker": {"color": _POOR}, "text": [f"{shares[n]:.2f}" for n in names]}
+    return _drawn([{"x": [shares[n] for n in names], "y": [escape(n) for n in names], **bars}], "importance", "")
+
+
+def _cost(problem: Problem, results: Results) -> Figure | str:
+    metric, tokens, best = _search(problem).metric, 0, math.inf
+    points: list[tuple[int, float, str]] = []
+    for result in results.values():
+        tokens += result.tokens
+        if result.value(metric) < best and not result.run.again:
+            best = result.value(metric)
+            points.append((tokens, _shown(result, metric), f"trial {result.run.trial}"))
+    if not points:
+        return "No trial has been measured yet."
+    x, y, text = (list(column) for column in zip(*points, (tokens, points[-1][1], "in all"), strict=True))
+    line = {"color": _GOOD, "shape": "hv"}
+    steps = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "text": text, "line": line}
+    return _drawn([steps], "tokens trained", metric)
+
+
+def _drawn(data: list[Any], x: str, y: str) -> Figure:
+    axis = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
+    clear = "rgba(0,0,0,0)"
+    layout = {"paper_bgcolor": clear, "plot_bgcolor": clear, "font": {"color": "#7a7a7a"}, "showlegend": False}
+    axes = {"xaxis": axis | {"title": {"text": x}}, "yaxis": axis | {"title": {"text": y}}}
+    return {
+        "data": data,
+        "layout": {"template": "none", "margin": {"l": 70, "r": 20, "t": 50, "b": 50}, **layout, **axes},
+    }
+
+
+def _shown(result: Result, metric: str) -> float:
+    """The metric as people know it; `value` turns an accuracy's sign."""
+    return abs(result.value(metric))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= 40 else "…" + text[-39:]  # the end of a path tells more
+
+
+def _plain(text: str | None) -> str:
+    """On one line, without what would steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text or "")
+
+
+def _search(problem: Problem) -> SearchSection:
+    assert problem.spec.search is not None
+    return problem.spec.search

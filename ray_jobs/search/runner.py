@@ -1,0 +1,251 @@
+"""A search from its first trial to its winner, on whatever runs the trials.
+
+Owns the budget and the waiting: it plays the search through as far as the results lead (`decide`), runs what is to run,
+and writes each result down. A search that was killed is found as it was, since everything follows from the results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ray_jobs import jobs
+from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
+from ray_jobs.jobs import Job
+from ray_jobs.search import decide, page, sampling
+from ray_jobs.search.budget import Meter, reason_to_stop
+from ray_jobs.search.decide import Schedule
+from ray_jobs.search.host import Task
+from ray_jobs.search.records import Params, Problem, Result, Run, SearchRecords
+from ray_jobs.spec import SearchSection
+from ray_jobs.storage import Store
+from ray_jobs.train import Stretch, TrainInputs
+
+_POLL_S = 0.2
+_PAGE_EVERY_S = 10.0
+_WARM = 3
+"""Trials taken over from earlier searches."""
+_SEARCHES_READ = 20
+"""The newest of those are looked at."""
+
+
+class Runs(Protocol):
+    """What runs the trials; see `executors.Executor`."""
+
+    steps: dict[str, int]
+
+    def running(self) -> dict[str, float]: ...
+
+    def busy_workers(self) -> int: ...
+
+    def has_room(self, task: Task) -> bool: ...
+
+    def start(self, task: Task) -> None: ...
+
+    def drop(self, name: str) -> None: ...
+
+    def poll(self) -> list[Result]: ...
+
+
+@dataclass
+class Search:
+    """One search on its way."""
+
+    job: Job
+    records: SearchRecords
+    problem: Problem
+    inputs: Callable[[Run], TrainInputs]
+    """What a run trains on, without its stretch and checkpoints."""
+    runs: Runs
+    show: Callable[..., None]
+    memory: dict[tuple[int, int], Any] = field(default_factory=dict)
+    _page_at: float = 0.0
+    _pruned: set[str] = field(default_factory=set)
+    _waiting: dict[str, Run] = field(default_factory=dict)
+    _results: dict[str, Result] = field(default_factory=dict)
+
+    def run(self) -> Schedule:
+        """To the end. Raises TrainingError where every trial failed or the budget is too small for one."""
+        meter = Meter(self.records, self.runs.busy_workers)
+        results = self.records.results()
+        stop = self.records.stopped()
+        while True:
+            schedule = decide.play(self.problem, results, stop, self.memory)
+            self._tell(results, schedule, meter)
+            if not schedule.running:
+                break
+            if schedule.sampling and (reason := reason_to_stop(self.problem, results, meter.spent)):
+                stop = self.records.stop(reason, results)
+                self.job.event("info", f"search: {reason}")
+                continue
+            self._start(schedule, results)
+            ended = self._wait(meter)
+            for result in ended:
+                results[result.run.name] = self.records.add(result)
+                self._announce(results[result.run.name])
+            self._prune(results, schedule)
+        meter.save()
+        if schedule.winner is None:
+            raise all_failed(results)
+        self._prune(results, schedule)
+        self._write_page(results, schedule, meter)
+        return schedule
+
+    def _start(self, schedule: Schedule, results: Mapping[str, Result]) -> None:
+        """Begin what is to run, in order, and let go of what is not (the budget's end leaves some behind)."""
+        wanted = {run.name for run in schedule.running}
+        for name in set(self.runs.running()) - wanted:
+            self.runs.drop(name)
+        for run in schedule.running:
+            if run.name not in self.runs.running():
+                task = self.task(run, results)
+                if not self.runs.has_room(task):
+                    break  # the first in line goes first
+                self.runs.start(task)
+
+    def task(self, run: Run, results: Mapping[str, Result]) -> Task:
+        source = results[run.source].trunk if run.source is not None else None
+        stretch = Stretch(rung=run.until, source=source)
+        given = self.inputs(run).model_copy(update={"stretch": stretch, "checkpoints": self.records.checkpoints(run)})
+        return Task(run=run, inputs=given)
+
+    def _wait(self, meter: Meter) -> list[Result]:
+        """Until something ends. A run over its time is given up."""
+        limit = self._section.trial_minutes
+        while True:
+            self.job.check()
+            if ended := self.runs.poll():
+                return ended
+            meter.tick()
+            self._show_steps()
+            now = time.monotonic()
+            late = [
+                name for name, since in self.runs.running().items() if limit is not None and now - since > limit * 60
+            ]
+            if late:
+                for name in late:
+                    self.runs.drop(name)
+                assert limit is not None
+                return [self._timed_out(name, limit) for name in late]
+            if not self.runs.running():
+                return []
+            time.sleep(_POLL_S)
+
+    def _timed_out(self, name: str, limit: float) -> Result:
+        return Result(
+            run=self._waiting[name], status="timed_out", error=f"it took more than search.trial_minutes {limit:g}"
+        )
+
+    @property
+    def _section(self) -> SearchSection:
+        assert self.problem.spec.search is not None
+        return self.problem.spec.search
+
+    def _announce(self, result: Result) -> None:
+        metric = self._section.metric
+        run = result.run
+        what = f"trial {run.trial}, {'again' if run.again else f'rung {run.rung}'}"
+        value = result.loss if metric == "loss" else result.accuracy
+        said = f"{metric} {value:.4f}" if result.status == "ok" and value is not None else result.status
+        level: jobs.Level = "info" if result.status == "ok" else "warning"
+        self.job.event(level, f"search: {what}: {said}", decide.figures(result, metric))
+
+    def _tell(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
+        self._waiting = {run.name: run for run in schedule.running}
+        self._results = dict(results)
+        self._show_steps()
+        if time.monotonic() - self._page_at > _PAGE_EVERY_S:
+            self._write_page(results, schedule, meter)
+
+    def _show_steps(self) -> None:
+        metric = self._section.metric
+        done = [result for result in self._results.values() if result.status == "ok"]
+        values = [result.value(metric) for result in done]
+        best = {f"best {metric}": abs(min(values))} if values else {}
+        ends = {result.run.trial for result in self._results.values()}
+        going = ", ".join(
+            f"{name} {self.runs.steps.get(name, 0)}/{run.until}" for name, run in list(self._waiting.items())[:4]
+        )
+        total = decide.trials_of(self.problem)
+        self.show(len(ends), total, "trials", **best, runs=len(self._results), now=going)
+
+    def _write_page(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
+        self._page_at = time.monotonic()
+        with contextlib.suppress(KitaeError):  # a page that cannot be written must not end a search
+            text = page.page(self.problem, results, schedule, meter.spent, title=self.job.id)
+            self.records.store.put(f"{self.records.prefix}/page.html", text.encode())
+
+    def _prune(self, results: Mapping[str, Result], schedule: Schedule) -> None:
+        """Delete checkpoints from which nothing can go on any more, and that are not among the best."""
+        for name in prunable(self.problem, results, schedule):
+            if name not in self._pruned:
+                self._pruned.add(name)
+                with contextlib.suppress(KitaeError):
+                    self.records.store.delete_tree(self.records.checkpoints(results[name].run))
+
+
+def all_failed(results: Mapping[str, Result]) -> TrainingError:
+    """Why nobody won. Pure."""
+    seen: dict[str, list[str]] = {}
+    for result in results.values():
+        seen.setdefault(f"{result.status}: {(result.error or '').splitlines()[0] if result.error else ''}", []).append(
+            f"trial {result.run.trial}"
+        )
+    details = [f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in seen.items()]
+    count = len({result.run.trial for result in results.values()})
+    return TrainingError(f"all {count} trials of the search failed", details=details)
+
+
+def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule) -> list[str]:
+    """Runs whose checkpoints nothing needs. Pure."""
+    search = problem.spec.search
+    assert search is not None
+    if search.algorithm == "pbt" and schedule.running:
+        return []  # anybody may go on from anybody
+    needed = {run.source for run in schedule.running} | {run.name for run in schedule.running}
+    if schedule.winner is not None:
+        needed.add(schedule.winner.name)
+    latest: dict[int, Result] = {}
+    for result in results.values():
+        if result.status == "ok" and not result.run.again:
+            before = latest.get(result.run.trial)
+            if before is None or result.run.rung > before.run.rung:
+                latest[result.run.trial] = result
+    by_rung: dict[int, list[Result]] = {}
+    for result in latest.values():
+        by_rung.setdefault(result.run.rung, []).append(result)
+    best = sorted(latest.values(), key=lambda r: (-r.run.rung, r.value(search.metric)))
+    needed |= {result.run.name for result in best[: max(search.checkpoints_to_keep, search.finalists)]}
+    if schedule.sampling:
+        for rung, there in by_rung.items():
+            places = search.trials // search.reduction ** (rung + 1) + search.reduction
+            ranked = sorted(there, key=lambda r: r.value(search.metric))
+            needed |= {result.run.name for result in ranked[:places]}
+    again = {name for name, result in results.items() if result.run.again} if schedule.running else set()
+    return sorted(set(results) - needed - again)
+
+
+def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ...]:
+    """What won in the newest searches on the same base and task, as far as it is in this one's space."""
+    search = problem.spec.search
+    assert search is not None
+    if not search.warm_start or search.algorithm in ("grid", "pbt"):
+        return ()
+    found: list[Params] = []
+    for record in jobs.list_jobs(store)[:_SEARCHES_READ]:
+        if record.id == job_id or not record.spec.get("search"):
+            continue
+        for name in store.list_dirs(f"jobs/{record.id}/search/"):
+            records = SearchRecords(store, f"jobs/{record.id}/search/{name}")
+            with contextlib.suppress(ObjectNotFound):
+                other = records.problem()
+                winner = decide.play(other, records.results(), records.stopped()).winner
+                alike = (other.spec.base_model, other.spec.task, other.spec.training.method) == (
+                    problem.spec.base_model, problem.spec.task, problem.spec.training.method,
+                )  # fmt: skip
+                if winner and alike and sampling.fits(problem.space, winner.params) and winner.params not in found:
+                    found.append(winner.params)
+    return tuple(found[:_WARM])

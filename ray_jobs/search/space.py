@@ -1,0 +1,75 @@
+"""What a search tries where the job file does not say. Pure.
+
+The learning rate of LoRA is searched around ten times that of full training, its alpha stays fixed, and its rank
+follows from the amount of data: an adapter should have room for what the rows can teach, which is less than a parameter
+a supervised token (Schulman et al., "LoRA Without Regret", Thinking Machines 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_jobs.schedule import default_learning_rate
+from ray_jobs.spec import JobSpec, Range, TrainingSection
+
+Space = dict[str, Range | tuple[Any, ...]]
+
+_RANKS = (8, 16, 32, 64)
+_SPREAD = 10.0**0.5
+"""The learning rate is searched this far, twice, to each side of the method's own."""
+
+
+def default_space(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> Space:
+    """What suits the task and method. `config` is the base's config.json; `supervised` counts the labels trained on."""
+    training = spec.training
+    rate = default_learning_rate(training, spec.task)
+    space: Space = {"learning_rate": Range(min=rate / _SPREAD**2, max=rate * _SPREAD**2, scale="log")}
+    if training.method in ("lora", "qlora"):
+        rank = rank_for(config, supervised)
+        space["lora.rank"] = tuple(r for r in _RANKS if rank <= r <= 2 * rank)
+    if training.method == "frozen" and spec.task == "chat":
+        blocks = int(config.get("num_hidden_layers", 1))
+        space["trainable_blocks"] = tuple(depth for depth in (1, 2, 4) if depth <= blocks)
+    sizes = sorted({max(1, training.batch_size // 2), training.batch_size, training.batch_size * 2})
+    return space | {"batch_size": tuple(sizes)}
+
+
+def rank_for(config: Mapping[str, Any], supervised: int) -> int:
+    """The smallest usual rank whose adapter has a parameter for each supervised token."""
+    width = int(config.get("hidden_size", 0)) or 1
+    inner = int(config.get("intermediate_size", 4 * width))
+    a_rank = int(config.get("num_hidden_layers", 1)) * (4 * 2 * width + 3 * (width + inner))
+    return next((rank for rank in _RANKS if rank * a_rank >= supervised), _RANKS[-1])
+
+
+def space_of(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> Space:
+    """What a job's search tries."""
+    assert spec.search is not None
+    return dict(spec.search.space) if spec.search.space is not None else default_space(spec, config, supervised)
+
+
+def describe(spec: JobSpec) -> str:
+    """What a job's search is going to try, in a line."""
+    search = spec.search
+    assert search is not None
+    space: dict[str, Any] = dict(search.space) if search.space is not None else dict(default_space(spec, {}, 0))
+    if search.space is None and "lora.rank" in space:
+        space["lora.rank"] = "by the number of supervised tokens"
+    tried = [
+        f"{name} {values.min:g} to {values.max:g}"
+        if isinstance(values, Range)
+        else f"{name} {', '.join(map(str, values)) if isinstance(values, tuple) else values}"
+        for name, values in space.items()
+    ]
+    return f"{search.algorithm}, at most {search.trials} trials over {'; '.join(tried)}"
+
+
+def is_whole(name: str) -> bool:
+    """Whether a searched field takes whole numbers only."""
+    section: Any = TrainingSection
+    *path, field = name.split(".")
+    for part in path:
+        section = section.model_fields[part].annotation
+    kind = section.model_fields[field].annotation if field in section.model_fields else None
+    return kind is int or kind == (int | None)

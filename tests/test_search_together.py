@@ -1,0 +1,283 @@
+"""Trials that share a process: each comes to the losses that it comes to alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_jobs import checkpoint
+from ray_jobs.encoding import Encoded
+from ray_jobs.schedule import trunk_end
+from ray_jobs.search.adapters import SharedLora
+from ray_jobs.search.features import SharedFeatures, Unshareable
+from ray_jobs.search.records import Result, Run
+from ray_jobs.search.together import Sharing, Together, fill
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, Stretch, TrainInputs, train
+from tests import tiny_models
+from tests.training import make_spec, on_workers, publish
+
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
+
+CLOSE = 1e-4
+ROWS, HELD_OUT = tiny_models.chat_rows(30), tiny_models.chat_rows(40)[30:]
+LABELLED, LABELLED_HELD_OUT = tiny_models.label_rows(40), tiny_models.label_rows(52)[40:]
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Rows and base of one task, in the store."""
+
+    store: Store
+    inputs: TrainInputs
+    rows: Encoded
+    held_out: Encoded
+    directory: Path
+
+    def spec(self, params: Params) -> JobSpec:
+        return self.inputs.spec.with_values(params)
+
+    def together(self, sharing: Sharing, limit: int = 128) -> Together:
+        return Together(
+            self.store, sharing, self.rows, self.held_out, packed=self.inputs.spec.task == "chat", limit=limit
+        )
+
+    def run_together(
+        self, sharing: Sharing, runs: Sequence[Run], *, prefix: str, limit: int = 128
+    ) -> dict[str, Result]:
+        together = self.together(sharing, limit)
+        for run in runs:
+            together.add(run, self.spec(run.params), f"{prefix}/{run.name}", self.stretch(run, prefix))
+        results: dict[str, Result] = {}
+        while together.trials:
+            results |= {result.run.name: result for result in together.round()}
+        return results
+
+    def stretch(self, run: Run, prefix: str) -> Stretch:
+        source = None
+        if run.source is not None:
+            before = checkpoint.committed(self.store, f"{prefix}/{run.source}")
+            source = before[0].key
+        return Stretch(rung=run.until, source=source)
+
+    def alone(self, run: Run) -> TrainInputs:
+        return self.inputs.model_copy(
+            update={
+                "spec": self.spec(run.params),
+                "checkpoints": f"alone/{run.name}",
+                "stretch": self.stretch(run, "alone"),
+            }
+        )
+
+
+def make_setting(store: Store, tmp_path: Path, task: str, **training: Any) -> Setting:
+    chat = task == "chat"
+    base = tiny_models.save_causal(tmp_path / "base") if chat else tiny_models.save_encoder(tmp_path / "base")
+    spec = make_spec(task, training={"epochs": 3, **training}, compute={"workers": 1})
+    rows, held_out = (ROWS, HELD_OUT) if chat else (LABELLED, LABELLED_HELD_OUT)
+    inputs = publish(store, spec, base, rows, held_out, checkpoints="unused")
+    encoded = store.fetch(inputs.encoded_key)
+    return Setting(
+        store,
+        inputs,
+        Encoded.load(encoded / TRAIN_FILE),
+        Encoded.load(encoded / HELD_OUT_FILE),
+        store.fetch(inputs.base_key),
+    )
+
+
+def lora(setting: Setting) -> SharedLora:
+    spec = setting.inputs.spec
+    return SharedLora.load(spec, setting.directory, setting.inputs.labels, setting.rows, torch.device("cpu"))
+
+
+def features(setting: Setting, depth: int = 2) -> SharedFeatures:
+    return SharedFeatures.load(
+        setting.inputs.spec,
+        setting.directory,
+        setting.inputs.labels,
+        setting.rows,
+        setting.held_out,
+        torch.device("cpu"),
+        depth,
+    )
+
+
+def run_alone(case: tuple[TrainInputs, Store]) -> tuple[tuple[float, ...], float, float]:
+    """The losses, and what was measured at the end."""
+    train(*case)
+    last = checkpoint.committed(case[1], case[0].checkpoints)[-1].position
+    assert last.held_out_loss is not None
+    assert last.held_out_accuracy is not None
+    return last.losses, last.held_out_loss, last.held_out_accuracy
+
+
+def assert_same(setting: Setting, runs: Sequence[Run], results: dict[str, Result]) -> None:
+    """What ran together came to what it comes to alone."""
+    cases = [(setting.alone(run), setting.store) for run in runs]
+    for run, (losses, held_out_loss, accuracy) in zip(runs, on_workers(1, run_alone, cases), strict=True):
+        result = results[run.name]
+        assert result.status == "ok", result.error
+        assert result.losses == pytest.approx(losses, rel=CLOSE), run.name
+        assert result.loss == pytest.approx(held_out_loss, rel=CLOSE)
+        assert result.accuracy == pytest.approx(accuracy, abs=0.02)
+
+
+LORA_TRIALS: list[Params] = [
+    {"method": "lora", "learning_rate": 1e-2, "lora.rank": 4},
+    {"method": "lora", "learning_rate": 3e-3, "lora.rank": 8, "batch_size": 4, "max_grad_norm": 0.1},
+    {
+        "method": "lora",
+        "learning_rate": 3e-2,
+        "lora.alpha": 8.0,
+        "seed": 7,
+        "lora.target_modules": ["q_proj", "v_proj"],
+    },
+    {"method": "lora", "learning_rate": 1e-2, "batch_size": 16, "weight_decay": 0.1, "warmup_fraction": 0.3},
+]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_lora_trials_in_one_pass_have_their_own_losses(store: Store, tmp_path: Path, packing: bool) -> None:
+    setting = make_setting(store, tmp_path, "chat", method="lora", packing=packing)
+    runs = [Run(trial=i, rung=0, params=params, until=6) for i, params in enumerate(LORA_TRIALS)]
+    sharing = lora(setting)
+    sharing.packed = packing
+    together = setting.together(sharing)
+    together.packed = packing
+    for run in runs:
+        together.add(run, setting.spec(run.params), f"together/{run.name}", Stretch(rung=run.until))
+    results: dict[str, Result] = {}
+    while together.trials:
+        results |= {result.run.name: result for result in together.round()}
+    assert_same(setting, runs, results)
+    assert len({result.losses[-1] for result in results.values()}) == len(runs)
+
+
+def test_lora_trials_on_an_encoder_have_their_own_heads(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="lora")
+    every = [{**p, "lora.target_modules": "all-linear"} for p in LORA_TRIALS]
+    runs = [Run(trial=i, rung=0, params=params, until=6) for i, params in enumerate(every)]
+    results = setting.run_together(lora(setting), runs, prefix="together")
+    assert_same(setting, runs, results)
+
+
+def test_a_promoted_trial_goes_on_from_its_trunk_wherever_it_runs(store: Store, tmp_path: Path) -> None:
+    """Together, then alone, then together; the trunk is that of a run straight to the last rung."""
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    params = LORA_TRIALS[0]
+    first = Run(trial=0, rung=0, params=params, until=4)
+    whole = Run(trial=1, rung=2, params=params, until=12)
+    straight = setting.run_together(lora(setting), [whole], prefix="straight")[whole.name]
+    short = setting.run_together(lora(setting), [first], prefix="mixed")[first.name]
+    assert short.trunk is not None
+    kept = trunk_end(first.until)
+    assert short.losses[:kept] == pytest.approx(straight.losses[:kept], rel=1e-6)
+    second = Run(trial=0, rung=1, params=params, until=8, source=first.name)
+    alone = setting.inputs.model_copy(
+        update={
+            "spec": setting.spec(params),
+            "checkpoints": f"mixed/{second.name}",
+            "stretch": Stretch(rung=8, source=short.trunk),
+        }
+    )
+    on_workers(1, run_alone, [(alone, store)])
+    third = Run(trial=0, rung=2, params=params, until=12, source=second.name)
+    last = setting.run_together(lora(setting), [third], prefix="mixed")[third.name]
+    assert last.losses == pytest.approx(straight.losses, rel=CLOSE)
+    assert last.loss == pytest.approx(straight.loss, rel=CLOSE)
+    assert last.steps == 12 - trunk_end(8)
+
+
+def test_a_run_that_was_cut_off_goes_on_from_its_last_checkpoint(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    run = Run(trial=0, rung=0, params=LORA_TRIALS[0], until=10)
+    whole = setting.run_together(lora(setting), [run], prefix="whole")[run.name]
+    cut = setting.together(lora(setting))
+    cut.add(run, setting.spec(run.params), f"cut/{run.name}", Stretch(rung=10))
+    cut_at = [cut.round() for _ in range(trunk_end(10))]
+    cut.drop(run.name)
+    again = setting.run_together(lora(setting), [run], prefix="cut")[run.name]
+    assert again.steps == 10
+    assert len(cut_at) == trunk_end(10) == 8
+    assert again.losses == pytest.approx(whole.losses, rel=1e-6)
+
+
+def test_a_trial_that_diverges_takes_nobody_along(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    wild = {"method": "lora", "learning_rate": 1e30, "max_grad_norm": None, "warmup_fraction": 0.0}
+    runs = [Run(trial=0, rung=0, params=LORA_TRIALS[0], until=6), Run(trial=1, rung=0, params=wild, until=6)]
+    results = setting.run_together(lora(setting), runs, prefix="together")
+    bad = results[runs[1].name]
+    assert bad.status == "not_finite"
+    assert bad.error is not None
+    assert "learning rate" in bad.error
+    assert bad.checkpoint is None
+    assert_same(setting, runs[:1], results)
+
+
+def test_a_pass_that_does_not_fit_is_tried_in_halves(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    runs = [Run(trial=i, rung=0, params=params, until=3) for i, params in enumerate(LORA_TRIALS[:2])]
+    sharing, whole = lora(setting), SharedLora.losses
+
+    def small(self: SharedLora, parts: Any) -> Any:
+        if sum(len(example.input_ids) for _, share in parts for example in share) > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, parts)
+
+    monkeypatch.setattr(SharedLora, "losses", small)
+    assert_same(setting, runs, setting.run_together(sharing, runs, prefix="together"))
+
+    def never(self: SharedLora, parts: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SharedLora, "losses", never)
+    results = setting.run_together(lora(setting), runs, prefix="never")
+    assert {result.status for result in results.values()} == {"out_of_memory"}
+
+
+@pytest.mark.parametrize("task", ["chat", "text_classification"])
+def test_frozen_trials_share_what_the_backbone_makes_of_the_rows(store: Store, tmp_path: Path, task: str) -> None:
+    setting = make_setting(store, tmp_path, task, method="frozen")
+    trials: list[Params] = [
+        {"learning_rate": 1e-2, "trainable_blocks": 1},
+        {"learning_rate": 3e-3, "trainable_blocks": 2, "batch_size": 4},
+        {"learning_rate": 3e-3, "seed": 9, "weight_decay": 0.1, "trainable_blocks": 1},
+    ]
+    runs = [Run(trial=i, rung=0, params=params, until=6) for i, params in enumerate(trials)]
+    results = setting.run_together(features(setting), runs, prefix="together")
+    assert_same(setting, runs, results)
+
+
+def test_a_model_that_is_not_its_two_parts_is_not_cut(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = make_setting(store, tmp_path, "chat", method="frozen")
+    whole = SharedFeatures._hidden
+
+    def scaled(self: SharedFeatures, examples: Any) -> torch.Tensor:
+        return whole(self, examples) * 1.5  # as a model that scales its embeddings would
+
+    monkeypatch.setattr(SharedFeatures, "_hidden", scaled)
+    with pytest.raises(Unshareable, match="is not the whole model"):
+        features(setting)
+
+
+def test_passes_hold_what_fits() -> None:
+    lengths = [5, 9, 3, 9, 20, 1]
+    packed = fill(lengths, 12, packed=True)
+    assert sorted(i for group in packed for i in group) == list(range(6))
+    assert all(sum(lengths[i] for i in group) <= 12 or len(group) == 1 for group in packed)
+    padded = fill(lengths, 18, packed=False)
+    assert all(len(group) * max(lengths[i] for i in group) <= 18 or len(group) == 1 for group in padded)
+    assert fill([], 8, packed=True) == []
