@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -89,17 +90,26 @@ def train_on_workers(
         try:
             trainer.fit()
         except Exception as error:
-            go_on = f"`kitae resume {job_id}` goes on from the last checkpoint"
             unknown = (
-                f"workers failed more than compute.max_failures {compute.max_failures} times; {go_on}. The last failure"
+                f"workers failed more than compute.max_failures {compute.max_failures} times; `kitae resume {job_id}` "
+                "goes on from the last checkpoint. The last failure"
                 if isinstance(error, TrainingFailedError)
-                else f"the Ray cluster was lost; once it runs again, {go_on}. What was seen of it"
+                else f"{_lost(job_id)}. What was seen of it"
             )
             raise _read_failure(store, _failure_key(inputs, attempt)) or explain(error, unknown) from error
         answer = ray.get(sink.answer.remote())
     if answer is None:
         raise _read_failure(store, _failure_key(inputs, attempt)) or TrainingError("the workers ended without a result")
     return TrainOutcome.model_validate_json(answer)
+
+
+def stop_training(store: Store, inputs: TrainInputs) -> None:
+    """Let the workers of one training stop at their next step, for good."""
+    store.put_json(_stop_key(inputs), {})
+
+
+def _stop_key(inputs: TrainInputs) -> str:
+    return f"{inputs.checkpoints}.stop.json"
 
 
 def call_on_worker(
@@ -145,6 +155,24 @@ def cluster_resources() -> dict[str, float]:
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
+
+
+def check_cluster(job_id: str) -> None:
+    """Raises TrainingError where the cluster this process belongs to is gone.
+
+    Ray's own calls would wait for it, and end this process after a minute.
+    """
+    import ray
+
+    host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise TrainingError(f"{_lost(job_id)} ({error})") from error
+
+
+def _lost(job_id: str) -> str:
+    return f"the Ray cluster was lost; once it runs again, `kitae resume {job_id}` goes on from the last checkpoint"
 
 
 def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
@@ -214,7 +242,11 @@ def _worker(config: dict[str, Any]) -> None:
             inputs,
             store,
             on_progress=tell,
-            should_stop=_Asked(lambda: jobs.load(store, config["job_id"]), config["attempt"]),
+            should_stop=_Asked(
+                lambda: jobs.load(store, config["job_id"]),
+                lambda: store.exists(_stop_key(inputs)),
+                config["attempt"],
+            ),
         )
     except Exception as error:
         if isinstance(error, KitaeError):
@@ -230,11 +262,12 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 class _Asked:
-    """Whether the job was cancelled or taken over, read from the store every few seconds in the background."""
+    """Whether the job was cancelled or taken over, or this training is to stop: read from the store every few seconds
+    in the background."""
 
-    def __init__(self, ask: Callable[[], JobRecord], attempt: int) -> None:
+    def __init__(self, ask: Callable[[], JobRecord], stopped: Callable[[], bool], attempt: int) -> None:
         self._stop = threading.Event()
-        self._ask = ask
+        self._ask, self._stopped = ask, stopped
         self._attempt = attempt
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -245,7 +278,7 @@ class _Asked:
         while not self._stop.wait(2.0):
             with contextlib.suppress(KitaeError):  # a store that is away for a moment stops nobody
                 record = self._ask()
-                if record.status == "cancelled" or record.attempt != self._attempt:
+                if record.status == "cancelled" or record.attempt != self._attempt or self._stopped():
                     self._stop.set()
 
 

@@ -260,3 +260,25 @@ def test_suggestions_stay_in_the_space_and_are_whole_where_they_must() -> None:
     assert sampling.suggest(wide, trials, seed=1, random=False) == sampling.suggest(wide, trials, seed=1, random=False)
     assert not sampling.fits(wide, {**params, "lora.rank": 128})
     assert not sampling.fits(wide, {"lora.rank": 8})
+
+
+def test_a_population_stays_in_its_space() -> None:
+    space = {"learning_rate": [1e-4, 3e-4, 1e-3], "weight_decay": {"min": 0.09, "max": 0.1}}
+    problem = make_problem({"space": space, "algorithm": "pbt", "trials": 8, "rungs": 5})
+    _, results, _ = finish(problem)
+    changed = [r.run for r in results.values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
+    assert changed
+    assert all(sampling.fits(problem.space, result.run.params) for result in results.values())
+
+
+def test_a_second_run_that_was_lost_speaks_for_nobody_else() -> None:
+    problem = make_problem()
+    straight, _, _ = finish(problem)
+    assert straight.winner is not None
+    best = straight.winner.trial
+    schedule, _, _ = finish(problem, make=lambda run: outcome(run, "lost" if run.again and run.trial == best else "ok"))
+    assert schedule.winner is not None
+    assert schedule.winner.trial == best
+    schedule, results, _ = finish(problem, make=lambda run: outcome(run, "not_finite" if run.again else "ok"))
+    assert schedule.winner is not None
+    assert results[schedule.winner.name].run.rung == 2

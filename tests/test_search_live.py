@@ -25,8 +25,8 @@ from tests.live_service import Driver, Service, kill, live_service, wait_until
 
 pytestmark = pytest.mark.heavy
 
-CLOSE = 1e-5
-"""Relative; fp32, with other trials in the same pass after a resume."""
+CLOSE = 1e-3
+"""Relative; fp32. After a resume others are in the same pass, and a trial that diverges makes much of rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -177,11 +177,12 @@ def test_a_search_over_everything_else_falls_back_and_says_so(service: Service, 
     assert driver.wait() == 0, driver.output
     results = Searched(store, job.spec.job_id).results()
     assert len(results) == 6
-    by_rate = {
-        rate: {r.status for r in results.values() if r.run.params["learning_rate"] == rate} for rate in (1e-3, 1e30)
-    }
-    assert by_rate[1e-3] == {"ok"}
-    assert "ok" not in by_rate[1e30] or by_rate[1e30] >= {"not_finite"}
+    sane, wild = (
+        [result.status for result in results.values() if result.run.params["learning_rate"] == rate]
+        for rate in (1e-3, 1e30)
+    )
+    assert sane == ["ok"] * 3
+    assert "not_finite" in wild
     shared = {r.run.params["method"]: r.shared for r in results.values() if r.status == "ok"}
     assert shared == {"full": False, "lora": True, "frozen": True}
     told = [event.message for _, event in jobs.events(store, job.spec.job_id)]

@@ -12,14 +12,14 @@ import heapq
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.schedule import trunk_end
 from ray_jobs.search import sampling
 from ray_jobs.search.records import Params, Problem, Result, Run, Stop
 from ray_jobs.search.sampling import Seen
-from ray_jobs.spec import JobSpec, SearchSection
+from ray_jobs.spec import JobSpec, Range, SearchSection
 
 _PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
 """What a member of a population can change on its way; the rest comes with the weights it takes over."""
@@ -42,18 +42,12 @@ class Schedule:
     """What ended the sampling."""
 
 
-def steps_of(spec: JobSpec, rows: int) -> int:
-    """Optimizer steps of a whole training."""
-    training = spec.training
-    steps = math.ceil(rows / training.batch_size) * training.epochs
-    return steps if training.max_steps is None else min(steps, training.max_steps)
-
-
 def rungs_of(problem: Problem, params: Params) -> tuple[int, ...]:
     """The steps at which a trial of these values is judged; the last is its end."""
-    search = _search(problem)
-    spec = problem.spec.with_values(params)
-    total = steps_of(spec, problem.rows)
+    search, training = _search(problem), problem.spec.training
+    epochs, most = params.get("epochs", training.epochs), params.get("max_steps", training.max_steps)
+    total = math.ceil(problem.rows / batch_size_of(problem, params)) * epochs
+    total = total if most is None else min(total, most)
     if search.algorithm == "pbt":
         shares = [(i + 1) / search.rungs for i in range(search.rungs)]
     elif search.algorithm == "asha":
@@ -62,6 +56,11 @@ def rungs_of(problem: Problem, params: Params) -> tuple[int, ...]:
         shares = [1.0]
     steps = [max(2, round(total * share)) for share in shares]
     return tuple(min(step, total) for step in steps)
+
+
+def batch_size_of(problem: Problem, params: Params) -> int:
+    """Rows an optimizer step of a trial."""
+    return int(params.get("batch_size", problem.spec.training.batch_size))
 
 
 def trial_spec(problem: Problem, run: Run) -> JobSpec:
@@ -81,7 +80,7 @@ def play(
     """Play the search through as far as the results lead. `memory` spares later calls, with more results of the same
     search, what Optuna has answered already."""
     if stop is not None:
-        known = {name: results[name] for name in stop.results if name in results}
+        known = {name: results[name] for name in stop.results if name in results and not results[name].run.again}
         state = _State(problem, list(known.values()), why=stop.reason)
         return _final(state, results)
     state = _State(problem, memory={} if memory is None else memory)
@@ -142,10 +141,12 @@ class _State:
 
     def _new_trial(self) -> Run | None:
         search, space = _search(self.problem), self.problem.space
+        if self.why:
+            return None
         number = len(self._started())
         points = sampling.grid(space) if search.algorithm == "grid" else None
         if number >= (search.trials if points is None else len(points)):
-            self.why = self.why or "every trial has run"
+            self.why = "every trial has run"
             return None
         trials = seen(self.problem, self.done, self.running)
         if search.budget.gain_below is not None and points is None:
@@ -200,9 +201,16 @@ class _State:
         chosen = dice.choice(best)
         params = dict(chosen.run.params)
         for name in sorted(set(params) & set(_PERTURBED)):
-            if isinstance(params[name], int | float):
-                params[name] = params[name] * dice.choice(_FACTORS)
+            params[name] = _perturbed(self.problem.space[name], params[name], dice)
         return _onwards(self.problem, chosen, rung).model_copy(update={"trial": member, "params": params})
+
+
+def _perturbed(values: Range | tuple[Any, ...], value: Any, dice: random.Random) -> Any:
+    """A little more or less, within the range; of a list, a neighbour."""
+    if isinstance(values, Range):
+        return min(values.max, max(values.min, value * dice.choice(_FACTORS)))
+    at = values.index(value) + dice.choice((-1, 1))
+    return values[min(len(values) - 1, max(0, at))]
 
 
 def seen(problem: Problem, done: Sequence[Result], running: Sequence[Run] = ()) -> list[Seen]:
@@ -215,7 +223,8 @@ def seen(problem: Problem, done: Sequence[Result], running: Sequence[Run] = ()) 
         last = len(rungs_of(problem, result.run.params)) - 1
         before = trials.get(result.run.trial, Seen(result.run.params, {}, complete=False))
         values = {**before.values, result.run.rung: result.value(search.metric)}
-        trials[result.run.trial] = replace(before, values=values, complete=before.complete or result.run.rung == last)
+        complete = before.complete or result.run.rung == last
+        trials[result.run.trial] = Seen(result.run.params, values, complete)  # a population's change on the way
     return [trials[number] for number in sorted(trials)]
 
 
@@ -237,19 +246,21 @@ def _final(state: _State, results: Mapping[str, Result]) -> Schedule:
     for result in deepest:
         end = len(rungs_of(problem, result.run.params)) - 1
         whole = [result.run if result.run.rung == end else _onwards(problem, result, end)]
-        if search.finalists > 1:
+        if search.finalists > 1 and search.algorithm != "pbt":  # a population's values have a history of their own
             until = rungs_of(problem, result.run.params)[-1]
             whole.append(Run(trial=result.run.trial, rung=end, params=result.run.params, until=until, again=True))
         waiting += [run for run in whole if run.name not in results]
+        # A second run that was lost or took too long says nothing of the values; one that diverged does.
         ends = [results[run.name] for run in whole if run.name in results]
-        if len(ends) == len(whole):
+        ends = [each for each in ends if each.status in ("ok", "not_finite") or not each.run.again]
+        if ends:
             values = [each.value(search.metric) for each in ends]
             best = min(ends, key=lambda each: each.value(search.metric)).run
             marks.append((sum(values) / len(values), result.run.trial, best))
     if waiting:
-        return Schedule(tuple(waiting), sampling=False, why=state.why)
-    marks = sorted((mark for mark in marks if math.isfinite(mark[0])), key=lambda mark: mark[:2])
-    winner = marks[0][2] if marks else deepest[0].run
+        return Schedule(tuple(waiting), False, finalists=tuple(each.run.trial for each in deepest), why=state.why)
+    marks.sort(key=lambda mark: (mark[0], results[mark[2].name].value(search.metric), mark[1]))
+    winner = marks[0][2] if math.isfinite(results[marks[0][2].name].value(search.metric)) else deepest[0].run
     return Schedule((), False, winner, tuple(mark[1] for mark in marks), state.why)
 
 
@@ -263,17 +274,17 @@ def _onwards(problem: Problem, result: Result, rung: int) -> Run:
 def length(problem: Problem, run: Run, results: Mapping[str, Result]) -> int:
     """How many rows a run trains."""
     before = trunk_end(results[run.source].run.until) if run.source is not None else 0
-    return (run.until - before) * problem.spec.with_values(run.params).training.batch_size
+    return (run.until - before) * batch_size_of(problem, run.params)
 
 
 def whole_length(problem: Problem, run: Run) -> int:
     """How many rows a whole trial of a run's values trains."""
-    return rungs_of(problem, run.params)[-1] * problem.spec.with_values(run.params).training.batch_size
+    return rungs_of(problem, run.params)[-1] * batch_size_of(problem, run.params)
 
 
 def rows_trained(problem: Problem, result: Result) -> int:
     """How many rows went into a result."""
-    return max(1, result.steps * problem.spec.with_values(result.run.params).training.batch_size)
+    return max(1, result.steps * batch_size_of(problem, result.run.params))
 
 
 def trials_of(problem: Problem) -> int:

@@ -35,6 +35,12 @@ class _OnHost:
 
 
 @dataclass
+class _Group:
+    task: Task
+    since: float
+
+
+@dataclass
 class Executor:
     """Where the runs of a search run."""
 
@@ -46,7 +52,9 @@ class Executor:
     note: Callable[[str], None]
     _actors: dict[int, Any] = field(default_factory=dict)
     _on_host: dict[str, _OnHost] = field(default_factory=dict)
-    _groups: dict[str, tuple[threading.Thread, float]] = field(default_factory=dict)
+    _groups: dict[str, _Group] = field(default_factory=dict)
+    _dropped: set[str] = field(default_factory=set)
+    """Groups that were given up and have not ended yet: they still have their place."""
     _group_results: list[Result] = field(default_factory=list)
     _deaths: Counter[str] = field(default_factory=Counter)
     steps: dict[str, int] = field(default_factory=dict)
@@ -54,7 +62,7 @@ class Executor:
 
     def running(self) -> dict[str, float]:
         """Runs on their way, and since when (monotonic clock)."""
-        groups = {name: since for name, (_, since) in self._groups.items()}
+        groups = {name: group.since for name, group in self._groups.items() if name not in self._dropped}
         return {name: on.since for name, on in self._on_host.items()} | groups
 
     def busy_workers(self) -> int:
@@ -81,9 +89,8 @@ class Executor:
     def start(self, task: Task) -> None:
         """Begin a run, or go on with it from its last checkpoint. Call where `has_room`."""
         if mode_of(task.inputs.spec)[0] == "workers":
-            thread = threading.Thread(target=self._run_group, args=(task,), daemon=True)
-            self._groups[task.run.name] = (thread, time.monotonic())
-            thread.start()
+            self._groups[task.run.name] = _Group(task, time.monotonic())
+            threading.Thread(target=self._run_group, args=(task,), daemon=True).start()
             return
         host = min(range(self._hosts()), key=self._load)
         self._on_host[task.run.name] = _OnHost(task, host, time.monotonic())
@@ -93,6 +100,9 @@ class Executor:
         """Give a run up. One that is being trained by itself ends at its next step."""
         on = self._on_host.pop(name, None)
         self.steps.pop(name, None)
+        if name in self._groups:
+            self._dropped.add(name)
+            workers.stop_training(self.store, self._groups[name].task.inputs)
         if on is not None:
             with contextlib.suppress(Exception):  # a dead process has dropped it already
                 self._actors[on.host].drop.remote(name)
@@ -101,9 +111,11 @@ class Executor:
         """What has ended since the last time."""
         import ray
 
-        results, self._group_results = self._group_results, []
-        for result in results:
+        ended, self._group_results = self._group_results, []
+        for result in ended:
             self._groups.pop(result.run.name, None)
+        results = [result for result in ended if result.run.name not in self._dropped]
+        self._dropped -= {result.run.name for result in ended}
         for host in {on.host for on in self._on_host.values()}:
             try:
                 state: State = ray.get(self._actors[host].poll.remote(), timeout=_ANSWER_S)
@@ -153,9 +165,13 @@ class Executor:
         return self._actors[host]
 
     def _bury(self, host: int, error: Exception) -> list[Result]:
-        """A process died: its runs have no place, and begin again where they were; a run seen too often does not."""
+        """A process died: its runs have no place, and begin again where they were; a run seen too often does not.
+
+        Raises TrainingError where all of Ray is gone.
+        """
         import ray
 
+        workers.check_cluster(self.job_id)
         with contextlib.suppress(Exception):
             ray.kill(self._actors[host])
         self._actors.pop(host, None)

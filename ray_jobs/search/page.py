@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from ray_jobs.search import sampling
-from ray_jobs.search.decide import Schedule, rungs_of
+from ray_jobs.search.decide import Schedule, rungs_of, trials_of
 from ray_jobs.search.records import Params, Problem, Result
 from ray_jobs.spec import Range, SearchSection
 
@@ -70,9 +70,10 @@ def table(problem: Problem, results: Results, schedule: Schedule, *, limit: int 
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if len(rows) <= len(trials):
         lines.append(f"and {len(trials) - len(rows) + 1} more")
-    # Trials that share have one process among them; another has as many as the job has workers.
+    # Trials that share have one process among them: a GPU's, or one on the cores of all the job's workers.
     workers, tokens = problem.spec.compute.workers, sum(result.tokens for result in results.values())
-    seconds = sum(result.seconds * (1 if result.shared else workers) for result in results.values())
+    shared = 1 if problem.spec.compute.gpus_per_worker else workers
+    seconds = sum(result.seconds * (shared if result.shared else workers) for result in results.values())
     why = "sampling goes on" if schedule.sampling else f"sampling ended: {_plain(schedule.why) or 'nothing ran'}"
     lines.append(f"{len(trials)} trials, {len(results)} runs, {tokens:,} tokens, {seconds:,.0f} worker-seconds; {why}")
     return "\n".join(lines)
@@ -167,13 +168,12 @@ def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mappin
 
     over = "over: nobody won" if schedule.winner is None else f"over: trial {schedule.winner.trial} won"
     runs = "sampling" if schedule.sampling else "running the finalists"
-    most = len(sampling.grid(problem.space)) if search.algorithm == "grid" else search.trials
     facts = {
         "model": problem.spec.name,
         "algorithm": f"{search.algorithm}, by {search.metric}",
         "state": runs if schedule.running else over,
         "sampling ended": schedule.why,
-        "trials with a result": beside(str(len({result.run.trial for result in results.values()})), most),
+        "trials with a result": beside(str(len({result.run.trial for result in results.values()})), trials_of(problem)),
         "trials running": str(len({run.trial for run in schedule.running})),
         "tokens trained": f"{sum(result.tokens for result in results.values()):,}",
         "hours": beside(f"{spent.get('wall', 0.0):.2f}", budget.hours),
@@ -243,19 +243,18 @@ def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
 
 
 def _axis(values: Range | tuple[Any, ...], found: Sequence[Any]) -> dict[str, Any]:
-    """Of a searched field. A population goes beyond what is listed, and beyond the ends of a range."""
+    """Of a searched field."""
     if not isinstance(values, Range):
-        keys = list(dict.fromkeys(map(json.dumps, [*values, *found])))
+        keys = list(map(json.dumps, values))
         texts = [escape(_short(json.loads(key)), quote=False) for key in keys]
         places: list[float] = [keys.index(json.dumps(value)) for value in found]
         ticks: list[float] = list(range(len(keys)))
         return {"values": places, "range": [-0.5, len(keys) - 0.5], "tickvals": ticks, "ticktext": texts}
     log = values.scale == "log"
-    places = [math.log10(value) if log else value for value in (values.min, values.max, *found)]
-    low, high = min(places), max(places)
+    low, high, *places = [math.log10(value) if log else value for value in (values.min, values.max, *found)]
     ticks = [low + (high - low) * part / 4 for part in range(5)]
     texts = [_short(10**tick if log else tick) for tick in ticks]
-    return {"values": places[2:], "range": [low, high], "tickvals": ticks, "ticktext": texts}
+    return {"values": places, "range": [low, high], "tickvals": ticks, "ticktext": texts}
 
 
 def _importance(problem: Problem, results: Results) -> Figure | str:

@@ -6,6 +6,7 @@ A search is found again after any crash since nothing is decided that these reco
 from __future__ import annotations
 
 import contextlib
+import time
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -84,6 +85,8 @@ class Result(BaseModel):
     """Whether it shared a process's base with other trials."""
     start_s: float = 0.0
     """From its turn to its first step."""
+    ended_at: float = 0.0
+    """Seconds since 1970, when it was written down. Nothing is decided by it."""
 
     def value(self, metric: str) -> float:
         """The metric as something to minimise; infinite for a run that failed."""
@@ -109,26 +112,24 @@ class SearchRecords:
 
     def begin(self, problem: Problem) -> Problem:
         """Settle the problem, or read how it was settled."""
-        key = f"{self.prefix}/problem.json"
-        try:
-            self.store.put_json(key, problem.model_dump(mode="json"), if_absent=True)
-        except ConflictError:
-            return Problem.model_validate(self.store.get_json(key))
-        return problem
+        with contextlib.suppress(ConflictError):
+            self.store.put_json(f"{self.prefix}/problem.json", problem.model_dump(mode="json"), if_absent=True)
+        return self.problem()  # as every later start reads it: the order of the space's fields decides too
 
     def problem(self) -> Problem:
         """Raises ObjectNotFound before `begin`."""
         return Problem.model_validate(self.store.get_json(f"{self.prefix}/problem.json"))
 
     def results(self) -> dict[str, Result]:
-        """By the run's name."""
+        """By the run's name, in the order in which they came."""
         keys = [info.key for info in self.store.list(f"{self.prefix}/results")]
         found = [Result.model_validate(self.store.get_json(key)) for key in keys]
-        return {result.run.name: result for result in found}
+        return {result.run.name: result for result in sorted(found, key=lambda result: result.ended_at)}
 
     def add(self, result: Result) -> Result:
         """Write a result down, once: what was written first stands."""
         key = f"{self.prefix}/results/{result.run.name}.json"
+        result = result.model_copy(update={"ended_at": time.time()})
         try:
             self.store.put_json(key, result.model_dump(mode="json"), if_absent=True)
         except ConflictError:

@@ -88,10 +88,10 @@ class Search:
                 self._announce(results[result.run.name])
             self._prune(results, schedule)
         meter.save()
+        self._write_page(results, schedule, meter)
         if schedule.winner is None:
             raise all_failed(results)
         self._prune(results, schedule)
-        self._write_page(results, schedule, meter)
         return schedule
 
     def _start(self, schedule: Schedule, results: Mapping[str, Result]) -> None:
@@ -174,9 +174,11 @@ class Search:
 
     def _write_page(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
         self._page_at = time.monotonic()
-        with contextlib.suppress(KitaeError):  # a page that cannot be written must not end a search
+        try:
             text = page.page(self.problem, results, schedule, meter.spent, title=self.job.id)
             self.records.store.put(f"{self.records.prefix}/page.html", text.encode())
+        except Exception as error:  # noqa: BLE001  # a page that cannot be drawn or written must not end a search
+            self.job.event("warning", f"search: its page was not written: {error}")
 
     def _prune(self, results: Mapping[str, Result], schedule: Schedule) -> None:
         """Delete checkpoints from which nothing can go on any more, and that are not among the best."""
@@ -217,12 +219,12 @@ def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule
     by_rung: dict[int, list[Result]] = {}
     for result in latest.values():
         by_rung.setdefault(result.run.rung, []).append(result)
-    best = sorted(latest.values(), key=lambda r: (-r.run.rung, r.value(search.metric)))
+    best = sorted(latest.values(), key=lambda r: (-r.run.rung, r.value(search.metric), r.run.trial))
     needed |= {result.run.name for result in best[: max(search.checkpoints_to_keep, search.finalists)]}
     if schedule.sampling:
         for rung, there in by_rung.items():
             places = search.trials // search.reduction ** (rung + 1) + search.reduction
-            ranked = sorted(there, key=lambda r: r.value(search.metric))
+            ranked = sorted(there, key=lambda r: (r.value(search.metric), r.run.trial))
             needed |= {result.run.name for result in ranked[:places]}
     again = {name for name, result in results.items() if result.run.again} if schedule.running else set()
     return sorted(set(results) - needed - again)
