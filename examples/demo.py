@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = Path("examples/faq_chat.yaml")
+SEARCH_PAGE = Path(".kitae/search.html")
 QUESTIONS = 3
 EXCLUDED = [".git/", ".venv/", ".kitae/", "**/__pycache__/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"]
 """What Ray must not copy into the job's working directory: megabytes, and secrets."""
@@ -103,6 +104,9 @@ def main() -> None:
         deploy.reapply(store, deploy.ServeSettings.from_env())  # nothing to do if it is up
         answers = ask(store, spec, result)
     show(console, spec, result, answers, steps.seconds)
+    if result.get("search"):
+        SEARCH_PAGE.write_bytes(store.get(result["search"]["page"]))
+        console.print(f"\nThe search, with its curves: {SEARCH_PAGE}", highlight=False)
 
 
 def run(command: Sequence[str], failure: type[KitaeError]) -> None:
@@ -191,11 +195,15 @@ def answer_table(result: dict[str, Any], answers: Sequence[Answer]) -> Table:
 
 def figures_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table:
     """`result` is the job's, `seconds` the demo's own steps."""
+    from ray_jobs.pipeline import searched
+
     table = Table("", "base", "tuned")
     for name, tuned in sorted(result["tuned"].items(), key=lambda item: item[0] != "loss"):  # the loss first
         base = result["base"].get(name)
         table.add_row(f"held-out {name.replace('_', ' ')}", "" if base is None else f"{base:.3f}", f"{tuned:.3f}")
     table.add_section()
+    if result.get("search"):
+        table.add_row("search", "", searched(result["search"]))
     table.add_row("training", "", f"{result['tokens_per_s']:,.0f} tokens/s")
     if result["parity_mean_gap"] is not None:
         table.add_row("served vs trained, mean |Δ log p|", "", f"{result['parity_mean_gap']:.1e}")

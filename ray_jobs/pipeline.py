@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import yaml
@@ -30,8 +31,6 @@ from ray_jobs.storage import Store
 from ray_jobs.train import TrainInputs
 
 T = TypeVar("T")
-STAGES = ("dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy")
-"""With a search, it stands in the place of `train`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class JobResult:
     base_is: str
     tokens_per_s: float
     parity_mean_gap: float | None
+    search: dict[str, Any] | None = None
+    """The trial that won (`run`, `params`), how many `trials` there were, and the key of the `page` that shows them."""
     stages: tuple[StageTime, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -82,10 +83,19 @@ class JobResult:
                 if self.parity_mean_gap is None
                 else [f"parity      mean log-probability gap {self.parity_mean_gap:.2g}"]
             ),
+            *([] if self.search is None else [f"search      {searched(self.search)}"]),
             f"stages      {times}",
             f"endpoint    {self.endpoint or 'not deployed'}",
         ]
         return "\n".join(lines)
+
+
+def searched(found: Mapping[str, Any]) -> str:
+    """A search in a line."""
+    values = ", ".join(
+        f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in found["params"].items()
+    )
+    return f"{found['trials']} trials; the best has {values}"
 
 
 @dataclass(frozen=True)
@@ -129,12 +139,13 @@ def run(store: Store, spec: JobSpec) -> JobResult:
 
 def tune(store: Store, spec: JobSpec) -> TuneResult:
     """The job as far as its search goes, and no further; `run` goes on from there. Raises as `run`."""
-    if spec.search is None:
-        spec = spec.model_copy(update={"search": SearchSection()})
+    spec = spec if spec.search is not None else spec.model_copy(update={"search": SearchSection()})
 
     def work(job: Job) -> tuple[TuneResult, dict[str, Any]]:
-        found = _prepare(_Stages(job), store, spec)
-        result = TuneResult(job.id, found.trained["run"], found.trained["params"], found.trained["page"])
+        stages = _Stages(job)
+        _, materials = _material(stages, store, spec)
+        found = _search(stages, store, spec, materials)
+        result = TuneResult(job.id, found["run"], found["params"], found["page"])
         return result, vars(result)
 
     return _attempt(store, spec, work)
@@ -165,6 +176,13 @@ def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], tuple[T, dict[st
     return result
 
 
+def stages_of(spec: JobSpec) -> list[str]:
+    """A job's stages in their order."""
+    search = [] if spec.search is None else ["search"]
+    train = ["train"] if spec.search is None or spec.search.retrain else []
+    return ["dataset", "base", "encode", *search, *train, "evaluate", "parity", "register", "deploy"]
+
+
 def plan(store: Store, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows and the base's listing, writes nothing."""
     problems, inputs = _first_inputs(store, spec)
@@ -173,7 +191,7 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
     done = {record.name: record for record in jobs.stages(store, spec.job_id)}
     stages: list[tuple[str, str]] = []
     stale = False
-    for name in ["search" if name == "train" and spec.search is not None else name for name in STAGES]:
+    for name in stages_of(spec):
         record = done.get(name)
         given = inputs.get(f"base {spec.base_model}" if name == "base" else name)
         if name == "parity" and spec.task != "chat":
@@ -188,20 +206,8 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
     return PlanReport(spec.job_id, spec, tuple(stages))
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """What evaluation starts from."""
-
-    data: Outputs
-    base: Outputs
-    encoded: Outputs
-    inputs: TrainInputs
-    trained: Outputs
-    """Of the train stage, or of the search."""
-
-
-def _prepare(stages: _Stages, store: Store, spec: JobSpec) -> _Trained:
-    """Rows and base, and the training or the search over them."""
+def _material(stages: _Stages, store: Store, spec: JobSpec) -> tuple[Outputs, dict[str, tuple[Outputs, Outputs]]]:
+    """The dataset, and every base the job may train with the rows encoded for it."""
     problems, first = _first_inputs(store, spec)
     if problems:
         raise _all_of(problems)
@@ -210,43 +216,51 @@ def _prepare(stages: _Stages, store: Store, spec: JobSpec) -> _Trained:
     materials: dict[str, tuple[Outputs, Outputs]] = {}
     for source in _bases(spec):
         own = spec.model_copy(update={"base_model": source})
-        base = stages.run("base", first[f"base {source}"], lambda show: work.prepare_base(store, own, show))  # noqa: B023  # called at once
+        base = stages.run("base", first[f"base {source}"], partial(work.prepare_base, store, own))
         encoded = stages.run(
             "encode",
             {"dataset": data["digest"], "base": base["digest"], "data": spec.data.model_dump(mode="json")},
-            lambda show: work.encode(store, own, data, base, show),  # noqa: B023
+            partial(work.encode, store, own, data, base),
         )
         materials[source] = (base, encoded)
-    if spec.search is not None:
-        found = stages.run(
-            "search",
-            {"search": work.search_prefix(spec, materials)},
-            lambda show: work.search(stages.job, store, spec, materials, show),
-        )
-        inputs = TrainInputs.model_validate(found["inputs"])
-        return _Trained(data, *materials[inputs.spec.base_model], inputs, found)
-    base, encoded = materials[spec.base_model]
-    inputs = TrainInputs(
-        spec=spec,
-        labels=tuple(data["labels"]),
-        encoded_key=encoded["key"],
-        base_key=base["key"],
-        checkpoints=work.checkpoints_prefix(spec, encoded["key"], base["key"]),
+    return data, materials
+
+
+def _search(stages: _Stages, store: Store, spec: JobSpec, materials: work.Materials) -> Outputs:
+    return stages.run(
+        "search",
+        {"search": work.search_prefix(spec, materials)},
+        lambda show: work.search(stages.job, store, spec, materials, show),
     )
-    trained = stages.run(
+
+
+def _train(stages: _Stages, store: Store, inputs: TrainInputs) -> Outputs:
+    return stages.run(
         "train", {"checkpoints": inputs.checkpoints}, lambda show: work.train(stages.job, store, inputs, show)
     )
-    return _Trained(data, base, encoded, inputs, trained)
 
 
 def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
-    found = _prepare(stages, store, job_spec)
-    data, base, trained, spec = found.data, found.base, found.trained, found.inputs.spec
+    data, materials = _material(stages, store, job_spec)
+    found = _search(stages, store, job_spec, materials) if job_spec.search is not None else None
+    spec = job_spec if found is None else JobSpec.model_validate(found["inputs"]["spec"])
+    base, encoded = materials[spec.base_model]
+    if found is not None and job_spec.search is not None and not job_spec.search.retrain:
+        inputs, trained = TrainInputs.model_validate(found["inputs"]), found
+    else:
+        inputs = TrainInputs(
+            spec=spec,
+            labels=tuple(data["labels"]),
+            encoded_key=encoded["key"],
+            base_key=base["key"],
+            checkpoints=work.checkpoints_prefix(stages.job.id, spec, encoded["key"], base["key"]),
+        )
+        trained = _train(stages, store, inputs)
     evaluate_inputs = EvaluateInputs(
-        train=found.inputs,
+        train=inputs,
         checkpoint_key=trained["checkpoint"],
         dataset_digest=data["digest"],
-        held_out_kept=tuple(found.encoded["held_out_kept"]),
+        held_out_kept=tuple(encoded["held_out_kept"]),
         candidate_key=f"jobs/{stages.job.id}/candidates/{trained['checkpoint'].rsplit('/', 1)[-1]}",
     )
     evaluation = Evaluation.model_validate(
@@ -271,7 +285,9 @@ def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
     registered = stages.run(
         "register",
         {"candidate": evaluation.candidate_key, "name": spec.name},
-        lambda _: work.register(stages.job, store, spec, evaluation, data, base, parity, trained.get("run")),
+        lambda _: work.register(
+            stages.job, store, spec, evaluation, data, base, parity, None if found is None else found["run"]
+        ),
     )
     endpoint = None
     if spec.serving.deploy:
@@ -288,6 +304,7 @@ def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
         base_is=evaluation.base_is,
         tokens_per_s=trained["tokens_per_s"],
         parity_mean_gap=parity.get("mean_gap"),
+        search=None if found is None else {key: found[key] for key in ("run", "params", "trials", "page")},
         stages=tuple(stages.times),
     )
 

@@ -228,6 +228,9 @@ class SearchSection(Section):
     arXiv:1810.05934)."""
     finalists: int = Field(2, ge=1, le=16)
     """The best trials, which are run again with another seed before one wins. 1: the best wins as it is."""
+    retrain: bool = False
+    """Train the winner's values once more, as `training` and `compute` say, instead of taking the winner itself. With
+    `finalists: 1` no trial then goes on to its end."""
     budget: BudgetSection = BudgetSection()
     """Where the search stops sampling, besides `trials`."""
     trial_minutes: float | None = Field(None, gt=0)

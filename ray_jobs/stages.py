@@ -285,10 +285,10 @@ def _writable_copy(directory: Path) -> Iterator[Path]:
         yield copy
 
 
-def checkpoints_prefix(spec: JobSpec, encoded_key: str, base_key: str) -> str:
+def checkpoints_prefix(job_id: str, spec: JobSpec, encoded_key: str, base_key: str) -> str:
     """Where a training's checkpoints are: the same for all that trains the same, on however many workers."""
     training = spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep"})
-    return f"jobs/{spec.job_id}/checkpoints/{hash_of([encoded_key, base_key, spec.task, training])}"
+    return f"jobs/{job_id}/checkpoints/{hash_of([encoded_key, base_key, spec.task, training])}"
 
 
 def _tuples(document: Mapping[str, Any]) -> Outputs:

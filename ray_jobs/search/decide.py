@@ -241,6 +241,8 @@ def _final(state: _State, results: Mapping[str, Result]) -> Schedule:
     )[: search.finalists]
     if not deepest:
         return Schedule((), sampling=False, why=state.why)
+    if search.retrain and search.finalists == 1:
+        return Schedule((), False, deepest[0].run, (deepest[0].run.trial,), state.why)
     waiting: list[Run] = []
     marks: list[tuple[float, int, Run]] = []
     for result in deepest:
