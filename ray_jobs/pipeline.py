@@ -92,10 +92,9 @@ class JobResult:
 
 def searched(found: Mapping[str, Any]) -> str:
     """A search in a line."""
-    values = ", ".join(
-        f"{name} {v:.3g}" if isinstance(v, float) else f"{name} {v}" for name, v in found["params"].items()
-    )
-    return f"{found['trials']} trials; the best has {values}"
+    params = found["params"].items()
+    values = [f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params]
+    return f"{found['trials']} trials; the best has {', '.join(values)}"
 
 
 @dataclass(frozen=True)

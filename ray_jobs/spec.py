@@ -1,7 +1,9 @@
 """The job file: one YAML document, one frozen schema, every default in one place.
 
 Owns the shape and the static rules of a job. Knows nothing of files, stores, models or clusters: no I/O beyond
-`load_spec` reading the file it is given. `SPEC_FIELDS` docstrings become the exported JSON schema's descriptions.
+`load_spec` reading the file it is given. The fields' docstrings become the exported JSON schema's descriptions.
+
+A little over 400 lines, so that a job's whole schema is read in one place.
 """
 
 from __future__ import annotations
