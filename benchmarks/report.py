@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- figures: written by `python -m benchmarks` -->", "<!-- end of figures -->"
-PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray")
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "optuna")
 
 Section = tuple[Callable[[dict[str, Any]], str], dict[str, Any]]
 """What describes a benchmark's figures, and its result file's content."""

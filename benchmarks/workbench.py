@@ -40,6 +40,8 @@ Rows = Literal["faq", "mixed"]
 Show = Callable[..., None]
 """`Progress.update`."""
 MODEL = "smollm2-135m-instruct"
+ENCODER = "multilingual-e5-small"
+REVIEWS = 1000
 MAX_TOKENS = 512
 MICRO_BATCH_TOKENS = 1024
 _RAY_CPUS = 4
@@ -186,6 +188,29 @@ class Workbench:
             checkpoints=f"checkpoints/{uuid.uuid4().hex}",
         )
 
+    def review_inputs(self, spec: JobSpec) -> TrainInputs:
+        """The encoder and its labelled rows: 800 reviews to train on, 200 held out."""
+        base, encoded = f"bases/{ENCODER}", "encoded/reviews"
+        rows = _read(self.assets / "reviews_train.jsonl")[:REVIEWS]
+        labels = tuple(sorted({row["label"] for row in rows}))
+        if self.store.read_manifest(base) is None:
+            self.store.commit(base, self.store.upload_tree(self.assets / ENCODER, base), {})
+            tokenizer = load_tokenizer(self.assets / ENCODER, "text_classification")
+            scratch = self.directory / "encoded-reviews"
+            scratch.mkdir()
+            for part, name in ((rows[: REVIEWS * 4 // 5], TRAIN_FILE), (rows[REVIEWS * 4 // 5 :], HELD_OUT_FILE)):
+                kept, _ = encode_rows(
+                    part, TASKS["text_classification"], tokenizer, labels,
+                    max_tokens=spec.data.max_tokens, too_long="truncate", source=name,
+                )  # fmt: skip
+                kept.save(scratch / name)
+            self.store.commit(encoded, self.store.upload_tree(scratch, encoded), {})
+        return TrainInputs(spec=spec, labels=labels, encoded_key=encoded, base_key=base, checkpoints="unused")
+
+    def rows_of(self, inputs: TrainInputs) -> int:
+        """To train on."""
+        return len(Encoded.load(self.store.fetch(inputs.encoded_key) / TRAIN_FILE))
+
     def train(self, rows: Rows, spec: JobSpec) -> TrainOutcome:
         """The whole job's training, as the pipeline starts it."""
         job = start_attempt(self.store, spec)
@@ -284,7 +309,15 @@ def read_rows(assets: Path, rows: Rows) -> list[dict[str, Any]]:
 def open_workbench(assets: Path = DEFAULT_DIRECTORY) -> Iterator[Workbench]:
     """Set up, and take everything down again."""
     missing = [
-        name for name in (f"{MODEL}/config.json", "faq_chat.jsonl", "spam.jsonl") if not (assets / name).exists()
+        name
+        for name in (
+            f"{MODEL}/config.json",
+            f"{ENCODER}/config.json",
+            "faq_chat.jsonl",
+            "reviews_train.jsonl",
+            "spam.jsonl",
+        )
+        if not (assets / name).exists()
     ]
     if missing:
         raise MachineError(

@@ -222,6 +222,23 @@ def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
 
 
+def require_memory(directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises MachineError where a base's weights alone do not fit into the memory that is free."""
+    import psutil
+    import torch
+
+    config = load_config(directory)
+    halves = str(config.get("dtype") or config.get("torch_dtype") or "float32") in ("bfloat16", "float16")
+    stored = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    needed = stored * dtype.itemsize / (2 if halves else 4)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        raise MachineError(
+            f"the base model's weights take {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB of memory are free: "
+            "choose a smaller base_model, method: qlora, or a machine with more memory"
+        )
+
+
 def require_4bit() -> None:
     """Raises MachineError where 4-bit weights cannot be computed with."""
     import importlib.util

@@ -160,3 +160,15 @@ def test_a_pooler_that_the_files_lack_starts_standardised(tmp_path: Path) -> Non
     assert standardised
     assert torch.allclose(pooled(model).mean(0), torch.zeros(32), atol=1e-3)
     assert torch.allclose(pooled(model).std(0), torch.ones(32), atol=1e-2)
+
+
+def test_a_base_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    causal = tiny_models.save_causal(tmp_path / "causal")
+    cpu = torch.device("cpu")
+    models.require_memory(causal, torch.float32, cpu)
+    size = (causal / "model.safetensors").stat().st_size
+    free = type("Memory", (), {"available": size - 1})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(MachineError, match=r"take 0.00 GiB, and 0.00 GiB of memory are free: choose a smaller"):
+        models.require_memory(causal, torch.float32, cpu)
+    models.require_memory(causal, torch.bfloat16, cpu)

@@ -17,7 +17,7 @@ from ray_jobs import checkpoint
 from ray_jobs.checkpoint import Position
 from ray_jobs.encoding import Encoded
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
-from ray_jobs.models import load_config
+from ray_jobs.models import load_config, require_memory, resolve_precision
 from ray_jobs.search.adapters import SharedLora
 from ray_jobs.search.features import SharedFeatures, Unshareable
 from ray_jobs.search.records import Result, Run, Status
@@ -184,7 +184,7 @@ class Host:
         )  # fmt: skip
         key = repr((inputs.base_key, inputs.encoded_key, alike))
         if key not in self._groups:
-            for other in [k for k, group in self._groups.items() if not group.trials][: -_GROUPS_KEPT + 1 or None]:
+            for other in [k for k, group in self._groups.items() if not group.trials]:
                 if len(self._groups) >= _GROUPS_KEPT:
                     del self._groups[other]
             self._groups[key] = self._make_group(inputs, depth)
@@ -193,6 +193,7 @@ class Host:
     def _make_group(self, inputs: TrainInputs, depth: int) -> Together:
         spec, labels = inputs.spec, inputs.labels
         directory, encoded = self._store.fetch(inputs.base_key), self._store.fetch(inputs.encoded_key)
+        require_memory(directory, resolve_precision(spec), self._device)
         rows, held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
         sharing: Sharing
         if spec.training.method == "frozen":
@@ -208,7 +209,7 @@ class Host:
         run = task.run
         if mode_of(task.inputs.spec)[1]:
             self._note(f"trials run one after another: {mode_of(task.inputs.spec)[1]}")
-        _ensure_group(self._device)
+        ensure_group(self._device)
         first: list[float] = []
         started = time.monotonic()
 
@@ -219,6 +220,8 @@ class Host:
                     self._steps[run.name] = step
 
         try:
+            base = self._store.fetch(task.inputs.base_key)
+            require_memory(base, resolve_precision(task.inputs.spec), self._device)
             train(
                 task.inputs,
                 self._store,
@@ -256,7 +259,7 @@ def failed(run: Run, error: KitaeError) -> Result:
     return Result(run=run, status=status, error=str(error))
 
 
-def _ensure_group(device: torch.device) -> None:
+def ensure_group(device: torch.device) -> None:
     """The process group of one that the job's loop needs."""
     import os
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ray_jobs import jobs
 from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
 from ray_jobs.jobs import Job
+from ray_jobs.schedule import trunk_end
 from ray_jobs.search import decide, page, sampling
 from ray_jobs.search.budget import Meter, reason_to_stop
 from ray_jobs.search.decide import Schedule
@@ -66,6 +67,7 @@ class Search:
     _pruned: set[str] = field(default_factory=set)
     _waiting: dict[str, Run] = field(default_factory=dict)
     _results: dict[str, Result] = field(default_factory=dict)
+    _sampling: bool = True
 
     def run(self) -> Schedule:
         """To the end. Raises TrainingError where every trial failed or the budget is too small for one."""
@@ -154,23 +156,28 @@ class Search:
         self.job.event(level, f"search: {what}: {said}", decide.figures(result, metric))
 
     def _tell(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
-        self._waiting = {run.name: run for run in schedule.running}
+        self._waiting, self._sampling = {run.name: run for run in schedule.running}, schedule.sampling
         self._results = dict(results)
         self._show_steps()
         if time.monotonic() - self._page_at > _PAGE_EVERY_S:
             self._write_page(results, schedule, meter)
 
     def _show_steps(self) -> None:
-        metric = self._section.metric
-        done = [result for result in self._results.values() if result.status == "ok"]
-        values = [result.value(metric) for result in done]
-        best = {f"best {metric}": abs(min(values))} if values else {}
-        ends = {result.run.trial for result in self._results.values()}
-        going = ", ".join(
-            f"{name} {self.runs.steps.get(name, 0)}/{run.until}" for name, run in list(self._waiting.items())[:4]
-        )
-        total = decide.trials_of(self.problem)
-        self.show(len(ends), total, "trials", **best, runs=len(self._results), now=going)
+        """Steps trained, of those that the trials take that have begun and the first rung of those that have not."""
+        metric, results = self._section.metric, self._results
+        values = [result.value(metric) for result in results.values() if result.status == "ok"]
+        ends = {result.run.trial for result in results.values()}
+        done = sum(result.steps for result in results.values())
+        left = 0
+        for name, run in self._waiting.items():
+            begin = 0 if run.source is None else trunk_end(results[run.source].run.until)
+            step = max(begin, self.runs.steps.get(name, 0))
+            done, left = done + step - begin, left + run.until - step
+        trials = decide.trials_of(self.problem)
+        begun = ends | {run.trial for run in self._waiting.values()}
+        left += (trials - len(begun)) * decide.rungs_of(self.problem, {})[0] if self._sampling else 0
+        best = {f"best_{metric}": abs(min(values))} if values else {}
+        self.show(done, done + left, "steps", trials=f"{len(ends)} of {trials}", **best)
 
     def _write_page(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
         self._page_at = time.monotonic()

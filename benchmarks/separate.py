@@ -1,0 +1,62 @@
+"""The other side of trials that share: Ray Tune with one process a trial, each of which runs the job's own loop."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ray_jobs.search.host import Host
+from ray_jobs.storage import Store
+from ray_jobs.train import TrainInputs
+
+
+class MeasuredHost(Host):
+    """A host that tells its memory."""
+
+    def peak_memory_bytes(self) -> int:
+        """Most resident memory so far."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int, threads: int) -> dict[str, Any]:
+    """Trainings as trials of Ray Tune. Seconds by the clock; of each, seconds from its turn to its first step."""
+    from ray import tune
+
+    def trainable(config: dict[str, Any]) -> None:
+        import torch
+
+        from ray_jobs.search.host import ensure_group
+        from ray_jobs.train import train
+
+        torch.set_num_threads(threads)
+        ensure_group(torch.device("cpu"))
+        first: list[float] = []
+        train(inputs[config["trial"]], store, on_progress=lambda _: first.append(time.time()))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tune.report({"first_step_at": first[0], "peak_memory_bytes": peak})
+
+    started = time.time()
+    with tempfile.TemporaryDirectory(prefix="kitae-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": 4 / at_once}),
+            param_space={"trial": tune.grid_search(list(range(len(inputs))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
+            run_config=tune.RunConfig(storage_path=scratch, verbose=0),
+        )
+        grid = tuner.fit()
+        results: list[Any] = sorted((grid[i] for i in range(len(grid))), key=lambda result: result.config["trial"])
+    wall_s = time.time() - started
+    failed = [result.error for result in results if result.error is not None]
+    if failed:
+        raise failed[0]
+    ends = [result.metrics["timestamp"] for result in results]
+    # A trial's turn comes when one of those before it has ended.
+    turns = [started] * at_once + sorted(ends)
+    return {
+        "wall_s": wall_s,
+        "start_s": [r.metrics["first_step_at"] - turn for r, turn in zip(results, turns, strict=False)],
+        "peak_memory_bytes": [result.metrics["peak_memory_bytes"] for result in results],
+    }
