@@ -75,6 +75,8 @@ class Checkpoint:
     key: str
     workers: int
     position: Position
+    size_bytes: int = 0
+    """Of its files together."""
 
 
 def committed(store: Store, prefix: str) -> list[Checkpoint]:
@@ -89,7 +91,7 @@ def load(store: Store, key: str) -> Checkpoint | None:
     if manifest is None:
         return None
     position = manifest.meta["position"] | {"losses": tuple(manifest.meta["position"]["losses"])}
-    return Checkpoint(key, manifest.meta["workers"], Position(**position))
+    return Checkpoint(key, manifest.meta["workers"], Position(**position), manifest.size_bytes)
 
 
 def half_written(store: Store, prefix: str) -> list[str]:

@@ -241,6 +241,9 @@ class SearchSection(Section):
     """Try first what did best in earlier searches on the same base model and task."""
     checkpoints_to_keep: int = Field(3, ge=1)
     """Of how many of the best trials the checkpoints stay once the search is over."""
+    storage_gib: float | None = Field(None, gt=0)
+    """Most that checkpoints may take while it runs; the worst trials' go first, which begin anew if they go on after
+    all. What runs, and the finalists', stay in any case. None: no limit."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Of what is proposed."""
 

@@ -202,6 +202,20 @@ def test_only_the_best_checkpoints_stay(store: Store) -> None:
     assert set(prunable(problem, results, schedule)) == set(results) - left
 
 
+def test_the_storage_budget_keeps_the_best_that_have_room(store: Store) -> None:
+    problem = make_problem({"storage_gib": 4.5, "trials": 27, "finalists": 1})
+    results: dict[str, Result] = {}
+    for _ in range(9):
+        ran = play(problem, results).running[0]
+        results[ran.name] = outcome(ran).model_copy(update={"stored_bytes": 2**30})
+    schedule = play(problem, results)
+    kept = set(results) - set(prunable(problem, results, schedule))
+    assert len(kept) == 4
+    unlimited = make_problem({"trials": 27, "finalists": 1})
+    assert set(prunable(unlimited, results, schedule)) < set(results) - kept
+    assert {run.source for run in schedule.running if run.source} <= kept
+
+
 def test_what_is_still_needed_is_never_deleted(store: Store) -> None:
     problem = make_problem({"checkpoints_to_keep": 1, "trials": 27, "parallel": 5})
     gone: set[str] = set()

@@ -78,6 +78,8 @@ class Result(BaseModel):
     """The checkpoint from which it can go on."""
     checkpoint: str | None = None
     """The one that was measured."""
+    stored_bytes: int = 0
+    """Of its checkpoints."""
     losses: tuple[float, ...] = ()
     """Training loss of every step since the base."""
     error: str | None = None

@@ -214,7 +214,7 @@ def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule
     assert search is not None
     if search.algorithm == "pbt" and schedule.running:
         return []  # anybody may go on from anybody
-    needed = {run.source for run in schedule.running} | {run.name for run in schedule.running}
+    needed = {run.name for run in schedule.running} | {run.source for run in schedule.running if run.source}
     if schedule.winner is not None:
         needed.add(schedule.winner.name)
     latest: dict[int, Result] = {}
@@ -227,14 +227,24 @@ def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule
     for result in latest.values():
         by_rung.setdefault(result.run.rung, []).append(result)
     best = sorted(latest.values(), key=lambda r: (-r.run.rung, r.value(search.metric), r.run.trial))
-    needed |= {result.run.name for result in best[: max(search.checkpoints_to_keep, search.finalists)]}
+    needed |= {result.run.name for result in best[: search.finalists]}
+    kept = best[: search.checkpoints_to_keep]
     if schedule.sampling:
         for rung, there in by_rung.items():
             places = search.trials // search.reduction ** (rung + 1) + search.reduction
             ranked = sorted(there, key=lambda r: (r.value(search.metric), r.run.trial))
-            needed |= {result.run.name for result in ranked[:places]}
+            kept += ranked[:places]
     again = {name for name, result in results.items() if result.run.again} if schedule.running else set()
-    return sorted(set(results) - needed - again)
+    needed |= again
+    kept = sorted(kept, key=lambda r: (-r.run.rung, r.value(search.metric), r.run.trial))
+    stored = sum(results[name].stored_bytes for name in needed if name in results)
+    for result in kept:  # the best first, as long as there is room
+        if result.run.name not in needed:
+            stored += result.stored_bytes
+            if search.storage_gib is not None and stored > search.storage_gib * 2**30:
+                break
+            needed.add(result.run.name)
+    return sorted(set(results) - needed)
 
 
 def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ...]:

@@ -250,6 +250,7 @@ def result_of(store: Store, run: Run, checkpoints: str, position: Position, firs
         trunk=trunk.key if trunk else None,
         checkpoint=end.key if end else None,
         losses=position.losses,
+        stored_bytes=sum(found.size_bytes for found in whole.values()),
     )
 
 
