@@ -148,6 +148,7 @@ def search(job: Job, store: Store, spec: JobSpec, materials: Materials, show: Sh
 
     def note(text: str) -> None:
         job.event("warning", f"search: {text}")
+        print(f"search     {text}", flush=True)
 
     executor = Executor(store, spec.compute, spec.search.parallel, job.id, job.attempt, note)
     try:

@@ -23,8 +23,9 @@ from ray_jobs.storage import Store
 _LIVES = 3
 """How often a run may be on a process that dies before it is given up. The second time on it has it to itself, so that
 the one that kills is found."""
-_ANSWER_S = 120.0
-"""How long a process may leave a call unanswered: it answers between two forward passes."""
+_ANSWER_S = 0.2
+"""How long is waited for an answer; it comes with a later call: a process may not have started yet."""
+_CLUSTER_EVERY_S = 5.0
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Executor:
     _dropped: set[str] = field(default_factory=set)
     """Groups that were given up and have not ended yet: they still have their place."""
     _group_results: list[Result] = field(default_factory=list)
+    _polls: dict[int, Any] = field(default_factory=dict)
+    _cluster_seen_s: float = 0.0
     _deaths: Counter[str] = field(default_factory=Counter)
     steps: dict[str, int] = field(default_factory=dict)
     """Of the runs on their way."""
@@ -117,8 +120,13 @@ class Executor:
         results = [result for result in ended if result.run.name not in self._dropped]
         self._dropped -= {result.run.name for result in ended}
         for host in {on.host for on in self._on_host.values()}:
+            if host not in self._polls:
+                self._polls[host] = self._actors[host].poll.remote()
             try:
-                state: State = ray.get(self._actors[host].poll.remote(), timeout=_ANSWER_S)
+                if not ray.wait([self._polls[host]], timeout=_ANSWER_S)[0]:
+                    self._check_cluster()
+                    continue
+                state: State = ray.get(self._polls.pop(host))
             except KitaeError:
                 raise
             except Exception as error:  # noqa: BLE001  # whatever ended it: its runs are begun again
@@ -132,6 +140,11 @@ class Executor:
                     self.steps.pop(result.run.name, None)
                     results.append(result)
         return results
+
+    def _check_cluster(self) -> None:
+        if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
+            workers.check_cluster(self.job_id)
+            self._cluster_seen_s = time.monotonic()
 
     def close(self) -> None:
         import ray
@@ -175,6 +188,7 @@ class Executor:
         with contextlib.suppress(Exception):
             ray.kill(self._actors[host])
         self._actors.pop(host, None)
+        self._polls.pop(host, None)
         lost = [on.task for on in self._on_host.values() if on.host == host]
         why = workers.explain(error, "a process of the search ended")
         self.note(f"{why}; {len(lost)} run(s) go on from their last checkpoints")
