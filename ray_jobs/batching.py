@@ -52,8 +52,8 @@ class BatchPlan:
         return split(self.rows_of(step), self.lengths, workers, self.micro_batch_tokens, packed=self.packed)
 
     def supervised_in(self, step: int) -> int:
-        """Labels in the step's loss, over all workers."""
-        return sum(self.supervised[i] for i in self.rows_of(step))
+        """Labels in the step's loss, over all workers; 1 where there are none, so that their mean is 0."""
+        return max(1, sum(self.supervised[i] for i in self.rows_of(step)))
 
     def tokens_in(self, step: int) -> int:
         """Tokens of the step's rows, padding not counted."""

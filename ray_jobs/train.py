@@ -32,7 +32,7 @@ from ray_jobs.schedule import learning_rate_at, trunk_end
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Scores, Task, loss_sum
+from ray_jobs.tasks.base import Scores, Task, loss_sum, scores_of
 
 if TYPE_CHECKING:
     import torch
@@ -164,11 +164,8 @@ def score(model: torch.nn.Module, task: Task, encoded: Encoded, spec: JobSpec, d
     with torch.no_grad():
         for group in groups[rank::workers]:
             batch = task.collate([encoded[i] for i in group], packed=packed, pad_id=0).to(device)
-            logits = task.logits(model, batch)
-            if batch.targets_S.numel():
-                correct = (logits.argmax(-1) == batch.targets_S).sum()
-                part = (loss_sum(logits, batch.targets_S).item(), batch.targets_S.numel(), correct.item())
-                sums += torch.tensor(part, dtype=torch.float64)
+            part = scores_of(task.logits(model, batch), batch.targets_S)
+            sums += torch.tensor((part.loss_sum, part.count, part.correct), dtype=torch.float64)
     model.train(was_training)
     if dist.is_initialized():
         sums = _summed(sums, device)

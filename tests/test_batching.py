@@ -46,3 +46,7 @@ def test_a_row_longer_than_a_pass_goes_alone() -> None:
 def test_max_steps_ends_the_plan() -> None:
     assert BatchPlan((1,) * 10, (1,) * 10, 5, 64, 3, seed=0, packed=True, max_steps=4).total_steps == 4
     assert make_plan([1] * 10).total_steps == 4
+
+
+def test_a_step_that_supervises_nothing_has_a_mean() -> None:
+    assert BatchPlan((3, 3), (0, 0), 2, 64, 1, seed=0, packed=True).supervised_in(0) == 1

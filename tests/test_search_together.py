@@ -228,20 +228,20 @@ def test_a_pass_that_does_not_fit_is_tried_in_halves(
 ) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     runs = [Run(trial=i, rung=0, params=params, until=3) for i, params in enumerate(LORA_TRIALS[:2])]
-    sharing, whole = lora(setting), SharedLora.losses
+    sharing, whole = lora(setting), SharedLora.logits
 
     def small(self: SharedLora, parts: Any) -> Any:
         if sum(len(example.input_ids) for _, share in parts for example in share) > 64:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, parts)
 
-    monkeypatch.setattr(SharedLora, "losses", small)
+    monkeypatch.setattr(SharedLora, "logits", small)
     assert_same(setting, runs, setting.run_together(sharing, runs, prefix="together"))
 
     def never(self: SharedLora, parts: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(SharedLora, "losses", never)
+    monkeypatch.setattr(SharedLora, "logits", never)
     results = setting.run_together(lora(setting), runs, prefix="never")
     assert {result.status for result in results.values()} == {"out_of_memory"}
 

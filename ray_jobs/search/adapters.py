@@ -18,7 +18,7 @@ from ray_jobs.encoding import Encoded
 from ray_jobs.fused_adapters import Part
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import IGNORED, Example, Scores, loss_sum
+from ray_jobs.tasks.base import IGNORED, Example
 from ray_jobs.train import run_sample
 
 if TYPE_CHECKING:
@@ -104,32 +104,10 @@ class SharedLora:
     def remove(self, name: str) -> None:
         del self._adapters[name]
 
-    def losses(self, parts: Sequence[Share]) -> list[torch.Tensor]:
-        """Sum of the cross-entropies of each part, scalars with gradients."""
-        logits, targets, counts = self._forward(parts)
-        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-        return [
-            loss_sum(logits[end - count : end], targets[end - count : end])
-            for end, count in zip(ends, counts, strict=True)
-        ]
-
-    def score(self, name: str, groups: Sequence[Sequence[Example]]) -> Scores:
-        """Held-out rows, in groups that fit into a pass, through one trial's model."""
+    def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """One pass: for each part the predictions, (S, V) or (S, C), and the targets of its supervised labels."""
         import torch
 
-        total = Scores()
-        self.base.train(False)
-        with torch.no_grad():
-            for group in groups:
-                logits, targets, _ = self._forward([(name, group)])
-                if targets.numel():
-                    right = int((logits.argmax(-1) == targets).sum())
-                    total += Scores(float(loss_sum(logits, targets)), targets.numel(), right)
-        self.base.train()
-        return total
-
-    def _forward(self, parts: Sequence[Share]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Logits and targets of all parts' supervised labels in order, and how many each part has."""
         task = TASKS[self.spec.task]
         examples = [example for _, share in parts for example in share]
         batch = task.collate(examples, packed=self.packed, pad_id=0).to(self.device)
@@ -141,8 +119,9 @@ class SharedLora:
             self._tokens.append((self._adapters[name], token, token + tokens))
             self._rows.append((self._adapters[name], row, row + len(share)))
             row, token = row + len(share), token + tokens
-        logits = task.logits(self.base, batch)
-        return logits, batch.targets_S, [_targets(share, task.packs) for _, share in parts]
+        whole = task.logits(self.base, batch)
+        counts = [_targets(share, task.packs) for _, share in parts]
+        return list(zip(torch.split(whole, counts), torch.split(batch.targets_S, counts), strict=True))
 
     def _route(self, path: str, forward: Callable[[str, torch.nn.Module], Callable[..., torch.Tensor]]) -> None:
         if path not in self._routed:

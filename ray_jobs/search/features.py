@@ -17,7 +17,7 @@ from ray_jobs.encoding import Encoded
 from ray_jobs.search.adapters import Share, share
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Batch, Example, Scores, loss_sum
+from ray_jobs.tasks.base import Batch, Example
 from ray_jobs.train import run_sample
 
 if TYPE_CHECKING:
@@ -103,24 +103,9 @@ class SharedFeatures:
     def remove(self, name: str) -> None:
         del self._trials[name]
 
-    def losses(self, parts: Sequence[Share]) -> list[torch.Tensor]:
-        """Sum of the cross-entropies of each part, scalars with gradients."""
-        return [loss_sum(*self._logits(self._trials[name], rows)) for name, rows in parts]
-
-    def score(self, name: str, groups: Sequence[Sequence[Example]]) -> Scores:
-        """Held-out rows, in groups that fit into a pass, through one trial's model."""
-        import torch
-
-        total = Scores()
-        model = self._trials[name].eval()
-        with torch.no_grad():
-            for group in groups:
-                logits, targets = self._logits(model, group)
-                if targets.numel():
-                    right = int((logits.argmax(-1) == targets).sum())
-                    total += Scores(float(loss_sum(logits, targets)), targets.numel(), right)
-        model.train()
-        return total
+    def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each part the predictions, (S, V) or (S, C), and the targets of its supervised labels."""
+        return [self._logits(self._trials[name], rows) for name, rows in parts]
 
     def _logits(self, model: torch.nn.Module, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self._batch(examples)

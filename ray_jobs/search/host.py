@@ -118,6 +118,9 @@ class Host:
             self._changed.notify()
 
     def _work(self) -> None:
+        import torch
+
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps it a thread
         try:
             while not self._closed:
                 self._round()

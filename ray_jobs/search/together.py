@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +23,7 @@ from ray_jobs.search.adapters import Share
 from ray_jobs.search.records import Result, Run
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
-from ray_jobs.tasks.base import Example, Scores
+from ray_jobs.tasks.base import Example, Scores, loss_sum, scores_of
 from ray_jobs.train import Stretch, batch_plan, is_out_of_memory, not_finite, out_of_memory
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class Sharing(Protocol):
 
     def remove(self, name: str) -> None: ...
 
-    def losses(self, parts: Sequence[Share]) -> list[torch.Tensor]: ...
-
-    def score(self, name: str, groups: Sequence[Sequence[Example]]) -> Scores: ...
+    def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
 @dataclass
@@ -120,7 +118,7 @@ class Together:
         sums, failed = self._losses(due)
         for trial in due:
             if trial.run.name not in failed:
-                failed |= self._take_step(trial, sums[trial.run.name])
+                self._take_step(trial, sums[trial.run.name])
         tokens = {trial.run.name: trial.plan.tokens_in(trial.step - 1) for trial in due if trial.step}
         spent, whole = time.monotonic() - started, sum(tokens.values()) or 1
         for trial in due:
@@ -135,13 +133,15 @@ class Together:
             self.drop(result.run.name)
         return results
 
-    def _losses(self, due: Sequence[Trial]) -> tuple[dict[str, float], dict[str, KitaeError]]:
+    def _losses(self, trials: Sequence[Trial]) -> tuple[dict[str, float], dict[str, KitaeError]]:
         """Each trial's loss sum, with its gradients where they belong; and what failed.
 
-        A pass that does not fit into memory is tried again in halves; where a loss is no number, those of the same
-        pass are computed by themselves, since a kernel may carry it over.
+        A pass that does not fit into memory is tried again in halves, down to a row each; then the trial that came last
+        goes. Where a loss is no number, those of the same pass are computed by themselves, since a kernel may carry it
+        over.
         """
         failed: dict[str, KitaeError] = {}
+        due = list(trials)
         while True:
             try:
                 sums = self._passes(due)
@@ -150,11 +150,14 @@ class Together:
                 if not is_out_of_memory(error):
                     raise
                 _forget(due)
-                if len(due) == 1 and self.limit <= max(map(len, (r.input_ids for r in self._rows_of(due[0])))):
-                    return {}, {due[0].run.name: out_of_memory(due[0].spec)}
-                if self.limit <= 8:
-                    return {}, {trial.run.name: out_of_memory(trial.spec) for trial in due}
-                self.limit = max(8, self.limit // 2)
+                longest = max(len(example.input_ids) for trial in due for example in self._rows_of(trial))
+                if self.limit > longest:
+                    self.limit = max(longest, self.limit // 2)
+                    continue
+                last = due.pop()
+                failed[last.run.name] = out_of_memory(last.spec)
+                if not due:
+                    return {}, failed
         wrong = [trial for trial in due if not math.isfinite(sums[trial.run.name])]
         if wrong and len(due) > 1:
             _forget(due)
@@ -177,14 +180,14 @@ class Together:
             parts: dict[str, list[Example]] = {}
             for i in sorted(group):  # the examples are in the trials' order
                 parts.setdefault(examples[i][0], []).append(examples[i][1])
-            losses = self.sharing.losses(list(parts.items()))
+            losses = [loss_sum(*part) for part in self.sharing.logits(list(parts.items()))]
             total = sum(loss / supervised[name] for name, loss in zip(parts, losses, strict=True))
             total.backward()  # type: ignore[union-attr]  # there is at least one part
             for name, loss in zip(parts, losses, strict=True):
                 sums[name] += float(loss.detach())
         return sums
 
-    def _take_step(self, trial: Trial, total: float) -> dict[str, KitaeError]:
+    def _take_step(self, trial: Trial, total: float) -> None:
         """Clip, step, and account for it."""
         import torch
 
@@ -210,13 +213,10 @@ class Together:
             held_out_loss=None,
             held_out_accuracy=None,
         )
-        return {}
 
     def _finish(self, trial: Trial) -> Result:
         started = time.monotonic()
-        lengths = self.held_out.lengths
-        groups = [[self.held_out[i] for i in group] for group in fill(lengths, self.limit, packed=self.packed)]
-        scores = self.sharing.score(trial.run.name, groups)
+        scores = self._score(trial.run.name)
         try:
             trial.position = trial.position.measured(scores.loss, scores.accuracy)
         except TrainingError as error:
@@ -225,6 +225,17 @@ class Together:
         trial.writer.wait()
         trial.seconds += time.monotonic() - started
         return self._result(trial, status="ok", loss=scores.loss, accuracy=scores.accuracy)
+
+    def _score(self, name: str) -> Scores:
+        """The held-out rows through one trial's model, which has no dropout to switch off."""
+        import torch
+
+        total = Scores()
+        with torch.no_grad():
+            for group in fill(self.held_out.lengths, self.limit, packed=self.packed):
+                ((logits, targets),) = self.sharing.logits([(name, [self.held_out[i] for i in group])])
+                total += scores_of(logits, targets)
+        return total
 
     def _failed(self, name: str, error: KitaeError) -> Result:
         status = "not_finite" if isinstance(error, TrainingError) else "out_of_memory"
@@ -269,12 +280,6 @@ def fill(lengths: Sequence[int], limit: int, *, packed: bool) -> list[list[int]]
             cost = lengths[i]
         groups[-1].append(i)
     return groups
-
-
-def in_turn(stop: Callable[[], bool], together: Together) -> Iterator[list[Result]]:
-    """Rounds until no trial is left, or `stop` says so."""
-    while together.trials and not stop():
-        yield together.round()
 
 
 def _masters(weights: dict[str, torch.nn.Parameter], spec: JobSpec) -> list[torch.nn.Parameter]:

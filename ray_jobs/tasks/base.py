@@ -141,3 +141,11 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
     if targets_S.numel() == 0:
         return logits_SV.float().sum() * 0.0
     return functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
+
+
+def scores_of(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> Scores:
+    """Score one forward pass."""
+    if targets_S.numel() == 0:
+        return Scores()
+    correct = int((logits_SV.argmax(-1) == targets_S).sum())
+    return Scores(float(loss_sum(logits_SV, targets_S)), targets_S.numel(), correct)
