@@ -156,8 +156,10 @@ def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> No
     assert result["base_is"] == "the majority class"
     assert result["tuned"]["loss"] < result["base"]["loss"] - 0.05
     assert result["tuned"]["accuracy"] > result["base"]["accuracy"] + 0.05
-    texts = ["The best coffee I have ever had, wonderful!", "Stale, broken and late. I want my money back."]
-    answer = ask(checkout, "classify", {"model": "review-classifier", "input": texts})
-    assert [item["label"] for item in answer["data"]] == ["great", "other"]
+    lines = (checkout.directory / ".kitae" / "assets" / "reviews_test.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines[:100]]
+    answer = ask(checkout, "classify", {"model": "review-classifier", "input": [row["text"] for row in rows]})
+    right = sum(item["label"] == row["label"] for item, row in zip(answer["data"], rows, strict=True))
+    assert right > sum(row["label"] == "great" for row in rows) + 8  # which is what the majority class gets
     for item in answer["data"]:
         assert sum(item["scores"].values()) == pytest.approx(1.0, abs=1e-3)

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from ray_jobs import checkpoint
+from benchmarks.search import Inline
+from ray_jobs import checkpoint, jobs
 from ray_jobs.encoding import Encoded
 from ray_jobs.schedule import trunk_end
 from ray_jobs.search.adapters import SharedLora
+from ray_jobs.search.decide import trial_spec
 from ray_jobs.search.features import SharedFeatures, Unshareable
-from ray_jobs.search.records import Result, Run
+from ray_jobs.search.host import Host
+from ray_jobs.search.records import Problem, Result, Run, SearchRecords
+from ray_jobs.search.runner import Search
 from ray_jobs.search.together import Sharing, Together, fill
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, Stretch, TrainInputs, train
 from tests import tiny_models
@@ -281,3 +285,42 @@ def test_passes_hold_what_fits() -> None:
     padded = fill(lengths, 18, packed=False)
     assert all(len(group) * max(lengths[i] for i in group) <= 18 or len(group) == 1 for group in padded)
     assert fill([], 8, packed=True) == []
+
+
+@pytest.mark.parametrize("algorithm", ["asha", "tpe", "random", "pbt"])
+def test_every_algorithm_comes_to_a_trained_winner(store: Store, tmp_path: Path, algorithm: str) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
+    section = {
+        "space": {"learning_rate": {"min": 1e-3, "max": 1e-1, "scale": "log"}, "weight_decay": [0.0, 0.01]},
+        "algorithm": algorithm,
+        "trials": 4,
+        "finalists": 1,
+    }
+    spec = parse_spec(setting.inputs.spec.model_dump() | {"search": section})
+    assert spec.search is not None
+    job = jobs.start_attempt(store, spec)
+    records = SearchRecords(store, f"jobs/{job.id}/search/x")
+    problem = records.begin(Problem(spec=spec, space=dict(spec.search.space or {}), rows=len(setting.rows)))
+    host = Host(store, "cpu")
+
+    def inputs(run: Run) -> TrainInputs:
+        return setting.inputs.model_copy(update={"spec": trial_spec(problem, run)})
+
+    try:
+        schedule = Search(job, records, problem, inputs, Inline(host, 4), lambda *_, **__: None).run()
+    finally:
+        host.close()
+    assert schedule.winner is not None
+    winner = records.results()[schedule.winner.name]
+    assert winner.run.until == 20
+    assert winner.loss is not None
+    assert winner.loss < 0.68  # chance is 0.693
+    assert winner.checkpoint is not None
+    assert checkpoint.load(store, winner.checkpoint) is not None
+    if algorithm == "pbt":
+        moved = [r.run for r in records.results().values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
+        assert moved
+        for run in moved:  # what it went on from is what the other had come to
+            source = records.results()[run.source or ""]
+            kept = trunk_end(source.run.until)
+            assert records.results()[run.name].losses[:kept] == source.losses[:kept]
