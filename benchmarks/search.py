@@ -26,7 +26,7 @@ from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.train import Stretch, TrainInputs
 
 GOALS = {"grid": 8.0, "random": 3.0, "frozen": 10.0, "start_s": 1.0, "memory": 1.5, "wall": 1.5}
-SEEDS = 7
+SEEDS = 5
 RATES, SIZES, DECAYS = (3e-4, 3e-3, 3e-2), (8, 16, 32), (0.0, 0.01, 0.1)
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grid": {"algorithm": "grid", "space": {"learning_rate": RATES, "batch_size": SIZES, "weight_decay": DECAYS}},
@@ -40,7 +40,7 @@ SPACE = {
 }
 """What random search and ASHA search: the grid's ranges."""
 TRIALS = 8
-STEPS = (3, 12)
+STEPS = (3, 9)
 FROZEN_TRIALS, FROZEN_PAIRS = 20, 5
 
 
