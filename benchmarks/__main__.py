@@ -1,6 +1,6 @@
 """Speed, measured on this machine: `make bench`, or
 
-    python -m benchmarks [overhead] [trainer] [costs] [search] [--quick]
+    python -m benchmarks [overhead] [trainer] [costs] [search] [sharing] [--quick]
 
 Each benchmark is a module with `run`, which measures, and `describe`, which is pure. What was measured goes to
 results/{name}.json, and the tables of all results that are there into README.md beside them.
@@ -16,13 +16,19 @@ from types import ModuleType
 
 import click
 
-from benchmarks import costs, overhead, report, search, trainer
+from benchmarks import costs, overhead, report, search, sharing, trainer
 from benchmarks.workbench import open_workbench
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.errors import KitaeError
 from ray_jobs.progress import stage_progress
 
-BENCHMARKS: dict[str, ModuleType] = {"overhead": overhead, "trainer": trainer, "costs": costs, "search": search}
+BENCHMARKS: dict[str, ModuleType] = {
+    "overhead": overhead,
+    "trainer": trainer,
+    "costs": costs,
+    "search": search,
+    "sharing": sharing,
+}
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import costs, overhead, report, search, trainer
-from benchmarks.figures import Pairs, largest_gap, number, table, verdict
+from benchmarks import costs, overhead, report, search, sharing, trainer
+from benchmarks.figures import Pairs, interval, largest_gap, number, table, verdict
 from benchmarks.turns import Turn, Umpire
 from benchmarks.workbench import make_spec, read_rows
 from ray_jobs.errors import MachineError
@@ -170,23 +170,24 @@ def test_mixed_rows_are_the_faq_and_as_many_mails(tmp_path: Path) -> None:
 def test_a_search_is_told_in_shares_of_the_grids_cost() -> None:
     assert search.until([(10, 1.0, 3.0), (30, 2.0, 2.0), (60, 3.0, 1.0)], 2.0, 0) == 30.0
     assert search.until([(10, 1.0, 3.0), (30, 2.0, 2.0)], 1.0, 0) is None
-    assert search.interval([5.0] * 7) == (5.0, 5.0)
-    low, high = search.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval([5.0] * 7) == (5.0, 5.0)
+    low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert low < 3.0 < high
     grid = {"came": [(500, 5.0, 2.0), (1000, 10.0, 1.0)], "tokens": 1000, "seconds": 10.0}
     slow = {"came": [(900, 9.0, 1.5)], "tokens": 900, "seconds": 9.0}
     fast = {"came": [(100, 1.0, 0.9)], "tokens": 300, "seconds": 3.0}
-    side = {"wall_s": 40.0, "peak_memory_bytes": 2**31, "start_s": [9.0, 0.5, 0.7], "statuses": ["ok"]}
-    separate = {"wall_s": 100.0, "start_s": [15.0, 16.0, 17.0], "peak_memory_bytes": [2**31] * 2}
-    text = search.describe(
-        {
-            "found": {"rows": 800, "runs": {"grid": [grid] * 5, "random": [slow] * 5, "asha": [fast] * 5}},
-            "sharing": [{"steps": 3, "one": side, "shared": side, "separate": separate, "gap": 1e-6}],
-            "frozen": {"trials": 20, "steps": 100, "shared_s": [40.0] * 5, "separate_s": [30.0] * 5},
-        }
-    )
+    runs = {"grid": [grid] * 5, "random": [slow] * 5, "asha": [fast] * 5}
+    text = search.describe({"rows": 800, "runs": runs})
     assert "| random, tokens | 900 | 0.900 | 0.900 to 0.900 | 0 of 5 |" in text
     assert "| asha, tokens | 100 | 0.100 | 0.100 to 0.100 | 5 of 5 |" in text
     assert "ASHA takes 0.100 of the grid's tokens (goal ≤ 1/8: reached) and 0.11 of random search's" in text
+
+
+def test_trials_that_share_stand_beside_a_process_each() -> None:
+    side = {"wall_s": 40.0, "peak_memory_bytes": 2**31, "start_s": [9.0, 0.5, 0.7], "statuses": ["ok"]}
+    separate = {"wall_s": 100.0, "start_s": [15.0, 16.0, 17.0], "peak_memory_bytes": [2**31] * 2}
+    sizes = [{"steps": 3, "one": side, "shared": side, "separate": separate, "gap": 1e-6}]
+    frozen = {"trials": 20, "steps": 100, "shared_s": 40.0, "separate_s": [30.0] * 5}
+    text = sharing.describe({"sharing": sizes, "frozen": frozen})
     assert "| 3 steps | 40 : 100 s | **2.50** | 0.60 : 16.0 s | 2.00 GiB (1.00×) | 4.00 GiB | 1.0e-06 |" in text
-    assert "Faster by 15.0 (15.0 to 15.0; 5 pairs; goal ≥ 10: reached)" in text
+    assert "Faster by 15.0 (15.0 to 15.0): goal ≥ 10: reached" in text
