@@ -19,7 +19,7 @@ from ray_jobs.fused_adapters import Part
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example
-from ray_jobs.train import run_sample
+from ray_jobs.train import is_packed, run_sample
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,7 @@ class SharedLora:
             directory, spec.task, labels, models.resolve_precision(spec), seed=spec.training.seed, dropout=False
         )
         heads.standardise_new_pooler(base, directory, lambda model: run_sample(model, spec, rows))
-        task = TASKS[spec.task]
-        packed = spec.training.packing and task.packs
+        packed = is_packed(spec)
         if packed and device.type == "cpu":
             packed_attention.use(base)
         if spec.training.gradient_checkpointing:

@@ -18,7 +18,7 @@ from ray_jobs.search.adapters import Share, share
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Example
-from ray_jobs.train import run_sample
+from ray_jobs.train import is_packed, run_sample
 
 if TYPE_CHECKING:
     import torch
@@ -74,9 +74,8 @@ class SharedFeatures:
         base.requires_grad_(False)
         base.to(device)  # type: ignore[arg-type]  # a device is what it takes
         base.train(False)
-        task = TASKS[spec.task]
         first_token = spec.task == "text_classification"
-        packed = spec.training.packing and task.packs
+        packed = is_packed(spec)
         upper = share(base, ())
         lower, given = _cut(upper, base, depth=depth, first_token=first_token)
         _check_room(base, rows, held_out, first_token=first_token)

@@ -24,8 +24,7 @@ from ray_jobs.search.records import Result, Run, Status
 from ray_jobs.search.together import Sharing, Together, result_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
-from ray_jobs.tasks import TASKS
-from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, train
+from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, is_packed, train
 
 if TYPE_CHECKING:
     import torch
@@ -60,14 +59,15 @@ class State:
 def mode_of(spec: JobSpec) -> tuple[Mode, str]:
     """Where a trial can run, and why no better. Pure."""
     training, compute = spec.training, spec.compute
-    split = compute.workers > 1
     if compute.zero_stage == 3 or compute.offload != "none":
-        return ("workers" if split else "alone"), f"compute.zero_stage {compute.zero_stage} splits or moves the weights"
-    if training.method in ("full", "qlora"):
-        return ("workers" if split else "alone"), f"method: {training.method} leaves no base to share"
-    if training.method == "lora" and training.lora.dropout:
-        return ("workers" if split else "alone"), "lora.dropout draws differently in a shared pass"
-    return "shared", ""
+        why = f"compute.zero_stage {compute.zero_stage} splits or moves the weights"
+    elif training.method in ("full", "qlora"):
+        why = f"method: {training.method} leaves no base to share"
+    elif training.method == "lora" and training.lora.dropout:
+        why = "lora.dropout draws differently in a shared pass"
+    else:
+        return "shared", ""
+    return ("workers" if compute.workers > 1 else "alone"), why
 
 
 class Host:
@@ -204,8 +204,7 @@ class Host:
             sharing = SharedFeatures.load(spec, directory, labels, rows, held_out, self._device, min(depth, blocks))
         else:
             sharing = SharedLora.load(spec, directory, labels, rows, self._device)
-        packed = spec.training.packing and TASKS[spec.task].packs
-        return Together(self._store, sharing, rows, held_out, packed, spec.training.micro_batch_tokens)
+        return Together(self._store, sharing, rows, held_out, is_packed(spec), spec.training.micro_batch_tokens)
 
     def _alone(self, task: Task) -> Result | None:
         """The job's own loop, in this process."""
