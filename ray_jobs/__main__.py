@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, local, models, search, session, shell
+from ray_jobs.cli import bases, jobs, local, models, search, session, shell
 
 
 class Commands(click.Group):
@@ -48,6 +48,7 @@ for command in (
     jobs.cancel,
     search.tune,
     search.trials,
+    bases.bases,
     models.models,
     models.deploy,
     models.undeploy,

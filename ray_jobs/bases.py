@@ -20,7 +20,9 @@ from typing import Any
 
 from ray_jobs.errors import ModelError
 from ray_jobs.models import check_architecture, load_config
-from ray_jobs.registry import base_name
+from ray_jobs.registry import base_name, catalogue
+from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.spec import METRICS
 from ray_jobs.storage import ProgressFn, Store
 
 _KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".spm", ".vocab")
@@ -45,6 +47,8 @@ class Base:
 
 def fingerprint(store: Store, source: str) -> str:
     """What tells whether a source has changed, without reading it whole. Raises ModelError where it is missing."""
+    if (entry := catalogue.find(store, source)) is not None:
+        return entry.digest
     if source.startswith("s3://"):
         folder, name = _split_gguf(source)
         found = [(i.key, i.size_bytes, i.etag) for i in store.at(folder).list("") if name is None or i.key == name]
@@ -64,7 +68,15 @@ def fingerprint(store: Store, source: str) -> str:
 
 
 def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None = None) -> Base:
-    """Copy a base into the store in its prepared form, once. Raises ModelError where it cannot do the task."""
+    """Copy a base into the store in its prepared form, once. Raises ModelError where it cannot do the task.
+
+    A name in the catalogue is prepared already, and goes before a path or hub id of the same name.
+    """
+    if (entry := catalogue.find(store, source)) is not None:
+        if task not in entry.tasks:
+            able = ", ".join(entry.tasks)
+            raise ModelError(f"the base {source!r} ({entry.architecture}) cannot do task: {task}; it does {able}")
+        return Base(entry.digest, entry.name, entry.architecture)
     with _local(store, source, progress) as directory, tempfile.TemporaryDirectory(prefix="kitae-base-") as scratch:
         config = load_config(directory)
         check_architecture(config, task)
@@ -86,6 +98,32 @@ def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None
         if store.read_manifest(base.key) is None:
             store.commit(base.key, store.upload_tree(tree, base.key, progress=progress), {"source": source})
         return base
+
+
+def add(store: Store, source: str, name: str | None = None, *, progress: ProgressFn | None = None) -> CatalogueEntry:
+    """Prepare a base and enter it into the catalogue, for every task it can do. ModelError where there is none."""
+    with _local(store, source, None) as directory:
+        config = load_config(directory)
+    tasks, why = [], []
+    for task in METRICS:
+        try:
+            check_architecture(config, task)
+            tasks.append(task)
+        except ModelError as error:
+            why.append(str(error))
+    if not tasks:
+        raise ModelError(f"{source} can be fine-tuned for no task", details=why)
+    base = prepare(store, source, tasks[0], progress=progress)
+    longest = config.get("max_position_embeddings")
+    entry = CatalogueEntry(
+        name=name or base.name,
+        digest=base.digest,
+        source=source,
+        architecture=base.architecture,
+        tasks=tuple(tasks),
+        max_tokens=longest if isinstance(longest, int) else None,
+    )
+    return catalogue.add(store, entry)
 
 
 @contextmanager

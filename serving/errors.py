@@ -6,7 +6,7 @@ Owns the body and the status of every 4xx and 5xx, and how vLLM's own refusals a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,18 +30,22 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        details: Sequence[Mapping[str, Any]] = (),
     ) -> None:
+        """`details`: single findings, where there are several; `error.details` of the body."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
+        self.details = [dict(detail) for detail in details]
 
     def body(self) -> dict[str, Any]:
         """The response body."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error | ({"details": self.details} if self.details else {})}
 
     def response(self) -> JSONResponse:
         """The response."""

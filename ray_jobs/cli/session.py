@@ -76,6 +76,13 @@ def job_ids(context: click.Context, parameter: click.Parameter, incomplete: str)
     return _complete(incomplete, lambda store: store.list_dirs("jobs/"))
 
 
+def base_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes a base of the catalogue."""
+    from ray_jobs.registry import catalogue
+
+    return _complete(incomplete, lambda store: [entry.name for entry in catalogue.entries(store)])
+
+
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes a model's name, and after `@` its versions and aliases."""
 

@@ -58,15 +58,16 @@ class Findings:
 
     details: list[str] = field(default_factory=list)
     count: int = 0
+    most: int = MOST_DETAILS
 
     def add(self, where: str, reason: str) -> None:
         self.count += 1
-        if len(self.details) < MOST_DETAILS:
+        if len(self.details) < self.most:
             self.details.append(f"{where}: {reason}")
 
     def extend(self, other: Findings) -> None:
         self.count += other.count
-        self.details += other.details[: MOST_DETAILS - len(self.details)]
+        self.details += other.details[: self.most - len(self.details)]
 
     def raise_if_any(self, sources: Sequence[str]) -> None:
         """Raises DataError with everything that was found."""
@@ -112,7 +113,7 @@ def read_rows(
     required = [column.name for column in rules.columns if column.required]
     seen: dict[str, None] = {}  # a set that keeps the order of the file
     # Rows without their columns are told one by one only if other rows do have them; else once, for the file.
-    held_back = Findings()
+    held_back = Findings(most=findings.most)
     records = 0
     for record in read_records(path):
         where = f"{source} {record.unit} {record.number}" if record.number else source

@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ import httpx
 
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.errors import MachineError, ServingError, SpecError
+from ray_jobs.launch import RayAddress
 
 INGRESS = "kitae"
 """Name of the Serve application that takes the requests."""
@@ -46,13 +46,13 @@ class ServeSettings:
     @classmethod
     def from_env(cls) -> ServeSettings:
         """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL), RAY_AUTH_*, KITAE_HOST and KITAE_PORT."""
-        address = os.environ.get("RAY_DASHBOARD_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+        ray = RayAddress.from_env()
         port = os.environ.get("KITAE_PORT") or "8000"
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise SpecError(f"KITAE_PORT is {port!r}; it must be a port number from 1 to 65535")
         return cls(
-            dashboard_url=address if address.startswith("http") else "http://127.0.0.1:8265",
-            token=_token() if os.environ.get("RAY_AUTH_MODE", "token") == "token" else None,
+            dashboard_url=ray.dashboard_url,
+            token=ray.token,
             host=os.environ.get("KITAE_HOST") or "127.0.0.1",
             port=int(port),
         )
@@ -217,13 +217,6 @@ def _messages(state: dict[str, Any]) -> list[str]:
 
 def _tail(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-_MESSAGE_LINES:]
-
-
-def _token() -> str | None:
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def _is_here(url: str) -> bool:

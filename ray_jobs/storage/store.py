@@ -100,6 +100,13 @@ class Store:
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         return self._bucket.get(self._prefix + key)
 
+    def read_in_pieces(self, key: str, piece_bytes: int) -> Iterator[bytes]:
+        """The object a piece at a time. ObjectNotFound, or ConflictError if it is replaced meanwhile."""
+        head = self._bucket.head(self._prefix + key)
+        for offset in range(0, head.size_bytes, piece_bytes):
+            size_bytes = min(piece_bytes, head.size_bytes - offset)
+            yield self._bucket.get_range(self._prefix + key, offset, size_bytes, etag=head.etag)
+
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write and return the etag. ConflictError if the condition does not hold."""
         return self._bucket.put(self._prefix + key, data, if_absent=if_absent, if_match=if_match)

@@ -1,0 +1,77 @@
+"""`kitae bases`: the base models that a job may call by name.
+
+Owns what these commands print. How a base is prepared is `ray_jobs.bases`', where entries are kept the registry's.
+"""
+
+from __future__ import annotations
+
+import click
+
+from ray_jobs.cli import session
+
+
+@click.group(invoke_without_command=True, options_metavar="[--json]")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def bases(context: click.Context, as_json: bool) -> None:
+    """Show the base models that jobs may call by name: all that the fine-tuning API offers.
+
+    \b
+    Example:
+      kitae bases
+      kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
+      kitae bases remove smollm2-135m-instruct
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from ray_jobs.registry import catalogue
+
+    store = session.open_store(check=False)
+    entries = catalogue.entries(store)
+    if as_json:
+        session.print_json([entry.model_dump(mode="json") for entry in entries])
+        return
+    rows = [
+        (entry.name, ", ".join(entry.tasks), entry.architecture, str(entry.max_tokens or "?"), entry.source)
+        for entry in entries
+    ]
+    session.print_table(
+        ["base", "tasks", "architecture", "longest row", "source"],
+        rows,
+        empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` brings one",
+    )
+
+
+@bases.command()
+@click.argument("source")
+@click.option("--name", help="What to call it. Default: the last part of SOURCE, in lower case.")
+def add(source: str, name: str | None) -> None:
+    """Copy a base model into the store, and let jobs call it by name. SOURCE as a job's base_model.
+
+    \b
+    Example:
+      kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
+      kitae bases add s3://models/qwen3-8b --name qwen3-8b
+    """
+    from ray_jobs import bases as prepared
+    from ray_jobs.progress import stage_progress
+
+    store = session.open_store()
+    with stage_progress("base") as progress:
+        entry = prepared.add(store, source, name, progress=lambda done, total: progress.update(done, total, "bytes"))
+    click.echo(f"{entry.name} ({entry.architecture}) can be fine-tuned for: {', '.join(entry.tasks)}")
+
+
+@bases.command()
+@click.argument("name", shell_complete=session.base_names)
+def remove(name: str) -> None:
+    """Take NAME out of the catalogue. The prepared copy stays, for the models that were trained from it.
+
+    \b
+    Example:
+      kitae bases remove smollm2-135m-instruct
+    """
+    from ray_jobs.registry import catalogue
+
+    catalogue.remove(session.open_store(check=False), name)
+    click.echo(f"{name} is no longer in the catalogue")

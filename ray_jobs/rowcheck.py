@@ -1,0 +1,103 @@
+"""A file of rows looked at before anything is trained on it: every bad line, the duplicates, the tokens.
+
+Owns how a report comes about. The rules of a row are its task's, and of a file `ray_jobs.data`'s: what passes here is what the
+`dataset` stage takes. Reads line by line; a file is never held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_jobs.data.formats import Record, read_records
+from ray_jobs.data.ingest import Findings, canonical_line, read_rows
+from ray_jobs.data.report import RowReport
+from ray_jobs.errors import DataError
+from ray_jobs.models import load_tokenizer
+from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST_FINDINGS = 10_000
+"""So many bad lines are told one by one."""
+_LONG_LINES_TOLD = 100
+
+
+def check_rows(
+    store: Store, key: str, filename: str, task: str | None = None, base: CatalogueEntry | None = None
+) -> RowReport:
+    """Look at a file of the store. `task` None: by its columns. `base` counts the tokens.
+
+    Raises DataError with a detail a bad line, `line 3: …`, up to ten thousand.
+    """
+    with tempfile.TemporaryDirectory(prefix="kitae-rows-") as scratch:
+        path = Path(scratch) / Path(key).name
+        store.download_file(key, path)
+        name = task or task_of(path)
+        tokenizer = load_tokenizer(store.fetch(base.key), name) if base is not None and name in base.tasks else None
+        return _check(path, filename, name, tokenizer, base)
+
+
+def task_of(path: Path) -> str:
+    """The task that the first readable record has the columns of; chat where none can be told."""
+    with closing(_records(path)) as records:
+        columns = next((set(record.values) for record in records), set())
+    if columns & {"preferred_output", "preferred_completion"}:
+        raise DataError(
+            "these are rows of preferences (input, preferred_output, non_preferred_output), which nothing here trains "
+            "on yet: send conversations, {messages: [...]}"
+        )
+    return "text_classification" if {"text", "label"} <= columns else "chat"
+
+
+def _records(path: Path) -> Iterator[Record]:
+    for record in read_records(path):
+        if isinstance(record, Record):
+            yield record
+
+
+def _check(
+    path: Path, filename: str, name: str, tokenizer: PreTrainedTokenizerBase | None, base: CatalogueEntry | None
+) -> RowReport:
+    task = TASKS[name]
+    findings = Findings(most=MOST_FINDINGS)
+    seen: set[bytes] = set()
+    rows = duplicates = tokens = longest = supervised = 0
+    too_long: list[int] = []
+    for number, row in read_rows(path, filename, task, {}, findings):
+        rows += 1
+        digest = hashlib.blake2b(canonical_line(row).encode(), digest_size=16).digest()
+        duplicates += digest in seen
+        seen.add(digest)
+        if tokenizer is None or findings.count:  # a refused file needs no figures
+            continue
+        example = task.encode(row, tokenizer, [row["label"]] if "label" in row else ())
+        length = len(example.input_ids)
+        tokens, longest, supervised = tokens + length, max(longest, length), supervised + example.supervised
+        if base is not None and base.max_tokens is not None and length > base.max_tokens:
+            too_long.append(number)
+    if findings.count:
+        details = [re.sub(rf"^{re.escape(filename)} (line|row) ", r"\1 ", detail) for detail in findings.details]
+        more = [f"+{findings.count - len(details)} more"] if findings.count > len(details) else []
+        noun = "problem" if findings.count == 1 else "problems"
+        raise DataError(f"{findings.count} {noun} in {filename}", details=[*details, *more])
+    report = RowReport(task=name, rows=rows, duplicates=duplicates)
+    if tokenizer is None or base is None:
+        return report
+    return report.model_copy(
+        update={
+            "tokens": tokens,
+            "longest_tokens": longest,
+            "supervised_tokens": supervised,
+            "model": base.name,
+            "too_long": tuple(too_long[:_LONG_LINES_TOLD]),
+        }
+    )

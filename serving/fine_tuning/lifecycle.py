@@ -1,0 +1,154 @@
+"""What a job's records and its launcher amount to, and what is to be done about it next. Pure.
+
+A runner writes into the job's record how far it is; a launcher knows only whether a runner is alive. Each may be wrong
+by itself: a record says `running` of a runner that was killed, a launcher that was started anew knows none of its
+runners. Whoever asks must look at the launcher first and at the record after: then a runner that has ended has said in
+the record what it had to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_jobs.jobs import JobRecord
+from ray_jobs.launch import Runner
+from serving import openai_types as wire
+from serving.fine_tuning.records import ApiJob, Launch
+
+MOST_LAUNCHES_LOST = 10
+"""So many runners may vanish, since the job was created or last resumed, before a job is given up."""
+STOP_AFTER_S = 12.0
+"""A runner that was told to stop by its record has so long to write a checkpoint before its launcher stops it."""
+_OVER = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to answer whoever asks for a job's status."""
+
+    status: wire.JobStatus
+    error: wire.JobError | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.status in _OVER
+
+
+@dataclass(frozen=True)
+class Start:
+    """A runner is to be started: `launch` anew, or the newest one again, which its launcher never heard of."""
+
+    launch: Launch
+    is_new: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A runner is to be stopped."""
+
+    launch: Launch
+
+
+@dataclass(frozen=True)
+class Close:
+    """It is over: write that down, and do what follows from it."""
+
+    verdict: Verdict
+
+
+Action = Start | Stop | Close | None
+
+
+def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> Verdict:
+    """The status of a job. `job` None: its own record is not written yet. `runner`: of the newest launch."""
+    if api.closed is not None:
+        return Verdict(api.closed.status, api.closed.error)
+    if job is None:
+        return Verdict("validating_files")
+    if job.status == "cancelled":
+        return Verdict("cancelled")
+    begun = has_begun(api, job)
+    if job.status == "succeeded" and (begun or not api.launches):
+        return Verdict("succeeded")
+    if job.status == "failed" and (begun or not api.launches):
+        return Verdict("failed", wire.JobError(code="job_failed", message=job.error or "the job failed"))
+    if job.status == "paused" and not _is_resumed(api, job):
+        return Verdict("paused")
+    if runner.state in ("ended", "unknown") and lost(api, job, runner) and launches_lost(api) > MOST_LAUNCHES_LOST:
+        message = runner.message or "its launcher does not know it any more"
+        text = f"its runner was lost {MOST_LAUNCHES_LOST} times, last: {message}"
+        return Verdict("failed", wire.JobError(code="runner_lost", message=text))
+    if not api.launches:
+        return Verdict("validating_files" if job.status == "queued" else "queued")
+    alive = runner.state in ("running", "pending", "unreachable")
+    return Verdict("running" if begun and alive else "queued")
+
+
+def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> Action:
+    """What to do next about a job. Doing it twice, or in two processes at once, must come to the same."""
+    if api.closed is not None or job is None:
+        return None
+    verdict, launch = status_of(api, job, runner), api.launch
+    alive = runner.state in ("running", "pending")
+    if verdict.over or verdict.status == "paused":
+        told_at = job.cancelled_at if verdict.status == "cancelled" else job.paused_at
+        patience_s = STOP_AFTER_S if has_begun(api, job) else 0.0
+        if alive and launch is not None and told_at is not None and now_s - told_at.timestamp() >= patience_s:
+            return Stop(launch)
+        return Close(verdict) if verdict.over else None
+    if launch is None:
+        return Start(_next(api, job, now_s), is_new=True, why="")
+    if runner.state == "unknown" and not has_begun(api, job):
+        return Start(launch, is_new=False, why="")
+    if lost(api, job, runner) and now_s >= launch.at + wait_s(launches_lost(api)):
+        why = f"its runner ended: {runner.message}" if runner.message else "its runner was lost"
+        return Start(_next(api, job, now_s), is_new=True, why=why)
+    return None
+
+
+def has_begun(api: ApiJob, job: JobRecord) -> bool:
+    """Whether the newest launch's runner has made its attempt at the job."""
+    return api.launch is not None and job.attempt > api.launch.attempt_before
+
+
+def lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:
+    """Whether the newest launch's runner is gone without having ended the job."""
+    gone = runner.state == "ended" or (runner.state == "unknown" and has_begun(api, job))
+    return gone and api.launch is not None
+
+
+def launches_lost(api: ApiJob) -> int:
+    """How many runners were started since the last resume: all but the newest are lost, and that too where `lost`."""
+    since_resume = 0
+    for launch in reversed(api.launches):
+        since_resume += 1
+        if launch.resumes is not None:
+            break
+    return since_resume
+
+
+def wait_s(lost_so_far: int) -> float:
+    """Between the start of a runner that was lost and the next one's: 5 s, 10 s, 20 s, … at most 5 minutes."""
+    return float(min(5 * 2 ** (lost_so_far - 1), 300))
+
+
+def resumed(api: ApiJob, job: JobRecord, now_s: float) -> ApiJob:
+    """The job with a launch that ends its pause; unchanged where it has one."""
+    if job.paused_at is None or _is_resumed(api, job):
+        return api
+    launch = _next(api, job, now_s).model_copy(update={"resumes": job.paused_at.isoformat()})
+    return api.model_copy(update={"launches": (*api.launches, launch)})
+
+
+def _is_resumed(api: ApiJob, job: JobRecord) -> bool:
+    return (
+        api.launch is not None
+        and job.paused_at is not None
+        and api.launch.resumes == job.paused_at.isoformat()
+        and not has_begun(api, job)
+    )
+
+
+def _next(api: ApiJob, job: JobRecord, now_s: float) -> Launch:
+    return Launch(number=len(api.launches) + 1, at=now_s, attempt_before=job.attempt)

@@ -1,0 +1,207 @@
+"""What the API writes down of a job, and how it is written once.
+
+    teams/{team}/jobs/{ftjob_id}.json     what was asked, each launch of a runner, and how it ended
+    teams/{team}/creates/{hash}.json      which job a create made, so that it makes one however often it arrives
+    open/{key_id}/{ftjob_id}.json         jobs that are not over; written before the job's own record
+
+How far a job is stands in its own record, `jobs/{job_id}/job.json`, which its runner writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_jobs.errors import ConflictError, ObjectNotFound
+from ray_jobs.storage import Store
+from serving import openai_types as wire
+from serving.errors import ApiError
+from serving.ids import is_id
+
+KIND = "ftjob"
+RETRY_WINDOW_S = 600.0
+"""A client gives up on a request after as long (its `timeout`), and tries again within seconds of it."""
+
+
+class Launch(BaseModel):
+    """One runner that was started for a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    at: float
+    """Unix seconds."""
+    attempt_before: int
+    """The attempt of the job's record then: once it is greater, a runner has begun."""
+    resumes: str | None = None
+    """The `paused_at` of the pause that this launch ends."""
+
+
+class Closed(BaseModel):
+    """How a job ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: wire.JobStatus
+    finished_at: int
+    error: wire.JobError | None = None
+
+
+class ApiJob(BaseModel):
+    """One job of one team."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    team: str
+    key_id: str
+    created_at: int
+    model: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    seed: int
+    metadata: dict[str, str] | None
+    integrations: list[dict[str, Any]] | None
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    spec: dict[str, Any]
+    """The job file."""
+    job_id: str
+    """Of the job that runs."""
+    launches: tuple[Launch, ...] = ()
+    closed: Closed | None = None
+    """None while it is not over, or not all that follows from its end is done."""
+
+    @property
+    def launch(self) -> Launch | None:
+        """The newest."""
+        return self.launches[-1] if self.launches else None
+
+    def runner_id(self, launch: Launch) -> str:
+        """What a launch is called by its launcher: always the same, so that it is not started twice."""
+        return f"{self.id}-{launch.number}"
+
+
+def fingerprint(body: dict[str, Any]) -> str:
+    """The same for the same request."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def claim_by_key(store: Store, team: str, key: str, request: str, new: str) -> str:
+    """The id of the job that creates with this Idempotency-Key make: `new`, or the one made before.
+
+    ApiError 409 where the key came with another request.
+    """
+    path = f"teams/{team}/creates/key-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    mine = {"id": new, "request": request}
+    try:
+        store.put_json(path, mine, if_absent=True)
+        return new
+    except ConflictError:
+        there = store.get_json(path)
+    if there["request"] != request:
+        message = "this Idempotency-Key came with another request before: send a new key with a new request"
+        raise ApiError(409, message, code="idempotency_key_reused", headers={"x-should-retry": "false"})
+    return str(there["id"])
+
+
+def claim_by_content(store: Store, team: str, request: str, new: str, *, retried: bool, now_s: float) -> str:
+    """The id of the job that a create without a key makes.
+
+    The official client sends a request that got no answer again, with `x-stainless-retry-count` and no key. Such a one
+    gets the job that the same request made in the last ten minutes; or, where it overtook the first one, makes it, and
+    the first one gets that.
+    """
+
+    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        if old is not None and now_s - old["at"] < RETRY_WINDOW_S:
+            if retried:
+                return old
+            if old["by_retry"]:
+                return {**old, "by_retry": False}
+        return {"id": new, "at": now_s, "by_retry": retried}
+
+    return str(store.update_json(f"teams/{team}/creates/request-{request}.json", change)["id"])
+
+
+def put_new(store: Store, job: ApiJob) -> ApiJob:
+    """Write a job down; what was written before stays, and is returned."""
+    try:
+        store.put_json(_key(job.team, job.id), job.model_dump(mode="json"), if_absent=True)
+    except ConflictError:
+        return load(store, job.team, job.id)
+    return job
+
+
+def find(store: Store, team: str, identifier: str) -> ApiJob | None:
+    if not is_id(KIND, identifier):
+        return None
+    try:
+        return ApiJob.model_validate(store.get_json(_key(team, identifier)))
+    except ObjectNotFound:
+        return None
+
+
+def load(store: Store, team: str, identifier: str) -> ApiJob:
+    """ApiError 404 where a team has no such job."""
+    job = find(store, team, identifier)
+    if job is None:
+        raise ApiError(404, f"there is no fine-tuning job {identifier!r}", code="job_not_found")
+    return job
+
+
+def update(store: Store, job: ApiJob, change: Callable[[ApiJob], ApiJob]) -> ApiJob:
+    """Change a job by compare-and-swap; `change` may run several times."""
+
+    def apply(old: dict[str, Any] | None) -> dict[str, Any]:
+        return change(ApiJob.model_validate(old)).model_dump(mode="json")
+
+    return ApiJob.model_validate(store.update_json(_key(job.team, job.id), apply))
+
+
+def ids(store: Store, team: str) -> list[str]:
+    """Of a team's jobs, the oldest first."""
+    return [_id_of(info.key) for info in store.list(f"teams/{team}/jobs")]
+
+
+def mark_open(store: Store, team: str, key_id: str, identifier: str) -> None:
+    store.put_json(_open_key(key_id, identifier), {"team": team})
+
+
+def unmark_open(store: Store, key_id: str, identifier: str) -> None:
+    store.delete(_open_key(key_id, identifier))
+
+
+def open_of(store: Store, key_id: str) -> list[str]:
+    """Ids of a key's jobs that are not over, the oldest first."""
+    return [_id_of(info.key) for info in store.list(f"open/{key_id}")]
+
+
+def all_open(store: Store) -> list[tuple[str, str]]:
+    """(key id, job id) of every job that is not over."""
+    return [(info.key.split("/")[1], _id_of(info.key)) for info in store.list("open")]
+
+
+def team_of_open(store: Store, key_id: str, identifier: str) -> str | None:
+    """None: it is over by now."""
+    try:
+        return str(store.get_json(_open_key(key_id, identifier))["team"])
+    except ObjectNotFound:
+        return None
+
+
+def _key(team: str, identifier: str) -> str:
+    return f"teams/{team}/jobs/{identifier}.json"
+
+
+def _open_key(key_id: str, identifier: str) -> str:
+    return f"open/{key_id}/{identifier}.json"
+
+
+def _id_of(key: str) -> str:
+    return key.rpartition("/")[2].removesuffix(".json")

@@ -1,0 +1,462 @@
+"""The jobs of every team: created once, watched, and brought on their way.
+
+Any number of processes may do this on the same store at once, and any of them may die at any moment: each step is a
+conditional write or can be done twice, and what was begun is found by its marker and gone on with (`tick`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ray_jobs import jobs
+from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
+from ray_jobs.jobs import JobRecord
+from ray_jobs.launch import UNKNOWN, UNREACHABLE, Launcher, Runner
+from ray_jobs.registry import catalogue
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from serving import openai_types as wire
+from serving.errors import ApiError, bad_request
+from serving.files import Files
+from serving.fine_tuning import lifecycle, records
+from serving.fine_tuning.lifecycle import Close, Start, Stop, Verdict
+from serving.fine_tuning.records import ApiJob, Closed
+from serving.fine_tuning.request import Resolved, resolve
+from serving.ids import made_at_s, new_id
+from serving.paging import page
+
+logger = logging.getLogger(__name__)
+
+_RUNNERS_BELIEVED_S = 1.5
+_ORPHAN_AFTER_S = 120.0
+"""A marker without a record is of a create that was cut off, unless it is a moment old."""
+_STEPS_AT_ONCE = 4
+_LEVELS: Mapping[str, Any] = {"info": "info", "warning": "warn", "error": "error"}
+
+
+class Owner(Protocol):
+    """Who asks; `serving.auth.Caller`."""
+
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def team(self) -> str: ...
+    @property
+    def admin(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job, as its records and its launcher showed it a moment ago."""
+
+    api: ApiJob
+    job: JobRecord | None
+    verdict: Verdict
+
+
+@dataclass
+class FineTuning:
+    """See the module."""
+
+    store: Store
+    files: Files
+    launcher: Launcher
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of a job file that every job begins with."""
+    when_over: Callable[[ApiJob, JobRecord, Verdict], None] = lambda *_: None
+    """Called once or more when a job has ended; what it does must be done once."""
+    now: Callable[[], float] = time.time
+    wake: threading.Event = field(default_factory=threading.Event)
+    """Set when there is something to do before the next tick."""
+    _runners: dict[str, Runner] | None = field(default_factory=dict)
+    _looked_at: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # ---- what the routes ask -------------------------------------------------------------------------------------
+
+    def create(
+        self, body: wire.CreateJob, owner: Owner, *, key: str | None, retried: bool, most_open: int | None
+    ) -> wire.Job:
+        """Make a job, or answer with the one that this request has made. ApiError for what is wrong with it."""
+        team = self._team_of(body, owner)
+        identifier = new_id(records.KIND, now_s=self.now())
+        resolved = self._resolve(body, team, identifier)
+        if body.dry_run:
+            return _dry(self._api_job(body, owner, team, identifier, resolved), resolved, self._rows_of(body, team))
+        request = records.fingerprint({"body": body.model_dump(mode="json", exclude_unset=True), "team": team})
+        if key is not None:
+            claimed = records.claim_by_key(self.store, team, key, request, identifier)
+        else:
+            claimed = records.claim_by_content(
+                self.store, team, request, identifier, retried=retried, now_s=self.now()
+            )
+        if claimed != identifier:
+            there = records.find(self.store, team, claimed)
+            if there is not None:
+                return self._as_wire(self._advance(there))
+            identifier, resolved = claimed, self._resolve(body, team, claimed)
+        self._take_place(owner, team, identifier, most_open)
+        api = records.put_new(self.store, self._api_job(body, owner, team, identifier, resolved))
+        self._create_job(api)
+        self.wake.set()
+        return self._as_wire(self._look(api))
+
+    def get(self, team: str, identifier: str) -> wire.Job:
+        return self._as_wire(self._advance(records.load(self.store, team, identifier)))
+
+    def page(
+        self, team: str, *, limit: int, after: str | None, metadata: Mapping[str, str]
+    ) -> tuple[list[wire.Job], bool]:
+        def read(identifier: str) -> wire.Job | None:
+            api = records.find(self.store, team, identifier)
+            if api is None or any((api.metadata or {}).get(key) != value for key, value in metadata.items()):
+                return None
+            return self._as_wire(self._look(api))
+
+        return page(records.ids(self.store, team), read, limit=limit, after=after)
+
+    def cancel(self, team: str, identifier: str) -> wire.Job:
+        api = self._changeable(team, identifier, "cancelled", "running", "queued", "validating_files", "paused")
+        return self._told(api, jobs.request_cancel, "cancelled on request")
+
+    def pause(self, team: str, identifier: str) -> wire.Job:
+        api = self._changeable(team, identifier, "paused", "running", "queued", "validating_files")
+        return self._told(api, jobs.request_pause, "paused on request")
+
+    def resume(self, team: str, identifier: str) -> wire.Job:
+        api = self._changeable(team, identifier, "resumed", "paused")
+        job = jobs.load(self.store, api.job_id)
+        api = records.update(self.store, api, lambda old: lifecycle.resumed(old, job, self.now()))
+        jobs.note(self.store, api.job_id, "info", "resumed on request")
+        self.wake.set()
+        return self._as_wire(self._advance(api))
+
+    def events(self, team: str, identifier: str, *, limit: int, after: str | None) -> tuple[list[wire.Event], bool]:
+        api = records.load(self.store, team, identifier)
+        prefix = f"ftevent-{api.id.removeprefix('ftjob-')}-"
+
+        def read(event_id: str) -> wire.Event | None:
+            event = jobs.event(self.store, api.job_id, event_id.removeprefix(prefix))
+            return wire.Event(
+                id=event_id,
+                created_at=int(event.at.timestamp()),
+                level=_LEVELS[event.level],
+                message=event.message,
+                type=event.kind,
+                data=event.data,
+            )
+
+        names = jobs.event_names(self.store, api.job_id)
+        return page([prefix + name for name in names], read, limit=limit, after=after)
+
+    def checkpoints(
+        self, team: str, identifier: str, *, limit: int, after: str | None
+    ) -> tuple[list[wire.Checkpoint], bool]:
+        seen = self._advance(records.load(self.store, team, identifier))
+        found = {item.id: item for item in checkpoints_of(seen.api, seen.job)}
+        return page(sorted(found), lambda key: found[key], limit=limit, after=after)
+
+    def open_with_file(self, team: str, file_id: str) -> list[str]:
+        """The team's jobs that are not over and name this file."""
+        found = []
+        for key_id, identifier in records.all_open(self.store):
+            if records.team_of_open(self.store, key_id, identifier) == team:
+                api = records.find(self.store, team, identifier)
+                if api is not None and api.closed is None and file_id in (api.training_file, api.validation_file):
+                    found.append(identifier)
+        return found
+
+    # ---- bringing them on their way ---------------------------------------------------------------------------------
+
+    def tick(self) -> dict[str, int]:
+        """Look at every job that is not over and do what is due. How many there are of each status."""
+        counts: dict[str, int] = {}
+        for key_id, identifier in records.all_open(self.store):
+            try:
+                status = self._tick_one(key_id, identifier)
+            except KitaeError as error:
+                logger.warning("job %s is looked at again later: %s", identifier, error)
+                continue
+            if status is not None:
+                counts[status] = counts.get(status, 0) + 1
+        return counts
+
+    def _tick_one(self, key_id: str, identifier: str) -> str | None:
+        team = records.team_of_open(self.store, key_id, identifier)
+        api = None if team is None else records.find(self.store, team, identifier)
+        if api is None:
+            if made_at_s(identifier) < self.now() - _ORPHAN_AFTER_S:
+                records.unmark_open(self.store, key_id, identifier)
+            return None
+        if api.closed is not None:
+            records.unmark_open(self.store, key_id, identifier)
+            return None
+        self._create_job(api)
+        return self._advance(api).verdict.status
+
+    def _advance(self, api: ApiJob) -> Seen:
+        """Do what is due for one job, and look at it."""
+        seen, runner = self._look_closely(api)
+        for _ in range(_STEPS_AT_ONCE):
+            action = lifecycle.decide(seen.api, seen.job, runner, self.now())
+            if isinstance(action, Start) and action.is_new and seen.api.launches:
+                # Two looks before a runner is taken for lost: the first may be a moment old.
+                seen, runner = self._look_closely(seen.api, anew=True)
+                action = lifecycle.decide(seen.api, seen.job, runner, self.now())
+            if action is None:
+                return seen
+            try:
+                api = self._act(seen, action)
+            except MachineError as error:
+                logger.warning("job %s: %s", api.id, error)
+                return seen
+            if isinstance(action, Stop):
+                return seen
+            seen, runner = self._look_closely(api)
+        return seen
+
+    def _act(self, seen: Seen, action: Start | Stop | Close) -> ApiJob:
+        api, job = seen.api, seen.job
+        if isinstance(action, Stop):
+            self.launcher.stop(api.runner_id(action.launch))
+            return api
+        if isinstance(action, Close):
+            assert job is not None
+            return self._close(api, job, action.verdict)
+        launch = action.launch
+        if action.is_new:
+
+            def add(old: ApiJob) -> ApiJob:
+                # Another process may have been as quick; then its launch is the one.
+                known = len(old.launches) >= launch.number or old.closed is not None
+                return old if known else old.model_copy(update={"launches": (*old.launches, launch)})
+
+            api = records.update(self.store, api, add)
+            if action.why:
+                jobs.note(self.store, api.job_id, "warning", f"{action.why}; a new one goes on from the last checkpoint")
+            elif launch.number == 1:
+                jobs.note(self.store, api.job_id, "info", "files validated, job queued")
+        newest = api.launch
+        if newest is not None and api.closed is None:
+            arguments = ["resume", api.job_id, "--launched"]
+            if newest.resumes is not None:
+                arguments += ["--paused-at", newest.resumes]
+            self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()})
+            self._looked_at = 0.0
+        return api
+
+    def _close(self, api: ApiJob, job: JobRecord, verdict: Verdict) -> ApiJob:
+        """Everything that follows from a job's end, in an order in which each may be done again."""
+        if verdict.status == "failed" and job.error is None:  # its runner was lost: the record does not say so
+            with suppress(JobError):
+                jobs.give_up(self.store, api.job_id, verdict.error.message if verdict.error else "lost")
+            job = jobs.load(self.store, api.job_id)
+        if (csv_key := (job.result or {}).get("metrics_csv")) is not None and verdict.status == "succeeded":
+            with suppress(ObjectNotFound):
+                self.files.put_result(api.team, result_file_id(api), "step_metrics.csv", self.store.get(csv_key))
+        self.when_over(api, job, verdict)
+        finished_at = int((job.finished_at or job.cancelled_at or job.created_at).timestamp())
+        closed = Closed(status=verdict.status, finished_at=finished_at, error=verdict.error)
+        api = records.update(
+            self.store, api, lambda old: old if old.closed is not None else old.model_copy(update={"closed": closed})
+        )
+        records.unmark_open(self.store, api.key_id, api.id)
+        return api
+
+    # ---- how -----------------------------------------------------------------------------------------------------------
+
+    def _look(self, api: ApiJob) -> Seen:
+        return self._look_closely(api)[0]
+
+    def _look_closely(self, api: ApiJob, *, anew: bool = False) -> tuple[Seen, Runner]:
+        """The launcher first, then the record; see `lifecycle`."""
+        runner = UNKNOWN
+        if api.closed is None and (launch := api.launch) is not None:
+            found = self._runners_now(since=self.now() if anew else launch.at)
+            runner = UNREACHABLE if found is None else found.get(api.runner_id(launch), UNKNOWN)
+        try:
+            job = jobs.load(self.store, api.job_id)
+        except JobError:
+            job = None
+        return Seen(api, job, lifecycle.status_of(api, job, runner)), runner
+
+    def _runners_now(self, since: float) -> dict[str, Runner] | None:
+        """Every runner, as the launcher told after `since` and at most a moment ago. None: it does not answer."""
+        with self._lock:
+            now = self.now()
+            if self._looked_at < since or now - self._looked_at > _RUNNERS_BELIEVED_S:
+                try:
+                    self._runners = self.launcher.runners(f"{records.KIND}-")
+                except MachineError as error:
+                    logger.warning("runners cannot be looked at: %s", error)
+                    self._runners = None
+                self._looked_at = max(now, self.now())
+            return self._runners
+
+    def _team_of(self, body: wire.CreateJob, owner: Owner) -> str:
+        if body.team is None or body.team == owner.team or owner.admin:
+            return body.team or owner.team
+        raise ApiError(403, f"this key is of team {owner.team!r}, not of {body.team!r}", param="team", code="wrong_team")
+
+    def _resolve(self, body: wire.CreateJob, team: str, identifier: str) -> Resolved:
+        bases = {entry.name: entry for entry in catalogue.entries(self.store)}
+        training = self.files.find(team, body.training_file)
+        validation = None if body.validation_file is None else self.files.find(team, body.validation_file)
+        found = [record for record in (training, validation) if record is not None]
+        return resolve(
+            body,
+            identifier=identifier,
+            team=team,
+            entry=bases.get(body.model),
+            training=training,
+            validation=validation,
+            address_of={record.id: self.store.uri(record.key) for record in found},
+            bases=bases,
+            defaults=self.defaults,
+        )
+
+    def _rows_of(self, body: wire.CreateJob, team: str) -> dict[str, Any]:
+        record = self.files.get(team, body.training_file)
+        return {} if record.report is None else record.report.model_dump(mode="json")
+
+    def _api_job(self, body: wire.CreateJob, owner: Owner, team: str, identifier: str, resolved: Resolved) -> ApiJob:
+        return ApiJob(
+            id=identifier,
+            team=team,
+            key_id=owner.key_id,
+            created_at=int(made_at_s(identifier)),
+            model=body.model,
+            training_file=body.training_file,
+            validation_file=body.validation_file,
+            suffix=body.suffix,
+            seed=resolved.spec.training.seed,
+            metadata=body.metadata,
+            integrations=None,
+            method=resolved.method,
+            hyperparameters=resolved.hyperparameters,
+            spec=resolved.spec.model_dump(mode="json"),
+            job_id=resolved.spec.job_id,
+        )
+
+    def _take_place(self, owner: Owner, team: str, identifier: str, most_open: int | None) -> None:
+        """Mark the job as open, where the key may have another one."""
+        records.mark_open(self.store, team, owner.key_id, identifier)
+        if most_open is None:
+            return
+        # Marked first and counted after: of those who come at once, no more than there are places find one.
+        if identifier not in records.open_of(self.store, owner.key_id)[:most_open]:
+            records.unmark_open(self.store, owner.key_id, identifier)
+            message = f"this key may have {most_open} jobs at once: wait until one has ended, or cancel one"
+            raise ApiError(429, message, code="concurrent_jobs_exceeded", headers={"x-should-retry": "false"})
+
+    def _create_job(self, api: ApiJob) -> None:
+        spec = JobSpec.model_validate(api.spec)
+        jobs.create(self.store, spec)
+        jobs.note(self.store, api.job_id, "info", f"created fine-tuning job {api.id}", number=1)
+
+    def _changeable(self, team: str, identifier: str, what: str, *statuses: str) -> ApiJob:
+        seen = self._advance(records.load(self.store, team, identifier))
+        if seen.verdict.status not in statuses:
+            message = f"{identifier} is {seen.verdict.status} and cannot be {what}"
+            raise bad_request(message, code="invalid_state")
+        if seen.job is None:
+            self._create_job(seen.api)
+        return seen.api
+
+    def _told(self, api: ApiJob, request: Callable[[Store, str], JobRecord], message: str) -> wire.Job:
+        try:
+            request(self.store, api.job_id)
+        except JobError as error:
+            raise bad_request(error.message, code="invalid_state") from error
+        jobs.note(self.store, api.job_id, "info", message)
+        self.wake.set()
+        return self._as_wire(self._advance(api))
+
+    def _as_wire(self, seen: Seen) -> wire.Job:
+        return as_wire(seen.api, seen.job, seen.verdict)
+
+
+def as_wire(api: ApiJob, job: JobRecord | None, verdict: Verdict) -> wire.Job:
+    """A job as the API tells it. Pure."""
+    result = (job.result if job is not None else None) or {}
+    done = verdict.status == "succeeded"
+    finished = None
+    if verdict.over:
+        ended = None if job is None else job.finished_at
+        finished = api.closed.finished_at if api.closed else int(ended.timestamp()) if ended else None
+    return wire.Job(
+        id=api.id,
+        created_at=api.created_at,
+        finished_at=finished,
+        model=api.model,
+        fine_tuned_model=model_name(api) if done else None,
+        organization_id=api.team,
+        status=verdict.status,
+        hyperparameters=api.hyperparameters,
+        training_file=api.training_file,
+        validation_file=api.validation_file,
+        result_files=[result_file_id(api)] if done and "metrics_csv" in result else [],
+        trained_tokens=result.get("trained_tokens") if done else None,
+        error=verdict.error,
+        seed=api.seed,
+        method=api.method,
+        metadata=api.metadata,
+        integrations=api.integrations,
+        result={key: result[key] for key in ("base", "tuned", "base_is", "search") if key in result} if done else None,
+    )
+
+
+def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[wire.Checkpoint]:
+    """What a job has published on its way. Pure."""
+    result = (job.result if job is not None else None) or {}
+    if job is None or job.finished_at is None:
+        return []
+    return [
+        wire.Checkpoint(
+            id=f"ftckpt_{api.id.removeprefix('ftjob-')}-{found['step']:08d}",
+            created_at=int(job.finished_at.timestamp()),
+            step_number=found["step"],
+            fine_tuned_model_checkpoint=f"{model_name(api)}:ckpt-step-{found['step']}",
+            fine_tuning_job_id=api.id,
+            metrics=wire.CheckpointMetrics(
+                step=found["step"],
+                train_loss=found.get("train_loss"),
+                full_valid_loss=found.get("valid_loss"),
+                full_valid_mean_token_accuracy=found.get("valid_mean_token_accuracy"),
+            ),
+        )
+        for found in result.get("checkpoints", [])
+    ]
+
+
+def model_name(api: ApiJob) -> str:
+    """What its model is called."""
+    return f"ft:{api.model}:{api.team}:{api.suffix or ''}:{api.id.removeprefix('ftjob-')}"
+
+
+def result_file_id(api: ApiJob) -> str:
+    """Of the file with its metrics: always the same, so that it is made once."""
+    return f"file-{api.id.removeprefix('ftjob-')}"
+
+
+def _dry(api: ApiJob, resolved: Resolved, rows: Mapping[str, Any]) -> wire.Job:
+    spec = resolved.spec
+    steps = -(-rows["rows"] // spec.training.batch_size) * spec.training.epochs
+    tokens = rows.get("tokens")
+    told = {
+        "job_file": spec.model_dump(mode="json", exclude={"name", "team", "suffix"}),
+        "rows": rows,
+        "steps": steps if spec.training.max_steps is None else min(steps, spec.training.max_steps),
+        "trained_tokens": None if tokens is None else tokens * spec.training.epochs,
+        "trials": None if spec.search is None else spec.search.trials,
+    }
+    job = as_wire(api, None, Verdict("validating_files"))
+    return job.model_copy(update={"id": f"{records.KIND}-dry-run", "dry_run": told})
+
+
