@@ -45,6 +45,7 @@ for command in (
     jobs.run,
     jobs.resume,
     jobs.status,
+    jobs.pause,
     jobs.cancel,
     search.tune,
     search.trials,

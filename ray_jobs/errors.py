@@ -18,8 +18,9 @@ KitaeError
 ├── TrainingError        training stopped (NaN loss, a worker lost too often)
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not come up
-└── JobError             the job cannot do that now (unknown, cancelled, superseded by a newer attempt)
+└── JobError             the job cannot do that now (unknown, cancelled, paused, superseded by a newer attempt)
     ├── JobCancelled         somebody asked for it to stop
+    ├── JobPaused            somebody asked for it to stop for now
     └── JobSuperseded        a newer attempt of the same job runs
 """
 
@@ -121,3 +122,7 @@ class JobCancelled(JobError):
 
 class JobSuperseded(JobError):
     exit_code = 13
+
+
+class JobPaused(JobError):
+    exit_code = 14

@@ -5,7 +5,8 @@ job is launched.
 
 A job can be started again at any time: every start is an attempt with a number claimed by a conditional write, and only
 the newest attempt counts. An older runner that is still alive finds itself superseded at its next `check()`. Cancelling
-ends an attempt at once in the record, whether or not its runner is alive to hear of it.
+ends an attempt at once in the record, whether or not its runner is alive to hear of it; so does pausing, which leaves
+the job to be gone on with.
 """
 
 from __future__ import annotations
@@ -25,23 +26,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from ray_jobs.errors import ConflictError, JobCancelled, JobError, JobSuperseded, ObjectNotFound
+from ray_jobs.errors import ConflictError, JobCancelled, JobError, JobPaused, JobSuperseded, ObjectNotFound
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Level = Literal["info", "warning", "error"]
+Kind = Literal["message", "metrics"]
 
 CHECK_EVERY_S = 2.0
 """How stale `Job.check` may be: a training loop can call it at every step for the price of a clock reading."""
 
 
-def status_of(*, started: bool, finished: bool, failed: bool, cancelled: bool) -> Status:
-    """What the facts of a record amount to. A cancellation stands, whatever its runner did before it heard of it."""
+def status_of(*, started: bool, finished: bool, failed: bool, cancelled: bool, paused: bool) -> Status:
+    """What the facts of a record amount to. A cancellation stands, whatever its runner did before it heard of it; a
+    pause, unless the job was already over."""
     if cancelled:
         return "cancelled"
     if finished:
         return "failed" if failed else "succeeded"
+    if paused:
+        return "paused"
     return "running" if started else "queued"
 
 
@@ -62,6 +67,7 @@ class JobRecord(BaseModel):
     """When the newest attempt began."""
     finished_at: datetime | None = None
     cancelled_at: datetime | None = None
+    paused_at: datetime | None = None
     error: str | None = None
     """Why the newest attempt failed."""
     result: dict[str, Any] | None = None
@@ -75,11 +81,12 @@ class JobRecord(BaseModel):
             finished=self.finished_at is not None,
             failed=self.error is not None,
             cancelled=self.cancelled_at is not None,
+            paused=self.paused_at is not None,
         )
 
     def over(self) -> bool:
-        """Whether the newest attempt has ended, one way or another."""
-        return self.status not in ("queued", "running")
+        """Whether it has ended, one way or another. A paused job has not: somebody means to go on with it."""
+        return self.status not in ("queued", "running", "paused")
 
 
 class Event(BaseModel):
@@ -92,6 +99,8 @@ class Event(BaseModel):
     at: datetime
     level: Level
     message: str
+    kind: Kind = "message"
+    """`metrics`: figures of training, in `data`."""
     data: dict[str, Any] = {}
 
 
@@ -119,7 +128,8 @@ def create(store: Store, spec: JobSpec) -> JobRecord:
 
 
 def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None) -> Job:
-    """Claim the job's next attempt. A runner of an earlier one is superseded; a cancelled or failed job goes on."""
+    """Claim the job's next attempt, which supersedes the runner of an earlier one. A cancelled, paused or failed job
+    goes on."""
     create(store, spec)
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
@@ -133,6 +143,7 @@ def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None) -> J
                 "started_at": _now(),
                 "finished_at": None,
                 "cancelled_at": None,
+                "paused_at": None,
                 "error": None,
                 "result": None,
             }
@@ -155,6 +166,32 @@ def request_cancel(store: Store, job_id: str) -> JobRecord:
         return record.model_copy(update={"cancelled_at": _now(), "finished_at": _now()}).model_dump(mode="json")
 
     return JobRecord.model_validate(store.update_json(_job_key(job_id), cancel))
+
+
+def request_pause(store: Store, job_id: str) -> JobRecord:
+    """Stop the job for now: its runner stops at its next `check()`, and the next attempt goes on where it was. One that
+    has not begun can be paused too. Raises JobError if it is unknown or already over."""
+    load(store, job_id)
+
+    def pause(old: dict[str, Any] | None) -> dict[str, Any]:
+        record = JobRecord.model_validate(old)
+        if record.status == "paused":
+            return record.model_dump(mode="json")
+        if record.over():
+            raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to pause")
+        return record.model_copy(update={"paused_at": _now()}).model_dump(mode="json")
+
+    return JobRecord.model_validate(store.update_json(_job_key(job_id), pause))
+
+
+def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
+    """Write an event down from outside of the job's runner, after all that its newest attempt has told so far.
+
+    Raises JobError if the job is unknown.
+    """
+    attempt = load(store, job_id).attempt
+    told = [_number(info.key) for info in store.list(_events_prefix(job_id)) if _attempt_of(info.key) == attempt]
+    return _write_event(store, job_id, attempt, max(told, default=0) + 1, level, message, "message", data)
 
 
 def load(store: Store, job_id: str) -> JobRecord:
@@ -183,7 +220,7 @@ def list_jobs(store: Store) -> list[JobRecord]:
 
 def events(store: Store, job_id: str, *, after: str = "") -> Iterator[tuple[str, Event]]:
     """(key, event) in order; `after` is the key of the last one already seen."""
-    for found in store.list(f"jobs/{job_id}/events/"):
+    for found in store.list(_events_prefix(job_id)):
         if found.key > after:
             yield found.key, Event.model_validate(store.get_json(found.key))
 
@@ -227,30 +264,21 @@ class Job:
         return self._seen.record
 
     def check(self, *, fresh: bool = False) -> None:
-        """Raise JobCancelled or JobSuperseded if this attempt must stop. `fresh` reads the store even if just read."""
+        """Raise JobCancelled, JobPaused or JobSuperseded if this attempt must stop.
+
+        `fresh` reads the store even if it was just read.
+        """
         if fresh or time.monotonic() - self._seen.at_s >= CHECK_EVERY_S:
             self._seen = _Seen(load(self.store, self.id), time.monotonic())
         self._must_go_on(self._seen.record)
 
-    def event(self, level: Level, message: str, data: Mapping[str, Any] | None = None) -> None:
+    def event(
+        self, level: Level, message: str, data: Mapping[str, Any] | None = None, *, kind: Kind = "message"
+    ) -> None:
         """Write an event down. Never refused to an older attempt: what it did is worth knowing too."""
         with self._lock:
-            while True:
-                self._sequence += 1
-                key = f"jobs/{self.id}/events/{self.attempt:04d}-{self._sequence:06d}.json"
-                event = Event(
-                    attempt=self.attempt,
-                    sequence=self._sequence,
-                    at=_now(),
-                    level=level,
-                    message=message,
-                    data=dict(data or {}),
-                )
-                try:
-                    self.store.put_json(key, event.model_dump(mode="json"), if_absent=True)
-                    return
-                except ConflictError:
-                    continue  # another process of this attempt took the number
+            written = _write_event(self.store, self.id, self.attempt, self._sequence + 1, level, message, kind, data)
+            self._sequence = written.sequence
 
     def stage(self, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
         """The stage with exactly these inputs, if it has finished in this or an earlier attempt."""
@@ -282,7 +310,7 @@ class Job:
     ) -> JobRecord:
         """End this attempt; `cancelled` is for a runner that was told to stop by a signal.
 
-        Raises JobCancelled or JobSuperseded if the attempt no longer counts; then nothing is written.
+        Raises JobCancelled, JobPaused or JobSuperseded if the attempt no longer counts; then nothing is written.
         """
         if (status == "failed") != (error is not None):
             raise ValueError(f"status {status!r} with error {error!r}: a failure, and only a failure, has an error")
@@ -306,6 +334,49 @@ class Job:
             )
         if record.status == "cancelled":
             raise JobCancelled(f"job {self.id} was cancelled; `kitae resume {self.id}` goes on where it stopped")
+        if record.status == "paused":
+            raise JobPaused(f"job {self.id} was paused; `kitae resume {self.id}` goes on where it stopped")
+
+
+def _write_event(
+    store: Store,
+    job_id: str,
+    attempt: int,
+    sequence: int,
+    level: Level,
+    message: str,
+    kind: Kind,
+    data: Mapping[str, Any] | None,
+) -> Event:
+    """Under that number in its attempt, or the next one that nobody has."""
+    while True:
+        event = Event(
+            attempt=attempt,
+            sequence=sequence,
+            at=_now(),
+            level=level,
+            message=message,
+            kind=kind,
+            data=dict(data or {}),
+        )
+        key = f"{_events_prefix(job_id)}{attempt:04d}-{sequence:06d}.json"
+        try:
+            store.put_json(key, event.model_dump(mode="json"), if_absent=True)
+            return event
+        except ConflictError:
+            sequence += 1  # another process of this attempt took the number
+
+
+def _events_prefix(job_id: str) -> str:
+    return f"jobs/{job_id}/events/"
+
+
+def _attempt_of(event_key: str) -> int:
+    return int(event_key.rpartition("/")[2].partition("-")[0])
+
+
+def _number(event_key: str) -> int:
+    return int(event_key.rpartition("-")[2].removesuffix(".json"))
 
 
 def _job_key(job_id: str) -> str:

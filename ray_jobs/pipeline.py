@@ -20,7 +20,7 @@ import yaml
 from ray_jobs import bases, jobs
 from ray_jobs import stages as work
 from ray_jobs.checkpoint import is_disk_full
-from ray_jobs.errors import JobCancelled, JobSuperseded, KitaeError, MachineError
+from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, gate
 from ray_jobs.jobs import Job
 from ray_jobs.progress import stage_progress
@@ -157,7 +157,7 @@ def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], tuple[T, dict[st
     try:
         result, document = work(job)
         job.finish("succeeded", result=document)
-    except (JobCancelled, JobSuperseded) as error:
+    except (JobCancelled, JobPaused, JobSuperseded) as error:
         job.event("warning", str(error))
         raise
     except KeyboardInterrupt:

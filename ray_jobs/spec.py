@@ -111,6 +111,9 @@ class TrainingSection(Section):
     """Save after every so many steps, besides after each evaluation. None: only after evaluations."""
     checkpoints_to_keep: int = Field(2, ge=1)
     """The best N by held-out loss stay in the store, and always the last."""
+    publish_checkpoints: bool = False
+    """Register the other checkpoints that stay as further versions of the model, each with the alias
+    `ckpt-step-{step}` (chat models with adapters only)."""
     seed: int = Field(42, ge=0, le=2**31 - 1)
     """Seeds the order of the rows, new weights and dropout."""
 
@@ -268,6 +271,12 @@ class JobSpec(Section):
     """What the model does, and so which columns the rows have."""
     base_model: str
     """Where to start: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these."""
+    team: Name | None = None
+    """Who owns the job and its model. None: the team `default`."""
+    priority: int = Field(0, ge=-100, le=100)
+    """Of the jobs that wait, one with a higher priority starts first."""
+    suffix: str | None = Field(None, min_length=1, max_length=64)
+    """Shown in the model's name at the endpoint's fine-tuning API; it changes nothing else."""
     data: DataSection
     training: TrainingSection = TrainingSection()
     search: SearchSection | None = None
@@ -337,9 +346,12 @@ class JobSpec(Section):
         return JobSpec.model_validate(document)
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over the resolved spec without `compute`: on how many workers a job runs does not
-        change what it comes to, so it can go on with others."""
-        resolved = self.model_dump(mode="json", exclude={"compute"}, exclude_none=True)
+        """16 hex digits of SHA-256 over the resolved spec without `compute` and `priority`: on how many workers a job
+        runs, and when, does not change what it comes to, so it can go on with others."""
+        resolved = self.model_dump(mode="json", exclude={"compute", "priority"}, exclude_none=True)
+        # Newer than jobs that are in stores: while it is off, their ids stay what they were.
+        if not self.training.publish_checkpoints:
+            del resolved["training"]["publish_checkpoints"]
         canonical = json.dumps(resolved, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

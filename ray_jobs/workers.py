@@ -56,7 +56,8 @@ def train_on_workers(
     attempt: int,
     report: Report,
 ) -> TrainOutcome:
-    """Train on `compute.workers` Ray Train workers. Blocks; a cancelled job's workers stop at their next step.
+    """Train on `compute.workers` Ray Train workers. Blocks; the workers of a job that is cancelled or paused stop at
+    their next step.
 
     Raises what a worker raised on purpose, MachineError where the cluster has no room or memory ran out, and
     TrainingError where workers were lost more often than `compute.max_failures`.
@@ -264,8 +265,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 class _Asked:
-    """Whether the job was cancelled or taken over, or this training is to stop: read from the store every few seconds
-    in the background."""
+    """Whether the job was cancelled, paused or taken over, or this training is to stop: read from the store every few
+    seconds in the background."""
 
     def __init__(self, ask: Callable[[], JobRecord], stopped: Callable[[], bool], attempt: int) -> None:
         self._stop = threading.Event()
@@ -280,7 +281,7 @@ class _Asked:
         while not self._stop.wait(2.0):
             with contextlib.suppress(KitaeError):  # a store that is away for a moment stops nobody
                 record = self._ask()
-                if record.status == "cancelled" or record.attempt != self._attempt or self._stopped():
+                if record.status in ("cancelled", "paused") or record.attempt != self._attempt or self._stopped():
                     self._stop.set()
 
 

@@ -189,6 +189,14 @@ def test_status_as_json(invoke: CliRunner, store: Store) -> None:
     assert [event["message"] for event in shown["events"]] == ["hello"]
 
 
+def test_pause_stops_the_job_for_now_and_nobody_watches_it_any_longer(invoke: CliRunner, store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    assert invoke.invoke(cli, ["pause", job.id]).output == f"{job.id}: paused\n"
+    assert jobs.load(store, job.id).status == "paused"
+    assert f"{job.id}  paused" in invoke.invoke(cli, ["status", job.id, "--watch"]).output
+    assert invoke.invoke(cli, ["cancel", job.id]).output == f"{job.id}: cancelled\n"
+
+
 def test_cancel_ends_the_job_and_an_unknown_one_is_an_error(invoke: CliRunner, store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert invoke.invoke(cli, ["cancel", job.id]).output == f"{job.id}: cancelled\n"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from ray_jobs import jobs
-from ray_jobs.errors import JobCancelled, JobError, JobSuperseded
-from ray_jobs.jobs import JobRecord, Status, status_of
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
+from ray_jobs.jobs import Event, JobRecord, Status, status_of
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 
-STATUSES: dict[tuple[bool, bool, bool, bool], Status] = {
+UNPAUSED: dict[tuple[bool, bool, bool, bool], Status] = {
     # (started, finished, failed, cancelled)
     (False, False, False, False): "queued",
     (True, False, False, False): "running",
@@ -24,7 +25,7 @@ STATUSES: dict[tuple[bool, bool, bool, bool], Status] = {
     (False, True, False, True): "cancelled",  # before anybody started it
     (True, True, False, True): "cancelled",
     (True, True, True, True): "cancelled",  # its runner failed at stopping
-    # A record that a crash or a hand left half written still reads as one of the five.
+    # A record that a crash or a hand left half written still reads as one of the six.
     (False, True, False, False): "succeeded",
     (False, True, True, False): "failed",
     (False, False, True, False): "queued",
@@ -40,7 +41,11 @@ STATUSES: dict[tuple[bool, bool, bool, bool], Status] = {
 @pytest.mark.parametrize("facts", list(itertools.product([False, True], repeat=4)))
 def test_status_of_every_combination(facts: tuple[bool, bool, bool, bool]) -> None:
     started, finished, failed, cancelled = facts
-    assert status_of(started=started, finished=finished, failed=failed, cancelled=cancelled) == STATUSES[facts]
+    named = {"started": started, "finished": finished, "failed": failed, "cancelled": cancelled}
+    assert status_of(**named, paused=False) == UNPAUSED[facts]
+    # A pause is of what waits or runs, and of nothing else.
+    waits_or_runs = UNPAUSED[facts] in ("queued", "running")
+    assert status_of(**named, paused=True) == ("paused" if waits_or_runs else UNPAUSED[facts])
 
 
 def test_a_record_survives_its_json() -> None:
@@ -146,6 +151,54 @@ def test_a_queued_job_can_be_cancelled_and_a_finished_one_not(store: Store) -> N
         jobs.request_cancel(store, done.id)
 
 
+def test_a_paused_job_stops_and_goes_on_in_the_next_attempt(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    paused = jobs.request_pause(store, job.id)
+    assert (paused.status, paused.finished_at, paused.over()) == ("paused", None, False)
+    assert jobs.request_pause(store, job.id) == paused
+    with pytest.raises(JobPaused, match="kitae resume greeter-"):
+        job.check(fresh=True)
+    with pytest.raises(JobPaused):
+        job.finish_stage("train", {"seed": 1}, {"loss": 1.0}, 2.0)
+    with pytest.raises(JobPaused):
+        job.finish("failed", error="the workers ended without a result")
+    again = jobs.start_attempt(store, make_spec())
+    again.check(fresh=True)
+    assert (again.record.status, again.record.paused_at) == ("running", None)
+    with pytest.raises(JobSuperseded):
+        job.check(fresh=True)
+
+
+def test_what_can_be_paused(store: Store) -> None:
+    queued = jobs.create(store, make_spec("queued"))
+    assert jobs.request_pause(store, queued.id).status == "paused"
+    done = jobs.start_attempt(store, make_spec("done"))
+    done.finish("succeeded")
+    with pytest.raises(JobError, match=r"already over \(succeeded\); there is nothing to pause"):
+        jobs.request_pause(store, done.id)
+    jobs.request_cancel(store, jobs.create(store, make_spec("cancelled")).id)
+    with pytest.raises(JobError, match=r"already over \(cancelled\)"):
+        jobs.request_pause(store, make_spec("cancelled").job_id)
+
+
+def test_a_paused_job_can_be_cancelled(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    jobs.request_pause(store, job.id)
+    assert jobs.request_cancel(store, job.id).status == "cancelled"
+    with pytest.raises(JobCancelled):
+        job.check(fresh=True)
+    assert jobs.start_attempt(store, make_spec()).record.status == "running"
+
+
+def test_a_record_of_an_older_version_is_still_read() -> None:
+    now = datetime.now(UTC)
+    written = JobRecord(id="a-1", spec={}, created_at=now, started_at=now, attempt=1).model_dump(mode="json")
+    del written["paused_at"]
+    assert JobRecord.model_validate(written).status == "running"
+    event = {"attempt": 1, "sequence": 1, "at": now.isoformat(), "level": "info", "message": "x", "data": {}}
+    assert Event.model_validate(event).kind == "message"
+
+
 def test_a_runner_told_to_stop_by_a_signal_records_a_cancellation(store: Store) -> None:
     assert jobs.start_attempt(store, make_spec()).finish("cancelled").status == "cancelled"
 
@@ -178,6 +231,34 @@ def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Store) -> No
         job.event("info", f"driver {number}")
         other.event("info", f"worker {number}")
     assert len({event.message for _, event in jobs.events(store, job.id)}) == 6
+
+
+def test_a_note_from_outside_comes_after_what_the_attempt_has_told(store: Store) -> None:
+    queued = jobs.create(store, make_spec())
+    jobs.note(store, queued.id, "info", "created")
+    job = jobs.start_attempt(store, make_spec())
+    job.event("info", "one")
+    job.event("info", "two", {"loss": 1.0}, kind="metrics")
+    noted = jobs.note(store, job.id, "warning", "pause asked for", {"by": "someone"})
+    job.event("info", "three")
+    jobs.note(store, job.id, "info", "four")
+    told = [event for _, event in jobs.events(store, job.id)]
+    assert [event.message for event in told] == ["created", "one", "two", "pause asked for", "three", "four"]
+    assert [(event.attempt, event.sequence) for event in told] == [(0, 1), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5)]
+    assert [event.kind for event in told] == ["message", "message", "metrics", "message", "message", "message"]
+    assert told[3] == noted
+    assert noted.data == {"by": "someone"}
+    with pytest.raises(JobError, match="no job"):
+        jobs.note(store, "unknown", "info", "x")
+
+
+def test_notes_written_at_once_are_all_kept(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: jobs.note(store, job.id, "info", f"note {number}"), range(8)))
+    told = [event for _, event in jobs.events(store, job.id)]
+    assert sorted(event.message for event in told) == [f"note {number}" for number in range(8)]
+    assert [event.sequence for event in told] == list(range(1, 9))
 
 
 def test_a_stage_is_found_again_by_its_inputs_and_no_others(store: Store) -> None:

@@ -78,6 +78,27 @@ def test_a_job_is_its_spec_without_compute() -> None:
     assert one.job_id == parse_spec({**GOOD, "training": {"epochs": 3}}).job_id  # the default, written out
 
 
+def test_who_owns_a_job_is_part_of_it_and_when_it_starts_is_not() -> None:
+    one = parse_spec(GOOD)
+    assert one.digest() == "3d8944cc100caa74"  # as it was before these fields: a stored job keeps its id
+    assert one.digest() == parse_spec({**GOOD, "team": None, "suffix": None, "priority": 0}).digest()
+    assert one.digest() == parse_spec({**GOOD, "priority": 7}).digest()
+    assert one.digest() == parse_spec({**GOOD, "training": {"publish_checkpoints": False}}).digest()
+    others: list[dict[str, Any]] = [
+        {"team": "a"},
+        {"team": "b"},
+        {"suffix": "A model"},
+        {"training": {"publish_checkpoints": True}},
+    ]
+    assert len({one.digest(), *(parse_spec({**GOOD, **other}).digest() for other in others)}) == 5
+
+
+@pytest.mark.parametrize("field", [{"team": "Team A"}, {"priority": 101}, {"suffix": ""}, {"suffix": "x" * 65}])
+def test_what_an_owner_a_priority_or_a_suffix_cannot_be(field: dict[str, Any]) -> None:
+    (problem,) = problems(**field)
+    assert problem.startswith(f"{next(iter(field))}: ")
+
+
 def test_a_stored_spec_of_an_older_version_is_still_read() -> None:
     stored = {**GOOD, "training": {"epochs": 2, "gone": 1}, "gone": {"a": 1}}
     assert parse_spec(stored, stored=True).training.epochs == 2

@@ -1,4 +1,4 @@
-"""`plan`, `run`, `resume`, `status`, `cancel`: a job from its file to its end.
+"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`: a job from its file to its end.
 
 Owns what these commands print. Does not know what a stage does (pipeline) nor what a record holds true (jobs).
 """
@@ -69,7 +69,7 @@ def run(spec: Path) -> None:
 @_JOB
 @click.option("--workers", type=click.IntRange(min=1), help="Go on with so many training workers (compute.workers).")
 def resume(job: str, workers: int | None) -> None:
-    """Go on with JOB where it stopped: killed, failed or cancelled. Its job file is not needed.
+    """Go on with JOB where it stopped: killed, failed, paused or cancelled. Its job file is not needed.
 
     \b
     Example:
@@ -105,8 +105,25 @@ def cancel(job: str) -> None:
 
 
 @click.command()
+@_JOB
+def pause(job: str) -> None:
+    """Stop JOB for now. Its runner stops within seconds and frees what it held; `kitae resume` goes on with it.
+
+    \b
+    Example:
+      kitae pause faq-chat-1f0c2a9b3d
+    """
+    from ray_jobs.jobs import request_pause
+
+    record = request_pause(session.open_store(), job)
+    click.echo(f"{record.id}: {record.status}")
+
+
+@click.command()
 @click.argument("job", required=False, shell_complete=session.job_ids)
-@click.option("--watch", is_flag=True, help="Show events as they come, until the job is over; exit 1 if it failed.")
+@click.option(
+    "--watch", is_flag=True, help="Show events as they come, until the job is over or paused; exit 1 if it failed."
+)
 @click.option("--events", "show_events", is_flag=True, help="Show every event.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
@@ -145,7 +162,7 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         session.print_json(_as_json(store, record, with_events=show_events))
         return
     last_key = _print_events(store, job, after="") if show_events or watch else ""
-    while watch and not record.over():
+    while watch and record.status in ("queued", "running"):
         time.sleep(WATCH_EVERY_S)
         record = load(store, job)
         last_key = _print_events(store, job, after=last_key)
