@@ -11,6 +11,7 @@ the job to be gone on with.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -127,14 +128,26 @@ def create(store: Store, spec: JobSpec) -> JobRecord:
     return record
 
 
-def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None) -> Job:
+@dataclass(frozen=True)
+class Launched:
+    """That a runner was started by a launcher, which knew of this pause and no later one (None: of none).
+
+    Whatever was asked for since, before the runner came to its first line, stands.
+    """
+
+    paused_at: str | None = None
+
+
+def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, launched: Launched | None = None) -> Job:
     """Claim the job's next attempt, which supersedes the runner of an earlier one. A cancelled, paused or failed job
-    goes on."""
+    goes on, unless it was `launched` before it was stopped; then JobCancelled, JobPaused or JobError is raised."""
     create(store, spec)
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
     def claim(old: dict[str, Any] | None) -> dict[str, Any]:
         record = JobRecord.model_validate(old)
+        if launched is not None:
+            _must_begin(record, launched)
         claimed = record.model_copy(
             update={
                 "attempt": record.attempt + 1,
@@ -194,6 +207,24 @@ def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[st
     return _write_event(store, job_id, attempt, max(told, default=0) + 1, level, message, "message", data)
 
 
+def note_created(store: Store, job_id: str, message: str) -> None:
+    """The first event of a job that others create, written once however often it is called."""
+    event = Event(attempt=0, sequence=1, at=_now(), level="info", message=message)
+    with contextlib.suppress(ConflictError):
+        store.put_json(f"{_events_prefix(job_id)}0000-000001.json", event.model_dump(mode="json"), if_absent=True)
+
+
+def give_up(store: Store, job_id: str, error: str) -> JobRecord:
+    """Write down that the job has failed, on behalf of a runner that is no more. Nothing changes if it is over."""
+
+    def end(old: dict[str, Any] | None) -> dict[str, Any]:
+        record = JobRecord.model_validate(old)
+        ended = record if record.over() else record.model_copy(update={"finished_at": _now(), "error": error})
+        return ended.model_dump(mode="json")
+
+    return JobRecord.model_validate(store.update_json(_job_key(job_id), end))
+
+
 def load(store: Store, job_id: str) -> JobRecord:
     """The record. Raises JobError with the nearest known id."""
     try:
@@ -223,6 +254,16 @@ def events(store: Store, job_id: str, *, after: str = "") -> Iterator[tuple[str,
     for found in store.list(_events_prefix(job_id)):
         if found.key > after:
             yield found.key, Event.model_validate(store.get_json(found.key))
+
+
+def event_names(store: Store, job_id: str) -> list[str]:
+    """Names of a job's events, in order, for `event`."""
+    return [info.key.rpartition("/")[2].removesuffix(".json") for info in store.list(_events_prefix(job_id))]
+
+
+def event(store: Store, job_id: str, name: str) -> Event:
+    """One event."""
+    return Event.model_validate(store.get_json(f"{_events_prefix(job_id)}{name}.json"))
 
 
 def stages(store: Store, job_id: str) -> list[StageRecord]:
@@ -336,6 +377,14 @@ class Job:
             raise JobCancelled(f"job {self.id} was cancelled; `kitae resume {self.id}` goes on where it stopped")
         if record.status == "paused":
             raise JobPaused(f"job {self.id} was paused; `kitae resume {self.id}` goes on where it stopped")
+
+
+def _must_begin(record: JobRecord, launched: Launched) -> None:
+    if record.over():
+        kind = JobCancelled if record.status == "cancelled" else JobError
+        raise kind(f"job {record.id} is over ({record.status}), so its launched runner has nothing to do")
+    if record.paused_at is not None and record.paused_at.isoformat() != launched.paused_at:
+        raise JobPaused(f"job {record.id} was paused after its runner was launched")
 
 
 def _write_event(

@@ -22,7 +22,7 @@ from ray_jobs import stages as work
 from ray_jobs.checkpoint import is_disk_full
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, gate
-from ray_jobs.jobs import Job
+from ray_jobs.jobs import Job, Launched
 from ray_jobs.progress import stage_progress
 from ray_jobs.search.space import describe
 from ray_jobs.spec import JobSpec, SearchSection
@@ -125,7 +125,7 @@ class PlanReport:
         return f"{document}\njob {self.job_id}\n" + "\n".join(lines)
 
 
-def run(store: Store, spec: JobSpec) -> JobResult:
+def run(store: Store, spec: JobSpec, *, launched: Launched | None = None) -> JobResult:
     """Run or go on with a job, to the end. Raises what went wrong, after writing it down in the job's record."""
 
     def work(job: Job) -> tuple[JobResult, dict[str, Any]]:
@@ -133,7 +133,7 @@ def run(store: Store, spec: JobSpec) -> JobResult:
         job.event("info", f"registered {result.model}@{result.version}", result.tuned)
         return result, result.as_json()
 
-    return _attempt(store, spec, work)
+    return _attempt(store, spec, work, launched)
 
 
 def tune(store: Store, spec: JobSpec) -> TuneResult:
@@ -150,9 +150,14 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
     return _attempt(store, spec, work)
 
 
-def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], tuple[T, dict[str, Any]]]) -> T:
+def _attempt(
+    store: Store,
+    spec: JobSpec,
+    work: Callable[[Job], tuple[T, dict[str, Any]]],
+    launched: Launched | None = None,
+) -> T:
     """An attempt at a job. `work` gives what it came to, and that as JSON for its record."""
-    job = jobs.start_attempt(store, spec)
+    job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:
         result, document = work(job)

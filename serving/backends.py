@@ -41,6 +41,10 @@ class Backend(Protocol):
         """One `{"scores": {label: score}, "tokens": n}` a text, in order."""
         ...
 
+    async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+        """One `{"embedding": [numbers], "tokens": n}` a text, in order."""
+        ...
+
     async def statuses(self) -> dict[str, str]:
         """State of each Serve application, RUNNING when it can answer."""
         ...
@@ -68,9 +72,15 @@ class ServeBackend:
                 pieces.cancel()  # whoever asked has gone: the engine must not go on generating
 
     async def classify(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+        return await self._ask(route, "classify", texts)
+
+    async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+        return await self._ask(route, "embed", texts)
+
+    async def _ask(self, route: Route, method: str, texts: list[str]) -> list[dict[str, Any]]:
         handle = await self._handle(route, stream=False)
         try:
-            answers: list[dict[str, Any]] = await handle.classify.remote(texts)
+            answers: list[dict[str, Any]] = await getattr(handle, method).remote(texts)
         except Exception as error:  # translated, or raised again
             raise _translated(error, route) from error
         return answers

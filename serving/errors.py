@@ -6,15 +6,22 @@ Owns the body and the status of every 4xx and 5xx, and how vLLM's own refusals a
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from ray_jobs.errors import StoreError
+from serving.openai_types import ErrorBody
 
 logger = logging.getLogger(__name__)
 
+CLIENT_GONE = 499
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
 
@@ -87,12 +94,47 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
     )
 
 
+def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Every field of a request that does not fit, in one refusal."""
+    details = []
+    for item in found:
+        where = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
+        what = {"missing": "required, and missing", "extra_forbidden": "unknown field"}.get(item["type"], item["msg"])
+        if item["type"] == "json_invalid":
+            where, what = "", f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}"
+        details.append({"param": where or None, "message": what})
+    message = "; ".join(f"{each['param']}: {each['message']}" if each["param"] else each["message"] for each in details)
+    is_json = any(item["type"] == "json_invalid" for item in found)
+    return ApiError(
+        400, message, param=details[0]["param"], code="invalid_json" if is_json else "invalid_request", details=details
+    )
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These refusals, for the OpenAPI document of a route."""
+    return {status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of the app in this shape."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
         return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return from_validation(error.errors()).response()
+
+    @app.exception_handler(StoreError)
+    async def store_failed(request: Request, error: StoreError) -> JSONResponse:
+        logger.warning("the store failed: %s", error)
+        message = "the object store does not answer; try again in a moment"
+        return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"}).response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return ApiError(CLIENT_GONE, "the client went away").response()
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.data.report import RowReport
 
+Task = Literal["chat", "text_classification"]
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 MOST_JOBS_PAGE = 100
@@ -142,7 +143,7 @@ class CreateJob(Wire):
     """OpenAI's object, or the name of a training method, short for `training.method`."""
     hyperparameters: Hyperparameters | None = None
 
-    task: Literal["chat", "text_classification"] | None = None
+    task: Task | None = None
     """None: by the columns of the training file."""
     lora_rank: Annotated[int, Field(ge=1, le=512)] | None = None
     """Short for `training.lora.rank`."""
@@ -261,3 +262,72 @@ class ModelList(Wire):
     object: Literal["list"] = "list"
     data: list[Model]
     has_more: bool = False
+
+
+class Open(Wire):
+    """With more fields than are named: those of vLLM."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ChatRequest(Open):
+    model: str
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    stream: bool | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+class CompletionRequest(Open):
+    model: str
+    prompt: str | list[str]
+    stream: bool | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+Texts = str | Annotated[list[str], Field(min_length=1, max_length=1024)]
+
+
+class EmbeddingRequest(Open):
+    model: str
+    input: Texts
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class ClassifyRequest(Open):
+    model: str
+    input: Texts
+
+
+class TextUsage(Wire):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(Wire):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(Wire):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Embedding]
+    usage: TextUsage
+
+
+class Classified(Wire):
+    index: int
+    label: str
+    scores: dict[str, float]
+
+
+class ClassifyList(Wire):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Classified]
+    usage: TextUsage

@@ -81,6 +81,17 @@ class TextClassifier:
         """See `serving.backends.Backend.classify`. Texts of several requests share a batch."""
         return list(await asyncio.gather(*(self._batched(text) for text in texts)))
 
+    async def embed(self, texts: list[str]) -> list[dict[str, Any]]:
+        """See `serving.backends.Backend.embed`."""
+        return await asyncio.to_thread(self._embed_now, texts)
+
+    def _embed_now(self, texts: list[str]) -> list[dict[str, Any]]:
+        vectors = self._task.embed(self._model, self._tokenizer, texts)
+        return [
+            {"embedding": vector, "tokens": len(self._tokenizer.encode(text))}
+            for text, vector in zip(texts, vectors, strict=True)
+        ]
+
     async def _predict(self, texts: list[str]) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._predict_now, texts)
 

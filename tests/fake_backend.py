@@ -33,7 +33,12 @@ class FakeBackend:
                 return
             words = _asked(body).split()
             if not body.get("stream"):
-                yield {"response": {"model": body["model"], "choices": [{"message": {"content": " ".join(words)}}]}}
+                usage = {"prompt_tokens": len(words), "completion_tokens": len(words), "total_tokens": 2 * len(words)}
+                message = {"role": "assistant", "content": " ".join(words)}
+                choice = {"index": 0, "finish_reason": "stop", "message": message, "text": " ".join(words)}
+                kind = {"chat": "chat.completion"}.get(method, "text_completion")
+                answer = {"id": "cmpl-1", "object": kind, "created": 1, "model": body["model"], "choices": [choice]}
+                yield {"response": answer | {"usage": usage}}
                 return
             for i, word in enumerate(words):
                 if self.failure is not None and i == self.fail_after:
@@ -47,6 +52,11 @@ class FakeBackend:
         if self.failure is not None:
             raise self.failure
         return [{"scores": {"ham": 0.25, "spam": 0.75}, "tokens": len(text.split())} for text in texts]
+
+    async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+        if self.failure is not None:
+            raise self.failure
+        return [{"embedding": [0.6, 0.8], "tokens": len(text.split())} for text in texts]
 
     async def statuses(self) -> dict[str, str]:
         return self.states

@@ -68,7 +68,9 @@ def run(spec: Path) -> None:
 @click.command()
 @_JOB
 @click.option("--workers", type=click.IntRange(min=1), help="Go on with so many training workers (compute.workers).")
-def resume(job: str, workers: int | None) -> None:
+@click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: what was asked for since stands.")
+@click.option("--paused-at", hidden=True, help="The pause that this launch ends.")
+def resume(job: str, workers: int | None, launched: bool, paused_at: str | None) -> None:
     """Go on with JOB where it stopped: killed, failed, paused or cancelled. Its job file is not needed.
 
     \b
@@ -76,7 +78,7 @@ def resume(job: str, workers: int | None) -> None:
       kitae resume faq-chat-1f0c2a9b3d
       kitae resume faq-chat-1f0c2a9b3d --workers 1
     """
-    from ray_jobs.jobs import load
+    from ray_jobs.jobs import Launched, load
     from ray_jobs.spec import parse_spec
 
     store = session.open_store()
@@ -86,7 +88,7 @@ def resume(job: str, workers: int | None) -> None:
     loaded = parse_spec(document, source=f"the stored spec of job {job}", stored=True)
     from ray_jobs import pipeline
 
-    _report(pipeline.run(store, loaded))
+    _report(pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None))
 
 
 @click.command()

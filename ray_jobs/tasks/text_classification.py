@@ -5,7 +5,7 @@ A row is `{"text": …, "label": …}`; the labels are those of the training row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,10 +96,42 @@ class TextClassification:
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
     ) -> list[Prediction]:
-        """Classify texts, similar lengths together; at most `batch_tokens` tokens a forward pass.
+        """Classify texts. One over `max_tokens` (None: what the model can take) is cut at the end."""
 
-        A text over `max_tokens` (None: what the model can take) is cut at the end.
-        """
+        def chances(batch: Batch) -> torch.Tensor:
+            return self.logits(model, batch).float().softmax(-1)
+
+        rows = self._through(model, tokenizer, texts, chances, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        scores = [dict(zip(labels, row, strict=True)) for row in rows]
+        return [Prediction(max(each, key=each.__getitem__), each) for each in scores]
+
+    def embed(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    ) -> list[list[float]]:
+        """Each text's vector: the mean of its tokens' last hidden states, of length 1 (Reimers and Gurevych 2019,
+        arXiv:1908.10084)."""
+
+        def vectors(batch: Batch) -> torch.Tensor:
+            from torch.nn import functional
+
+            hidden_BTH = model(**batch.inputs, output_hidden_states=True).hidden_states[-1].float()
+            mask_BT1 = batch.inputs["attention_mask"].unsqueeze(-1)
+            mean_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+            return functional.normalize(mean_BH, dim=-1)
+
+        return self._through(model, tokenizer, texts, vectors)
+
+    def _through(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        compute: Callable[[Batch], torch.Tensor],
+        *,
+        max_tokens: int | None = None,
+        batch_tokens: int = 8192,
+    ) -> list[list[float]]:
+        """A row of numbers a text, similar lengths together; at most `batch_tokens` tokens a forward pass."""
         import torch
 
         limit = max_tokens or int(getattr(model.config, "max_position_embeddings", 512))
@@ -107,14 +139,13 @@ class TextClassification:
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         device = next(model.parameters()).device
         pad_id = int(tokenizer.pad_token_id or 0)
-        predictions: list[Prediction | None] = [None] * len(texts)
+        rows: list[list[float]] = [[] for _ in texts]
         while order:
             size = max(1, sum(1 for n, i in enumerate(order) if (n + 1) * len(encoded[i]) <= batch_tokens))
             group, order = order[:size], order[size:]
             batch = self.collate([Example(tuple(encoded[i]), (0,)) for i in group], packed=False, pad_id=pad_id)
             with torch.no_grad():
-                chances_BC = self.logits(model, batch.to(device)).float().softmax(-1).tolist()
-            for i, chances in zip(group, chances_BC, strict=True):
-                scores = dict(zip(labels, chances, strict=True))
-                predictions[i] = Prediction(max(scores, key=scores.__getitem__), scores)
-        return [p for p in predictions if p is not None]
+                found = compute(batch.to(device)).tolist()
+            for i, row in zip(group, found, strict=True):
+                rows[i] = row
+        return rows

@@ -197,8 +197,11 @@ class FineTuning:
         if api.closed is not None:
             records.unmark_open(self.store, key_id, identifier)
             return None
-        self._create_job(api)
-        return self._advance(api).verdict.status
+        seen = self._advance(api)
+        if seen.job is None:  # whoever created it was cut off
+            self._create_job(api)
+            seen = self._advance(api)
+        return seen.verdict.status
 
     def _advance(self, api: ApiJob) -> Seen:
         """Do what is due for one job, and look at it."""
@@ -358,7 +361,7 @@ class FineTuning:
     def _create_job(self, api: ApiJob) -> None:
         spec = JobSpec.model_validate(api.spec)
         jobs.create(self.store, spec)
-        jobs.note(self.store, api.job_id, "info", f"created fine-tuning job {api.id}", number=1)
+        jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
 
     def _changeable(self, team: str, identifier: str, what: str, *statuses: str) -> ApiJob:
         seen = self._advance(records.load(self.store, team, identifier))
