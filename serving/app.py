@@ -23,10 +23,11 @@ from ray_jobs.deploy.serve_api import INGRESS
 from ray_jobs.storage import Store
 from serving import errors
 from serving.auth import Gate
-from serving.backends import Backend, Route, ServeBackend
+from serving.backends import Backend, Pieces, Route, ServeBackend, close, named
 from serving.errors import ApiError, bad_request
-from serving.router import Router, Snapshot, resolve
+from serving.router import OPERATOR, Router, Snapshot, Viewer, resolve
 from serving.settings import Settings
+from serving.traffic import Traffic
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -57,11 +58,15 @@ def build(args: dict[str, Any]) -> Application:
 def app_from_environment() -> ASGIApp:
     """The app of a Serve replica, from that process's environment."""
     settings = Settings.from_env(os.environ)
-    router = Router(Store.from_env(check=False), ttl_s=settings.route_ttl_s)
-    return create_app(settings, router, ServeBackend(), behind_proxy=True)
+    store = Store.from_env(check=False)
+    traffic = Traffic(store)
+    router = Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
+    return create_app(settings, router, ServeBackend(), traffic, behind_proxy=True)
 
 
-def create_app(settings: Settings, router: Router, backend: Backend, *, behind_proxy: bool = False) -> ASGIApp:
+def create_app(
+    settings: Settings, router: Router, backend: Backend, traffic: Traffic, *, behind_proxy: bool = False
+) -> ASGIApp:
     """The endpoint as an ASGI app."""
     app = FastAPI(title="Kitae", docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
@@ -71,7 +76,7 @@ def create_app(settings: Settings, router: Router, backend: Backend, *, behind_p
         body = await read_json(request)
         check_generation(body)
         check_messages(body)
-        return await generate("chat", body)
+        return await generate("chat", body, viewer_of(request))
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
@@ -79,12 +84,17 @@ def create_app(settings: Settings, router: Router, backend: Backend, *, behind_p
         check_generation(body)
         if not body.get("prompt"):
             raise bad_request("prompt is missing or empty", param="prompt")
-        return await generate("completions", body)
+        return await generate("completions", body, viewer_of(request))
 
-    async def generate(method: str, body: dict[str, Any]) -> Response:
-        route = await router.resolve(body.get("model"), "chat")
-        # An id of ours: a client that sends one twice must not touch its other request.
-        pieces = backend.generate(route, method, body | {"model": route.model, "request_id": uuid.uuid4().hex})
+    async def generate(method: str, body: dict[str, Any], viewer: Viewer) -> Response:
+        route = await router.resolve(body.get("model"), "chat", viewer)
+
+        def ask(route: Route) -> Pieces:
+            # An id of ours: a client that sends one twice must not touch its other request.
+            return backend.generate(route, method, body | {"model": route.model, "request_id": uuid.uuid4().hex})
+
+        traffic.mirror(route, ask)
+        pieces = named(route, traffic.measured(route, ask(route)))
         first = await anext(pieces, None)
         if first is None:
             raise ApiError(500, "the engine gave no answer")
@@ -100,26 +110,26 @@ def create_app(settings: Settings, router: Router, backend: Backend, *, behind_p
     async def classify(request: Request) -> Response:
         body = await read_json(request)
         texts = check_texts(body)
-        route = await router.resolve(body.get("model"), "text_classification")
-        answers = await backend.classify(route, texts)
+        route = await router.resolve(body.get("model"), "text_classification", viewer_of(request))
+        async with traffic.watched(route):
+            answers = await backend.classify(route, texts)
         tokens = sum(answer["tokens"] for answer in answers)
         data = [
             {"index": i, "label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
             for i, answer in enumerate(answers)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": route.model, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
 
     @app.get("/v1/models")
-    async def models() -> Response:
-        snapshot = await router.snapshot()
-        return JSONResponse({"object": "list", "data": [_card(snapshot, name) for name in snapshot.names()]})
+    async def models(request: Request) -> Response:
+        snapshot, viewer = await router.snapshot(), viewer_of(request)
+        cards = [_card(snapshot, name, viewer) for name in snapshot.names(viewer)]
+        return JSONResponse({"object": "list", "data": cards})
 
     @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> Response:
-        snapshot = await router.snapshot()
-        resolve(snapshot, model)
-        return JSONResponse(_card(snapshot, model))
+    async def model(model: str, request: Request) -> Response:
+        return JSONResponse(_card(await router.snapshot(), model, viewer_of(request)))
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -135,6 +145,12 @@ def create_app(settings: Settings, router: Router, backend: Backend, *, behind_p
 
     # Around the app, not among its middleware: what those let through must carry a request id too.
     return Gate(app, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes, behind_proxy=behind_proxy)
+
+
+def viewer_of(request: Request) -> Viewer:
+    """Who asks, as far as it decides which models there are."""
+    viewer: Viewer = getattr(request.state, "caller", OPERATOR)
+    return viewer
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -200,24 +216,17 @@ async def _stream(first: str, pieces: AsyncIterator[dict[str, Any] | str]) -> As
         logger.exception("a stream broke off")
         yield _event(ApiError(500, "the service failed to answer; its log has the reason"))
     finally:
-        await _close(pieces)
+        await close(pieces)
 
 
 def _event(error: ApiError) -> str:
     return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
 
 
-async def _close(pieces: AsyncIterator[Any]) -> None:
-    """End an iterator that may not be exhausted, so that the engine stops working on it."""
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        await close()
-
-
-def _card(snapshot: Snapshot, model: str) -> dict[str, Any]:
-    route: Route = resolve(snapshot, model)
+def _card(snapshot: Snapshot, model: str, viewer: Viewer) -> dict[str, Any]:
+    route = resolve(snapshot, model, viewer)
     name, _, number = route.model.partition("@")
     versions = {version.version: version for version in snapshot.versions.get(name, ())}
     version = versions.get(number)
     created = int(datetime.fromisoformat(version.lineage.created_at).timestamp()) if version is not None else 0
-    return {"id": model, "object": "model", "created": created, "owned_by": _OWNER, "task": route.task}
+    return {"id": route.wire or model, "object": "model", "created": created, "owned_by": _OWNER, "task": route.task}

@@ -6,14 +6,19 @@ Owns how a running deployment is called and what its failures mean to a client. 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ray_jobs.deploy.traffic import Canary, Watch
 from serving import errors
 
 _HANDLES_KEPT = 256
+
+Pieces = AsyncIterator[dict[str, Any] | str]
+"""An answer: pieces of text/event-stream, or a single `{"response": …}` or `{"error": …}`."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,23 @@ class Route:
     """Where a request goes."""
 
     model: str
-    """The exact model that answers, version included; what the response names."""
+    """The exact model that answers, version included; what the engine is asked for."""
     application: str
     """The Serve application."""
     task: str
     adapter: str | None = None
     """The adapter to use there, as `name@version`. None: the model itself."""
+    wire: str | None = None
+    """What clients call the model, where that is another name."""
+    trial: Canary | Watch | None = None
+    """The trial that this answer counts for."""
+    shadow: Route | None = None
+    """Where a copy of the request goes."""
+
+    @property
+    def shown(self) -> str:
+        """What the response and every message name."""
+        return self.wire or self.model
 
 
 class Backend(Protocol):
@@ -48,6 +64,22 @@ class Backend(Protocol):
     async def statuses(self) -> dict[str, str]:
         """State of each Serve application, RUNNING when it can answer."""
         ...
+
+
+async def named(route: Route, pieces: Pieces) -> Pieces:
+    """An answer under the name that clients know the model by."""
+    try:
+        async for piece in pieces:
+            yield piece if route.wire is None else _renamed(piece, route.model, route.wire)
+    finally:
+        await close(pieces)
+
+
+async def close(pieces: AsyncIterator[Any]) -> None:
+    """End an iterator that may not be exhausted, so that the engine stops working on it."""
+    aclose = getattr(pieces, "aclose", None)
+    if aclose is not None:
+        await aclose()
 
 
 class ServeBackend:
@@ -105,6 +137,13 @@ class ServeBackend:
         return self._handles[key]
 
 
+def _renamed(piece: dict[str, Any] | str, model: str, wire: str) -> dict[str, Any] | str:
+    if isinstance(piece, dict):
+        return piece | {"response": piece["response"] | {"model": wire}} if "response" in piece else piece
+    # Inside a JSON text the quotes would be escaped: only the field itself looks like this.
+    return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{wire}"', piece)
+
+
 def _open_handle(route: Route, stream: bool) -> Any:
     from ray import serve
 
@@ -123,5 +162,5 @@ def _translated(error: Exception, route: Route) -> Exception:
     ]
     for kinds, make in cases:
         if isinstance(error, kinds):
-            return make(route.model)
+            return make(route.shown)
     return error

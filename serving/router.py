@@ -1,8 +1,8 @@
-"""A request's `model` → where it is answered, from the deployment records and the registry.
+"""A request's `model` → where it is answered, from the deployment records, the registry, shares and traffic policies.
 
-Owns what a name means (`base`, `name`, `name@version`, `name@alias`) and how long that is believed. A new version or a
-moved alias counts after the time to live, without any restart; while the store is away, what was known last still
-answers. Does not know HTTP nor Serve.
+Owns what a name means (`base`, `name`, `name@version`, `name@alias`, a wire name `ft:…`), who sees it, and how long
+that is believed. A new version, a moved alias or a changed policy counts after the time to live, without any restart;
+while the store is away, what was known last still answers. Does not know HTTP nor Serve.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from ray_jobs import registry
-from ray_jobs.deploy import records
+from ray_jobs.deploy import records, traffic
 from ray_jobs.deploy.records import Deployment
+from ray_jobs.deploy.traffic import TrafficPolicy
 from ray_jobs.errors import StoreError
-from ray_jobs.registry import ModelVersion
+from ray_jobs.registry import ModelVersion, shares, wire
+from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
 from serving.backends import Route
 from serving.errors import ApiError, bad_request
@@ -34,6 +37,29 @@ _MISS_TTL_S = 0.25
 _PATHS = {"chat": "/v1/chat/completions", "text_classification": "/v1/classify"}
 
 
+class Viewer(Protocol):
+    """Whoever asks, as far as it decides what there is for them."""
+
+    @property
+    def team(self) -> str: ...
+
+    @property
+    def admin(self) -> bool:
+        """Sees every model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Who runs the service."""
+
+    team: str = wire.DEFAULT_TEAM
+    admin: bool = True
+
+
+OPERATOR = Operator()
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What was deployed and registered at one moment."""
@@ -43,51 +69,145 @@ class Snapshot:
     """Of every deployed model, oldest first."""
     aliases: dict[str, dict[str, str]]
     """Of every deployed model: alias → version."""
+    shares: dict[str, Share] = field(default_factory=dict)
+    """Of every model that is shared."""
+    traffic: dict[str, TrafficPolicy] = field(default_factory=dict)
+    """Of every model that has one."""
+    _seen: dict[str, Snapshot] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What each team sees, once it has asked."""
 
-    def names(self) -> list[str]:
-        """Everything a request may put into `model`, aliases aside."""
-        found = []
+    def seen_by(self, viewer: Viewer) -> Snapshot:
+        """What there is for whoever asks. The rest is gone, so that no answer and no hint can speak of it."""
+        if viewer.admin:
+            return self
+        if viewer.team not in self._seen:
+            self._seen[viewer.team] = self._of_team(viewer.team)
+        return self._seen[viewer.team]
+
+    def names(self, viewer: Viewer) -> list[str]:
+        """Everything they may put into `model`, aliases aside."""
+        seen = self.seen_by(viewer)
+        return [name for record in seen.records.values() for name in _names(seen, record)]
+
+    def _of_team(self, team: str) -> Snapshot:
+        versions = {
+            name: tuple(version for version in found if self._is_for(team, version))
+            for name, found in self.versions.items()
+        }
+        deployed = {}
         for name, record in self.records.items():
-            found.append(name)
-            if record.kind == "adapter":
-                found += [f"{name}@{version.version}" for version in self.versions.get(name, ())]
-            elif record.version is not None:
-                found.append(f"{name}@{record.version}")
-        return found
+            numbers = {version.version for version in versions.get(name, ())}
+            if record.kind == "base" or (numbers if record.version is None else record.version in numbers):
+                deployed[name] = record
+        return replace(self, records=deployed, versions=versions)
+
+    def _is_for(self, team: str, version: ModelVersion) -> bool:
+        shared = self.shares.get(version.name)
+        return wire.owner(version) == team or (shared is not None and shared.includes(team))
 
 
-def resolve(snapshot: Snapshot, model: str) -> Route:
-    """Where a name is answered. Pure. Raises ApiError 404 for one that is not."""
-    name, at, label = model.partition("@")
-    record = snapshot.records.get(name)
+def resolve(
+    snapshot: Snapshot, model: str, viewer: Viewer, *, draw: float = 1.0, stopped: Collection[str] = ()
+) -> Route:
+    """Where a name is answered. Pure. Raises ApiError 404 for one that is not, or not for whoever asks.
+
+    `draw`, uniform over [0, 1), decides whether a canary answers; 1.0: never. `stopped` are the ids of trials that this
+    process has ended and the snapshot may still have.
+    """
+    seen = snapshot.seen_by(viewer)
+    name, at, label = wire.registry_ref(model).partition("@")
+    record = seen.records.get(name)
     if record is None or (at and not label) or (at and record.kind == "base"):
-        raise _unknown(snapshot, model)
+        raise _unknown(seen, model)
     if record.kind == "base":
         return Route(model=name, application=record.application, task=record.task)
-    version = _version(snapshot, model, record, label or record.label)
-    exact = f"{name}@{version.version}"
-    if record.kind == "adapter":
-        base = snapshot.records.get(record.base or "")
-        if version.kind != "adapter" or base is None or base.key != f"bases/{version.base_digest}":
-            raise _not_deployed(exact, "it was trained from another base")
-        return Route(model=exact, application=record.application, task=record.task, adapter=exact)
-    if version.version != record.version:
-        raise _not_deployed(exact, f"the endpoint runs {name}@{record.version}")
-    return Route(model=exact, application=record.application, task=record.task)
+    version = _version(seen, model, record, label or record.label)
+    if record.kind != "adapter":
+        if version.version != record.version:
+            raise _not_deployed(f"{name}@{version.version}", f"the endpoint runs {name}@{record.version}")
+        exact = f"{name}@{version.version}"
+        return Route(exact, record.application, record.task, wire=_wire(seen, record, version, label))
+    policy = seen.traffic.get(name)
+    if policy is None or policy.alias != (label or record.label or registry.CHAMPION):
+        return _adapter(seen, record, version, label)
+    return _on_trial(seen, record, version, label, policy, draw, stopped)
+
+
+def _on_trial(
+    seen: Snapshot,
+    record: Deployment,
+    version: ModelVersion,
+    label: str,
+    policy: TrafficPolicy,
+    draw: float,
+    stopped: Collection[str],
+) -> Route:
+    """An alias's route under its policy. A version on trial that cannot answer is as if there were no trial."""
+
+    def other(number: str | None) -> Route | None:
+        found = next((found for found in seen.versions[record.name] if found.version == number), None)
+        try:
+            return None if found is None else _adapter(seen, record, found, label)
+        except ApiError:
+            return None
+
+    watch = policy.watch if policy.watch is not None and policy.watch.version == version.version else None
+    canary = policy.canary if policy.canary is not None and policy.canary.id not in stopped else None
+    before = other(watch.back_to) if watch is not None and watch.id in stopped else None
+    tried = other(traffic.choose(canary, draw))
+    if tried is not None:
+        route = replace(tried, trial=canary)
+    elif before is not None:
+        route = before
+    else:
+        route = replace(_adapter(seen, record, version, label), trial=watch)
+    return replace(route, shadow=other(policy.shadow))
+
+
+def _adapter(seen: Snapshot, record: Deployment, version: ModelVersion, label: str) -> Route:
+    exact = f"{version.name}@{version.version}"
+    base = seen.records.get(record.base or "")
+    if version.kind != "adapter" or base is None or base.key != f"bases/{version.base_digest}":
+        raise _not_deployed(exact, "it was trained from another base")
+    shown = _wire(seen, record, version, label)
+    return Route(exact, record.application, record.task, adapter=exact, wire=shown)
+
+
+def _wire(seen: Snapshot, record: Deployment, version: ModelVersion, label: str) -> str | None:
+    """What clients call what they asked for by this label: a checkpoint by its step, else the job's result."""
+    if not wire.has_wire_name(record.name):
+        return None
+    aliases = seen.aliases.get(record.name, {})
+    checkpoint = label if wire.CHECKPOINT_ALIAS.fullmatch(label) else None
+    if label and checkpoint is None and version.version != _meant(seen, record, record.label):
+        steps = [alias for alias in sorted(aliases) if aliases[alias] == version.version]
+        checkpoint = next((alias for alias in steps if wire.CHECKPOINT_ALIAS.fullmatch(alias)), None)
+    return wire.wire_name(version, checkpoint=checkpoint)
 
 
 def check_task(route: Route, task: str) -> None:
     """Raises ApiError 400 where a model does not do what the path is for."""
     if route.task != task:
         where = _PATHS.get(route.task, "no path here")
-        message = f"{route.model!r} does {route.task}, which is at {where}, not at {_PATHS[task]}"
+        message = f"{route.shown!r} does {route.task}, which is at {where}, not at {_PATHS[task]}"
         raise bad_request(message, param="model", code="wrong_task")
 
 
 class Router:
     """Resolves names against a snapshot that is read anew when it is older than the time to live."""
 
-    def __init__(self, store: Store, *, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    stopped: Collection[str] = ()
+    """Ids of the trials that this process has ended; whoever ends them (`traffic`) adds to it."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        ttl_s: float,
+        stopped: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stopped = stopped
         self._store = store
         self._ttl_s = ttl_s
         self._clock = clock
@@ -95,15 +215,20 @@ class Router:
         self._snapshot: Snapshot | None = None
         self._read_at = 0.0
 
-    async def resolve(self, model: Any, task: str) -> Route:
-        """Where a request's `model` is answered. Raises ApiError: 400 without a name, 404 for an unknown one."""
+    async def resolve(self, model: Any, task: str, viewer: Viewer, *, draw: float | None = None) -> Route:
+        """Where a request's `model` is answered. Raises ApiError: 400 without a name, 404 for an unknown one.
+
+        `draw` None: at random whether a canary answers.
+        """
         if not isinstance(model, str) or not model:
             raise bad_request("model is missing: name one of /v1/models", param="model")
+        draw = random.random() if draw is None else draw
         try:
-            route = resolve(await self.snapshot(), model)
+            route = resolve(await self.snapshot(), model, viewer, draw=draw, stopped=self.stopped)
         except ApiError:
             # It may have been deployed a moment ago; whoever deployed it asks for it at once.
-            route = resolve(await self.snapshot(max_age_s=_MISS_TTL_S), model)
+            snapshot = await self.snapshot(max_age_s=_MISS_TTL_S)
+            route = resolve(snapshot, model, viewer, draw=draw, stopped=self.stopped)
         check_task(route, task)
         return route
 
@@ -124,34 +249,63 @@ class Router:
 
 
 def read_snapshot(store: Store) -> Snapshot:
-    """Read records and registry. Raises StoreError."""
+    """Read records, registry, shares and policies. Raises StoreError."""
     deployed = records.read_all(store)
-    names = [name for name, record in deployed.items() if record.kind != "base"]
+    tuned = [name for name, record in deployed.items() if record.kind != "base"]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        versions = pool.map(lambda name: tuple(registry.versions(store, name)), names)
-        aliases = pool.map(lambda name: registry.aliases(store, name), names)
-        return Snapshot(deployed, dict(zip(names, versions, strict=True)), dict(zip(names, aliases, strict=True)))
+        versions = pool.map(lambda name: tuple(registry.versions(store, name)), tuned)
+        aliases = pool.map(lambda name: registry.aliases(store, name), tuned)
+        shared, policies = pool.submit(shares.read_all, store), pool.submit(traffic.read_all, store)
+        return Snapshot(
+            deployed,
+            dict(zip(tuned, versions, strict=True)),
+            dict(zip(tuned, aliases, strict=True)),
+            shared.result(),
+            policies.result(),
+        )
 
 
-def _version(snapshot: Snapshot, model: str, record: Deployment, label: str | None) -> ModelVersion:
+def _names(seen: Snapshot, record: Deployment) -> list[str]:
+    """What one record answers for."""
+    name, versions = record.name, seen.versions.get(record.name, ())
+    if record.kind == "base":
+        return [name]
+    if wire.has_wire_name(name):
+        by_number = {version.version: version for version in versions}
+        meant = by_number.get(_meant(seen, record, record.label))
+        found = [] if meant is None else [wire.wire_name(meant)]
+        for alias, number in sorted(seen.aliases.get(name, {}).items(), key=lambda pair: (len(pair[0]), pair[0])):
+            if wire.CHECKPOINT_ALIAS.fullmatch(alias) and number in by_number and record.kind == "adapter":
+                found.append(wire.wire_name(by_number[number], checkpoint=alias))
+        return found
+    if record.kind == "adapter":
+        return [name, *(f"{name}@{version.version}" for version in versions)]
+    return [name] if record.version is None else [name, f"{name}@{record.version}"]
+
+
+def _meant(seen: Snapshot, record: Deployment, label: str | None) -> str:
     """The registry's rule: a version, else an alias; with neither named the champion, else the newest."""
-    versions = snapshot.versions.get(record.name, ())
-    aliases = snapshot.aliases.get(record.name, {})
+    versions = seen.versions.get(record.name, ())
+    aliases = seen.aliases.get(record.name, {})
     if record.version is not None and label is None:
         label = record.version
     if label is None:
         label = aliases.get(registry.CHAMPION) or (versions[-1].version if versions else "")
-    number = aliases.get(label, label)
-    for version in versions:
+    return aliases.get(label, label)
+
+
+def _version(seen: Snapshot, model: str, record: Deployment, label: str | None) -> ModelVersion:
+    number = _meant(seen, record, label)
+    for version in seen.versions.get(record.name, ()):
         if version.version == number:
             return version
-    raise _unknown(snapshot, model)
+    raise _unknown(seen, model)
 
 
-def _unknown(snapshot: Snapshot, model: str) -> ApiError:
-    names = snapshot.names()
-    near = difflib.get_close_matches(model, names, n=_NEAR_NAMES, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"deployed: {', '.join(names[:10]) or 'nothing yet'}"
+def _unknown(seen: Snapshot, model: str) -> ApiError:
+    known = [name for record in seen.records.values() for name in _names(seen, record)]
+    near = difflib.get_close_matches(model, known, n=_NEAR_NAMES, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"deployed: {', '.join(known[:10]) or 'nothing yet'}"
     return ApiError(404, f"the model {model!r} is not deployed; {hint}", code="model_not_found", param="model")
 
 

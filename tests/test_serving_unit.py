@@ -27,8 +27,9 @@ from serving.app import _stream, create_app
 from serving.auth import key_matches
 from serving.backends import Route
 from serving.errors import ApiError
-from serving.router import Router, Snapshot, resolve
+from serving.router import OPERATOR, Router, Snapshot, resolve
 from serving.settings import Settings
+from serving.traffic import Traffic
 from tests.builders import make_spec
 from tests.fake_backend import FakeBackend
 
@@ -70,7 +71,9 @@ class FixedRouter(Router):
 
 
 def make_client(backend: FakeBackend | None = None, snapshot: Snapshot = ADAPTERS, **settings: Any) -> TestClient:
-    app = create_app(Settings(**{"api_key": KEY} | settings), FixedRouter(snapshot), backend or FakeBackend())
+    app = create_app(
+        Settings(**{"api_key": KEY} | settings), FixedRouter(snapshot), backend or FakeBackend(), Traffic()
+    )
     return TestClient(app, headers={"Authorization": f"Bearer {KEY}"}, raise_server_exceptions=False)
 
 
@@ -94,20 +97,20 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
 
 
 def test_a_bare_name_is_the_newest_version_and_a_base_is_itself() -> None:
-    assert resolve(ADAPTERS, "greeter") == Route("greeter@10", "kitae-base", "chat", adapter="greeter@10")
-    assert resolve(ADAPTERS, "base") == Route("base", "kitae-base", "chat")
+    assert resolve(ADAPTERS, "greeter", OPERATOR) == Route("greeter@10", "kitae-base", "chat", adapter="greeter@10")
+    assert resolve(ADAPTERS, "base", OPERATOR) == Route("base", "kitae-base", "chat")
 
 
 def test_a_bare_name_is_the_champion_where_there_is_one() -> None:
     snapshot = replace(ADAPTERS, aliases={"greeter": {"champion": "2", "old": "1"}})
-    assert resolve(snapshot, "greeter").model == "greeter@2"
-    assert resolve(snapshot, "greeter@old").model == "greeter@1"
-    assert resolve(snapshot, "greeter@10").model == "greeter@10"
+    assert resolve(snapshot, "greeter", OPERATOR).model == "greeter@2"
+    assert resolve(snapshot, "greeter@old", OPERATOR).model == "greeter@1"
+    assert resolve(snapshot, "greeter@10", OPERATOR).model == "greeter@10"
 
 
 def test_a_name_deployed_with_a_label_means_that_one() -> None:
     pinned = ADAPTERS.records | {"greeter": ADAPTERS.records["greeter"].model_copy(update={"label": "1"})}
-    assert resolve(replace(ADAPTERS, records=pinned), "greeter").model == "greeter@1"
+    assert resolve(replace(ADAPTERS, records=pinned), "greeter", OPERATOR).model == "greeter@1"
 
 
 @pytest.mark.parametrize(
@@ -115,36 +118,36 @@ def test_a_name_deployed_with_a_label_means_that_one() -> None:
 )
 def test_an_unknown_name_is_not_found(model: str) -> None:
     with pytest.raises(ApiError) as caught:
-        resolve(ADAPTERS, model)
+        resolve(ADAPTERS, model, OPERATOR)
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
 
 def test_an_unknown_name_brings_the_near_ones() -> None:
     with pytest.raises(ApiError, match=r"did you mean greeter@1"):
-        resolve(ADAPTERS, "greter@1")
+        resolve(ADAPTERS, "greter@1", OPERATOR)
 
 
 def test_a_version_from_another_base_is_not_answered_by_this_one() -> None:
     stranger = make_version("11", base_digest="c" * 16)
     snapshot = replace(ADAPTERS, versions={"greeter": (*ADAPTERS.versions["greeter"], stranger)})
     with pytest.raises(ApiError, match="another base"):
-        resolve(snapshot, "greeter@11")
+        resolve(snapshot, "greeter@11", OPERATOR)
 
 
 def test_a_model_with_its_own_engine_answers_only_for_the_version_that_runs() -> None:
     snapshot = make_snapshot(make_version("1", kind="full"), make_version("2", kind="full"))
-    assert resolve(snapshot, "greeter") == Route("greeter@2", "kitae-greeter", "chat")
+    assert resolve(snapshot, "greeter", OPERATOR) == Route("greeter@2", "kitae-greeter", "chat")
     newer = replace(snapshot, versions={"greeter": (*snapshot.versions["greeter"], make_version("3", kind="full"))})
-    assert resolve(newer, "greeter").model == "greeter@2"
+    assert resolve(newer, "greeter", OPERATOR).model == "greeter@2"
     with pytest.raises(ApiError, match=r"the endpoint runs greeter@2.*kitae deploy greeter@3"):
-        resolve(newer, "greeter@3")
+        resolve(newer, "greeter@3", OPERATOR)
 
 
 def test_all_names_of_the_list_can_be_asked_for() -> None:
-    names = ADAPTERS.names()
+    names = ADAPTERS.names(OPERATOR)
     assert sorted(names) == ["base", "greeter", "greeter@1", "greeter@10", "greeter@2"]
     for name in names:
-        resolve(ADAPTERS, name)
+        resolve(ADAPTERS, name, OPERATOR)
 
 
 # --- the router and its store ----------------------------------------------------------------------------------------
@@ -170,14 +173,14 @@ async def test_new_versions_and_moved_aliases_count_after_the_time_to_live(store
     for record in needed_records(first, None, ServingSection(), lora_rank=8):
         records.write(store, record)
     router = Router(store, ttl_s=2.0, clock=lambda: now)
-    assert (await router.resolve("greeter", "chat")).model == "greeter@1"
+    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
     register(store, tmp_path / "weights", "two")
-    assert (await router.resolve("greeter", "chat")).model == "greeter@1"
+    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
     now = 2.5
-    assert (await router.resolve("greeter", "chat")).model == "greeter@2"
+    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@2"
     registry.set_alias(store, "greeter", "champion", "1")
     now = 5.0
-    assert (await router.resolve("greeter", "chat")).model == "greeter@1"
+    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
 
 
 @pytest.mark.anyio
@@ -185,11 +188,11 @@ async def test_a_name_deployed_a_moment_ago_is_found_at_once(store: Store, tmp_p
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     with pytest.raises(ApiError, match="nothing yet"):
-        await router.resolve("greeter", "chat")
+        await router.resolve("greeter", "chat", OPERATOR)
     for record in needed_records(register(store, tmp_path / "w", "one"), None, ServingSection(), lora_rank=8):
         records.write(store, record)
     now = 0.5
-    assert (await router.resolve("greeter", "chat")).model == "greeter@1"
+    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
 
 
 @pytest.mark.anyio

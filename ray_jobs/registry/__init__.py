@@ -8,11 +8,13 @@ registry.get(store, "greeter")  # the champion
 from ray_jobs.registry.model import Lineage, ModelVersion, base_name
 from ray_jobs.registry.versions import (
     CHAMPION,
+    Alias,
     aliases,
     delete_alias,
     delete_version,
     get,
     names,
+    read_alias,
     register,
     set_alias,
     versions,
@@ -20,6 +22,7 @@ from ray_jobs.registry.versions import (
 
 __all__ = [
     "CHAMPION",
+    "Alias",
     "Lineage",
     "ModelVersion",
     "aliases",
@@ -28,6 +31,7 @@ __all__ = [
     "delete_version",
     "get",
     "names",
+    "read_alias",
     "register",
     "set_alias",
     "versions",

@@ -15,6 +15,7 @@ import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -117,6 +118,25 @@ def aliases(store: Store, name: str) -> dict[str, str]:
         except ObjectNotFound:  # removed since it was listed
             continue
     return found
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Where an alias points, and where it pointed before."""
+
+    version: str
+    previous: str | None
+    """None: it was not set before."""
+
+
+def read_alias(store: Store, name: str, alias: str) -> Alias | None:
+    """One alias; None where it is not set."""
+    try:
+        document = store.get_json(f"aliases/{name}/{alias}.json")
+    except ObjectNotFound:
+        return None
+    previous = document.get("previous")
+    return Alias(str(document["version"]), None if previous is None else str(previous))
 
 
 def set_alias(store: Store, name: str, alias: str, version: str, *, expected: str | EllipsisType | None = ...) -> None:

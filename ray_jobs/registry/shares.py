@@ -1,0 +1,124 @@
+"""Who may use a model besides its own team: one document a model, `shares/{name}.json`.
+
+Owns that document and how it changes. Does not know who asks (`serving`), nor who owns a version (`registry.wire`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from ray_jobs.errors import CorruptObject, ObjectNotFound, RegistryError
+from ray_jobs.registry.versions import get, versions
+from ray_jobs.spec import Name
+from ray_jobs.storage import Store
+
+PREFIX = "shares/"
+
+_READS_AT_ONCE = 8
+_TEAM: TypeAdapter[str] = TypeAdapter(Name)
+
+
+class Share(BaseModel):
+    """With whom a model is shared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    teams: tuple[Name, ...] = ()
+    """Sorted."""
+    everyone: bool = False
+
+    def includes(self, team: str) -> bool:
+        return self.everyone or team in self.teams
+
+
+NOBODY = Share()
+
+
+def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
+    """Let teams, or everyone, use every version of a model. RegistryError for an unknown model."""
+    added = _checked(teams)
+    if not added and not everyone:
+        raise RegistryError(f"{name!r} is to be shared with nobody: name a team, or everyone")
+    if not versions(store, name):
+        get(store, name)  # RegistryError, naming the nearest
+
+    def change(old: Share) -> Share:
+        return Share(teams=tuple(sorted({*old.teams, *added})), everyone=old.everyone or everyone)
+
+    return _update(store, name, change)
+
+
+def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
+    """Take back what `share` gave, or with neither argument all of it. RegistryError where there is nothing to take.
+
+    A model that is shared with everyone stays so when one team is taken away.
+    """
+    taken = _checked(teams)
+    all_of_it = not taken and not everyone
+
+    def change(old: Share) -> Share:
+        missing = sorted(taken - {*old.teams})
+        if missing or (everyone and not old.everyone) or (all_of_it and old == NOBODY):
+            whom = f"with {', '.join(missing)}" if missing else "with everyone" if everyone else "with anybody"
+            raise RegistryError(f"{name!r} is not shared {whom}; it is shared with {told(old)}")
+        if all_of_it:
+            return NOBODY
+        return Share(teams=tuple(sorted({*old.teams} - taken)), everyone=old.everyone and not everyone)
+
+    return _update(store, name, change)
+
+
+def read(store: Store, name: str) -> Share:
+    """With whom a model is shared now."""
+    try:
+        return _parsed(name, store.get_json(_key(name)))
+    except ObjectNotFound:
+        return NOBODY
+
+
+def read_all(store: Store) -> dict[str, Share]:
+    """Every model that is shared: one listing, and a read each."""
+    names = [info.key.removeprefix(PREFIX).removesuffix(".json") for info in store.list(PREFIX)]
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        found = dict(zip(names, pool.map(lambda name: read(store, name), names), strict=True))
+    return {name: share for name, share in found.items() if share != NOBODY}
+
+
+def told(share: Share) -> str:
+    """In words."""
+    return ", ".join([*(["everyone"] if share.everyone else []), *share.teams]) or "nobody"
+
+
+def _update(store: Store, name: str, change: Callable[[Share], Share]) -> Share:
+    def documents(old: dict[str, Any] | None) -> dict[str, Any]:
+        return change(NOBODY if old is None else _parsed(name, old)).model_dump(mode="json")
+
+    return _parsed(name, store.update_json(_key(name), documents))
+
+
+def _checked(teams: Iterable[str]) -> set[str]:
+    checked = set(teams)
+    for team in sorted(checked):
+        try:
+            _TEAM.validate_python(team)
+        except ValidationError as error:
+            raise RegistryError(
+                f"{team!r} cannot be a team: lower-case letters, digits, '.', '_' and '-', at most 48, starting and "
+                "ending with a letter or digit"
+            ) from error
+    return checked
+
+
+def _parsed(name: str, document: Any) -> Share:
+    try:
+        return Share.model_validate(document)
+    except ValidationError as error:
+        raise CorruptObject(f"{_key(name)} does not say with whom {name!r} is shared: {error}") from error
+
+
+def _key(name: str) -> str:
+    return f"{PREFIX}{name}.json"
