@@ -1,43 +1,46 @@
-"""The endpoint: OpenAI's inference routes, classification and health. Wiring and request checks only.
+"""The endpoint: OpenAI's routes and health. Wiring only.
 
-Owns the routes. Does not know how a name is resolved (`router`), who answers (`backends`) or what a refusal looks like
-(`errors`).
+Each group of routes is in a module of its own (`*_api`); around them are the layers that admit a request (`auth`) and
+measure it (`metrics`), beside them what is done in the background.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import uuid
 from collections.abc import AsyncIterator
-from datetime import datetime
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.requests import ClientDisconnect
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from ray_jobs import __version__
 from ray_jobs.deploy.serve_api import INGRESS
+from ray_jobs.launch import Launcher, RayAddress, RayLauncher
 from ray_jobs.storage import Store
-from serving import errors
+from serving import errors, files_api, fine_tuning_api, inference_api, models_api
 from serving.auth import Gate
-from serving.backends import Backend, Pieces, Route, ServeBackend, close, named
-from serving.errors import ApiError, bad_request
-from serving.router import OPERATOR, Router, Snapshot, Viewer, resolve
+from serving.background import Background, Chore
+from serving.backends import Backend, ServeBackend
+from serving.files import Files, RowCheck
+from serving.fine_tuning.service import FineTuning
+from serving.keys import KeySource, StoredKeys
+from serving.limits import Limiter
+from serving.metrics import Metrics, Observed, log_requests
+from serving.router import Router
 from serving.settings import Settings
 from serving.traffic import Traffic
+from serving.uploads import Uploads
+from serving.usage import Ledger
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-logger = logging.getLogger(__name__)
-
-_MAX_CHOICES = 16
-_MAX_INPUTS = 1024
-_CLIENT_GONE = 499
-_OWNER = "kitae"
+_TICK_S = 2.0
+_WEBHOOKS_S = 2.0
+_SWEEP_S = 3600.0
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -47,7 +50,8 @@ def build(args: dict[str, Any]) -> Application:
     deployment = serve.deployment(
         name="Ingress",
         num_replicas=1,
-        max_ongoing_requests=Settings.max_ongoing_requests,
+        # The Gate counts and refuses; Serve's own limit would only make requests wait where nobody sees them.
+        max_ongoing_requests=2 * Settings.max_ongoing_requests,
         ray_actor_options={"num_cpus": 0.01},
         max_constructor_retry_count=1,
     )(serve.ingress(app_from_environment)())
@@ -57,85 +61,84 @@ def build(args: dict[str, Any]) -> Application:
 
 def app_from_environment() -> ASGIApp:
     """The app of a Serve replica, from that process's environment."""
-    settings = Settings.from_env(os.environ)
+    from serving.row_checks import on_ray
+
     store = Store.from_env(check=False)
-    traffic = Traffic(store)
-    router = Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
-    return create_app(settings, router, ServeBackend(), traffic, behind_proxy=True)
+    ray = RayAddress.from_env()
+    log_requests()
+    return create_app(
+        Settings.from_env(os.environ),
+        store,
+        ServeBackend(),
+        check_rows=on_ray(store),
+        launcher=RayLauncher(ray.dashboard_url, ray.token),
+        keys=StoredKeys(store),
+        behind_proxy=True,
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an app is made of, for tests and for its lifespan."""
+
+    tuning: FineTuning
+    ledger: Ledger
+    background: Background
 
 
 def create_app(
-    settings: Settings, router: Router, backend: Backend, traffic: Traffic, *, behind_proxy: bool = False
+    settings: Settings,
+    store: Store,
+    backend: Backend,
+    *,
+    check_rows: RowCheck,
+    launcher: Launcher,
+    keys: KeySource | None = None,
+    router: Router | None = None,
+    behind_proxy: bool = False,
 ) -> ASGIApp:
-    """The endpoint as an ASGI app."""
-    app = FastAPI(title="Kitae", docs_url=None, redoc_url=None, openapi_url=None)
+    """The endpoint as an ASGI app. `behind_proxy`: Serve's proxy gives requests their ids."""
+    traffic = Traffic(store)
+    router = router or Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
+    metrics, limiter, ledger = Metrics(), Limiter(max_ongoing_requests=settings.max_ongoing_requests), Ledger(store)
+    files = Files(store, check_rows)
+    uploads = Uploads(store, files)
+    tuning = FineTuning(store, files, launcher, defaults=settings.job_defaults)
+    background = Background(
+        [
+            Chore("jobs", _TICK_S, lambda: metrics.set_jobs(tuning.tick())),
+            Chore("usage", settings.usage_every_s, ledger.flush),
+            Chore("expired files", _SWEEP_S, lambda: (files.sweep(), uploads.sweep())),
+        ],
+        wake=tuning.wake,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        background.start()
+        yield
+        background.stop()
+        ledger.flush()
+
+    app = FastAPI(
+        title="Kitae",
+        version=__version__,
+        summary="Fine-tuning and inference, as the OpenAI API has them.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
     errors.install(app)
+    app.include_router(inference_api.routes(router, backend, traffic))
+    app.include_router(models_api.routes(store, router))
+    app.include_router(files_api.routes(files, uploads, tuning))
+    app.include_router(fine_tuning_api.routes(tuning))
 
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        body = await read_json(request)
-        check_generation(body)
-        check_messages(body)
-        return await generate("chat", body, viewer_of(request))
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        body = await read_json(request)
-        check_generation(body)
-        if not body.get("prompt"):
-            raise bad_request("prompt is missing or empty", param="prompt")
-        return await generate("completions", body, viewer_of(request))
-
-    async def generate(method: str, body: dict[str, Any], viewer: Viewer) -> Response:
-        route = await router.resolve(body.get("model"), "chat", viewer)
-
-        def ask(route: Route) -> Pieces:
-            # An id of ours: a client that sends one twice must not touch its other request.
-            return backend.generate(route, method, body | {"model": route.model, "request_id": uuid.uuid4().hex})
-
-        traffic.mirror(route, ask)
-        pieces = named(route, traffic.measured(route, ask(route)))
-        first = await anext(pieces, None)
-        if first is None:
-            raise ApiError(500, "the engine gave no answer")
-        if isinstance(first, str):
-            return StreamingResponse(_stream(first, pieces), media_type="text/event-stream")
-        async for _ in pieces:
-            pass  # to its end, which is at hand; closing it before would cancel the request
-        if "error" in first:
-            raise errors.from_engine(first["error"])
-        return JSONResponse(first["response"])
-
-    @app.post("/v1/classify")
-    async def classify(request: Request) -> Response:
-        body = await read_json(request)
-        texts = check_texts(body)
-        route = await router.resolve(body.get("model"), "text_classification", viewer_of(request))
-        async with traffic.watched(route):
-            answers = await backend.classify(route, texts)
-        tokens = sum(answer["tokens"] for answer in answers)
-        data = [
-            {"index": i, "label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
-            for i, answer in enumerate(answers)
-        ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
-
-    @app.get("/v1/models")
-    async def models(request: Request) -> Response:
-        snapshot, viewer = await router.snapshot(), viewer_of(request)
-        cards = [_card(snapshot, name, viewer) for name in snapshot.names(viewer)]
-        return JSONResponse({"object": "list", "data": cards})
-
-    @app.get("/v1/models/{model:path}")
-    async def model(model: str, request: Request) -> Response:
-        return JSONResponse(_card(await router.snapshot(), model, viewer_of(request)))
-
-    @app.get("/healthz")
+    @app.get("/healthz", tags=["health"])
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.get("/readyz", tags=["health"])
     async def readyz() -> Response:
         statuses = await backend.statuses()
         wanted = [INGRESS, *(record.application for record in (await router.snapshot()).records.values())]
@@ -143,90 +146,14 @@ def create_app(
         waits = {name: status for name, status in waits.items() if status != "RUNNING"}
         return JSONResponse({"status": "waits" if waits else "ok", "waits_for": waits}, 503 if waits else 200)
 
+    @app.get("/metrics", tags=["health"])
+    async def show_metrics() -> Response:
+        """Prometheus' text format."""
+        body, content_type = metrics.render()
+        return Response(body, media_type=content_type)
+
     # Around the app, not among its middleware: what those let through must carry a request id too.
-    return Gate(app, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes, behind_proxy=behind_proxy)
-
-
-def viewer_of(request: Request) -> Viewer:
-    """Who asks, as far as it decides which models there are."""
-    viewer: Viewer = getattr(request.state, "caller", OPERATOR)
-    return viewer
-
-
-async def read_json(request: Request) -> dict[str, Any]:
-    """The body as an object. Raises ApiError 400 for anything else."""
-    try:
-        raw = await request.body()
-    except ClientDisconnect as error:
-        raise ApiError(_CLIENT_GONE, "the client went away") from error
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
-    if not isinstance(body, dict):
-        raise bad_request(f"the body must be a JSON object, not {type(body).__name__}", code="invalid_json")
-    return body
-
-
-def check_generation(body: dict[str, Any]) -> None:
-    """What vLLM does not limit, and a client must not ask for without limit."""
-    choices = body.get("n")
-    if choices is not None and (type(choices) is not int or not 1 <= choices <= _MAX_CHOICES):
-        raise bad_request(f"n is {choices!r}; it must be a number from 1 to {_MAX_CHOICES}", param="n")
-    if not isinstance(body.get("stream", False), bool | None):
-        raise bad_request(f"stream is {body['stream']!r}; it must be true or false", param="stream")
-
-
-def check_messages(body: dict[str, Any]) -> None:
-    """A conversation's outer shape; its contents are vLLM's to check."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise bad_request("messages must be a non-empty list", param="messages")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise bad_request(f"messages[{i}] must be an object with a role", param=f"messages[{i}]")
-        if message["role"] != "assistant" and message.get("content") is None:
-            raise bad_request(f"messages[{i}] has no content", param=f"messages[{i}].content")
-
-
-def check_texts(body: dict[str, Any]) -> list[str]:
-    """`input` as a list of texts."""
-    given = body.get("input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise bad_request("input must be a text or a non-empty list of texts", param="input")
-    if len(texts) > _MAX_INPUTS:
-        raise bad_request(f"input has {len(texts)} texts; send at most {_MAX_INPUTS} at once", param="input")
-    return texts
-
-
-async def _stream(first: str, pieces: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
-    """Server-sent events. A failure after the first one can only be told inside the stream."""
-    try:
-        yield first
-        async for piece in pieces:
-            if isinstance(piece, str):
-                yield piece
-            elif "error" in piece:
-                yield _event(errors.from_engine(piece["error"]))
-                return
-    except ApiError as error:
-        yield _event(error)
-    except Exception:
-        logger.exception("a stream broke off")
-        yield _event(ApiError(500, "the service failed to answer; its log has the reason"))
-    finally:
-        await close(pieces)
-
-
-def _event(error: ApiError) -> str:
-    return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
-
-
-def _card(snapshot: Snapshot, model: str, viewer: Viewer) -> dict[str, Any]:
-    route = resolve(snapshot, model, viewer)
-    name, _, number = route.model.partition("@")
-    versions = {version.version: version for version in snapshot.versions.get(name, ())}
-    version = versions.get(number)
-    created = int(datetime.fromisoformat(version.lineage.created_at).timestamp()) if version is not None else 0
-    return {"id": route.wire or model, "object": "model", "created": created, "owned_by": _OWNER, "task": route.task}
+    gate = Gate(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
+    return Observed(
+        gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, lambda done: _charge(limiter, done)]
+    )

@@ -10,7 +10,7 @@ import json
 import logging
 import struct
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,9 +19,11 @@ from starlette.requests import ClientDisconnect
 
 from serving import errors
 from serving import openai_types as wire
-from serving.backends import Backend
+from serving.auth import caller_of
+from serving.backends import Backend, Pieces, Route, close, named
 from serving.errors import CLIENT_GONE, ApiError, bad_request, documented
 from serving.router import Router
+from serving.traffic import Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,10 @@ _MAX_CHOICES = 16
 _MAX_INPUTS = 1024
 
 
-def routes(router: Router, backend: Backend) -> APIRouter:
+Answers = list[dict[str, Any]]
+
+
+def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 401, 404, 413, 429, 500, 503))
 
     @api.post("/chat/completions", openapi_extra=_body(wire.ChatRequest), responses=_answer("chat.completion"))
@@ -50,9 +55,19 @@ def routes(router: Router, backend: Backend) -> APIRouter:
         return await generate(request, "completions", body)
 
     async def generate(request: Request, method: str, body: dict[str, Any]) -> Response:
-        route = await router.resolve(body.get("model"), "chat")
-        # An id of ours: a client that sends one twice must not touch its other request.
-        pieces = backend.generate(route, method, body | {"model": route.model, "request_id": uuid.uuid4().hex})
+        route = await router.resolve(body.get("model"), "chat", caller_of(request))
+        request.state.model = route.shown
+        told = _asks_for_usage(body)
+
+        def ask(route: Route) -> Pieces:
+            # An id of ours: a client that sends one twice must not touch its other request.
+            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
+            if body.get("stream"):
+                ours["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+            return backend.generate(route, method, body | ours)
+
+        traffic.mirror(route, ask)
+        pieces = counted(request, named(route, traffic.measured(route, ask(route))), told=told)
         first = await anext(pieces, None)
         if first is None:
             raise ApiError(500, "the engine gave no answer")
@@ -74,32 +89,71 @@ def routes(router: Router, backend: Backend) -> APIRouter:
             raise bad_request(f"encoding_format is {encoding!r}; it must be float or base64", param="encoding_format")
         if body.get("dimensions") is not None:
             raise bad_request("dimensions cannot be chosen: a model's vectors have the length they have", param="dimensions")
-        route = await router.resolve(body.get("model"), "text_classification")
-        answers = await backend.embed(route, texts)
-        tokens = sum(answer["tokens"] for answer in answers)
+        route, answers, usage = await about_texts(request, body, texts, backend.embed)
         data = [
             {"object": "embedding", "index": i, "embedding": _encoded(answer["embedding"], encoding)}
             for i, answer in enumerate(answers)
         ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": route.model, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
 
     @api.post("/classify", openapi_extra=_body(wire.ClassifyRequest), response_model=wire.ClassifyList)
     async def classify(request: Request) -> Response:
         """The probability of each label, for each text."""
         body = await read_json(request)
         texts = check_texts(body)
-        route = await router.resolve(body.get("model"), "text_classification")
-        answers = await backend.classify(route, texts)
-        tokens = sum(answer["tokens"] for answer in answers)
+        route, answers, usage = await about_texts(request, body, texts, backend.classify)
         data = [
             {"index": i, "label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
             for i, answer in enumerate(answers)
         ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "model": route.model, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
+
+    async def about_texts(
+        request: Request, body: dict[str, Any], texts: list[str], ask: Callable[[Route, list[str]], Awaitable[Answers]]
+    ) -> tuple[Route, Answers, dict[str, int]]:
+        route = await router.resolve(body.get("model"), "text_classification", caller_of(request))
+        request.state.model = route.shown
+        async with traffic.watched(route):
+            answers = await ask(route, texts)
+        tokens = sum(answer["tokens"] for answer in answers)
+        request.state.usage = (tokens, 0)
+        return route, answers, {"prompt_tokens": tokens, "total_tokens": tokens}
 
     return api
+
+
+async def counted(request: Request, pieces: Pieces, *, told: bool) -> Pieces:
+    """An answer as it is, its usage noted for the ledger. `told` False: the client did not ask a stream to tell it."""
+    try:
+        async for piece in pieces:
+            if isinstance(piece, dict):
+                _note_usage(request, piece.get("response", {}).get("usage"))
+            elif '"usage"' in piece and (only := _usage_alone(piece)) is not None:
+                _note_usage(request, only)
+                if not told:
+                    continue
+            yield piece
+    finally:
+        await close(pieces)
+
+
+def _asks_for_usage(body: dict[str, Any]) -> bool:
+    options = body.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def _usage_alone(piece: str) -> dict[str, Any] | None:
+    """The usage of a stream's event that has nothing else; None for any other."""
+    try:
+        event = json.loads(piece.removeprefix("data:"))
+    except ValueError:
+        return None  # of several events, or their end
+    return event.get("usage") if isinstance(event, dict) and event.get("choices") == [] else None
+
+
+def _note_usage(request: Request, usage: dict[str, Any] | None) -> None:
+    if usage is not None:
+        request.state.usage = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -122,6 +176,9 @@ def check_generation(body: dict[str, Any]) -> None:
     choices = body.get("n")
     if choices is not None and (type(choices) is not int or not 1 <= choices <= _MAX_CHOICES):
         raise bad_request(f"n is {choices!r}; it must be a number from 1 to {_MAX_CHOICES}", param="n")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise bad_request(f"stream_options is {options!r:.60}; it must be an object", param="stream_options")
     if not isinstance(body.get("stream", False), bool | None):
         raise bad_request(f"stream is {body['stream']!r}; it must be true or false", param="stream")
 
@@ -165,18 +222,11 @@ async def _stream(first: str, pieces: AsyncIterator[dict[str, Any] | str]) -> As
         logger.exception("a stream broke off")
         yield _event(ApiError(500, "the service failed to answer; its log has the reason"))
     finally:
-        await _close(pieces)
+        await close(pieces)
 
 
 def _event(error: ApiError) -> str:
     return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
-
-
-async def _close(pieces: AsyncIterator[Any]) -> None:
-    """End an iterator that may not be exhausted, so that the engine stops working on it."""
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        await close()
 
 
 def _encoded(vector: list[float], encoding: str) -> list[float] | str:

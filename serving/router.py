@@ -22,7 +22,8 @@ from ray_jobs.deploy import records, traffic
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.deploy.traffic import TrafficPolicy
 from ray_jobs.errors import StoreError
-from ray_jobs.registry import ModelVersion, shares, wire
+from ray_jobs.registry import ModelVersion, catalogue, shares, wire
+from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
 from serving.backends import Route
@@ -73,6 +74,8 @@ class Snapshot:
     """Of every model that is shared."""
     traffic: dict[str, TrafficPolicy] = field(default_factory=dict)
     """Of every model that has one."""
+    bases: dict[str, CatalogueEntry] = field(default_factory=dict)
+    """The catalogue."""
     _seen: dict[str, Snapshot] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What each team sees, once it has asked."""
 
@@ -256,12 +259,14 @@ def read_snapshot(store: Store) -> Snapshot:
         versions = pool.map(lambda name: tuple(registry.versions(store, name)), tuned)
         aliases = pool.map(lambda name: registry.aliases(store, name), tuned)
         shared, policies = pool.submit(shares.read_all, store), pool.submit(traffic.read_all, store)
+        bases = pool.submit(catalogue.entries, store)
         return Snapshot(
             deployed,
             dict(zip(tuned, versions, strict=True)),
             dict(zip(tuned, aliases, strict=True)),
             shared.result(),
             policies.result(),
+            {entry.name: entry for entry in bases.result()},
         )
 
 

@@ -15,8 +15,8 @@ from ray_jobs.launch import Runner
 from serving import openai_types as wire
 from serving.fine_tuning.records import ApiJob, Launch
 
-MOST_LAUNCHES_LOST = 10
-"""So many runners may vanish, since the job was created or last resumed, before a job is given up."""
+MOST_LAUNCHES = 10
+"""So many runners may vanish, since the job was created or last resumed, before it is given up."""
 STOP_AFTER_S = 12.0
 """A runner that was told to stop by its record has so long to write a checkpoint before its launcher stops it."""
 _OVER = ("succeeded", "failed", "cancelled")
@@ -66,23 +66,20 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> Verdict:
         return Verdict(api.closed.status, api.closed.error)
     if job is None:
         return Verdict("validating_files")
-    if job.status == "cancelled":
-        return Verdict("cancelled")
-    begun = has_begun(api, job)
-    if job.status == "succeeded" and (begun or not api.launches):
-        return Verdict("succeeded")
-    if job.status == "failed" and (begun or not api.launches):
+    if job.status == "cancelled" or job.status == "succeeded":
+        return Verdict(job.status)
+    if job.status == "failed":
         return Verdict("failed", wire.JobError(code="job_failed", message=job.error or "the job failed"))
     if job.status == "paused" and not _is_resumed(api, job):
         return Verdict("paused")
-    if runner.state in ("ended", "unknown") and lost(api, job, runner) and launches_lost(api) > MOST_LAUNCHES_LOST:
+    if lost(api, job, runner) and launches_so_far(api) >= MOST_LAUNCHES:
         message = runner.message or "its launcher does not know it any more"
-        text = f"its runner was lost {MOST_LAUNCHES_LOST} times, last: {message}"
+        text = f"its runner was lost {MOST_LAUNCHES} times, last: {message}"
         return Verdict("failed", wire.JobError(code="runner_lost", message=text))
     if not api.launches:
-        return Verdict("validating_files" if job.status == "queued" else "queued")
+        return Verdict("validating_files" if job.status == "queued" else "running")
     alive = runner.state in ("running", "pending", "unreachable")
-    return Verdict("running" if begun and alive else "queued")
+    return Verdict("running" if has_begun(api, job) and alive else "queued")
 
 
 def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> Action:
@@ -101,7 +98,7 @@ def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> 
         return Start(_next(api, job, now_s), is_new=True, why="")
     if runner.state == "unknown" and not has_begun(api, job):
         return Start(launch, is_new=False, why="")
-    if lost(api, job, runner) and now_s >= launch.at + wait_s(launches_lost(api)):
+    if lost(api, job, runner) and now_s >= launch.at + wait_s(launches_so_far(api)):
         why = f"its runner ended: {runner.message}" if runner.message else "its runner was lost"
         return Start(_next(api, job, now_s), is_new=True, why=why)
     return None
@@ -118,19 +115,15 @@ def lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:
     return gone and api.launch is not None
 
 
-def launches_lost(api: ApiJob) -> int:
-    """How many runners were started since the last resume: all but the newest are lost, and that too where `lost`."""
-    since_resume = 0
-    for launch in reversed(api.launches):
-        since_resume += 1
-        if launch.resumes is not None:
-            break
-    return since_resume
+def launches_so_far(api: ApiJob) -> int:
+    """How many runners were started since the job was created or last resumed."""
+    resumed = [i for i, launch in enumerate(api.launches) if launch.resumes is not None]
+    return len(api.launches) - (resumed[-1] if resumed else 0)
 
 
-def wait_s(lost_so_far: int) -> float:
+def wait_s(launches: int) -> float:
     """Between the start of a runner that was lost and the next one's: 5 s, 10 s, 20 s, … at most 5 minutes."""
-    return float(min(5 * 2 ** (lost_so_far - 1), 300))
+    return float(min(5 * 2 ** (launches - 1), 300))
 
 
 def resumed(api: ApiJob, job: JobRecord, now_s: float) -> ApiJob:
