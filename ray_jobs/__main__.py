@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import bases, jobs, local, models, search, session, shell
+from ray_jobs.cli import bases, jobs, local, models, search, session, shell, usage
 
 
 class Commands(click.Group):
@@ -53,6 +53,7 @@ for command in (
     models.models,
     models.deploy,
     models.undeploy,
+    usage.usage,
     local.local,
     shell.schema,
     shell.completion,
