@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, local, models, search, session, shell
+from ray_jobs.cli import jobs, keys, local, models, search, session, shell
 
 
 class Commands(click.Group):
@@ -51,6 +51,7 @@ for command in (
     models.models,
     models.deploy,
     models.undeploy,
+    keys.keys,
     local.local,
     shell.schema,
     shell.completion,

@@ -18,6 +18,7 @@ KitaeError
 ├── TrainingError        training stopped (NaN loss, a worker lost too often)
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not come up
+├── ApiKeyError          no such API key, or none that can be made so
 └── JobError             the job cannot do that now (unknown, cancelled, superseded by a newer attempt)
     ├── JobCancelled         somebody asked for it to stop
     └── JobSuperseded        a newer attempt of the same job runs
@@ -109,6 +110,10 @@ class GateError(KitaeError):
 
 class ServingError(KitaeError):
     exit_code = 10
+
+
+class ApiKeyError(KitaeError):
+    exit_code = 14
 
 
 class JobError(KitaeError):

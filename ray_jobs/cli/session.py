@@ -76,6 +76,17 @@ def job_ids(context: click.Context, parameter: click.Parameter, incomplete: str)
     return _complete(incomplete, lambda store: store.list_dirs("jobs/"))
 
 
+def key_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the id of an API key."""
+
+    def candidates(store: Store) -> list[str]:
+        from ray_jobs import keys
+
+        return list(keys.etags(store))
+
+    return _complete(incomplete, candidates)
+
+
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes a model's name, and after `@` its versions and aliases."""
 
