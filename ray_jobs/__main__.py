@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import bases, jobs, local, models, search, session, shell, usage
+from ray_jobs.cli import bases, jobs, keys, local, models, search, session, shell, usage
 
 
 class Commands(click.Group):
@@ -54,6 +54,7 @@ for command in (
     models.deploy,
     models.undeploy,
     usage.usage,
+    keys.keys,
     local.local,
     shell.schema,
     shell.completion,

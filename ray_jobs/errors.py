@@ -18,6 +18,7 @@ KitaeError
 ├── TrainingError        training stopped (NaN loss, a worker lost too often)
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not come up
+├── ApiKeyError          no such API key, or none that can be made so
 └── JobError             the job cannot do that now (unknown, cancelled, paused, superseded by a newer attempt)
     ├── JobCancelled         somebody asked for it to stop
     ├── JobPaused            somebody asked for it to stop for now
@@ -110,6 +111,10 @@ class GateError(KitaeError):
 
 class ServingError(KitaeError):
     exit_code = 10
+
+
+class ApiKeyError(KitaeError):
+    exit_code = 15
 
 
 class JobError(KitaeError):

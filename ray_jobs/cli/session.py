@@ -83,6 +83,17 @@ def base_names(context: click.Context, parameter: click.Parameter, incomplete: s
     return _complete(incomplete, lambda store: [entry.name for entry in catalogue.entries(store)])
 
 
+def key_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Completes the id of an API key."""
+
+    def candidates(store: Store) -> list[str]:
+        from ray_jobs import keys
+
+        return list(keys.etags(store))
+
+    return _complete(incomplete, candidates)
+
+
 def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes a model's name, and after `@` its versions and aliases."""
 

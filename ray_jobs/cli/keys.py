@@ -1,0 +1,129 @@
+"""`keys`: who may use the endpoint.
+
+Owns what these commands print. Does not know how a key is stored (`ray_jobs.keys`) nor how the endpoint checks it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ray_jobs.cli import session
+
+if TYPE_CHECKING:
+    from ray_jobs.keys import ApiKey, Limits
+
+_LIMIT = click.IntRange(min=1)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the API keys of teams.
+
+    \b
+    Example:
+      kitae keys create --team search --name "nightly evaluation"
+      kitae keys list
+      kitae keys revoke k3v7a2mzq4xw6yhd
+    """
+
+
+@keys.command()
+@click.option("--team", required=True, help="Whose jobs, files and models the key reaches.")
+@click.option("--name", required=True, help="What the key is for.")
+@click.option(
+    "--expires-in-days", type=_LIMIT, help="It opens nothing after so many days; without, it does not expire."
+)
+@click.option("--requests-per-minute", type=_LIMIT, help="Requests begun in a minute.")
+@click.option("--tokens-per-minute", type=_LIMIT, help="Tokens read and written in a minute.")
+@click.option("--concurrent-requests", type=_LIMIT, help="Requests answered at the same time.")
+@click.option("--concurrent-jobs", type=_LIMIT, help="Fine-tuning jobs that are not over.")
+@click.option("--max-body-bytes", type=click.IntRange(min=1024), help="Longest request body.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **limits: int | None) -> None:
+    """Make a key and print it. Only its digest is kept, so it cannot be shown again.
+
+    A limit that is not given is none. The limits of requests and tokens hold at each replica of the endpoint's ingress.
+
+    \b
+    Example:
+      kitae keys create --team search --name "nightly evaluation"
+      kitae keys create --team ads --name app --requests-per-minute 600 --expires-in-days 90
+    """
+    from ray_jobs import keys
+
+    expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
+    store = session.open_store(check=False)
+    key, secret = keys.create(store, team, name, keys.Limits(**limits), expires_at=expires_at)
+    if as_json:
+        session.print_json(_as_json(key) | {"key": secret})
+        return
+    click.echo(f"key {key.id} of team {key.team}; it is shown this once:", err=True)
+    click.echo(secret)
+
+
+@keys.command("list")
+@click.option("--team", help="Only this team's.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_command(team: str | None, as_json: bool) -> None:
+    """Show the keys, revoked and expired ones too; never their secrets.
+
+    \b
+    Example:
+      kitae keys list
+      kitae keys list --team search --json
+    """
+    from ray_jobs import keys
+
+    store = session.open_store(check=False)
+    found = keys.list_keys(store, team=team)
+    if as_json:
+        session.print_json([_as_json(key) for key in found])
+        return
+    rows = [(key.id, key.team, key.name, _state(key), _limits(key.limits), _day(key.created_at)) for key in found]
+    whose = "" if team is None else f" of team {team}"
+    session.print_table(
+        ["id", "team", "name", "state", "limits", "created"],
+        rows,
+        empty=f"no API keys{whose} in {store.uri()} yet; `kitae keys create` makes one",
+    )
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID", shell_complete=session.key_ids)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def revoke(key_id: str, yes: bool) -> None:
+    """Let key ID open nothing any more: at the endpoint within seconds, and for good.
+
+    \b
+    Example:
+      kitae keys revoke k3v7a2mzq4xw6yhd
+    """
+    from ray_jobs import keys
+
+    store = session.open_store(check=False)
+    wanted = keys.id_of(key_id) or key_id  # the whole key, where that is what was found somewhere
+    key = keys.read(store, wanted) if wanted.isalnum() else None
+    if key is not None and not yes and key.revoked_at is None:
+        click.confirm(f"Revoke key {key.id} ({key.name!r} of team {key.team})?", abort=True)
+    key = keys.revoke(store, wanted)  # ApiKeyError, naming the nearest, where there is none
+    click.echo(f"key {key.id} ({key.name!r} of team {key.team}) is revoked since {key.revoked_at:%Y-%m-%d %H:%M} UTC")
+
+
+def _as_json(key: ApiKey) -> dict[str, Any]:
+    return key.model_dump(mode="json", exclude={"digest"}) | {"state": key.state(datetime.now(UTC))}
+
+
+def _state(key: ApiKey) -> str:
+    state = key.state(datetime.now(UTC))
+    return f"{state} until {_day(key.expires_at)}" if state == "active" and key.expires_at is not None else state
+
+
+def _limits(limits: Limits) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in limits if value is not None) or "-"
+
+
+def _day(when: datetime) -> str:
+    return f"{when:%Y-%m-%d}"
