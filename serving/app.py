@@ -7,9 +7,10 @@ measure it (`metrics`), beside them what is done in the background.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -28,7 +29,7 @@ from serving.files import Files, RowCheck
 from serving.fine_tuning.service import FineTuning
 from serving.keys import KeySource, StoredKeys
 from serving.limits import Limiter
-from serving.metrics import Metrics, Observed, log_requests
+from serving.metrics import Finished, Metrics, Observed, log_requests
 from serving.router import Router
 from serving.settings import Settings
 from serving.traffic import Traffic
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 _TICK_S = 2.0
-_WEBHOOKS_S = 2.0
 _SWEEP_S = 3600.0
 
 
@@ -63,27 +63,19 @@ def app_from_environment() -> ASGIApp:
     """The app of a Serve replica, from that process's environment."""
     from serving.row_checks import on_ray
 
+    settings = Settings.from_env(os.environ)
     store = Store.from_env(check=False)
     ray = RayAddress.from_env()
     log_requests()
     return create_app(
-        Settings.from_env(os.environ),
+        settings,
         store,
         ServeBackend(),
         check_rows=on_ray(store),
         launcher=RayLauncher(ray.dashboard_url, ray.token),
-        keys=StoredKeys(store),
+        keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         behind_proxy=True,
     )
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an app is made of, for tests and for its lifespan."""
-
-    tuning: FineTuning
-    ledger: Ledger
-    background: Background
 
 
 def create_app(
@@ -108,7 +100,7 @@ def create_app(
         [
             Chore("jobs", _TICK_S, lambda: metrics.set_jobs(tuning.tick())),
             Chore("usage", settings.usage_every_s, ledger.flush),
-            Chore("expired files", _SWEEP_S, lambda: (files.sweep(), uploads.sweep())),
+            Chore("expired files", _SWEEP_S, partial(_sweep, files, uploads)),
         ],
         wake=tuning.wake,
     )
@@ -154,6 +146,16 @@ def create_app(
 
     # Around the app, not among its middleware: what those let through must carry a request id too.
     gate = Gate(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
-    return Observed(
-        gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, lambda done: _charge(limiter, done)]
-    )
+    return Observed(gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)])
+
+
+def _sweep(files: Files, uploads: Uploads) -> None:
+    files.sweep(time.time())
+    uploads.sweep(time.time())
+
+
+def _charge(limiter: Limiter, done: Finished) -> None:
+    """Count an answer's tokens against its key's limit."""
+    tokens = (done.prompt_tokens or 0) + (done.completion_tokens or 0)
+    if done.key_id is not None and tokens:
+        limiter.charge(done.key_id, tokens)

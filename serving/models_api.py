@@ -51,6 +51,7 @@ def routes(store: Store, router: Router) -> APIRouter:
             message = f"{model!r} is one version: delete the model, {wire.wire_name(versions[0])!r}, with all it has"
             raise ApiError(403, message, code="not_deletable", param="model")
         delete_model(store, name)
+        router.forget()
         return openai_types.Deleted(id=model, object="model")
 
     return api

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Collection
@@ -216,7 +217,7 @@ class Router:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._snapshot: Snapshot | None = None
-        self._read_at = 0.0
+        self._read_at = -math.inf
 
     async def resolve(self, model: Any, task: str, viewer: Viewer, *, draw: float | None = None) -> Route:
         """Where a request's `model` is answered. Raises ApiError: 400 without a name, 404 for an unknown one.
@@ -234,6 +235,10 @@ class Router:
             route = resolve(snapshot, model, viewer, draw=draw, stopped=self.stopped)
         check_task(route, task)
         return route
+
+    def forget(self) -> None:
+        """Read anew before the next answer: what is deployed was changed here."""
+        self._read_at = -math.inf
 
     async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
         """What is deployed now, at most a time to live ago. Raises ApiError 503 if it never could be read."""

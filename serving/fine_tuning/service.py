@@ -168,7 +168,9 @@ class FineTuning:
         for key_id, identifier in records.all_open(self.store):
             if records.team_of_open(self.store, key_id, identifier) == team:
                 api = records.find(self.store, team, identifier)
-                if api is not None and api.closed is None and file_id in (api.training_file, api.validation_file):
+                if api is None or file_id not in (api.training_file, api.validation_file):
+                    continue
+                if not self._look(api).verdict.over:
                     found.append(identifier)
         return found
 
