@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, local, models, search, session, shell
+from ray_jobs.cli import jobs, local, models, search, session, shell, traffic
 
 
 class Commands(click.Group):
@@ -51,6 +51,11 @@ for command in (
     models.models,
     models.deploy,
     models.undeploy,
+    traffic.promote,
+    traffic.rollback,
+    traffic.traffic,
+    traffic.share,
+    traffic.unshare,
     local.local,
     shell.schema,
     shell.completion,
