@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import bases, jobs, keys, local, models, search, session, shell, usage
+from ray_jobs.cli import bases, jobs, keys, local, models, search, session, shell, traffic, usage
 
 
 class Commands(click.Group):
@@ -55,6 +55,11 @@ for command in (
     models.undeploy,
     usage.usage,
     keys.keys,
+    traffic.promote,
+    traffic.rollback,
+    traffic.traffic,
+    traffic.share,
+    traffic.unshare,
     local.local,
     shell.schema,
     shell.completion,

@@ -87,6 +87,7 @@ def models(context: click.Context, as_json: bool) -> None:
 def show(context: click.Context, name: str, as_json: bool) -> None:
     """Show NAME's versions, or everything about NAME@VERSION."""
     from ray_jobs import registry
+    from ray_jobs.deploy import traffic
 
     store = session.open_store(check=False)
     as_json = as_json or bool(context.obj)
@@ -113,6 +114,8 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         for version in versions
     ]
     session.print_table(["version", "aliases", "kind", "held-out, base → tuned", "job", "created"], rows, empty="")
+    for line in [*traffic.told(traffic.read(store, name), name), *_shared(store, name)]:
+        click.echo(line)
 
 
 @models.command()
@@ -162,6 +165,13 @@ def _compared(metrics: Mapping[str, float]) -> str:
         for name, value in metrics.items()
         if not name.startswith("base_")
     )
+
+
+def _shared(store: Store, name: str) -> list[str]:
+    from ray_jobs.registry import shares
+
+    shared = shares.read(store, name)
+    return [] if shared == shares.NOBODY else [f"shared with {shares.told(shared)}"]
 
 
 def _aliases_by_version(store: Store, name: str) -> dict[str, list[str]]:
