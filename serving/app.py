@@ -87,12 +87,16 @@ def create_app(
     launcher: Launcher,
     keys: KeySource | None = None,
     router: Router | None = None,
+    traffic: Traffic | None = None,
+    limiter: Limiter | None = None,
     behind_proxy: bool = False,
 ) -> ASGIApp:
-    """The endpoint as an ASGI app. `behind_proxy`: Serve's proxy gives requests their ids."""
-    traffic = Traffic(store)
+    """The endpoint as an ASGI app. `keys`: where teams' keys are looked up; None: only the operator's opens it.
+    `router`, `traffic`, `limiter` None: new ones. `behind_proxy`: Serve's proxy gives requests their ids."""
+    traffic = traffic or Traffic(store)
     router = router or Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
-    metrics, limiter, ledger = Metrics(), Limiter(max_ongoing_requests=settings.max_ongoing_requests), Ledger(store)
+    limiter = limiter or Limiter(max_ongoing_requests=settings.max_ongoing_requests)
+    metrics, ledger = Metrics(), Ledger(store)
     files = Files(store, check_rows)
     uploads = Uploads(store, files)
     tuning = FineTuning(store, files, launcher, defaults=settings.job_defaults)

@@ -61,7 +61,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
 
         def ask(route: Route) -> Pieces:
             # An id of ours: a client that sends one twice must not touch its other request.
-            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
+            ours: dict[str, Any] = {"model": route.model, "request_id": uuid.uuid4().hex}
             if body.get("stream"):
                 ours["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
             return backend.generate(route, method, body | ours)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 from safetensors.numpy import save_file
+from starlette.types import ASGIApp
 
 from ray_jobs import jobs, registry
 from ray_jobs.deploy import needed_records, records
@@ -28,10 +29,13 @@ from ray_jobs.registry import Lineage, catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
+from ray_jobs.storage.bucket import Settings as StoreSettings
 from serving.app import create_app
 from serving.keys import StoredKeys
+from serving.router import Router
 from serving.row_checks import in_process
 from serving.settings import Settings
+from serving.traffic import Traffic
 from tests.fake_backend import FakeBackend
 from tests.fake_launcher import FakeLauncher
 
@@ -82,7 +86,7 @@ def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epoc
     """A whole training, without the training."""
     job = begin_job(store, job_id, launched)
     spec = JobSpec.model_validate(job.record.spec)
-    checkpoints = []
+    checkpoints: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         figures = {"step": 10 * epoch, "train_loss": 2.0 / epoch, "valid_loss": 2.5 / epoch}
         job.event("info", f"step {10 * epoch}", figures, kind="metrics")
@@ -134,6 +138,22 @@ class NoTokens:
 
     def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> Any:
         return self._check(key, filename, task, None)
+
+
+def make_app(router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any) -> ASGIApp:
+    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, and settings."""
+    nowhere = Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
+    given = {name: more.pop(name) for name in ("keys", "limiter") if name in more}
+    return create_app(
+        Settings(**{"api_key": KEY} | more),
+        nowhere,
+        backend or FakeBackend(),
+        check_rows=in_process(nowhere),
+        launcher=FakeLauncher(),
+        router=router,
+        traffic=traffic or Traffic(),
+        **given,
+    )
 
 
 @contextmanager

@@ -23,13 +23,13 @@ from ray_jobs.registry import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from serving import errors
-from serving.app import _stream, create_app
 from serving.auth import key_matches
 from serving.backends import Route
 from serving.errors import ApiError
+from serving.inference_api import _stream
 from serving.router import OPERATOR, Router, Snapshot, resolve
 from serving.settings import Settings
-from serving.traffic import Traffic
+from tests.api_server import make_app
 from tests.builders import make_spec
 from tests.fake_backend import FakeBackend
 
@@ -71,9 +71,7 @@ class FixedRouter(Router):
 
 
 def make_client(backend: FakeBackend | None = None, snapshot: Snapshot = ADAPTERS, **settings: Any) -> TestClient:
-    app = create_app(
-        Settings(**{"api_key": KEY} | settings), FixedRouter(snapshot), backend or FakeBackend(), Traffic()
-    )
+    app = make_app(FixedRouter(snapshot), backend, **{"api_key": KEY} | settings)
     return TestClient(app, headers={"Authorization": f"Bearer {KEY}"}, raise_server_exceptions=False)
 
 
