@@ -1,6 +1,6 @@
 """API keys: who may use the endpoint, for which team, and how much; one document a key in `keys/{id}.json`.
 
-Owns the records, the form of a key and how one is made, found and revoked. Does not know HTTP nor how limits are counted
+Owns the records, the form of a key and how one is made, found and revoked. Does not know HTTP nor how limits count
 (`serving`). Only a key's SHA-256 is stored. Its secret part has 256 random bits, so no list of guesses reaches it, and
 the slow salted hashes that passwords need would protect nothing here: they would only cost time in every request.
 

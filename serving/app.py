@@ -25,6 +25,8 @@ from serving import errors
 from serving.auth import Gate
 from serving.backends import Backend, Route, ServeBackend
 from serving.errors import ApiError, bad_request
+from serving.keys import KeySource, StoredKeys
+from serving.limits import Limiter
 from serving.router import Router, Snapshot, resolve
 from serving.settings import Settings
 
@@ -46,7 +48,8 @@ def build(args: dict[str, Any]) -> Application:
     deployment = serve.deployment(
         name="Ingress",
         num_replicas=1,
-        max_ongoing_requests=Settings.max_ongoing_requests,
+        # Twice what the gate works on: it refuses the rest in words, which would wait in Serve's queue without end.
+        max_ongoing_requests=2 * Settings.max_ongoing_requests,
         ray_actor_options={"num_cpus": 0.01},
         max_constructor_retry_count=1,
     )(serve.ingress(app_from_environment)())
@@ -57,12 +60,23 @@ def build(args: dict[str, Any]) -> Application:
 def app_from_environment() -> ASGIApp:
     """The app of a Serve replica, from that process's environment."""
     settings = Settings.from_env(os.environ)
-    router = Router(Store.from_env(check=False), ttl_s=settings.route_ttl_s)
-    return create_app(settings, router, ServeBackend(), behind_proxy=True)
+    store = Store.from_env(check=False)
+    router = Router(store, ttl_s=settings.route_ttl_s)
+    keys = StoredKeys(store, ttl_s=settings.key_ttl_s)
+    return create_app(settings, router, ServeBackend(), keys=keys, behind_proxy=True)
 
 
-def create_app(settings: Settings, router: Router, backend: Backend, *, behind_proxy: bool = False) -> ASGIApp:
-    """The endpoint as an ASGI app."""
+def create_app(
+    settings: Settings,
+    router: Router,
+    backend: Backend,
+    *,
+    keys: KeySource | None = None,
+    limiter: Limiter | None = None,
+    behind_proxy: bool = False,
+) -> ASGIApp:
+    """The endpoint as an ASGI app. `keys`: where teams' keys are looked up; None: only the operator's opens it."""
+    limiter = limiter or Limiter(max_ongoing_requests=settings.max_ongoing_requests)
     app = FastAPI(title="Kitae", docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
 
@@ -134,7 +148,7 @@ def create_app(settings: Settings, router: Router, backend: Backend, *, behind_p
         return JSONResponse({"status": "waits" if waits else "ok", "waits_for": waits}, 503 if waits else 200)
 
     # Around the app, not among its middleware: what those let through must carry a request id too.
-    return Gate(app, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes, behind_proxy=behind_proxy)
+    return Gate(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
 
 
 async def read_json(request: Request) -> dict[str, Any]:

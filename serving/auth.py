@@ -1,40 +1,90 @@
-"""Who may ask: one bearer key, checked before anything else of a request is read. Also the size a body may have.
+"""Who asks, and whether it may begin: key, size and limits, checked before anything else of a request is read.
 
-Owns the ASGI middleware in front of the routes. Does not know them, except the open paths.
+Owns the ASGI middleware around the app, the caller it finds, and how large a body may be where. Does not know the
+routes beyond their paths, how keys are stored (`keys`) nor how limits are counted (`limits`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ray_jobs.keys import Limits
 from serving.errors import ApiError
+from serving.keys import KeySource
+from serving.limits import Limiter
+from serving.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-"""Answered without a key: probes have none."""
-
+"""Answered without a key, and however busy the endpoint is: probes have no key, and must not take it for dead."""
+METRICS_PATH = "/metrics"
 REQUEST_ID = "x-request-id"
+DEFAULT_TEAM = "default"
+"""Whose everything is that names no team."""
+
+_PART_BYTES = 64 * 2**20  # OpenAI's limit of a part of an upload
+_MULTIPART_BYTES = 2**20
+"""What a form may add to its file: boundaries, headers, other fields."""
+_UPLOAD_PART = re.compile(r"/v1/uploads/[^/]+/parts")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request: a route's `request.state.caller`."""
+
+    key_id: str
+    team: str
+    limits: Limits
+    admin: bool
+    """Sees and may everything, and has no limits."""
+
+
+OPERATOR = Caller("operator", DEFAULT_TEAM, Limits(), admin=True)
+"""Of the environment's key; and everybody, where no key is asked for."""
+
+
+def bearer(header: str | None) -> str | None:
+    """The key in an Authorization header; None where there is none."""
+    scheme, _, given = (header or "").partition(" ")
+    return given.strip() or None if scheme.lower() == "bearer" else None
 
 
 def key_matches(header: str | None, key: str) -> bool:
     """Whether an Authorization header carries the key, in a time that tells nothing of it."""
-    scheme, _, given = (header or "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(_digest(given.strip()), _digest(key))
+    return hmac.compare_digest(_digest(bearer(header) or ""), _digest(key))
+
+
+def body_limit_bytes(method: str, path: str, settings: Settings, limits: Limits) -> int:
+    """The longest body a request may have: what its route takes, or less where its key may send less."""
+    limit = settings.max_body_bytes
+    if method == "POST" and path == "/v1/files":
+        limit = settings.max_file_bytes + _MULTIPART_BYTES
+    elif method == "POST" and _UPLOAD_PART.fullmatch(path):
+        limit = _PART_BYTES + _MULTIPART_BYTES
+    return min(limit, limits.max_body_bytes or limit)
 
 
 class Gate:
-    """Outermost layer of the app: request id, key, size of the body."""
+    """Outermost layer of the app: request id, key, size of the body, limits."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int, behind_proxy: bool) -> None:
-        """`behind_proxy`: Serve's proxy has put the request id in and puts it on the response itself."""
+    def __init__(
+        self, app: ASGIApp, settings: Settings, *, limiter: Limiter, keys: KeySource | None = None, behind_proxy: bool
+    ) -> None:
+        """`keys`: where keys are looked up besides the operator's; None: there are no others. `behind_proxy`: Serve's
+        proxy has put the request id in and puts it on the response itself."""
         self._app = app
-        self._api_key = api_key
-        self._max_body_bytes = max_body_bytes
+        self._settings = settings
+        self._limiter = limiter
+        self._keys = keys
         self._behind_proxy = behind_proxy
+        self._open_paths = OPEN_PATHS | {METRICS_PATH} if settings.metrics_open else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,24 +93,63 @@ class Gate:
         headers = Headers(scope=scope)
         if not self._behind_proxy:
             send = _naming(send, headers.get(REQUEST_ID) or uuid.uuid4().hex)
-        try:
-            self._check(scope["path"], headers)
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        await self._app(scope, _limited(receive, self._max_body_bytes), send)
+        # What a request holds is given back however it ends: answered, refused, failed, or cancelled with its client.
+        with ExitStack() as held:
+            try:
+                scope, limit_bytes = await self._admit(scope, headers, held)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+            await self._app(scope, _limited(receive, limit_bytes), self._ending(scope, send, held))
 
-    def _check(self, path: str, headers: Headers) -> None:
-        if self._api_key is not None and path not in OPEN_PATHS:
-            given = headers.get("authorization")
-            if not key_matches(given, self._api_key):
-                what = "the API key is wrong" if given else "no API key was sent"
-                message = f"{what}: send the header Authorization: Bearer KEY"
-                challenge = {"WWW-Authenticate": "Bearer"}
-                raise ApiError(401, message, code="invalid_api_key", headers=challenge)
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._max_body_bytes:
-            raise _too_large(self._max_body_bytes)
+    async def _admit(self, scope: Scope, headers: Headers, held: ExitStack) -> tuple[Scope, int]:
+        """The request as the app gets it, and the longest body it may have. Raises ApiError where it may not begin."""
+        method, path = scope["method"], scope["path"]
+        if path in self._open_paths:
+            _check_length(headers, self._settings.max_body_bytes)
+            return scope, self._settings.max_body_bytes
+        if path != METRICS_PATH:  # what is asked most while the endpoint is busy
+            held.enter_context(self._limiter.place())
+        caller = await self._caller(headers.get("authorization"))
+        if path == METRICS_PATH and not caller.admin:
+            raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
+        limit_bytes = body_limit_bytes(method, path, self._settings, caller.limits)
+        _check_length(headers, limit_bytes)
+        held.enter_context(self._limiter.request(caller.key_id, caller.limits))
+        # A state of its own: a server may give the same one to every request.
+        return {**scope, "state": {**scope.get("state", {}), "caller": caller}}, limit_bytes
+
+    async def _caller(self, authorization: str | None) -> Caller:
+        if self._settings.api_key is None or key_matches(authorization, self._settings.api_key):
+            return OPERATOR
+        given = bearer(authorization)
+        key = await self._keys.find(given) if given is not None and self._keys is not None else None
+        if key is None:
+            # The same words for a key that is unknown, revoked or expired: who guesses learns nothing.
+            what = "the API key is not valid" if authorization else "no API key was sent"
+            message = f"{what}: send the header Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return Caller(key.id, key.team, key.limits, admin=False)
+
+    def _ending(self, scope: Scope, send: Send, held: ExitStack) -> Send:
+        """Says in the answer what is left of the limits, and gives back what the request holds with its last piece."""
+        caller: Caller | None = scope.get("state", {}).get("caller")
+
+        async def ending(message: Message) -> None:
+            if message["type"] == "http.response.start" and caller is not None:
+                headers = MutableHeaders(scope=message)
+                headers.update(self._limiter.headers(caller.key_id, caller.limits))
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                held.close()  # before it is sent: whoever has it may ask the next at once
+            await send(message)
+
+        return ending
+
+
+def _check_length(headers: Headers, limit_bytes: int) -> None:
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > limit_bytes:
+        raise _too_large(limit_bytes)
 
 
 def _limited(receive: Receive, limit_bytes: int) -> Receive:

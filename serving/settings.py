@@ -18,26 +18,33 @@ class Settings:
     """Of the process that takes requests."""
 
     api_key: str | None
-    """The bearer key every request must carry. None: no key is asked for (KITAE_AUTH=off)."""
+    """The operator's bearer key, which may everything. None: no key is asked for (KITAE_AUTH=off)."""
     max_body_bytes: int = 4 * 2**20
-    """A larger request is answered 413."""
+    """A larger request is answered 413, but for uploads."""
+    max_file_bytes: int = 512 * 2**20
+    """Largest file of one upload."""
     max_ongoing_requests: int = 1000
-    """Connections one ingress process works on at once."""
+    """Requests one ingress process works on at once; the next is answered 429."""
+    metrics_open: bool = False
+    """Whether /metrics is answered without a key."""
+    key_ttl_s: float = 5.0
+    """How long API keys are believed before the store is asked again: how late a revocation may act."""
     route_ttl_s: float = 2.0
     """How long records and aliases are believed before the store is asked again."""
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> Settings:
-        """Of KITAE_API_KEY, KITAE_AUTH and KITAE_MAX_BODY_BYTES. SpecError where one of them is unusable."""
-        return cls(api_key=_api_key(environment), max_body_bytes=_max_body_bytes(environment))
+        """Of KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES and KITAE_METRICS_OPEN. SpecError
+        where one of them is unusable."""
+        return cls(
+            api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
+            max_body_bytes=_bytes(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes),
+            max_file_bytes=_bytes(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes),
+            metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
+        )
 
 
-def _api_key(environment: Mapping[str, str]) -> str | None:
-    mode = environment.get("KITAE_AUTH") or "on"
-    if mode == "off":
-        return None
-    if mode != "on":
-        raise SpecError(f"KITAE_AUTH is {mode!r}; it must be on or off")
+def _api_key(environment: Mapping[str, str]) -> str:
     key = environment.get("KITAE_API_KEY") or ""
     if len(key) < _MIN_KEY_CHARACTERS:
         raise SpecError(
@@ -47,8 +54,15 @@ def _api_key(environment: Mapping[str, str]) -> str | None:
     return key
 
 
-def _max_body_bytes(environment: Mapping[str, str]) -> int:
-    text = environment.get("KITAE_MAX_BODY_BYTES") or str(Settings.max_body_bytes)
+def _switch(environment: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = environment.get(name) or ("on" if default else "off")
+    if text not in ("on", "off"):
+        raise SpecError(f"{name} is {text!r}; it must be on or off")
+    return text == "on"
+
+
+def _bytes(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
     if not text.isdecimal() or int(text) < 1024:
-        raise SpecError(f"KITAE_MAX_BODY_BYTES is {text!r}; it must be a number of bytes, at least 1024")
+        raise SpecError(f"{name} is {text!r}; it must be a number of bytes, at least 1024")
     return int(text)
