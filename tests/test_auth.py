@@ -375,8 +375,7 @@ async def test_no_key_is_in_any_log_or_answer(store: Store, reads: Reads, caplog
     _, secret = keys.create(store, "search", "app", Limits(requests_per_minute=2))
     keys.revoke(store, revoked.id)
     store.put_json(f"keys/{broken.id}.json", {"id": broken.id, "digest": broken_secret})
-    backend = FakeBackend(failure=RuntimeError("the engine failed"))
-    app = create_app(Settings(api_key=KEY), FixedRouter(ADAPTERS), backend, keys=source)
+    app = create_app(Settings(api_key=KEY), FixedRouter(ADAPTERS), FakeBackend(), keys=source)
     told = ""
     for away in (False, True):
         reads.away = away
@@ -387,10 +386,9 @@ async def test_no_key_is_in_any_log_or_answer(store: Store, reads: Reads, caplog
                     told += response.text + str(response.headers)
     assert "does not answer" in caplog.text
     assert broken.id in caplog.text
-    assert "the engine failed" in caplog.text
-    for key in (secret, revoked_secret, broken_secret, KEY):
-        for place in (caplog.text, told):
-            assert key.rpartition("-")[2][:-1] not in place.replace("operator's own key", "")
+    for hidden in (secret[-52:-1], revoked_secret[-52:-1], broken_secret[-52:-1], KEY):
+        assert hidden not in caplog.text
+        assert hidden not in told
 
 
 # --- how much at once ------------------------------------------------------------------------------------------------
