@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, local, models, search, session, shell, usage
+from ray_jobs.cli import jobs, local, models, search, session, shell, usage, webhooks
 
 
 class Commands(click.Group):
@@ -52,6 +52,7 @@ for command in (
     models.deploy,
     models.undeploy,
     usage.usage,
+    webhooks.webhooks,
     local.local,
     shell.schema,
     shell.completion,
