@@ -131,7 +131,8 @@ class Clock:
 
 
 def make_sender(store: Store, clock: Clock | None = None, **options: Any) -> Sender:
-    return Sender(store, HERE, **({"clock": clock or Clock(), "chance": lambda: 0.0} | options))
+    fixed: dict[str, Any] = {"clock": clock or Clock(), "chance": lambda: 0.0}
+    return Sender(store, HERE, **(fixed | options))
 
 
 def tick(*senders: Sender) -> None:
@@ -205,7 +206,7 @@ def test_every_signature_is_the_one_that_the_official_client_computes(key: bytes
 
 
 def test_waits_grow_and_end_within_three_days() -> None:
-    waits_s = []
+    waits_s: list[float] = []
     while (wait_s := webhooks.next_try(len(waits_s) + 1)) is not None:
         waits_s.append(wait_s)
     assert waits_s == sorted(waits_s)
@@ -460,7 +461,12 @@ def test_what_did_not_change_is_not_read_again(
     tick(one)
     tick(one)
     get = store.get_with_etag
-    monkeypatch.setattr(store, "get_with_etag", lambda key: read.append(key) or get(key))
+
+    def noted(key: str) -> tuple[bytes, str]:
+        read.append(key)
+        return get(key)
+
+    monkeypatch.setattr(store, "get_with_etag", noted)
     tick(one)
     assert read == []
     enqueue(store, "ftjob-2")
