@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import bases, jobs, keys, local, models, search, session, shell, traffic, usage
+from ray_jobs.cli import bases, jobs, keys, local, models, search, session, shell, traffic, usage, webhooks
 
 
 class Commands(click.Group):
@@ -60,6 +60,7 @@ for command in (
     traffic.traffic,
     traffic.share,
     traffic.unshare,
+    webhooks.webhooks,
     local.local,
     shell.schema,
     shell.completion,

@@ -1,0 +1,127 @@
+"""`webhooks`: where a team hears that a job has ended.
+
+Owns what these commands print. Does not know how an event is signed, sent or tried again (ray_jobs.webhooks).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from ray_jobs.cli import session
+
+if TYPE_CHECKING:
+    from ray_jobs.webhooks import EventType
+
+# As in ray_jobs.webhooks.EVENTS, which takes too long to import for a --help.
+_EVENTS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
+_SHOWN_CHARACTERS = 300
+
+_TEAM = click.option("--team", metavar="TEAM", required=True, help="Whose it is.")
+_ID = click.argument("endpoint_id", metavar="ID")
+
+
+@click.group()
+def webhooks() -> None:
+    """Let a team's own HTTP endpoints hear that a job has succeeded, failed or was cancelled (docs/webhooks.md).
+
+    \b
+    Example:
+      kitae webhooks add https://hooks.example.com/kitae --team blue
+      kitae webhooks list --team blue
+    """
+
+
+@webhooks.command()
+@click.argument("url")
+@_TEAM
+@click.option("--event", "events", type=click.Choice(_EVENTS), multiple=True, help="Only these.  [default: all]")
+def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
+    """Send TEAM's events to URL, and print the secret with which to check them: it is shown only now.
+
+    \b
+    Example:
+      kitae webhooks add https://hooks.example.com/kitae --team blue --event fine_tuning.job.failed
+    """
+    from ray_jobs import webhooks
+
+    policy = webhooks.Policy.from_env(os.environ)
+    endpoint = webhooks.add(session.open_store(check=False), team, url, events or webhooks.EVENTS, policy)
+    click.echo(f"{endpoint.id}: {', '.join(endpoint.events)}")
+    click.echo(f"secret: {endpoint.secret}  (not shown again)")
+
+
+@webhooks.command(name="list")
+@_TEAM
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_(team: str, as_json: bool) -> None:
+    """Show TEAM's endpoints, without their secrets.
+
+    \b
+    Example:
+      kitae webhooks list --team blue
+    """
+    from ray_jobs import webhooks
+
+    found = webhooks.endpoints(session.open_store(check=False), team)
+    if as_json:
+        session.print_json([endpoint.public() for endpoint in found])
+        return
+    rows = [
+        (
+            endpoint.id,
+            endpoint.url,
+            ", ".join(event.removeprefix("fine_tuning.job.") for event in endpoint.events),
+            f"off: {endpoint.disabled_why}" if endpoint.disabled_at else "on",
+        )
+        for endpoint in found
+    ]
+    session.print_table(["id", "url", "events", "state"], rows, empty=f"team {team} has no webhooks")
+
+
+@webhooks.command()
+@_ID
+@_TEAM
+def remove(endpoint_id: str, team: str) -> None:
+    """Send nothing more to the endpoint ID, and forget its secret.
+
+    \b
+    Example:
+      kitae webhooks remove we_4f0c2a9b3d --team blue
+    """
+    from ray_jobs import webhooks
+
+    webhooks.remove(session.open_store(check=False), team, endpoint_id)
+    click.echo(f"{endpoint_id} is removed")
+
+
+@webhooks.command()
+@_ID
+@_TEAM
+def test(endpoint_id: str, team: str) -> None:
+    """Send the endpoint ID an event of a job that does not exist, once and from here, and show its answer.
+
+    \b
+    Example:
+      kitae webhooks test we_4f0c2a9b3d --team blue
+    """
+    import asyncio
+
+    from ray_jobs import webhooks
+    from ray_jobs.errors import ServingError
+
+    store = session.open_store(check=False)
+    endpoint = webhooks.get(store, team, endpoint_id)
+    sender = webhooks.Sender(store, webhooks.Policy.from_env(os.environ))
+    answer = asyncio.run(sender.send(endpoint, webhooks.test_event(endpoint)))
+    if answer.status is None:
+        raise ServingError(f"{endpoint_id} did not answer: {answer.why}: {answer.detail}")
+    said = "".join(one if one.isprintable() else " " for one in answer.body.decode(errors="replace")).strip()
+    line = f"{endpoint_id} answered {answer.status} after {answer.seconds:.2f} s: {said[:_SHOWN_CHARACTERS]}".rstrip(
+        ": "
+    )
+    if answer.outcome != "delivered":
+        raise ServingError(line)
+    click.echo(line)

@@ -1,0 +1,137 @@
+"""Where a webhook may be sent: not to the machine's metadata service, and inside the company only where that is wanted.
+
+Owns the rules and the look into the DNS. Does not send anything.
+
+A webhook is a request that somebody else has this process make, from inside the network (server-side request forgery).
+So an address is judged when the endpoint is added and again before each request, by what its name means at that
+moment, and the request then goes to the very address that was judged: a name that means another one a moment later
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Literal
+from urllib.parse import urlsplit
+
+from ray_jobs.errors import SpecError
+
+Address = IPv4Address | IPv6Address
+Reach = Literal["public", "private", "never"]
+
+_MAX_URL_CHARACTERS = 2048
+_NAT64 = ip_network("64:ff9b::/96")
+_METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # most clouds; link-local as well
+        "fd00:ec2::254",  # AWS
+        "fd20:ce::254",  # Google
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure's wire server, at a public address
+    )
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What this installation allows."""
+
+    private: bool = False
+    """KITAE_WEBHOOKS_PRIVATE=on: loopback and private addresses too, for receivers within the company."""
+    insecure: bool = False
+    """KITAE_WEBHOOKS_INSECURE=on: plain http, and only to loopback and private addresses."""
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str]) -> Policy:
+        """SpecError where a variable is neither `on` nor `off`."""
+        return cls(
+            private=_switch(environment, "KITAE_WEBHOOKS_PRIVATE"),
+            insecure=_switch(environment, "KITAE_WEBHOOKS_INSECURE"),
+        )
+
+
+def check_url(url: str) -> None:
+    """SpecError unless it is an http(s) URL with a host, and without a user, a password or a fragment."""
+    finding = _unusable(url)
+    if finding is not None:
+        raise SpecError(f"{finding}; a webhook's URL is like https://hooks.example.com/kitae")
+
+
+def reach(address: Address) -> Reach:
+    """Who answers there: anybody, somebody of this network, or somebody who must never be asked."""
+    address = _within(address)
+    if address in _METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
+        return "never"
+    if isinstance(address, IPv6Address) and address.is_site_local:
+        return "private"
+    return "public" if address.is_global else "private"
+
+
+def refusal(url: str, addresses: Sequence[Address], policy: Policy) -> str | None:
+    """Why this URL, whose host means these addresses, must not be sent to; None: it may."""
+    reaches = {address: reach(address) for address in addresses}
+    host = urlsplit(url).hostname
+    for address, found in reaches.items():
+        if found == "never":
+            return f"{host} is {address}, which is link-local, a metadata service or no host's address"
+        if found == "private" and not policy.private:
+            return f"{host} is {address}, within this network: KITAE_WEBHOOKS_PRIVATE=on allows that"
+    if urlsplit(url).scheme != "https":
+        if "public" in reaches.values():
+            return f"{host} is outside this network, and http is not encrypted: use https"
+        if not policy.insecure:
+            return "http is not encrypted: use https, or KITAE_WEBHOOKS_INSECURE=on within this network"
+    return None
+
+
+def look_up(url: str) -> list[Address]:
+    """The addresses that the URL's host means now, in the order to try them. OSError where it means none."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None, "check_url has seen it"
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"{parts.hostname} is no host's name") from error
+    return [ip_address(str(entry[4][0])) for entry in found]
+
+
+def _unusable(url: str) -> str | None:
+    if len(url) > _MAX_URL_CHARACTERS:
+        return f"the URL has {len(url)} characters, more than {_MAX_URL_CHARACTERS}"
+    if any(character.isspace() or not character.isprintable() for character in url):
+        return "the URL has blanks or control characters in it"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"the URL cannot be read: {error}"
+    if parts.scheme not in ("http", "https"):
+        return f"the URL begins with {parts.scheme or 'no scheme'!r}, not with https"
+    if not host:
+        return "the URL names no host"
+    if parts.username is not None or parts.password is not None:
+        return "the URL has a user or a password in it, which a listing would show"
+    if parts.fragment:
+        return "the URL has a fragment (#…), which is never sent"
+    return None
+
+
+def _within(address: Address) -> Address:
+    """The IPv4 address that an IPv6 address stands for, if it stands for one."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else address)
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    value = environment.get(name) or "off"
+    if value not in ("on", "off"):
+        raise SpecError(f"{name} is {value!r}; it must be on or off")
+    return value == "on"
