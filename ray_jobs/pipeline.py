@@ -4,6 +4,8 @@ endpoint.
 Every stage is idempotent: its record is found by a hash of its inputs, and a stage that has one is not run again. So a
 job that was killed goes on where it was, and running a finished job again does nothing. Stages do the work; this says
 in which order and with what.
+
+A little over 400 lines, so that the flow, what it comes to and what it would do are read together.
 """
 
 from __future__ import annotations

@@ -179,6 +179,10 @@ def test_each_checkpoint_is_a_version_that_loads_and_differs(
     assert not torch.allclose(answers[2], answers[4], atol=1e-3)
     assert not torch.allclose(answers[4], answers[6], atol=1e-4)
 
+    gone = publish.AdapterInputs(train=one.inputs, trees={"jobs/j/checkpoints/c/step-00000099-x": "jobs/j/tree"})
+    with pytest.raises(ModelError, match="step-00000099-x is gone"):
+        publish.build_adapters(gone, store, lambda _: None)
+
     # Again, as after a kill before the stage's record: nothing is built, and no version is added.
     monkeypatch.setattr(models, "load_base", None)
     assert one.publish() == rows
@@ -195,15 +199,6 @@ def test_of_a_whole_model_only_the_registered_checkpoint_gets_a_name(
     assert (row["step"], row["version"]) == (one.outcome.best_step, "1")
     assert registry.aliases(store, "tiny") == {"champion": "1", f"ckpt-step-{row['step']}": "1"}
     assert len(registry.versions(store, "tiny")) == 1
-
-
-@pytest.mark.heavy
-@pytest.mark.usefixtures("store_environment")
-def test_a_checkpoint_that_is_gone_is_told(trained: Callable[[str], Trained], store: Store) -> None:
-    one = trained("lora")
-    inputs = publish.AdapterInputs(train=one.inputs, trees={"jobs/j/checkpoints/c/step-00000099-x": "jobs/j/t"})
-    with pytest.raises(ModelError, match="step-00000099-x is gone"):
-        publish.build_adapters(inputs, store, lambda _: None)
 
 
 def asked(row: dict[str, Any], number: int) -> dict[str, Any]:
