@@ -52,6 +52,8 @@ class Position:
     """Spent on steps so far, over all attempts that count."""
     losses: tuple[float, ...] = ()
     """Training loss of every step so far."""
+    evaluations: tuple[tuple[int, float, float], ...] = ()
+    """(step, held-out loss, held-out accuracy) of every evaluation so far."""
 
     def measured(self, loss: float, accuracy: float) -> Position:
         """The position after scoring the held-out rows. Raises TrainingError for a loss that is no number."""
@@ -62,6 +64,7 @@ class Position:
             self,
             held_out_loss=loss,
             held_out_accuracy=accuracy,
+            evaluations=(*self.evaluations, (self.step, loss, accuracy)),
             best_loss=loss if better else self.best_loss,
             best_step=self.step if better else self.best_step,
             evaluations_without_better=0 if better else self.evaluations_without_better + 1,
@@ -90,7 +93,9 @@ def load(store: Store, key: str) -> Checkpoint | None:
     manifest = store.read_manifest(key)
     if manifest is None:
         return None
-    position = manifest.meta["position"] | {"losses": tuple(manifest.meta["position"]["losses"])}
+    position = dict(manifest.meta["position"])
+    position["losses"] = tuple(position["losses"])
+    position["evaluations"] = tuple((step, loss, share) for step, loss, share in position.get("evaluations", ()))
     return Checkpoint(key, manifest.meta["workers"], Position(**position), manifest.size_bytes)
 
 
@@ -258,5 +263,5 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def as_json(position: Position) -> dict[str, Any]:
-    """For a stage's record, without the losses."""
-    return {key: value for key, value in asdict(position).items() if key != "losses"}
+    """For a stage's record, without the losses and evaluations."""
+    return {key: value for key, value in asdict(position).items() if key not in ("losses", "evaluations")}

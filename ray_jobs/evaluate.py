@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import checkpoint, models
+from ray_jobs.checkpoint import Checkpoint
 from ray_jobs.data import dataset
 from ray_jobs.encoding import Encoded
 from ray_jobs.errors import GateError, ModelError
@@ -127,22 +128,38 @@ def build_candidate(
     chosen = next(
         (c for c in checkpoint.committed(store, inputs.train.checkpoints) if c.key == inputs.checkpoint_key), None
     )
-    if chosen is None:
-        raise ModelError(f"the checkpoint {store.uri(inputs.checkpoint_key)} is gone; run the job again to train it")
+    model = load_candidate(inputs.train, base)
+    attach_weights(model, store, chosen, inputs.checkpoint_key)
+    if spec.compute.gpus_per_worker and spec.training.method != "qlora":
+        model = model.to("cuda")
+    save_candidate(model, spec, tokenizer, tree)
+    return model
+
+
+def load_candidate(inputs: TrainInputs, base: Path) -> torch.nn.Module:
+    """The base with what a training adds to it, as it was before the first step."""
+    spec = inputs.spec
     loaded = models.load_base(
-        base, spec.task, inputs.train.labels, models.resolve_precision(spec),
+        base, spec.task, inputs.labels, models.resolve_precision(spec),
         seed=spec.training.seed, four_bit=spec.training.method == "qlora",
     )  # fmt: skip
-    model = models.attach(loaded, spec.training, spec.task)
+    return models.attach(loaded, spec.training, spec.task)
+
+
+def attach_weights(model: torch.nn.Module, store: Store, chosen: Checkpoint | None, key: str) -> None:
+    """Put a checkpoint's weights into a model. Raises ModelError where `chosen`, the one at `key`, is None."""
+    if chosen is None:
+        raise ModelError(f"the checkpoint {store.uri(key)} is gone; run the job again to train it")
     state = checkpoint.load_state(store, chosen)
     for name, parameter in models.trainable(model).items():
         parameter.data.copy_(state[name]["weight"])
-    if spec.compute.gpus_per_worker and spec.training.method != "qlora":
-        model = model.to("cuda")
+
+
+def save_candidate(model: torch.nn.Module, spec: JobSpec, tokenizer: PreTrainedTokenizerBase, tree: Path) -> None:
+    """Write what would be published."""
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = base_name(spec.base_model)  # not a path of this machine
     models.save_published(model, tokenizer, tree)
-    return model
 
 
 def base_weights(

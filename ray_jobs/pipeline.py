@@ -4,6 +4,8 @@ endpoint.
 Every stage is idempotent: its record is found by a hash of its inputs, and a stage that has one is not run again. So a
 job that was killed goes on where it was, and running a finished job again does nothing. Stages do the work; this says
 in which order and with what.
+
+A little over 400 lines, so that the flow, what it comes to and what it would do are read together.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError, 
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, gate
 from ray_jobs.jobs import Job, Launched
 from ray_jobs.progress import stage_progress
+from ray_jobs.publish import alias_of
 from ray_jobs.search.space import describe
 from ray_jobs.spec import JobSpec, SearchSection
 from ray_jobs.stages import Outputs
@@ -59,6 +62,12 @@ class JobResult:
     parity_mean_gap: float | None
     search: dict[str, Any] | None = None
     """The trial that won (`run`, `params`), how many `trials` there were, and the key of the `page` that shows them."""
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    """Those that can be called, if the job file asks for it: `step`, `version` and the figures of each."""
+    trained_tokens: int = 0
+    """Over all trials of a search, too."""
+    metrics_csv: str | None = None
+    """Key of a file with the losses of every step."""
     stages: tuple[StageTime, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -70,6 +79,7 @@ class JobResult:
         rows = [
             f"{name:<16} {_figure(self.base.get(name)):>12} {_figure(value):>12}" for name, value in self.tuned.items()
         ]
+        steps = [str(checkpoint["step"]) for checkpoint in self.checkpoints]
         times = ", ".join(f"{s.name} {'skipped' if s.skipped else f'{s.seconds:.0f} s'}" for s in self.stages)
         lines = [
             f"{self.model}@{self.version}  (job {self.job_id})",
@@ -84,6 +94,7 @@ class JobResult:
                 else [f"parity      mean log-probability gap {self.parity_mean_gap:.2g}"]
             ),
             *([] if self.search is None else [f"search      {searched(self.search)}"]),
+            *([] if not self.checkpoints else [f"checkpoints {', '.join(steps)}, as {self.model}@{alias_of('N')}"]),
             f"stages      {times}",
             f"endpoint    {self.endpoint or 'not deployed'}",
         ]
@@ -184,7 +195,8 @@ def stages_of(spec: JobSpec) -> list[str]:
     """A job's stages in their order."""
     search = [] if spec.search is None else ["search"]
     train = ["train"] if spec.search is None or spec.search.retrain else []
-    return ["dataset", "base", "encode", *search, *train, "evaluate", "parity", "register", "deploy"]
+    publish = ["publish"] if spec.training.publish_checkpoints else []
+    return ["dataset", "base", "encode", *search, *train, "evaluate", "parity", "register", *publish, "deploy"]
 
 
 def plan(store: Store, spec: JobSpec) -> PlanReport:
@@ -265,7 +277,7 @@ def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
         checkpoint_key=trained["checkpoint"],
         dataset_digest=data["digest"],
         held_out_kept=tuple(encoded["held_out_kept"]),
-        candidate_key=f"jobs/{stages.job.id}/candidates/{trained['checkpoint'].rsplit('/', 1)[-1]}",
+        candidate_key=work.candidate_key(stages.job.id, trained["checkpoint"]),
     )
     evaluation = Evaluation.model_validate(
         stages.run(
@@ -286,13 +298,21 @@ def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
             },
             lambda show: work.compare_served(stages.job, store, spec, evaluation, base["key"], show),
         )
+    trial = None if found is None else found["run"]
     registered = stages.run(
         "register",
         {"candidate": evaluation.candidate_key, "name": spec.name},
-        lambda _: work.register(
-            stages.job, store, spec, evaluation, data, base, parity, None if found is None else found["run"]
-        ),
+        lambda _: work.register(stages.job, store, spec, evaluation, data, base, parity, trial),
     )
+    published: Outputs = {"checkpoints": []}
+    if spec.training.publish_checkpoints:
+        published = stages.run(
+            "publish",
+            {"checkpoints": inputs.checkpoints, **registered},
+            lambda show: work.publish_checkpoints(
+                stages.job, store, inputs, evaluation, data, base, registered, trained["checkpoint"], trial, show
+            ),
+        )
     endpoint = None
     if spec.serving.deploy:
         # Never skipped: whether it answers now is not for a record to say.
@@ -309,6 +329,9 @@ def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
         tokens_per_s=trained["tokens_per_s"],
         parity_mean_gap=parity.get("mean_gap"),
         search=None if found is None else {key: found[key] for key in ("run", "params", "trials", "page")},
+        checkpoints=published["checkpoints"],
+        trained_tokens=trained["tokens"] if found is None or trained is found else found["tokens"] + trained["tokens"],
+        metrics_csv=work.write_metrics(store, stages.job.id, inputs),
         stages=tuple(stages.times),
     )
 

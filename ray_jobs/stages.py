@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ray_jobs import __version__, bases, deploy, registry, workers
+from ray_jobs import __version__, bases, checkpoint, deploy, publish, registry, workers
 from ray_jobs.data import dataset
 from ray_jobs.data.ingest import local_copy
 from ray_jobs.encoding import Encoded, encode_rows
@@ -23,9 +23,10 @@ from ray_jobs.engine import EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import DataError
 from ray_jobs.evaluate import EvaluateInputs, Evaluation, evaluate
 from ray_jobs.jobs import Job
+from ray_jobs.metrics import TrainingMetrics, write_csv
 from ray_jobs.models import load_config, load_tokenizer
 from ray_jobs.parity import ParityPrompt, check_parity
-from ray_jobs.registry import Lineage
+from ray_jobs.registry import Lineage, ModelVersion
 from ray_jobs.search import decide, page
 from ray_jobs.search.executors import Executor
 from ray_jobs.search.records import Problem, Run, SearchRecords
@@ -43,6 +44,8 @@ Materials = Mapping[str, tuple[Outputs, Outputs]]
 Show = Callable[..., None]
 """`Progress.update` of the stage's display."""
 _TRIALS_SHOWN = 12
+_FIGURES_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
+"""Of a step, beside the bar."""
 
 
 def rows_fingerprint(store: Store, source: str) -> str:
@@ -108,13 +111,13 @@ def _counts(side: str, encoded: Encoded, rows: int) -> Outputs:
 
 def train(job: Job, store: Store, inputs: TrainInputs, show: Show) -> Outputs:
     workers.connect()
-    outcome: TrainOutcome = workers.train_on_workers(
-        inputs,
-        store,
-        job_id=job.id,
-        attempt=job.attempt,
-        report=lambda done, total, unit, figures: show(done, total, unit, **figures),
-    )
+    metrics = TrainingMetrics(job)
+
+    def report(done: float, total: float, unit: str, figures: workers.Figures) -> None:
+        show(done, total, unit, **{name: figures[name] for name in _FIGURES_SHOWN if name in figures})
+        metrics.tell(int(done), int(total), figures)
+
+    outcome: TrainOutcome = workers.train_on_workers(inputs, store, job_id=job.id, attempt=job.attempt, report=report)
     if outcome.stopped == "on_request":
         job.check(fresh=True)  # raises
     return outcome.model_dump(mode="json")
@@ -243,8 +246,73 @@ def register(
     metrics = evaluation.tuned | {f"base_{name}": value for name, value in evaluation.base.items()}
     if parity:
         metrics |= {"parity_mean_gap": parity["mean_gap"]}
-    training = spec.training.model_copy(update={"precision": evaluation.dtype})  # as it was on that machine
-    lineage = Lineage(
+    lineage = _lineage(job, spec, evaluation.dtype, data, base, trial, metrics)
+    version = _register_tree(store, lineage, evaluation.candidate_key, spec)
+    registry.set_alias(store, version.name, "champion", version.version)
+    return {"name": version.name, "version": version.version}
+
+
+def publish_checkpoints(
+    job: Job,
+    store: Store,
+    inputs: TrainInputs,
+    evaluation: Evaluation,
+    data: Outputs,
+    base: Outputs,
+    registered: Outputs,
+    best: str,
+    trial: str | None,
+    show: Show,
+) -> Outputs:
+    """Every checkpoint that is left as a version of its own, where it can be; the registered one gets its alias.
+
+    `best` is the registered checkpoint's key.
+    """
+    spec, name = inputs.spec, registered["name"]
+    found = checkpoint.committed(store, inputs.checkpoints)
+    rows = [publish.row(one, registered["version"]) for one in found if one.key == best]
+    chosen = publish.others(found, best) if publish.has_adapters(spec) else []
+    trees = {one.key: candidate_key(job.id, one.key) for one in chosen}
+    if chosen:
+        workers.connect()
+        workers.call_on_worker(
+            publish.build_adapters,
+            publish.AdapterInputs(train=inputs, trees=trees),
+            store,
+            compute=spec.compute,
+            report=lambda done, total, unit, figures: show(done, total, unit, **figures),
+            check=job.check,
+        )
+    for one in chosen:
+        metrics = publish.lineage_metrics(one, spec)
+        lineage = _lineage(job, spec, evaluation.dtype, data, base, trial, metrics)
+        rows.append(publish.row(one, _register_tree(store, lineage, trees[one.key], spec).version))
+    for row in rows:
+        registry.set_alias(store, name, publish.alias_of(row["step"]), row["version"])
+    return {"checkpoints": sorted(rows, key=lambda row: int(row["step"]))}
+
+
+def write_metrics(store: Store, job_id: str, inputs: TrainInputs) -> str | None:
+    """The training's figures as a file beside the job. None: its checkpoints are gone."""
+    return write_csv(store, job_id, checkpoint.committed(store, inputs.checkpoints))
+
+
+def candidate_key(job_id: str, checkpoint_key: str) -> str:
+    """Where that which a checkpoint would be published as is."""
+    return f"jobs/{job_id}/candidates/{checkpoint_key.rsplit('/', 1)[-1]}"
+
+
+def _lineage(
+    job: Job,
+    spec: JobSpec,
+    dtype: str,
+    data: Outputs,
+    base: Outputs,
+    trial: str | None,
+    metrics: dict[str, float],
+) -> Lineage:
+    training = spec.training.model_copy(update={"precision": dtype})  # as it was on that machine
+    return Lineage(
         dataset_digest=data["digest"],
         base_digest=base["digest"],
         spec=spec.model_copy(update={"training": training}),
@@ -254,16 +322,14 @@ def register(
         labels=tuple(data["labels"]),
         trial=trial,
     )
-    with _writable_copy(store.fetch(evaluation.candidate_key)) as directory:
-        version = registry.register(
-            store,
-            spec.name,
-            directory,
-            lineage=lineage,
-            lineage_digest=hash_of([evaluation.candidate_key, spec.digest()]),
+
+
+def _register_tree(store: Store, lineage: Lineage, key: str, spec: JobSpec) -> ModelVersion:
+    """A tree of the store as a version; the same tree and job are the same version."""
+    with _writable_copy(store.fetch(key)) as directory:
+        return registry.register(
+            store, spec.name, directory, lineage=lineage, lineage_digest=hash_of([key, spec.digest()])
         )
-    registry.set_alias(store, version.name, "champion", version.version)
-    return {"name": version.name, "version": version.version}
 
 
 def deploy_version(store: Store, registered: Outputs, show: Show) -> Outputs:
@@ -288,7 +354,7 @@ def _writable_copy(directory: Path) -> Iterator[Path]:
 
 def checkpoints_prefix(job_id: str, spec: JobSpec, encoded_key: str, base_key: str) -> str:
     """Where a training's checkpoints are: the same for all that trains the same, on however many workers."""
-    training = spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep"})
+    training = spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep", "publish_checkpoints"})
     return f"jobs/{job_id}/checkpoints/{hash_of([encoded_key, base_key, spec.task, training])}"
 
 

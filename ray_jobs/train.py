@@ -79,6 +79,7 @@ class TrainProgress:
     learning_rate: float
     tokens_per_s: float
     held_out_loss: float | None
+    held_out_accuracy: float | None
 
 
 class TrainOutcome(BaseModel):
@@ -364,9 +365,17 @@ class _Run:
         self.position = self.position.measured(scores.loss, scores.accuracy)
 
     def _tell(self, on_progress: Callable[[TrainProgress], None], tokens_per_s: float) -> None:
-        step, loss = self.position.step, self.position.losses[-1]
+        position = self.position
         on_progress(
-            TrainProgress(step, self.end, loss, self._rate(step - 1), tokens_per_s, self.position.held_out_loss)
+            TrainProgress(
+                step=position.step,
+                total_steps=self.end,
+                loss=position.losses[-1],
+                learning_rate=self._rate(position.step - 1),
+                tokens_per_s=tokens_per_s,
+                held_out_loss=position.held_out_loss,
+                held_out_accuracy=position.held_out_accuracy,
+            )
         )
 
     def _outcome(

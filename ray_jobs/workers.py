@@ -27,6 +27,7 @@ from ray_jobs.train import TrainInputs, TrainOutcome, TrainProgress
 
 T = TypeVar("T")
 Figures = dict[str, float | str]
+State = tuple[float, float, str, Figures]
 Report = Callable[[float, float, str, Figures], None]
 """(done, total, unit, figures), for a progress display."""
 
@@ -235,10 +236,14 @@ def _worker(config: dict[str, Any]) -> None:
         return  # this attempt has failed for good; the driver reads why
 
     def tell(progress: TrainProgress) -> None:
-        figures: Figures = {"loss": progress.loss, "tokens_per_s": progress.tokens_per_s}
-        if progress.held_out_loss is not None:
-            figures["held_out_loss"] = progress.held_out_loss
-        sink.put.remote((progress.step, progress.total_steps, "steps", figures))
+        figures: Figures = {
+            "loss": progress.loss,
+            "tokens_per_s": progress.tokens_per_s,
+            "learning_rate": progress.learning_rate,
+        }
+        if progress.held_out_loss is not None and progress.held_out_accuracy is not None:
+            figures |= {"held_out_loss": progress.held_out_loss, "held_out_accuracy": progress.held_out_accuracy}
+        sink.put.remote((progress.step, progress.total_steps, "steps", figures), keep="held_out_loss" in figures)
 
     try:
         outcome = train(
@@ -370,16 +375,19 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def _sink(report: Report) -> Iterator[Any]:
-    """An actor that workers put their state into, and a thread here that shows it."""
+    """An actor that workers put their state into, and a thread here that reports it: the newest, and before it those
+    that are to be kept."""
     import ray
 
     class Sink:
         def __init__(self) -> None:
-            self.state: tuple[float, float, str, Figures] | None = None
+            self.kept: list[State] = []
+            self.state: State | None = None
             self.outcome: str | None = None
 
-        def put(self, state: tuple[float, float, str, Figures]) -> None:
-            self.state = state
+        def put(self, state: State, keep: bool = False) -> None:
+            self.state = None if keep else state
+            self.kept += [state] if keep else []
 
         def finish(self, outcome: str) -> None:
             self.outcome = outcome
@@ -387,9 +395,10 @@ def _sink(report: Report) -> Iterator[Any]:
         def answer(self) -> str | None:
             return self.outcome
 
-        def take(self) -> tuple[float, float, str, Figures] | None:
-            state, self.state = self.state, None
-            return state
+        def take(self) -> list[State]:
+            taken = [*self.kept, *([] if self.state is None else [self.state])]
+            self.kept, self.state = [], None
+            return taken
 
     actor: Any = ray.remote(num_cpus=0)(Sink)
     sink = actor.remote()
@@ -399,9 +408,9 @@ def _sink(report: Report) -> Iterator[Any]:
         while True:
             last = done.wait(_POLL_S)
             with contextlib.suppress(Exception):  # a display that fails must not end the job
-                state = ray.get(sink.take.remote(), timeout=10)
-                if state is not None:
-                    report(*state)
+                for state in ray.get(sink.take.remote(), timeout=10):
+                    with contextlib.suppress(Exception):
+                        report(*state)
             if last:
                 return
 

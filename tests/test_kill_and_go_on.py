@@ -6,6 +6,7 @@ random state that is lost or used twice shows in the losses.
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import time
@@ -18,7 +19,7 @@ import pytest
 import yaml
 
 from ray_jobs import checkpoint, jobs, registry
-from ray_jobs.errors import JobCancelled, TrainingError
+from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.train import TrainInputs, train
@@ -274,6 +275,61 @@ def test_a_cancelled_job_goes_on_with_other_workers(
     assert driver.wait() == 0, driver.output
     losses, _ = outcome(store, job)
     same(losses, alone(store, watched, job), within=1e-4)
+
+
+def test_a_paused_job_frees_its_workers_and_goes_on_from_that_step(
+    service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
+) -> None:
+    watched = Watched(store, job.spec.job_id)
+    driver = service.kitae(store, "run", str(job.path))
+    watched.wait_for_step(EVERY, driver)
+    started = time.monotonic()
+    assert service.kitae(store, "pause", job.spec.job_id).wait() == 0
+    assert driver.wait() == JobPaused.exit_code
+    wait_until_gone(service)
+    assert time.monotonic() - started < CANCEL_PATIENCE_S
+    assert driver.output.strip().splitlines()[-1].startswith("error: job tiny-")
+    assert "Traceback" not in driver.output
+    assert watched.status() == "paused"
+    last = watched.committed()[-1].position
+    assert EVERY <= last.step < STEPS
+    told = [event for _, event in jobs.events(store, job.spec.job_id)]
+    metrics = [event.data["step"] for event in told if event.kind == "metrics"]
+    assert metrics[0] <= 10
+    assert told[-1].message.endswith("goes on where it stopped")
+
+    driver = service.kitae(store, "resume", job.spec.job_id)
+    ended_well(driver, store, job, undisturbed)
+    record = jobs.load(store, job.spec.job_id)
+    assert (record.attempt, record.paused_at) == (2, None)
+    (trained,) = [stage for stage in jobs.stages(store, job.spec.job_id) if stage.name == "train"]
+    assert trained.outputs["resumed_from_step"] == last.step
+
+
+def test_figures_of_training_are_told_as_it_goes_and_written_down(
+    service: Service, store: Store, job: JobFile, undisturbed: Undisturbed, store_server: StoreServer
+) -> None:
+    """Of the undisturbed run: an event for every evaluation, and a line for every step."""
+    calm = Store("s3://kitae/undisturbed", store_server.settings())
+    record = jobs.load(calm, job.spec.job_id)
+    assert record.result is not None
+    events = [event for _, event in jobs.events(calm, job.spec.job_id) if event.kind == "metrics"]
+    steps = [event.data["step"] for event in events]
+    assert steps == sorted(set(steps))
+    measured = {event.data["step"]: event.data for event in events if "valid_loss" in event.data}
+    assert list(measured) == list(range(10, STEPS + 1, 10))  # after each epoch
+    rows = list(csv.DictReader(calm.get(record.result["metrics_csv"]).decode().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
+    assert [float(row["train_loss"]) for row in rows] == pytest.approx(undisturbed.losses)
+    for row in rows:
+        data = measured.get(int(row["step"]))
+        assert row["valid_loss"] == ("" if data is None else str(data["valid_loss"]))
+        assert row["valid_mean_token_accuracy"] == ("" if data is None else str(data["valid_mean_token_accuracy"]))
+    assert all(event.data["total_steps"] == STEPS and event.data["tokens_per_s"] > 0 for event in events)
+    assert 0 <= events[-1].data["learning_rate"] < 1e-4  # the cosine's end
+    (trained,) = [stage for stage in jobs.stages(calm, job.spec.job_id) if stage.name == "train"]
+    assert record.result["trained_tokens"] == trained.outputs["tokens"] > 0
+    assert record.result["checkpoints"] == []
 
 
 def wait_until_gone(service: Service) -> None:

@@ -190,7 +190,7 @@ def _print_events(store: Store, job_id: str, *, after: str) -> str:
 def _event_line(event: Event) -> str:
     at = event.at.astimezone().strftime("%H:%M:%S")
     mark = "" if event.level == "info" else f"{event.level}: "
-    figures = session.figures(event.data)
+    figures = "" if event.kind == "metrics" else session.figures(event.data)  # they are in its message
     return f"{at}  #{event.attempt}  {mark}{event.message}" + (f"  ({figures})" if figures else "")
 
 
