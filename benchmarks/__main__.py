@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -62,10 +65,14 @@ def _measure(names: tuple[str, ...], assets: Path, results: Path, *, quick: bool
         for name in names:
             with stage_progress(name) as progress:
                 setting = report.setting(datetime.now(UTC), quick=quick)
+                bench.keep = partial(_write, results / f"{name}.json", setting)
                 figures = BENCHMARKS[name].run(bench, progress.update, quick=quick)
-            document = {"setting": setting, "figures": figures}
-            (results / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+            bench.keep(figures)
             print(BENCHMARKS[name].describe(figures), end="\n\n")
+
+
+def _write(path: Path, setting: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps({"setting": setting, "figures": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ class MeasuredHost(Host):
 
 
 def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int, threads: int) -> dict[str, Any]:
-    """Trainings as trials of Ray Tune. Seconds by the clock; of each, seconds from its turn to its first step."""
+    """Trainings as trials of Ray Tune. Seconds by the clock; of each, seconds from its turn to its first step
+    and to its end."""
     from ray import tune
 
     def trainable(config: dict[str, Any]) -> None:
@@ -57,6 +58,7 @@ def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int,
     turns = [started] * at_once + sorted(ends)
     return {
         "wall_s": wall_s,
+        "trial_s": [end - turn for end, turn in zip(ends, turns, strict=False)],
         "start_s": [r.metrics["first_step_at"] - turn for r, turn in zip(results, turns, strict=False)],
         "peak_memory_bytes": [result.metrics["peak_memory_bytes"] for result in results],
     }

@@ -22,35 +22,49 @@ from ray_jobs.train import Stretch, TrainInputs
 
 GOALS = {"frozen": 10.0, "start_s": 1.0, "memory": 1.5, "wall": 1.5}
 TRIALS = 8
-STEPS = (3, 9)
-"""Of a trial; two sizes, to see how the ratio falls as trials grow."""
-FROZEN_TRIALS, FROZEN_RUNS = 20, 5
+SIZES = {2: 3, 14: 1}
+"""Steps of a trial, and how often both sides are measured: the larger one takes about a minute by itself, and the two
+show how the ratio falls as trials grow. As many as fit into twenty minutes."""
+FROZEN_TRIALS, FROZEN_RUNS = 20, 3
+FROZEN_PASS_TOKENS = 512
+"""Of a run by itself, whose passes are padded: in one of 16 rows two fifths of the tokens are padding."""
 
 
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
-    frozen = _frozen(bench, show, 2 if quick else FROZEN_RUNS)
-    return {"frozen": frozen, "sharing": [_sharing(bench, show, steps) for steps in (STEPS[:1] if quick else STEPS)]}
+    figures: dict[str, Any] = {"frozen": _frozen(bench, show, 1 if quick else FROZEN_RUNS), "sharing": []}
+    bench.keep(figures)
+    for steps, pairs in list(SIZES.items())[: 1 if quick else None]:
+        size: dict[str, Any] = {"steps": steps, "pairs": []}
+        for i in range(1 if quick else pairs):
+            size["pairs"].append(_pair(bench, show, steps, i))
+            if i == 0:
+                figures["sharing"].append(size)
+            bench.keep(figures)
+    return figures
 
 
 def describe(figures: Mapping[str, Any]) -> str:
     """The section of the report. Pure."""
-    return _describe_sharing(figures["sharing"]) + "\n\n" + _describe_frozen(figures["frozen"])
+    frozen = _describe_frozen(figures["frozen"])
+    return f"{_describe_sharing(figures['sharing'])}\n\n{frozen}" if figures["sharing"] else frozen
 
 
-def _sharing(bench: Workbench, show: Show, steps: int) -> dict[str, Any]:
-    """Eight trials at the same number of steps, in one process and in one each."""
+def _pair(bench: Workbench, show: Show, steps: int, pair: int) -> dict[str, Any]:
+    """Eight trials at the same number of steps, in one process and in one each; in the first pair, one alone too."""
     spec = make_spec(steps=steps, batch_size=2, schedule="warmup_stable_decay")
     given = bench.inputs("faq", spec).model_copy(update={"spec": spec})
-    tasks = [_lora_task(given, i, steps, f"shared-{steps}") for i in range(TRIALS)]
-    show(0, 3, "sides", doing=f"one trial of {steps} steps")
-    one = _on_host(bench, [_lora_task(given, 0, steps, f"one-{steps}")])
+    tasks = [_lora_task(given, i, steps, f"shared-{steps}-{pair}") for i in range(TRIALS)]
+    one = None
+    if pair == 0:
+        show(0, 3, "sides", doing=f"one trial of {steps} steps")
+        one = _on_host(bench, [_lora_task(given, 0, steps, f"one-{steps}")])
     show(1, 3, "sides", doing=f"{TRIALS} trials of {steps} steps in one process")
     shared = _on_host(bench, tasks)
     show(2, 3, "sides", doing=f"{TRIALS} trials of {steps} steps under Ray Tune")
-    alone = [_lora_task(given, i, steps, f"alone-{steps}") for i in range(TRIALS)]
+    alone = [_lora_task(given, i, steps, f"alone-{steps}-{pair}") for i in range(TRIALS)]
     separate = run_separately(bench.store, [task.inputs for task in alone], at_once=2, threads=1)
     gaps = [largest_gap(_losses(bench, a.inputs), _losses(bench, b.inputs)) for a, b in zip(tasks, alone, strict=True)]
-    return {"steps": steps, "one": one, "shared": shared, "separate": separate, "gap": max(gaps)}
+    return {"one": one, "shared": shared, "separate": separate, "gap": max(gaps)}
 
 
 def _lora_task(given: TrainInputs, i: int, steps: int, name: str) -> Task:
@@ -105,7 +119,10 @@ def _frozen(bench: Workbench, show: Show, runs: int) -> dict[str, Any]:
     separate = []
     for i in range(runs):
         show(i + 1, runs + 1, "runs", doing="a frozen trial by itself")
-        separate.append(run_separately(bench.store, [task(i, "alone").inputs], at_once=1, threads=2)["wall_s"])
+        alone = task(i, "alone").inputs
+        spec = alone.spec.with_values({"micro_batch_tokens": FROZEN_PASS_TOKENS})
+        inputs = [alone.model_copy(update={"spec": spec})]
+        separate.append(run_separately(bench.store, inputs, at_once=1, threads=2)["wall_s"])
     return {"trials": FROZEN_TRIALS, "steps": steps, "shared_s": shared_s, "separate_s": separate}
 
 
@@ -114,29 +131,36 @@ def _losses(bench: Workbench, inputs: TrainInputs) -> tuple[float, ...]:
 
 
 def _describe_sharing(sizes: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for size in sizes:
-        shared, separate, one = size["shared"], size["separate"], size["one"]
-        rows.append([
-            f"{size['steps']} steps",
-            f"{shared['wall_s']:.0f} : {separate['wall_s']:.0f} s",
-            f"**{separate['wall_s'] / shared['wall_s']:.2f}**",
-            f"{median(shared['start_s'][1:]):.2f} : {median(separate['start_s']):.1f} s",
-            f"{gibibytes(shared['peak_memory_bytes'])} ({shared['peak_memory_bytes'] / one['peak_memory_bytes']:.2f}×)",
-            gibibytes(2 * median(separate["peak_memory_bytes"])),
-            f"{size['gap']:.1e}",
-        ])  # fmt: skip
+    rows = [_row(size["steps"], size["pairs"]) for size in sizes]
     header = [
-        "a trial", "wall clock, shared : one process a trial", "faster by", "start of a trial",
+        "a trial under Ray Tune", "pairs", "wall clock, shared : one process a trial", "faster by", "start of a trial",
         "memory of eight (of one's)", "memory of two at once", "losses",
     ]  # fmt: skip
     return (
         f"**Eight LoRA trials of SmolLM2-135M** in one process of two threads, against Ray Tune, a process each, two "
-        f"at once, one thread each; two rows a step. One run a size.\n\n{table(header, rows)}\n\n"
-        "Start: from a trial's turn to its first step; in the shared process from the second trial on, since the first "
-        f"one's loads the base (goal ≤ {GOALS['start_s']:g} s). Memory's goal is ≤ {GOALS['memory']:g}×, the wall "
-        f"clock's ≥ {GOALS['wall']:g}. Losses: the largest relative difference in any step of any trial."
+        f"at once, one thread each; two rows a step. Medians over the pairs, measured in turn.\n\n{table(header, rows)}"
+        "\n\nStart: from a trial's turn to its first step; in the shared process from the second trial on, since the "
+        f"first one's loads the base (goal ≤ {GOALS['start_s']:g} s). Memory's goal is ≤ {GOALS['memory']:g}×, the "
+        f"wall clock's ≥ {GOALS['wall']:g}. Losses: the largest relative difference in any step of any trial."
     )
+
+
+def _row(steps: int, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    shared, separate = [pair["shared"] for pair in pairs], [pair["separate"] for pair in pairs]
+    walls = [side["wall_s"] for side in shared], [side["wall_s"] for side in separate]
+    ratio = median(alone / together for together, alone in zip(*walls, strict=True))
+    starts = [s for side in shared for s in side["start_s"][1:]], [s for side in separate for s in side["start_s"]]
+    peak = median(side["peak_memory_bytes"] for side in shared)
+    return [
+        f"{steps} steps, {median(s for side in separate for s in side['trial_s']):.0f} s",
+        f"{len(pairs)}",
+        f"{median(walls[0]):.0f} : {median(walls[1]):.0f} s",
+        f"**{ratio:.2f}**",
+        f"{median(starts[0]):.2f} : {median(starts[1]):.1f} s",
+        f"{gibibytes(peak)} ({peak / pairs[0]['one']['peak_memory_bytes']:.2f}×)",
+        gibibytes(2 * median(size for side in separate for size in side["peak_memory_bytes"])),
+        f"{max(pair['gap'] for pair in pairs):.1e}",
+    ]
 
 
 def _describe_frozen(frozen: Mapping[str, Any]) -> str:

@@ -153,6 +153,8 @@ class Workbench:
     def __init__(self, store: Store, directory: Path, assets: Path) -> None:
         self.store, self.directory, self.assets = store, directory, assets
         self.ray_start_s = _start_ray()
+        self.keep: Callable[[dict[str, Any]], None] = lambda _: None
+        """Writes down what a benchmark has measured so far, in case it is cut off."""
         self._encoded: dict[Rows, str] = {}
         self._base_key = f"bases/{MODEL}"
 

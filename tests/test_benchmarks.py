@@ -185,9 +185,21 @@ def test_a_search_is_told_in_shares_of_the_grids_cost() -> None:
 
 def test_trials_that_share_stand_beside_a_process_each() -> None:
     side = {"wall_s": 40.0, "peak_memory_bytes": 2**31, "start_s": [9.0, 0.5, 0.7], "statuses": ["ok"]}
-    separate = {"wall_s": 100.0, "start_s": [15.0, 16.0, 17.0], "peak_memory_bytes": [2**31] * 2}
-    sizes = [{"steps": 3, "one": side, "shared": side, "separate": separate, "gap": 1e-6}]
+    separate = {
+        "wall_s": 100.0, "start_s": [15.0, 16.0, 17.0], "trial_s": [24.0, 25.0, 26.0], "peak_memory_bytes": [2**31] * 2
+    }  # fmt: skip
+    pairs = [
+        {"one": side, "shared": side, "separate": separate, "gap": 1e-6},
+        {"one": None, "shared": side, "separate": separate | {"wall_s": 110.0}, "gap": 2e-6},
+        {"one": None, "shared": side | {"wall_s": 50.0}, "separate": separate, "gap": 1e-7},
+    ]
+    sizes = [{"steps": 3, "pairs": pairs}]
     frozen = {"trials": 20, "steps": 100, "shared_s": 40.0, "separate_s": [30.0] * 5}
     text = sharing.describe({"sharing": sizes, "frozen": frozen})
-    assert "| 3 steps | 40 : 100 s | **2.50** | 0.60 : 16.0 s | 2.00 GiB (1.00×) | 4.00 GiB | 1.0e-06 |" in text
+    assert (
+        "| 3 steps, 25 s | 3 | 40 : 100 s | **2.50** | 0.60 : 16.0 s | 2.00 GiB (1.00×) | 4.00 GiB | 2.0e-06 |" in text
+    )
     assert "Faster by 15.0 (15.0 to 15.0): goal ≥ 10: reached" in text
+    cut_off = sharing.describe({"sharing": [], "frozen": frozen})
+    assert "Faster by 15.0" in cut_off
+    assert "LoRA" not in cut_off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from ray_jobs.schedule import trunk_end
 from ray_jobs.search.adapters import SharedLora
 from ray_jobs.search.decide import trial_spec
 from ray_jobs.search.features import SharedFeatures, Unshareable
-from ray_jobs.search.host import Host
+from ray_jobs.search.host import Clock, Host, Task
 from ray_jobs.search.records import Problem, Result, Run, SearchRecords
 from ray_jobs.search.runner import Search
-from ray_jobs.search.together import Sharing, Together, fill
+from ray_jobs.search.together import Sharing, Together, Trial, fill, pass_tokens
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
+from ray_jobs.tasks.base import Scores
 from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, Stretch, TrainInputs, train
 from tests import tiny_models
 from tests.training import make_spec, on_workers, publish
@@ -285,6 +287,83 @@ def test_passes_hold_what_fits() -> None:
     padded = fill(lengths, 18, packed=False)
     assert all(len(group) * max(lengths[i] for i in group) <= 18 or len(group) == 1 for group in padded)
     assert fill([], 8, packed=True) == []
+
+
+def test_frozen_trials_have_passes_of_their_own_and_a_head_that_sees_one_token_takes_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen")
+    sharing, passes, whole = features(setting), [], SharedFeatures.logits
+
+    def seen(self: SharedFeatures, parts: Any) -> Any:
+        passes.append([(name, len(rows)) for name, rows in parts])
+        return whole(self, parts)
+
+    monkeypatch.setattr(SharedFeatures, "logits", seen)
+    runs = [Run(trial=i, rung=0, params={"batch_size": 8}, until=1) for i in range(3)]
+    setting.run_together(sharing, runs, prefix="together", limit=len(LABELLED_HELD_OUT))
+    assert passes == [[(run.name, size)] for size in (8, len(LABELLED_HELD_OUT)) for run in runs]
+
+
+def test_a_cpu_has_small_passes_and_no_more_trials_in_memory_than_it_computes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pass_tokens(4096, torch.device("cuda")) == 4096
+    assert pass_tokens(64, torch.device("cpu")) == 64
+    setting = make_setting(store, tmp_path, "chat", method="lora", micro_batch_tokens=4096, batch_size=16)
+    sizes, whole = [], SharedLora.logits
+
+    def seen(self: SharedLora, parts: Any) -> Any:
+        sizes.append(sum(len(example.input_ids) for _, share in parts for example in share))
+        return whole(self, parts)
+
+    monkeypatch.setattr(SharedLora, "logits", seen)
+    host = Host(store, "cpu")
+    runs = [Run(trial=i, rung=0, params={}, until=1) for i in range(2)]
+    for run in runs:
+        host.submit(Task(run=run, inputs=setting.alone(run)))
+    results: list[Result] = []
+    while len(results) < len(runs):
+        results += host.poll().results
+        time.sleep(0.01)
+    host.close()
+    longest = max(setting.rows.lengths)
+    assert sum(sizes) > 2 * 256
+    assert 128 < max(sizes) <= max(256, longest)
+
+
+def test_runs_that_end_together_are_uploaded_while_others_are_scored(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose held-out loss is no number gets no checkpoint, and takes nobody along."""
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    runs = [Run(trial=i, rung=0, params=params, until=2) for i, params in enumerate(LORA_TRIALS[:3])]
+    seen, score, committed = [], Together._score, Together._committed
+
+    def scored(self: Together, name: str) -> Scores:
+        seen.append("scored")
+        return score(self, name) if name != runs[1].name else Scores(float("nan"), 1, 0)
+
+    def waited_for(self: Together, trial: Trial) -> Result:
+        seen.append("waited for")
+        return committed(self, trial)
+
+    monkeypatch.setattr(Together, "_score", scored)
+    monkeypatch.setattr(Together, "_committed", waited_for)
+    results = setting.run_together(lora(setting), runs, prefix="together")
+    assert [results[run.name].status for run in runs] == ["ok", "not_finite", "ok"]
+    assert [results[run.name].checkpoint is None for run in runs] == [False, True, False]
+    assert seen == ["scored"] * 3 + ["waited for"] * 2
+
+
+def test_a_run_by_itself_tells_its_start_from_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 13.0, 20.0])
+    monkeypatch.setattr("ray_jobs.search.host.time.monotonic", lambda: next(times))
+    clock, run = Clock(), Run(trial=0, rung=0, params={}, until=2)
+    clock.step()
+    clock.step()
+    timed = clock.timed(Result(run=run, status="ok"))
+    assert (timed.start_s, timed.seconds) == (3.0, 7.0)
 
 
 @pytest.mark.parametrize("algorithm", ["asha", "tpe", "random", "pbt"])

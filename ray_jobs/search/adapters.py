@@ -50,6 +50,7 @@ class SharedLora:
     base: PreTrainedModel
     device: torch.device
     packed: bool
+    mixes: bool = True
     _adapters: dict[str, Adapter] = field(default_factory=dict)
     _tokens: list[tuple[Adapter, int, int]] = field(default_factory=list)
     """Who has which tokens of the pass, all sequences laid end to end."""
@@ -102,6 +103,9 @@ class SharedLora:
 
     def remove(self, name: str) -> None:
         del self._adapters[name]
+
+    def tokens(self, example: Example) -> int:
+        return len(example.input_ids)
 
     def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """One pass: for each part the predictions, (S, V) or (S, C), and the targets of its supervised labels."""

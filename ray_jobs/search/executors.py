@@ -15,7 +15,7 @@ from typing import Any
 
 from ray_jobs import workers
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
-from ray_jobs.search.host import Host, State, Task, alone_result, failed, mode_of
+from ray_jobs.search.host import Clock, Host, State, Task, alone_result, failed, mode_of
 from ray_jobs.search.records import Result
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
@@ -204,18 +204,16 @@ class Executor:
         return results
 
     def _run_group(self, task: Task) -> None:
-        started = time.monotonic()
-        first: list[float] = []
+        clock = Clock()
 
         def report(done: float, *_: object) -> None:
-            first.append(time.monotonic())
+            clock.step()
             self.steps[task.run.name] = int(done)
 
         try:
             workers.train_on_workers(task.inputs, self.store, job_id=self.job_id, attempt=self.attempt, report=report)
             result = alone_result(self.store, task) or failed(task.run, TrainingError("it was stopped before its end"))
-            start_s = first[0] - started if first else 0.0
-            result = result.model_copy(update={"seconds": time.monotonic() - started - start_s, "start_s": start_s})
+            result = clock.timed(result)
         except KitaeError as error:
             result = failed(task.run, error)
         except Exception as error:  # noqa: BLE001  # told as the run's end

@@ -49,6 +49,7 @@ class SharedFeatures:
     device: torch.device
     packed: bool
     first_token: bool
+    mixes: bool = False
     _trials: dict[str, torch.nn.Module] = field(default_factory=dict)
 
     @classmethod
@@ -101,6 +102,10 @@ class SharedFeatures:
 
     def remove(self, name: str) -> None:
         del self._trials[name]
+
+    def tokens(self, example: Example) -> int:
+        """A head that sees the first token only computes no other."""
+        return 1 if self.first_token else len(example.input_ids)
 
     def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """For each part the predictions, (S, V) or (S, C), and the targets of its supervised labels."""

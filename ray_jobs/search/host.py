@@ -21,7 +21,7 @@ from ray_jobs.models import load_config, require_memory, resolve_precision
 from ray_jobs.search.adapters import SharedLora
 from ray_jobs.search.features import SharedFeatures, Unshareable
 from ray_jobs.search.records import Result, Run, Status
-from ray_jobs.search.together import Sharing, Together, result_of
+from ray_jobs.search.together import Sharing, Together, pass_tokens, result_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, is_packed, train
@@ -204,7 +204,8 @@ class Host:
             sharing = SharedFeatures.load(spec, directory, labels, rows, held_out, self._device, min(depth, blocks))
         else:
             sharing = SharedLora.load(spec, directory, labels, rows, self._device)
-        return Together(self._store, sharing, rows, held_out, is_packed(spec), spec.training.micro_batch_tokens)
+        limit = pass_tokens(spec.training.micro_batch_tokens, self._device)
+        return Together(self._store, sharing, rows, held_out, is_packed(spec), limit)
 
     def _alone(self, task: Task) -> Result | None:
         """The job's own loop, in this process."""
@@ -212,11 +213,10 @@ class Host:
         if mode_of(task.inputs.spec)[1]:
             self._note(f"trials run one after another: {mode_of(task.inputs.spec)[1]}")
         ensure_group(self._device)
-        first: list[float] = []
-        started = time.monotonic()
+        clock = Clock()
 
         def progress(step: int) -> None:
-            first.append(time.monotonic())
+            clock.step()
             with self._changed:
                 if run.name in self._steps:
                     self._steps[run.name] = step
@@ -233,10 +233,26 @@ class Host:
         except KitaeError as error:
             return failed(run, error)
         result = alone_result(self._store, task)
-        start_s = first[0] - started if first else 0.0
-        return result and result.model_copy(
-            update={"seconds": time.monotonic() - started - start_s, "start_s": start_s}
-        )
+        return result and clock.timed(result)
+
+
+class Clock:
+    """Times a run by itself: its start, up to the end of its first step, and the rest."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._start_s: float | None = None
+
+    def step(self) -> None:
+        """A step has ended."""
+        if self._start_s is None:
+            self._start_s = time.monotonic() - self._started
+
+    def timed(self, result: Result) -> Result:
+        """The run has ended."""
+        start_s = self._start_s or 0.0
+        seconds = time.monotonic() - self._started - start_s
+        return result.model_copy(update={"seconds": seconds, "start_s": start_s})
 
 
 def alone_result(store: Store, task: Task) -> Result | None:

@@ -29,13 +29,22 @@ from ray_jobs.train import Stretch, batch_plan, is_out_of_memory, not_finite, ou
 if TYPE_CHECKING:
     import torch
 
+_CPU_PASS_TOKENS = 256
+
 
 class Sharing(Protocol):
     """How the trials of a process share their base."""
 
+    mixes: bool
+    """Whether rows of several trials in one pass are computed together, and not trial by trial."""
+
     def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]: ...
 
     def remove(self, name: str) -> None: ...
+
+    def tokens(self, example: Example) -> int:
+        """What a row takes of a pass."""
+        ...
 
     def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
 
@@ -123,12 +132,18 @@ class Together:
         spent, whole = time.monotonic() - started, sum(tokens.values()) or 1
         for trial in due:
             trial.seconds += spent * tokens.get(trial.run.name, 0) / whole
-        results = [self._failed(name, error) for name, error in failed.items()]
-        for trial in [trial for trial in self.trials.values() if trial.run.name not in failed]:
+        going = [trial for trial in self.trials.values() if trial.run.name not in failed]
+        for trial in going:
             if trial in due and trial.step == trunk_end(trial.run.until):
                 trial.writer.save(trial.gather(), trial.position)
-            if trial.step >= trial.run.until:
-                results.append(self._finish(trial))
+        ended = [trial for trial in going if trial.step >= trial.run.until]
+        for trial in ended:  # while one is scored, those before it are uploaded
+            try:
+                self._finish(trial)
+            except TrainingError as error:
+                failed[trial.run.name] = error
+        results = [self._failed(name, error) for name, error in failed.items()]
+        results += [self._committed(trial) for trial in ended if trial.run.name not in failed]
         for result in results:
             self.drop(result.run.name)
         return results
@@ -150,7 +165,7 @@ class Together:
                 if not is_out_of_memory(error):
                     raise
                 _forget(due)
-                longest = max(len(example.input_ids) for trial in due for example in self._rows_of(trial))
+                longest = max(self.sharing.tokens(example) for trial in due for example in self._rows_of(trial))
                 if self.limit > longest:
                     self.limit = max(longest, self.limit // 2)
                     continue
@@ -173,10 +188,13 @@ class Together:
         return [self.rows[i] for i in trial.plan.rows_of(trial.step)]
 
     def _passes(self, trials: Sequence[Trial]) -> dict[str, float]:
+        """Forward and backward: each trial's loss sum."""
+        if not self.sharing.mixes and len(trials) > 1:
+            return {name: total for trial in trials for name, total in self._passes([trial]).items()}
         sums = {trial.run.name: 0.0 for trial in trials}
         supervised = {trial.run.name: trial.plan.supervised_in(trial.step) for trial in trials}
         examples = [(trial.run.name, example) for trial in trials for example in self._rows_of(trial)]
-        for group in fill([len(example.input_ids) for _, example in examples], self.limit, packed=self.packed):
+        for group in self._fill([example for _, example in examples]):
             parts: dict[str, list[Example]] = {}
             for i in sorted(group):  # the examples are in the trials' order
                 parts.setdefault(examples[i][0], []).append(examples[i][1])
@@ -214,28 +232,33 @@ class Together:
             held_out_accuracy=None,
         )
 
-    def _finish(self, trial: Trial) -> Result:
+    def _finish(self, trial: Trial) -> None:
+        """Score a run and begin to save it. Raises TrainingError where its held-out loss is no number."""
         started = time.monotonic()
         scores = self._score(trial.run.name)
-        try:
-            trial.position = trial.position.measured(scores.loss, scores.accuracy)
-        except TrainingError as error:
-            return self._failed(trial.run.name, error)
+        trial.position = trial.position.measured(scores.loss, scores.accuracy)
         trial.writer.save(trial.gather(), trial.position)
+        trial.seconds += time.monotonic() - started
+
+    def _committed(self, trial: Trial) -> Result:
+        started = time.monotonic()
         trial.writer.wait()
         trial.seconds += time.monotonic() - started
-        return self._result(trial, status="ok", loss=scores.loss, accuracy=scores.accuracy)
+        return self._result(trial, status="ok")
 
     def _score(self, name: str) -> Scores:
         """The held-out rows through one trial's model, which has no dropout to switch off."""
         import torch
 
-        total = Scores()
+        total, examples = Scores(), [self.held_out[i] for i in range(len(self.held_out))]
         with torch.no_grad():
-            for group in fill(self.held_out.lengths, self.limit, packed=self.packed):
-                ((logits, targets),) = self.sharing.logits([(name, [self.held_out[i] for i in group])])
+            for group in self._fill(examples):
+                ((logits, targets),) = self.sharing.logits([(name, [examples[i] for i in group])])
                 total += scores_of(logits, targets)
         return total
+
+    def _fill(self, examples: Sequence[Example]) -> list[list[int]]:
+        return fill([self.sharing.tokens(example) for example in examples], self.limit, packed=self.packed)
 
     def _failed(self, name: str, error: KitaeError) -> Result:
         status = "not_finite" if isinstance(error, TrainingError) else "out_of_memory"
@@ -263,6 +286,14 @@ def result_of(store: Store, run: Run, checkpoints: str, position: Position, firs
         losses=position.losses,
         stored_bytes=sum(found.size_bytes for found in whole.values()),
     )
+
+
+def pass_tokens(micro_batch_tokens: int, device: torch.device) -> int:
+    """Most tokens of a forward pass, whoever's. Pure.
+
+    A CPU computes a token no faster in a larger pass than in one of 256, and the trials' activations would add up.
+    """
+    return min(micro_batch_tokens, _CPU_PASS_TOKENS) if device.type == "cpu" else micro_batch_tokens
 
 
 def fill(lengths: Sequence[int], limit: int, *, packed: bool) -> list[list[int]]:
