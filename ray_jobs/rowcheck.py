@@ -1,7 +1,7 @@
 """A file of rows looked at before anything is trained on it: every bad line, the duplicates, the tokens.
 
-Owns how a report comes about. The rules of a row are its task's, and of a file `ray_jobs.data`'s: what passes here is what the
-`dataset` stage takes. Reads line by line; a file is never held in memory.
+Owns how a report comes about. The rules of a row are its task's, and of a file `ray_jobs.data`'s: what passes here is
+what the `dataset` stage takes. Reads line by line; a file is never held in memory.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,20 +46,14 @@ def check_rows(
 
 def task_of(path: Path) -> str:
     """The task that the first readable record has the columns of; chat where none can be told."""
-    with closing(_records(path)) as records:
-        columns = next((set(record.values) for record in records), set())
+    records = (record for record in read_records(path) if isinstance(record, Record))
+    columns = next((set(record.values) for record in records), set())
     if columns & {"preferred_output", "preferred_completion"}:
         raise DataError(
             "these are rows of preferences (input, preferred_output, non_preferred_output), which nothing here trains "
             "on yet: send conversations, {messages: [...]}"
         )
     return "text_classification" if {"text", "label"} <= columns else "chat"
-
-
-def _records(path: Path) -> Iterator[Record]:
-    for record in read_records(path):
-        if isinstance(record, Record):
-            yield record
 
 
 def _check(

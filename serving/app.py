@@ -6,6 +6,7 @@ measure it (`metrics`), beside them what is done in the background.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -21,11 +22,13 @@ from ray_jobs import __version__
 from ray_jobs.deploy.serve_api import INGRESS
 from ray_jobs.launch import Launcher, RayAddress, RayLauncher
 from ray_jobs.storage import Store
+from ray_jobs.webhooks import Policy, Sender
 from serving import errors, files_api, fine_tuning_api, inference_api, models_api
 from serving.auth import Gate
-from serving.background import Background, Chore
 from serving.backends import Backend, ServeBackend
+from serving.background import Background, Chore
 from serving.files import Files, RowCheck
+from serving.fine_tuning import endings
 from serving.fine_tuning.service import FineTuning
 from serving.keys import KeySource, StoredKeys
 from serving.limits import Limiter
@@ -99,7 +102,8 @@ def create_app(
     metrics, ledger = Metrics(), Ledger(store)
     files = Files(store, check_rows)
     uploads = Uploads(store, files)
-    tuning = FineTuning(store, files, launcher, defaults=settings.job_defaults)
+    tuning = FineTuning(store, files, launcher, defaults=settings.job_defaults, when_over=partial(endings.tell, store))
+    sender = Sender(store, Policy.from_env(os.environ), told=metrics.webhook_delivery)
     background = Background(
         [
             Chore("jobs", _TICK_S, lambda: metrics.set_jobs(tuning.tick())),
@@ -111,10 +115,14 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        stop = asyncio.Event()
+        sending = asyncio.create_task(sender.run(stop))
         background.start()
         yield
-        background.stop()
-        ledger.flush()
+        stop.set()
+        await asyncio.to_thread(background.stop)
+        await asyncio.to_thread(ledger.flush)
+        await sending
 
     app = FastAPI(
         title="Kitae",

@@ -1,6 +1,6 @@
 """What the API process does besides answering: jobs brought on their way, webhooks, what has expired.
 
-One thread, that no request waits for. Each thing is done again at the next turn if it fails, in this process or another.
+One thread, that no request waits for. What fails is done again at the next turn, in this process or another.
 """
 
 from __future__ import annotations

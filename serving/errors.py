@@ -6,8 +6,8 @@ Owns the body and the status of every 4xx and 5xx, and how vLLM's own refusals a
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request

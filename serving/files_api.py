@@ -76,9 +76,7 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuning) -> APIRouter:
         record = files.get(caller_of(request).team, file_id)
         return StreamingResponse(files.content(record), media_type="application/octet-stream")
 
-    @router.delete(
-        "/files/{file_id}", response_model=wire.Deleted, tags=["files"], responses=documented(409)
-    )
+    @router.delete("/files/{file_id}", response_model=wire.Deleted, tags=["files"], responses=documented(409))
     def delete_file(request: Request, file_id: str) -> wire.Deleted:
         team = caller_of(request).team
         files.get(team, file_id)
@@ -131,5 +129,3 @@ def _on_disk(content: BinaryIO) -> Iterator[Path]:
         shutil.copyfileobj(content, file, 2**20)
         file.flush()
         yield Path(file.name)
-
-

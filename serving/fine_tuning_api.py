@@ -20,6 +20,7 @@ def routes(tuning: FineTuning) -> APIRouter:
     router = APIRouter(
         prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], responses=documented(400, 401, 404, 429, 503)
     )
+
     @router.post("", response_model=wire.Job, responses=documented(403, 409))
     def create_job(
         request: Request,
@@ -38,9 +39,7 @@ def routes(tuning: FineTuning) -> APIRouter:
     @router.get("", response_model=wire.JobList)
     def list_jobs(request: Request, limit: Limit = 20, after: str | None = None) -> wire.JobList:
         """The newest first. `metadata[key]=value`, as often as wanted, narrows it down."""
-        data, more = tuning.page(
-            caller_of(request).team, limit=limit, after=after, metadata=_metadata(request)
-        )
+        data, more = tuning.page(caller_of(request).team, limit=limit, after=after, metadata=_metadata(request))
         return wire.JobList(data=data, has_more=more)
 
     @router.get("/{job_id}", response_model=wire.Job)

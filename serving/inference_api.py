@@ -88,7 +88,9 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
         if encoding not in ("float", "base64"):
             raise bad_request(f"encoding_format is {encoding!r}; it must be float or base64", param="encoding_format")
         if body.get("dimensions") is not None:
-            raise bad_request("dimensions cannot be chosen: a model's vectors have the length they have", param="dimensions")
+            raise bad_request(
+                "dimensions cannot be chosen: a model's vectors have the length they have", param="dimensions"
+            )
         route, answers, usage = await about_texts(request, body, texts, backend.embed)
         data = [
             {"object": "embedding", "index": i, "embedding": _encoded(answer["embedding"], encoding)}

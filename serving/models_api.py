@@ -92,5 +92,3 @@ def _base(entry: CatalogueEntry) -> openai_types.Model:
         deployed=False,
         fine_tunable=True,
     )
-
-

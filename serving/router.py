@@ -52,17 +52,6 @@ class Viewer(Protocol):
 
 
 @dataclass(frozen=True)
-class Operator:
-    """Who runs the service."""
-
-    team: str = wire.DEFAULT_TEAM
-    admin: bool = True
-
-
-OPERATOR = Operator()
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """What was deployed and registered at one moment."""
 

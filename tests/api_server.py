@@ -140,7 +140,9 @@ class NoTokens:
         return self._check(key, filename, task, None)
 
 
-def make_app(router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any) -> ASGIApp:
+def make_app(
+    router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any
+) -> ASGIApp:
     """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, and settings."""
     nowhere = Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
     given = {name: more.pop(name) for name in ("keys", "limiter") if name in more}

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 
+PATIENCE_S = 900.0
 
-def main(base_url: str, api_key: str, base_model: str, rows: str, patience_s: float = 900.0) -> dict[str, Any]:
+
+def main(base_url: str, api_key: str, base_model: str, rows: str) -> dict[str, Any]:
     client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=120)
     seen: dict[str, Any] = {"client": openai.__version__}
 
@@ -38,28 +41,27 @@ def main(base_url: str, api_key: str, base_model: str, rows: str, patience_s: fl
     assert job.status in ("validating_files", "queued", "running")
     assert job.fine_tuned_model is None
     started = time.monotonic()
-    statuses = [job.status]
-    while job.status not in ("succeeded", "failed", "cancelled"):
-        assert time.monotonic() - started < patience_s, statuses
+    statuses: list[str] = [job.status]
+    while statuses[-1] not in ("succeeded", "failed", "cancelled"):
+        assert time.monotonic() - started < PATIENCE_S, statuses
         time.sleep(0.2)
         job = client.fine_tuning.jobs.retrieve(job.id)
         if job.status != statuses[-1]:
             statuses.append(job.status)
     seen |= {"statuses": statuses, "error": job.error.message if job.error else None, "model": job.fine_tuned_model}
     succeeded_at = time.monotonic()
-    assert job.status == "succeeded", seen
-    assert job.fine_tuned_model
+    assert statuses[-1] == "succeeded", seen
+    tuned = job.fine_tuned_model or ""
+    assert tuned.startswith("ft:")
     assert job.trained_tokens
     assert job.hyperparameters.n_epochs == 2
 
     question = [{"role": "user", "content": "How do I reset my password?"}]
-    answer = client.chat.completions.create(model=job.fine_tuned_model, messages=question, max_tokens=12)
+    answer = client.chat.completions.create(model=tuned, messages=question, max_tokens=12)
     seen["first_answer_s"] = round(time.monotonic() - succeeded_at, 3)
     assert answer.choices[0].message.content
-    assert answer.model == job.fine_tuned_model
-    pieces = client.chat.completions.create(
-        model=job.fine_tuned_model, messages=question, max_tokens=12, stream=True
-    )
+    assert answer.model == tuned
+    pieces = client.chat.completions.create(model=tuned, messages=question, max_tokens=12, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
 
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))  # pages of one
@@ -80,8 +82,8 @@ def main(base_url: str, api_key: str, base_model: str, rows: str, patience_s: fl
     results = client.files.content(job.result_files[0]).read().decode()
     assert results.startswith("step,")
     models = [model.id for model in client.models.list()]
-    assert {base_model, job.fine_tuned_model} <= set(models)
-    assert client.models.retrieve(job.fine_tuned_model).id == job.fine_tuned_model
+    assert {base_model, tuned} <= set(models)
+    assert client.models.retrieve(tuned).id == tuned
 
     second = client.fine_tuning.jobs.create(model=base_model, training_file=file.id, suffix="other")
     assert second.id != job.id
@@ -90,12 +92,10 @@ def main(base_url: str, api_key: str, base_model: str, rows: str, patience_s: fl
     assert listed[:2] == [second.id, job.id]
     seen["errors"] = _errors(client, job.id)
 
-    assert client.models.delete(job.fine_tuned_model).deleted
-    try:
-        client.chat.completions.create(model=job.fine_tuned_model, messages=question)
-        raise AssertionError("a deleted model answered")
-    except openai.NotFoundError as error:
-        assert error.code == "model_not_found"
+    assert client.models.delete(tuned).deleted
+    seen["errors"] |= _refusals(
+        {"deleted model": lambda: client.chat.completions.create(model=tuned, messages=question)}
+    )
     assert client.files.delete(file.id).deleted
     return seen
 
@@ -104,7 +104,7 @@ def _errors(client: openai.OpenAI, job_id: str) -> dict[str, list[Any]]:
     """Every kind of refusal, as the client maps it: [exception, code, param, type]."""
     wrong = openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0)
     hasty = client.with_options(max_retries=0)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "no key": lambda: wrong.models.list(),
         "no job": lambda: hasty.fine_tuning.jobs.retrieve("ftjob-nothing"),
         "no file": lambda: hasty.files.retrieve("file-nothing"),
@@ -116,17 +116,20 @@ def _errors(client: openai.OpenAI, job_id: str) -> dict[str, list[Any]]:
         ),
         "cancel twice": lambda: hasty.fine_tuning.jobs.cancel(job_id),
     }
+    return _refusals(calls)
+
+
+def _refusals(calls: dict[str, Callable[[], object]]) -> dict[str, list[Any]]:
     seen: dict[str, list[Any]] = {}
     for name, call in calls.items():
         try:
             call()
         except openai.APIStatusError as error:
-            assert error.request_id
-            seen[name] = [type(error).__name__, error.code, error.param, error.type]
+            seen[name] = [type(error).__name__, error.code, error.param, error.type, bool(error.request_id)]
         else:
             raise AssertionError(f"{name}: no error")
     return seen
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:5])))
+    print(json.dumps(main(*sys.argv[1:])))

@@ -22,12 +22,12 @@ from ray_jobs import keys
 from ray_jobs.errors import SpecError, StoreUnreachable
 from ray_jobs.keys import Limits
 from ray_jobs.storage import Store
-from serving.app import create_app
 from serving.auth import OPERATOR, Caller, Gate, body_limit_bytes
 from serving.errors import ApiError
 from serving.keys import StoredKeys
 from serving.limits import Limiter
 from serving.settings import Settings
+from tests.api_server import make_app
 from tests.fake_backend import FakeBackend
 from tests.test_serving_unit import ADAPTERS, ASK, FixedRouter
 
@@ -375,7 +375,7 @@ async def test_no_key_is_in_any_log_or_answer(store: Store, reads: Reads, caplog
     _, secret = keys.create(store, "search", "app", Limits(requests_per_minute=2))
     keys.revoke(store, revoked.id)
     store.put_json(f"keys/{broken.id}.json", {"id": broken.id, "digest": broken_secret})
-    app = create_app(Settings(api_key=KEY), FixedRouter(ADAPTERS), FakeBackend(), keys=source)
+    app = make_app(FixedRouter(ADAPTERS), keys=source, api_key=KEY)
     told = ""
     for away in (False, True):
         reads.away = away
@@ -492,7 +492,7 @@ async def test_what_is_refused_before_it_begins_counts_against_no_limit(store: S
 
 async def test_the_official_client_reads_the_refusal(store: Store) -> None:
     _, secret = keys.create(store, "search", "app", Limits(requests_per_minute=1))
-    app = create_app(Settings(api_key=KEY), FixedRouter(ADAPTERS), FakeBackend(), keys=StoredKeys(store, ttl_s=5.0))
+    app = make_app(FixedRouter(ADAPTERS), keys=StoredKeys(store, ttl_s=5.0), api_key=KEY)
     http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
     async with openai.AsyncOpenAI(base_url="http://test/v1", api_key=secret, http_client=http, max_retries=0) as client:
         assert [model.id async for model in client.models.list()]
@@ -570,7 +570,7 @@ async def test_a_client_that_goes_away_from_a_stream_gives_its_place_back(store:
     _, secret = keys.create(store, "search", "app", Limits(concurrent_requests=1))
     backend = FakeBackend()
     source = StoredKeys(store, ttl_s=60.0)
-    app = create_app(Settings(api_key=KEY), FixedRouter(ADAPTERS), backend, keys=source)
+    app = make_app(FixedRouter(ADAPTERS), backend, keys=source, api_key=KEY)
     body = httpx.Request("POST", "http://test", json=ASK | {"stream": True}).content
     gone, sent = asyncio.Event(), False
 

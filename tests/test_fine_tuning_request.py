@@ -20,6 +20,9 @@ ENTRY = CatalogueEntry(
 )
 
 
+MULTIPLIED = {"learning_rate_multiplier": 2}
+
+
 def file_of(count: int = 50, **facts: Any) -> FileRecord:
     report = {"task": "chat", "rows": count, "duplicates": 0} | facts.pop("report", {})
     given = {"id": "file-1", "purpose": "fine-tune"} | facts
@@ -126,7 +129,7 @@ def test_everything_wrong_is_told_at_once() -> None:
     ("body", "param", "words"),
     [
         ({"training": {"epoch": 3}}, "training.epoch", "did you mean 'epochs'"),
-        ({"training": {"learning_rate": -1}, "hyperparameters": {"learning_rate_multiplier": 2}}, "training.learning_rate", "greater"),
+        ({"training": {"learning_rate": -1}, "hyperparameters": MULTIPLIED}, "training.learning_rate", "greater"),
         ({"search": {"space": {"learning_rat": [1]}}}, "search.space.learning_rat", "did you mean"),
         ({"search": {"space": {"base_model": ["tiny", "other"]}}}, "search.space.base_model", "'other'"),
         ({"serving": {"max_model_len": 1}}, "serving.max_model_len", "64"),

@@ -20,7 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import metrics as module
 from serving.auth import Gate
+from serving.limits import Limiter
 from serving.metrics import Finished, Metrics, Observed, log_requests
+from serving.settings import Settings
 
 KEY = "a-key-of-the-tests"
 PROMPT = "the prompt is nobody's business"
@@ -90,7 +92,8 @@ class Seen:
         self.lines: list[str] = []
         self.done: list[Finished] = []
         inner = make_app()
-        gate = Gate(Named(inner), api_key=KEY, max_body_bytes=1000, behind_proxy=False)
+        settings = Settings(api_key=KEY, max_body_bytes=1000)
+        gate = Gate(Named(inner), settings, limiter=Limiter(max_ongoing_requests=100), behind_proxy=False)
         app = Observed(
             gate, self.metrics, routes=lambda: inner.routes, on_end=[self.done.append], write=self.lines.append
         )

@@ -62,12 +62,13 @@ def test_the_whole_flow(release: str, store: Store, tmp_path: Path) -> None:
     assert seen["statuses"][-1] == "succeeded"
     assert seen["checkpoints"] == [20, 10]
     assert seen["errors"] == {
-        "no key": ["AuthenticationError", "invalid_api_key", None, "authentication_error"],
-        "no job": ["NotFoundError", "job_not_found", None, "not_found_error"],
-        "no file": ["NotFoundError", "file_not_found", None, "not_found_error"],
-        "no model": ["NotFoundError", "model_not_found", "model", "not_found_error"],
-        "bad rows": ["BadRequestError", "invalid_rows", "file", "invalid_request_error"],
-        "bad create": ["BadRequestError", "invalid_request", "model", "invalid_request_error"],
-        "dpo": ["BadRequestError", "invalid_request", "method.type", "invalid_request_error"],
-        "cancel twice": ["BadRequestError", "invalid_state", None, "invalid_request_error"],
+        "no key": ["AuthenticationError", "invalid_api_key", None, "authentication_error", True],
+        "no job": ["NotFoundError", "job_not_found", None, "not_found_error", True],
+        "no file": ["NotFoundError", "file_not_found", None, "not_found_error", True],
+        "no model": ["NotFoundError", "model_not_found", "model", "not_found_error", True],
+        "bad rows": ["BadRequestError", "invalid_rows", "file", "invalid_request_error", True],
+        "bad create": ["BadRequestError", "invalid_request", "model", "invalid_request_error", True],
+        "dpo": ["BadRequestError", "invalid_request", "method.type", "invalid_request_error", True],
+        "deleted model": ["NotFoundError", "model_not_found", "model", "not_found_error", True],
+        "cancel twice": ["BadRequestError", "invalid_state", None, "invalid_request_error", True],
     }

@@ -23,11 +23,11 @@ from ray_jobs.registry import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from serving import errors
-from serving.auth import key_matches
+from serving.auth import OPERATOR, key_matches
 from serving.backends import Route
 from serving.errors import ApiError
 from serving.inference_api import _stream
-from serving.router import OPERATOR, Router, Snapshot, resolve
+from serving.router import Router, Snapshot, resolve
 from serving.settings import Settings
 from tests.api_server import make_app
 from tests.builders import make_spec

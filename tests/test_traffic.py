@@ -29,12 +29,12 @@ from ray_jobs.registry.shares import Share
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from serving import errors
-from serving.app import create_app
+from serving.auth import OPERATOR
 from serving.backends import Route
 from serving.errors import ApiError
-from serving.router import OPERATOR, Router, Snapshot, read_snapshot, resolve
-from serving.settings import Settings
+from serving.router import Router, Snapshot, read_snapshot, resolve
 from serving.traffic import Outcome, Traffic, judge
+from tests.api_server import make_app
 from tests.builders import make_spec
 from tests.fake_backend import FakeBackend
 
@@ -187,7 +187,7 @@ class FixedRouter(Router):
 
 def make_client(backend: FakeBackend, snapshot: Snapshot, traffic: Traffic | None = None) -> TestClient:
     traffic = traffic or Traffic()
-    app = create_app(Settings(api_key=None), FixedRouter(snapshot, traffic), backend, traffic)
+    app = make_app(FixedRouter(snapshot, traffic), backend, traffic, api_key=None)
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -262,22 +262,6 @@ def test_of_a_name_that_two_teams_use_each_sees_its_versions() -> None:
     assert resolve(mixed, "greeter", Member("a")).model == "greeter@1"
     assert resolve(mixed, "greeter", Member("b")).model == "greeter@2"
     assert "greeter@2" not in mixed.names(Member("a"))
-
-
-def test_the_routes_ask_for_the_caller_of_the_request() -> None:
-    inner = FakeBackend()
-    app = create_app(Settings(api_key=None), FixedRouter(COMPANY, Traffic()), inner, Traffic())
-
-    async def as_guest(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            scope.setdefault("state", {})["caller"] = Member("guests")
-        await app(scope, receive, send)
-
-    with TestClient(as_guest) as client:
-        assert ask(client, "greeter").status_code == 200
-        assert ask(client, "faq").status_code == 404
-        assert client.get("/v1/models/faq").status_code == 404
-        assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["base", "greeter", "greeter@1"]
 
 
 def test_shares_grow_and_shrink(store: Store, greeter: str) -> None:

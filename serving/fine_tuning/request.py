@@ -118,9 +118,13 @@ def resolve(
         if long and (body.data or {}).get("too_long", "error") == "error":
             lines = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
             fix = "shorten them, or set data.too_long to drop or truncate"
-            problems.add(param, f"lines {lines} are longer than the {entry.max_tokens} tokens {entry.name} takes: {fix}")
+            problems.add(
+                param, f"lines {lines} are longer than the {entry.max_tokens} tokens {entry.name} takes: {fix}"
+            )
     if training.report.rows < LEAST_ROWS:
-        problems.add("training_file", f"{training.id} has {training.report.rows} rows; at least {LEAST_ROWS} are needed")
+        problems.add(
+            "training_file", f"{training.id} has {training.report.rows} rows; at least {LEAST_ROWS} are needed"
+        )
     problems.raise_if_any()
 
     hyper = _hyperparameters(body)
@@ -232,7 +236,7 @@ def _data(
         "max_tokens": min(most, max([1024, *known])),
         **({} if validation is None else {"held_out": address_of[validation.id]}),
     }
-    return document | {name: value for name, value in (body.data or {}).items()}
+    return document | (body.data or {})
 
 
 def _rated(training: Mapping[str, Any], hyper: wire.Hyperparameters, task: str) -> dict[str, Any]:

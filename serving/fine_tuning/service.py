@@ -93,9 +93,7 @@ class FineTuning:
         if key is not None:
             claimed = records.claim_by_key(self.store, team, key, request, identifier)
         else:
-            claimed = records.claim_by_content(
-                self.store, team, request, identifier, retried=retried, now_s=self.now()
-            )
+            claimed = records.claim_by_content(self.store, team, request, identifier, retried=retried, now_s=self.now())
         if claimed != identifier:
             there = records.find(self.store, team, claimed)
             if there is not None:
@@ -244,7 +242,9 @@ class FineTuning:
 
             api = records.update(self.store, api, add)
             if action.why:
-                jobs.note(self.store, api.job_id, "warning", f"{action.why}; a new one goes on from the last checkpoint")
+                jobs.note(
+                    self.store, api.job_id, "warning", f"{action.why}; a new one goes on from the last checkpoint"
+                )
             elif launch.number == 1:
                 jobs.note(self.store, api.job_id, "info", "files validated, job queued")
         newest = api.launch
@@ -274,7 +274,7 @@ class FineTuning:
         records.unmark_open(self.store, api.key_id, api.id)
         return api
 
-    # ---- how -----------------------------------------------------------------------------------------------------------
+    # ---- how ---------------------------------------------------------------------------------------------------------
 
     def _look(self, api: ApiJob) -> Seen:
         return self._look_closely(api)[0]
@@ -307,7 +307,9 @@ class FineTuning:
     def _team_of(self, body: wire.CreateJob, owner: Owner) -> str:
         if body.team is None or body.team == owner.team or owner.admin:
             return body.team or owner.team
-        raise ApiError(403, f"this key is of team {owner.team!r}, not of {body.team!r}", param="team", code="wrong_team")
+        raise ApiError(
+            403, f"this key is of team {owner.team!r}, not of {body.team!r}", param="team", code="wrong_team"
+        )
 
     def _resolve(self, body: wire.CreateJob, team: str, identifier: str) -> Resolved:
         bases = {entry.name: entry for entry in catalogue.entries(self.store)}
@@ -463,5 +465,3 @@ def _dry(api: ApiJob, resolved: Resolved, rows: Mapping[str, Any]) -> wire.Job:
     }
     job = as_wire(api, None, Verdict("validating_files"))
     return job.model_copy(update={"id": f"{records.KIND}-dry-run", "dry_run": told})
-
-
