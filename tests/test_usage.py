@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ray_jobs import usage
@@ -133,6 +133,9 @@ _STEP = st.one_of(
 
 
 @given(steps=st.lists(_STEP, max_size=14))
+@example([("blue", "k1", 1), ["before"], ("blue", "k1", 2), ["none"]])
+@example([("blue", "k1", 1), ["after"], ("blue", "k1", 2), ["none"]])
+@example([("blue", "k1", 1), ("red", "k1", 2), ["none", "before"]])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_fails_in_between_everything_is_counted_once(store: Store, steps: list[Any]) -> None:
     unsteady = Unsteady(store.at(f"{store.uri()}/{uuid.uuid4().hex}"))

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,7 @@ import openai
 import pytest
 import uvicorn
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ray_jobs import webhooks
@@ -255,6 +256,7 @@ PENDING = Outgoing(event=EVENT, team="blue", deliveries={"we_1": Delivery(next_a
 
 
 @given(st.lists(st.sampled_from(["failed", "killed"]), max_size=40), st.floats(0, 1, exclude_max=True))
+@example(["killed"] * 40, 0.0)
 def test_tries_end_after_at_most_three_days_even_if_each_kills_its_sender(ends: list[Any], chance: float) -> None:
     now, tried, current = NOW, 0, PENDING
     for end in [*ends, *["failed"] * 60]:
@@ -358,6 +360,22 @@ def test_several_senders_at_once_send_each_event_once(store: Store, receiver: Re
     ids = [enqueue(store, f"ftjob-{n}") for n in range(6)]
     tick(*(make_sender(store) for _ in range(4)))
     assert sorted(receiver.ids) == sorted(ids)
+
+
+def test_of_two_who_claim_in_the_same_moment_one_sends(
+    store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscribe(store, receiver)
+    key, both_have_read, claim = f"webhooks-out/{enqueue(store)}.json", threading.Barrier(2), outbox.claim
+
+    def slowly(document: Outgoing, now: datetime) -> tuple[Outgoing, list[str]]:
+        both_have_read.wait(30)
+        return claim(document, now)
+
+    monkeypatch.setattr(outbox, "claim", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        claims = list(pool.map(lambda one: one._claim(key)[1], [make_sender(store), make_sender(store)]))
+    assert sorted(len(names) for names in claims) == [0, 1]
 
 
 class Killed(BaseException):
