@@ -209,6 +209,17 @@ def test_what_did_well_before_is_tried_first() -> None:
     assert play(problem, {}).running[1].params != known
 
 
+def test_what_a_trial_tries_is_not_asked_again_once_it_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+    straight, results, _ = finish(problem)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(sampling, "suggest", refuse)
+    assert play(problem, results) == straight
+
+
 def test_it_stops_when_another_trial_is_expected_to_gain_too_little() -> None:
     search = {"algorithm": "tpe", "trials": 60, "parallel": 1, "finalists": 1, "budget": {"gain_below": 50.0}}
     schedule, results, _ = finish(make_problem(search))

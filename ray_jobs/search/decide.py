@@ -83,7 +83,7 @@ def play(
         known = {name: results[name] for name in stop.results if name in results and not results[name].run.again}
         state = _State(problem, list(known.values()), why=stop.reason)
         return _final(state, results)
-    state = _State(problem, memory={} if memory is None else memory)
+    state = _State(problem, known=results, memory={} if memory is None else memory)
     clock, free, count = 0.0, _search(problem).parallel, 0
     queue: list[tuple[float, int, Run]] = []
     while True:
@@ -110,6 +110,8 @@ class _State:
     done: list[Result] = field(default_factory=list)
     running: list[Run] = field(default_factory=list)
     why: str = ""
+    known: Mapping[str, Result] = field(default_factory=dict)
+    """All that is written down, of later too: what a trial's values were is not asked again."""
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     """(trials begun, runs done) → what Optuna said there."""
 
@@ -154,7 +156,9 @@ class _State:
             if gain < search.budget.gain_below:
                 self.why = f"another trial is expected to gain {gain:.2g}, less than {search.budget.gain_below:g}"
                 return None
-        if points is not None:
+        if (known := self.known.get(f"{number:04d}-0")) is not None:
+            params = known.run.params
+        elif points is not None:
             params = points[number]
         elif number < len(self.problem.warm):
             params = self.problem.warm[number]
