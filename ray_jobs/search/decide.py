@@ -19,6 +19,7 @@ from ray_jobs.schedule import trunk_end
 from ray_jobs.search import sampling
 from ray_jobs.search.records import Params, Problem, Result, Run, Stop
 from ray_jobs.search.sampling import Seen
+from ray_jobs.search.space import own_values
 from ray_jobs.spec import JobSpec, Range, SearchSection
 
 _PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
@@ -156,14 +157,15 @@ class _State:
             if gain < search.budget.gain_below:
                 self.why = f"another trial is expected to gain {gain:.2g}, less than {search.budget.gain_below:g}"
                 return None
+        drawn = search.algorithm == "random"
+        first = [*self.problem.warm, *([] if drawn else [own_values(self.problem.spec, space)])]
         if (known := self.known.get(f"{number:04d}-0")) is not None:
             params = known.run.params
         elif points is not None:
             params = points[number]
-        elif number < len(self.problem.warm):
-            params = self.problem.warm[number]
+        elif number < len(first):
+            params = first[number]
         else:
-            drawn = search.algorithm == "random"
             params = self._remembered(number, lambda: sampling.suggest(space, trials, seed=search.seed, random=drawn))
         return Run(trial=number, rung=0, params=params, until=rungs_of(self.problem, params)[0])
 
