@@ -209,6 +209,29 @@ def test_what_did_well_before_is_tried_first() -> None:
     assert play(problem, {}).running[1].params != known
 
 
+def test_the_jobs_own_values_come_first_or_the_nearest_that_are_searched() -> None:
+    ranks = {"learning_rate": LOG, "lora.rank": [4, 12, 64], "lora.target_modules": ["all-linear", ["q_proj"]]}
+    first = play(make_problem({"space": ranks}), {}).running[0].params
+    own = make_spec().training
+    assert first["learning_rate"] == pytest.approx(own.learning_rate or 2e-4)
+    assert first["lora.rank"] == min((4, 12, 64), key=lambda rank: abs(rank - own.lora.rank))
+    far = {"learning_rate": {"min": 0.1, "max": 0.2}}
+    assert play(make_problem({"space": far}), {}).running[0].params == {"learning_rate": 0.1}
+    drawn = play(make_problem({"algorithm": "random"}), {}).running[0].params
+    assert drawn["learning_rate"] != first["learning_rate"]
+
+
+def test_what_a_trial_tries_is_not_asked_again_once_it_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+    straight, results, _ = finish(problem)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(sampling, "suggest", refuse)
+    assert play(problem, results) == straight
+
+
 def test_it_stops_when_another_trial_is_expected_to_gain_too_little() -> None:
     search = {"algorithm": "tpe", "trials": 60, "parallel": 1, "finalists": 1, "budget": {"gain_below": 50.0}}
     schedule, results, _ = finish(make_problem(search))

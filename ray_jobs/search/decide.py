@@ -19,6 +19,7 @@ from ray_jobs.schedule import trunk_end
 from ray_jobs.search import sampling
 from ray_jobs.search.records import Params, Problem, Result, Run, Stop
 from ray_jobs.search.sampling import Seen
+from ray_jobs.search.space import own_values
 from ray_jobs.spec import JobSpec, Range, SearchSection
 
 _PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
@@ -83,7 +84,7 @@ def play(
         known = {name: results[name] for name in stop.results if name in results and not results[name].run.again}
         state = _State(problem, list(known.values()), why=stop.reason)
         return _final(state, results)
-    state = _State(problem, memory={} if memory is None else memory)
+    state = _State(problem, known=results, memory={} if memory is None else memory)
     clock, free, count = 0.0, _search(problem).parallel, 0
     queue: list[tuple[float, int, Run]] = []
     while True:
@@ -110,6 +111,8 @@ class _State:
     done: list[Result] = field(default_factory=list)
     running: list[Run] = field(default_factory=list)
     why: str = ""
+    known: Mapping[str, Result] = field(default_factory=dict)
+    """All that is written down, of later too: what a trial's values were is not asked again."""
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     """(trials begun, runs done) → what Optuna said there."""
 
@@ -154,12 +157,15 @@ class _State:
             if gain < search.budget.gain_below:
                 self.why = f"another trial is expected to gain {gain:.2g}, less than {search.budget.gain_below:g}"
                 return None
-        if points is not None:
+        drawn = search.algorithm == "random"
+        first = [*self.problem.warm, *([] if drawn else [own_values(self.problem.spec, space)])]
+        if (known := self.known.get(f"{number:04d}-0")) is not None:
+            params = known.run.params
+        elif points is not None:
             params = points[number]
-        elif number < len(self.problem.warm):
-            params = self.problem.warm[number]
+        elif number < len(first):
+            params = first[number]
         else:
-            drawn = search.algorithm == "random"
             params = self._remembered(number, lambda: sampling.suggest(space, trials, seed=search.seed, random=drawn))
         return Run(trial=number, rung=0, params=params, until=rungs_of(self.problem, params)[0])
 

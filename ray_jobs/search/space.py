@@ -65,6 +65,33 @@ def describe(spec: JobSpec) -> str:
     return f"{search.algorithm}, at most {search.trials} trials over {'; '.join(tried)}"
 
 
+def own_values(spec: JobSpec, space: Space) -> dict[str, Any]:
+    """The values a job has without a search, its defaults among them, or the nearest to them that a space has."""
+    own = spec.model_dump()["training"] | {"base_model": spec.base_model}
+    own["learning_rate"] = own["learning_rate"] or default_learning_rate(spec.training, spec.task)
+    return {name: _nearest(values, _at(own, name)) for name, values in space.items()}
+
+
+def _at(section: Any, name: str) -> Any:
+    for part in name.split("."):
+        section = section[part]
+    return section
+
+
+def _nearest(values: Range | tuple[Any, ...], own: Any) -> Any:
+    if isinstance(values, Range):
+        return values.min if own is None else min(values.max, max(values.min, own))
+    if own in values or not is_ordered(values):
+        return own if own in values else values[0]
+    return min(values, key=lambda value: abs(value - (own or 0)))
+
+
+def is_ordered(values: tuple[Any, ...]) -> bool:
+    """Whether a list is of rising numbers, so that what lies between two of them is expected to do as they do."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return numbers and list(values) == sorted(set(values))
+
+
 def is_whole(name: str) -> bool:
     """Whether a searched field takes whole numbers only."""
     section: Any = TrainingSection
