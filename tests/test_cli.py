@@ -180,6 +180,13 @@ def test_status_of_all_and_of_one(invoke: CliRunner, store: Store) -> None:
     assert "ingest: 224 rows  (rows 224)" in watched.output
 
 
+def test_figures_of_training_are_shown_once(invoke: CliRunner, store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    job.event("info", "step 3 of 9: training loss 2.0000", {"step": 3, "train_loss": 2.0}, kind="metrics")
+    shown = invoke.invoke(cli, ["status", job.id, "--events"]).output
+    assert "#1  step 3 of 9: training loss 2.0000\n" in shown
+
+
 def test_status_as_json(invoke: CliRunner, store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "hello")

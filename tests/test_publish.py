@@ -208,7 +208,9 @@ def asked(row: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 @pytest.mark.heavy
-def test_a_whole_job_publishes_the_checkpoints_it_kept(store: Store, store_server: StoreServer, tmp_path: Path) -> None:
+def test_a_whole_job_publishes_the_checkpoints_it_kept(
+    store: Store, store_server: StoreServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """By the command line, on workers, with a real model."""
     for name, numbers in (("train", range(4)), ("held_out", range(4, 6))):
         rows = [{"messages": [asked(row, number), row["messages"][1]]} for number in numbers for row in ROWS]
@@ -237,8 +239,7 @@ def test_a_whole_job_publishes_the_checkpoints_it_kept(store: Store, store_serve
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     job_id = parse_spec(document).job_id
-    (tmp_path / "service").mkdir()
-    with live_service(tmp_path / "service", store_server) as service:
+    with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
         driver = service.kitae(store, "run", str(tmp_path / "job.yaml"))
         assert driver.wait(600) == 0, driver.output
         assert driver.output.count("publish    started") == 1

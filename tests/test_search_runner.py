@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ray_jobs import jobs
-from ray_jobs.errors import TrainingError
+from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
 from ray_jobs.search import budget
 from ray_jobs.search.decide import Schedule, play, trial_spec
 from ray_jobs.search.host import Task, mode_of
@@ -133,6 +133,25 @@ def test_killed_anywhere_it_goes_on_and_runs_nothing_twice(store: Store, dies_af
         expected[task.run.name] = played(task)
     assert schedule == straight
     assert set(results) == set(expected)
+
+
+@pytest.mark.parametrize("stop", [jobs.request_pause, jobs.request_cancel])
+def test_a_trial_that_stopped_with_its_job_has_not_failed(store: Store, stop: Callable[[Store, str], object]) -> None:
+    """The workers may hear of it before the driver does, and end without a result."""
+    problem = make_problem()
+
+    def stopped(task: Task) -> Result:
+        if len(runs.begun) < 6:
+            return played(task)
+        stop(store, problem.spec.job_id)
+        return Result(run=task.run, status="failed", error="it was stopped before its end")
+
+    runs = Played(stopped)
+    with pytest.raises((JobPaused, JobCancelled)):
+        start(store, problem, runs).run()
+    schedule, results, _ = run(store, problem, Played(played))
+    assert {result.status for result in results.values()} == {"ok"}
+    assert schedule.winner is not None
 
 
 def test_a_budget_ends_the_sampling_and_the_finalists_still_run(store: Store) -> None:

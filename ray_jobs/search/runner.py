@@ -120,6 +120,9 @@ class Search:
         while True:
             self.job.check()
             if ended := self.runs.poll():
+                if any(result.status != "ok" for result in ended):
+                    # Workers hear of a pause by themselves: a trial that stopped for it has not failed.
+                    self.job.check(fresh=True)
                 return ended
             meter.tick()
             self._show_steps()
