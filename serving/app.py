@@ -107,7 +107,7 @@ def create_app(
     background = Background(
         [
             Chore("jobs", _TICK_S, lambda: metrics.set_jobs(tuning.tick())),
-            Chore("usage", settings.usage_every_s, ledger.flush),
+            Chore("usage", settings.usage_every_s, ledger.flush, at_end=True),
             Chore("expired files", _SWEEP_S, partial(_sweep, files, uploads)),
         ],
         wake=tuning.wake,
@@ -121,7 +121,6 @@ def create_app(
         yield
         stop.set()
         await asyncio.to_thread(background.stop)
-        await asyncio.to_thread(ledger.flush)
         await sending
 
     app = FastAPI(

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ray_jobs.errors import KitaeError
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,6 +23,7 @@ class Chore:
     name: str
     every_s: float
     do: Callable[[], object]
+    at_end: bool = False
     due_s: float = 0.0
 
 
@@ -39,11 +42,14 @@ class Background:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when what is being done is done."""
+        """Do every chore that is `at_end` once more; returns when that is done."""
         self._stopped.set()
         self.wake.set()
         if self._thread is not None:
             self._thread.join()
+        for chore in self.chores:
+            if chore.at_end:
+                self._do(chore)
 
     def _work(self) -> None:
         while not self._stopped.is_set():
@@ -59,6 +65,8 @@ class Background:
     def _do(self, chore: Chore) -> None:
         try:
             chore.do()
-        except Exception:  # whatever it was, the other chores go on, and this one is tried again
-            logger.exception("%s failed and is tried again", chore.name)
+        except KitaeError as error:
+            logger.warning("%s wait: %s", chore.name, error)
+        except Exception:  # a mistake of ours in one chore must not end the others
+            logger.exception("%s wait", chore.name)
         chore.due_s = time.monotonic() + chore.every_s

@@ -138,6 +138,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ApiError):  # of a body that was cut off where it became too long
+            return error.__cause__.response()
         what = {404: "no such path", 405: "this path does not take that method"}.get(error.status_code, error.detail)
         message = f"{what}: {request.method} {request.url.path}"
         return ApiError(error.status_code, message, headers=error.headers).response()

@@ -56,7 +56,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
 
     async def generate(request: Request, method: str, body: dict[str, Any]) -> Response:
         route = await router.resolve(body.get("model"), "chat", caller_of(request))
-        request.state.model = route.shown
+        request.state.model = route.model
         told = _asks_for_usage(body)
 
         def ask(route: Route) -> Pieces:
@@ -114,7 +114,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
         request: Request, body: dict[str, Any], texts: list[str], ask: Callable[[Route, list[str]], Awaitable[Answers]]
     ) -> tuple[Route, Answers, dict[str, int]]:
         route = await router.resolve(body.get("model"), "text_classification", caller_of(request))
-        request.state.model = route.shown
+        request.state.model = route.model
         async with traffic.watched(route):
             answers = await ask(route, texts)
         tokens = sum(answer["tokens"] for answer in answers)
