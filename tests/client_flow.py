@@ -56,20 +56,21 @@ def main(base_url: str, api_key: str, base_model: str, rows: str) -> dict[str, A
     assert job.trained_tokens
     assert job.hyperparameters.n_epochs == 2
 
-    question = [{"role": "user", "content": "How do I reset my password?"}]
+    question: Any = [{"role": "user", "content": "How do I reset my password?"}]
     answer = client.chat.completions.create(model=tuned, messages=question, max_tokens=12)
     seen["first_answer_s"] = round(time.monotonic() - succeeded_at, 3)
     assert answer.choices[0].message.content
     assert answer.model == tuned
     pieces = client.chat.completions.create(model=tuned, messages=question, max_tokens=12, stream=True)
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    said = [piece.choices[0].delta.content or "" for piece in pieces if piece.choices]  # type: ignore[union-attr]  # one release types a stream so
+    assert "".join(said)
 
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))  # pages of one
     assert len({found.id for found in checkpoints}) == len(checkpoints) > 0
     for found in checkpoints:
         named = found.fine_tuned_model_checkpoint
-        said = client.chat.completions.create(model=named, messages=question, max_tokens=4)
-        assert said.model == named
+        told = client.chat.completions.create(model=named, messages=question, max_tokens=4)
+        assert told.model == named
         assert found.metrics.full_valid_loss is not None
     seen["checkpoints"] = [found.step_number for found in checkpoints]
 

@@ -22,7 +22,7 @@ from ray_jobs import keys
 from ray_jobs.errors import SpecError, StoreUnreachable
 from ray_jobs.keys import Limits
 from ray_jobs.storage import Store
-from serving.auth import OPERATOR, Caller, Gate, body_limit_bytes
+from serving.auth import DEFAULT_TEAM, OPERATOR, Caller, Gate, body_limit_bytes
 from serving.errors import ApiError
 from serving.keys import StoredKeys
 from serving.limits import Limiter
@@ -567,7 +567,7 @@ async def test_the_next_may_begin_once_the_last_piece_is_there(one_at_a_time: tu
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
 async def test_a_client_that_goes_away_from_a_stream_gives_its_place_back(store: Store, spec_version: str) -> None:
     """The whole app: with a server that tells of it by a message (2.3), and one that fails the next send (2.4)."""
-    _, secret = keys.create(store, "search", "app", Limits(concurrent_requests=1))
+    _, secret = keys.create(store, DEFAULT_TEAM, "app", Limits(concurrent_requests=1))
     backend = FakeBackend()
     source = StoredKeys(store, ttl_s=60.0)
     app = make_app(FixedRouter(ADAPTERS), backend, keys=source, api_key=KEY)

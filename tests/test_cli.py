@@ -219,7 +219,8 @@ def test_resume_takes_the_stored_spec_and_may_change_the_workers(
 ) -> None:
     ran: list[JobSpec] = []
 
-    def run(store: Store, spec: JobSpec) -> None:
+    def run(store: Store, spec: JobSpec, *, launched: jobs.Launched | None) -> None:
+        assert launched is None
         ran.append(spec)
         raise DataError("far enough")
 

@@ -449,7 +449,7 @@ def test_models_are_listed_and_described(client: TestClient) -> None:
     assert listed["object"] == "list"
     assert [card["id"] for card in listed["data"]] == ["base", "greeter", "greeter@1", "greeter@2", "greeter@10"]
     card = client.get("/v1/models/greeter@2").json()
-    assert (card["id"], card["object"], card["owned_by"]) == ("greeter@2", "model", "kitae")
+    assert (card["id"], card["object"], card["owned_by"]) == ("greeter@2", "model", "default")
     assert card["created"] > 1_700_000_000
     assert error_of(client.get("/v1/models/nobody"), 404)["code"] == "model_not_found"
 
