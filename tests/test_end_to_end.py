@@ -92,6 +92,26 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         made.run("ray_jobs", "local", "down")
 
 
+def test_the_official_client_fine_tunes_a_model_and_asks_it(checkout: Checkout, tmp_path: Path) -> None:
+    """`base_url` and `api_key`, and nothing else: what `tests/client_flow.py` does, on real parts."""
+    checkout.run("examples.assets", "chat", "--into", ".kitae/assets")
+    checkout.run("ray_jobs", "local", "up")
+    checkout.run("ray_jobs", "bases", "add", f".kitae/assets/{assets.GROUPS['chat'][0].name}")
+    (base,) = checkout.json("ray_jobs", "bases", "--json")
+    rows = (checkout.directory / ".kitae" / "assets" / "faq_chat.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:40]) + "\n", encoding="utf-8")
+    key = (checkout.directory / ".kitae" / "api-key").read_text().strip()
+    url = f"http://127.0.0.1:{checkout.environment['KITAE_PORT']}/v1"
+    flow = [sys.executable, str(ROOT / "tests" / "client_flow.py"), url, key, base["name"], str(tmp_path / "rows.jsonl")]
+    done = subprocess.run(flow, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    seen = json.loads(done.stdout)
+    print(f"the official client: {seen}")
+    assert seen["statuses"][-1] == "succeeded"
+    assert seen["first_answer_s"] <= 5
+    assert len(seen["checkpoints"]) >= 2
+
+
 def ask(checkout: Checkout, path: str, body: dict[str, Any]) -> Any:
     key = (checkout.directory / ".kitae" / "api-key").read_text().strip()
     url = f"http://127.0.0.1:{checkout.environment['KITAE_PORT']}/v1/{path}"

@@ -26,7 +26,8 @@ def local() -> None:
 
 @local.command()
 def up() -> None:
-    """Start what is not running yet, and what was deployed here before. KITAE_PORT names the endpoint's port (8000).
+    """Start what is not running yet: store, Ray, the endpoint and what was deployed here before. KITAE_PORT names the
+    endpoint's port (8000).
 
     \b
     Example:

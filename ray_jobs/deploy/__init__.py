@@ -74,10 +74,8 @@ def undeploy(store: Store, name: str, settings: ServeSettings) -> None:
 
 
 def reapply(store: Store, settings: ServeSettings, progress: Callable[[str, float], None] | None = None) -> None:
-    """Bring up everything that is recorded as deployed: after Ray was started anew."""
+    """Bring up the endpoint, with everything that is recorded as deployed: after Ray was started anew."""
     applications = [record.application for record in records.read_all(store).values()]
-    if not applications:
-        return
     with ServeClient(settings) as client:
         client.check()
         _apply(store, client, settings)
@@ -132,10 +130,7 @@ def _apply(store: Store, client: ServeClient, settings: ServeSettings) -> None:
     """Serve takes its config whole, so two who deploy at once must both end with everybody's records applied."""
     applied = None
     while (current := records.read_all(store)) != applied:
-        if current:
-            client.apply(serve_config(current.values(), settings))
-        else:
-            client.shut_down()
+        client.apply(serve_config(current.values(), settings))
         applied = current
 
 

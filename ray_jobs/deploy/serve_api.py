@@ -135,10 +135,6 @@ class ServeClient:
         """Make Serve run exactly this config."""
         self._request("PUT", config)
 
-    def shut_down(self) -> None:
-        """Stop every application and the endpoint itself."""
-        self._request("DELETE")
-
     def wait_running(self, names: Iterable[str], progress: Callable[[str, float], None] | None = None) -> None:
         """Wait until the applications run. `progress` gets a line and the seconds so far, whenever the line changes.
 
