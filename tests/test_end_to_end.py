@@ -102,7 +102,14 @@ def test_the_official_client_fine_tunes_a_model_and_asks_it(checkout: Checkout, 
     (tmp_path / "rows.jsonl").write_text("\n".join(rows[:40]) + "\n", encoding="utf-8")
     key = (checkout.directory / ".kitae" / "api-key").read_text().strip()
     url = f"http://127.0.0.1:{checkout.environment['KITAE_PORT']}/v1"
-    flow = [sys.executable, str(ROOT / "tests" / "client_flow.py"), url, key, base["name"], str(tmp_path / "rows.jsonl")]
+    flow = [
+        sys.executable,
+        str(ROOT / "tests" / "client_flow.py"),
+        url,
+        key,
+        base["name"],
+        str(tmp_path / "rows.jsonl"),
+    ]
     done = subprocess.run(flow, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     seen = json.loads(done.stdout)

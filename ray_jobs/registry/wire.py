@@ -24,7 +24,7 @@ _WIRE = re.compile(
 
 def owner(version: ModelVersion) -> str:
     """The team a version belongs to."""
-    return getattr(version.lineage.spec, "team", None) or DEFAULT_TEAM
+    return version.lineage.spec.team or DEFAULT_TEAM
 
 
 def has_wire_name(name: str) -> bool:
@@ -38,8 +38,13 @@ def wire_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: s
     if not has_wire_name(version.name):
         return version.name
     if suffix is None:
-        suffix = getattr(version.lineage.spec, "suffix", None) or ""
-    parts = ["ft", version.base_name, owner(version), _plain(suffix), version.name.removeprefix(JOB_PREFIX)]
+        suffix = version.lineage.spec.suffix
+    return tuned_name(version.name, version.base_name, owner(version), suffix, checkpoint)
+
+
+def tuned_name(name: str, base: str, team: str, suffix: str | None, checkpoint: str | None = None) -> str:
+    """The same from its parts; `name` is the registry's."""
+    parts = ["ft", base, team, _plain(suffix or ""), name.removeprefix(JOB_PREFIX)]
     return ":".join([*parts, checkpoint] if checkpoint else parts)
 
 

@@ -19,6 +19,7 @@ from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch import UNKNOWN, UNREACHABLE, Launcher, Runner
 from ray_jobs.registry import catalogue
+from ray_jobs.registry import wire as wire_names
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving import openai_types as wire
@@ -429,7 +430,7 @@ def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[wire.Checkpoint]:
             id=f"ftckpt_{api.id.removeprefix('ftjob-')}-{found['step']:08d}",
             created_at=int(job.finished_at.timestamp()),
             step_number=found["step"],
-            fine_tuned_model_checkpoint=f"{model_name(api)}:ckpt-step-{found['step']}",
+            fine_tuned_model_checkpoint=model_name(api, f"ckpt-step-{found['step']}"),
             fine_tuning_job_id=api.id,
             metrics=wire.CheckpointMetrics(
                 step=found["step"],
@@ -442,9 +443,9 @@ def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[wire.Checkpoint]:
     ]
 
 
-def model_name(api: ApiJob) -> str:
-    """What its model is called."""
-    return f"ft:{api.model}:{api.team}:{api.suffix or ''}:{api.id.removeprefix('ftjob-')}"
+def model_name(api: ApiJob, checkpoint: str | None = None) -> str:
+    """What its model is called, or a checkpoint of it."""
+    return wire_names.tuned_name(api.id, api.model, api.team, api.suffix, checkpoint)
 
 
 def result_file_id(api: ApiJob) -> str:
