@@ -3,18 +3,22 @@ beat their bases, and the endpoint answers for them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
+import psutil
 import pytest
 
 from examples import assets
@@ -59,6 +63,24 @@ class Checkout:
         assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
         return done
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.environment['KITAE_PORT']}/v1"
+
+    @property
+    def key(self) -> str:
+        return (self.directory / ".kitae" / "api-key").read_text().strip()
+
+    def workers(self) -> list[int]:
+        """Its training processes."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                mine = process.environ().get("KITAE_PORT") == self.environment["KITAE_PORT"]
+                if mine and any("RayTrainWorker" in part for part in process.cmdline()):
+                    found.append(process.pid)
+        return found
+
     def result(self, name: str) -> dict[str, Any]:
         records = self.json("ray_jobs", "status", "--json")
         (record,) = [record for record in records if record["spec"]["name"] == name]
@@ -100,13 +122,11 @@ def test_the_official_client_fine_tunes_a_model_and_asks_it(checkout: Checkout, 
     (base,) = checkout.json("ray_jobs", "bases", "--json")
     rows = (checkout.directory / ".kitae" / "assets" / "faq_chat.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(rows[:40]) + "\n", encoding="utf-8")
-    key = (checkout.directory / ".kitae" / "api-key").read_text().strip()
-    url = f"http://127.0.0.1:{checkout.environment['KITAE_PORT']}/v1"
     flow = [
         sys.executable,
         str(ROOT / "tests" / "client_flow.py"),
-        url,
-        key,
+        checkout.url,
+        checkout.key,
         base["name"],
         str(tmp_path / "rows.jsonl"),
     ]
@@ -119,10 +139,45 @@ def test_the_official_client_fine_tunes_a_model_and_asks_it(checkout: Checkout, 
     assert len(seen["checkpoints"]) >= 2
 
 
+def test_pause_and_cancel_free_the_workers_within_seconds(checkout: Checkout) -> None:
+    client = openai.OpenAI(base_url=checkout.url, api_key=checkout.key, timeout=60)
+    (base,) = checkout.json("ray_jobs", "bases", "--json")
+    content = (checkout.directory / ".kitae" / "assets" / "faq_chat.jsonl").read_bytes()
+    file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune")
+    long = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 2}}}
+    job = client.fine_tuning.jobs.create(model=base["name"], training_file=file.id, method=long)  # type: ignore[arg-type]  # a plain dict
+
+    def steps() -> list[int]:
+        events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
+        return sorted(
+            event.data["step"] for event in events if event.type == "metrics" and isinstance(event.data, dict)
+        )
+
+    def wait(condition: Callable[[], bool], seconds: float) -> float:
+        started = time.monotonic()
+        while not condition():
+            assert time.monotonic() - started < seconds, client.fine_tuning.jobs.retrieve(job.id)
+            time.sleep(0.25)
+        return time.monotonic() - started
+
+    wait(lambda: len(steps()) > 1, 300)
+    assert checkout.workers()
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"  # type: ignore[comparison-overlap]  # the client takes it
+    paused_s = wait(lambda: not checkout.workers(), 20)
+    reached = steps()[-1]
+    client.fine_tuning.jobs.resume(job.id)
+    wait(lambda: steps()[-1] > reached and bool(checkout.workers()), 300)
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    cancelled_s = wait(lambda: not checkout.workers(), 20)
+    print(f"the workers were gone {paused_s:.1f} s after a pause, {cancelled_s:.1f} s after a cancellation")
+    after = [step for step in steps() if step > reached]
+    assert after[0] <= reached + 25  # it went on, and did not begin anew
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
+
+
 def ask(checkout: Checkout, path: str, body: dict[str, Any]) -> Any:
-    key = (checkout.directory / ".kitae" / "api-key").read_text().strip()
-    url = f"http://127.0.0.1:{checkout.environment['KITAE_PORT']}/v1/{path}"
-    answer = httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+    headers = {"Authorization": f"Bearer {checkout.key}"}
+    answer = httpx.post(f"{checkout.url}/{path}", json=body, headers=headers, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
