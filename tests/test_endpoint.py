@@ -340,6 +340,10 @@ def test_a_classifier_is_deployed_beside_what_runs(service: Service, classifier:
         assert math.isclose(sum(item["scores"].values()), 1.0, abs_tol=1e-5)
     assert answer["usage"]["total_tokens"] > 0
 
+    embedded = client.embeddings.create(model="spam", input=["free money", "see you at nine"]).data
+    assert [round(sum(x * x for x in each.embedding), 4) for each in embedded] == [1, 1]
+    floats = client.embeddings.create(model="spam", input="free money", encoding_format="float").data[0].embedding
+    assert floats == pytest.approx(embedded[0].embedding, abs=1e-6)
     with pytest.raises(openai.BadRequestError, match="/v1/classify") as wrong:
         ask(client, "spam")
     assert wrong.value.code == "wrong_task"

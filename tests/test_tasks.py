@@ -165,6 +165,26 @@ def test_predictions_come_back_in_order_and_add_up(tmp_path: Path) -> None:
         assert prediction.label == max(prediction.scores, key=prediction.scores.__getitem__)
 
 
+def test_a_text_has_the_same_vector_alone_and_among_longer_ones(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    from ray_jobs.models import load_base
+    from ray_jobs.tasks.text_classification import TextClassification
+
+    base = tiny_models.save_encoder(tmp_path)
+    model = load_base(base, "text_classification", ["no", "yes"], torch.float32, seed=1).eval()  # type: ignore[no-untyped-call]
+    tokenizer = load_tokenizer(base, "text_classification")
+    texts = ["short", "a much longer text " * 9, "返品はできますか", "返品はできますか。"]
+    vectors = np.array(TextClassification().embed(model, tokenizer, texts))
+    assert vectors.shape == (4, model.config.hidden_size)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert TextClassification().embed(model, tokenizer, [text])[0] == pytest.approx(vector, abs=1e-5)
+    alike = vectors @ vectors.T
+    assert alike[2, 3] > max(alike[2, 0], alike[2, 1])
+
+
 def test_the_majority_class_is_a_fair_baseline() -> None:
     figures = majority_class(["a", "a", "a", "b"], ["a", "b"])
     assert figures["accuracy"] == 0.5
