@@ -180,9 +180,8 @@ class Files:
         self._store.delete(_record_key(team, identifier))
         self._store.delete_tree(_folder(team, record.id))
 
-    def sweep(self, now_s: float) -> int:
-        """Delete what has expired, and contents whose record was never written. Returns how many."""
-        gone = 0
+    def sweep(self, now_s: float) -> None:
+        """Delete what has expired, and contents whose record was never written."""
         for team in self._store.list_dirs("files/"):
             for identifier in self._store.list_dirs(f"files/{team}/"):
                 old = is_id("file", identifier) and made_at_s(identifier) < now_s - _ORPHAN_AFTER_S
@@ -194,8 +193,6 @@ class Files:
                 if over:
                     self._store.delete(_record_key(team, identifier))
                     self._store.delete_tree(_folder(team, identifier))
-                    gone += 1
-        return gone
 
     def _ids(self, team: str) -> list[str]:
         keys = (info.key for info in self._store.list(f"teams/{team}/files"))

@@ -44,7 +44,7 @@ def test_the_examples_run_from_top_to_bottom(store: Store, tmp_path: Path, monke
     said = output.getvalue()
     assert "2 not JSON" in said  # the second bad line, by its number
     assert "succeeded ft:tiny-chat:default:support:" in said
-    assert "invalid_request model ['metadata.k', 'model', 'training_file']" in said
+    assert "invalid_request metadata.k ['metadata.k', 'model', 'training_file']" in said
     assert re.search(r"^\d+ 6 \{'rank': 8", said, flags=re.MULTILINE)  # the dry run
 
 
