@@ -183,14 +183,17 @@ def request_cancel(store: Store, job_id: str) -> JobRecord:
     return JobRecord.model_validate(store.update_json(_job_key(job_id), cancel))
 
 
-def request_pause(store: Store, job_id: str) -> JobRecord:
+def request_pause(store: Store, job_id: str, *, ended: str | None = None) -> JobRecord:
     """Stop the job for now: its runner stops at its next `check()`, and the next attempt goes on where it was. One that
-    has not begun can be paused too. Raises JobError if it is unknown or already over."""
+    has not begun can be paused too. Raises JobError if it is unknown or already over.
+
+    `ended`: the `paused_at` of a pause that a launched runner is about to end; then this is another one.
+    """
     load(store, job_id)
 
     def pause(old: dict[str, Any] | None) -> dict[str, Any]:
         record = JobRecord.model_validate(old)
-        if record.status == "paused":
+        if record.paused_at is not None and record.status == "paused" and record.paused_at.isoformat() != ended:
             return record.model_dump(mode="json")
         if record.over():
             raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to pause")

@@ -264,7 +264,7 @@ class Day:
             assert job.status == "cancelled"
             self.history.end(identifier, "cancelled")
         else:
-            assert job.status in (("paused",) if what == "pause" else ("queued", "running"))
+            assert job.status in (("paused",) if what == "pause" else ("queued", "running")), (what, job)
 
     def pages(self, fetch: Callable[[Process, str | None], tuple[list[Any], bool]]) -> list[Any] | None:
         """All of a list, as the official client's pager reads it. None: a page did not come."""
@@ -525,7 +525,8 @@ def check_files(day: Day) -> None:
     process.uploads.sweep(time.time() + 2 * 3600)
     there = {info.key.rpartition("/")[2].removesuffix(".json") for info in day.store.list(f"teams/{TEAM}/files")}
     assert set(day.usable_files()) <= there
-    assert set(day.store.list_dirs(f"files/{TEAM}/")) == there
+    contents = {info.key.split("/")[2] for info in day.store.list(f"files/{TEAM}")}
+    assert contents == there, (contents - there, there - contents)
     assert list(day.store.list("uploads")) == []
     for name in history.models_deleted:
         assert registry.versions(day.store, name) == []

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from ray_jobs import jobs
-from ray_jobs.errors import JobSuperseded
+from ray_jobs.errors import JobPaused, JobSuperseded
 from ray_jobs.jobs import Launched
 from ray_jobs.launch import Runner
 from ray_jobs.storage import Store
@@ -185,6 +185,19 @@ def test_a_resumed_job_whose_runner_is_lost_before_it_begins_goes_on(
     runner_id = f"{identifier}-{3 if how == 'ended' else 2}"
     service.begin(runner_id).finish("succeeded")
     assert service.process.tuning.get(TEAM, identifier).status == "succeeded"
+
+
+def test_a_job_is_paused_again_before_its_next_runner_has_begun(service: Service) -> None:
+    identifier = service.create().id
+    service.tick()
+    tuning = service.process.tuning
+    assert [tuning.pause(TEAM, identifier).status, tuning.resume(TEAM, identifier).status] == ["paused", "queued"]
+    assert tuning.pause(TEAM, identifier).status == "paused"
+    with pytest.raises(JobPaused):
+        service.begin(f"{identifier}-2")
+    assert tuning.resume(TEAM, identifier).status == "queued"
+    service.begin(f"{identifier}-3")
+    assert tuning.get(TEAM, identifier).status == "running"
 
 
 def test_a_resumed_job_too_is_given_up_after_so_many_runners(service: Service) -> None:

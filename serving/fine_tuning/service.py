@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ray_jobs import jobs
@@ -145,7 +146,8 @@ class FineTuning:
         if retried and seen.verdict.status == "paused":
             return self._as_wire(seen)
         api = self._changeable(seen, "paused", "running", "queued", "validating_files")
-        return self._told(api, jobs.request_pause, "paused on request")
+        ended = None if api.launch is None else api.launch.resumes
+        return self._told(api, partial(jobs.request_pause, ended=ended), "paused on request")
 
     def resume(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
         seen = self._advance(records.load(self.store, team, identifier))
