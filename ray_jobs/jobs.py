@@ -91,12 +91,14 @@ class JobRecord(BaseModel):
 
 
 class Event(BaseModel):
-    """Something worth telling, in the order it happened within an attempt."""
+    """Something worth telling."""
 
     model_config = ConfigDict(frozen=True)
 
     attempt: int
+    """Of whoever tells it."""
     sequence: int
+    """From 1, over all attempts, in the order in which events were written; none is missing."""
     at: datetime
     level: Level
     message: str
@@ -181,14 +183,17 @@ def request_cancel(store: Store, job_id: str) -> JobRecord:
     return JobRecord.model_validate(store.update_json(_job_key(job_id), cancel))
 
 
-def request_pause(store: Store, job_id: str) -> JobRecord:
+def request_pause(store: Store, job_id: str, *, ended: str | None = None) -> JobRecord:
     """Stop the job for now: its runner stops at its next `check()`, and the next attempt goes on where it was. One that
-    has not begun can be paused too. Raises JobError if it is unknown or already over."""
+    has not begun can be paused too. Raises JobError if it is unknown or already over.
+
+    `ended`: the `paused_at` of a pause that a launched runner is about to end; then this is another one.
+    """
     load(store, job_id)
 
     def pause(old: dict[str, Any] | None) -> dict[str, Any]:
         record = JobRecord.model_validate(old)
-        if record.status == "paused":
+        if record.paused_at is not None and record.status == "paused" and record.paused_at.isoformat() != ended:
             return record.model_dump(mode="json")
         if record.over():
             raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to pause")
@@ -198,20 +203,17 @@ def request_pause(store: Store, job_id: str) -> JobRecord:
 
 
 def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
-    """Write an event down from outside of the job's runner, after all that its newest attempt has told so far.
-
-    Raises JobError if the job is unknown.
-    """
+    """Write an event down from outside of the job's runner. Raises JobError if the job is unknown."""
     attempt = load(store, job_id).attempt
-    told = [_number(info.key) for info in store.list(_events_prefix(job_id)) if _attempt_of(info.key) == attempt]
-    return _write_event(store, job_id, attempt, max(told, default=0) + 1, level, message, "message", data)
+    return _append_event(store, job_id, attempt, _last_event(store, job_id), level, message, "message", data)
 
 
 def note_created(store: Store, job_id: str, message: str) -> None:
-    """The first event of a job that others create, written once however often it is called."""
+    """The first event of a job that others create, written once however often it is called; before `create`, for
+    once there is a record somebody else may tell something."""
     event = Event(attempt=0, sequence=1, at=_now(), level="info", message=message)
     with contextlib.suppress(ConflictError):
-        store.put_json(f"{_events_prefix(job_id)}0000-000001.json", event.model_dump(mode="json"), if_absent=True)
+        store.put_json(_event_key(job_id, 1), event.model_dump(mode="json"), if_absent=True)
 
 
 def give_up(store: Store, job_id: str, error: str) -> JobRecord:
@@ -296,7 +298,7 @@ class Job:
         self.id = record.id
         self.attempt = record.attempt
         self._seen = _Seen(record, time.monotonic())
-        self._sequence = 0
+        self._last_event: int | None = None
         self._lock = threading.Lock()
 
     @property
@@ -318,8 +320,9 @@ class Job:
     ) -> None:
         """Write an event down. Never refused to an older attempt: what it did is worth knowing too."""
         with self._lock:
-            written = _write_event(self.store, self.id, self.attempt, self._sequence + 1, level, message, kind, data)
-            self._sequence = written.sequence
+            last = _last_event(self.store, self.id) if self._last_event is None else self._last_event
+            written = _append_event(self.store, self.id, self.attempt, last, level, message, kind, data)
+            self._last_event = written.sequence
 
     def stage(self, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
         """The stage with exactly these inputs, if it has finished in this or an earlier attempt."""
@@ -377,6 +380,8 @@ class Job:
             raise JobCancelled(f"job {self.id} was cancelled; `kitae resume {self.id}` goes on where it stopped")
         if record.status == "paused":
             raise JobPaused(f"job {self.id} was paused; `kitae resume {self.id}` goes on where it stopped")
+        if record.over():  # its runner was taken for lost, and what was told of its end stands
+            raise JobSuperseded(f"attempt {self.attempt} of job {self.id} stops: the job is over ({record.status})")
 
 
 def _must_begin(record: JobRecord, launched: Launched) -> None:
@@ -387,17 +392,21 @@ def _must_begin(record: JobRecord, launched: Launched) -> None:
         raise JobPaused(f"job {record.id} was paused after its runner was launched")
 
 
-def _write_event(
+def _append_event(
     store: Store,
     job_id: str,
     attempt: int,
-    sequence: int,
+    last: int,
     level: Level,
     message: str,
     kind: Kind,
     data: Mapping[str, Any] | None,
 ) -> Event:
-    """Under that number in its attempt, or the next one that nobody has."""
+    """Under the first number after `last`, of an event that is there, that nobody has.
+
+    Numbers have no gaps, so it is after every event that anybody can have seen, whoever writes at the same time.
+    """
+    sequence = last + 1
     while True:
         event = Event(
             attempt=attempt,
@@ -408,24 +417,24 @@ def _write_event(
             kind=kind,
             data=dict(data or {}),
         )
-        key = f"{_events_prefix(job_id)}{attempt:04d}-{sequence:06d}.json"
         try:
-            store.put_json(key, event.model_dump(mode="json"), if_absent=True)
+            store.put_json(_event_key(job_id, sequence), event.model_dump(mode="json"), if_absent=True)
             return event
         except ConflictError:
-            sequence += 1  # another process of this attempt took the number
+            sequence += 1  # another process took the number
 
 
 def _events_prefix(job_id: str) -> str:
     return f"jobs/{job_id}/events/"
 
 
-def _attempt_of(event_key: str) -> int:
-    return int(event_key.rpartition("/")[2].partition("-")[0])
+def _event_key(job_id: str, sequence: int) -> str:
+    return f"{_events_prefix(job_id)}{sequence:08d}.json"
 
 
-def _number(event_key: str) -> int:
-    return int(event_key.rpartition("-")[2].removesuffix(".json"))
+def _last_event(store: Store, job_id: str) -> int:
+    names = event_names(store, job_id)
+    return int(names[-1]) if names else 0
 
 
 def _job_key(job_id: str) -> str:

@@ -90,8 +90,12 @@ class Files:
         lives_s: int | None = None,
         task: str | None = None,
         model: str | None = None,
+        identifier: str | None = None,
     ) -> FileRecord:
-        """Take a file in. ApiError 400 with every bad line where rows are wrong; nothing is left then."""
+        """Take a file in. ApiError 400 with every bad line where rows are wrong; nothing is left then.
+
+        `identifier`: an id of the caller's choice, under which it is taken once; None: a new one.
+        """
         name = safe_filename(filename)
         size_bytes = content.stat().st_size
         if size_bytes == 0:
@@ -101,7 +105,7 @@ class Files:
             message = f"{name} cannot be read as rows: send .jsonl (a JSON object a line), .csv or .tsv"
             raise bad_request(message, param="file", code="unsupported_file")
         base = self._counting_base(task, model) if purpose == FINE_TUNE else None
-        identifier = new_id("file")
+        identifier = identifier or new_id("file")
         key = f"{_folder(team, identifier)}/rows{ending if ending in _ENDINGS else '.jsonl'}"
         self._store.upload_file(content, key)
         try:
@@ -123,7 +127,8 @@ class Files:
             key=key,
             report=report,
         )
-        self._store.put_json(_record_key(team, identifier), record.model_dump(mode="json"), if_absent=True)
+        with suppress(ConflictError):  # it was taken by a try that was cut off
+            self._store.put_json(_record_key(team, identifier), record.model_dump(mode="json"), if_absent=True)
         return record
 
     def put_result(self, team: str, identifier: str, filename: str, content: bytes) -> FileRecord:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Form, Header, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from serving import openai_types as wire
@@ -18,6 +18,7 @@ from serving.errors import ApiError, bad_request, documented
 from serving.files import Files
 from serving.fine_tuning.service import FineTuning
 from serving.paging import Order
+from serving.retries import is_retry
 from serving.uploads import Uploads
 
 LIVES_S = (3600, 2_592_000)
@@ -77,8 +78,12 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuning) -> APIRouter:
         return StreamingResponse(files.content(record), media_type="application/octet-stream")
 
     @router.delete("/files/{file_id}", response_model=wire.Deleted, tags=["files"], responses=documented(409))
-    def delete_file(request: Request, file_id: str) -> wire.Deleted:
+    def delete_file(
+        request: Request, file_id: str, x_stainless_retry_count: Annotated[str | None, Header()] = None
+    ) -> wire.Deleted:
         team = caller_of(request).team
+        if is_retry(x_stainless_retry_count) and files.find(team, file_id) is None:
+            return wire.Deleted(id=file_id, object="file")  # by the first try
         files.get(team, file_id)
         if needed_by := tuning.open_with_file(team, file_id):
             message = f"{file_id} is read by {', '.join(needed_by)}: cancel that first, or wait until it has ended"

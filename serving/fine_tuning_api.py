@@ -11,9 +11,11 @@ from serving import openai_types as wire
 from serving.auth import caller_of
 from serving.errors import bad_request, documented
 from serving.fine_tuning.service import FineTuning
+from serving.retries import is_retry
 
 _LONGEST_KEY = 255
 Limit = Annotated[int, Query(ge=1, le=wire.MOST_JOBS_PAGE)]
+RetryCount = Annotated[str | None, Header()]
 
 
 def routes(tuning: FineTuning) -> APIRouter:
@@ -26,14 +28,17 @@ def routes(tuning: FineTuning) -> APIRouter:
         request: Request,
         body: wire.CreateJob,
         idempotency_key: Annotated[str | None, Header(max_length=_LONGEST_KEY)] = None,
-        x_stainless_retry_count: Annotated[str | None, Header()] = None,
+        x_stainless_retry_count: RetryCount = None,
     ) -> wire.Job:
         """Make a job. The same `Idempotency-Key` makes the same one, and so does the client's own second try of a
         request that got no answer."""
         caller = caller_of(request)
-        retried = (x_stainless_retry_count or "0").strip() not in ("", "0")
         return tuning.create(
-            body, caller, key=idempotency_key, retried=retried, most_open=caller.limits.concurrent_jobs
+            body,
+            caller,
+            key=idempotency_key or None,
+            retried=is_retry(x_stainless_retry_count),
+            most_open=caller.limits.concurrent_jobs,
         )
 
     @router.get("", response_model=wire.JobList)
@@ -47,19 +52,19 @@ def routes(tuning: FineTuning) -> APIRouter:
         return tuning.get(caller_of(request).team, job_id)
 
     @router.post("/{job_id}/cancel", response_model=wire.Job)
-    def cancel_job(request: Request, job_id: str) -> wire.Job:
+    def cancel_job(request: Request, job_id: str, x_stainless_retry_count: RetryCount = None) -> wire.Job:
         """End a job; its workers stop within seconds."""
-        return tuning.cancel(caller_of(request).team, job_id)
+        return tuning.cancel(caller_of(request).team, job_id, retried=is_retry(x_stainless_retry_count))
 
     @router.post("/{job_id}/pause", response_model=wire.Job)
-    def pause_job(request: Request, job_id: str) -> wire.Job:
+    def pause_job(request: Request, job_id: str, x_stainless_retry_count: RetryCount = None) -> wire.Job:
         """Let a job write a checkpoint and free what it holds."""
-        return tuning.pause(caller_of(request).team, job_id)
+        return tuning.pause(caller_of(request).team, job_id, retried=is_retry(x_stainless_retry_count))
 
     @router.post("/{job_id}/resume", response_model=wire.Job)
-    def resume_job(request: Request, job_id: str) -> wire.Job:
+    def resume_job(request: Request, job_id: str, x_stainless_retry_count: RetryCount = None) -> wire.Job:
         """Go on with a paused job from its last checkpoint."""
-        return tuning.resume(caller_of(request).team, job_id)
+        return tuning.resume(caller_of(request).team, job_id, retried=is_retry(x_stainless_retry_count))
 
     @router.get("/{job_id}/events", response_model=wire.EventList)
     def list_events(request: Request, job_id: str, limit: Limit = 20, after: str | None = None) -> wire.EventList:

@@ -18,9 +18,12 @@ _RANDOM_BITS = 80
 def new_id(kind: str, *, now_s: float | None = None) -> str:
     """`{kind}-{26 characters}`: 48 bits of milliseconds, then 80 random ones (the layout of a ULID)."""
     milliseconds = round((time.time() if now_s is None else now_s) * 1000)
-    number = milliseconds << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
-    text = "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_CHARACTERS)))
-    return f"{kind}-{text}"
+    return _written(kind, milliseconds << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS))
+
+
+def id_after(kind: str, other: str, now_s: float) -> str:
+    """The identifier of what was made of another thing at a given time: the same, whoever asks."""
+    return _written(kind, round(now_s * 1000) << _RANDOM_BITS | _number(other) % 2**_RANDOM_BITS)
 
 
 def is_id(kind: str, text: str) -> bool:
@@ -30,7 +33,16 @@ def is_id(kind: str, text: str) -> bool:
 
 def made_at_s(identifier: str) -> float:
     """When an identifier was made, as Unix seconds."""
+    return (_number(identifier) >> _RANDOM_BITS) / 1000
+
+
+def _written(kind: str, number: int) -> str:
+    text = "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_CHARACTERS)))
+    return f"{kind}-{text}"
+
+
+def _number(identifier: str) -> int:
     number = 0
     for character in identifier.rpartition("-")[2]:
         number = number << 5 | _ALPHABET.index(character)
-    return (number >> _RANDOM_BITS) / 1000
+    return number

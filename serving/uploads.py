@@ -76,7 +76,8 @@ class Uploads:
         if not 0 < size_bytes <= MOST_PART_BYTES:
             raise bad_request(f"the part has {size_bytes} bytes; it must have 1 to {MOST_PART_BYTES}", param="data")
         there = sum(info.size_bytes for info in self._store.list(_folder(team, record.id)))
-        if there + size_bytes > record.bytes:
+        # Twice as much as was announced: a part whose answer was lost is sent again, as another one.
+        if size_bytes > record.bytes or there + size_bytes > 2 * record.bytes:
             message = f"with this part the upload has {there + size_bytes} bytes, and {record.bytes} were announced"
             raise bad_request(message, param="data")
         part_id = new_id("part")
@@ -84,7 +85,13 @@ class Uploads:
         return wire.Part(id=part_id, created_at=int(time.time()), upload_id=record.id)
 
     def complete(self, team: str, upload_id: str, body: wire.CompleteUpload) -> wire.Upload:
-        """Put the parts together, in the order of `part_ids`. ApiError 400 where they are not what was announced."""
+        """Put the parts together, in the order of `part_ids`. ApiError 400 where they are not what was announced.
+
+        Of an upload that is complete, its file: the answer may have been lost.
+        """
+        there_already = self._find(team, upload_id)
+        if there_already is not None and there_already.status == "completed":
+            return self._completed(there_already)
         record = self._pending(team, upload_id)
         if len(set(body.part_ids)) != len(body.part_ids):
             raise bad_request("a part is named twice", param="part_ids")
@@ -103,20 +110,24 @@ class Uploads:
             whole.flush()
             if body.md5 is not None and body.md5.lower() != digest.hexdigest():
                 raise bad_request(f"the parts' md5 is {digest.hexdigest()}, not {body.md5[:40]!r}", param="md5")
-            file = self._files.create(
+            self._files.create(
                 team,
                 record.key_id,
                 Path(whole.name),
                 filename=record.filename,
                 purpose=record.purpose,
                 lives_s=record.file_lives_s,
+                identifier=_file_id(record.id),
             )
-        done = self._end(record, "completed", file)
+        done = self._end(record, "completed")
         self._store.delete_tree(_folder(team, record.id))
-        return self._as_wire(done, file)
+        return self._completed(done)
 
     def cancel(self, team: str, upload_id: str) -> wire.Upload:
-        record = self._end(self._pending(team, upload_id), "cancelled")
+        record = self._find(team, upload_id)
+        if record is None or record.status != "cancelled":  # else by a try whose answer was lost
+            record = self._end(self._pending(team, upload_id), "cancelled")
+        self._drop_file(record)  # of a `complete` that was cut off
         self._store.delete_tree(_folder(team, record.id))
         return self._as_wire(record)
 
@@ -145,22 +156,29 @@ class Uploads:
             raise bad_request(f"{upload_id} is {status}", code="upload_not_pending")
         return record
 
-    def _end(self, record: UploadRecord, status: str, file: FileRecord | None = None) -> UploadRecord:
-        """Of two who end an upload at once, one does."""
+    def _end(self, record: UploadRecord, status: str) -> UploadRecord:
+        """Of two who end an upload at once in different ways, one does."""
 
         def end(old: dict[str, object] | None) -> dict[str, object]:
             there = UploadRecord.model_validate(old)
-            if there.status != "pending":
+            if there.status not in ("pending", status):
                 raise bad_request(f"{record.id} is {there.status}", code="upload_not_pending")
-            changes = {"status": status, "file_id": None if file is None else file.id}
+            changes = {"status": status, "file_id": _file_id(record.id) if status == "completed" else None}
             return there.model_copy(update=changes).model_dump(mode="json")
 
         try:
             return UploadRecord.model_validate(self._store.update_json(_key(record.team, record.id), end))
         except ApiError:
-            if file is not None:
-                self._files.delete(record.team, file.id)
+            if status == "completed":
+                self._drop_file(record)
             raise
+
+    def _drop_file(self, record: UploadRecord) -> None:
+        if self._files.find(record.team, _file_id(record.id)) is not None:
+            self._files.delete(record.team, _file_id(record.id))
+
+    def _completed(self, record: UploadRecord) -> wire.Upload:
+        return self._as_wire(record, self._files.find(record.team, _file_id(record.id)))
 
     def _as_wire(self, record: UploadRecord, file: FileRecord | None = None) -> wire.Upload:
         return wire.Upload.model_validate(
@@ -173,6 +191,11 @@ class Uploads:
 
 def _key(team: str, upload_id: str) -> str:
     return f"teams/{team}/uploads/{upload_id}.json"
+
+
+def _file_id(upload_id: str) -> str:
+    """Of the file that an upload becomes: always the same, so that it becomes one."""
+    return f"file-{upload_id.removeprefix('upload-')}"
 
 
 def _folder(team: str, upload_id: str) -> str:

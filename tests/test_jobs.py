@@ -233,7 +233,7 @@ def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Store) -> No
     assert len({event.message for _, event in jobs.events(store, job.id)}) == 6
 
 
-def test_a_note_from_outside_comes_after_what_the_attempt_has_told(store: Store) -> None:
+def test_a_note_from_outside_comes_after_what_was_told(store: Store) -> None:
     queued = jobs.create(store, make_spec())
     jobs.note(store, queued.id, "info", "created")
     job = jobs.start_attempt(store, make_spec())
@@ -244,7 +244,7 @@ def test_a_note_from_outside_comes_after_what_the_attempt_has_told(store: Store)
     jobs.note(store, job.id, "info", "four")
     told = [event for _, event in jobs.events(store, job.id)]
     assert [event.message for event in told] == ["created", "one", "two", "pause asked for", "three", "four"]
-    assert [(event.attempt, event.sequence) for event in told] == [(0, 1), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5)]
+    assert [(event.attempt, event.sequence) for event in told] == [(0, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]
     assert [event.kind for event in told] == ["message", "message", "metrics", "message", "message", "message"]
     assert told[3] == noted
     assert noted.data == {"by": "someone"}

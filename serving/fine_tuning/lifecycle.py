@@ -104,6 +104,13 @@ def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> 
     return None
 
 
+def takes_for_lost(action: Action, api: ApiJob, job: JobRecord | None) -> bool:
+    """Whether an action rests on a launcher's word that a runner is no more."""
+    if isinstance(action, Start):
+        return action.is_new and bool(api.launches)
+    return isinstance(action, Close) and job is not None and not job.over()
+
+
 def has_begun(api: ApiJob, job: JobRecord) -> bool:
     """Whether the newest launch's runner has made its attempt at the job."""
     return api.launch is not None and job.attempt > api.launch.attempt_before
@@ -117,8 +124,9 @@ def lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:
 
 def launches_so_far(api: ApiJob) -> int:
     """How many runners were started since the job was created or last resumed."""
-    resumed = [i for i, launch in enumerate(api.launches) if launch.resumes is not None]
-    return len(api.launches) - (resumed[-1] if resumed else 0)
+    pauses = [launch.resumes for launch in api.launches]
+    newest = next((pause for pause in reversed(pauses) if pause is not None), None)
+    return len(pauses) - (0 if newest is None else pauses.index(newest))
 
 
 def wait_s(launches: int) -> float:
@@ -144,4 +152,6 @@ def _is_resumed(api: ApiJob, job: JobRecord) -> bool:
 
 
 def _next(api: ApiJob, job: JobRecord, now_s: float) -> Launch:
-    return Launch(number=len(api.launches) + 1, at=now_s, attempt_before=job.attempt)
+    # A runner that was lost before it began has not ended the pause.
+    resumes = api.launch.resumes if api.launch is not None and _is_resumed(api, job) else None
+    return Launch(number=len(api.launches) + 1, at=now_s, attempt_before=job.attempt, resumes=resumes)

@@ -3,6 +3,7 @@
     teams/{team}/jobs/{ftjob_id}.json     what was asked, each launch of a runner, and how it ended
     teams/{team}/creates/{hash}.json      which job a create made, so that it makes one however often it arrives
     open/{key_id}/{ftjob_id}.json         jobs that are not over; written before the job's own record
+    places/{key_id}.json                  jobs of a key that may have only so many at once; written before the marker
 
 How far a job is stands in its own record, `jobs/{job_id}/job.json`, which its runner writes.
 """
@@ -25,6 +26,8 @@ from serving.ids import is_id
 KIND = "ftjob"
 RETRY_WINDOW_S = 600.0
 """A client gives up on a request after as long (its `timeout`), and tries again within seconds of it."""
+CUT_OFF_AFTER_S = 120.0
+"""A place or a marker without a record is of a create that was cut off, once it is so old."""
 
 
 class Launch(BaseModel):
@@ -92,22 +95,30 @@ def fingerprint(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
+def made_before(store: Store, team: str, key: str | None, request: str, *, retried: bool, now_s: float) -> str | None:
+    """The id that a create before this one has claimed for both of them; claims nothing. None: this is a new one, or
+    the claim must tell. ApiError as `claim_by_key`."""
+    if key is None and not retried:
+        return None
+    try:
+        there = store.get_json(_by_content(team, request) if key is None else _by_key(team, key))
+    except ObjectNotFound:
+        return None
+    if key is not None:
+        return _same_request(there, request)
+    return str(there["id"]) if now_s - there["at"] < RETRY_WINDOW_S else None
+
+
 def claim_by_key(store: Store, team: str, key: str, request: str, new: str) -> str:
     """The id of the job that creates with this Idempotency-Key make: `new`, or the one made before.
 
     ApiError 409 where the key came with another request.
     """
-    path = f"teams/{team}/creates/key-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    mine = {"id": new, "request": request}
     try:
-        store.put_json(path, mine, if_absent=True)
+        store.put_json(_by_key(team, key), {"id": new, "request": request}, if_absent=True)
         return new
     except ConflictError:
-        there = store.get_json(path)
-    if there["request"] != request:
-        message = "this Idempotency-Key came with another request before: send a new key with a new request"
-        raise ApiError(409, message, code="idempotency_key_reused", headers={"x-should-retry": "false"})
-    return str(there["id"])
+        return _same_request(store.get_json(_by_key(team, key)), request)
 
 
 def claim_by_content(store: Store, team: str, request: str, new: str, *, retried: bool, now_s: float) -> str:
@@ -126,7 +137,32 @@ def claim_by_content(store: Store, team: str, request: str, new: str, *, retried
                 return {**old, "by_retry": False}
         return {"id": new, "at": now_s, "by_retry": retried}
 
-    return str(store.update_json(f"teams/{team}/creates/request-{request}.json", change)["id"])
+    return str(store.update_json(_by_content(team, request), change)["id"])
+
+
+def take_place(store: Store, team: str, key_id: str, identifier: str, most: int, now_s: float) -> None:
+    """Give a job one of its key's `most` places, before it is marked as open. ApiError 429 where none is free.
+
+    A place is held by its job's marker; a moment old, also without one, for whoever took it may be about to write it.
+    """
+
+    def held(other: str, taken_at: float) -> bool:
+        if now_s - taken_at >= CUT_OFF_AFTER_S:
+            return False
+        job = find(store, team, other)
+        return job is None or job.closed is None
+
+    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        places: dict[str, float] = {} if old is None else old["jobs"]
+        marked = set(open_of(store, key_id))  # after the places were read: who took one of them before is seen
+        kept = {other: at for other, at in places.items() if other in marked or held(other, at)}
+        kept |= dict.fromkeys(marked - kept.keys(), now_s)  # from before the key had a limit
+        if identifier not in kept and len(kept) >= most:
+            message = f"this key may have {most} jobs at once: wait until one has ended, or cancel one"
+            raise ApiError(429, message, code="concurrent_jobs_exceeded", headers={"x-should-retry": "false"})
+        return {"jobs": {**kept, identifier: kept.get(identifier, now_s)}}
+
+    store.update_json(f"places/{key_id}.json", change)
 
 
 def put_new(store: Store, job: ApiJob) -> ApiJob:
@@ -193,6 +229,21 @@ def team_of_open(store: Store, key_id: str, identifier: str) -> str | None:
         return str(store.get_json(_open_key(key_id, identifier))["team"])
     except ObjectNotFound:
         return None
+
+
+def _same_request(there: dict[str, Any], request: str) -> str:
+    if there["request"] != request:
+        message = "this Idempotency-Key came with another request before: send a new key with a new request"
+        raise ApiError(409, message, code="idempotency_key_reused", headers={"x-should-retry": "false"})
+    return str(there["id"])
+
+
+def _by_key(team: str, key: str) -> str:
+    return f"teams/{team}/creates/key-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def _by_content(team: str, request: str) -> str:
+    return f"teams/{team}/creates/request-{request}.json"
 
 
 def _key(team: str, identifier: str) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ray_jobs import jobs
@@ -29,14 +32,12 @@ from serving.fine_tuning import lifecycle, records
 from serving.fine_tuning.lifecycle import Close, Start, Stop, Verdict
 from serving.fine_tuning.records import ApiJob, Closed
 from serving.fine_tuning.request import Resolved, resolve
-from serving.ids import made_at_s, new_id
+from serving.ids import id_after, made_at_s, new_id
 from serving.paging import page
 
 logger = logging.getLogger(__name__)
 
 _RUNNERS_BELIEVED_S = 1.5
-_ORPHAN_AFTER_S = 120.0
-"""A marker without a record is of a create that was cut off, unless it is a moment old."""
 _STEPS_AT_ONCE = 4
 _LEVELS: Mapping[str, Any] = {"info": "info", "warning": "warn", "error": "error"}
 
@@ -75,8 +76,11 @@ class FineTuning:
     now: Callable[[], float] = time.time
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when there is something to do before the next tick."""
+    looked_at_once: int = 8
+    """Jobs that a tick looks at at the same time; each waits for the store several times."""
     _runners: dict[str, Runner] | None = field(default_factory=dict)
-    _looked_at: float = 0.0
+    _asked_at: float = 0.0
+    _answered_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     # ---- what the routes ask -------------------------------------------------------------------------------------
@@ -86,11 +90,15 @@ class FineTuning:
     ) -> wire.Job:
         """Make a job, or answer with the one that this request has made. ApiError for what is wrong with it."""
         team = self._team_of(body, owner)
+        request = records.fingerprint({"body": body.model_dump(mode="json", exclude_unset=True), "team": team})
+        if not body.dry_run:
+            made = records.made_before(self.store, team, key, request, retried=retried, now_s=self.now())
+            if made is not None and (there := records.find(self.store, team, made)) is not None:
+                return self._as_wire(self._advance(there))
         identifier = new_id(records.KIND, now_s=self.now())
         resolved = self._resolve(body, team, identifier)
         if body.dry_run:
             return _dry(self._api_job(body, owner, team, identifier, resolved), resolved, self._rows_of(body, team))
-        request = records.fingerprint({"body": body.model_dump(mode="json", exclude_unset=True), "team": team})
         if key is not None:
             claimed = records.claim_by_key(self.store, team, key, request, identifier)
         else:
@@ -100,7 +108,9 @@ class FineTuning:
             if there is not None:
                 return self._as_wire(self._advance(there))
             identifier, resolved = claimed, self._resolve(body, team, claimed)
-        self._take_place(owner, team, identifier, most_open)
+        if most_open is not None:
+            records.take_place(self.store, team, owner.key_id, identifier, most_open, self.now())
+        records.mark_open(self.store, team, owner.key_id, identifier)
         api = records.put_new(self.store, self._api_job(body, owner, team, identifier, resolved))
         self._create_job(api)
         self.wake.set()
@@ -116,20 +126,35 @@ class FineTuning:
             api = records.find(self.store, team, identifier)
             if api is None or any((api.metadata or {}).get(key) != value for key, value in metadata.items()):
                 return None
-            return self._as_wire(self._look(api))
+            seen = self._look(api)
+            if seen.verdict.over and api.closed is None:
+                seen = self._advance(api)  # nobody is told of an end before it is written down
+            return self._as_wire(seen)
 
         return page(records.ids(self.store, team), read, limit=limit, after=after)
 
-    def cancel(self, team: str, identifier: str) -> wire.Job:
-        api = self._changeable(team, identifier, "cancelled", "running", "queued", "validating_files", "paused")
+    # `retried`: the client asks again, for an answer that it did not get; then what was done is the answer.
+
+    def cancel(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
+        seen = self._advance(records.load(self.store, team, identifier))
+        if retried and seen.verdict.status == "cancelled":
+            return self._as_wire(seen)
+        api = self._changeable(seen, "cancelled", "running", "queued", "validating_files", "paused")
         return self._told(api, jobs.request_cancel, "cancelled on request")
 
-    def pause(self, team: str, identifier: str) -> wire.Job:
-        api = self._changeable(team, identifier, "paused", "running", "queued", "validating_files")
-        return self._told(api, jobs.request_pause, "paused on request")
+    def pause(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
+        seen = self._advance(records.load(self.store, team, identifier))
+        if retried and seen.verdict.status == "paused":
+            return self._as_wire(seen)
+        api = self._changeable(seen, "paused", "running", "queued", "validating_files")
+        ended = None if api.launch is None else api.launch.resumes
+        return self._told(api, partial(jobs.request_pause, ended=ended), "paused on request")
 
-    def resume(self, team: str, identifier: str) -> wire.Job:
-        api = self._changeable(team, identifier, "resumed", "paused")
+    def resume(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
+        seen = self._advance(records.load(self.store, team, identifier))
+        if retried and seen.verdict.status != "paused" and any(launch.resumes for launch in seen.api.launches):
+            return self._as_wire(seen)
+        api = self._changeable(seen, "resumed", "paused")
         job = jobs.load(self.store, api.job_id)
         api = records.update(self.store, api, lambda old: lifecycle.resumed(old, job, self.now()))
         jobs.note(self.store, api.job_id, "info", "resumed on request")
@@ -177,23 +202,30 @@ class FineTuning:
 
     def tick(self) -> dict[str, int]:
         """Look at every job that is not over and do what is due. How many there are of each status."""
-        counts: dict[str, int] = {}
-        for key_id, identifier in records.all_open(self.store):
+
+        def look(found: tuple[str, str]) -> str | None:
             try:
-                status = self._tick_one(key_id, identifier)
+                return self._tick_one(*found)
             except KitaeError as error:
-                logger.warning("job %s is looked at again later: %s", identifier, error)
-                continue
-            if status is not None:
-                counts[status] = counts.get(status, 0) + 1
-        return counts
+                logger.warning("job %s is looked at again later: %s", found[1], error)
+            except Exception:  # one that is broken must not hold up the others
+                logger.exception("job %s cannot be looked at", found[1])
+            return None
+
+        with ThreadPoolExecutor(self.looked_at_once, thread_name_prefix="jobs") as pool:
+            statuses = list(pool.map(look, records.all_open(self.store)))
+        return dict(Counter(status for status in statuses if status is not None))
 
     def _tick_one(self, key_id: str, identifier: str) -> str | None:
         team = records.team_of_open(self.store, key_id, identifier)
-        api = None if team is None else records.find(self.store, team, identifier)
+        if team is None:
+            return None
+        api = records.find(self.store, team, identifier)
         if api is None:
-            if made_at_s(identifier) < self.now() - _ORPHAN_AFTER_S:
+            if made_at_s(identifier) < self.now() - records.CUT_OFF_AFTER_S:
                 records.unmark_open(self.store, key_id, identifier)
+                if records.find(self.store, team, identifier) is not None:  # it was sent again just now
+                    records.mark_open(self.store, team, key_id, identifier)
             return None
         if api.closed is not None:
             records.unmark_open(self.store, key_id, identifier)
@@ -209,7 +241,7 @@ class FineTuning:
         seen, runner = self._look_closely(api)
         for _ in range(_STEPS_AT_ONCE):
             action = lifecycle.decide(seen.api, seen.job, runner, self.now())
-            if isinstance(action, Start) and action.is_new and seen.api.launches:
+            if lifecycle.takes_for_lost(action, seen.api, seen.job):
                 # Two looks before a runner is taken for lost: the first may be a moment old.
                 seen, runner = self._look_closely(seen.api, anew=True)
                 action = lifecycle.decide(seen.api, seen.job, runner, self.now())
@@ -242,11 +274,10 @@ class FineTuning:
                 return old if known else old.model_copy(update={"launches": (*old.launches, launch)})
 
             api = records.update(self.store, api, add)
-            if action.why:
-                jobs.note(
-                    self.store, api.job_id, "warning", f"{action.why}; a new one goes on from the last checkpoint"
-                )
-            elif launch.number == 1:
+            if launch in api.launches and action.why:
+                message = f"{action.why}; a new one goes on from the last checkpoint"
+                jobs.note(self.store, api.job_id, "warning", message)
+            elif launch in api.launches and launch.number == 1:
                 jobs.note(self.store, api.job_id, "info", "files validated, job queued")
         newest = api.launch
         if newest is not None and api.closed is None:
@@ -254,20 +285,21 @@ class FineTuning:
             if newest.resumes is not None:
                 arguments += ["--paused-at", newest.resumes]
             self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()})
-            self._looked_at = 0.0
+            self._asked_at = 0.0
         return api
 
     def _close(self, api: ApiJob, job: JobRecord, verdict: Verdict) -> ApiJob:
         """Everything that follows from a job's end, in an order in which each may be done again."""
-        if verdict.status == "failed" and job.error is None:  # its runner was lost: the record does not say so
-            with suppress(JobError):
-                jobs.give_up(self.store, api.job_id, verdict.error.message if verdict.error else "lost")
-            job = jobs.load(self.store, api.job_id)
+        if not job.over():  # its runner was lost: the record does not say so
+            job = jobs.give_up(self.store, api.job_id, verdict.error.message if verdict.error else "lost")
+            if job.status != verdict.status:  # it ended just now, by itself
+                return api
+        finished_at = int((job.finished_at or job.cancelled_at or job.created_at).timestamp())
         if (csv_key := (job.result or {}).get("metrics_csv")) is not None and verdict.status == "succeeded":
             with suppress(ObjectNotFound):
-                self.files.put_result(api.team, result_file_id(api), "step_metrics.csv", self.store.get(csv_key))
+                content = self.store.get(csv_key)
+                self.files.put_result(api.team, result_file_id(api, finished_at), "step_metrics.csv", content)
         self.when_over(api, job, verdict)
-        finished_at = int((job.finished_at or job.cancelled_at or job.created_at).timestamp())
         closed = Closed(status=verdict.status, finished_at=finished_at, error=verdict.error)
         api = records.update(
             self.store, api, lambda old: old if old.closed is not None else old.model_copy(update={"closed": closed})
@@ -296,13 +328,14 @@ class FineTuning:
         """Every runner, as the launcher told after `since` and at most a moment ago. None: it does not answer."""
         with self._lock:
             now = self.now()
-            if self._looked_at < since or now - self._looked_at > _RUNNERS_BELIEVED_S:
+            # Of what began or ended while the launcher answered, the answer may know nothing.
+            if self._asked_at < since or now - self._answered_at > _RUNNERS_BELIEVED_S:
                 try:
                     self._runners = self.launcher.runners(f"{records.KIND}-")
                 except MachineError as error:
                     logger.warning("runners cannot be looked at: %s", error)
                     self._runners = None
-                self._looked_at = max(now, self.now())
+                self._asked_at, self._answered_at = now, self.now()
             return self._runners
 
     def _team_of(self, body: wire.CreateJob, owner: Owner) -> str:
@@ -352,26 +385,13 @@ class FineTuning:
             job_id=resolved.spec.job_id,
         )
 
-    def _take_place(self, owner: Owner, team: str, identifier: str, most_open: int | None) -> None:
-        """Mark the job as open, where the key may have another one."""
-        records.mark_open(self.store, team, owner.key_id, identifier)
-        if most_open is None:
-            return
-        # Marked first and counted after: of those who come at once, no more than there are places find one.
-        if identifier not in records.open_of(self.store, owner.key_id)[:most_open]:
-            records.unmark_open(self.store, owner.key_id, identifier)
-            message = f"this key may have {most_open} jobs at once: wait until one has ended, or cancel one"
-            raise ApiError(429, message, code="concurrent_jobs_exceeded", headers={"x-should-retry": "false"})
-
     def _create_job(self, api: ApiJob) -> None:
-        spec = JobSpec.model_validate(api.spec)
-        jobs.create(self.store, spec)
         jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
+        jobs.create(self.store, JobSpec.model_validate(api.spec))
 
-    def _changeable(self, team: str, identifier: str, what: str, *statuses: str) -> ApiJob:
-        seen = self._advance(records.load(self.store, team, identifier))
+    def _changeable(self, seen: Seen, what: str, *statuses: str) -> ApiJob:
         if seen.verdict.status not in statuses:
-            message = f"{identifier} is {seen.verdict.status} and cannot be {what}"
+            message = f"{seen.api.id} is {seen.verdict.status} and cannot be {what}"
             raise bad_request(message, code="invalid_state")
         if seen.job is None:
             self._create_job(seen.api)
@@ -392,8 +412,8 @@ class FineTuning:
 
 def as_wire(api: ApiJob, job: JobRecord | None, verdict: Verdict) -> wire.Job:
     """A job as the API tells it. Pure."""
-    result = (job.result if job is not None else None) or {}
     done = verdict.status == "succeeded"
+    result = (job.result if job is not None and done else None) or {}
     finished = None
     if verdict.over:
         ended = None if job is None else job.finished_at
@@ -409,8 +429,8 @@ def as_wire(api: ApiJob, job: JobRecord | None, verdict: Verdict) -> wire.Job:
         hyperparameters=api.hyperparameters,
         training_file=api.training_file,
         validation_file=api.validation_file,
-        result_files=[result_file_id(api)] if done and "metrics_csv" in result else [],
-        trained_tokens=result.get("trained_tokens") if done else None,
+        result_files=[result_file_id(api, finished)] if finished is not None and "metrics_csv" in result else [],
+        trained_tokens=result.get("trained_tokens"),
         error=verdict.error,
         seed=api.seed,
         method=api.method,
@@ -448,9 +468,10 @@ def model_name(api: ApiJob, checkpoint: str | None = None) -> str:
     return wire_names.tuned_name(api.id, api.model, api.team, api.suffix, checkpoint)
 
 
-def result_file_id(api: ApiJob) -> str:
-    """Of the file with its metrics: always the same, so that it is made once."""
-    return f"file-{api.id.removeprefix('ftjob-')}"
+def result_file_id(api: ApiJob, finished_at: int) -> str:
+    """Of the file with its metrics: always the same, so that it is made once; of the time of the job's end, so that
+    it is the newest of a list then."""
+    return id_after("file", api.id, finished_at)
 
 
 def _dry(api: ApiJob, resolved: Resolved, rows: Mapping[str, Any]) -> wire.Job:
