@@ -66,6 +66,7 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=2 * ongoing,
         max_queued_requests=ongoing,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        logging_config={"enable_access_log": False},  # each request has its line from `metrics`
         ray_actor_options={"num_cpus": 0.01},
         max_constructor_retry_count=1,
     )(serve.ingress(app_from_environment)())

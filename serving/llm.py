@@ -62,6 +62,7 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=1,
         max_ongoing_requests=record.serving.max_ongoing_requests,
         max_queued_requests=record.serving.max_queued_requests,
+        logging_config={"enable_access_log": False},  # the ingress has a line for each request
         ray_actor_options={"num_cpus": 1.0 if gpu else CPU_SHARE},
         placement_group_bundles=[{"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": CPU_SHARE}],
         placement_group_strategy="STRICT_PACK",

@@ -36,7 +36,7 @@ _NEAR_NAMES = 3
 _READS_AT_ONCE = 8
 _MISS_TTL_S = 0.25
 """How long an unknown name is believed to be unknown: a flood of wrong names must not become a flood of reads."""
-_READ_AHEAD = 0.5
+_READ_AHEAD = 0.75
 """The part of the time to live after which it is read again, before anybody has to wait for it."""
 _PATIENCE_S = 2.0
 """How long a request waits for a store that does not answer, before what was known last holds."""
@@ -239,7 +239,7 @@ class Router:
     async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
         """What is deployed now, at most a time to live ago. Raises ApiError 503 if it never could be read.
 
-        While requests come, none of them waits for the store: halfway through the time to live it is read beside them.
+        While requests come, none of them waits for the store: it is read beside them before the time to live is over.
         """
         limit_s = self._ttl_s if max_age_s is None else min(max_age_s, self._ttl_s)
         for _ in range(2):  # a read that is under way may have begun too long ago; the one after it has not

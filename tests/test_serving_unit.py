@@ -187,7 +187,7 @@ async def test_new_versions_and_moved_aliases_count_after_the_time_to_live(store
 async def test_while_requests_come_none_waits_for_what_is_deployed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is read beside them, halfway through the time to live; a store that is away holds nobody up for long."""
+    """It is read beside them, before the time to live is over; a store that is away holds nobody up for long."""
     now, may_read, reads = 0.0, threading.Event(), 0
 
     def read(store: Store) -> Snapshot:
@@ -204,7 +204,7 @@ async def test_while_requests_come_none_waits_for_what_is_deployed(
     may_read.clear()
     now = 0.9
     assert await router.snapshot() is first
-    now = 1.5
+    now = 1.8
     assert all([await router.snapshot() is first for _ in range(5)])
     await asyncio.sleep(0.01)
     assert reads == 2
