@@ -136,7 +136,7 @@ def _start_direct(sides: Sides, port: int, adapter: Path, mark: str) -> processe
     settings = engine_settings(record, cpu_hardware())
     command = [
         sys.executable,
-        *("-m", "vllm.entrypoints.cli.main", "serve", str(sides.base_directory)),
+        *("-m", "vllm.entrypoints.openai.api_server", "--model", str(sides.base_directory)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", sides.base.name),
         *("--lora-modules", f"{ADAPTER}={adapter}"),
         *server_flags(engine_kwargs(settings)),

@@ -89,7 +89,6 @@ class ServeBackend:
         self._handles: OrderedDict[tuple[str, str | None, bool], Any] = OrderedDict()
         self._roots: dict[str, Any] = {}
         """Of each application the handle that the others are made from: they share its queue, and so its limit."""
-
         self._opening = asyncio.Lock()
 
     async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
@@ -139,10 +138,12 @@ class ServeBackend:
         return self._handles[key]
 
     async def _root(self, route: Route) -> Any:
-        async with self._opening:  # each that is opened watches the controller by itself, for ever
+        async with self._opening:
             if route.application not in self._roots:
                 try:
-                    self._roots[route.application] = await asyncio.to_thread(_open_handle, route.application)
+                    handle = await asyncio.to_thread(_find_handle, route.application)
+                    # Here, not in that thread: it belongs to this event loop from now on.
+                    self._roots[route.application] = handle.options()
                 except Exception as error:  # translated, or raised again
                     raise _translated(error, route) from error
         return self._roots[route.application]
@@ -155,11 +156,11 @@ def _renamed(piece: dict[str, Any] | str, model: str, wire: str) -> dict[str, An
     return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{wire}"', piece)
 
 
-def _open_handle(application: str) -> Any:
-    """Asks the controller what the application has, and begins to watch it."""
+def _find_handle(application: str) -> Any:
+    """Asks the controller."""
     from ray import serve
 
-    return serve.get_app_handle(application).options()
+    return serve.get_app_handle(application)
 
 
 def _translated(error: Exception, route: Route) -> Exception:
