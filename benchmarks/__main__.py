@@ -1,6 +1,6 @@
 """Speed, measured on this machine: `make bench`, or
 
-    python -m benchmarks [overhead] [trainer] [costs] [search] [sharing] [--quick]
+    python -m benchmarks [overhead] [trainer] [costs] [search] [sharing] [endpoint] [--quick]
 
 Each benchmark is a module with `run`, which measures, and `describe`, which is pure. What was measured goes to
 results/{name}.json, and the tables of all results that are there into README.md beside them.
@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from benchmarks import costs, overhead, report, search, sharing, trainer
+from benchmarks import costs, endpoint, overhead, report, search, sharing, trainer
 from benchmarks.workbench import open_workbench
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.errors import KitaeError
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "costs": costs,
     "search": search,
     "sharing": sharing,
+    "endpoint": endpoint,
 }
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"

@@ -51,9 +51,22 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return medians[50], medians[1949]
 
 
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them do not pass, between two of them if need be."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    return ordered[low] + (place - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+
+
 def verdict(ratio: float, goal: float) -> str:
     """How a ratio stands to its goal."""
     return f"goal ≥ {goal:g}: {'reached' if ratio >= goal else 'not reached'}"
+
+
+def within(value: float, goal: float, unit: str) -> str:
+    """How something that should be small stands to its goal."""
+    return f"goal ≤ {goal:g} {unit}: {'reached' if value <= goal else 'not reached'}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -158,6 +158,15 @@ class Workbench:
         self._encoded: dict[Rows, str] = {}
         self._base_key = f"bases/{MODEL}"
 
+    @contextmanager
+    def without_ray(self) -> Iterator[None]:
+        """For what brings a cluster of its own, beside which an idle one would only take time and memory."""
+        _stop_ray()
+        try:
+            yield
+        finally:
+            _start_ray()
+
     def prepare(self, rows: Rows) -> str:
         """Encode a set of rows once; its place in the store."""
         if rows not in self._encoded:

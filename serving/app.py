@@ -49,12 +49,24 @@ _SWEEP_S = 3600.0
 def build(args: dict[str, Any]) -> Application:
     """Serve's builder (`serving.app:build`): the application that takes the requests."""
     from ray import serve
+    from ray.serve.config import BackpressureConfig
 
+    ongoing = Settings.from_env(os.environ).max_ongoing_requests
+    # Who refuses what is too much, from the inside out:
+    # - Each engine has its own limits (the record's `serving`): so many are worked on, so many wait, the next is 429
+    #   `queue_full`. One full model leaves the others alone.
+    # - The Gate counts all requests of this replica, whatever they are for, and answers the next 429 `overloaded`.
+    # - Serve lets in twice as many, so that there is room for those that are just being refused, and they do not wait
+    #   where nobody counts them. What comes faster than even a refusal is said waits in the proxy, and as many as that
+    #   may; the next is refused there, without the body that ours have.
+    # So what all of them hold is bounded, however much is sent.
     deployment = serve.deployment(
         name="Ingress",
         num_replicas=1,
-        # The Gate counts and refuses; Serve's own limit would only make requests wait where nobody sees them.
-        max_ongoing_requests=2 * Settings.max_ongoing_requests,
+        max_ongoing_requests=2 * ongoing,
+        max_queued_requests=ongoing,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        logging_config={"enable_access_log": False},  # each request has its line from `metrics`
         ray_actor_options={"num_cpus": 0.01},
         max_constructor_retry_count=1,
     )(serve.ingress(app_from_environment)())

@@ -87,6 +87,9 @@ class ServeBackend:
 
     def __init__(self) -> None:
         self._handles: OrderedDict[tuple[str, str | None, bool], Any] = OrderedDict()
+        self._roots: dict[str, Any] = {}
+        """Of each application the handle that the others are made from: they share its queue, and so its limit."""
+        self._opening = asyncio.Lock()
 
     async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
         handle = await self._handle(route, stream=True)
@@ -124,17 +127,26 @@ class ServeBackend:
         return {name: str(application.status.value) for name, application in status.applications.items()}
 
     async def _handle(self, route: Route, *, stream: bool) -> Any:
-        """Configured handles are kept: each one that is made anew watches the controller by itself."""
+        """Configured handles are kept: making one takes longer than finding it."""
         key = (route.application, route.adapter, stream)
         if key not in self._handles:
-            try:
-                self._handles[key] = await asyncio.to_thread(_open_handle, route, stream)
-            except Exception as error:  # translated, or raised again
-                raise _translated(error, route) from error
+            root = await self._root(route)
+            self._handles[key] = root.options(stream=stream, multiplexed_model_id=route.adapter or "")
         self._handles.move_to_end(key)
         while len(self._handles) > _HANDLES_KEPT:
             self._handles.popitem(last=False)
         return self._handles[key]
+
+    async def _root(self, route: Route) -> Any:
+        async with self._opening:
+            if route.application not in self._roots:
+                try:
+                    handle = await asyncio.to_thread(_find_handle, route.application)
+                    # Here, not in that thread: it belongs to this event loop from now on.
+                    self._roots[route.application] = handle.options()
+                except Exception as error:  # translated, or raised again
+                    raise _translated(error, route) from error
+        return self._roots[route.application]
 
 
 def _renamed(piece: dict[str, Any] | str, model: str, wire: str) -> dict[str, Any] | str:
@@ -144,11 +156,11 @@ def _renamed(piece: dict[str, Any] | str, model: str, wire: str) -> dict[str, An
     return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{wire}"', piece)
 
 
-def _open_handle(route: Route, stream: bool) -> Any:
+def _find_handle(application: str) -> Any:
+    """Asks the controller."""
     from ray import serve
 
-    handle = serve.get_app_handle(route.application)
-    return handle.options(stream=stream, multiplexed_model_id=route.adapter or "")
+    return serve.get_app_handle(application)
 
 
 def _translated(error: Exception, route: Route) -> Exception:

@@ -62,6 +62,10 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=1,
         max_ongoing_requests=record.serving.max_ongoing_requests,
         max_queued_requests=record.serving.max_queued_requests,
+        # A request that waits asks for a free place again and again: at Serve's default every half second, in which
+        # places stay empty while requests wait for them.
+        request_router_config={"max_backoff_s": 0.05},
+        logging_config={"enable_access_log": False},  # the ingress has a line for each request
         ray_actor_options={"num_cpus": 1.0 if gpu else CPU_SHARE},
         placement_group_bundles=[{"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": CPU_SHARE}],
         placement_group_strategy="STRICT_PACK",

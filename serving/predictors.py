@@ -36,6 +36,7 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=1,
         max_ongoing_requests=record.serving.max_ongoing_requests,
         max_queued_requests=record.serving.max_queued_requests,
+        logging_config={"enable_access_log": False},  # the ingress has a line for each request
         ray_actor_options={"num_cpus": CPU_SHARE, "num_gpus": 0.1 if has_gpu() else 0},
         health_check_period_s=10.0,
         health_check_timeout_s=30.0,

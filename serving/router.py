@@ -36,6 +36,10 @@ _NEAR_NAMES = 3
 _READS_AT_ONCE = 8
 _MISS_TTL_S = 0.25
 """How long an unknown name is believed to be unknown: a flood of wrong names must not become a flood of reads."""
+_READ_AHEAD = 0.75
+"""The part of the time to live after which it is read again, before anybody has to wait for it."""
+_PATIENCE_S = 2.0
+"""How long a request waits for a store that does not answer, before what was known last holds."""
 _PATHS = {"chat": "/v1/chat/completions", "text_classification": "/v1/classify"}
 
 
@@ -204,7 +208,9 @@ class Router:
         self._store = store
         self._ttl_s = ttl_s
         self._clock = clock
-        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._since = 0.0
+        """When the last read began."""
         self._snapshot: Snapshot | None = None
         self._read_at = -math.inf
 
@@ -228,21 +234,48 @@ class Router:
     def forget(self) -> None:
         """Read anew before the next answer: what is deployed was changed here."""
         self._read_at = -math.inf
+        self._task = None  # a read that is under way may have passed what was changed
 
     async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
-        """What is deployed now, at most a time to live ago. Raises ApiError 503 if it never could be read."""
+        """What is deployed now, at most a time to live ago. Raises ApiError 503 if it never could be read.
+
+        While requests come, none of them waits for the store: it is read beside them before the time to live is over.
+        """
         limit_s = self._ttl_s if max_age_s is None else min(max_age_s, self._ttl_s)
-        async with self._lock:
-            if self._snapshot is None or self._clock() - self._read_at > limit_s:
-                try:
-                    self._snapshot = await asyncio.to_thread(read_snapshot, self._store)
-                except StoreError as error:
-                    if self._snapshot is None:
-                        message = "the object store does not answer, so what is deployed is not known"
-                        raise ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"}) from error
-                    logger.warning("the object store does not answer; what was deployed last still answers: %s", error)
-                self._read_at = self._clock()
-            return self._snapshot
+        for _ in range(2):  # a read that is under way may have begun too long ago; the one after it has not
+            if self._snapshot is not None and self._clock() - self._read_at <= limit_s:
+                break
+            task = self._reading()
+            # Whoever asks may go away, and the others wait on. What is known need not wait for a store that is away.
+            patience_s = None if self._snapshot is None else max(0.0, self._since + _PATIENCE_S - self._clock())
+            await asyncio.wait({task}, timeout=patience_s)
+            if not task.done():
+                break
+            task.result()
+            if self._snapshot is None and task is self._task:
+                break  # it failed, and would again
+        if self._snapshot is None:
+            message = "the object store does not answer, so what is deployed is not known"
+            raise ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"})
+        if self._clock() - self._read_at > self._ttl_s * _READ_AHEAD:
+            self._reading()
+        return self._snapshot
+
+    def _reading(self) -> asyncio.Task[None]:
+        """The read that is under way, or a new one."""
+        if self._task is None or self._task.done():
+            self._since = self._clock()
+            self._task = asyncio.create_task(self._read(self._since))
+        return self._task
+
+    async def _read(self, began_at: float) -> None:
+        try:
+            found = await asyncio.to_thread(read_snapshot, self._store)
+        except StoreError as error:
+            logger.warning("the object store does not answer; what was deployed last still answers: %s", error)
+            found, began_at = self._snapshot, self._clock()  # so that it is not asked again at once
+        if self._task is asyncio.current_task():
+            self._snapshot, self._read_at = found, began_at
 
 
 def read_snapshot(store: Store) -> Snapshot:

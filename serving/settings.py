@@ -40,12 +40,13 @@ class Settings:
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> Settings:
-        """Of KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_METRICS_OPEN and
-        KITAE_JOB_DEFAULTS. SpecError where one of them is unusable."""
+        """Of KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
+        KITAE_METRICS_OPEN and KITAE_JOB_DEFAULTS. SpecError where one of them is unusable."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_bytes(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes),
             max_file_bytes=_bytes(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes),
+            max_ongoing_requests=_count(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
         )
@@ -84,4 +85,11 @@ def _bytes(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name) or str(default)
     if not text.isdecimal() or int(text) < 1024:
         raise SpecError(f"{name} is {text!r}; it must be a number of bytes, at least 1024")
+    return int(text)
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise SpecError(f"{name} is {text!r}; it must be a number, at least 1")
     return int(text)

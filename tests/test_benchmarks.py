@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import costs, overhead, report, search, sharing, trainer
-from benchmarks.figures import Pairs, interval, largest_gap, number, table, verdict
+from benchmarks import costs, endpoint, overhead, report, search, sharing, trainer
+from benchmarks.figures import Pairs, interval, largest_gap, number, quantile, table, verdict, within
+from benchmarks.load import Answer, Kind, prompt_ids, tokens_per_s
+from benchmarks.service import server_flags, write_adapter
 from benchmarks.turns import Turn, Umpire
 from benchmarks.workbench import make_spec, read_rows
 from ray_jobs.errors import MachineError
@@ -203,3 +205,73 @@ def test_trials_that_share_stand_beside_a_process_each() -> None:
     cut_off = sharing.describe({"sharing": [], "frozen": frozen})
     assert "Faster by 15.0" in cut_off
     assert "LoRA" not in cut_off
+
+
+def test_quantiles_lie_between_values() -> None:
+    assert [quantile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.75, 1.0)] == [1.0, 2.0, 2.5, 3.0]
+    assert quantile([7.0], 0.99) == 7.0
+    assert within(5.0, 5.0, "ms") == "goal ≤ 5 ms: reached"
+    assert within(5.1, 5.0, "ms") == "goal ≤ 5 ms: not reached"
+
+
+def test_engine_arguments_are_flags_of_vllms_server() -> None:
+    given = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True, "trust_remote_code": False}
+    assert server_flags(given) == [
+        *("--dtype", "float32", "--max-model-len", "64", "--enforce-eager", "--no-trust-remote-code")
+    ]
+
+
+def test_every_prompt_is_another_and_the_same_on_both_sides() -> None:
+    assert prompt_ids(1) == prompt_ids(1) != prompt_ids(2)
+    assert len(prompt_ids(1)) == 16
+
+
+def test_throughput_counts_from_the_first_question_to_the_last_answer() -> None:
+    answers = [Answer(10.0, 2.0, 200), Answer(11.0, 3.0, 200), Answer(12.5, 1.0, 200)]
+    assert tokens_per_s(answers, Kind(8)) == 6.0
+
+
+def test_an_overload_is_told_by_what_became_of_its_requests() -> None:
+    refused = [Answer(0.0, 0.02, 429, retry_after="1"), Answer(0.0, 0.04, 429)]
+    answers = [Answer(0.0, 1.0, 200), Answer(0.0, 3.0, 200), *refused, Answer(0.0, 0.1, 0)]
+    found = endpoint.outcome(answers, seconds=4.0)
+    assert found["statuses"] == {"0": 1, "200": 2, "429": 2}
+    assert found["answered_per_s"] == 0.5
+    assert found["admitted_s"]["p50"] == 2.0
+    assert found["without_retry_after"] == 1
+    assert endpoint.outcome([Answer(0.0, 1.0, 429)], 1.0)["admitted_s"] is None
+    assert endpoint.thinned([1, 5, 2, 3], 2) == [5, 3]
+
+
+def test_the_endpoint_is_described_as_far_as_it_was_measured() -> None:
+    sides = {"endpoint_ms": [14.0, 15.0, 30.0], "direct_ms": [10.0, 11.0, 12.0]}
+    latency = {"1": sides, "8": sides, "8 streamed": sides | {"endpoint_ms": [25.0] * 3}}
+    figures = {"vllm": "0.29.0", "prompt_tokens": 16, "latency": latency}
+    text = endpoint.describe(figures)
+    assert "| 8 generated | 3 | 15.0 : 11.0 ms | +4.0 ms | **+4.0 ms** | 29.7 : 12.0 ms | +17.7 ms |" in text
+    assert "Of a whole answer goal ≤ 5 ms: reached. To the first piece goal ≤ 10 ms: not reached." in text
+    assert "Overload" not in text
+    came = endpoint.outcome([Answer(0.0, 1.0, 200), Answer(0.0, 0.02, 429, retry_after="1")], 2.0)
+    overload = {"capacity_per_s": 5.0, "rate_per_s": 10.0, "seconds": 2.0, "outcome": came, "waiting": 0}
+    overload |= {"idle_s": [0.1], "after_s": [0.2], "memory_bytes": {"ingress": [2**30, 2**31, 2**30]}}
+    figures |= {"throughput": {"endpoint": [99.0], "direct": [100.0]}, "new_model_s": [1.0, 3.0], "overload": overload}
+    text = endpoint.describe(figures)
+    assert "a ratio of **0.990** (half of the pairs: 0.990 to 0.990); goal ≥ 0.95: reached" in text
+    assert "median **2.00 s**, longest 3.00 s; goal ≤ 5 s: reached" in text
+    assert "50% were refused with 429 (within 20 ms at p50, 20 ms at p99), 0 of them without Retry-After" in text
+    assert "| ingress | 1.00 GiB | 2.00 GiB | 1.00 GiB |" in text
+    assert "one at a time took 200 ms, 100 ms before it: goal ≤ 1.5 ×: not reached" in text
+
+
+def test_an_adapter_fits_its_base(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    base = {"hidden_size": 6, "intermediate_size": 8, "num_attention_heads": 3, "num_key_value_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(base | {"num_hidden_layers": 2}))
+    weights = load_file(write_adapter(tmp_path / "adapter", tmp_path, seed=0) / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 2
+    prefix = "base_model.model.model.layers.1"
+    assert weights[f"{prefix}.self_attn.k_proj.lora_B.weight"].shape == (2, 16)
+    assert weights[f"{prefix}.mlp.down_proj.lora_A.weight"].shape == (16, 8)
+    assert all(np.any(tensor) for tensor in weights.values())

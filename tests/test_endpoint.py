@@ -355,6 +355,43 @@ def test_a_classifier_is_deployed_beside_what_runs(service: Service, classifier:
     assert service.replicas().items() >= before.items()
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_stream_has_the_wire_name_in_every_event_and_its_usage_is_counted(service: Service, told: bool) -> None:
+    """Also where the client did not ask the stream to tell its usage, which it then does not get to see."""
+    name = "ftjob-01jstream"
+    service.register(name, service.scratch / "adapter-1", **service.tuned)  # the same version the second time
+    deploy.deploy(service.store, name, service.settings)
+    shown = f"ft:{BASE}:default::01jstream"
+    before = counted(service, f"{name}@1")
+    body: dict[str, Any] = {"model": shown, "messages": QUESTION, "max_tokens": 6, "ignore_eos": True, "stream": True}
+    body |= {"stream_options": {"include_usage": True}} if told else {}
+    headers = {"Authorization": f"Bearer {service.key}"}
+    answer = httpx.post(f"{service.settings.url}/chat/completions", json=body, headers=headers, timeout=60)
+    *events, end = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert end == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert len(chunks) >= 6
+    assert {chunk["model"] for chunk in chunks} == {shown}
+    usages = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
+    assert [chunk["choices"] for chunk in chunks].count([]) == len(usages) == int(told)
+    if told:
+        assert usages[0]["completion_tokens"] == 6
+    assert wait_for(lambda: counted(service, f"{name}@1")["completion"] == before["completion"] + 6)
+    assert counted(service, f"{name}@1")["prompt"] > before["prompt"]
+
+
+def counted(service: Service, model: str) -> dict[str, float]:
+    """Tokens of a model by kind, as the endpoint's metrics have them."""
+    url, headers = service.settings.url.removesuffix("/v1"), {"Authorization": f"Bearer {service.key}"}
+    lines = httpx.get(f"{url}/metrics", headers=headers).text.splitlines()
+    found = {"prompt": 0.0, "completion": 0.0}
+    for line in lines:
+        if line.startswith("kitae_tokens_total{") and f'model="{model}"' in line:
+            (kind,) = [kind for kind in found if f'kind="{kind}"' in line]
+            found[kind] += float(line.rpartition(" ")[2])
+    return found
+
+
 def test_a_dead_engine_is_not_ready_and_replaced(service: Service, client: openai.OpenAI) -> None:
     """Its process killed: requests are told to come again, never that they failed; then a new one answers."""
     replica = psutil.Process(service.replicas()[f"kitae-{BASE}"])

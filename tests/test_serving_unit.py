@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -182,6 +184,41 @@ async def test_new_versions_and_moved_aliases_count_after_the_time_to_live(store
 
 
 @pytest.mark.anyio
+async def test_while_requests_come_none_waits_for_what_is_deployed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read beside them, before the time to live is over; a store that is away holds nobody up for long."""
+    now, may_read, reads = 0.0, threading.Event(), 0
+
+    def read(store: Store) -> Snapshot:
+        nonlocal reads
+        reads += 1
+        assert may_read.wait(10)
+        return replace(ADAPTERS)
+
+    monkeypatch.setattr("serving.router.read_snapshot", read)
+    monkeypatch.setattr("serving.router._PATIENCE_S", 0.05)
+    router = Router(store, ttl_s=2.0, clock=lambda: now)
+    may_read.set()
+    first = await router.snapshot()
+    may_read.clear()
+    now = 0.9
+    assert await router.snapshot() is first
+    now = 1.8
+    assert all([await router.snapshot() is first for _ in range(5)])
+    await asyncio.sleep(0.01)
+    assert reads == 2
+    now = 9.0  # the store does not answer
+    assert await router.snapshot() is first
+    may_read.set()
+    while (second := await router.snapshot()) is first:
+        await asyncio.sleep(0.01)
+    assert await router.snapshot(max_age_s=0.25) is not first
+    router.forget()
+    assert await router.snapshot() is not second
+
+
+@pytest.mark.anyio
 async def test_a_name_deployed_a_moment_ago_is_found_at_once(store: Store, tmp_path: Path) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
@@ -265,6 +302,7 @@ def test_no_key_is_needed_only_where_the_settings_say_so() -> None:
         ({"KITAE_API_KEY": "short"}, "KITAE_API_KEY has 5 characters"),
         ({"KITAE_AUTH": "maybe", "KITAE_API_KEY": KEY}, "KITAE_AUTH is 'maybe'"),
         ({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "-1"}, "KITAE_MAX_BODY_BYTES is '-1'"),
+        ({"KITAE_API_KEY": KEY, "KITAE_MAX_ONGOING_REQUESTS": "0"}, "KITAE_MAX_ONGOING_REQUESTS is '0'"),
     ],
 )
 def test_unusable_settings_are_refused(environment: dict[str, str], match: str) -> None:

@@ -83,6 +83,7 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": settings.host, "port": settings.port},
+        "logging_config": {"enable_access_log": False},  # of the proxy: the ingress has a line for each request
         "applications": [ingress, *applications],
     }
 
