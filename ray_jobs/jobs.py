@@ -433,8 +433,8 @@ def _event_key(job_id: str, sequence: int) -> str:
 
 
 def _last_event(store: Store, job_id: str) -> int:
-    names = event_names(store, job_id)
-    return int(names[-1]) if names else 0
+    numbers = [int(name) for name in event_names(store, job_id) if name.isdecimal()]  # older ones had other names
+    return numbers[-1] if numbers else 0
 
 
 def _job_key(job_id: str) -> str:
