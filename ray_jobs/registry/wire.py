@@ -39,7 +39,7 @@ def wire_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: s
         return version.name
     if suffix is None:
         suffix = getattr(version.lineage.spec, "suffix", None) or ""
-    parts = ["ft", version.base_name, owner(version), _plain(suffix), version.name.removeprefix(JOB_PREFIX)]
+    parts = ["ft", version.base_name, owner(version), plain(suffix), version.name.removeprefix(JOB_PREFIX)]
     return ":".join([*parts, checkpoint] if checkpoint else parts)
 
 
@@ -52,6 +52,6 @@ def registry_ref(name: str) -> str:
     return JOB_PREFIX + found["id"] + (f"@{checkpoint}" if checkpoint else "")
 
 
-def _plain(suffix: str) -> str:
-    """Without what would end the field, or would have to be escaped in a path."""
+def plain(suffix: str) -> str:
+    """A suffix as it stands in a name: without what would end the field, or would have to be escaped in a path."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", suffix)

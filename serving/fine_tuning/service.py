@@ -19,6 +19,7 @@ from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch import UNKNOWN, UNREACHABLE, Launcher, Runner
 from ray_jobs.registry import catalogue
+from ray_jobs.registry.wire import plain
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving import openai_types as wire
@@ -444,7 +445,7 @@ def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[wire.Checkpoint]:
 
 def model_name(api: ApiJob) -> str:
     """What its model is called."""
-    return f"ft:{api.model}:{api.team}:{api.suffix or ''}:{api.id.removeprefix('ftjob-')}"
+    return f"ft:{api.model}:{api.team}:{plain(api.suffix or '')}:{api.id.removeprefix('ftjob-')}"
 
 
 def result_file_id(api: ApiJob) -> str:
