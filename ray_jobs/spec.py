@@ -35,6 +35,12 @@ METRICS: dict[TaskName, str] = {"chat": "token_accuracy", "text_classification":
 """Each task's own measure on held-out rows, higher is better."""
 
 
+_MOST_VALUES = 1000
+"""That a search may try of one field: each is checked with the whole job."""
+_MOST_FIELDS = 100
+_MOST_FINDINGS = 100
+
+
 class Section(BaseModel):
     """A part of the job file: frozen, and a field it does not know is an error."""
 
@@ -186,7 +192,7 @@ class Range(Section):
         return self
 
 
-Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=_MOST_VALUES)]
 Tried = Annotated[
     Annotated[Range, Tag("a range")] | Annotated[Values, Tag("a list")],
     Discriminator(lambda given: "a range" if isinstance(given, dict | Range) else "a list"),
@@ -214,7 +220,7 @@ class BudgetSection(Section):
 
 
 class SearchSection(Section):
-    space: dict[str, Tried] | None = None
+    space: dict[str, Tried] | None = Field(None, max_length=_MOST_FIELDS)
     """What is tried: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, and for each a list of
     values or a range `{min, max, scale}`. None: the space that suits the task and method, which `plan` shows."""
     algorithm: Algorithm = "asha"
@@ -394,8 +400,12 @@ def parse_spec(document: dict[str, Any], *, source: str = "the spec", stored: bo
     try:
         return JobSpec.model_validate(document, extra="ignore" if stored else None)
     except ValidationError as error:
-        details = [finding for item in error.errors() for finding in _explain(dict(item))]
-        raise SpecError(f"{source}: {len(details)} field(s) are wrong", details=details) from error
+        items = error.errors()
+        details = [finding for item in items[:_MOST_FINDINGS] for finding in _explain(dict(item))][:_MOST_FINDINGS]
+        count = max(len(items), len(details))
+        if count > len(details):
+            details.append(f"+{count - len(details)} more")
+        raise SpecError(f"{source}: {count} field(s) are wrong", details=details) from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -426,7 +436,7 @@ def _explain(item: dict[str, Any]) -> list[str]:
         return [f"{where}: required, and missing"]
     if item["type"] == "value_error":
         return [f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])]
-    return [f"{where}: {item['msg']} (got {item['input']!r})"]
+    return [f"{where}: {item['msg']} (got {item['input']!r:.200})"]
 
 
 def _fields_at(location: list[str]) -> list[str]:

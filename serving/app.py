@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from ray_jobs import __version__
@@ -23,7 +23,7 @@ from ray_jobs.deploy.serve_api import INGRESS
 from ray_jobs.launch import Launcher, RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.webhooks import Policy, Sender
-from serving import errors, files_api, fine_tuning_api, inference_api, models_api
+from serving import document, errors, files_api, fine_tuning_api, inference_api, models_api
 from serving.auth import Gate
 from serving.backends import Backend, ServeBackend
 from serving.background import Background, Chore
@@ -33,6 +33,7 @@ from serving.fine_tuning.service import FineTuning
 from serving.keys import KeySource, StoredKeys
 from serving.limits import Limiter
 from serving.metrics import Finished, Metrics, Observed, log_requests
+from serving.openai_types import Health, Readiness
 from serving.router import Router
 from serving.settings import Settings
 from serving.traffic import Traffic
@@ -105,7 +106,7 @@ def create_app(
     traffic: Traffic | None = None,
     limiter: Limiter | None = None,
     behind_proxy: bool = False,
-) -> ASGIApp:
+) -> Observed:
     """The endpoint as an ASGI app. `keys`: where teams' keys are looked up; None: only the operator's opens it.
     `router`, `traffic`, `limiter` None: new ones. `behind_proxy`: Serve's proxy gives requests their ids."""
     traffic = traffic or Traffic(store)
@@ -141,19 +142,21 @@ def create_app(
         summary="Fine-tuning and inference, as the OpenAI API has them.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the request names
         lifespan=lifespan,
     )
     errors.install(app)
+    document.install(app)
     app.include_router(inference_api.routes(router, backend, traffic))
     app.include_router(models_api.routes(store, router))
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning_api.routes(tuning))
 
-    @app.get("/healthz", tags=["health"])
+    @app.get("/healthz", tags=["health"], response_model=Health)
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz", tags=["health"])
+    @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> Response:
         statuses = await backend.statuses()
         wanted = [INGRESS, *(record.application for record in (await router.snapshot()).records.values())]
@@ -161,7 +164,7 @@ def create_app(
         waits = {name: status for name, status in waits.items() if status != "RUNNING"}
         return JSONResponse({"status": "waits" if waits else "ok", "waits_for": waits}, 503 if waits else 200)
 
-    @app.get("/metrics", tags=["health"])
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.documented(403))
     async def show_metrics() -> Response:
         """Prometheus' text format."""
         body, content_type = metrics.render()

@@ -33,6 +33,9 @@ DEFAULT_TEAM = "default"
 _PART_BYTES = 64 * 2**20  # OpenAI's limit of a part of an upload
 _MULTIPART_BYTES = 2**20
 """What a form may add to its file: boundaries, headers, other fields."""
+_OPTIONS_ONLY = ("/v1/fine_tuning/", "/v1/uploads")
+_OPTIONS_BYTES = 2**20
+"""Of a body that has options and no contents: one with a million wrong ones would take long to refuse."""
 _UPLOAD_PART = re.compile(r"/v1/uploads/[^/]+/parts")
 
 
@@ -71,6 +74,8 @@ def key_matches(header: str | None, key: str) -> bool:
 def body_limit_bytes(method: str, path: str, settings: Settings, limits: Limits) -> int:
     """The longest body a request may have: what its route takes, or less where its key may send less."""
     limit = settings.max_body_bytes
+    if path.startswith(_OPTIONS_ONLY):
+        limit = min(limit, _OPTIONS_BYTES)
     if method == "POST" and path == "/v1/files":
         limit = settings.max_file_bytes + _MULTIPART_BYTES
     elif method == "POST" and _UPLOAD_PART.fullmatch(path):

@@ -5,6 +5,7 @@ Owns the body and the status of every 4xx and 5xx, and how vLLM's own refusals a
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_MOST_DETAILS = 100
+_LONGEST_QUOTE = 200
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
 
 
@@ -56,7 +59,16 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The response."""
-        return JSONResponse(self.body(), status_code=self.status, headers=self.headers)
+        return _SafeJson(self.body(), status_code=self.status, headers=self.headers)
+
+
+class _SafeJson(JSONResponse):
+    """A refusal may quote what it refuses, so also text that UTF-8 cannot express."""
+
+    def render(self, content: Any) -> bytes:
+        # What a lone surrogate is replaced by, `\udXXX`, is its escape in JSON.
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8", "backslashreplace")
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -96,14 +108,17 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
 
 def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
     """Every field of a request that does not fit, in one refusal."""
-    details = []
-    for item in found:
+    details: list[dict[str, Any]] = []
+    for item in found[:_MOST_DETAILS]:
         where = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
         what = {"missing": "required, and missing", "extra_forbidden": "unknown field"}.get(item["type"], item["msg"])
+        if item["type"] == "value_error":
+            what = "no file with a name" if "UploadFile" in what else what.removeprefix("Value error, ")
         if item["type"] == "json_invalid":
             where, what = "", f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}"
-        details.append({"param": where or None, "message": what})
-    message = "; ".join(f"{each['param']}: {each['message']}" if each["param"] else each["message"] for each in details)
+        details.append({"param": where[:_LONGEST_QUOTE] or None, "message": what})
+    told = [f"{each['param']}: {each['message']}" if each["param"] else str(each["message"]) for each in details]
+    message = "; ".join([*told, *([f"and {len(found) - len(told)} more"] if len(found) > len(told) else [])])
     is_json = any(item["type"] == "json_invalid" for item in found)
     return ApiError(
         400, message, param=details[0]["param"], code="invalid_json" if is_json else "invalid_request", details=details
@@ -140,8 +155,9 @@ def install(app: FastAPI) -> None:
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
         if isinstance(error.__cause__, ApiError):  # of a body that was cut off where it became too long
             return error.__cause__.response()
-        what = {404: "no such path", 405: "this path does not take that method"}.get(error.status_code, error.detail)
-        message = f"{what}: {request.method} {request.url.path}"
+        what = {404: "no such path", 405: "this path does not take that method"}.get(error.status_code)
+        # Not request.url, whose Host header may be no host at all.
+        message = error.detail if what is None else f"{what}: {request.method} {request.scope['path'][:_LONGEST_QUOTE]}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(Exception)

@@ -34,6 +34,7 @@ _FOREIGN = (".parquet", ".xlsx", ".xls", ".zip", ".gz", ".zst", ".7z", ".tar")
 _ORPHAN_AFTER_S = 86_400
 _CHUNK_BYTES = 2**20
 _LINES_IN_MESSAGE = 20
+_LONGEST_NAME = 255
 
 
 class FileRecord(BaseModel):
@@ -218,8 +219,11 @@ class Files:
 def safe_filename(given: str) -> str:
     """The last part of a name from outside, as text to show; never used as a path. ApiError 400 for none at all."""
     name = PurePosixPath(given.replace("\\", "/")).name
-    name = "".join(character for character in name if character.isprintable())[:255]
-    if name in ("", ".", ".."):
+    name = "".join(character for character in name if character.isprintable())
+    if len(name) > _LONGEST_NAME:  # cut, it would have another ending
+        message = f"the file's name has {len(name)} characters; it may have {_LONGEST_NAME}"
+        raise bad_request(message, param="file")
+    if not name.strip(". "):
         raise bad_request(f"the file's name is {given[:80]!r}: send one such as rows.jsonl", param="file")
     return name
 

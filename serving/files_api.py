@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Form, Header, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from serving import openai_types as wire
 from serving.auth import caller_of
+from serving.bodies import StrictRoute
 from serving.errors import ApiError, bad_request, documented
 from serving.files import Files
 from serving.fine_tuning.service import FineTuning
@@ -21,12 +22,15 @@ from serving.paging import Order
 from serving.retries import is_retry
 from serving.uploads import Uploads
 
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 LIVES_S = (3600, 2_592_000)
 """Shortest and longest `expires_after`."""
 
 
 def routes(files: Files, uploads: Uploads, tuning: FineTuning) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses=documented(400, 401, 404, 413, 429, 503))
+    router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=documented(400, 404))
 
     @router.post("/files", response_model=wire.File, tags=["files"])
     def create_file(
@@ -72,7 +76,7 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuning) -> APIRouter:
     def get_file(request: Request, file_id: str) -> wire.File:
         return files.get(caller_of(request).team, file_id).as_wire()
 
-    @router.get("/files/{file_id}/content", response_class=StreamingResponse, tags=["files"])
+    @router.get("/files/{file_id}/content", response_class=StreamingResponse, responses=_CONTENT, tags=["files"])
     def get_content(request: Request, file_id: str) -> StreamingResponse:
         record = files.get(caller_of(request).team, file_id)
         return StreamingResponse(files.content(record), media_type="application/octet-stream")

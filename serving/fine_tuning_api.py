@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Request
 
 from serving import openai_types as wire
 from serving.auth import caller_of
+from serving.bodies import StrictRoute
 from serving.errors import bad_request, documented
 from serving.fine_tuning.service import FineTuning
 from serving.retries import is_retry
@@ -20,7 +21,10 @@ RetryCount = Annotated[str | None, Header()]
 
 def routes(tuning: FineTuning) -> APIRouter:
     router = APIRouter(
-        prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], responses=documented(400, 401, 404, 429, 503)
+        prefix="/v1/fine_tuning/jobs",
+        tags=["fine-tuning"],
+        route_class=StrictRoute,
+        responses=documented(400, 404),
     )
 
     @router.post("", response_model=wire.Job, responses=documented(403, 409))

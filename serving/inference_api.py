@@ -21,6 +21,7 @@ from serving import errors
 from serving import openai_types as wire
 from serving.auth import caller_of
 from serving.backends import Backend, Pieces, Route, close, named
+from serving.bodies import parse_json
 from serving.errors import CLIENT_GONE, ApiError, bad_request, documented
 from serving.router import Router
 from serving.traffic import Traffic
@@ -35,7 +36,7 @@ Answers = list[dict[str, Any]]
 
 
 def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
-    api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 401, 404, 413, 429, 500, 503))
+    api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
 
     @api.post("/chat/completions", openapi_extra=_body(wire.ChatRequest), responses=_answer("chat.completion"))
     async def chat(request: Request) -> Response:
@@ -164,10 +165,7 @@ async def read_json(request: Request) -> dict[str, Any]:
         raw = await request.body()
     except ClientDisconnect as error:
         raise ApiError(CLIENT_GONE, "the client went away") from error
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
+    body = parse_json(raw)
     if not isinstance(body, dict):
         raise bad_request(f"the body must be a JSON object, not {type(body).__name__}", code="invalid_json")
     return body
@@ -245,5 +243,5 @@ def _body(model: type[wire.Wire]) -> dict[str, Any]:
 def _answer(kind: str) -> dict[int | str, dict[str, Any]]:
     """The answer of an engine, which has OpenAI's shape."""
     schema = {"type": "object", "properties": {"object": {"const": kind}}, "required": ["id", "object", "choices"]}
-    content = {"application/json": {"schema": schema}, "text/event-stream": {"schema": {"type": "string"}}}
+    content = {"application/json": {"schema": schema}, "text/event-stream": {}}
     return {200: {"description": "The completion.", "content": content}}

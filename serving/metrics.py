@@ -173,7 +173,7 @@ class Observed:
         """`routes` name the path of a request that was refused before it was routed; `write` takes the log's lines."""
         self._app = app
         self._metrics = metrics
-        self._routes = routes
+        self.routes = routes
         self._on_end = tuple(on_end)
         self._write = write or logging.getLogger(LOGGER).info
 
@@ -221,7 +221,7 @@ class Observed:
     def _route(self, scope: Scope) -> str:
         if (template := getattr(scope.get("route"), "path", None)) is not None:
             return str(template)
-        for route in self._routes():
+        for route in self.routes():
             if route.matches(scope)[0] is not Match.NONE:
                 return str(getattr(route, "path", OTHER))
         return OTHER

@@ -20,7 +20,7 @@ _OWNER = "kitae"
 
 
 def routes(store: Store, router: Router) -> APIRouter:
-    api = APIRouter(prefix="/v1/models", tags=["models"], responses=documented(400, 401, 404, 429, 503))
+    api = APIRouter(prefix="/v1/models", tags=["models"], responses=documented(400, 404))
 
     @api.get("", response_model=openai_types.ModelList)
     async def models(request: Request) -> openai_types.ModelList:
@@ -47,6 +47,9 @@ def routes(store: Store, router: Router) -> APIRouter:
         owners = {wire.owner(version) for version in versions}
         if not versions or (caller.team not in owners and not caller.admin):
             raise ApiError(404, f"the model {model!r} does not exist", code="model_not_found", param="model")
+        if owners != {caller.team} and not caller.admin:
+            message = f"{model!r} has versions of other teams too: only the operator's key deletes it"
+            raise ApiError(403, message, code="not_deletable", param="model")
         if at:
             message = f"{model!r} is one version: delete the model, {wire.wire_name(versions[0])!r}, with all it has"
             raise ApiError(403, message, code="not_deletable", param="model")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.data.report import RowReport
+from ray_jobs.spec import Name
 
 Task = Literal["chat", "text_classification"]
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
@@ -38,6 +39,16 @@ class ErrorBody(Wire):
     """Every 4xx and 5xx."""
 
     error: ErrorDetail
+
+
+class Health(Wire):
+    status: Literal["ok"]
+
+
+class Readiness(Wire):
+    status: Literal["ok", "waits"]
+    waits_for: dict[str, str]
+    """Serve application → its state, of each that does not run."""
 
 
 class Deleted(Wire):
@@ -154,7 +165,7 @@ class CreateJob(Wire):
     compute: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     serving: dict[str, Any] | None = None
-    team: str | None = None
+    team: Name | None = None
     """On whose behalf; only the operator's key may name another than its own."""
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     dry_run: bool = False

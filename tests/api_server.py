@@ -6,7 +6,9 @@ What a runner does to a store, `run_job` does: it claims the attempt, tells even
 from __future__ import annotations
 
 import json
+import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,15 +29,17 @@ from ray_jobs.jobs import Job, Launched
 from ray_jobs.launch import Runner
 from ray_jobs.registry import Lineage, catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, ServingSection
 from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import Settings as StoreSettings
 from serving.app import create_app
 from serving.keys import StoredKeys
+from serving.metrics import Observed
 from serving.router import Router
 from serving.row_checks import in_process
 from serving.settings import Settings
 from serving.traffic import Traffic
+from tests.builders import make_spec
 from tests.fake_backend import FakeBackend
 from tests.fake_launcher import FakeLauncher
 
@@ -53,10 +57,22 @@ class ApiServer:
     launcher: FakeLauncher = field(default_factory=FakeLauncher)
     backend: FakeBackend = field(default_factory=FakeBackend)
     settings: Settings = field(default_factory=lambda: Settings(api_key=KEY))
+    app: Observed | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def paths(self) -> set[str]:
+        """Of every route, as the document writes them."""
+        assert self.app is not None
+        return {re.sub(r":\w+}", "}", getattr(route, "path", "")) for route in self.app.routes()}
+
+    def deploy_classifier(self, name: str) -> None:
+        """A model that sorts texts, as if it had been trained and deployed."""
+        register(self.store, make_spec(name, task="text_classification", base_model=BASE), name)
+        for record in needed_records(registry.get(self.store, name), None, ServingSection(), lora_rank=8):
+            records.write(self.store, record)
 
     def run_launched(self, *, epochs: int = 2) -> list[str]:
         """Let every pending runner run to its end. Ids of their jobs."""
@@ -90,7 +106,7 @@ def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epoc
     for epoch in range(1, epochs + 1):
         figures = {"step": 10 * epoch, "train_loss": 2.0 / epoch, "valid_loss": 2.5 / epoch}
         job.event("info", f"step {10 * epoch}", figures, kind="metrics")
-        version = _register(store, spec, f"{job_id}-{epoch}")
+        version = register(store, spec, f"{job_id}-{epoch}")
         registry.set_alias(store, spec.name, f"ckpt-step-{10 * epoch}", version)
         checkpoints.append(figures | {"version": version})
     registry.set_alias(store, spec.name, "champion", checkpoints[-1]["version"])
@@ -113,9 +129,8 @@ def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epoc
     )
 
 
-def _register(store: Store, spec: JobSpec, mark: str) -> str:
-    import tempfile
-
+def register(store: Store, spec: JobSpec, mark: str) -> str:
+    """A version of a model, with weights in name only. Its number."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
@@ -140,17 +155,21 @@ class NoTokens:
         return self._check(key, filename, task, None)
 
 
+def nowhere() -> Store:
+    """A store that never answers."""
+    return Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
+
+
 def make_app(
     router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any
 ) -> ASGIApp:
     """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, and settings."""
-    nowhere = Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
     given = {name: more.pop(name) for name in ("keys", "limiter") if name in more}
     return create_app(
         Settings(**{"api_key": KEY} | more),
-        nowhere,
+        nowhere(),
         backend or FakeBackend(),
-        check_rows=in_process(nowhere),
+        check_rows=in_process(nowhere()),
         launcher=FakeLauncher(),
         router=router,
         traffic=traffic or Traffic(),
@@ -166,7 +185,7 @@ def api_server(
     server = ApiServer(
         store, port or free_port(), launcher or FakeLauncher(), settings=Settings(**{"api_key": KEY} | settings)
     )
-    app = create_app(
+    app = server.app = create_app(
         server.settings,
         store,
         server.backend,

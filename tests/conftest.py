@@ -119,6 +119,13 @@ def store(store_server: StoreServer, tmp_path: Path) -> Store:
     return Store(uri, store_server.settings(), cache=tmp_path / "cache")
 
 
+@pytest.fixture(scope="module")
+def module_store(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store for all tests of a module."""
+    uri = f"s3://{embedded_store.BUCKET}/{uuid.uuid4().hex}"
+    return Store(uri, store_server.settings(), cache=tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def store_environment(store: Store, store_server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment names the test's store, so that `Store.from_env()` here and in child processes opens it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,9 @@ Row = dict[str, Any]
 
 MOST_DETAILS = 100
 """So many findings are named one by one; the rest are counted."""
+_LONGEST_REASON = 500
+_MOST_COLUMNS, _MOST_NAMED, _LONGEST_NAME = 100, 20, 40
+"""So many columns are remembered to say which there are, so many said, and so much of each."""
 
 
 class ColumnRule(Protocol):
@@ -63,7 +66,8 @@ class Findings:
     def add(self, where: str, reason: str) -> None:
         self.count += 1
         if len(self.details) < self.most:
-            self.details.append(f"{where}: {reason}")
+            short = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
+            self.details.append(f"{where}: {short}")
 
     def extend(self, other: Findings) -> None:
         self.count += other.count
@@ -110,6 +114,7 @@ def read_rows(
     is about the file as a whole. `source` is how messages call the file.
     """
     names = {column.name: columns.get(column.name, column.name) for column in rules.columns}
+    columns_named = set(names.values())
     required = [column.name for column in rules.columns if column.required]
     seen: dict[str, None] = {}  # a set that keeps the order of the file
     # Rows without their columns are told one by one only if other rows do have them; else once, for the file.
@@ -121,7 +126,11 @@ def read_rows(
         if isinstance(record, Unreadable):
             findings.add(where, record.reason)
             continue
-        seen.update(dict.fromkeys(record.values))
+        for name in record.values:
+            if name in columns_named:
+                seen[name] = None
+            elif len(seen) < _MOST_COLUMNS:
+                seen[name[:_LONGEST_NAME]] = None
         absent = [name for name in required if names[name] not in record.values]
         if absent:
             held_back.add(where, ", ".join(f"no column {names[name]!r}" for name in absent))
@@ -156,6 +165,13 @@ def canonical_line(row: Row) -> str:
 
 def _canonical(record: Record, names: Mapping[str, str], rules: RowRules) -> tuple[Row, str]:
     """(row, "") or ({}, why not)."""
+    try:
+        return _checked(record, names, rules)
+    except RecursionError:  # what JSON's reader could just follow, may be too deep for whoever goes through it next
+        return {}, "nested too deeply to be read"
+
+
+def _checked(record: Record, names: Mapping[str, str], rules: RowRules) -> tuple[Row, str]:
     row = {name: record.values[source] for name, source in names.items() if source in record.values}
     problems = rules.check_row(row)
     if problems:
@@ -215,5 +231,6 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there is {_quoted(known) or 'none'}"
 
 
-def _quoted(names: Any) -> str:
-    return ", ".join(repr(str(name)) for name in names)
+def _quoted(names: Collection[str]) -> str:
+    told = [repr(name) for name in list(names)[:_MOST_NAMED]]
+    return ", ".join([*told, "…"] if len(names) > len(told) else told)

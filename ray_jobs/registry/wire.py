@@ -44,7 +44,7 @@ def wire_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: s
 
 def tuned_name(name: str, base: str, team: str, suffix: str | None, checkpoint: str | None = None) -> str:
     """The same from its parts; `name` is the registry's."""
-    parts = ["ft", base, team, _plain(suffix or ""), name.removeprefix(JOB_PREFIX)]
+    parts = ["ft", base, team, plain(suffix or ""), name.removeprefix(JOB_PREFIX)]
     return ":".join([*parts, checkpoint] if checkpoint else parts)
 
 
@@ -57,6 +57,6 @@ def registry_ref(name: str) -> str:
     return JOB_PREFIX + found["id"] + (f"@{checkpoint}" if checkpoint else "")
 
 
-def _plain(suffix: str) -> str:
-    """Without what would end the field, or would have to be escaped in a path."""
+def plain(suffix: str) -> str:
+    """A suffix as it stands in a name: without what would end the field, or would have to be escaped in a path."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", suffix)

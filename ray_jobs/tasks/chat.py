@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_MOST_PROBLEMS = 10
+"""Of one row; with so many, nobody reads on."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,11 @@ class Chat:
         messages = row["messages"]
         if not isinstance(messages, list) or not messages:
             return [f"messages must be a non-empty list, not {_short(messages)}"]
-        problems = []
+        problems: list[str] = []
         for i, message in enumerate(messages):
             problems += [f"messages[{i}]: {problem}" for problem in _check_message(message)]
+            if len(problems) >= _MOST_PROBLEMS:
+                return problems
         if not problems and not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
             problems.append("no assistant message with weight 1: nothing would be trained")
         return problems
@@ -290,7 +294,7 @@ def _check_message(message: object) -> list[str]:
     problems = []
     role = message.get("role")
     if role not in _ROLES:
-        problems.append(f"role is {role!r}, must be one of {', '.join(_ROLES)}")
+        problems.append(f"role is {_short(role)}, must be one of {', '.join(_ROLES)}")
     content = message.get("content")
     if role == "assistant" and message.get("tool_calls"):
         if content is not None and not isinstance(content, str):
@@ -300,10 +304,10 @@ def _check_message(message: object) -> list[str]:
     elif role in ("user", "assistant") and not content.strip():
         problems.append("content is empty")
     if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
-        problems.append(f"weight is {message['weight']!r}; only an assistant message has one, 0 or 1")
+        problems.append(f"weight is {_short(message['weight'])}; only an assistant message has one, 0 or 1")
     return problems
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = repr(value[:60] if isinstance(value, str | list) else value)
     return text if len(text) <= 60 else text[:57] + "..."
