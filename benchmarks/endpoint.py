@@ -95,7 +95,7 @@ async def _new_models(sides: Sides, show: Show, count: int) -> list[float]:
             sides.record(made)
             while (answer := await load.ask(http, server, KINDS["1"], seed=i)).status != 200:
                 if answer.status not in (404, 503) or time.perf_counter() - began_s > NEW_MODEL_PATIENCE_S:
-                    raise MachineError(f"{server.model} answers {answer.status}")
+                    raise MachineError(f"{server.model} answers {answer.status}: {answer.said}")
                 await asyncio.sleep(0.05)
             found.append(time.perf_counter() - began_s)
     return found

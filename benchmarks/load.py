@@ -54,6 +54,8 @@ class Answer:
     first_s: float | None = None
     """Until the first piece of a stream."""
     retry_after: str | None = None
+    said: str = ""
+    """The words of a refusal."""
 
 
 @asynccontextmanager
@@ -85,7 +87,8 @@ async def ask(http: httpx.AsyncClient, server: Server, kind: Kind, seed: int) ->
     if response.status_code == 200:
         _check_whole(b"".join(pieces), kind)
     retry_after = response.headers.get("retry-after")
-    return Answer(began_s, seconds, response.status_code, first_s if kind.stream else None, retry_after)
+    said = "" if response.status_code == 200 else b"".join(pieces)[:300].decode(errors="replace")
+    return Answer(began_s, seconds, response.status_code, first_s if kind.stream else None, retry_after, said)
 
 
 def _check_whole(answer: bytes, kind: Kind) -> None:
@@ -101,7 +104,7 @@ async def ask_well(http: httpx.AsyncClient, server: Server, kind: Kind, seed: in
     """As `ask`; MachineError for anything but an answer."""
     answer = await ask(http, server, kind, seed)
     if answer.status != 200:
-        raise MachineError(f"{server.url} answered {answer.status}")
+        raise MachineError(f"{server.url} answered {answer.status}: {answer.said}")
     return answer
 
 

@@ -270,7 +270,7 @@ class Router:
 
     async def _read(self, began_at: float) -> None:
         try:
-            found = await asyncio.to_thread(read_snapshot, self._store)
+            found: Snapshot | None = await asyncio.to_thread(read_snapshot, self._store)
         except StoreError as error:
             logger.warning("the object store does not answer; what was deployed last still answers: %s", error)
             found, began_at = self._snapshot, self._clock()  # so that it is not asked again at once
