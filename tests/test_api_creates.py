@@ -176,8 +176,8 @@ def test_creates_at_once_are_no_more_than_a_key_may_have(replicas: Replicas) -> 
     file = replicas.upload(key=secret)
 
     def ask(count: int, suffix: str) -> list[str]:
-        requests = [({"model": BASE, "training_file": file, "suffix": f"{suffix}{n}"}, {}) for n in range(count)]
-        answers = replicas.post_at_once(requests, key=secret)
+        bodies = [{"model": BASE, "training_file": file, "suffix": f"{suffix}{n}"} for n in range(count)]
+        answers = replicas.post_at_once([(body, {}) for body in bodies], key=secret)
         for answer in answers:
             if answer.status_code != 200:
                 assert (answer.status_code, answer.json()["error"]["code"]) == (429, "concurrent_jobs_exceeded")

