@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -162,7 +162,7 @@ def describe(figures: dict[str, Any]) -> str:
         f"a LoRA adapter, the same engine settings, prompts of {figures['prompt_tokens']} tokens. vLLM's server has "
         "its worker in a process of its own, the endpoint's engine has it beside its scheduler."
     ]
-    describers = {
+    describers: dict[str, Callable[[Any], str]] = {
         "latency": _describe_latency,
         "throughput": _describe_throughput,
         "new_model_s": _describe_new_models,
