@@ -332,7 +332,7 @@ def make_client(settings: Settings) -> S3Client:
         retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in _try
         connect_timeout=5,
         read_timeout=settings.silence_s,
-        max_pool_connections=settings.parallel + 8,
+        max_pool_connections=settings.parallel + 48,  # 40 threads answer the requests of an endpoint; a bound, no more
         proxies={} if loopback else None,  # None: those of the environment, which cannot reach this machine's own store
         # We send our own SHA-256 and ask for checksums where a whole object is read: stores differ in what else they
         # take (CRC64NVME, trailers) and in what they say to a range.
