@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette._utils import AwaitableOrContextManager  # where Starlette's own `form` has its type from
 from starlette.datastructures import FormData
-from starlette.requests import AwaitableOrContextManager
 
 from serving.errors import ApiError, bad_request
 

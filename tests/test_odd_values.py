@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from ray_jobs.spec import ComputeSection, DataSection, EvaluationSection, SearchSection, ServingSection, TrainingSection
 from ray_jobs.storage import Store
@@ -64,7 +65,7 @@ VALUES = {
     "100,000 lists": "[" * 100_000 + "]" * 100_000,
     "10,000 nulls": "[" + "null," * 9_999 + "null]",
 }
-SECTIONS = {
+SECTIONS: dict[str, type[BaseModel]] = {
     "training": TrainingSection,
     "data": DataSection,
     "compute": ComputeSection,

@@ -432,7 +432,7 @@ def test_a_shared_model_is_there_and_gone_again(world: World) -> None:
 
     becomes((404, 404, False))
     for whom in ({"teams": [OURS]}, {"everyone": True}):
-        shares.share(world.store, world.theirs.job, **whom)  # type: ignore[arg-type]  # one of the two
+        shares.share(world.store, world.theirs.job, **whom)
         becomes((200, 200, True))
         # It is theirs all the same: its job stays unseen, and it cannot be deleted.
         assert client.get(f"/v1/fine_tuning/jobs/{world.theirs.job}").status_code == 404
