@@ -13,8 +13,6 @@ from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette._utils import AwaitableOrContextManager  # where Starlette's own `form` has its type from
-from starlette.datastructures import FormData
 
 from serving.errors import ApiError, bad_request
 
@@ -49,7 +47,7 @@ class StrictRequest(Request):
         max_files: float = _MOST_FILES,
         max_fields: float = _MOST_FIELDS,
         max_part_size: int = _LONGEST_FIELD_BYTES,
-    ) -> AwaitableOrContextManager[FormData]:
+    ) -> Any:  # what Starlette gives, whose type it keeps to itself
         return super().form(max_files=max_files, max_fields=max_fields, max_part_size=max_part_size)
 
 

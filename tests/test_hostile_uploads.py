@@ -25,7 +25,8 @@ from tests.error_shape import Refusal, check_error
 MIB = 2**20
 MOST_BYTES = 110 * MIB
 """That a file may have here."""
-MOST_GROWTH_BYTES = 150 * MIB
+MOST_GROWTH_BYTES = 192 * MIB
+"""Parts of 16 MiB are sent to the store at the same time; a file of any length takes no more."""
 BOUNDARY = "boundary-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 JAPANESE = json.dumps({"prompt": "こんにちは、元気ですか", "completion": "はい、元気です"}, ensure_ascii=False) + "\n"
@@ -128,13 +129,13 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "a line of 100 MB": (lambda: b'{"prompt": "' + b"a" * 100 * 10**6 + b'"}', "x.jsonl", "longer than 10 MB"),
     "a field of 20 MB": (lambda: b'text,label\n"' + b"a" * 20 * 10**6 + b'",x\n', "x.csv", "longer than 10 MB"),
     "an open quote over 100,000 lines": (lambda: b'text,label\n"' + b"a\n" * 100_000, "x.csv", "quoted"),
-    "200,000 keys, one twice": (
-        lambda: b"{" + b",".join(b'"%d":1' % i for i in [*range(200_000), 7]) + b"}\n",
+    "50,000 keys, one twice": (
+        lambda: b"{" + b",".join(b'"%d":1' % i for i in [*range(50_000), 7]) + b"}\n",
         "x.jsonl",
         "the key '7' stands twice",
     ),
-    "200,000 columns, one twice": (
-        lambda: b",".join(b"%d" % i for i in [*range(200_000), 7]) + b"\n1\n",
+    "50,000 columns, one twice": (
+        lambda: b",".join(b"%d" % i for i in [*range(50_000), 7]) + b"\n1\n",
         "x.csv",
         "the header names '7' twice",
     ),
@@ -326,8 +327,7 @@ def test_a_body_without_a_length_that_is_too_long(endpoint: Endpoint) -> None:
         endpoint,
         "Transfer-Encoding: chunked",
         b"%x\r\n" % len(first) + first + b"\r\n",
-        *[piece] * (MOST_BYTES // MIB + 8),
-        b"0\r\n\r\n",
+        *[piece] * (MOST_BYTES // MIB + 1),  # with what the form itself may add: past the limit by the form's head
     )
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413"), head

@@ -11,9 +11,16 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from pydantic import BaseModel
 
-from ray_jobs.spec import ComputeSection, DataSection, EvaluationSection, SearchSection, ServingSection, TrainingSection
+from ray_jobs.spec import (
+    ComputeSection,
+    DataSection,
+    EvaluationSection,
+    SearchSection,
+    Section,
+    ServingSection,
+    TrainingSection,
+)
 from ray_jobs.storage import Store
 from serving import openai_types as wire
 from tests.api_server import BASE, KEY, ApiServer, add_base, api_server, rows
@@ -65,7 +72,7 @@ VALUES = {
     "100,000 lists": "[" * 100_000 + "]" * 100_000,
     "10,000 nulls": "[" + "null," * 9_999 + "null]",
 }
-SECTIONS: dict[str, type[BaseModel]] = {
+SECTIONS: dict[str, type[Section]] = {
     "training": TrainingSection,
     "data": DataSection,
     "compute": ComputeSection,
