@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from ray_jobs.errors import StoreError
 from serving.openai_types import ErrorBody
@@ -23,6 +22,7 @@ from serving.openai_types import ErrorBody
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
+"""The status of a request whose caller went away before an answer began (nginx's convention)."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _MOST_DETAILS = 100
 _LONGEST_QUOTE = 200
@@ -146,10 +146,6 @@ def install(app: FastAPI) -> None:
         logger.warning("the store failed: %s", error)
         message = "the object store does not answer; try again in a moment"
         return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"}).response()
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: ClientDisconnect) -> JSONResponse:
-        return ApiError(CLIENT_GONE, "the client went away").response()
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:

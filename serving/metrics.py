@@ -28,14 +28,13 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.errors import CLIENT_GONE
+
 OTHER = "other"
 """The label of what has no name of its own: unknown paths, unknown methods, models beyond `_MAX_MODELS`."""
 
 LOGGER = "serving.requests"
 """The logger of the requests' lines; a line is a whole JSON object."""
-
-CLIENT_GONE = 499
-"""The status of a request whose caller went away before an answer began (nginx's convention)."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MAX_MODELS = 1000

@@ -90,7 +90,7 @@ class FineTuning:
     ) -> wire.Job:
         """Make a job, or answer with the one that this request has made. ApiError for what is wrong with it."""
         team = self._team_of(body, owner)
-        request = records.fingerprint({"body": body.model_dump(mode="json", exclude_unset=True), "team": team})
+        request = _fingerprint(body, team)
         if not body.dry_run:
             made = records.made_before(self.store, team, key, request, retried=retried, now_s=self.now())
             if made is not None and (there := records.find(self.store, team, made)) is not None:
@@ -408,6 +408,14 @@ class FineTuning:
 
     def _as_wire(self, seen: Seen) -> wire.Job:
         return as_wire(seen.api, seen.job, seen.verdict)
+
+
+def _fingerprint(body: wire.CreateJob, team: str) -> str:
+    try:
+        document = body.model_dump(mode="json", exclude_unset=True)
+    except ValueError as error:  # pydantic's own limit
+        raise bad_request(f"the body cannot be read: {error}") from error
+    return records.fingerprint({"body": document, "team": team})
 
 
 def as_wire(api: ApiJob, job: JobRecord | None, verdict: Verdict) -> wire.Job:
