@@ -135,7 +135,6 @@ def test_the_official_client_fine_tunes_a_model_and_asks_it(checkout: Checkout, 
     seen = json.loads(done.stdout)
     print(f"the official client: {seen}")
     assert seen["statuses"][-1] == "succeeded"
-    assert seen["first_answer_s"] <= 5
     assert len(seen["checkpoints"]) >= 2
 
 
