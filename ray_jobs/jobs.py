@@ -7,6 +7,8 @@ A job can be started again at any time: every start is an attempt with a number 
 the newest attempt counts. An older runner that is still alive finds itself superseded at its next `check()`. Cancelling
 ends an attempt at once in the record, whether or not its runner is alive to hear of it; so does pausing, which leaves
 the job to be gone on with.
+
+A little over 400 lines: the record, its events and its stages are written under the same rules, read in one place.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tests.api_server import BASE, KEY, ApiServer, add_base, api_server, make_ap
 from tests.error_shape import check_error
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
-EXAMPLES = 25
+EXAMPLES = 15
 """Random requests of each operation; those at the edges of what the document allows come on top."""
 CHECKS = [
     not_a_server_error,

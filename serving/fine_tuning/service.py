@@ -2,6 +2,8 @@
 
 Any number of processes may do this on the same store at once, and any of them may die at any moment: each step is a
 conditional write or can be done twice, and what was begun is found by its marker and gone on with (`tick`).
+
+A little over 400 lines, so that a job's whole way is read in one place.
 """
 
 from __future__ import annotations
@@ -22,24 +24,23 @@ from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch import UNKNOWN, UNREACHABLE, Launcher, Runner
 from ray_jobs.registry import catalogue
-from ray_jobs.registry import wire as wire_names
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving import openai_types as wire
 from serving.errors import ApiError, bad_request
 from serving.files import Files
 from serving.fine_tuning import lifecycle, records
+from serving.fine_tuning.answers import as_wire, checkpoints_of, dry_run, event_of, result_file_id
 from serving.fine_tuning.lifecycle import Close, Start, Stop, Verdict
 from serving.fine_tuning.records import ApiJob, Closed
 from serving.fine_tuning.request import Resolved, resolve
-from serving.ids import id_after, made_at_s, new_id
+from serving.ids import made_at_s, new_id
 from serving.paging import page
 
 logger = logging.getLogger(__name__)
 
 _RUNNERS_BELIEVED_S = 1.5
 _STEPS_AT_ONCE = 4
-_LEVELS: Mapping[str, Any] = {"info": "info", "warning": "warn", "error": "error"}
 
 
 class Owner(Protocol):
@@ -98,7 +99,7 @@ class FineTuning:
         identifier = new_id(records.KIND, now_s=self.now())
         resolved = self._resolve(body, team, identifier)
         if body.dry_run:
-            return _dry(self._api_job(body, owner, team, identifier, resolved), resolved, self._rows_of(body, team))
+            return dry_run(self._api_job(body, owner, team, identifier, resolved), resolved, self._rows_of(body, team))
         if key is not None:
             claimed = records.claim_by_key(self.store, team, key, request, identifier)
         else:
@@ -166,15 +167,7 @@ class FineTuning:
         prefix = f"ftevent-{api.id.removeprefix('ftjob-')}-"
 
         def read(event_id: str) -> wire.Event | None:
-            event = jobs.event(self.store, api.job_id, event_id.removeprefix(prefix))
-            return wire.Event(
-                id=event_id,
-                created_at=int(event.at.timestamp()),
-                level=_LEVELS[event.level],
-                message=event.message,
-                type=event.kind,
-                data=event.data,
-            )
+            return event_of(jobs.event(self.store, api.job_id, event_id.removeprefix(prefix)), event_id)
 
         names = jobs.event_names(self.store, api.job_id)
         return page([prefix + name for name in names], read, limit=limit, after=after)
@@ -416,82 +409,3 @@ def _fingerprint(body: wire.CreateJob, team: str) -> str:
     except ValueError as error:  # pydantic's own limit
         raise bad_request(f"the body cannot be read: {error}") from error
     return records.fingerprint({"body": document, "team": team})
-
-
-def as_wire(api: ApiJob, job: JobRecord | None, verdict: Verdict) -> wire.Job:
-    """A job as the API tells it. Pure."""
-    done = verdict.status == "succeeded"
-    result = (job.result if job is not None and done else None) or {}
-    finished = None
-    if verdict.over:
-        ended = None if job is None else job.finished_at
-        finished = api.closed.finished_at if api.closed else int(ended.timestamp()) if ended else None
-    return wire.Job(
-        id=api.id,
-        created_at=api.created_at,
-        finished_at=finished,
-        model=api.model,
-        fine_tuned_model=model_name(api) if done else None,
-        organization_id=api.team,
-        status=verdict.status,
-        hyperparameters=api.hyperparameters,
-        training_file=api.training_file,
-        validation_file=api.validation_file,
-        result_files=[result_file_id(api, finished)] if finished is not None and "metrics_csv" in result else [],
-        trained_tokens=result.get("trained_tokens"),
-        error=verdict.error,
-        seed=api.seed,
-        method=api.method,
-        metadata=api.metadata,
-        integrations=api.integrations,
-        result={key: result[key] for key in ("base", "tuned", "base_is", "search") if key in result} if done else None,
-    )
-
-
-def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[wire.Checkpoint]:
-    """What a job has published on its way. Pure."""
-    result = (job.result if job is not None else None) or {}
-    if job is None or job.finished_at is None:
-        return []
-    return [
-        wire.Checkpoint(
-            id=f"ftckpt_{api.id.removeprefix('ftjob-')}-{found['step']:08d}",
-            created_at=int(job.finished_at.timestamp()),
-            step_number=found["step"],
-            fine_tuned_model_checkpoint=model_name(api, f"ckpt-step-{found['step']}"),
-            fine_tuning_job_id=api.id,
-            metrics=wire.CheckpointMetrics(
-                step=found["step"],
-                train_loss=found.get("train_loss"),
-                full_valid_loss=found.get("valid_loss"),
-                full_valid_mean_token_accuracy=found.get("valid_mean_token_accuracy"),
-            ),
-        )
-        for found in result.get("checkpoints", [])
-    ]
-
-
-def model_name(api: ApiJob, checkpoint: str | None = None) -> str:
-    """What its model is called, or a checkpoint of it."""
-    return wire_names.tuned_name(api.id, api.model, api.team, api.suffix, checkpoint)
-
-
-def result_file_id(api: ApiJob, finished_at: int) -> str:
-    """Of the file with its metrics: always the same, so that it is made once; of the time of the job's end, so that
-    it is the newest of a list then."""
-    return id_after("file", api.id, finished_at)
-
-
-def _dry(api: ApiJob, resolved: Resolved, rows: Mapping[str, Any]) -> wire.Job:
-    spec = resolved.spec
-    steps = -(-rows["rows"] // spec.training.batch_size) * spec.training.epochs
-    tokens = rows.get("tokens")
-    told = {
-        "job_file": spec.model_dump(mode="json", exclude={"name", "team", "suffix"}),
-        "rows": rows,
-        "steps": steps if spec.training.max_steps is None else min(steps, spec.training.max_steps),
-        "trained_tokens": None if tokens is None else tokens * spec.training.epochs,
-        "trials": None if spec.search is None else spec.search.trials,
-    }
-    job = as_wire(api, None, Verdict("validating_files"))
-    return job.model_copy(update={"id": f"{records.KIND}-dry-run", "dry_run": told})
