@@ -129,7 +129,7 @@ def logprobs(answer: ChatCompletion) -> list[float]:
 
 def test_base_and_adapter_answer_by_their_names(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [BASE, "tuned", "tuned@1"]
-    assert client.models.retrieve("tuned@1").owned_by == "kitae"
+    assert client.models.retrieve("tuned@1").owned_by == "default"
     base, tuned = ask(client, BASE), ask(client, "tuned")
     assert "Paris" in said(base)
     assert (base.model, tuned.model) == (BASE, "tuned@1")
