@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_jobs.keys import Limits
+from ray_jobs.registry.wire import DEFAULT_TEAM
 from serving.errors import ApiError
 from serving.keys import KeySource
 from serving.limits import Limiter
@@ -27,8 +28,6 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a key, and however busy the endpoint is: probes have no key, and must not take it for dead."""
 METRICS_PATH = "/metrics"
 REQUEST_ID = "x-request-id"
-DEFAULT_TEAM = "default"
-"""Whose everything is that names no team."""
 
 _PART_BYTES = 64 * 2**20  # OpenAI's limit of a part of an upload
 _MULTIPART_BYTES = 2**20

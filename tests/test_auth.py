@@ -21,8 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ray_jobs import keys
 from ray_jobs.errors import SpecError, StoreUnreachable
 from ray_jobs.keys import Limits
+from ray_jobs.registry.wire import DEFAULT_TEAM
 from ray_jobs.storage import Store
-from serving.auth import DEFAULT_TEAM, OPERATOR, Caller, Gate, body_limit_bytes
+from serving.auth import OPERATOR, Caller, Gate, body_limit_bytes
 from serving.errors import ApiError
 from serving.keys import StoredKeys
 from serving.limits import Limiter

@@ -66,7 +66,7 @@ def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[wire.Checkpoint]:
         return []
     return [
         wire.Checkpoint(
-            id=f"ftckpt_{api.id.removeprefix('ftjob-')}-{found['step']:08d}",
+            id=f"ftckpt_{api.digits}-{found['step']:08d}",
             created_at=int(job.finished_at.timestamp()),
             step_number=found["step"],
             fine_tuned_model_checkpoint=model_name(api, f"ckpt-step-{found['step']}"),

@@ -18,12 +18,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
+from ray_jobs.registry.wire import JOB_PREFIX
 from ray_jobs.storage import Store
 from serving import openai_types as wire
 from serving.errors import ApiError
 from serving.ids import is_id
 
-KIND = "ftjob"
+KIND = JOB_PREFIX.rstrip("-")
 RETRY_WINDOW_S = 600.0
 """A client gives up on a request after as long (its `timeout`), and tries again within seconds of it."""
 CUT_OFF_AFTER_S = 120.0
@@ -84,6 +85,11 @@ class ApiJob(BaseModel):
     def launch(self) -> Launch | None:
         """The newest."""
         return self.launches[-1] if self.launches else None
+
+    @property
+    def digits(self) -> str:
+        """Of its id: what the names of its model, events and checkpoints end with or have in them."""
+        return self.id.removeprefix(JOB_PREFIX)
 
     def runner_id(self, launch: Launch) -> str:
         """What a launch is called by its launcher: always the same, so that it is not started twice."""

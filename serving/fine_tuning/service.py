@@ -164,7 +164,7 @@ class FineTuning:
 
     def events(self, team: str, identifier: str, *, limit: int, after: str | None) -> tuple[list[wire.Event], bool]:
         api = records.load(self.store, team, identifier)
-        prefix = f"ftevent-{api.id.removeprefix('ftjob-')}-"
+        prefix = f"ftevent-{api.digits}-"
 
         def read(event_id: str) -> wire.Event | None:
             return event_of(jobs.event(self.store, api.job_id, event_id.removeprefix(prefix)), event_id)
