@@ -63,14 +63,7 @@ def read(store: Store, name: str) -> Deployment | None:
 
 def read_all(store: Store) -> dict[str, Deployment]:
     """Every record by its name, in the order of the names."""
-    records = {}
-    for key in sorted(info.key for info in store.list(PREFIX)):
-        name = key.removeprefix(PREFIX).removesuffix(".json")
-        try:
-            records[name] = _parse(store, key)
-        except ObjectNotFound:
-            continue  # undeployed between the listing and the read
-    return records
+    return {name: _validated(document, f"{PREFIX}{name}.json") for name, document in store.documents(PREFIX).items()}
 
 
 def write(store: Store, record: Deployment) -> Deployment:

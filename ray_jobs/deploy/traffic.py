@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -26,8 +25,6 @@ from ray_jobs.storage import Store
 PREFIX = "traffic/"
 WATCH_S = 1800.0
 """How long a promotion with bounds is watched, if nothing else is said."""
-
-_READS_AT_ONCE = 8
 
 
 class _Document(BaseModel):
@@ -104,10 +101,7 @@ def read(store: Store, name: str) -> TrafficPolicy | None:
 
 def read_all(store: Store) -> dict[str, TrafficPolicy]:
     """Every model's policy by its name: one listing, and a read each."""
-    names = [info.key.removeprefix(PREFIX).removesuffix(".json") for info in store.list(PREFIX)]
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        found = zip(names, pool.map(lambda name: read(store, name), names), strict=True)
-        return {name: policy for name, policy in found if policy is not None}
+    return {name: _parsed(name, document) for name, document in store.documents(PREFIX).items()}
 
 
 def promote(

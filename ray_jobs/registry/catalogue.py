@@ -75,8 +75,7 @@ def find(store: Store, name: str) -> CatalogueEntry | None:
 
 def entries(store: Store) -> list[CatalogueEntry]:
     """All of them, by name."""
-    found = (find(store, key.key.removeprefix(_PREFIX).removesuffix(".json")) for key in store.list(_PREFIX))
-    return [entry for entry in found if entry is not None]
+    return [_parse(document) for document in store.documents(_PREFIX).values()]
 
 
 def remove(store: Store, name: str) -> None:

@@ -6,7 +6,6 @@ Owns that document and how it changes. Does not know who asks (`serving`), nor w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -18,7 +17,6 @@ from ray_jobs.storage import Store
 
 PREFIX = "shares/"
 
-_READS_AT_ONCE = 8
 _TEAM: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -82,9 +80,7 @@ def read(store: Store, name: str) -> Share:
 
 def read_all(store: Store) -> dict[str, Share]:
     """Every model that is shared: one listing, and a read each."""
-    names = [info.key.removeprefix(PREFIX).removesuffix(".json") for info in store.list(PREFIX)]
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        found = dict(zip(names, pool.map(lambda name: read(store, name), names), strict=True))
+    found = {name: _parsed(name, document) for name, document in store.documents(PREFIX).items()}
     return {name: share for name, share in found.items() if share != NOBODY}
 
 

@@ -48,6 +48,7 @@ Names = list[str]  # within Store, `list` is its own method
 _PROBE_PATIENCE_S = 10.0
 _SWAP_PATIENCE_S = 30.0
 _DELETES_AT_ONCE = 8
+_READS_AT_ONCE = 8
 
 
 class Store:
@@ -113,6 +114,26 @@ class Store:
 
     def get_json(self, key: str) -> Any:
         return self._parse(key, self.get(key))
+
+    def documents(self, prefix: str) -> dict[str, Any]:
+        """Every `{name}.json` below `prefix/` by its name, in the names' order: one listing, and reads some at a time.
+        One that is deleted meanwhile is left out."""
+        folder = folder_of(prefix)
+
+        def read(key: str) -> Any:
+            try:
+                return self.get_json(key)
+            except ObjectNotFound:
+                return None
+
+        keys = [info.key for info in self.list(prefix)]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            found = zip(keys, pool.map(read, keys), strict=True)
+            return {
+                key.removeprefix(folder).removesuffix(".json"): document
+                for key, document in found
+                if document is not None
+            }
 
     def put_json(self, key: str, document: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
         return self.put(key, canonical_json(document), if_absent=if_absent, if_match=if_match)
