@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ import pytest
 import torch
 
 from benchmarks.search import Inline
-from ray_jobs import checkpoint, jobs
+from ray_jobs import checkpoint, fused_adapters, jobs
 from ray_jobs.encoding import Encoded
 from ray_jobs.schedule import trunk_end
 from ray_jobs.search.adapters import SharedLora
+from ray_jobs.search.at_once import AtOnce
 from ray_jobs.search.decide import trial_spec
 from ray_jobs.search.features import SharedFeatures, Unshareable
 from ray_jobs.search.host import Clock, Host, Task
 from ray_jobs.search.records import Problem, Result, Run, SearchRecords
 from ray_jobs.search.runner import Search
-from ray_jobs.search.together import Sharing, Together, Trial, fill, pass_tokens
+from ray_jobs.search.together import Sharing, Together, Trial, fill, pass_tokens, spread
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Scores
@@ -50,15 +52,14 @@ class Setting:
     def spec(self, params: Params) -> JobSpec:
         return self.inputs.spec.with_values(params)
 
-    def together(self, sharing: Sharing, limit: int = 128) -> Together:
-        return Together(
-            self.store, sharing, self.rows, self.held_out, packed=self.inputs.spec.task == "chat", limit=limit
-        )
+    def together(self, sharing: Sharing, limit: int = 128, at_once: AtOnce | None = None) -> Together:
+        packed = self.inputs.spec.task == "chat"
+        return Together(self.store, sharing, self.rows, self.held_out, packed, limit, at_once or AtOnce())
 
     def run_together(
-        self, sharing: Sharing, runs: Sequence[Run], *, prefix: str, limit: int = 128
+        self, sharing: Sharing, runs: Sequence[Run], *, prefix: str, limit: int = 128, at_once: AtOnce | None = None
     ) -> dict[str, Result]:
-        together = self.together(sharing, limit)
+        together = self.together(sharing, limit, at_once)
         for run in runs:
             together.add(run, self.spec(run.params), f"{prefix}/{run.name}", self.stretch(run, prefix))
         results: dict[str, Result] = {}
@@ -277,6 +278,122 @@ def test_a_model_that_is_not_its_two_parts_is_not_cut(
     monkeypatch.setattr(SharedFeatures, "_hidden", scaled)
     with pytest.raises(Unshareable, match="is not the whole model"):
         features(setting)
+
+
+@pytest.fixture
+def two_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[AtOnce]:
+    """Threads that take turns in the middle of their passes."""
+    whole = fused_adapters.linear
+
+    def slow(*given: Any) -> torch.Tensor:
+        time.sleep(1e-4)
+        return whole(*given)
+
+    monkeypatch.setattr(fused_adapters, "linear", slow)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    at_once = AtOnce(2)
+    yield at_once
+    at_once.close()
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("task", ["chat", "text_classification"])
+@pytest.mark.parametrize("method", ["lora", "frozen"])
+def test_passes_at_once_come_to_the_same_losses_each_time(
+    store: Store, tmp_path: Path, two_at_once: AtOnce, task: str, method: str
+) -> None:
+    setting = make_setting(store, tmp_path, task, method=method, gradient_checkpointing=method == "lora")
+    depth: Params = {} if method == "lora" else {"trainable_blocks": 2}
+    shared = ("learning_rate", "batch_size", "seed", "lora.rank", "lora.alpha")
+    every = [{k: v for k, v in params.items() if method == "lora" and k in shared} | depth for params in LORA_TRIALS]
+    runs = [Run(trial=i, rung=0, params={"seed": i, **params}, until=4) for i, params in enumerate(every)]
+    kind: Any = SharedLora if method == "lora" else SharedFeatures
+    made, names, whole = lora if method == "lora" else features, set(), kind.logits
+
+    def seen(self: Any, parts: Any) -> Any:
+        name = threading.current_thread().name
+        if name.startswith("at-once"):  # a pass that is alone has all threads
+            names.add(name)
+            assert torch.get_num_threads() == 1
+        return whole(self, parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "logits", seen)
+        results = setting.run_together(made(setting), runs, prefix="once", at_once=two_at_once)
+        again = setting.run_together(made(setting), runs, prefix="again", at_once=two_at_once)
+    assert len(names) == 2
+    assert torch.get_num_threads() == 2
+    for run in runs:
+        assert (again[run.name].losses, again[run.name].loss) == (results[run.name].losses, results[run.name].loss)
+    assert_same(setting, runs, results)
+
+
+def test_what_fails_in_one_thread_leaves_the_others_right(
+    store: Store, tmp_path: Path, two_at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial diverges, another's passes do not fit before they are halved."""
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    wild = {"method": "lora", "learning_rate": 1e30, "max_grad_norm": None, "warmup_fraction": 0.0}
+    every = [*LORA_TRIALS[:2], wild, LORA_TRIALS[3]]
+    runs = [Run(trial=i, rung=0, params=params, until=4) for i, params in enumerate(every)]
+    whole, failures = SharedLora.logits, []
+
+    def small(self: SharedLora, parts: Any) -> Any:
+        tokens = sum(len(example.input_ids) for _, share in parts for example in share)
+        if tokens > 64 and runs[1].name in dict(parts):
+            failures.append(threading.current_thread().name)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, parts)
+
+    monkeypatch.setattr(SharedLora, "logits", small)
+    results = setting.run_together(lora(setting), runs, prefix="together", at_once=two_at_once)
+    assert failures
+    assert results[runs[2].name].status == "not_finite"
+    assert_same(setting, [runs[0], runs[1], runs[3]], results)
+
+
+def test_where_two_passes_do_not_fit_one_at_a_time_is_tried(
+    store: Store, tmp_path: Path, two_at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = make_setting(store, tmp_path, "chat", method="lora")
+    runs = [Run(trial=i, rung=0, params=params, until=2) for i, params in enumerate(LORA_TRIALS[:2])]
+    whole = SharedLora.logits
+
+    def one(self: SharedLora, parts: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        return whole(self, parts)
+
+    monkeypatch.setattr(SharedLora, "logits", one)
+    assert_same(setting, runs, setting.run_together(lora(setting), runs, prefix="together", at_once=two_at_once))
+
+
+def test_jobs_at_once_all_end_before_the_first_error_is_raised(two_at_once: AtOnce) -> None:
+    ended, both = [], threading.Barrier(2, timeout=30)
+
+    def job(i: int) -> int:
+        if i < 2:
+            both.wait()  # only where two run at the same time
+        if i in (1, 2):
+            raise ValueError(i)
+        time.sleep(0.05)
+        ended.append(i)
+        return torch.get_num_threads()
+
+    with pytest.raises(ValueError, match="1"):
+        two_at_once.run([lambda i=i: job(i) for i in range(4)])  # type: ignore[misc]
+    assert sorted(ended) == [0, 3]
+    assert two_at_once.run([lambda: job(4), lambda: job(5)]) == [1, 1]
+    assert two_at_once.run([lambda: job(6)]) == [2]
+    assert torch.get_num_threads() == 2
+
+
+def test_trials_are_dealt_out_evenly() -> None:
+    assert spread([5, 9, 3, 9, 20, 1], 2) == [[2, 4, 5], [0, 1, 3]]
+    assert spread([5, 9], 4) == [[1], [0]]
+    assert spread([], 2) == []
+    assert spread([3, 1], 1) == [[0, 1]]
 
 
 def test_passes_hold_what_fits() -> None:

@@ -8,9 +8,11 @@ trials (`fused_adapters.linear`), which are in order of their trials.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs import fused_adapters, heads, models, packed_attention
@@ -52,10 +54,14 @@ class SharedLora:
     packed: bool
     mixes: bool = True
     _adapters: dict[str, Adapter] = field(default_factory=dict)
-    _tokens: list[tuple[Adapter, int, int]] = field(default_factory=list)
-    """Who has which tokens of the pass, all sequences laid end to end."""
-    _rows: list[tuple[Adapter, int, int]] = field(default_factory=list)
     _routed: set[str] = field(default_factory=set)
+    _now: Any = field(init=False)
+    """Of the pass that is computed: who has which `tokens`, all sequences laid end to end, and which `rows`."""
+
+    def __post_init__(self) -> None:
+        # On a CPU each thread has its pass, forward and backward. On a GPU there is one at a time, but its checkpoints'
+        # second forward runs in a thread of autograd's.
+        self._now = threading.local() if self.device.type == "cpu" else SimpleNamespace()
 
     @classmethod
     def load(
@@ -115,12 +121,12 @@ class SharedLora:
         examples = [example for _, share in parts for example in share]
         batch = task.collate(examples, packed=self.packed, pad_id=0).to(self.device)
         width = 0 if self.packed else int(batch.inputs["input_ids"].shape[1])
-        self._tokens, self._rows = [], []
+        self._now.tokens, self._now.rows = [], []
         row = token = 0
         for name, share in parts:
             tokens = sum(len(example.input_ids) for example in share) if self.packed else width * len(share)
-            self._tokens.append((self._adapters[name], token, token + tokens))
-            self._rows.append((self._adapters[name], row, row + len(share)))
+            self._now.tokens.append((self._adapters[name], token, token + tokens))
+            self._now.rows.append((self._adapters[name], row, row + len(share)))
             row, token = row + len(share), token + tokens
         whole = task.logits(self.base, batch)
         counts = [_targets(share, task.packs) for _, share in parts]
@@ -137,7 +143,7 @@ class SharedLora:
             layer: Any = module
             parts = [
                 Part(start, end, *adapter.layers[path])
-                for adapter, start, end in self._tokens
+                for adapter, start, end in self._now.tokens
                 if path in adapter.layers
             ]
             return fused_adapters.linear(x, layer.weight, layer.bias, parts)
@@ -148,7 +154,7 @@ class SharedLora:
         import torch
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([adapter.heads[path](x[start:end]) for adapter, start, end in self._rows])
+            return torch.cat([adapter.heads[path](x[start:end]) for adapter, start, end in self._now.rows])
 
         return forward
 

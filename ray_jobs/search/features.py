@@ -7,6 +7,7 @@ whole model is checked on some rows, and where it is not so there is nothing to 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class SharedFeatures:
     directory: Path
     upper: PreTrainedModel
     given: Any
-    """The module in the embeddings' place: its `hidden` is what it answers."""
+    """The module in the embeddings' place: its `now.hidden` is what it answers, in each thread."""
     features: dict[Example, torch.Tensor]
     """(T, H) of a row, or (1, H) where the head sees the first token only."""
     device: torch.device
@@ -113,7 +114,7 @@ class SharedFeatures:
 
     def _logits(self, model: torch.nn.Module, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self._batch(examples)
-        self.given.hidden = self._hidden(examples)
+        self.given.now.hidden = self._hidden(examples)
         return TASKS[self.spec.task].logits(model, batch), batch.targets_S
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
@@ -162,10 +163,12 @@ def _cut(upper: PreTrainedModel, base: PreTrainedModel, *, depth: int, first_tok
     import torch
 
     class Given(torch.nn.Module):
-        hidden: torch.Tensor
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = threading.local()
 
-        def forward(self, *_: object, **__: object) -> torch.Tensor:
-            return self.hidden
+        def forward(self, *_: object, **__: object) -> Any:
+            return self.now.hidden
 
     given = Given()
     blocks = models.block_prefixes(upper)

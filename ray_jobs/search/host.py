@@ -19,6 +19,7 @@ from ray_jobs.encoding import Encoded
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
 from ray_jobs.models import load_config, require_memory, resolve_precision
 from ray_jobs.search.adapters import SharedLora
+from ray_jobs.search.at_once import AtOnce
 from ray_jobs.search.features import SharedFeatures, Unshareable
 from ray_jobs.search.records import Result, Run, Status
 from ray_jobs.search.together import Sharing, Together, pass_tokens, result_of
@@ -77,6 +78,8 @@ class Host:
         import torch
 
         self._store, self._device = store, torch.device(device)
+        # A GPU's passes are as large as fits; a CPU has one a thread.
+        self._at_once = AtOnce(torch.get_num_threads() if self._device.type == "cpu" else 1)
         self._groups: dict[str, Together] = {}
         self._waiting: list[Task] = []
         self._dropped: set[str] = set()
@@ -126,6 +129,8 @@ class Host:
                 self._round()
         except BaseException as error:  # noqa: BLE001  # told to whoever polls
             self._broken = error
+        finally:
+            self._at_once.close()
 
     def _round(self) -> None:
         with self._changed:
@@ -205,7 +210,7 @@ class Host:
         else:
             sharing = SharedLora.load(spec, directory, labels, rows, self._device)
         limit = pass_tokens(spec.training.micro_batch_tokens, self._device)
-        return Together(self._store, sharing, rows, held_out, is_packed(spec), limit)
+        return Together(self._store, sharing, rows, held_out, is_packed(spec), limit, self._at_once)
 
     def _alone(self, task: Task) -> Result | None:
         """The job's own loop, in this process."""

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from ray_jobs import checkpoint, models, zero
@@ -20,6 +21,7 @@ from ray_jobs.encoding import Encoded
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.schedule import learning_rate_at, trunk_end
 from ray_jobs.search.adapters import Share
+from ray_jobs.search.at_once import AtOnce
 from ray_jobs.search.records import Result, Run
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -33,7 +35,7 @@ _CPU_PASS_TOKENS = 256
 
 
 class Sharing(Protocol):
-    """How the trials of a process share their base."""
+    """How the trials of a process share their base. On a CPU `logits` may be called by several threads at once."""
 
     mixes: bool
     """Whether rows of several trials in one pass are computed together, and not trial by trial."""
@@ -93,6 +95,8 @@ class Together:
     packed: bool
     limit: int
     """Most tokens of a forward pass."""
+    at_once: AtOnce = field(default_factory=AtOnce)
+    """Where passes run; more than one at a time only on a CPU."""
     trials: dict[str, Trial] = field(default_factory=dict)
 
     def add(self, run: Run, spec: JobSpec, checkpoints: str, stretch: Stretch) -> None:
@@ -151,9 +155,9 @@ class Together:
     def _losses(self, trials: Sequence[Trial]) -> tuple[dict[str, float], dict[str, KitaeError]]:
         """Each trial's loss sum, with its gradients where they belong; and what failed.
 
-        A pass that does not fit into memory is tried again in halves, down to a row each; then the trial that came last
-        goes. Where a loss is no number, those of the same pass are computed by themselves, since a kernel may carry it
-        over.
+        A pass that does not fit into memory is tried again in halves, down to a row each, and one at a time; then the
+        trial that came last goes. Where a loss is no number, each trial has passes of its own, since a kernel may carry
+        it over.
         """
         failed: dict[str, KitaeError] = {}
         due = list(trials)
@@ -169,6 +173,9 @@ class Together:
                 if self.limit > longest:
                     self.limit = max(longest, self.limit // 2)
                     continue
+                if self.at_once.threads > 1:
+                    self.at_once = AtOnce()
+                    continue
                 last = due.pop()
                 failed[last.run.name] = out_of_memory(last.spec)
                 if not due:
@@ -176,8 +183,7 @@ class Together:
         wrong = [trial for trial in due if not math.isfinite(sums[trial.run.name])]
         if wrong and len(due) > 1:
             _forget(due)
-            for trial in due:
-                sums |= self._passes([trial])
+            sums = self._passes(due, mixed=False)
         for trial in due:
             mean = sums[trial.run.name] / trial.plan.supervised_in(trial.step)
             if not math.isfinite(mean):
@@ -187,10 +193,20 @@ class Together:
     def _rows_of(self, trial: Trial) -> list[Example]:
         return [self.rows[i] for i in trial.plan.rows_of(trial.step)]
 
-    def _passes(self, trials: Sequence[Trial]) -> dict[str, float]:
-        """Forward and backward: each trial's loss sum."""
-        if not self.sharing.mixes and len(trials) > 1:
-            return {name: total for trial in trials for name, total in self._passes([trial]).items()}
+    def _passes(self, trials: Sequence[Trial], *, mixed: bool = True) -> dict[str, float]:
+        """Forward and backward: each trial's loss sum.
+
+        A trial's passes all run in one thread, one after another, so that its gradients add up in one order.
+        """
+        if mixed and self.sharing.mixes:
+            tokens = [trial.plan.tokens_in(trial.step) for trial in trials]
+            groups = [[trials[i] for i in share] for share in spread(tokens, self.at_once.threads)]
+        else:
+            groups = [[trial] for trial in trials]
+        done = self.at_once.run([partial(self._passes_of, group) for group in groups])
+        return {name: total for sums in done for name, total in sums.items()}
+
+    def _passes_of(self, trials: Sequence[Trial]) -> dict[str, float]:
         sums = {trial.run.name: 0.0 for trial in trials}
         supervised = {trial.run.name: trial.plan.supervised_in(trial.step) for trial in trials}
         examples = [(trial.run.name, example) for trial in trials for example in self._rows_of(trial)]
@@ -250,12 +266,14 @@ class Together:
         """The held-out rows through one trial's model, which has no dropout to switch off."""
         import torch
 
-        total, examples = Scores(), [self.held_out[i] for i in range(len(self.held_out))]
-        with torch.no_grad():
-            for group in self._fill(examples):
+        examples = [self.held_out[i] for i in range(len(self.held_out))]
+
+        def score(group: Sequence[int]) -> Scores:
+            with torch.no_grad():  # of this thread
                 ((logits, targets),) = self.sharing.logits([(name, [examples[i] for i in group])])
-                total += scores_of(logits, targets)
-        return total
+                return scores_of(logits, targets)
+
+        return sum(self.at_once.run([partial(score, group) for group in self._fill(examples)]), Scores())
 
     def _fill(self, examples: Sequence[Example]) -> list[list[int]]:
         return fill([self.sharing.tokens(example) for example in examples], self.limit, packed=self.packed)
@@ -311,6 +329,17 @@ def fill(lengths: Sequence[int], limit: int, *, packed: bool) -> list[list[int]]
             cost = lengths[i]
         groups[-1].append(i)
     return groups
+
+
+def spread(sizes: Sequence[int], shares: int) -> list[list[int]]:
+    """Deal out what is of these sizes, the largest first, each to the share that has least so far; in order. Pure."""
+    groups: list[list[int]] = [[] for _ in range(min(shares, len(sizes)))]
+    totals = [0] * len(groups)
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = totals.index(min(totals))
+        groups[least].append(i)
+        totals[least] += sizes[i]
+    return [sorted(group) for group in groups]
 
 
 def _masters(weights: dict[str, torch.nn.Parameter], spec: JobSpec) -> list[torch.nn.Parameter]:
