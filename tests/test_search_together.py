@@ -445,8 +445,8 @@ def test_a_cpu_has_small_passes_and_no_more_trials_in_memory_than_it_computes(
         time.sleep(0.01)
     host.close()
     longest = max(setting.rows.lengths)
-    assert sum(sizes) > 2 * 256
-    assert 128 < max(sizes) <= max(256, longest)
+    assert sum(sizes) > 2 * 128
+    assert 64 < max(sizes) <= max(128, longest)
 
 
 def test_runs_that_end_together_are_uploaded_while_others_are_scored(

@@ -31,7 +31,7 @@ from ray_jobs.train import Stretch, batch_plan, is_out_of_memory, not_finite, ou
 if TYPE_CHECKING:
     import torch
 
-_CPU_PASS_TOKENS = 256
+_CPU_PASS_TOKENS = 128
 
 
 class Sharing(Protocol):
@@ -309,7 +309,8 @@ def result_of(store: Store, run: Run, checkpoints: str, position: Position, firs
 def pass_tokens(micro_batch_tokens: int, device: torch.device) -> int:
     """Most tokens of a forward pass, whoever's. Pure.
 
-    A CPU computes a token no faster in a larger pass than in one of 256, and the trials' activations would add up.
+    A CPU computes a token hardly faster in a larger pass than in one of 128, and the activations of the passes that run
+    at the same time add up.
     """
     return min(micro_batch_tokens, _CPU_PASS_TOKENS) if device.type == "cpu" else micro_batch_tokens
 
