@@ -45,6 +45,7 @@ class JobFile:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("files")
     tiny_models.save_encoder(directory / "encoder")
+    tiny_models.save_encoder(directory / "other", seed=1)
     rows = tiny_models.label_rows(360)
     for name, part in (("train", rows[:320]), ("held_out", rows[320:])):
         lines = [json.dumps(row, ensure_ascii=False) for row in part]
@@ -203,6 +204,38 @@ def test_trials_of_several_workers_are_groups_of_their_own(service: Service, sto
     results = Searched(store, job.spec.job_id).results()
     assert [result.status for result in results.values()] == ["ok", "ok"]
     assert not any(result.shared for result in results.values())
+
+
+def test_a_group_that_takes_too_long_is_given_up_and_the_search_goes_on(
+    service: Service, store: Store, files: Path
+) -> None:
+    """The second trial has fifty times the steps of the first."""
+    space = {"epochs": [1, 50]}
+    search = {"space": space, "algorithm": "grid", "finalists": 1, "trial_minutes": 1, "parallel": 1}
+    job = job_file(files, "slow", search=search, training={"method": "full", "batch_size": 2}, compute={"workers": 2})
+    driver = service.kitae(store, "tune", str(job.path))
+    assert driver.wait() == 0, driver.output
+    results = Searched(store, job.spec.job_id).results()
+    assert {r.run.params["epochs"]: r.status for r in results.values()} == {1: "ok", 50: "timed_out"}
+    assert "search.trial_minutes 1" in next(r.error or "" for r in results.values() if r.status == "timed_out")
+
+
+def test_the_base_is_searched_and_the_winner_registered_on_its_own(service: Service, store: Store, files: Path) -> None:
+    bases = [str(files / name) for name in ("encoder", "other")]
+    search = {"space": {"base_model": bases}, "algorithm": "grid", "finalists": 1}
+    job = job_file(files, "bases", search=search, training={"epochs": 2, "learning_rate": 1e-2})
+    driver = service.kitae(store, "run", str(job.path))
+    assert driver.wait() == 0, driver.output
+    searched = Searched(store, job.spec.job_id)
+    results = searched.results()
+    assert [result.status for result in results.values()] == ["ok", "ok"]
+    winner = searched.schedule().winner
+    assert winner is not None
+    best = min(results.values(), key=lambda result: result.loss or 1e9)
+    assert winner.params["base_model"] == best.run.params["base_model"]
+    (version,) = registry.versions(store, "bases")
+    assert version.lineage.spec.base_model == winner.params["base_model"]
+    assert version.metrics["loss"] == pytest.approx(best.loss, rel=1e-3)
 
 
 def test_when_every_trial_fails_the_job_says_why(service: Service, store: Store, files: Path) -> None:

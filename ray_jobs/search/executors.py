@@ -26,6 +26,8 @@ the one that kills is found."""
 _ANSWER_S = 0.2
 """How long is waited for an answer; it comes with a later call: a process may not have started yet."""
 _CLUSTER_EVERY_S = 5.0
+_END_S = 60.0
+"""For groups that were told to stop: to end their step and let go of their workers."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _OnHost:
 class _Group:
     task: Task
     since: float
+    thread: threading.Thread
 
 
 @dataclass
@@ -92,8 +95,9 @@ class Executor:
     def start(self, task: Task) -> None:
         """Begin a run, or go on with it from its last checkpoint. Call where `has_room`."""
         if mode_of(task.inputs.spec)[0] == "workers":
-            self._groups[task.run.name] = _Group(task, time.monotonic())
-            threading.Thread(target=self._run_group, args=(task,), daemon=True).start()
+            thread = threading.Thread(target=self._run_group, args=(task,), daemon=True)
+            self._groups[task.run.name] = _Group(task, time.monotonic(), thread)
+            thread.start()
             return
         host = min(range(self._hosts()), key=self._load)
         self._on_host[task.run.name] = _OnHost(task, host, time.monotonic())
@@ -147,8 +151,16 @@ class Executor:
             self._cluster_seen_s = time.monotonic()
 
     def close(self) -> None:
+        """Let go of all workers. A thread that was still in Ray when the interpreter ends would take it down."""
         import ray
 
+        for name, group in self._groups.items():
+            if name not in self._dropped and group.thread.is_alive():
+                with contextlib.suppress(KitaeError):  # the store is away: whatever ends the search says so
+                    workers.stop_training(self.store, group.task.inputs)
+        until = time.monotonic() + _END_S
+        for group in self._groups.values():
+            group.thread.join(max(0.0, until - time.monotonic()))
         for actor in self._actors.values():
             with contextlib.suppress(Exception):
                 ray.kill(actor)
