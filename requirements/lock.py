@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,10 @@ HERE = Path(__file__).parent
 HEADER = """\
 # Every package, pinned: written by requirements/lock.py from requirements.in; do not edit.
 # Installed with --no-deps (nothing is resolved), after `pip install torch` has taken the build that suits the machine.
+# `# checks` marks what only checks and tests need: an image leaves it out.
 """
+CHECKS = "# Checks and tests"
+"""The heading of requirements.in below which nothing is for running Kitae."""
 
 
 def direct(text: str) -> tuple[list[Requirement], frozenset[str]]:
@@ -61,12 +64,17 @@ def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, 
     return versions
 
 
-def render(versions: dict[str, str]) -> str:
-    return HEADER + "".join(f"{name}=={versions[name]}\n" for name in sorted(versions, key=str.lower))
+def render(versions: dict[str, str], to_run: Container[str]) -> str:
+    """The lock. `to_run`: names of what is needed to run Kitae."""
+    lines = (f"{name}=={versions[name]}" + ("" if name in to_run else "  # checks") for name in versions)
+    return HEADER + "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
 
 
 def main(arguments: list[str]) -> int:
-    text = render(closure(*direct((HERE / "requirements.in").read_text(encoding="utf-8"))))
+    source = (HERE / "requirements.in").read_text(encoding="utf-8")
+    pins, left_out = direct(source)
+    to_run, _ = direct(source.partition(CHECKS)[0])
+    text = render(closure(pins, left_out), closure(to_run, left_out))
     lock = HERE / "lock.txt"
     if "--check" not in arguments:
         lock.write_text(text, encoding="utf-8")
