@@ -3,14 +3,19 @@
 {{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name }}{{ end }}
 {{- end }}
 
-{{- define "kitae.selector" -}}
+{{- define "kitae.labels" -}}
 app.kubernetes.io/name: kitae
-app.kubernetes.io/instance: {{ .Release.Name }}
+{{ include "kitae.podLabels" . }}
 {{- end }}
 
-{{- define "kitae.labels" -}}
+{{/* KubeRay finds the head by `app.kubernetes.io/name: kuberay`, which it sets itself: a pod has no other name. */}}
+{{- define "kitae.podLabels" -}}
 {{ include "kitae.selector" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "kitae.selector" -}}
+app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/part-of: kitae
 {{- end }}
 

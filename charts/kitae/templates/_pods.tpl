@@ -72,7 +72,7 @@ A pod template: (dict "root" $ "component" head|api|inference "size" SIZE "sched
 {{- $root := .root }}
 metadata:
   labels:
-    {{- include "kitae.labels" $root | nindent 4 }}
+    {{- include "kitae.podLabels" $root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}
 spec:
   serviceAccountName: {{ .account }}
