@@ -21,7 +21,12 @@ The release and a hash of all that it was given: whatever changes makes a new Ra
 RayJob is not changed while it runs.
 */}}
 {{- define "job.name" -}}
-{{ .Release.Name }}-{{ list .Values (include "job.spec" .) .Chart.AppVersion | toJson | sha256sum | trunc 8 }}
+{{- $given := dict "spec" (include "job.spec" .) "attempt" .Values.job.attempt "version" .Chart.AppVersion }}
+{{- range $name, $value := omit .Values "job" "global" }}
+{{- /* Helm 3 keeps a null, Helm 4 does not: to both it is the same. */}}
+{{- if not (kindIs "invalid" $value) }}{{ $_ := set $given $name $value }}{{ end }}
+{{- end }}
+{{- .Release.Name }}-{{ $given | toJson | sha256sum | trunc 8 }}
 {{- end }}
 
 {{- define "job.labels" -}}
@@ -59,6 +64,7 @@ kitae.dev/runner: {{ include "job.name" . }}
 {{- if and (ne (dig "serving" "deploy" true $spec) false) (not $v.endpointUrl) }}{{ $found = append $found "endpointUrl is empty, and the model is to be deployed: say where the endpoint is, or set serving: {deploy: false} in the job file" }}{{ end }}
 {{- end }}
 {{- if not $v.image.repository }}{{ $found = append $found "image.repository is empty: name the image, such as registry.example/kitae" }}{{ end }}
+{{- if eq $v.image.tag "latest" }}{{ $found = append $found "image.tag is latest, which means another image tomorrow: give a version" }}{{ end }}
 {{- if not $v.store.uri }}{{ $found = append $found "store.uri is empty: name bucket and prefix, such as s3://models/kitae" }}{{ end }}
 {{- if not $v.store.endpointUrl }}{{ $found = append $found "store.endpointUrl is empty: give the store's address, such as https://s3.example" }}{{ end }}
 {{- if not $v.store.existingSecret }}{{ $found = append $found "store.existingSecret is empty: there are no default credentials; name the Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" }}{{ end }}

@@ -6,6 +6,7 @@
 {{- if gt (len $name) 40 }}{{ $found = append $found (printf "the release's name makes %q, which has %d characters and may have 40: choose a shorter one" $name (len $name)) }}{{ end }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}{{ $found = append $found (printf "the release's name makes %q, and must begin with a letter and have no dots: choose another" $name) }}{{ end }}
 {{- if not $v.image.repository }}{{ $found = append $found "image.repository is empty: name the image, such as registry.example/kitae" }}{{ end }}
+{{- if eq $v.image.tag "latest" }}{{ $found = append $found "image.tag is latest, which means another image tomorrow: give a version" }}{{ end }}
 {{- if not $v.store.uri }}{{ $found = append $found "store.uri is empty: name bucket and prefix, such as s3://models/kitae" }}{{ end }}
 {{- if not $v.store.endpointUrl }}{{ $found = append $found "store.endpointUrl is empty: give the store's address, such as https://s3.example" }}{{ end }}
 {{- if and $v.store.ca.existingConfigMap $v.store.ca.pem }}{{ $found = append $found "store.ca has both existingConfigMap and pem: give one of them" }}{{ end }}
