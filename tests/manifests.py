@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
+from kubernetes_validate import utils
+from referencing import Registry, Resource
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = "1.37"
@@ -32,14 +33,14 @@ Object = dict[str, Any]
 
 
 @cache
-def custom_schemas() -> dict[str, list[dict[str, Any]]]:
+def custom_schemas() -> dict[str, list[jsonschema.Draft202012Validator]]:
     """The schemas of each custom kind, by `group/version/Kind`."""
     found = {name: [schema] for name, schema in json.loads(_OWN.read_text(encoding="utf-8")).items()}
     if _WHOLE.exists():
         with gzip.open(_WHOLE, "rt", encoding="utf-8") as file:
             for name, schema in json.load(file).items():
                 found.setdefault(name, []).append(schema)
-    return found
+    return {name: [jsonschema.Draft202012Validator(schema) for schema in schemas] for name, schemas in found.items()}
 
 
 def findings(document: Object) -> list[str]:
@@ -54,13 +55,25 @@ def findings(document: Object) -> list[str]:
 def _schema(document: Object, kind: str) -> Iterator[str]:
     if kind in custom_schemas():
         for schema in custom_schemas()[kind]:
-            for error in jsonschema.Draft202012Validator(schema).iter_errors(document):
+            for error in schema.iter_errors(document):
                 yield f"{'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
         return
-    try:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-    except kubernetes_validate.ValidationError as error:
-        yield f"{'.'.join(map(str, error.path))}: {error.message[:300]}"
+    for error in _core(document["kind"], document["apiVersion"]).iter_errors(document):
+        yield f"{'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
+
+
+@cache
+def _core(kind: str, api_version: str) -> jsonschema.Draft202012Validator:
+    """Of a core kind, strict. `kubernetes_validate.validate` reads a megabyte for each document; this once."""
+    folder = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
+    group, _, version = api_version.rpartition("/")
+    name = "-".join(filter(None, [kind.lower(), group.partition(".")[0], version]))
+    schema, definitions = (
+        Resource.from_contents(utils.schema_contents(f"{folder}/{file}.json", KUBERNETES))
+        for file in (name, "_definitions")
+    )
+    registry: Registry[Any] = schema @ Registry()
+    return jsonschema.Draft202012Validator(schema.contents, registry=definitions @ registry)
 
 
 def _pod(template: Object) -> Iterator[str]:
@@ -117,7 +130,9 @@ def violations(spec: Object) -> list[str]:
     for container in containers(spec):
         own = container.get("securityContext", {})
         name = container["name"]
-        found += [f"{name} has hostPort {port['hostPort']}" for port in container.get("ports", []) if "hostPort" in port]
+        found += [
+            f"{name} has hostPort {port['hostPort']}" for port in container.get("ports", []) if "hostPort" in port
+        ]
         if own.get("privileged"):
             found.append(f"{name} is privileged")
         if own.get("allowPrivilegeEscalation") is not False:
