@@ -61,6 +61,8 @@ REFUSED_JOB: list[tuple[dict[str, Any], str]] = [
     ({"job": {"spec": "[a"}}, r"job\.spec is not a YAML mapping"),
     ({"job": {"spec": "- a"}}, r"job\.spec is not a YAML mapping"),
     ({"job": {"file": "a"}}, "file"),
+    ({"worker": {"cpu": "500m"}}, "worker.cpu is 500m, and the job file asks for 1 CPUs a worker"),
+    ({"job": {"spec": {"compute": {"cpus_per_worker": 8}}}}, "worker.cpu is 4, and the job file asks for 8 CPUs"),
     ({"endpointUrl": ""}, "endpointUrl is empty, and the model is to be deployed"),
     ({"store": {"existingSecret": ""}}, "there are no default credentials"),
     ({"image": {"tag": "latest"}}, r"image\.tag is latest"),

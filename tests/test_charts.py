@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from importlib import import_module, util
+from typing import Any
 
 import pytest
 import yaml
@@ -211,6 +212,17 @@ def test_the_launcher_takes_cluster_yaml(case: str) -> None:
         pytest.skip("no Kubernetes launcher in this version")
     told = one(helm.render("kitae", chart_values.KITAE[case]), "ConfigMap", "-cluster")["data"]["cluster.yaml"]
     import_module("ray_jobs.cluster.settings").parse(yaml.safe_load(told))
+
+
+def test_the_endpoint_is_begun_anew_when_what_it_knows_changes() -> None:
+    def annotation(**changes: Any) -> str:
+        (told,) = pods(helm.render("kitae", chart_values.kitae(**changes)))["api"]["metadata"]["annotations"].values()
+        return str(told)
+
+    quota = {"cpu": {"nominal": "17"}, "memory": {"nominal": "64Gi"}}
+    assert annotation() == annotation(teams={"green": {"weight": 3, "quotas": {"cpu": quota}}})
+    assert annotation() != annotation(teams={"red": {"quotas": {"cpu": quota}}})
+    assert annotation() != annotation(jobs={"backoffLimit": 1})
 
 
 def test_every_flavour_says_something_of_every_resource() -> None:

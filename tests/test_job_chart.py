@@ -166,7 +166,7 @@ def test_pods_are_told_to_save_before_they_go() -> None:
     for spec in templates:
         (container,) = spec["containers"]
         command = container["lifecycle"]["preStop"]["exec"]["command"]
-        assert command == ["python", "-m", "ray_jobs", "notice", "/etc/kitae/job.yaml"]
+        assert command == ["python", "-m", "ray_jobs", "notice", "/etc/kitae/job.yaml", "--wait-s", "90"]
         assert spec["terminationGracePeriodSeconds"] == 120
         assert spec["automountServiceAccountToken"] is False
         assert container["envFrom"] == [{"secretRef": {"name": "a-store"}}]

@@ -62,6 +62,10 @@ kitae.dev/runner: {{ include "job.name" . }}
 {{- else if hasKey $spec "Error" }}{{ $found = append $found (printf "job.spec is not a YAML mapping: %s" $spec.Error) }}
 {{- else }}
 {{- if and (ne (dig "serving" "deploy" true $spec) false) (not $v.endpointUrl) }}{{ $found = append $found "endpointUrl is empty, and the model is to be deployed: say where the endpoint is, or set serving: {deploy: false} in the job file" }}{{ end }}
+{{- $wanted := (include "job.compute" . | fromJson).cpus_per_worker | default 1 | float64 }}
+{{- $cpu := $v.worker.cpu }}
+{{- $cpus := ternary (divf (trimSuffix "m" $cpu | float64) 1000) (float64 $cpu) (hasSuffix "m" $cpu) }}
+{{- if gt $wanted $cpus }}{{ $found = append $found (printf "worker.cpu is %s, and the job file asks for %v CPUs a worker (compute.cpus_per_worker): raise the first or lower the second" $cpu $wanted) }}{{ end }}
 {{- end }}
 {{- if not $v.image.repository }}{{ $found = append $found "image.repository is empty: name the image, such as registry.example/kitae" }}{{ end }}
 {{- if eq $v.image.tag "latest" }}{{ $found = append $found "image.tag is latest, which means another image tomorrow: give a version" }}{{ end }}

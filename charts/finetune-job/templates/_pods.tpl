@@ -60,7 +60,7 @@ PYTHONDONTWRITEBYTECODE: "1"
 RAY_USAGE_STATS_ENABLED: "0"
 {{- end }}
 
-{{/* A pod of the job's Ray cluster: (dict "root" $ "size" SIZE "gpus" COUNT). */}}
+{{/* A pod of the job's Ray cluster: (dict "root" $ "name" CONTAINER "size" SIZE "gpus" COUNT). */}}
 {{- define "job.pod" -}}
 {{- $root := .root }}
 metadata:
@@ -69,7 +69,7 @@ metadata:
 spec:
   {{- include "job.podSpec" $root | nindent 2 }}
   containers:
-    - name: ray
+    - name: {{ .name }}
       {{- include "job.container" $root | nindent 6 }}
       env:
         {{- $environment := mustMergeOverwrite (include "job.environment" $root | fromYaml) $root.Values.nccl $root.Values.environment }}
@@ -82,7 +82,7 @@ spec:
       lifecycle:
         preStop:
           exec:
-            command: [python, -m, ray_jobs, notice, /etc/kitae/job.yaml]
+            command: [python, -m, ray_jobs, notice, /etc/kitae/job.yaml, --wait-s, "90"]
       resources:
         {{- range list "requests" "limits" }}
         {{ . }}:

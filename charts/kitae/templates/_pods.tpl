@@ -74,6 +74,11 @@ metadata:
   labels:
     {{- include "kitae.podLabels" $root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}
+  {{- if eq .component "api" }}
+  annotations:
+    # An ingress process reads the file when it begins.
+    kitae.dev/cluster-settings: {{ include "kitae.cluster" $root | sha256sum | trunc 16 | quote }}
+  {{- end }}
 spec:
   serviceAccountName: {{ .account }}
   automountServiceAccountToken: {{ .token }}
