@@ -3,7 +3,8 @@
 {{- $found := list }}
 {{- $v := .Values }}
 {{- $name := include "kitae.fullname" . }}
-{{- if gt (len $name) 40 }}{{ $found = append $found (printf "the release's name makes %q, which has %d characters and may have 40: choose a shorter one" $name (len $name)) }}{{ end }}
+{{- /* KubeRay makes of it names of 50 characters at most, and cuts what is longer. */}}
+{{- if gt (len $name) 24 }}{{ $found = append $found (printf "the release's name makes %q, which has %d characters and may have 24: choose a shorter one" $name (len $name)) }}{{ end }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}{{ $found = append $found (printf "the release's name makes %q, and must begin with a letter and have no dots: choose another" $name) }}{{ end }}
 {{- if not $v.image.repository }}{{ $found = append $found "image.repository is empty: name the image, such as registry.example/kitae" }}{{ end }}
 {{- if eq $v.image.tag "latest" }}{{ $found = append $found "image.tag is latest, which means another image tomorrow: give a version" }}{{ end }}
