@@ -7,9 +7,10 @@ measure it (`metrics`), beside them what is done in the background.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
-from ray_jobs import __version__
+from ray_jobs import __version__, deploy
 from ray_jobs.deploy.serve_api import INGRESS
+from ray_jobs.errors import KitaeError
 from ray_jobs.launch import Launcher, RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.webhooks import Policy, Sender
@@ -43,8 +45,11 @@ from serving.usage import Ledger
 if TYPE_CHECKING:
     from ray.serve import Application
 
+logger = logging.getLogger(__name__)
+
 _TICK_S = 2.0
 _SWEEP_S = 3600.0
+_KEEP_S = 3.0
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -90,6 +95,7 @@ def app_from_environment() -> ASGIApp:
         check_rows=on_ray(store),
         launcher=RayLauncher(ray.dashboard_url, ray.token),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
+        keep=partial(deploy.keep, store, deploy.ServeSettings.from_env()) if settings.keep_deployments else None,
         behind_proxy=True,
     )
 
@@ -105,10 +111,12 @@ def create_app(
     router: Router | None = None,
     traffic: Traffic | None = None,
     limiter: Limiter | None = None,
+    keep: Callable[[], object] | None = None,
     behind_proxy: bool = False,
 ) -> Observed:
     """The endpoint as an ASGI app. `keys`: where teams' keys are looked up; None: only the operator's opens it.
-    `router`, `traffic`, `limiter` None: new ones. `behind_proxy`: Serve's proxy gives requests their ids."""
+    `router`, `traffic`, `limiter` None: new ones. `keep`: makes Serve run what is recorded; None: others see to that.
+    `behind_proxy`: Serve's proxy gives requests their ids."""
     traffic = traffic or Traffic(store)
     router = router or Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
     limiter = limiter or Limiter(max_ongoing_requests=settings.max_ongoing_requests)
@@ -120,6 +128,7 @@ def create_app(
     background = Background(
         [
             Chore("jobs", _TICK_S, lambda: metrics.set_jobs(tuning.tick())),
+            *([Chore("deployments", _KEEP_S, keep)] if keep is not None else []),
             Chore("usage", settings.usage_every_s, ledger.flush, at_end=True),
             Chore("expired files", _SWEEP_S, partial(_sweep, files, uploads)),
         ],
@@ -128,6 +137,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if keep is not None:
+            # Before this process counts as running: nobody may take a new cluster for ready while it lacks the models.
+            await asyncio.to_thread(_keep_first, keep)
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
         background.start()
@@ -178,6 +190,13 @@ def create_app(
 def _sweep(files: Files, uploads: Uploads) -> None:
     files.sweep(time.time())
     uploads.sweep(time.time())
+
+
+def _keep_first(keep: Callable[[], object]) -> None:
+    try:
+        keep()
+    except KitaeError as error:  # the background tries again, and what needs no model is answered meanwhile
+        logger.warning("deployments wait: %s", error)
 
 
 def _charge(limiter: Limiter, done: Finished) -> None:

@@ -35,19 +35,22 @@ class Settings:
     """How long records and aliases are believed before the store is asked again."""
     usage_every_s: float = 10.0
     """How often what was used is written down: so much of it is lost with a process that is killed."""
+    keep_deployments: bool = False
+    """Whether this process sees to it that Serve runs what is recorded (`ray_jobs.deploy.keep`)."""
     job_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Sections of a job file that every job made through the API begins with."""
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> Settings:
         """Of KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_METRICS_OPEN and KITAE_JOB_DEFAULTS. SpecError where one of them is unusable."""
+        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS and KITAE_JOB_DEFAULTS. SpecError where one of them is unusable."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_bytes(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes),
             max_file_bytes=_bytes(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes),
             max_ongoing_requests=_count(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
+            keep_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.keep_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
         )
 

@@ -163,8 +163,8 @@ def nowhere() -> Store:
 def make_app(
     router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any
 ) -> ASGIApp:
-    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, and settings."""
-    given = {name: more.pop(name) for name in ("keys", "limiter") if name in more}
+    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, `keep`, and settings."""
+    given = {name: more.pop(name) for name in ("keys", "limiter", "keep") if name in more}
     return create_app(
         Settings(**{"api_key": KEY} | more),
         nowhere(),

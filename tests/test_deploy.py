@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ray_jobs import registry
-from ray_jobs.deploy import ServeSettings, deploy, deployed, needed_records, reapply, records, undeploy
+from ray_jobs.deploy import ServeSettings, deploy, deployed, keep, needed_records, reapply, records, undeploy
 from ray_jobs.deploy.records import Deployment, merge
 from ray_jobs.deploy.serve_api import failure, need_free_port, serve_config
 from ray_jobs.errors import CorruptObject, MachineError, RegistryError, ServingError, SpecError
@@ -42,8 +42,11 @@ class Dashboard:
     def details(self) -> dict[str, Any]:
         if self.config is None:
             return {"controller_info": {}, "proxies": {}, "applications": self.foreign, "target_capacity": None}
-        names = [application["name"] for application in self.config["applications"]]
-        applications = {name: self.states.get(name, {"status": "RUNNING", "deployments": {}}) for name in names}
+        asked = {application["name"]: application for application in self.config["applications"]}
+        applications = {
+            name: self.states.get(name, {"status": "RUNNING", "deployments": {}, "deployed_app_config": application})
+            for name, application in asked.items()
+        }
         options = self.config["http_options"]
         proxies = {"node": {"status": "HEALTHY"}}
         return {"proxies": proxies, "applications": applications | self.foreign, "http_options": options}
@@ -256,6 +259,27 @@ def test_everything_recorded_comes_up_again(
     assert list(dashboard.running) == ["kitae", "kitae-base"]
 
 
+def test_what_another_took_away_is_put_back(
+    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+) -> None:
+    register(store, tmp_path)
+    elsewhere = replace(settings, endpoint_url="https://kitae.example")
+    assert deploy(store, "greeter", elsewhere).url == "https://kitae.example/v1"
+    assert dashboard.puts == 0, "only recorded: the endpoint elsewhere sees to the rest"
+    assert keep(store, settings) == ["kitae", "kitae-base"]
+    assert keep(store, settings) == []
+    dashboard.config = serve_config([], settings)  # as KubeRay does, which knows the ingress alone
+    assert keep(store, settings) == ["kitae-base"]
+    register(store, tmp_path, rank=32)
+    deploy(store, "greeter", elsewhere)
+    assert keep(store, settings) == ["kitae-base"], "other arguments"
+    undeploy(store, "greeter", elsewhere)
+    undeploy(store, "base", elsewhere)
+    assert keep(store, settings) == ["kitae-base"]
+    assert list(dashboard.running) == ["kitae"]
+    assert dashboard.puts == 4
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -354,6 +378,16 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     settings = ServeSettings.from_env()
     assert (settings.dashboard_url, settings.token, settings.port) == ("http://10.0.0.1:8265", "abc", 9000)
     assert settings.url == "http://127.0.0.1:9000/v1"
+    monkeypatch.setenv("KITAE_INGRESS_OPTIONS", '{"num_replicas": 2}')
+    assert serve_config([], ServeSettings.from_env())["applications"][0]["deployments"] == [
+        {"name": "Ingress", "num_replicas": 2}
+    ]
+    monkeypatch.setenv("KITAE_INGRESS_OPTIONS", "[2]")
+    with pytest.raises(SpecError, match="KITAE_INGRESS_OPTIONS is no object"):
+        ServeSettings.from_env()
+    monkeypatch.setenv("KITAE_ENDPOINT_URL", "kitae.example")
+    with pytest.raises(SpecError, match=r"KITAE_ENDPOINT_URL is 'kitae\.example'"):
+        ServeSettings.from_env()
     monkeypatch.setenv("KITAE_PORT", "99999")
     with pytest.raises(SpecError, match="KITAE_PORT is '99999'"):
         ServeSettings.from_env()

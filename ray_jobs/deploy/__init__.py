@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from ray_jobs import registry
 from ray_jobs.deploy import records
 from ray_jobs.deploy.records import Deployment
-from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, serve_config
+from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, differing, serve_config
 from ray_jobs.engine import lora_capacity
 from ray_jobs.errors import ServingError
 from ray_jobs.registry import ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 
-__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "reapply", "undeploy"]
+__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "keep", "reapply", "undeploy"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -47,7 +47,8 @@ def deploy(
     serving: ServingSection | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Deployed:
-    """Deploy `name`, `name@version` or `name@alias`, and wait until it answers.
+    """Deploy `name`, `name@version` or `name@alias`, and wait until it answers; of an endpoint elsewhere
+    (`settings.endpoint_url`), only record it: that one brings it up by itself (`keep`).
 
     With a version or alias named, the bare name means that one from then on; without, it follows the alias champion,
     else the newest. `serving` None: the options of the job that made the version. `progress` gets a line and the
@@ -56,6 +57,10 @@ def deploy(
     version = registry.get(store, ref)
     label = ref.partition("@")[2] or None
     wanted = needed_records(version, label, _options(version, serving), lora_rank=_lora_rank(store, version))
+    if settings.endpoint_url is not None:
+        for record in wanted:
+            records.write(store, record)
+        return Deployed(version.name, version.version, wanted[-1].base, settings.url)
     with ServeClient(settings) as client:
         client.check()
         for record in wanted:
@@ -67,6 +72,9 @@ def deploy(
 
 def undeploy(store: Store, name: str, settings: ServeSettings) -> None:
     """Stop answering for a name. Raises ServingError where it is not deployed, or is a base that adapters need."""
+    if settings.endpoint_url is not None:
+        records.remove(store, name)
+        return
     with ServeClient(settings) as client:
         client.details()  # refuses before anything is written
         records.remove(store, name)
@@ -80,6 +88,20 @@ def reapply(store: Store, settings: ServeSettings, progress: Callable[[str, floa
         client.check()
         _apply(store, client, settings)
         client.wait_running([INGRESS, *dict.fromkeys(applications)], progress)
+
+
+def keep(store: Store, settings: ServeSettings) -> list[str]:
+    """Make Serve run what is recorded, if it does not. Which applications were not as recorded; waits for none.
+
+    For an endpoint whose Ray cluster another manages: KubeRay knows the ingress alone, starts new clusters with it, and
+    takes away whatever else runs when it tells a cluster its config again. Several may do it at once.
+    """
+    with ServeClient(settings) as client:
+        config = serve_config(records.read_all(store).values(), settings)
+        changed = differing(client.details(), config)
+        if changed:
+            _apply(store, client, settings)
+    return changed
 
 
 def deployed(store: Store) -> list[Deployment]:

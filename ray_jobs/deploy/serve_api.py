@@ -6,11 +6,12 @@ know the store. Answers come from `/api/serve/applications/` of the Ray dashboar
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,10 +43,16 @@ class ServeSettings:
     port: int = 8000
     timeout_s: float = 900.0
     """Longest wait for everything to run."""
+    endpoint_url: str | None = None
+    """Of an endpoint elsewhere that puts into Serve by itself what is recorded: deploying is recording. None: what is
+    recorded is put into this cluster's Serve."""
+    ingress: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the ingress's Serve deployment, where they are not those of the code (`DeploymentSchema`)."""
 
     @classmethod
     def from_env(cls) -> ServeSettings:
-        """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL), RAY_AUTH_*, KITAE_HOST and KITAE_PORT."""
+        """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL), RAY_AUTH_*, KITAE_HOST, KITAE_PORT,
+        KITAE_ENDPOINT_URL and KITAE_INGRESS_OPTIONS (JSON). SpecError where one of them is unusable."""
         ray = RayAddress.from_env()
         port = os.environ.get("KITAE_PORT") or "8000"
         if not port.isdecimal() or not 0 < int(port) < 65536:
@@ -55,11 +62,15 @@ class ServeSettings:
             token=ray.token,
             host=os.environ.get("KITAE_HOST") or "127.0.0.1",
             port=int(port),
+            endpoint_url=_endpoint_url(os.environ.get("KITAE_ENDPOINT_URL") or ""),
+            ingress=_ingress_options(os.environ.get("KITAE_INGRESS_OPTIONS") or "{}"),
         )
 
     @property
     def url(self) -> str:
-        """Where a client on this machine finds the endpoint."""
+        """Where a client finds the endpoint: one on this machine, unless the endpoint is elsewhere."""
+        if self.endpoint_url is not None:
+            return f"{self.endpoint_url}/v1"
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}/v1"
 
 
@@ -79,13 +90,30 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
         for record in records
         if record.kind != "adapter"
     ]
-    ingress = {"name": INGRESS, "route_prefix": "/", "import_path": "serving.app:build", "args": {}}
+    ingress: dict[str, Any] = {"name": INGRESS, "route_prefix": "/", "import_path": "serving.app:build", "args": {}}
+    if settings.ingress:
+        ingress["deployments"] = [{"name": "Ingress", **settings.ingress}]
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": settings.host, "port": settings.port},
         "logging_config": {"enable_access_log": False},  # of the proxy: the ingress has a line for each request
         "applications": [ingress, *applications],
     }
+
+
+def differing(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Our applications that Serve lacks, runs with other arguments, or runs though the config has them not. Pure.
+
+    `details` as `ServeClient.details` gives them, `config` of `serve_config`.
+    """
+    wanted = {application["name"]: application["args"] for application in config["applications"]}
+    running = {
+        name: (state.get("deployed_app_config") or {}).get("args", wanted.get(name))
+        for name, state in details.get("applications", {}).items()
+        if is_ours(name) and state.get("status") != "DELETING"
+    }
+    names = sorted(wanted.keys() | running.keys())
+    return [name for name in names if name not in wanted or name not in running or wanted[name] != running[name]]
 
 
 class ServeClient:
@@ -204,6 +232,22 @@ def need_free_port(host: str, port: int) -> None:
                 f"the endpoint cannot listen on {host}:{port} ({error.strerror or error}): set KITAE_PORT to a free "
                 "port, or stop what uses this one"
             ) from error
+
+
+def _endpoint_url(text: str) -> str | None:
+    if text and not text.startswith(("http://", "https://")):
+        raise SpecError(f"KITAE_ENDPOINT_URL is {text!r}; it must be an address such as https://kitae.example")
+    return text.rstrip("/") or None
+
+
+def _ingress_options(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise SpecError(f"KITAE_INGRESS_OPTIONS is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SpecError("KITAE_INGRESS_OPTIONS is no object; it must hold options of a Serve deployment")
+    return found
 
 
 def _messages(state: dict[str, Any]) -> list[str]:

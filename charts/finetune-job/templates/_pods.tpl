@@ -1,0 +1,119 @@
+{{- define "job.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: {{ .Values.podSecurity.runAsUser }}
+runAsGroup: {{ .Values.podSecurity.runAsGroup }}
+fsGroup: {{ .Values.podSecurity.fsGroup }}
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* What a pod's spec begins with. */}}
+{{- define "job.podSpec" -}}
+serviceAccountName: {{ .Values.serviceAccount }}
+automountServiceAccountToken: false
+terminationGracePeriodSeconds: 120
+securityContext:
+  {{- include "job.podSecurityContext" . | nindent 2 }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What a container begins with. */}}
+{{- define "job.container" -}}
+image: {{ include "job.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "job.environment" -}}
+KITAE_STORE: {{ .Values.store.uri | quote }}
+AWS_ENDPOINT_URL: {{ .Values.store.endpointUrl | quote }}
+{{- with .Values.store.region }}
+AWS_REGION: {{ . | quote }}
+{{- end }}
+{{- with .Values.store.ca.existingConfigMap }}
+AWS_CA_BUNDLE: /etc/kitae/ca/{{ $.Values.store.ca.key }}
+{{- end }}
+{{- with .Values.endpointUrl }}
+KITAE_ENDPOINT_URL: {{ . | quote }}
+{{- end }}
+KITAE_CACHE: /cache/kitae
+HF_HOME: /cache/huggingface
+VLLM_CACHE_ROOT: /cache/vllm
+TORCH_EXTENSIONS_DIR: /cache/torch
+HOME: /home/kitae
+PYTHONDONTWRITEBYTECODE: "1"
+RAY_USAGE_STATS_ENABLED: "0"
+{{- end }}
+
+{{/* A pod of the job's Ray cluster: (dict "root" $ "name" CONTAINER "size" SIZE "gpus" COUNT). */}}
+{{- define "job.pod" -}}
+{{- $root := .root }}
+metadata:
+  labels:
+    {{- include "job.podLabels" $root | nindent 4 }}
+spec:
+  {{- include "job.podSpec" $root | nindent 2 }}
+  containers:
+    - name: {{ .name }}
+      {{- include "job.container" $root | nindent 6 }}
+      env:
+        {{- $environment := mustMergeOverwrite (include "job.environment" $root | fromYaml) $root.Values.nccl $root.Values.environment }}
+        {{- range $name, $value := $environment }}
+        - name: {{ $name }}
+          value: {{ $value | quote }}
+        {{- end }}
+      envFrom:
+        - secretRef: {name: {{ $root.Values.store.existingSecret }}}
+      lifecycle:
+        preStop:
+          exec:
+            command: [python, -m, ray_jobs, notice, /etc/kitae/job.yaml, --wait-s, "90"]
+      resources:
+        {{- range list "requests" "limits" }}
+        {{ . }}:
+          cpu: {{ $.size.cpu | quote }}
+          memory: {{ $.size.memory }}
+          {{- if $.gpus }}
+          {{ $.size.gpuResource }}: {{ $.gpus }}
+          {{- end }}
+        {{- end }}
+      volumeMounts:
+        - {name: job, mountPath: /etc/kitae/job.yaml, subPath: job.yaml, readOnly: true}
+        {{- with $root.Values.store.ca.existingConfigMap }}
+        - {name: store-ca, mountPath: /etc/kitae/ca, readOnly: true}
+        {{- end }}
+        - {name: tmp, mountPath: /tmp}
+        - {name: home, mountPath: /home/kitae}
+        - {name: cache, mountPath: /cache}
+        - {name: shared-memory, mountPath: /dev/shm}
+  volumes:
+    - name: job
+      configMap: {name: {{ include "job.name" $root }}}
+    {{- with $root.Values.store.ca.existingConfigMap }}
+    - name: store-ca
+      configMap: {name: {{ . }}}
+    {{- end }}
+    - name: tmp
+      emptyDir: {}
+    - name: home
+      emptyDir: {}
+    - name: cache
+      emptyDir: {sizeLimit: {{ $root.Values.cache }}}
+    - name: shared-memory
+      emptyDir: {medium: Memory{{ with .size.sharedMemory }}, sizeLimit: {{ . }}{{ end }}}
+{{- end }}
