@@ -23,6 +23,7 @@ KitaeError
 │       ├── ObjectChanged        somebody else wrote first
 │       ├── ObjectRefused        the object is not valid, or a webhook or quota does not admit it
 │       ├── RequestTooLarge      more than any quota of the team could ever admit
+│       ├── UnknownQueue         a team without a queue, or a queue that is not there
 │       └── Expired              a watch or a page goes on from a version that is no longer kept
 ├── TrainingError        training stopped (NaN loss, a worker lost too often)
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
@@ -139,6 +140,10 @@ class ObjectRefused(ClusterError):
 
 
 class RequestTooLarge(ClusterError):
+    pass
+
+
+class UnknownQueue(ClusterError):
     pass
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -81,17 +81,33 @@ def app_from_environment() -> ASGIApp:
 
     settings = Settings.from_env(os.environ)
     store = Store.from_env(check=False)
-    ray = RayAddress.from_env()
     log_requests()
     return create_app(
         settings,
         store,
         ServeBackend(),
         check_rows=on_ray(store),
-        launcher=RayLauncher(ray.dashboard_url, ray.token),
+        launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         behind_proxy=True,
     )
+
+
+def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
+    """Where jobs run: the Kubernetes cluster that KITAE_CLUSTER describes, else the Ray cluster of this process.
+
+    SpecError where the description is wrong, ClusterUnreachable where there are no credentials.
+    """
+    from ray_jobs.cluster import settings
+
+    found = settings.from_environment(environment)
+    if found is None:
+        ray = RayAddress.from_env()
+        return RayLauncher(ray.dashboard_url, ray.token)
+    from ray_jobs.cluster.client import Cluster
+    from ray_jobs.cluster.launcher import KubernetesLauncher
+
+    return KubernetesLauncher(Cluster.connect(), found)
 
 
 def create_app(

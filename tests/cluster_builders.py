@@ -60,3 +60,23 @@ def cluster_queue(
         "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "kitae"}},
         "spec": spec,
     }
+
+
+def local_queue(name: str, cluster_queue: str) -> Object:
+    """Where a team's jobs wait."""
+    return {
+        "apiVersion": "kueue.x-k8s.io/v1beta2",
+        "kind": "LocalQueue",
+        "metadata": {"name": name},
+        "spec": {"clusterQueue": cluster_queue},
+    }
+
+
+def priority_class(name: str, value: int) -> Object:
+    """One of Kueue's."""
+    return {
+        "apiVersion": "kueue.x-k8s.io/v1beta2",
+        "kind": "WorkloadPriorityClass",
+        "metadata": {"name": name},
+        "value": value,
+    }

@@ -376,7 +376,7 @@ def _from_environment() -> ApiClient:
     configuration = Configuration()
     try:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # it has types for others
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # as the client has it
         else:
             path = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
             config.load_kube_config(  # type: ignore[no-untyped-call]  # likewise
