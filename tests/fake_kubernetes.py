@@ -117,6 +117,7 @@ class FakeKubernetes:
         def log_in() -> ApiClient:
             configuration = prepared(Configuration(host=self.url))
             configuration.proxy = None
+            configuration.retries = configuration.retries.new(backoff_factor=0)  # type: ignore[union-attr]  # set there
             configuration.api_key["BearerToken"] = f"Bearer {self.token if token is None else token()}"
             return ApiClient(configuration)
 

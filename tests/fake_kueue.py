@@ -66,7 +66,7 @@ class FakeKueue:
     def __post_init__(self) -> None:
         self.objects.webhooks.append(webhook)
 
-    # ---- what a test says ----------------------------------------------------------------------------------------------
+    # ---- what a test says --------------------------------------------------------------------------------------------
 
     def reconcile(self) -> None:
         """Workloads for new RayJobs, quota for those that wait, the queues' status."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
+_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([A-Za-z]*)")
 _FACTORS = {
     "n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "": Decimal(1),
     "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12), "P": Decimal(10**15),
@@ -14,15 +16,10 @@ _FACTORS = {
 
 def parse(quantity: str | int | float) -> Decimal:
     """In CPUs, bytes or pieces. ValueError for what is no quantity."""
-    text = str(quantity)
-    number = text.rstrip("numkMGTPEi")
-    suffix = text[len(number) :]
-    if suffix not in _FACTORS or not number:
+    found = _QUANTITY.fullmatch(str(quantity))
+    if found is None or found[2] not in _FACTORS:
         raise ValueError(f"{quantity!r} is no quantity of Kubernetes")
-    try:
-        return Decimal(number) * _FACTORS[suffix]
-    except ArithmeticError:
-        raise ValueError(f"{quantity!r} is no quantity of Kubernetes") from None
+    return Decimal(found[1]) * _FACTORS[found[2]]
 
 
 def cpus(amount: float) -> str:

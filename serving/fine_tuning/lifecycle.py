@@ -25,6 +25,8 @@ STOP_AFTER_S = 12.0
 SILENCE_PATIENCE_S = 600.0
 """A job that was stopped is not closed while its launcher does not answer, for so long: its runner may still wait
 there."""
+RUNNER_FAILED = "runner_failed"
+"""Code of a job whose runner could never start, or never end in time."""
 _OVER = ("succeeded", "failed", "cancelled")
 
 
@@ -80,7 +82,7 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> Verdict:
         return Verdict("paused")
     if runner.hopeless and api.launches:
         message = runner.message or "its launcher gives it up"
-        return Verdict("failed", wire.JobError(code="runner_failed", message=message))
+        return Verdict("failed", wire.JobError(code=RUNNER_FAILED, message=message))
     if lost(api, job, runner) and launches_so_far(api) >= MOST_LAUNCHES:
         message = runner.message or "its launcher does not know it any more"
         text = f"its runner was lost {MOST_LAUNCHES} times, last: {message}"
