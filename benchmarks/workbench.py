@@ -137,11 +137,11 @@ def _turning_worker(config: dict[str, Any]) -> None:
     plain = train._Run._step
     turns: list[Turn] = []
 
-    def step(run: train._Run, at: int, stop: bool) -> bool:
+    def step(run: train._Run, at: int, stop: bool, save: bool) -> tuple[bool, bool]:
         if not turns:
             turns.append(Turn(seat["port"], seat["side"]))
         turns[0].next(run.position.losses[-1] if run.position.losses else None)
-        return plain(run, at, stop)
+        return plain(run, at, stop, save)
 
     with patch.object(train._Run, "_step", step):
         workers._worker(config)

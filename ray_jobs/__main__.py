@@ -47,6 +47,7 @@ for command in (
     jobs.status,
     jobs.pause,
     jobs.cancel,
+    jobs.notice,
     search.tune,
     search.trials,
     bases.bases,

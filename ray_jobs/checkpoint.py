@@ -14,7 +14,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -168,6 +168,8 @@ class Writer:
     reading them already."""
     pinned: frozenset[int] = frozenset()
     """Steps whose checkpoints stay, whatever their loss."""
+    on_commit: Callable[[int], None] = lambda _: None
+    """Called in the background of the first worker with the step of each checkpoint that is there for good."""
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     _pending: Future[None] | None = None
 
@@ -231,6 +233,7 @@ class Writer:
             parts = [self._part(f"{key}/part-{rank:05d}.json") for rank in range(self.workers)]
             meta = {"workers": self.workers, "position": asdict(position) | {"losses": list(position.losses)}}
             self.store.commit(key, [entry for part in parts for entry in part], meta)
+            self.on_commit(position.step)
             if self.tidies:
                 self._delete_others()
 

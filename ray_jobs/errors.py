@@ -15,6 +15,16 @@ KitaeError
 │   └── CorruptObject        the bytes are not those that were written
 ├── RegistryError        no such model, version or alias
 ├── MachineError         this machine cannot do it (no GPU for qlora, port in use, disk full, out of memory)
+│   └── ClusterError         the Kubernetes API failed, or does not do what was asked
+│       ├── ClusterUnreachable   no answer, no address, or credentials that it does not take
+│       ├── Forbidden            the credentials are good, and may not do this
+│       ├── NoSuchKind           an operator is not installed, or serves no such version
+│       ├── AlreadyExists        an object of this name is there
+│       ├── ObjectChanged        somebody else wrote first
+│       ├── ObjectRefused        the object is not valid, or a webhook or quota does not admit it
+│       ├── RequestTooLarge      more than any quota of the team could ever admit
+│       ├── UnknownQueue         a team without a queue, or a queue that is not there
+│       └── Expired              a watch or a page goes on from a version that is no longer kept
 ├── TrainingError        training stopped (NaN loss, a worker lost too often)
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not come up
@@ -99,6 +109,46 @@ class RegistryError(KitaeError):
 
 class MachineError(KitaeError):
     exit_code = 7
+
+
+class ClusterError(MachineError):
+    pass
+
+
+class ClusterUnreachable(ClusterError):
+    pass
+
+
+class Forbidden(ClusterError):
+    pass
+
+
+class NoSuchKind(ClusterError):
+    pass
+
+
+class AlreadyExists(ClusterError):
+    pass
+
+
+class ObjectChanged(ClusterError):
+    pass
+
+
+class ObjectRefused(ClusterError):
+    pass
+
+
+class RequestTooLarge(ClusterError):
+    pass
+
+
+class UnknownQueue(ClusterError):
+    pass
+
+
+class Expired(ClusterError):
+    pass
 
 
 class TrainingError(KitaeError):

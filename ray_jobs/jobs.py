@@ -210,6 +210,22 @@ def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[st
     return _append_event(store, job_id, attempt, _last_event(store, job_id), level, message, "message", data)
 
 
+def note_changed(store: Store, job_id: str, message: str, *, every_s: float, now_s: float) -> None:
+    """An event for what others see of the job's waiting: once for a message, and at most one in `every_s` seconds,
+    however many processes say it. Raises JobError if the job is unknown."""
+    claimed = False
+
+    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        nonlocal claimed
+        last = old or {"message": None, "at": 0.0}
+        claimed = last["message"] != message and now_s - last["at"] >= every_s
+        return {"message": message, "at": now_s} if claimed else last
+
+    store.update_json(f"jobs/{job_id}/waiting.json", change)
+    if claimed:
+        note(store, job_id, "info", message)
+
+
 def note_created(store: Store, job_id: str, message: str) -> None:
     """The first event of a job that others create, written once however often it is called; before `create`, for
     once there is a record somebody else may tell something."""

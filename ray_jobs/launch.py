@@ -1,7 +1,8 @@
 """Starting jobs somewhere else: one interface, and Ray's own job API behind it.
 
-Owns how a runner is submitted, stopped and looked at. Does not know what a job does: a runner is `kitae resume` on a
-job whose record is in the store, which tells how far it is; a launcher only tells whether a runner is alive.
+Owns how a runner is submitted, stopped and looked at, and what it needs. Does not know what a job does: a runner is
+`kitae resume` on a job whose record is in the store, which tells how far it is; a launcher only tells whether a runner
+is alive. The other launcher, for Kubernetes, is `cluster.launcher`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any, Literal, Protocol
 import httpx
 
 from ray_jobs.errors import MachineError
+from ray_jobs.registry.wire import DEFAULT_TEAM
+from ray_jobs.spec import JobSpec
 
 RunnerState = Literal["pending", "running", "ended", "unknown", "unreachable"]
 """`unknown`: the launcher answers and has never heard of it, or has forgotten it. `unreachable`: it does not answer."""
@@ -38,16 +41,54 @@ class Runner:
 
     state: RunnerState
     message: str = ""
-    """Why it ended, where the launcher knows."""
+    """Why it ended, or why it waits, where the launcher knows."""
+    interrupted_at: float | None = None
+    """Unix seconds. When the launcher last took its machines away; it waits for others, or runs anew on them. An
+    attempt at its job from before is no more."""
+    hopeless: bool = False
+    """Whatever is wrong would be wrong with the next one, too."""
 
 
 UNKNOWN, UNREACHABLE = Runner("unknown"), Runner("unreachable")
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a runner's job asks of the machines, and on whose account."""
+
+    job_id: str
+    digest: str
+    """16 hex digits that tell the job from others."""
+    team: str
+    priority: int
+    """-100 to 100."""
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: int
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Needs:
+        """Of a job file."""
+        return cls(
+            job_id=spec.job_id,
+            digest=spec.digest(),
+            team=spec.team or DEFAULT_TEAM,
+            priority=spec.priority,
+            workers=spec.compute.workers,
+            cpus_per_worker=spec.compute.cpus_per_worker,
+            gpus_per_worker=spec.compute.gpus_per_worker,
+        )
+
+
 class Launcher(Protocol):
     """Where runners run. Raises MachineError where it does not answer or refuses."""
 
-    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def check(self, needs: Needs) -> None:
+        """RequestTooLarge where no more than the cluster has could ever do, UnknownQueue where the team has no place
+        in it."""
+        ...
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         """Start `kitae ARGUMENTS` under this id; a second call with an id that is taken does nothing."""
         ...
 
@@ -55,8 +96,8 @@ class Launcher(Protocol):
         """Ask a runner to end, and end it if it does not; no error where there is none."""
         ...
 
-    def runners(self, prefix: str) -> dict[str, Runner]:
-        """Every runner it knows whose id begins so."""
+    def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
+        """Every runner it knows whose id begins so; `fresh`: as it is now, not as it was seconds ago."""
         ...
 
 
@@ -68,7 +109,10 @@ class RayLauncher:
         self._url = dashboard_url
         self._http = httpx.Client(base_url=dashboard_url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
 
-    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def check(self, needs: Needs) -> None:
+        """Nothing is known before: the runner itself compares what it needs with what its cluster has."""
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         request = {
             "entrypoint": shlex.join(["python", "-m", "ray_jobs", *arguments]),
             "submission_id": runner_id,
@@ -84,7 +128,7 @@ class RayLauncher:
         if response.status_code not in (200, 404) and "does not exist" not in response.text:
             raise self._refused(response)
 
-    def runners(self, prefix: str) -> dict[str, Runner]:
+    def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
         response = self._request("GET", "/api/jobs/")
         if response.status_code != 200:
             raise self._refused(response)

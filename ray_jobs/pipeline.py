@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ray_jobs import bases, jobs
+from ray_jobs import bases, jobs, notice
 from ray_jobs import stages as work
 from ray_jobs.checkpoint import is_disk_full
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
@@ -182,6 +182,10 @@ def _attempt(
         raise
     except Exception as error:
         known = _known(error)
+        if _is_taken_away(job):
+            with contextlib.suppress(KitaeError):
+                job.event("warning", f"its machines were taken away; it goes on where there are others ({known})")
+            raise known from error
         with contextlib.suppress(KitaeError):  # what happened is more important than that it cannot be noted
             job.event("error", str(known))
             job.finish("failed", error=str(known))
@@ -189,6 +193,14 @@ def _attempt(
             raise
         raise known from error
     return result
+
+
+def _is_taken_away(job: Job) -> bool:
+    """Whether what went wrong follows from the end of the machines, which this attempt was told of. If it does not, the
+    next attempt meets it again."""
+    with contextlib.suppress(KitaeError):
+        return notice.is_given(job.store, job.id, job.attempt)
+    return False
 
 
 def stages_of(spec: JobSpec) -> list[str]:

@@ -80,6 +80,8 @@ class TrainProgress:
     tokens_per_s: float
     held_out_loss: float | None
     held_out_accuracy: float | None
+    began_at_step: int
+    """Where this start went on: its checkpoint's step, or 0."""
 
 
 class TrainOutcome(BaseModel):
@@ -134,15 +136,21 @@ def train(
     *,
     on_progress: Callable[[TrainProgress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    should_save: Callable[[int], bool] = lambda _: False,
     on_checkpoint: Callable[[Position], None] = lambda _: None,
+    on_commit: Callable[[int], None] = lambda _: None,
 ) -> TrainOutcome:
     """Train to the end, or on from the last checkpoint. Call on every process of the default process group.
 
-    `on_progress` and `should_stop` are used by the first process alone. Raises TrainingError for a loss that is not
+    `should_save` is asked before each step, with the number of steps taken, whether a checkpoint is wanted after it;
+    `on_commit` is told of every checkpoint that is committed. These, `on_progress` and `should_stop` are used by the
+    first process alone. Raises TrainingError for a loss that is not
     finite, MachineError for memory, and whatever the base model, the rows or the store raise.
     """
     try:
-        return _Run(inputs, store).loop(on_progress, should_stop, on_checkpoint)
+        run = _Run(inputs, store)
+        run.writer.on_commit = on_commit
+        return run.loop(on_progress, should_stop, should_save, on_checkpoint)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -286,6 +294,7 @@ class _Run:
         self,
         on_progress: Callable[[TrainProgress], None],
         should_stop: Callable[[], bool],
+        should_save: Callable[[int], bool],
         on_checkpoint: Callable[[Position], None],
     ) -> TrainOutcome:
         first_step, steady_tokens, steady_s = self.position.step, 0, 0.0
@@ -295,7 +304,8 @@ class _Run:
         while stopped == "finished" and self.position.step < self.end:
             step = self.position.step
             started = time.perf_counter()
-            stop = self._step(step, should_stop() if self.rank == 0 else False)
+            first = self.rank == 0
+            stop, save = self._step(step, first and should_stop(), first and should_save(step))
             if stop:
                 self.writer.tidies = False
             seconds = time.perf_counter() - started
@@ -312,9 +322,9 @@ class _Run:
             if self._is_evaluation_due():
                 self._evaluate()
             if self.rank == 0:
-                self._tell(on_progress, steady_tokens / steady_s if steady_s else tokens / seconds)
+                self._tell(on_progress, first_step, steady_tokens / steady_s if steady_s else tokens / seconds)
             stopped = "on_request" if stop else "early" if self._is_out_of_patience() else "finished"
-            if stop or self._is_checkpoint_due():
+            if stop or save or self._is_checkpoint_due():
                 self.writer.save(zero.gather_state(self.engine), self.position)
                 on_checkpoint(self.position)
         self.writer.close()
@@ -324,8 +334,8 @@ class _Run:
         rung = self.stretch.rung if self.stretch else None
         return learning_rate_at(step, self.plan.total_steps, self.spec, rung=rung)
 
-    def _step(self, step: int, stop: bool) -> bool:
-        """One optimizer step; whether all workers are to stop after it."""
+    def _step(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
+        """One optimizer step; whether all workers are to stop after it, and to save."""
         import torch
 
         supervised = self.plan.supervised_in(step)
@@ -338,13 +348,13 @@ class _Run:
             # DeepSpeed averages over the workers; the sum over them is wanted, a label's mean.
             self.engine.backward(loss * (self.workers / supervised))
             total += loss.detach()
-        sums = _summed(torch.tensor([float(total), float(stop)], dtype=torch.float64), self.device)
+        sums = _summed(torch.tensor([float(total), float(stop), float(save)], dtype=torch.float64), self.device)
         mean = float(sums[0]) / supervised
         if not math.isfinite(mean):
             raise not_finite(mean, step, self.end, self._rate(step))
         self.engine.step()
         self.position = replace(self.position, step=step + 1, losses=(*self.position.losses, mean))
-        return bool(sums[1])
+        return bool(sums[1]), bool(sums[2])
 
     def _is_evaluation_due(self) -> bool:
         every = self.spec.training.eval_every_steps or self.plan.steps_per_epoch
@@ -364,7 +374,7 @@ class _Run:
         scores = score(self.engine.module, self.task, self.held_out, self.spec, self.device)
         self.position = self.position.measured(scores.loss, scores.accuracy)
 
-    def _tell(self, on_progress: Callable[[TrainProgress], None], tokens_per_s: float) -> None:
+    def _tell(self, on_progress: Callable[[TrainProgress], None], first_step: int, tokens_per_s: float) -> None:
         position = self.position
         on_progress(
             TrainProgress(
@@ -375,6 +385,7 @@ class _Run:
                 tokens_per_s=tokens_per_s,
                 held_out_loss=position.held_out_loss,
                 held_out_accuracy=position.held_out_accuracy,
+                began_at_step=first_step,
             )
         )
 

@@ -17,10 +17,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ray_jobs import jobs
+from ray_jobs import jobs, notice
 from ray_jobs.checkpoint import is_disk_full
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
-from ray_jobs.jobs import JobRecord
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.train import TrainInputs, TrainOutcome, TrainProgress
@@ -240,21 +239,21 @@ def _worker(config: dict[str, Any]) -> None:
             "loss": progress.loss,
             "tokens_per_s": progress.tokens_per_s,
             "learning_rate": progress.learning_rate,
+            "began_at_step": progress.began_at_step,
         }
         if progress.held_out_loss is not None and progress.held_out_accuracy is not None:
             figures |= {"held_out_loss": progress.held_out_loss, "held_out_accuracy": progress.held_out_accuracy}
         sink.put.remote((progress.step, progress.total_steps, "steps", figures), keep="held_out_loss" in figures)
 
+    asked = _Asked(store, config["job_id"], config["attempt"], _stop_key(inputs), answers=context.get_world_rank() == 0)
     try:
         outcome = train(
             inputs,
             store,
             on_progress=tell,
-            should_stop=_Asked(
-                lambda: jobs.load(store, config["job_id"]),
-                lambda: store.exists(_stop_key(inputs)),
-                config["attempt"],
-            ),
+            should_stop=asked.should_stop,
+            should_save=asked.should_save,
+            on_commit=asked.committed,
         )
     except Exception as error:
         if isinstance(error, KitaeError):
@@ -270,24 +269,53 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 class _Asked:
-    """Whether the job was cancelled, paused or taken over, or this training is to stop: read from the store every few
-    seconds in the background."""
+    """What others want of this training, read from the store every few seconds in the background: that it stops (the
+    job was cancelled, paused or taken over, or this training is to stop), or that it saves (a notice)."""
 
-    def __init__(self, ask: Callable[[], JobRecord], stopped: Callable[[], bool], attempt: int) -> None:
+    def __init__(self, store: Store, job_id: str, attempt: int, stop_key: str, *, answers: bool) -> None:
+        self._store, self._job_id, self._attempt, self._stop_key = store, job_id, attempt, stop_key
+        self._answers = answers
         self._stop = threading.Event()
-        self._ask, self._stopped = ask, stopped
-        self._attempt = attempt
+        self._heard = 0
+        self._wanted: int | None = None
+        self._saving: tuple[int, int] | None = None
+        """(number of the notice, steps taken when it was heeded)."""
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def __call__(self) -> bool:
+    def should_stop(self) -> bool:
         return self._stop.is_set()
+
+    def should_save(self, step: int) -> bool:
+        """Once for each notice."""
+        number, self._wanted = self._wanted, None
+        if number is not None:
+            self._saving = (number, step)
+        return number is not None
+
+    def committed(self, step: int) -> None:
+        """Answer the notice that this checkpoint is for; one from before it may have been on its way still."""
+        if self._saving is None or step <= self._saving[1]:
+            return
+        (number, _), self._saving = self._saving, None
+        with contextlib.suppress(KitaeError):  # whoever waits gives up after a while; the checkpoint is there
+            notice.answer(self._store, self._job_id, number, step)
 
     def _watch(self) -> None:
         while not self._stop.wait(2.0):
             with contextlib.suppress(KitaeError):  # a store that is away for a moment stops nobody
-                record = self._ask()
-                if record.status in ("cancelled", "paused") or record.attempt != self._attempt or self._stopped():
+                record = jobs.load(self._store, self._job_id)
+                gone = record.status in ("cancelled", "paused") or record.attempt != self._attempt
+                if gone or self._store.exists(self._stop_key):
                     self._stop.set()
+                if self._answers:
+                    self._look_for_notice()
+
+    def _look_for_notice(self) -> None:
+        found = notice.current(self._store, self._job_id)
+        if found is None or found.attempt != self._attempt or found.number <= self._heard or found.step is not None:
+            return
+        notice.hear(self._store, self._job_id, found.number)
+        self._heard = self._wanted = found.number
 
 
 def _prepare_process(threads: int | None, *, on_cpu: bool = True) -> None:

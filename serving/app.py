@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -86,18 +86,34 @@ def app_from_environment() -> ASGIApp:
 
     settings = Settings.from_env(os.environ)
     store = Store.from_env(check=False)
-    ray = RayAddress.from_env()
     log_requests()
     return create_app(
         settings,
         store,
         ServeBackend(),
         check_rows=on_ray(store),
-        launcher=RayLauncher(ray.dashboard_url, ray.token),
+        launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         keep=partial(deploy.keep, store, deploy.ServeSettings.from_env()) if settings.keep_deployments else None,
         behind_proxy=True,
     )
+
+
+def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
+    """Where jobs run: the Kubernetes cluster that KITAE_CLUSTER describes, else the Ray cluster of this process.
+
+    SpecError where the description is wrong, ClusterUnreachable where there are no credentials.
+    """
+    from ray_jobs.cluster import settings
+
+    found = settings.from_environment(environment)
+    if found is None:
+        ray = RayAddress.from_env()
+        return RayLauncher(ray.dashboard_url, ray.token)
+    from ray_jobs.cluster.client import Cluster
+    from ray_jobs.cluster.launcher import KubernetesLauncher
+
+    return KubernetesLauncher(Cluster.connect(), found)
 
 
 def create_app(

@@ -57,12 +57,12 @@ class Developer:
 class OneRunnerAJob(FakeLauncher):
     """Takes no runner for a job while another one works on it, unless that was told to stop."""
 
-    def launch(self, runner_id: str, arguments: list[str], environment: Any) -> None:
+    def launch(self, runner_id: str, arguments: list[str], environment: Any, needs: Any) -> None:
         job, _, number = runner_id.rpartition("-")
         last = self.known.get(f"{job}-{int(number) - 1}")
         if runner_id not in self.known and "--paused-at" not in arguments:
             assert last is None or last.state == "ended", f"{runner_id} is launched beside the last one: {last}"
-        super().launch(runner_id, arguments, environment)
+        super().launch(runner_id, arguments, environment, needs)
 
 
 class Process:

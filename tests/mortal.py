@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ray_jobs.launch import Launcher, Runner
+from ray_jobs.launch import Launcher, Needs, Runner
 from ray_jobs.storage import Store
 
 T = TypeVar("T")
@@ -75,11 +75,14 @@ class MortalLauncher:
         self._launcher = launcher
         self._life = life
 
-    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str]) -> None:
-        self._life.spend(lambda: self._launcher.launch(runner_id, arguments, environment))
+    def check(self, needs: Needs) -> None:
+        self._life.spend(lambda: self._launcher.check(needs))
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
+        self._life.spend(lambda: self._launcher.launch(runner_id, arguments, environment, needs))
 
     def stop(self, runner_id: str) -> None:
         self._life.spend(lambda: self._launcher.stop(runner_id))
 
-    def runners(self, prefix: str) -> dict[str, Runner]:
-        return self._life.spend(lambda: self._launcher.runners(prefix))
+    def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
+        return self._life.spend(lambda: self._launcher.runners(prefix, fresh=fresh))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ray_jobs.launch import Runner
+from ray_jobs.launch import Needs, Runner
 from ray_jobs.storage import Store
 from serving.app import create_app
 from serving.settings import Settings
@@ -31,7 +31,10 @@ class FolderLauncher:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def check(self, needs: Needs) -> None:
+        pass
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".") as whole:
             Path(whole.name).write_text(json.dumps(arguments))
             with suppress(FileExistsError):
@@ -40,7 +43,7 @@ class FolderLauncher:
     def stop(self, runner_id: str) -> None:
         (self.folder / f"{runner_id}.ended").touch()
 
-    def runners(self, prefix: str) -> dict[str, Runner]:
+    def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
         names = [path.stem for path in self.folder.glob(f"{prefix}*.json")]
         ended = {path.stem for path in self.folder.glob(f"{prefix}*.ended")}
         return {name: Runner("ended" if name in ended else "running") for name in names}

@@ -238,7 +238,7 @@ def test_an_end_is_written_down_before_a_list_tells_it(service: Service) -> None
 def test_a_runner_is_looked_at_twice_before_its_job_is_given_up(service: Service) -> None:
     """The first answer is a moment old, and the runner has ended its job since."""
     identifier, runner = lose_all(service)
-    service.process.tuning._runners_now(service.clock_s)  # remembers that it is gone
+    service.process.tuning.runners._all(service.clock_s, fresh=False)  # remembers that it is gone
     service.launcher.become(f"{identifier}-{MOST_LAUNCHES}", "running")
     assert service.process.tuning.get(TEAM, identifier).status == "running"
     runner.finish("succeeded")

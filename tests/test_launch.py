@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from ray_jobs.errors import MachineError
-from ray_jobs.launch import RayAddress, RayLauncher, Runner
+from ray_jobs.launch import Needs, RayAddress, RayLauncher, Runner
 
 TOKEN = "the-token-of-this-cluster"
+NEEDS = Needs("j-1", "0" * 16, "default", 0, 1, 1.0, 0)
 
 
 class Dashboard(ThreadingHTTPServer):
@@ -85,7 +86,9 @@ def launcher(dashboard: Dashboard) -> RayLauncher:
 
 def test_a_runner_is_started_once_under_its_id(dashboard: Dashboard, launcher: RayLauncher) -> None:
     for _ in range(2):
-        launcher.launch("ftjob-a-1", ["resume", "j-1", "--paused-at", "2026-11-24 12:00"], {"KITAE_STORE": "s3://b"})
+        launcher.launch(
+            "ftjob-a-1", ["resume", "j-1", "--paused-at", "2026-11-24 12:00"], {"KITAE_STORE": "s3://b"}, NEEDS
+        )
     (job,) = dashboard.jobs.values()
     assert job["entrypoint"] == "python -m ray_jobs resume j-1 --paused-at '2026-11-24 12:00'"
     assert job["runtime_env"] == {"env_vars": {"KITAE_STORE": "s3://b"}}
@@ -113,7 +116,7 @@ def test_what_ray_says_of_a_runner(dashboard: Dashboard, launcher: RayLauncher, 
 
 
 def test_stopping_one_that_is_not_there_is_no_error(dashboard: Dashboard, launcher: RayLauncher) -> None:
-    launcher.launch("ftjob-a-1", ["resume", "j-1"], {})
+    launcher.launch("ftjob-a-1", ["resume", "j-1"], {}, NEEDS)
     launcher.stop("ftjob-a-1")
     launcher.stop("ftjob-b-1")
     assert launcher.runners("ftjob-")["ftjob-a-1"].state == "ended"
@@ -121,7 +124,7 @@ def test_stopping_one_that_is_not_there_is_no_error(dashboard: Dashboard, launch
 
 def test_a_refusal_tells_its_last_line(dashboard: Dashboard, launcher: RayLauncher) -> None:
     dashboard.fails = True
-    for call in (lambda: launcher.launch("x", [], {}), lambda: launcher.stop("x"), lambda: launcher.runners("")):
+    for call in (lambda: launcher.launch("x", [], {}, NEEDS), lambda: launcher.stop("x"), lambda: launcher.runners("")):
         with pytest.raises(MachineError, match="answered 500: RuntimeError: no room"):
             call()
     with pytest.raises(MachineError, match=r"answered (500|401)"):

@@ -58,8 +58,8 @@ DUE = {
     ("failed", "waiting"): "ccccc",
     ("failed", "begun"): "ccccc",
     ("cancelled", "none"): "ccccc",
-    ("cancelled", "waiting"): "xxccc",
-    ("cancelled", "begun"): "xxccc",
+    ("cancelled", "waiting"): "xxcc-",
+    ("cancelled", "begun"): "xxcc-",
 }
 COMBINATIONS = [(*pair, state) for pair in TABLE for state in RUNNERS]
 
@@ -173,6 +173,67 @@ def test_lost_runners_are_started_again_later_and_later_and_then_no_more() -> No
     assert waits == sorted(waits)
     assert waits[0] == 5
     assert waits[-1] == 300
+
+
+def test_a_stopped_job_is_closed_in_the_end_though_its_launcher_never_answers() -> None:
+    api, job = api_of("waiting"), job_of("cancelled")
+    assert job is not None
+    assert job.cancelled_at is not None
+    told = job.cancelled_at.timestamp()
+    assert decide(api, job, Runner("unreachable"), told + lifecycle.SILENCE_PATIENCE_S - 1) is None
+    assert isinstance(decide(api, job, Runner("unreachable"), told + lifecycle.SILENCE_PATIENCE_S), Close)
+
+
+def test_a_preempted_job_is_queued_again_and_its_runner_is_not_lost() -> None:
+    api, job = api_of("begun"), job_of("running")
+    assert job is not None
+    assert job.started_at is not None
+    began = job.started_at.timestamp()
+    waits = Runner("pending", "preempted: another job goes first; waiting", interrupted_at=began + 60)
+    assert status_of(api, job, Runner("running")).status == "running"
+    assert status_of(api, job, waits).status == "queued"
+    assert lifecycle.waits_for(api, job, waits) == waits.message
+    assert decide(api, job, waits, NOW.timestamp()) is None  # the launcher brings it back under its own name
+    # Its machines are there again, and its next attempt has not begun: what the record says is of the last one.
+    again = Runner("running", interrupted_at=began + 60)
+    assert status_of(api, job, again).status == "queued"
+    assert lifecycle.waits_for(api, job, again) is None
+    goes_on = job.model_copy(update={"attempt": 4, "started_at": job.started_at + timedelta(seconds=90)})
+    assert status_of(api, goes_on, again).status == "running"
+    assert lifecycle.launches_so_far(api) == 1
+
+
+def test_a_preempted_job_that_is_stopped_has_nothing_to_write() -> None:
+    for status in ("paused", "cancelled"):
+        job = job_of(status)
+        assert job is not None
+        assert job.started_at is not None
+        told = job.paused_at or job.cancelled_at
+        assert told is not None
+        waits = Runner("pending", interrupted_at=job.started_at.timestamp() + 1)
+        assert not isinstance(decide(api_of("begun"), job, Runner("pending"), told.timestamp()), Stop)
+        assert isinstance(decide(api_of("begun"), job, waits, told.timestamp()), Stop)
+
+
+@pytest.mark.parametrize("launch", ["waiting", "begun"])
+@pytest.mark.parametrize("state", ["pending", "ended"])
+def test_a_runner_that_can_never_start_fails_its_job_at_once(launch: str, state: RunnerState) -> None:
+    runner = Runner(state, "the image x cannot be pulled", hopeless=True)
+    verdict = status_of(api_of(launch), job_of("running"), runner)
+    assert verdict.status == "failed"
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.error.message) == ("runner_failed", "the image x cannot be pulled")
+    assert decide(api_of(launch), job_of("running"), runner, NOW.timestamp()) == Close(verdict)
+    assert status_of(api_of(launch), job_of("succeeded"), runner).status == "succeeded"
+    assert status_of(api_of(launch), job_of("paused"), runner).status == "paused"
+
+
+@pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
+def test_only_a_job_that_is_queued_waits_for_something(job: str, launch: str, runner: RunnerState) -> None:
+    found = Runner(runner, "waiting: for others")
+    waits = lifecycle.waits_for(api_of(launch), job_of(job), found)
+    queued = status_of(api_of(launch), job_of(job), found).status == "queued"
+    assert waits == ("waiting: for others" if queued and runner == "pending" else None)
 
 
 def test_a_resume_counts_lost_runners_anew() -> None:

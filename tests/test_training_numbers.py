@@ -54,7 +54,9 @@ def run_case(case: Case) -> Answer:
     first = run.position.step
     calls = iter(range(10_000))
     stop = case.stop_after
-    outcome = run.loop(lambda _: None, lambda: stop is not None and next(calls) + 1 >= stop, lambda _: None)
+    outcome = run.loop(
+        lambda _: None, lambda: stop is not None and next(calls) + 1 >= stop, lambda _: False, lambda _: None
+    )
     spec = case.inputs.spec
     base = models.load_base(
         case.store.fetch(case.inputs.base_key), spec.task, case.inputs.labels, torch.float32, seed=spec.training.seed

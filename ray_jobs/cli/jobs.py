@@ -1,4 +1,4 @@
-"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`: a job from its file to its end.
+"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`, `notice`: a job from its file to its end.
 
 Owns what these commands print. Does not know what a stage does (pipeline) nor what a record holds true (jobs).
 """
@@ -78,6 +78,7 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
       kitae resume faq-chat-1f0c2a9b3d
       kitae resume faq-chat-1f0c2a9b3d --workers 1
     """
+    from ray_jobs.errors import JobError
     from ray_jobs.jobs import Launched, load
     from ray_jobs.spec import parse_spec
 
@@ -88,7 +89,13 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     loaded = parse_spec(document, source=f"the stored spec of job {job}", stored=True)
     from ray_jobs import pipeline
 
-    _report(pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None))
+    try:
+        _report(pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None))
+    except JobError as error:
+        if not launched:
+            raise
+        # What ended it is in the record. A launcher that tries again what has failed must not try this again.
+        click.echo(str(error))
 
 
 @click.command()
@@ -119,6 +126,29 @@ def pause(job: str) -> None:
 
     record = request_pause(session.open_store(), job)
     click.echo(f"{record.id}: {record.status}")
+
+
+@click.command(hidden=True)
+@_JOB
+@click.option("--wait-s", type=click.FloatRange(min=0), default=90.0, help="Give up waiting after so many seconds.")
+@click.pass_context
+def notice(context: click.Context, job: str, wait_s: float) -> None:
+    """Tell JOB that its machines are about to go: its training writes a checkpoint now, and goes on until it is ended.
+    Returns once the checkpoint is there; exit 1 if it is not after --wait-s.
+
+    \b
+    Example, as a pod's preStop hook:
+      python -m ray_jobs notice faq-chat-1f0c2a9b3d --wait-s 90
+    """
+    from ray_jobs import notice as notices
+
+    store = session.open_store(check=False)
+    given = notices.give(store, job)
+    answer, step = notices.wait(store, job, given.number, wait_s)
+    told = {"committed": f"the checkpoint of step {step} is there", "too late": f"no checkpoint within {wait_s:g} s"}
+    click.echo(f"{job}: {told.get(answer, answer)}")
+    if answer == "too late":
+        context.exit(1)
 
 
 @click.command()

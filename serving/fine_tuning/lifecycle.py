@@ -4,6 +4,9 @@ A runner writes into the job's record how far it is; a launcher knows only wheth
 by itself: a record says `running` of a runner that was killed, a launcher that was started anew knows none of its
 runners. Whoever asks must look at the launcher first and at the record after: then a runner that has ended has said in
 the record what it had to say.
+
+A launcher may take a runner's machines away and give it others later (preemption). The runner is the same, and nothing
+was lost but its attempt: the job is queued again until another attempt begins.
 """
 
 from __future__ import annotations
@@ -19,6 +22,11 @@ MOST_LAUNCHES = 10
 """So many runners may vanish, since the job was created or last resumed, before it is given up."""
 STOP_AFTER_S = 12.0
 """A runner that was told to stop by its record has so long to write a checkpoint before its launcher stops it."""
+SILENCE_PATIENCE_S = 600.0
+"""A job that was stopped is not closed while its launcher does not answer, for so long: its runner may still wait
+there."""
+RUNNER_FAILED = "runner_failed"
+"""Code of a job whose runner could never start, or never end in time."""
 _OVER = ("succeeded", "failed", "cancelled")
 
 
@@ -72,6 +80,9 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> Verdict:
         return Verdict("failed", wire.JobError(code="job_failed", message=job.error or "the job failed"))
     if job.status == "paused" and not _is_resumed(api, job):
         return Verdict("paused")
+    if runner.hopeless and api.launches:
+        message = runner.message or "its launcher gives it up"
+        return Verdict("failed", wire.JobError(code=RUNNER_FAILED, message=message))
     if lost(api, job, runner) and launches_so_far(api) >= MOST_LAUNCHES:
         message = runner.message or "its launcher does not know it any more"
         text = f"its runner was lost {MOST_LAUNCHES} times, last: {message}"
@@ -79,7 +90,7 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> Verdict:
     if not api.launches:
         return Verdict("validating_files" if job.status == "queued" else "running")
     alive = runner.state in ("running", "pending", "unreachable")
-    return Verdict("running" if has_begun(api, job) and alive else "queued")
+    return Verdict("running" if has_begun(api, job) and alive and not _is_interrupted(job, runner) else "queued")
 
 
 def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> Action:
@@ -90,9 +101,14 @@ def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> 
     alive = runner.state in ("running", "pending")
     if verdict.over or verdict.status == "paused":
         told_at = job.cancelled_at if verdict.status == "cancelled" else job.paused_at
-        patience_s = STOP_AFTER_S if has_begun(api, job) else 0.0
+        # What waits has nothing to write, also where it ran before.
+        writes = has_begun(api, job) and not _is_interrupted(job, runner)
+        patience_s = STOP_AFTER_S if writes else 0.0
         if alive and launch is not None and told_at is not None and now_s - told_at.timestamp() >= patience_s:
             return Stop(launch)
+        silent = runner.state == "unreachable" and launch is not None and verdict.status == "cancelled"
+        if silent and told_at is not None and now_s - told_at.timestamp() < SILENCE_PATIENCE_S:
+            return None
         return Close(verdict) if verdict.over else None
     if launch is None:
         return Start(_next(api, job, now_s), is_new=True, why="")
@@ -114,6 +130,20 @@ def takes_for_lost(action: Action, api: ApiJob, job: JobRecord | None) -> bool:
 def has_begun(api: ApiJob, job: JobRecord) -> bool:
     """Whether the newest launch's runner has made its attempt at the job."""
     return api.launch is not None and job.attempt > api.launch.attempt_before
+
+
+def waits_for(api: ApiJob, job: JobRecord | None, runner: Runner) -> str | None:
+    """What a job that is queued waits for, where its launcher says so."""
+    if job is None or api.launch is None or status_of(api, job, runner).status != "queued":
+        return None
+    return runner.message or None if runner.state == "pending" else None
+
+
+def _is_interrupted(job: JobRecord, runner: Runner) -> bool:
+    """Whether the newest attempt is of machines that were taken away."""
+    if runner.interrupted_at is None or job.started_at is None:
+        return False
+    return job.started_at.timestamp() < runner.interrupted_at
 
 
 def lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:

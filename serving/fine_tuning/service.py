@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from ray_jobs import jobs
 from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch import UNKNOWN, UNREACHABLE, Launcher, Runner
+from ray_jobs.launch import Launcher, Runner
 from ray_jobs.registry import catalogue
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -34,12 +34,12 @@ from serving.fine_tuning.answers import as_wire, checkpoints_of, dry_run, event_
 from serving.fine_tuning.lifecycle import Close, Start, Stop, Verdict
 from serving.fine_tuning.records import ApiJob, Closed
 from serving.fine_tuning.request import Resolved, resolve
+from serving.fine_tuning.runners import Runners
 from serving.ids import made_at_s, new_id
 from serving.paging import page
 
 logger = logging.getLogger(__name__)
 
-_RUNNERS_BELIEVED_S = 1.5
 _STEPS_AT_ONCE = 4
 
 
@@ -79,10 +79,10 @@ class FineTuning:
     """Set when there is something to do before the next tick."""
     looked_at_once: int = 8
     """Jobs that a tick looks at at the same time; each waits for the store several times."""
-    _runners: dict[str, Runner] | None = field(default_factory=dict)
-    _asked_at: float = 0.0
-    _answered_at: float = 0.0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    runners: Runners = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runners = Runners(self.store, self.launcher, self.now)
 
     # ---- what the routes ask -------------------------------------------------------------------------------------
 
@@ -98,6 +98,7 @@ class FineTuning:
                 return self._as_wire(self._advance(there))
         identifier = new_id(records.KIND, now_s=self.now())
         resolved = self._resolve(body, team, identifier)
+        self.runners.must_fit(resolved.spec)
         if body.dry_run:
             return dry_run(self._api_job(body, owner, team, identifier, resolved), resolved, self._rows_of(body, team))
         if key is not None:
@@ -234,6 +235,8 @@ class FineTuning:
         seen, runner = self._look_closely(api)
         for _ in range(_STEPS_AT_ONCE):
             action = lifecycle.decide(seen.api, seen.job, runner, self.now())
+            if seen.job is not None:
+                self.runners.tell_waiting(seen.api, lifecycle.waits_for(seen.api, seen.job, runner))
             if lifecycle.takes_for_lost(action, seen.api, seen.job):
                 # Two looks before a runner is taken for lost: the first may be a moment old.
                 seen, runner = self._look_closely(seen.api, anew=True)
@@ -244,6 +247,8 @@ class FineTuning:
                 api = self._act(seen, action)
             except MachineError as error:
                 logger.warning("job %s: %s", api.id, error)
+                if isinstance(action, Start):
+                    self.runners.tell_waiting(seen.api, f"waiting: its runner cannot be started: {error.message}")
                 return seen
             if isinstance(action, Stop):
                 return seen
@@ -272,21 +277,20 @@ class FineTuning:
                 jobs.note(self.store, api.job_id, "warning", message)
             elif launch in api.launches and launch.number == 1:
                 jobs.note(self.store, api.job_id, "info", "files validated, job queued")
-        newest = api.launch
-        if newest is not None and api.closed is None:
-            arguments = ["resume", api.job_id, "--launched"]
-            if newest.resumes is not None:
-                arguments += ["--paused-at", newest.resumes]
-            self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()})
-            self._asked_at = 0.0
+        if api.launch is not None and api.closed is None:
+            self.runners.start(api)
         return api
 
     def _close(self, api: ApiJob, job: JobRecord, verdict: Verdict) -> ApiJob:
         """Everything that follows from a job's end, in an order in which each may be done again."""
+        if verdict.error is not None and verdict.error.code == lifecycle.RUNNER_FAILED and api.launch is not None:
+            self.launcher.stop(api.runner_id(api.launch))  # it would wait for ever
         if not job.over():  # its runner was lost: the record does not say so
             job = jobs.give_up(self.store, api.job_id, verdict.error.message if verdict.error else "lost")
             if job.status != verdict.status:  # it ended just now, by itself
                 return api
+        if api.launch is not None and not lifecycle.has_begun(api, job):
+            self.runners.stop_for_good(api, job)  # nobody else ends it
         finished_at = int((job.finished_at or job.cancelled_at or job.created_at).timestamp())
         if (csv_key := (job.result or {}).get("metrics_csv")) is not None and verdict.status == "succeeded":
             with suppress(ObjectNotFound):
@@ -298,6 +302,7 @@ class FineTuning:
             self.store, api, lambda old: old if old.closed is not None else old.model_copy(update={"closed": closed})
         )
         records.unmark_open(self.store, api.key_id, api.id)
+        self.runners.forget(api)
         return api
 
     # ---- how ---------------------------------------------------------------------------------------------------------
@@ -307,29 +312,12 @@ class FineTuning:
 
     def _look_closely(self, api: ApiJob, *, anew: bool = False) -> tuple[Seen, Runner]:
         """The launcher first, then the record; see `lifecycle`."""
-        runner = UNKNOWN
-        if api.closed is None and (launch := api.launch) is not None:
-            found = self._runners_now(since=self.now() if anew else launch.at)
-            runner = UNREACHABLE if found is None else found.get(api.runner_id(launch), UNKNOWN)
+        runner = self.runners.newest(api, fresh=anew)
         try:
             job = jobs.load(self.store, api.job_id)
         except JobError:
             job = None
         return Seen(api, job, lifecycle.status_of(api, job, runner)), runner
-
-    def _runners_now(self, since: float) -> dict[str, Runner] | None:
-        """Every runner, as the launcher told after `since` and at most a moment ago. None: it does not answer."""
-        with self._lock:
-            now = self.now()
-            # Of what began or ended while the launcher answered, the answer may know nothing.
-            if self._asked_at < since or now - self._answered_at > _RUNNERS_BELIEVED_S:
-                try:
-                    self._runners = self.launcher.runners(f"{records.KIND}-")
-                except MachineError as error:
-                    logger.warning("runners cannot be looked at: %s", error)
-                    self._runners = None
-                self._asked_at, self._answered_at = now, self.now()
-            return self._runners
 
     def _team_of(self, body: wire.CreateJob, owner: Owner) -> str:
         if body.team is None or body.team == owner.team or owner.admin:

@@ -1,0 +1,399 @@
+"""The Kubernetes API: objects as plain documents, and every failure as an error that says what to do.
+
+Owns requests, pages, watches and the reading of refusals, over the official client's connection and credentials. Does
+not know what the objects mean. Nothing is kept here but the connection: whoever lists again sees what is there now.
+
+Credentials that have expired are read anew and the request is sent once more; a read whose connection broke is sent up
+to three times. A write is sent once, for nobody can tell whether it was done: its caller makes it so that a second one
+finds the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from ray_jobs.cluster.kinds import (
+    CLUSTER_QUEUE,
+    COHORT,
+    CONFIG_MAP,
+    CRD,
+    EVENT,
+    LOCAL_QUEUE,
+    NODE,
+    OPERATORS,
+    POD,
+    PRIORITY_CLASS,
+    RAY_CLUSTER,
+    RAY_JOB,
+    RESOURCE_FLAVOR,
+    WORKLOAD,
+    Kind,
+)
+from ray_jobs.errors import (
+    AlreadyExists,
+    ClusterError,
+    ClusterUnreachable,
+    Expired,
+    Forbidden,
+    NoSuchKind,
+    ObjectChanged,
+    ObjectRefused,
+)
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient, Configuration
+
+__all__ = [
+    "CLUSTER_QUEUE", "COHORT", "CONFIG_MAP", "CRD", "EVENT", "LOCAL_QUEUE", "NODE", "POD", "PRIORITY_CLASS",
+    "RAY_CLUSTER", "RAY_JOB", "RESOURCE_FLAVOR", "WORKLOAD", "Cluster", "Event", "Kind", "Listing", "Object",
+]  # fmt: skip
+
+Object = dict[str, Any]
+"""A Kubernetes object, as its JSON."""
+
+_PAGE = 500
+_CONNECT_S, _READ_S = 5.0, 30.0
+_TRIES_OF_A_READ = 3
+_CONNECTIONS = 64
+_VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
+_MERGE_PATCH = "application/merge-patch+json"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a watch."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    object: Object
+    """Of a BOOKMARK only `metadata.resourceVersion` counts."""
+
+    @property
+    def version(self) -> str:
+        """From which a watch goes on after this."""
+        return str(self.object["metadata"]["resourceVersion"])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Every object of a kind, and the version from which a watch goes on."""
+
+    items: list[Object]
+    version: str
+
+
+class Cluster:
+    """See the module. Safe to use from several threads."""
+
+    def __init__(self, log_in: Callable[[], ApiClient]) -> None:
+        """`log_in` reads the credentials; it is called again where they have expired."""
+        self._log_in = log_in
+        self._lock = threading.Lock()
+        self._api = log_in()
+
+    @classmethod
+    def connect(cls) -> Self:
+        """With a pod's service account, else with KUBECONFIG (~/.kube/config). ClusterUnreachable where neither is."""
+        return cls(_from_environment)
+
+    def list(
+        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> list[Object]:
+        """Every object of a kind, of one namespace or of all, that has these labels."""
+        return self.listing(kind, namespace, labels=labels).items
+
+    def listing(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> Listing:
+        """As `list`, with the version of what was seen."""
+        try:
+            return self._pages(kind, namespace, labels, limit=_PAGE)
+        except Expired:  # a later page, of a version that is no longer kept
+            return self._pages(kind, namespace, labels, limit=None)
+
+    def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
+        """An object. None: there is none."""
+        try:
+            return self._ask("GET", kind, namespace, name)
+        except _Absent:
+            return None
+
+    def create(self, kind: Kind, body: Object, namespace: str | None = None, *, dry_run: bool = False) -> Object:
+        """Make an object. AlreadyExists where its name is taken; ObjectRefused where it is not valid."""
+        query = {"dryRun": "All"} if dry_run else {}
+        try:
+            return self._ask("POST", kind, namespace, body=body, query=query)
+        except _Absent as error:
+            raise ObjectRefused(f"{kind.kind} cannot be made in namespace {namespace!r}: {error.message}") from error
+
+    def patch(
+        self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
+    ) -> Object:
+        """Change an object (JSON merge patch). With `metadata.resourceVersion` in the body ObjectChanged is raised
+        where it has changed since. ObjectRefused where there is none, or it would not be valid."""
+        query = {"dryRun": "All"} if dry_run else {}
+        try:
+            return self._ask("PATCH", kind, namespace, name, body=body, query=query)
+        except _Absent as error:
+            raise ObjectRefused(f"{_place(kind, name, namespace)} is not there to be changed") from error
+
+    def delete(self, kind: Kind, name: str, namespace: str | None = None) -> bool:
+        """Delete an object, and before it whatever it owns. False: there was none."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+        try:
+            self._ask("DELETE", kind, namespace, name, body=body)
+        except _Absent:
+            return False
+        return True
+
+    def watch(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        since: str,
+        timeout_s: float,
+    ) -> Iterator[Event]:
+        """What changes after the version `since`, until the server ends it, after `timeout_s` at the latest.
+
+        Expired where so old a version is no longer kept: list again. ClusterUnreachable where the connection breaks.
+        """
+        from urllib3.exceptions import HTTPError
+
+        query = {
+            "watch": "1",
+            "resourceVersion": since,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(max(1, round(timeout_s))),
+            **_selected(labels),
+        }
+        response = self._send("GET", kind, kind.path(namespace), query, None, timeout_s=timeout_s + _READ_S)
+        if response.status != 200:
+            raise self._refusal(response, "watch", kind, namespace, None)
+        rest = b""
+        try:
+            for chunk in response.response.stream():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        yield _event(json.loads(line), kind)
+        except (HTTPError, OSError, ValueError) as error:  # ValueError: half a line, or a body that is no JSON
+            raise ClusterUnreachable(f"the watch of {kind.resource} broke ({type(error).__name__})") from error
+        finally:
+            response.response.close()
+
+    # ---- how ---------------------------------------------------------------------------------------------------------
+
+    def _pages(
+        self, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None, *, limit: int | None
+    ) -> Listing:
+        items: list[Object] = []
+        query = {**_selected(labels), **({} if limit is None else {"limit": str(limit)})}
+        while True:
+            try:
+                page = self._ask("GET", kind, namespace, query=query)
+            except _Absent as error:
+                raise ClusterError(f"{kind.resource} cannot be listed: {error.message}") from error
+            # The items of a list leave out what the list says.
+            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or []]
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return Listing(items, str(metadata.get("resourceVersion", "")))
+            query = {**query, "continue": str(metadata["continue"])}
+
+    def _ask(
+        self,
+        method: str,
+        kind: Kind,
+        namespace: str | None,
+        name: str | None = None,
+        *,
+        body: Object | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        if name is not None and kind.namespaced and namespace is None:
+            raise ValueError(f"a {kind.kind} is named within a namespace")
+        path = kind.path(namespace) + (f"/{name}" if name is not None else "")
+        response = self._send(method, kind, path, query or {}, body, timeout_s=_READ_S)
+        if not 200 <= response.status < 300:
+            verb = _VERBS.get(method, "get" if name is not None else "list")
+            made = (body or {}).get("metadata", {}).get("name") if method == "POST" else None
+            raise self._refusal(response, verb, kind, namespace, name or made)
+        answer = self._json(response)
+        if answer is None:
+            raise ClusterUnreachable(f"what answers at {self._api.configuration.host} is no Kubernetes API")
+        return answer
+
+    def _send(
+        self, method: str, kind: Kind, path: str, query: Mapping[str, str], body: Object | None, *, timeout_s: float
+    ) -> Any:
+        """The raw response; of a 401 the one after logging in again."""
+        api = self._api
+        response = self._send_once(api, method, path, query, body, timeout_s)
+        if response.status != 401:
+            return response
+        response.response.close()
+        with self._lock:
+            if self._api is api:
+                self._api = self._log_in()
+        response = self._send_once(self._api, method, path, query, body, timeout_s)
+        if response.status == 401:
+            raise ClusterUnreachable(
+                f"the Kubernetes API at {api.configuration.host} does not take these credentials, also after they "
+                "were read anew: log in again, or look whether the pod's service account still exists"
+            )
+        return response
+
+    def _send_once(
+        self, api: ApiClient, method: str, path: str, query: Mapping[str, str], body: Object | None, timeout_s: float
+    ) -> Any:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = _MERGE_PATCH if method == "PATCH" else "application/json"
+        request = api.param_serialize(
+            method,
+            path,
+            query_params=list(query.items()),
+            header_params=headers,
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            return api.call_api(*request, _request_timeout=(_CONNECT_S, timeout_s))
+        except (HTTPError, ApiException, OSError) as error:
+            reason = getattr(error, "reason", None) or type(error).__name__
+            message = f"the Kubernetes API at {api.configuration.host} does not answer: {str(reason)[:300]}"
+            raise ClusterUnreachable(message) from error
+
+    def _refusal(self, response: Any, verb: str, kind: Kind, namespace: str | None, name: str | None) -> ClusterError:
+        status = self._json(response) or {}
+        code, reason = response.status, str(status.get("reason", ""))
+        said = str(status.get("message") or response.reason or "")[:2000]
+        details = status.get("details") or {}
+        where = _place(kind, name, namespace)
+        if code == 404:
+            # An object that is missing is named; a kind that is missing is not.
+            return _Absent(said) if details.get("name") else self._no_such_kind(kind)
+        if code == 403 and _is_rbac(said):
+            return _forbidden(said, verb, kind, namespace)
+        if code == 409:
+            if reason == "AlreadyExists":
+                return AlreadyExists(f"{where} is there already")
+            return ObjectChanged(f"{where} was changed by somebody else: {said}")
+        if code == 410:
+            return Expired(f"{kind.resource}: the version asked for is no longer kept")
+        if code in (400, 403, 422):
+            causes = [f"{cause.get('field')}: {cause.get('message')}" for cause in details.get("causes") or []]
+            return ObjectRefused(f"{where} is refused: {said}", details=causes)
+        return ClusterUnreachable(f"the Kubernetes API answered {code} to {verb} {where}: {said}")
+
+    def _no_such_kind(self, kind: Kind) -> NoSuchKind:
+        operator = OPERATORS.get(kind.group, "a newer Kubernetes")
+        fix = f"install {operator} or newer (infra/operators)"
+        try:
+            response = self._send("GET", kind, f"/apis/{kind.group}", {}, None, timeout_s=_READ_S)
+            group = self._json(response) if response.status == 200 else None
+        except ClusterError:
+            group = None
+        versions = [str(version["version"]) for version in (group or {}).get("versions", [])]
+        if versions and kind.version not in versions:
+            served = ", ".join(versions)
+            return NoSuchKind(f"the cluster serves {kind.group} in {served}, and {kind.version} is needed: {fix}")
+        return NoSuchKind(f"the cluster has no {kind.resource} in version {kind.version}: {fix}")
+
+    def _json(self, response: Any) -> Object | None:
+        from urllib3.exceptions import HTTPError
+
+        try:
+            document = json.loads(response.read() or b"null")
+        except HTTPError as error:
+            raise ClusterUnreachable(f"the answer of the Kubernetes API broke off ({type(error).__name__})") from error
+        except ValueError:
+            return None
+        return document if isinstance(document, dict) else None
+
+
+class _Absent(ClusterError):
+    """The object, or the namespace it would be in, is not there."""
+
+
+def _event(line: Object, kind: Kind) -> Event:
+    if line["type"] == "ERROR":
+        status = line["object"]
+        if status.get("code") == 410:
+            raise Expired(f"{kind.resource}: the version to watch from is no longer kept")
+        raise ClusterUnreachable(f"the watch of {kind.resource} ended: {status.get('message')}")
+    return Event(line["type"], line["object"])
+
+
+def _selected(labels: Mapping[str, str] | None) -> dict[str, str]:
+    return {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())} if labels else {}
+
+
+def _place(kind: Kind, name: str | None, namespace: str | None) -> str:
+    whole = kind.kind if name is None else f"{kind.kind} {name}"
+    return whole if namespace is None else f"{whole} in namespace {namespace}"
+
+
+def _is_rbac(said: str) -> bool:
+    """Whether a 403 is of the authorizer; admission webhooks and quotas answer 403, too."""
+    return re.search(r"cannot \w+ (resource|path)", said) is not None
+
+
+def _forbidden(said: str, verb: str, kind: Kind, namespace: str | None) -> Forbidden:
+    found = re.search(r'User "([^"]+)"', said)
+    user = found[1] if found else "this user"
+    scope = f"-n {namespace} " if namespace else ""
+    role, binding = ("role", "rolebinding") if namespace else ("clusterrole", "clusterrolebinding")
+    subject = (
+        f"--serviceaccount={':'.join(user.split(':')[2:])}"
+        if user.startswith("system:serviceaccount:")
+        else f"--user={user}"
+    )
+    name = f"kitae-{verb}-{kind.plural}"
+    where = f"in namespace {namespace}" if namespace else "in all namespaces"
+    return Forbidden(
+        f"{user} may not {verb} {kind.resource} {where}: install the chart's RBAC, or add a {binding}:",
+        details=[
+            f"kubectl {scope}create {role} {name} --verb={verb} --resource={kind.resource}",
+            f"kubectl {scope}create {binding} {name} --{role}={name} {subject}",
+        ],
+    )
+
+
+def _from_environment() -> ApiClient:
+    from kubernetes import config
+    from kubernetes.client import ApiClient, Configuration
+
+    configuration = Configuration()
+    try:
+        if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # as the client has it
+        else:
+            path = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
+            config.load_kube_config(  # type: ignore[no-untyped-call]  # likewise
+                path, client_configuration=configuration, persist_config=False
+            )
+    except (config.ConfigException, OSError, ValueError) as error:
+        raise ClusterUnreachable(
+            f"no way to the Kubernetes API: {error}; outside of a cluster KUBECONFIG must name a file with a context, "
+            "inside of one the pod needs a service account with automountServiceAccountToken: true"
+        ) from error
+    return ApiClient(prepared(configuration))
+
+
+def prepared(configuration: Configuration) -> Configuration:
+    """With the number of tries and connections that `Cluster` promises."""
+    from urllib3.util.retry import Retry
+
+    configuration.retries = Retry(_TRIES_OF_A_READ - 1, status=0, other=0, backoff_factor=0.2, raise_on_status=False)
+    configuration.connection_pool_maxsize = _CONNECTIONS
+    return configuration

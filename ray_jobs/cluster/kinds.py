@@ -1,0 +1,65 @@
+"""The kinds of Kubernetes objects that Kitae reads and writes, and the labels it puts on its own. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TEAM_LABEL = "kitae.dev/team"
+JOB_LABEL = "kitae.dev/job"
+"""16 hex digits of the job's id."""
+RUNNER_LABEL = "kitae.dev/runner"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+OURS = {"app.kubernetes.io/part-of": "kitae"}
+"""On every object that Kitae makes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object, in one version."""
+
+    group: str
+    """Empty: the core group."""
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def resource(self) -> str:
+        """As RBAC and `kubectl` name it: `rayjobs.ray.io`."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    def path(self, namespace: str | None = None) -> str:
+        """Of the collection. ValueError where a namespace is missing or too much for one object of this kind."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        if namespace is not None and not self.namespaced:
+            raise ValueError(f"{self.kind} belongs to no namespace, and {namespace!r} was named")
+        return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
+
+
+_KUEUE = "kueue.x-k8s.io"
+RAY_JOB = Kind("ray.io", "v1", "rayjobs", "RayJob")
+RAY_CLUSTER = Kind("ray.io", "v1", "rayclusters", "RayCluster")
+WORKLOAD = Kind(_KUEUE, "v1beta2", "workloads", "Workload")
+CLUSTER_QUEUE = Kind(_KUEUE, "v1beta2", "clusterqueues", "ClusterQueue", namespaced=False)
+LOCAL_QUEUE = Kind(_KUEUE, "v1beta2", "localqueues", "LocalQueue")
+RESOURCE_FLAVOR = Kind(_KUEUE, "v1beta2", "resourceflavors", "ResourceFlavor", namespaced=False)
+PRIORITY_CLASS = Kind(_KUEUE, "v1beta2", "workloadpriorityclasses", "WorkloadPriorityClass", namespaced=False)
+COHORT = Kind(_KUEUE, "v1beta2", "cohorts", "Cohort", namespaced=False)
+POD = Kind("", "v1", "pods", "Pod")
+EVENT = Kind("", "v1", "events", "Event")
+NODE = Kind("", "v1", "nodes", "Node", namespaced=False)
+CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
+CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+
+KINDS = (
+    RAY_JOB, RAY_CLUSTER, WORKLOAD, CLUSTER_QUEUE, LOCAL_QUEUE, RESOURCE_FLAVOR, PRIORITY_CLASS, COHORT, POD, EVENT,
+    NODE, CONFIG_MAP, CRD,
+)  # fmt: skip
+OPERATORS = {"ray.io": "KubeRay 1.7", _KUEUE: "Kueue 0.19"}
+"""Which operator serves a group, in the oldest version that Kitae works with."""
