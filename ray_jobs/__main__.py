@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import bases, jobs, keys, local, models, search, session, shell, traffic, usage, webhooks
+from ray_jobs.cli import bases, jobs, keys, local, models, quota, search, session, shell, traffic, usage, webhooks
 
 
 class Commands(click.Group):
@@ -55,6 +55,7 @@ for command in (
     models.deploy,
     models.undeploy,
     usage.usage,
+    quota.quota,
     keys.keys,
     traffic.promote,
     traffic.rollback,

@@ -23,6 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -37,6 +38,7 @@ Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelle
 Level = Literal["info", "warning", "error"]
 Kind = Literal["message", "metrics"]
 
+_READS_AT_ONCE = 16
 CHECK_EVERY_S = 2.0
 """How stale `Job.check` may be: a training loop can call it at every step for the price of a clock reading."""
 
@@ -260,12 +262,15 @@ def load(store: Store, job_id: str) -> JobRecord:
 
 def list_jobs(store: Store) -> list[JobRecord]:
     """Every job, the newest first."""
-    records = []
-    for job_id in store.list_dirs("jobs/"):
+
+    def read(job_id: str) -> JobRecord | None:
         try:
-            records.append(JobRecord.model_validate(store.get_json(_job_key(job_id))))
+            return JobRecord.model_validate(store.get_json(_job_key(job_id)))
         except ObjectNotFound:
-            continue  # stages or checkpoints of a job that was deleted
+            return None  # stages or checkpoints of a job that was deleted
+
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        records = [record for record in pool.map(read, store.list_dirs("jobs/")) if record is not None]
     return sorted(records, key=lambda record: record.created_at, reverse=True)
 
 

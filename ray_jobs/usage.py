@@ -133,7 +133,7 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
         for info in store.list(f"{PREFIX}{name}/{day}/")
     ]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return added(row for rows in pool.map(lambda key: _rows(store, key), keys) for row in rows)
+        return added(row for rows in pool.map(lambda key: rows_at(store, key), keys) for row in rows)
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
@@ -170,7 +170,8 @@ def total(name: str, rows: Iterable[UsageRow]) -> Total:
     )
 
 
-def _rows(store: Store, key: str) -> list[UsageRow]:
+def rows_at(store: Store, key: str) -> list[UsageRow]:
+    """One object's rows. CorruptObject if they are none."""
     document = store.get_json(key)
     try:
         return _ROWS.validate_python(document["rows"])

@@ -1,4 +1,4 @@
-"""What every command needs: the store it works on, completion of names, and errors in words.
+"""What every command needs: the store it works on, the cluster, completion of names, and errors in words.
 
 Owns the way from the environment (or the local service in `.kitae/`) to an open store, and from an exception to an exit
 code. Does not know any command.
@@ -19,6 +19,8 @@ from click.shell_completion import CompletionItem
 from ray_jobs.errors import KitaeError
 
 if TYPE_CHECKING:
+    from ray_jobs.cluster.client import Cluster, Object
+    from ray_jobs.cluster.kinds import Kind
     from ray_jobs.storage import Store
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -40,6 +42,24 @@ def use_local_service() -> None:
 
     if local.is_up():
         os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
+
+
+def connect_cluster() -> Cluster:
+    """The Kubernetes API of a pod's service account or of KUBECONFIG. ClusterUnreachable where neither is."""
+    from ray_jobs.cluster.client import Cluster
+
+    return Cluster.connect()
+
+
+def list_if_allowed(cluster: Cluster, kind: Kind) -> list[Object]:
+    """What a command can do without: nothing, and a warning, where it may not be read."""
+    from ray_jobs.errors import Forbidden
+
+    try:
+        return cluster.list(kind)
+    except Forbidden as error:
+        click.echo(f"warning: {error.message}", err=True)
+        return []
 
 
 def print_json(value: object) -> None:
@@ -111,8 +131,13 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
 
 def _complete(incomplete: str, candidates: Callable[[Store], Sequence[str]]) -> list[CompletionItem]:
     os.environ.setdefault("KITAE_STORE_PATIENCE_S", "1")  # somebody is waiting with a finger on the tab key
+    return matching(incomplete, lambda: candidates(open_store(check=False)))
+
+
+def matching(incomplete: str, candidates: Callable[[], Sequence[str]]) -> list[CompletionItem]:
+    """Completes one of the candidates; none if they cannot be had."""
     try:
-        found = candidates(open_store(check=False))
+        found = candidates()
     except Exception:  # noqa: BLE001  # a completion that fails must not spill an error into a half-typed line
         return []
     return [CompletionItem(name) for name in found if name.startswith(incomplete)]

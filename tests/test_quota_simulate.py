@@ -1,0 +1,371 @@
+"""The simulation: against queueing theory, against a trace stepped second by second, and rule by rule."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import replay
+from ray_jobs.quota.compare import quantile, steps
+from ray_jobs.quota.pool import Limits, Pool, Team
+from ray_jobs.quota.simulate import Outcome, Stretch, Work, simulate
+
+
+def limits(nominal: float, borrow: float | None = None, lend: float | None = None) -> Limits:
+    return Limits(*(None if value is None else Decimal(str(value)) for value in (nominal, borrow, lend)))  # type: ignore[arg-type]  # the first is a number
+
+
+def make_pool(*, flavors: Sequence[str] = ("h100",), prices: dict[str, float] | None = None, **teams: Any) -> Pool:
+    """Teams by name: a Team, or the Limits that it has in every flavour."""
+    made = {n: t if isinstance(t, Team) else Team(dict.fromkeys(flavors, t)) for n, t in teams.items()}
+    return Pool(made, {name: "cpu" if name == "cpu" else "gpu" for name in flavors}, prices or {})
+
+
+def work(name: str, team: str, arrival_s: float, duration_s: float, units: float = 1, priority: int = 0) -> Work:
+    return Work(name, team, arrival_s, duration_s, units, "gpu", priority)
+
+
+def starts(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+    return {o.work.name: [stretch.start_s for stretch in o.stretches] for o in outcomes}
+
+
+# ---- theory
+
+
+def erlang_c(servers: int, load: float) -> float:
+    """Probability that an arrival waits in M/M/c (Erlang 1917); `load` = arrival rate × mean service."""
+    terms = sum(load**k / math.factorial(k) for k in range(servers))
+    last = load**servers / math.factorial(servers) * servers / (servers - load)
+    return last / (terms + last)
+
+
+def poisson_trace(servers: int, rho: float, count: int, seed: int) -> list[Work]:
+    """Arrivals of M/M/c with mean service 1. Sums are scaled to what they would be in the long run, which takes the
+    largest part of the noise out of the mean wait."""
+    drawn = random.Random(f"{seed} {servers} {rho}")
+    gaps = [drawn.expovariate(1) for _ in range(count)]
+    services = [drawn.expovariate(1) for _ in range(count)]
+    gap_scale, service_scale = count / (servers * rho) / sum(gaps), count / sum(services)
+    now, works = 0.0, []
+    for i, (gap, service) in enumerate(zip(gaps, services, strict=True)):
+        now += gap * gap_scale
+        works.append(work(str(i), "a", now, service * service_scale))
+    return works
+
+
+@pytest.mark.parametrize(("servers", "rho"), [(1, 0.6), (2, 0.7), (4, 0.7), (8, 0.8)])
+def test_waits_of_m_m_c_are_those_of_erlang_within_5_percent(servers: int, rho: float) -> None:
+    runs, count = 3, 20_000
+    waits: list[float] = []
+    pool = make_pool(a=limits(servers))
+    for seed in range(runs):
+        waits += [outcome.wait_s for outcome in simulate(pool, poisson_trace(servers, rho, count, seed))]
+    waiting = erlang_c(servers, servers * rho)
+    assert sum(waits) / len(waits) == pytest.approx(waiting / (servers * (1 - rho)), rel=0.05)
+    assert sum(wait > 1e-9 for wait in waits) / len(waits) == pytest.approx(waiting, rel=0.05)
+    # The wait of those that wait is exponential: so are its quantiles.
+    p95 = max(0.0, math.log(waiting / 0.05) / (servers * (1 - rho)))
+    assert quantile(sorted(waits), 0.95) == pytest.approx(p95, rel=0.1)
+
+
+def test_each_wait_of_m_m_c_is_that_of_the_recursion_for_first_come_first_served() -> None:
+    """Kiefer and Wolfowitz 1955: a job starts when the server that is free first is."""
+    works = poisson_trace(3, 0.9, 3_000, 1)
+    free = [0.0] * 3
+    expected = []
+    for each in works:
+        start = max(each.arrival_s, heapq.heappop(free))
+        heapq.heappush(free, start + each.duration_s)
+        expected.append(start - each.arrival_s)
+    assert [o.wait_s for o in simulate(make_pool(a=limits(3)), works)] == pytest.approx(expected)
+
+
+def test_one_team_by_priority_is_as_the_benchmarks_plain_simulator_has_it() -> None:
+    works = [replace(each, team="a") for each in replay.trace(1.1, 2_000)]
+    waits = [outcome.wait_s for outcome in simulate(make_pool(a=limits(replay.TEAMS * replay.NOMINAL)), works)]
+    assert sum(waits) / len(waits) == pytest.approx(replay.plain(works))
+    assert max(waits) > 0
+
+
+# ---- a trace, second by second
+
+
+Numbers = dict[str, tuple[int, int | None, int | None]]
+"""By team: nominal, borrowing limit and lending limit of one flavour; all in one cohort."""
+
+
+def stepped(teams: Numbers, works: Sequence[Work]) -> dict[str, int]:
+    """Starts, by an implementation that shares nothing with the one under test. Every second it ends what is over and
+    tries all that waits anew; what is in use is counted from the list of what runs. Whole seconds, no preemption.
+    """
+    queue = sorted(works, key=lambda w: (-w.priority, w.arrival_s))
+    begun: dict[str, int] = {}
+    busy: list[tuple[Work, int]] = []
+    now = 0
+
+    def used(team: str, held: Sequence[tuple[str, int]] = ()) -> int:
+        return sum(int(w.units) for w, _ in busy if w.team == team) + sum(n for name, n in held if name == team)
+
+    def fits(each: Work, held: Sequence[tuple[str, int]] = ()) -> bool:
+        nominal, borrow, _ = teams[each.team]
+        after = {name: used(name, held) for name in teams}
+        after[each.team] += int(each.units)
+        # Beyond what a team keeps for itself, everybody takes from what all of them lend.
+        keeps = {name: 0 if lend is None else own - min(own, lend) for name, (own, _, lend) in teams.items()}
+        lent = sum(own - keeps[name] for name, (own, _, _) in teams.items())
+        taken = sum(max(0, after[name] - keeps[name]) for name in teams)
+        return taken <= lent and (borrow is None or after[each.team] <= nominal + borrow)
+
+    while len(begun) < len(works) or busy:
+        busy = [(w, end) for w, end in busy if end > now]
+        tried: set[str] = set()
+        while True:
+            # A cycle: each team's first that was not tried yet; those that need not borrow go first.
+            waiting = [w for w in queue if w.arrival_s <= now and w.name not in begun and w.name not in tried]
+            heads = [
+                next(w for w in waiting if w.team == name) for name in teams if any(w.team == name for w in waiting)
+            ]
+            if not heads:
+                break
+            fitting = {w.name for w in heads if fits(w)}
+            heads.sort(
+                key=lambda w: (
+                    w.name in fitting and used(w.team) + w.units > teams[w.team][0],
+                    -w.priority,
+                    w.arrival_s,
+                )
+            )
+            held: list[tuple[str, int]] = []
+            for each in heads:
+                if each.name not in fitting:
+                    tried.add(each.name)
+                    held.append((each.team, max(0, min(int(each.units), teams[each.team][0] - used(each.team, held)))))
+                elif fits(each, held):
+                    begun[each.name] = now
+                    busy.append((each, now + int(each.duration_s)))
+        now += 1
+        assert now < 10_000
+    return begun
+
+
+_TEAM = st.tuples(st.integers(1, 6), st.none() | st.integers(0, 4), st.none() | st.integers(0, 3))
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> tuple[Numbers, list[Work]]:
+    teams = {name: draw(_TEAM) for name in ("blue", "red", "teal")[: draw(st.integers(1, 3))]}
+    teams = {n: (nominal, borrow, lend and min(lend, nominal)) for n, (nominal, borrow, lend) in teams.items()}
+    count = draw(st.integers(1, 14))
+    works = []
+    for i in range(count):
+        team = draw(st.sampled_from(sorted(teams)))
+        # No larger than its nominal quota, so that everything starts some day.
+        units = draw(st.integers(1, teams[team][0]))
+        # No two at the same time: Kueue's order of these is of no interest.
+        works.append(work(f"w{i}", team, 3 * i, draw(st.integers(1, 30)), units, draw(st.integers(0, 2))))
+    return teams, works
+
+
+@given(traces())
+@settings(max_examples=150, deadline=None)
+def test_a_trace_is_as_one_that_is_stepped_second_by_second(
+    trace: tuple[Numbers, list[Work]],
+) -> None:
+    teams, works = trace
+    own: dict[str, Any] = {name: limits(*numbers) for name, numbers in teams.items()}
+    pool = make_pool(**own)
+    found = {name: at[0] for name, at in starts(simulate(pool, works)).items()}
+    assert found == stepped(teams, works)
+
+
+# ---- rule by rule
+
+
+def test_a_team_borrows_what_others_lend_and_no_more() -> None:
+    pool = make_pool(blue=limits(4, borrow=3), red=limits(8, lend=2))
+    found = starts(simulate(pool, [work("own", "blue", 0, 10, 4), *(work(f"b{i}", "blue", i, 10) for i in (1, 2, 3))]))
+    assert found == {"own": [0], "b1": [1], "b2": [2], "b3": [10]}  # red lends 2, though 3 may be borrowed
+    pool = make_pool(blue=limits(4, borrow=1), red=limits(8))
+    found = starts(simulate(pool, [work("own", "blue", 0, 10, 4), *(work(f"b{i}", "blue", i, 10) for i in (1, 2))]))
+    assert found == {"own": [0], "b1": [1], "b2": [10]}  # red lends all, and 1 may be borrowed
+
+
+def test_a_cohorts_own_quota_is_there_for_every_team() -> None:
+    pool = Pool({"blue": Team({"h100": limits(1)})}, {"h100": "gpu"}, shared={("kitae", "h100"): Decimal(2)})
+    assert starts(simulate(pool, [work("big", "blue", 0, 10, 3), work("huge", "blue", 1, 10, 4)])) == {
+        "big": [0],
+        "huge": [],
+    }
+
+
+def test_teams_without_a_cohort_or_of_different_ones_do_not_share() -> None:
+    own = {"h100": limits(1)}
+    alone, other = Team(own, cohort=None), Team(own, cohort="other")
+    teams: dict[str, Any] = {"a": alone, "b": alone, "c": Team(own), "d": other}
+    pool = make_pool(**teams)
+    works = [work(f"{team}{i}", team, i, 10) for team in teams for i in (0, 1)]
+    assert starts(simulate(pool, works)) == {w.name: [0 if w.name[1] == "0" else 10] for w in works}
+
+
+def test_strict_fifo_waits_behind_a_large_job_and_best_effort_passes_it() -> None:
+    works = [work("first", "blue", 0, 10, 3), work("large", "blue", 1, 10, 4), work("small", "blue", 2, 5)]
+    best = make_pool(blue=Team({"h100": limits(4)}))
+    strict = make_pool(blue=Team({"h100": limits(4)}, strategy="StrictFIFO"))
+    assert starts(simulate(best, works)) == {"first": [0], "large": [10], "small": [2]}
+    assert starts(simulate(strict, works)) == {"first": [0], "large": [10], "small": [20]}
+
+
+def test_a_strict_teams_head_holds_back_what_it_will_need_from_borrowers() -> None:
+    works = [
+        work("r0", "red", 0, 10, 3),
+        work("b0", "blue", 1, 20, 2),
+        work("large", "blue", 2, 10, 4),  # has to wait for b0, also once red's three are free
+        work("r1", "red", 3, 30, 1),  # would have to borrow, and one is free
+    ]
+    strict = make_pool(blue=Team({"h100": limits(4)}, strategy="StrictFIFO"), red=limits(2))
+    best = make_pool(blue=limits(4), red=limits(2))
+    assert starts(simulate(best, works)) == {"r0": [0], "b0": [1], "large": [21], "r1": [3]}
+    assert starts(simulate(strict, works)) == {"r0": [0], "b0": [1], "large": [21], "r1": [10]}
+
+
+def test_priority_comes_before_arrival_and_nothing_running_is_touched_by_default() -> None:
+    works = [work("runs", "blue", 0, 10), work("low", "blue", 1, 10), work("high", "blue", 2, 10, priority=100)]
+    assert starts(simulate(make_pool(blue=limits(1)), works)) == {"runs": [0], "high": [10], "low": [20]}
+
+
+def test_a_job_preempts_a_lower_priority_of_its_team_the_latest_start_first_and_no_more_than_it_needs() -> None:
+    pool = make_pool(blue=Team({"h100": limits(4)}, within="LowerPriority"))
+    works = [work(f"low{i}", "blue", i, 100, 1) for i in range(3)]
+    works += [work("mid", "blue", 3, 100, 1, 5), work("high", "blue", 10, 20, 2, 10)]
+    found = {o.work.name: o for o in simulate(pool, works, restart_s=7)}
+    assert found["low0"].stretches == (Stretch(0, 100, "h100"),)
+    assert found["low2"].stretches == (Stretch(2, 10, "h100"), Stretch(30, 30 + 92 + 7, "h100"))
+    assert found["low1"].stretches == (Stretch(1, 10, "h100"), Stretch(30, 30 + 91 + 7, "h100"))
+    assert found["low1"].wait_s == 20
+    assert found["low1"].run_s == 107
+    assert found["high"].stretches == (Stretch(10, 30, "h100"),)
+    equal = [work("old", "blue", 1, 50, 4), work("new", "blue", 0.5, 50, 4)]
+    assert starts(simulate(pool, equal)) == {"old": [50.5], "new": [0.5]}
+
+
+def test_among_equals_an_older_job_preempts_a_newer_one_only_if_the_queue_says_so() -> None:
+    works = [
+        work("block", "blue", 0, 10, 3),
+        work("older", "blue", 1, 10, 4),
+        work("newer", "blue", 2, 50, 1),
+    ]
+    never = make_pool(blue=Team({"h100": limits(4)}, within="LowerPriority"))
+    newer = make_pool(blue=Team({"h100": limits(4)}, within="LowerOrNewerEqualPriority"))
+    assert starts(simulate(never, works, restart_s=0)) == {"block": [0], "newer": [2], "older": [52]}
+    assert starts(simulate(newer, works, restart_s=0)) == {"block": [0], "newer": [2, 20], "older": [10]}
+
+
+@pytest.mark.parametrize(
+    ("reclaim", "priority", "at"),
+    [("Never", 0, 100), ("LowerPriority", 0, 100), ("LowerPriority", 9, 5), ("Any", 0, 5)],
+)
+def test_what_others_borrowed_is_reclaimed_as_the_queue_says(reclaim: Any, priority: int, at: float) -> None:
+    blue = Team({"h100": limits(2)}, reclaim=reclaim)
+    pool = make_pool(blue=blue, red=limits(2))
+    works = [work("r0", "red", 0, 100, 2), work("r1", "red", 1, 99, 2), work("b", "blue", 5, 10, 2, priority)]
+    found = starts(simulate(pool, works, restart_s=0))
+    assert found["b"] == [at]
+    assert found["r0"] == [0]  # red's own
+    assert len(found["r1"]) == (2 if at == 5 else 1)
+
+
+def test_nobody_reclaims_beyond_its_own_nominal_quota() -> None:
+    pool = make_pool(blue=Team({"h100": limits(2)}, reclaim="Any"), red=limits(2))
+    works = [work("r", "red", 0, 100, 1), work("r1", "red", 0.5, 100, 3), work("b", "blue", 5, 10, 3)]
+    assert starts(simulate(pool, works))["b"] == [100.5]
+
+
+def test_two_teams_that_take_turns_in_reclaiming_come_to_an_end() -> None:
+    """Each has a small job that reclaims the team's quota, and a large one that preempts it, then borrows."""
+    both = Team({"h100": limits(8)}, within="LowerPriority", reclaim="Any")
+    works = [work("b-base", "blue", 0, 500, 5, 9), work("r-base", "red", 0, 500, 6, 9)]
+    works += [work("b-large", "blue", 1, 50, 8, 0), work("r-large", "red", 2, 50, 8, 0)]
+    works += [work("b-small", "blue", 3, 50, 2, -9), work("r-small", "red", 4, 50, 2, -9)]
+    outcomes = simulate(make_pool(blue=both, red=both, teal=limits(4)), works, restart_s=10)
+    assert all(outcome.started for outcome in outcomes)
+    preemptions = sum(len(outcome.stretches) - 1 for outcome in outcomes)
+    assert 1 <= preemptions < 20
+
+
+def test_the_first_flavour_with_room_is_taken_and_the_next_one_if_there_is_none() -> None:
+    pool = make_pool(flavors=("h100", "a100"), blue=limits(1, borrow=0), red=limits(1, borrow=0))
+    found = simulate(pool, [work(f"b{i}", "blue", i, 10) for i in range(3)])
+    assert [(o.stretches[0].flavor, o.stretches[0].start_s) for o in found] == [("h100", 0), ("a100", 1), ("h100", 10)]
+    borrowing = make_pool(flavors=("h100", "a100"), blue=limits(1), red=limits(1))
+    found = simulate(borrowing, [work(f"b{i}", "blue", i, 10) for i in range(2)])
+    assert [o.stretches[0].flavor for o in found] == ["h100", "h100"]
+    own = dict.fromkeys(("h100", "a100"), limits(1))
+    patient = make_pool(flavors=("h100", "a100"), blue=Team(own, borrow_first=False), red=limits(1))
+    found = simulate(patient, [work(f"b{i}", "blue", i, 10) for i in range(2)])
+    assert [o.stretches[0].flavor for o in found] == ["h100", "a100"]
+
+
+def test_cores_and_gpus_are_different_flavours() -> None:
+    pool = make_pool(flavors=("h100", "cpu"), blue=limits(1))
+    works = [
+        Work("g", "blue", 0, 10, 1, "gpu"),
+        Work("c", "blue", 0, 10, 0.5, "cpu"),
+        Work("d", "blue", 0, 10, 0.5, "cpu"),
+    ]
+    found = simulate(pool, works)
+    assert [o.stretches[0] for o in found] == [Stretch(0, 10, "h100"), Stretch(0, 10, "cpu"), Stretch(0, 10, "cpu")]
+
+
+def test_what_fits_into_no_quota_never_starts_and_holds_nobody_up() -> None:
+    pool = make_pool(blue=Team({"h100": limits(2)}, strategy="StrictFIFO"))
+    found = simulate(pool, [work("huge", "blue", 0, 10, 3), work("fine", "blue", 1, 10, 2)])
+    assert starts(found) == {"huge": [], "fine": [1]}
+    with pytest.raises(ValueError, match="never started"):
+        _ = found[0].wait_s
+    with pytest.raises(ValueError, match="no team 'red'"):
+        simulate(pool, [work("r", "red", 0, 1)])
+
+
+def test_what_runs_already_holds_its_units_until_it_ends() -> None:
+    pool = make_pool(blue=limits(2))
+    found = simulate(pool, [work("w", "blue", 100, 10, 2)], running=[(work("r", "blue", 100, 40), "h100")])
+    assert starts(found) == {"w": [140]}
+
+
+@given(
+    traces(),
+    st.sampled_from(["Never", "LowerPriority", "LowerOrNewerEqualPriority"]),
+    st.sampled_from(["Never", "LowerPriority", "Any"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_whatever_is_preempted_the_books_are_kept(trace: tuple[Numbers, list[Work]], within: Any, reclaim: Any) -> None:
+    """No second with more in use than there is, no job that runs shorter than it takes, nothing forgotten."""
+    given_teams, works = trace
+    teams: dict[str, Any] = {}
+    for name, numbers in given_teams.items():
+        teams[name] = Team({"h100": limits(*numbers)}, within=within, reclaim=reclaim)
+    pool = make_pool(**teams)
+    outcomes = simulate(pool, works, restart_s=2)
+    for outcome in outcomes:
+        preempted = len(outcome.stretches) - 1
+        lost_s = sum(min(2.0, stretch.end_s - stretch.start_s) for stretch in outcome.stretches[:-1])
+        assert outcome.run_s == pytest.approx(outcome.work.duration_s + lost_s)
+        assert outcome.wait_s >= 0
+        assert all(a.end_s <= b.start_s for a, b in zip(outcome.stretches, outcome.stretches[1:], strict=False))
+        if within == "Never" and reclaim == "Never":
+            assert preempted == 0
+    levels = steps(outcomes, "h100")
+    assert max(level for _, level in levels) <= float(pool.nominal("h100"))
+    assert levels[-1][1] == 0
+    for name, (nominal, borrow, _) in given_teams.items():
+        mine = steps([o for o in outcomes if o.work.team == name], "h100")
+        assert max((level for _, level in mine), default=0) <= nominal + (math.inf if borrow is None else borrow)
