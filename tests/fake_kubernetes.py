@@ -4,7 +4,7 @@ What it has of a real one:
 - objects with uid, creationTimestamp, generation (it grows with `spec`) and resourceVersion (of the whole server);
 - create, get, list, merge patch, replace, delete; `dryRun=All`; `generateName`; status as its controller's own;
 - bodies are validated strictly (an unknown field, a null, a wrong type: 422), by KubeRay's and Kueue's own schemas
-  where `../shared/crds` is there and by those in `tests/schemas/`; names and labels, too; webhooks may refuse more;
+  where `../shared/crds` is there and by `tests/cluster_schemas.py`; names and labels, too; webhooks may refuse more;
 - 409 AlreadyExists for a name that is taken (also by one that is being deleted), 409 Conflict for an old
   resourceVersion, 404 for an object, for a namespace and, as plain text, for a kind that nobody serves;
 - label and field selectors; pages (`limit`, `continue`), whose token expires (410) when the history is forgotten;

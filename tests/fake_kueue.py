@@ -40,6 +40,8 @@ def webhook(kind: Kind, new: Object, old: Object | None) -> None:
     spec, name = new["spec"], new["metadata"].get("name")
     groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"].get("workerGroupSpecs", [])]
     problems = [] if all("rayStartParams" in group for group in groups) else ["rayStartParams: Required value"]
+    if "authOptions" in spec["rayClusterSpec"] and "rayVersion" not in spec["rayClusterSpec"]:
+        problems.append("authOptions.mode is 'token' but RayVersion was not specified")
     if QUEUE_LABEL in new["metadata"].get("labels", {}):
         if spec.get("shutdownAfterJobFinishes") is not True:
             problems.append(

@@ -22,11 +22,11 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from ray_jobs.cluster.kinds import KINDS, RAY_JOB, Kind
+from tests.cluster_schemas import SCHEMAS
 
 Object = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "crds" / "schemas.json.gz"
-OWN = Path(__file__).parent / "schemas"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -59,15 +59,15 @@ class Change:
 
 @cache
 def schemas() -> Mapping[str, list[Draft202012Validator]]:
-    """Those of a kind by `group/version/Kind`: the operators' own where they are at hand, and this project's."""
-    found: dict[str, list[Draft202012Validator]] = {}
+    """Those of a kind by `group/version/Kind`: this project's, which know the fields that it reads and writes, and the
+    operators' own where they are at hand."""
+    documents = [SCHEMAS]
     if SHARED.is_file():
-        for name, schema in json.loads(gzip.decompress(SHARED.read_bytes())).items():
+        documents.append(json.loads(gzip.decompress(SHARED.read_bytes())))
+    found: dict[str, list[Draft202012Validator]] = {}
+    for document in documents:
+        for name, schema in document.items():
             found.setdefault(name, []).append(Draft202012Validator(schema))
-    for path in sorted(OWN.glob("*.json")):
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        name = schema.get("$id", path.stem.replace("_", "/"))
-        found.setdefault(name, []).append(Draft202012Validator(schema))
     return found
 
 

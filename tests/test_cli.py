@@ -232,6 +232,16 @@ def test_resume_takes_the_stored_spec_and_may_change_the_workers(
     assert (spec.job_id, spec.training) == (job.id, make_spec().training)
 
 
+def test_a_launched_runner_that_has_nothing_to_do_has_not_failed(invoke: CliRunner, store: Store) -> None:
+    """A launcher that tries again what failed would let it take the job from its successor."""
+    job = jobs.start_attempt(store, make_spec())
+    jobs.request_cancel(store, job.id)
+    done = invoke.invoke(cli, ["resume", job.id, "--launched"])
+    assert done.exit_code == 0, done.output
+    assert f"job {job.id} is over (cancelled)" in done.output
+    assert jobs.load(store, job.id).attempt == 1
+
+
 def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert "0 is not in the range x>=1" in invoke.invoke(cli, ["resume", job.id, "--workers", "0"]).output

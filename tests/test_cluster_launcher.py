@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from tests.cluster_builders import SETTINGS, cluster_queue, local_queue, priorit
 from tests.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes
 from tests.fake_kueue import FakeKueue
 
+manifest = partial(rayjob.manifest, ray_version="2.60.0")
 BLUE = "kitae-blue"
 ID = "ftjob-01kaz7x3q0e8m5v2t9c4r6w1ys-1"
 NEEDS = Needs("tiny-0123456789", "0123456789abcdef", "blue", 0, 2, 4.0, 1)
@@ -84,6 +87,7 @@ def test_a_runner_is_a_rayjob_that_waits_for_its_queue(place: Place) -> None:
     assert spec["suspend"] is True
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["entrypoint"] == "python -m ray_jobs resume tiny-0123456789 --launched"
+    assert spec["rayClusterSpec"]["rayVersion"] == metadata.version("ray")
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (2, 2, 2)
     (container,) = workers["template"]["spec"]["containers"]
@@ -100,7 +104,7 @@ def pods_of(body: Object) -> list[Object]:
 
 
 def test_every_pod_is_restricted_and_has_no_token() -> None:
-    body = rayjob.manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    body = manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     assert len(pods_of(body)) == 3
     for template in pods_of(body):
         pod = template["spec"]
@@ -119,7 +123,7 @@ def test_every_pod_is_restricted_and_has_no_token() -> None:
 
 
 def test_pods_that_train_are_asked_for_a_checkpoint_before_they_end() -> None:
-    body = rayjob.manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    body = manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     *training, _ = pods_of(body)
     for template in training:
         (container,) = template["spec"]["containers"]
@@ -132,9 +136,9 @@ def test_pods_that_train_are_asked_for_a_checkpoint_before_they_end() -> None:
 
 def test_the_same_runner_is_the_same_document() -> None:
     settings = parse(SETTINGS)
-    first = rayjob.manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
-    assert first == rayjob.manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
-    bare = rayjob.manifest(settings, ID, ARGUMENTS, ENVIRONMENT, replace(NEEDS, gpus_per_worker=0, cpus_per_worker=6))
+    first = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    assert first == manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    bare = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, replace(NEEDS, gpus_per_worker=0, cpus_per_worker=6))
     (container,) = bare["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"cpu": "6", "memory": "16Gi"}
 
@@ -142,13 +146,13 @@ def test_the_same_runner_is_the_same_document() -> None:
 @pytest.mark.parametrize("name", ["1-ftjob", "ftjob-A", "f" * 48, "ftjob-", ""])
 def test_an_id_that_can_be_no_name_is_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="cannot name a RayJob"):
-        rayjob.manifest(parse(SETTINGS), name, ARGUMENTS, ENVIRONMENT, NEEDS)
+        manifest(parse(SETTINGS), name, ARGUMENTS, ENVIRONMENT, NEEDS)
 
 
 def test_the_deadlines_of_the_platform_team() -> None:
     scheduling = {"backoff_limit": 1, "deadline_s": 3600, "waiting_deadline_s": 600, "ttl_s": 5}
     settings = parse({**SETTINGS, "scheduling": scheduling})
-    spec = rayjob.manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)["spec"]
+    spec = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)["spec"]
     assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"]) == (1, 5)
     assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (3600, 600)
 

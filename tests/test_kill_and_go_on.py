@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ray_jobs import checkpoint, jobs, registry
-from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, TrainingError
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.train import TrainInputs, train
@@ -304,6 +304,49 @@ def test_a_paused_job_frees_its_workers_and_goes_on_from_that_step(
     assert (record.attempt, record.paused_at) == (2, None)
     (trained,) = [stage for stage in jobs.stages(store, job.spec.job_id) if stage.name == "train"]
     assert trained.outputs["resumed_from_step"] == last.step
+
+
+def test_machines_that_go_with_a_notice_lose_next_to_nothing(
+    service: Service, store: Store, files: Path, undisturbed: Undisturbed
+) -> None:
+    """A checkpoint at the end only, but for the one that the notice asks for; then all machines go at once, twice: once
+    the driver sees it, once it goes with them."""
+    job = job_file(files, "tiny", training={"checkpoint_every_steps": None, "eval_every_steps": STEPS})
+    watched = Watched(store, job.spec.job_id)
+    command = ("run", str(job.path))
+    at = 0
+    for sees_it in (True, False):
+        driver = service.kitae(store, *command)
+        told = len(_steps(store, job))
+        wait_until(lambda told=told: len(_steps(store, job)) > told, driver, "a step")  # type: ignore[misc]
+        noticed = service.kitae(store, "notice", job.spec.job_id, "--wait-s", "60")
+        assert noticed.wait() == 0, noticed.output
+        before, at = at, watched.step()
+        assert before < at < STEPS
+        assert f"the checkpoint of step {at} is there" in noticed.output
+        service.kill_ray()
+        if sees_it:
+            assert driver.wait() == TrainingError.exit_code
+        driver.kill()
+        assert watched.status() == "running", "the end of the machines is not the job's"
+        service.start_ray()
+        command = ("resume", job.spec.job_id)
+    driver = service.kitae(store, *command)
+    assert driver.wait() == 0, driver.output
+    losses, _ = outcome(store, job)
+    same(losses, undisturbed.losses)
+    goes_on = [message for message in _events(store, job) if message.startswith("goes on from step")]
+    assert len(goes_on) == 2
+    assert goes_on[-1].startswith(f"goes on from step {at};")
+
+
+def _steps(store: Store, job: JobFile) -> list[int]:
+    """That were told of so far, by all attempts."""
+    try:
+        told = [event for _, event in jobs.events(store, job.spec.job_id)]
+    except JobError:
+        return []
+    return [event.data["step"] for event in told if event.kind == "metrics"]
 
 
 def test_figures_of_training_are_told_as_it_goes_and_written_down(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs import jobs, notice, pipeline, workers
+from ray_jobs.__main__ import cli
 from ray_jobs.errors import JobError, TrainingError
 from ray_jobs.jobs import Job
 from ray_jobs.metrics import TrainingMetrics, done_again
@@ -83,6 +87,24 @@ def test_a_job_that_does_not_run_is_not_waited_for(store: Store, job: Job) -> No
     assert waited(store, job.id, 90.0, paused) == (("not running", None), 3.0)
     with pytest.raises(JobError, match="no job"):
         notice.give(store, "unknown")
+
+
+@pytest.mark.usefixtures("store_environment")
+def test_a_hook_tells_a_job_by_its_id_or_its_file(store: Store, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.record.spec), encoding="utf-8")
+    for name in (job.id, str(tmp_path / "job.yaml")):
+        late = CliRunner().invoke(cli, ["notice", name, "--wait-s", "0"])
+        assert (late.exit_code, late.output) == (1, f"{job.id}: no checkpoint within 0 s\n")
+    given = notice.current(store, job.id)
+    assert given is not None
+    assert given.number == 1
+    notice.answer(store, job.id, 1, step=12)
+    there = CliRunner().invoke(cli, ["notice", job.id])
+    assert (there.exit_code, there.output) == (0, f"{job.id}: the checkpoint of step 12 is there\n")
+    jobs.request_cancel(store, job.id)
+    jobs.start_attempt(store, make_spec())
+    jobs.request_pause(store, job.id)
+    assert CliRunner().invoke(cli, ["notice", job.id]).output == f"{job.id}: not running\n"
 
 
 # ---- the training's side ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from ray_jobs import bases, jobs, usage, webhooks
+from ray_jobs.errors import ClusterUnreachable, RequestTooLarge, UnknownQueue
 from ray_jobs.jobs import Launched
 from ray_jobs.registry import catalogue
 from ray_jobs.storage import Store
@@ -22,6 +23,7 @@ from serving.ids import is_id, made_at_s, new_id
 from serving.paging import page
 from serving.row_checks import in_process
 from tests.api_server import BASE, KEY, ApiServer, add_base, api_server, begin_job, rows
+from tests.builders import make_spec
 from tests.fake_launcher import FakeLauncher
 from tests.tiny_models import save_causal, save_encoder
 
@@ -376,3 +378,65 @@ def test_the_catalogue_has_what_a_base_can_do_and_keeps_its_names(store: Store, 
         catalogue.remove(store, "tinny")
     catalogue.remove(store, "tiny")
     assert [entry.name for entry in catalogue.entries(store)] == ["encoder"]
+
+
+# ---- a launcher that says why, and what never fits -------------------------------------------------------------
+
+
+def events_of(http: httpx.Client, identifier: str) -> list[str]:
+    data = http.get(f"/fine_tuning/jobs/{identifier}/events", params={"limit": 50}).json()["data"]
+    return [event["message"] for event in data[::-1]]
+
+
+def test_what_a_job_waits_for_is_an_event_once_and_not_too_often(http: httpx.Client, server: ApiServer) -> None:
+    job = create(http)
+    wait_for(http, job["id"], "queued")
+    runner_id = f"{job['id']}-1"
+    waits = "waiting: blue uses 8 of 8 h100; 2 can be borrowed; about 40 min"
+    for message in (waits, waits, "waiting: blue uses 7 of 8 h100; 2 can be borrowed"):
+        server.launcher.become(runner_id, "pending", message)
+        time.sleep(2.0)  # the list of runners is believed for a moment
+        assert http.get(f"/fine_tuning/jobs/{job['id']}").json()["status"] == "queued"
+    assert [message for message in events_of(http, job["id"]) if message.startswith("waiting")] == [waits]
+
+
+def test_two_processes_tell_what_a_job_waits_for_once(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    for now_s, message in ((0.0, "a"), (70.0, "a"), (80.0, "b"), (100.0, "c"), (150.0, "c")):
+        for _ in range(2):
+            jobs.note_changed(store, job.id, message, every_s=60.0, now_s=1000.0 + now_s)
+    assert [event.message for _, event in jobs.events(store, job.id)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_job_that_never_fits_is_refused_and_leaves_nothing(
+    http: httpx.Client, server: ApiServer, store: Store, dry_run: bool
+) -> None:
+    file = upload(http, rows(12)).json()["id"]
+    asked = {"model": BASE, "training_file": file, "dry_run": dry_run, "compute": {"workers": 99}}
+    finding = "nvidia.com/gpu: 99 workers with 1 each ask for 99, and the most of h100 is 10"
+    server.launcher.too_large = RequestTooLarge("no quota could ever admit this job", details=[finding])
+    before = sorted(info.key for info in store.list())
+    refused = http.post("/fine_tuning/jobs", json=asked)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("request_too_large", "compute")
+    assert "the most of h100 is 10" in error["message"]
+    assert error["details"] == [{"param": "compute", "message": finding}]
+    server.launcher.too_large = UnknownQueue("team 'default' has no queue in this cluster; these have: blue")
+    error = http.post("/fine_tuning/jobs", json=asked).json()["error"]
+    assert (error["code"], error["param"]) == ("no_queue", "team")
+    assert sorted(info.key for info in store.list()) == before
+    server.launcher.too_large = ClusterUnreachable("the Kubernetes API does not answer")
+    assert http.post("/fine_tuning/jobs", json=asked).status_code == 200  # it is seen once it is launched
+
+
+def test_a_runner_that_can_never_start_is_stopped_and_its_job_fails(http: httpx.Client, server: ApiServer) -> None:
+    job = create(http)
+    wait_for(http, job["id"], "queued")
+    message = "cannot start: the image x cannot be pulled"
+    server.launcher.become(f"{job['id']}-1", "pending", message, hopeless=True)
+    failed = wait_for(http, job["id"], "failed")
+    assert failed["error"]["message"] == message
+    assert f"{job['id']}-1" in server.launcher.stopped
+    assert len(server.launcher.known) == 1

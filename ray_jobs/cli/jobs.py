@@ -129,19 +129,22 @@ def pause(job: str) -> None:
 
 
 @click.command(hidden=True)
-@_JOB
+@click.argument("job")
 @click.option("--wait-s", type=click.FloatRange(min=0), default=90.0, help="Give up waiting after so many seconds.")
 @click.pass_context
 def notice(context: click.Context, job: str, wait_s: float) -> None:
-    """Tell JOB that its machines are about to go: its training writes a checkpoint now, and goes on until it is ended.
-    Returns once the checkpoint is there; exit 1 if it is not after --wait-s.
+    """Tell JOB, an id or a job file, that its machines are about to go: its training writes a checkpoint now, and goes
+    on until it is ended. Returns once the checkpoint is there; exit 1 if it is not after --wait-s.
 
     \b
     Example, as a pod's preStop hook:
       python -m ray_jobs notice faq-chat-1f0c2a9b3d --wait-s 90
+      python -m ray_jobs notice /etc/kitae/job.yaml --wait-s 90
     """
     from ray_jobs import notice as notices
+    from ray_jobs.spec import load_spec
 
+    job = load_spec(Path(job)).job_id if Path(job).suffix in (".yaml", ".yml") else job
     store = session.open_store(check=False)
     given = notices.give(store, job)
     answer, step = notices.wait(store, job, given.number, wait_s)

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 
 from ray_jobs.cluster import capacity, conditions, rayjob
 from ray_jobs.cluster.capacity import Quota
@@ -65,7 +66,9 @@ class KubernetesLauncher:
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         """Make the RayJob; nothing where it is there."""
-        body = rayjob.manifest(self.settings, runner_id, arguments, environment, needs)
+        # Jobs run in the image that this runs in.
+        ray_version = metadata.version("ray")
+        body = rayjob.manifest(self.settings, runner_id, arguments, environment, needs, ray_version=ray_version)
         namespace = body["metadata"]["namespace"]
         try:
             self.cluster.create(RAY_JOB, body, namespace)

@@ -47,10 +47,16 @@ def team_of(settings: ClusterSettings, name: str) -> Team:
 
 
 def manifest(
-    settings: ClusterSettings, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs
+    settings: ClusterSettings,
+    runner_id: str,
+    arguments: list[str],
+    environment: Mapping[str, str],
+    needs: Needs,
+    *,
+    ray_version: str,
 ) -> Object:
     """The RayJob of a runner of `python -m ray_jobs ARGUMENTS`. UnknownQueue for a team without one; ClusterError for
-    an id that can be no name."""
+    an id that can be no name. `ray_version`: of the image; KubeRay sets no token up without it."""
     if len(runner_id) > LONGEST_NAME or not _NAME.fullmatch(runner_id):
         raise ClusterError(
             f"{runner_id!r} cannot name a RayJob: at most {LONGEST_NAME} characters of a-z, 0-9 and -, a letter first"
@@ -79,6 +85,7 @@ def manifest(
         "ttlSecondsAfterFinished": scheduling.ttl_s,
         "backoffLimit": scheduling.backoff_limit,
         "rayClusterSpec": {
+            "rayVersion": ray_version,
             "authOptions": {"mode": "token"},
             "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pods.head()},
             "workerGroupSpecs": [
