@@ -312,17 +312,18 @@ def test_a_preempted_job_is_queued_again_and_comes_to_its_end(store_server: Stor
 
 
 def test_a_launch_that_is_too_late_for_its_job_is_taken_back(store_server: StoreServer) -> None:
-    """Its job was cancelled, and closed, while the request was on its way."""
+    """Its job was cancelled, and closed, while the request was on its way; then its answer was lost."""
 
     def act(world: World) -> None:
         launch = world.shown.launcher.launch
 
-        def slow(*given: object) -> None:
-            for api in world.apis:
-                with suppress(ApiError):
-                    world.other.cancel(TEAM, api.id)
-            launch(*given)  # type: ignore[arg-type]
+        def slow(runner_id: str, *given: object) -> None:
+            (api,) = [api for api in world.apis if runner_id.startswith(api.id)]
+            assert world.other.cancel(TEAM, api.id).status == "cancelled"
+            world.server.drop(after=True, when=lambda request: request.verb == "create")
+            launch(runner_id, *given)  # type: ignore[arg-type]
 
+        world.shown.looked_at_once = 1
         with patch.object(world.shown.launcher, "launch", slow):
             world.shown.tick()
         assert world.made

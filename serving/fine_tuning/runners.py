@@ -72,11 +72,13 @@ class Runners:
             for older in api.launches[-2:-1]:
                 self.launcher.stop(api.runner_id(older))
         needs = Needs.of(JobSpec.model_validate(api.spec))
-        self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()}, needs)
-        self._asked_at = 0.0
-        # Somebody may have ended the job between the last look and the launch, and found no runner to stop.
-        if jobs.load(self.store, api.job_id).over():
-            self.launcher.stop(api.runner_id(newest))
+        try:
+            self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()}, needs)
+        finally:  # it may have been done, also where the answer was lost
+            self._asked_at = 0.0
+            # Somebody may have ended the job between the last look and the launch, and found no runner to stop.
+            if jobs.load(self.store, api.job_id).over():
+                self.launcher.stop(api.runner_id(newest))
 
     def stop_for_good(self, api: ApiJob, job: JobRecord) -> None:
         """The newest launch's, of a job that is over. MachineError; after a long time without an answer it is left."""
