@@ -168,7 +168,7 @@ class _Pods:
             "image": self._settings.image,
             "imagePullPolicy": self._settings.image_pull_policy,
             "securityContext": _RESTRICTED,
-            "env": [{"name": "HOME", "value": HOME}],
+            "env": [{"name": "HOME", "value": HOME}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}],
             "resources": {"requests": dict(SUBMITTER), "limits": {"cpu": "1", "memory": "1Gi"}},
             "volumeMounts": [_mounted("tmp", "/tmp"), _mounted("home", HOME)],
         }
