@@ -29,9 +29,7 @@ def launched(profile: str) -> dict[str, Any]:
     spec = parse_spec(chart_values.job()["job"]["spec"])
     environment = {"KITAE_STORE": "s3://models/kitae"}
     arguments = ["resume", spec.job_id, "--launched"]
-    return rayjob.manifest(
-        settings.parse(yaml.safe_load(text)), RUNNER, arguments, environment, Needs.of(spec), ray_version="2.60.0"
-    )
+    return rayjob.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec), ray_version="2.60.0")
 
 
 def released() -> dict[str, Any]:
