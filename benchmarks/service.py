@@ -134,7 +134,9 @@ def _start_direct(sides: Sides, port: int, adapter: Path, mark: str) -> processe
     record = records.read(sides.store, sides.base.name)
     assert record is not None
     settings = engine_settings(record, cpu_hardware())
+    (engine, *_) = sides.processes()["engine"]
     command = [
+        *("nice", "-n", str(engine.nice())),  # Ray's workers give way to others; this one must too
         sys.executable,
         *("-m", "vllm.entrypoints.openai.api_server", "--model", str(sides.base_directory)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", sides.base.name),
