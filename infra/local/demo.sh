@@ -12,11 +12,15 @@ cd "$root"
 python=$root/.venv/bin/python
 [[ -x $python ]] || complain "there is no $python: make setup"
 check_cluster
-mkdir -p -m 700 .kitae "$state"
+make_state
 every_s=${KITAE_LOCAL_EVERY_S:-15}
 
 forwards=()
-trap 'for pid in "${forwards[@]}"; do kill "$pid" 2>/dev/null || true; done' EXIT
+end_forwards() {
+  local pid
+  for pid in "${forwards[@]}"; do kill "$pid" 2>/dev/null || true; done
+}
+trap end_forwards EXIT
 
 # forward NAMESPACE SERVICE PORT: sets `port`, a free one of 127.0.0.1 that leads there.
 forward() {
@@ -43,7 +47,7 @@ holding() {
   for team in "${teams[@]}"; do
     kubectl -n "kitae-$team" get workloads -o \
       'jsonpath={range .items[*]}{.status.conditions[?(@.type=="Admitted")].status}/{.status.conditions[?(@.type=="Finished")].status}{"\n"}{end}' |
-      grep -qx 'True/' && echo "$team"
+      grep -x 'True/' >/dev/null && echo "$team"
   done
   return 0
 }

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034  # some of it only one of them uses
 # What up.sh, demo.sh and down.sh share: settings from the environment, and what is the matter with them. Sourced.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -78,6 +79,12 @@ where_from() {
 check_cluster() {
   kubectl version >/dev/null 2>&1 ||
     complain "the cluster does not answer: $([[ $cluster == kind ]] && echo 'run infra/local/up.sh' || echo 'set KUBECONFIG, or choose a context with kubectl config use-context NAME')"
+}
+
+# make_state: the directory for what the scripts keep, which only its owner reads.
+make_state() {
+  mkdir -p "$root/.kitae" "$state"
+  chmod 700 "$root/.kitae" "$state"
 }
 
 # random BYTES: as hexadecimal digits.

@@ -10,10 +10,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 check_settings kubectl helm
 cd "$root"
-mkdir -p -m 700 .kitae "$state"
+make_state
 
 make_cluster() {
-  if kind get clusters 2>/dev/null | grep -qx "$cluster_name"; then
+  if kind get clusters 2>/dev/null | grep -x "$cluster_name" >/dev/null; then
     say "kind cluster $cluster_name is there"
     kind export kubeconfig --name "$cluster_name" --kubeconfig "$KUBECONFIG" >/dev/null 2>&1
   else

@@ -3,7 +3,7 @@
 #
 #     infra/operators/check.sh
 #
-# KUBERAY_NAMESPACE and KUEUE_NAMESPACE say where the operators are.
+# KUBERAY_NAMESPACE and KUEUE_NAMESPACE say where the operators are; KITAE_CHECK_REPLICAS=1 lets one of each pass.
 set -euo pipefail
 
 KUBERAY_VERSION=1.7
@@ -11,6 +11,7 @@ KUEUE_VERSION=0.19
 OLDEST_KUBERNETES_MINOR=29
 kuberay_namespace=${KUBERAY_NAMESPACE:-kuberay-system}
 kueue_namespace=${KUEUE_NAMESPACE:-kueue-system}
+replicas=${KITAE_CHECK_REPLICAS:-2}
 findings=0
 
 finding() {
@@ -60,7 +61,7 @@ for kind in clusterqueues localqueues resourceflavors workloads workloadpriority
   crd "$kind.kueue.x-k8s.io" v1beta2 "Kueue $KUEUE_VERSION"
 done
 
-# operator NAME NAMESPACE LABEL VERSION: a Deployment, whose image is of the version, with two replicas that are ready.
+# operator NAME NAMESPACE LABEL VERSION: a Deployment, whose image is of the version, with enough replicas, one of them ready.
 operator() {
   local found name image wanted ready
   found=$(kubectl -n "$2" get deployments -l "$3" \
@@ -76,8 +77,8 @@ operator() {
   fi
   if ((${ready:-0} < 1)); then
     finding "$1 ($name) has no replica that is ready: look at kubectl -n $2 get pods"
-  elif ((wanted < 2)); then
-    finding "$1 ($name) has $wanted replica, and a restart of it is felt: set two (infra/operators)"
+  elif ((wanted < replicas)); then
+    finding "$1 ($name) has $wanted replica, and a restart of it is felt: set $replicas (infra/operators)"
   else
     right "$1 $image, $ready of $wanted ready"
   fi
