@@ -17,7 +17,7 @@ import sys
 from ray_jobs.errors import KitaeError, ObjectNotFound, StoreAccessDenied
 from ray_jobs.storage import Store
 
-FORBIDDEN = ("keys/", "teams/", "open/", "uploads/", "webhooks/", "webhooks-out/", "traffic/", "shares/")
+FORBIDDEN = ("keys/", "teams/", "open/", "uploads/", "usage/", "webhooks/", "webhooks-out/", "traffic/", "shares/")
 """What only the endpoint and the operator's command line touch."""
 
 
