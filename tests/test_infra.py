@@ -205,7 +205,8 @@ def test_the_store_in_the_cluster_is_restricted_and_where_the_values_say() -> No
     documents = list(yaml.safe_load_all((INFRA / "object-store/seaweedfs.yaml").read_text(encoding="utf-8")))
     assert [finding for document in documents for finding in findings(document)] == []
     (service,) = of(documents, "Service")
-    name, namespace, port = (*service["metadata"].values(), service["spec"]["ports"][0]["port"])
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    port = service["spec"]["ports"][0]["port"]
     values = VALUES["local/values.yaml"]
     assert values["store"]["endpointUrl"] == f"http://{name}.{namespace}.svc:{port}"
     (deployment,) = of(documents, "Deployment")

@@ -25,7 +25,8 @@ patience_s=${KITAE_LOCAL_PATIENCE_S:-1200}
 kuberay_version=1.7.0
 kueue_version=0.19.2
 teams=(blue green)
-state=$root/.kitae/cluster
+# Where they keep the kubeconfig of kind and what goes between them.
+state=${KITAE_LOCAL_STATE:-$root/.kitae/cluster}
 
 say() {
   printf '\n== %s\n' "$*"
@@ -83,8 +84,8 @@ check_cluster() {
 
 # make_state: the directory for what the scripts keep, which only its owner reads.
 make_state() {
-  mkdir -p "$root/.kitae" "$state"
-  chmod 700 "$root/.kitae" "$state"
+  mkdir -p "$state"
+  chmod 700 "$state"
 }
 
 # random BYTES: as hexadecimal digits.
