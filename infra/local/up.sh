@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# A cluster on this machine with all of Kitae in it, in one command; run again, it mends what is not there.
+#
+#     infra/local/up.sh
+#     KITAE_LOCAL_CLUSTER=existing infra/local/up.sh     # into the cluster that kubectl reaches now
+#
+# Settings are at the top of settings.sh. The image must be there: docker build --target cpu -t kitae:0.1.0-cpu .
+set -euo pipefail
+# shellcheck source=infra/local/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+check_settings kubectl helm
+cd "$root"
+make_state
+
+make_cluster() {
+  if kind get clusters 2>/dev/null | grep -x "$cluster_name" >/dev/null; then
+    say "kind cluster $cluster_name is there"
+    kind export kubeconfig --name "$cluster_name" --kubeconfig "$KUBECONFIG" >/dev/null 2>&1
+  else
+    docker image inspect "$image" >/dev/null 2>&1 || ls "${archives:-/nowhere}"/*.tar >/dev/null 2>&1 ||
+      complain "there is no image $image: build it (docker build --target cpu -t $image .), pull it, or name a directory of archives with KITAE_LOCAL_ARCHIVES"
+    say "kind cluster $cluster_name"
+    kind create cluster --name "$cluster_name" --config infra/local/kind.yaml --kubeconfig "$KUBECONFIG" --wait 5m
+  fi
+}
+
+load_images() {
+  local archive
+  if docker image inspect "$image" >/dev/null 2>&1; then
+    say "image $image into the node"
+    kind load docker-image "$image" --name "$cluster_name"
+  fi
+  [[ -n $archives ]] || return 0
+  for archive in "$archives"/*.tar; do
+    [[ -e $archive ]] || continue
+    say "images of $archive into the node"
+    kind load image-archive "$archive" --name "$cluster_name"
+  done
+}
+
+# namespace NAME: made if it is not there; nothing in it may do more than Pod Security `restricted` allows.
+namespace() {
+  kubectl get namespace "$1" >/dev/null 2>&1 || kubectl create namespace "$1"
+  kubectl label namespace "$1" pod-security.kubernetes.io/enforce=restricted --overwrite >/dev/null
+}
+
+# operator RELEASE CHART VERSION NAMESPACE VALUES [--repo ADDRESS] [--set …]
+operator() {
+  local release=$1 chart=$2 version=$3 namespace=$4 values=$5 place
+  shift 5
+  say "$release $version"
+  namespace "$namespace"
+  if [[ -n $charts ]]; then
+    place=("$charts/$release-$version.tgz")
+    if [[ ${1:-} == --repo ]]; then shift 2; fi
+  else
+    place=("$chart" --version "$version")
+  fi
+  helm upgrade --install "$release" "${place[@]}" "$@" -n "$namespace" -f "$values" --wait --timeout "${patience_s}s"
+}
+
+# keep_secret NAMESPACE NAME KEY=VALUE…: made once, and never changed.
+keep_secret() {
+  local namespace=$1 name=$2
+  shift 2
+  kubectl -n "$namespace" get secret "$name" >/dev/null 2>&1 ||
+    printf '%s\n' "$@" | kubectl -n "$namespace" create secret generic "$name" --from-env-file=/dev/stdin
+}
+
+store() {
+  say 'the store (SeaweedFS, one pod)'
+  namespace kitae-store
+  keep_secret kitae-store seaweedfs AWS_ACCESS_KEY_ID=kitae "AWS_SECRET_ACCESS_KEY=$(random 24)" \
+    "WEED_JWT_SIGNING_KEY=$(random 32)" "WEED_JWT_FILER_SIGNING_KEY=$(random 32)"
+  sed "s|registry.example/kitae:0.1.0-cpu|$image|" infra/object-store/seaweedfs.yaml | kubectl apply -f -
+  kubectl -n kitae-store rollout status deployment/seaweedfs --timeout "${patience_s}s"
+}
+
+# store_secret NAMESPACE: the store's credentials, there.
+store_secret() {
+  keep_secret "$1" kitae-store "AWS_ACCESS_KEY_ID=$(secret kitae-store seaweedfs AWS_ACCESS_KEY_ID)" \
+    "AWS_SECRET_ACCESS_KEY=$(secret kitae-store seaweedfs AWS_SECRET_ACCESS_KEY)"
+}
+
+endpoint() {
+  local values=(-f infra/local/values.yaml) team
+  say 'charts/kitae'
+  if ((fake_gpus > 0)); then
+    infra/local/fake-gpus.sh "$fake_gpus"
+    values+=(-f infra/local/fake-gpus.yaml)
+  fi
+  if [[ -n $more_values ]]; then values+=(-f "$more_values"); fi
+  namespace kitae
+  keep_secret kitae kitae-api-key "KITAE_API_KEY=$(random 32)"
+  store_secret kitae
+  helm upgrade --install kitae charts/kitae -n kitae "${values[@]}" \
+    --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}"
+  for team in "${teams[@]}"; do store_secret "kitae-$team"; done
+  say "waiting for the endpoint, for $patience_s s at most"
+  kubectl -n kitae wait rayservice/kitae --for=condition=Ready --timeout "${patience_s}s" || {
+    kubectl -n kitae get rayservices,rayclusters,pods >&2
+    complain "the endpoint is not ready after $patience_s s: kubectl -n kitae describe pods says why (not enough memory, no image $image); then run this again"
+  }
+}
+
+if [[ $cluster == kind ]]; then
+  make_cluster
+  load_images
+fi
+check_cluster
+if [[ $operators == install ]]; then
+  # One replica each: on one node, two are no safer.
+  operator kuberay-operator kuberay-operator "$kuberay_version" kuberay-system infra/operators/kuberay.yaml \
+    --repo https://ray-project.github.io/kuberay-helm --set replicas=1
+  operator kueue oci://registry.k8s.io/kueue/charts/kueue "$kueue_version" kueue-system infra/operators/kueue.yaml \
+    --set controllerManager.replicas=1 --set controllerManager.podDisruptionBudget.enabled=false
+fi
+store
+endpoint
+
+say 'ready'
+[[ $cluster != kind ]] || echo "  export KUBECONFIG=$KUBECONFIG"
+cat <<'TEXT'
+  infra/local/demo.sh                                    two teams, a job each, in turn
+  kubectl -n kitae port-forward svc/kitae-serve-svc 8000    the endpoint at http://localhost:8000
+  kubectl -n kitae get secret kitae-api-key -o jsonpath={.data.KITAE_API_KEY} | base64 -d    its key
+  kitae quota show                                       what each team has, and who waits
+  infra/local/down.sh                                    takes it all away
+TEXT
