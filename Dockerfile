@@ -56,7 +56,7 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends bash ca-certificates libgomp1 libnuma1 wget $(command -v pip3 >/dev/null || echo python3 python3-venv) \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 1000 --user-group --create-home kitae \
- # KubeRay starts containers with a login shell, which sets PATH anew.
+ # A login shell, which KubeRay can be set to start containers with, sets PATH anew.
  && echo 'PATH=/opt/kitae/bin:$PATH' > /etc/profile.d/kitae.sh
 ENV PATH=/opt/kitae/bin:$PATH \
     HOME=/home/kitae \
