@@ -305,7 +305,10 @@ def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool =
 
 BEGUN = "tick reconcile advance advance advance begin"
 SCRIPTS = {
-    "a runner that the watch has not told of yet is not lost": f"tick watch watch {BEGUN} wait:2 tick",
+    "a runner that the watch has not told of yet is not lost": (
+        f"{BEGUN} watch watch crash wait:2 other_tick reconcile advance advance advance begin finish "
+        "reconcile advance advance advance begin wait:2 tick"
+    ),
     "a preempted runner that was paused unheard makes room for its successor": (
         f"{BEGUN} watch preempt advance down pause:0 pause:1 resume:0 resume:1 heal tick watch tick reconcile"
     ),
