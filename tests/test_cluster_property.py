@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,9 @@ class World:
         number = which % JOBS
         api = self.apis[number]
         match what:
+            case "start":  # without it hardly any order would bring a runner to its first line
+                for step in ("tick", "reconcile", "advance", "advance", "advance", "begin", "watch"):
+                    self.happen(step, which)
             case "tick":
                 self.shown.tick()
             case "other tick":
@@ -225,6 +229,12 @@ class World:
         alive = Counter(found["metadata"]["name"].rpartition("-")[0] for found in self.live())
         assert all(count == 1 for count in alive.values()), f"beside each other: {alive}"
 
+    def nobody_is_said_to_run_who_does_not(self) -> None:
+        """Of what is known a moment later."""
+        for api, status in zip(self.apis, self.statuses, strict=True):
+            runs = any(name.startswith(api.id) for name in self.attempts)
+            assert runs or status != "running", f"{api.id} is said to run"
+
     def live(self) -> list[Object]:
         """RayJobs that hold quota, or wait for it."""
         return [
@@ -239,6 +249,9 @@ class World:
         self.server.heal()
         self.server.objects.deletion_lingers = False
         for _ in range(60):
+            self.happen("watch", 0)
+            self.happen("tick", 0)
+            self.nobody_is_said_to_run_who_does_not()
             for what in ("watch", "tick", "other tick", "reconcile", "advance", "begin", "check", "collect", "wait"):
                 self.happen(what, 30)
             for name in list(self.attempts):
@@ -259,11 +272,12 @@ class World:
                 assert jobs.load(self.store, api.job_id).status == "succeeded"
 
 
+STARTS = ("start",) * 6
 USUAL = ("tick", "other tick", "watch", "reconcile", "advance", "advance", "begin", "check", "wait")
 PEOPLE = ("pause", "resume", "cancel", "finish", "crash", "preempt", "expire", "collect")
 FAULTS = ("500", "409", "lost answer", "lost request", "expired token", "forgotten", "down", "heal")
 events = st.lists(
-    st.tuples(st.sampled_from((*USUAL, *USUAL, *PEOPLE, *FAULTS)), st.integers(0, 40)), min_size=10, max_size=40
+    st.tuples(st.sampled_from((*STARTS, *USUAL, *PEOPLE, *FAULTS)), st.integers(0, 40)), min_size=10, max_size=30
 )
 
 
@@ -287,6 +301,35 @@ def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool =
         with patch.object(jobs, "_now", world.time):
             act(world)
             world.settle()
+
+
+BEGUN = "tick reconcile advance advance advance begin"
+SCRIPTS = {
+    "a runner that the watch has not told of yet is not lost": (
+        f"{BEGUN} watch watch crash wait:2 other_tick reconcile advance advance advance begin finish "
+        "reconcile advance advance advance begin wait:2 tick"
+    ),
+    "a preempted runner that was paused unheard makes room for its successor": (
+        f"{BEGUN} watch preempt advance down pause:0 pause:1 resume:0 resume:1 heal tick watch tick reconcile"
+    ),
+    "the shown service hears late of a preemption": f"{BEGUN} watch tick preempt other_tick tick watch tick",
+    "a crash in the last breath of a pause": f"{BEGUN} pause:0 pause:1 crash resume:0 resume:1 tick check tick",
+    "a preemption while the API is away": f"{BEGUN} watch down tick preempt advance heal watch tick reconcile tick",
+    "cancelled while it waits and the API is away": "tick reconcile down cancel:0 cancel:1 tick heal tick watch tick",
+    "the history is forgotten while everything moves": f"{BEGUN} watch forgotten preempt watch watch tick finish tick",
+    "resumed while it is being deleted": f"{BEGUN} pause:0 pause:1 wait:2 tick resume:0 resume:1 tick collect",
+}
+
+
+@pytest.mark.parametrize("lingers", [False, True], ids=["gone at once", "lingering"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_orders_that_were_thought_of(store_server: StoreServer, script: str, lingers: bool) -> None:
+    def act(world: World) -> None:
+        for event in SCRIPTS[script].split():
+            what, _, which = event.replace("_", " ").partition(":")
+            world.happen(what, int(which or 0))
+
+    run(store_server, act, lingers)
 
 
 def test_a_preempted_job_is_queued_again_and_comes_to_its_end(store_server: StoreServer) -> None:
