@@ -196,17 +196,7 @@ def test_a_search_over_everything_else_falls_back_and_says_so(service: Service, 
     assert registry.names(store) == []
 
 
-def test_trials_of_several_workers_are_groups_of_their_own(service: Service, store: Store, files: Path) -> None:
-    search = {"space": {"learning_rate": [1e-2, 1e-3]}, "algorithm": "grid", "finalists": 1}
-    job = job_file(files, "groups", search=search, training={"method": "full", "epochs": 1}, compute={"workers": 2})
-    driver = service.kitae(store, "tune", str(job.path))
-    assert driver.wait() == 0, driver.output
-    results = Searched(store, job.spec.job_id).results()
-    assert [result.status for result in results.values()] == ["ok", "ok"]
-    assert not any(result.shared for result in results.values())
-
-
-def test_a_group_that_takes_too_long_is_given_up_and_the_search_goes_on(
+def test_trials_of_several_workers_are_groups_and_one_that_takes_too_long_is_given_up(
     service: Service, store: Store, files: Path
 ) -> None:
     """The second trial has fifty times the steps of the first."""
@@ -217,6 +207,7 @@ def test_a_group_that_takes_too_long_is_given_up_and_the_search_goes_on(
     assert driver.wait() == 0, driver.output
     results = Searched(store, job.spec.job_id).results()
     assert {r.run.params["epochs"]: r.status for r in results.values()} == {1: "ok", 50: "timed_out"}
+    assert not any(result.shared for result in results.values())
     assert "search.trial_minutes 1" in next(r.error or "" for r in results.values() if r.status == "timed_out")
 
 
