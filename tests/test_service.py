@@ -420,7 +420,7 @@ def test_a_job_that_never_fits_is_refused_and_leaves_nothing(
     refused = http.post("/fine_tuning/jobs", json=asked)
     assert refused.status_code == 400
     error = refused.json()["error"]
-    assert (error["code"], error["param"]) == ("request_too_large", "compute")
+    assert (error["code"], error["param"]) == ("job_too_large", "compute")
     assert "the most of h100 is 10" in error["message"]
     assert error["details"] == [{"param": "compute", "message": finding}]
     server.launcher.too_large = UnknownQueue("team 'default' has no queue in this cluster; these have: blue")

@@ -48,7 +48,7 @@ class Runners:
         except RequestTooLarge as error:
             details = [{"param": "compute", "message": detail} for detail in error.details]
             message = f"{error.message}: {'; '.join(error.details)}"
-            raise ApiError(400, message, param="compute", code="request_too_large", details=details) from error
+            raise ApiError(400, message, param="compute", code="job_too_large", details=details) from error
         except UnknownQueue as error:
             raise bad_request(error.message, param="team", code="no_queue") from error
         except MachineError as error:  # whether it fits is seen once it is launched
