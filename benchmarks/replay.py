@@ -83,8 +83,8 @@ def main(jobs: int = JOBS, runs: int = RUNS) -> None:
         works = trace(load, jobs)
         sides: list[tuple[str, Callable[[], object]]] = [
             ("replay", lambda works=works: simulate(pool(), works)),  # type: ignore[misc]  # bound now
-            ("replay with preemption", lambda works=works: simulate(preempting, works)),  # type: ignore[misc]
-            ("plain simulator", lambda works=works: plain(works)),  # type: ignore[misc]
+            ("replay with preemption", lambda works=works: simulate(preempting, works)),  # type: ignore[misc]  # likewise
+            ("plain simulator", lambda works=works: plain(works)),  # type: ignore[misc]  # likewise
         ]
         for side, run in sides:
             seconds = measure(run, runs)

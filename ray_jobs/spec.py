@@ -381,15 +381,20 @@ def _searchable(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def load_spec(path: Path) -> JobSpec:
     """Read a job file. Raises SpecError naming every wrong field, with the nearest right name for an unknown one."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SpecError(f"no job file at {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"{path} is not readable YAML: {error}") from error
+    document = read_yaml(path, "job file")
     if not isinstance(document, dict):
         raise SpecError(f"{path} holds a {type(document).__name__}, not a mapping of fields; see `kitae schema`")
     return parse_spec(document, source=str(path))
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """A YAML document. SpecError, naming `what` it should have been, where there is none."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"no {what} at {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} is not readable YAML: {error}") from error
 
 
 def parse_spec(document: dict[str, Any], *, source: str = "the spec", stored: bool = False) -> JobSpec:

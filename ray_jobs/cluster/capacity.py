@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
-from ray_jobs.cluster.quantities import parse, shown
+from ray_jobs.cluster.kueue import NOTHING, Object, held, limits, resources_of
+from ray_jobs.cluster.quantities import shown
 from ray_jobs.cluster.settings import ClusterSettings, Flavor
 from ray_jobs.errors import RequestTooLarge, UnknownQueue
 
-Object = dict[str, Any]
 _NONE = Decimal(0)
 PodSets = Sequence[tuple[str, int, Mapping[str, Decimal]]]
 """(name, pods, what one asks for)."""
@@ -57,7 +56,7 @@ def quotas(name: str, queues: Sequence[Object], cohorts: Sequence[Object] = ()) 
     cohort_name = own["spec"].get("cohortName")
     others = [q for n, q in named.items() if n != name and cohort_name and q["spec"].get("cohortName") == cohort_name]
     cohort = next((c for c in cohorts if c["metadata"]["name"] == cohort_name), None)
-    return [_quota(own, others, cohort, flavor, resource) for flavor, resource in _resources(own)]
+    return [_quota(own, others, cohort, flavor, resource) for flavor, resource, _ in resources_of(own)]
 
 
 def check(settings: ClusterSettings, team: str, pod_sets: PodSets, found: Sequence[Quota]) -> None:
@@ -161,33 +160,11 @@ def _quota(own: Object, others: Sequence[Object], cohort: Object | None, flavor:
     return Quota(flavor, resource, nominal, used, borrowable, free, lent_now)
 
 
-def _resources(queue: Object) -> list[tuple[str, str]]:
-    return [
-        (flavor["name"], resource["name"])
-        for group in queue["spec"].get("resourceGroups") or []
-        for flavor in group["flavors"]
-        for resource in flavor["resources"]
-    ]
-
-
 def _limits(queue: Object, flavor: str, resource: str) -> tuple[Decimal, Decimal | None, Decimal | None]:
     """(nominal quota, borrowing limit, lending limit)."""
-    for group in queue["spec"].get("resourceGroups") or []:
-        for found in group["flavors"]:
-            for one in found["resources"]:
-                if (found["name"], one["name"]) == (flavor, resource):
-                    borrowing, lending = one.get("borrowingLimit"), one.get("lendingLimit")
-                    return (
-                        parse(one["nominalQuota"]),
-                        None if borrowing is None else parse(borrowing),
-                        None if lending is None else parse(lending),
-                    )
-    return _NONE, None, None
+    found = (quota for where, name, quota in resources_of(queue) if (where, name) == (flavor, resource))
+    return next(map(limits, found), (_NONE, None, None))
 
 
 def _used(queue: Object, flavor: str, resource: str) -> Decimal:
-    for found in (queue.get("status") or {}).get("flavorsReservation") or []:
-        for one in found.get("resources") or []:
-            if (found["name"], one["name"]) == (flavor, resource):
-                return parse(one.get("total", 0))
-    return _NONE
+    return held(queue).get((flavor, resource), NOTHING).used

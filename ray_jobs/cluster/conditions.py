@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from ray_jobs.cluster.capacity import PodSets, Quota, lacking, use_of
 from ray_jobs.cluster.kinds import RUNNER_LABEL, TEAM_LABEL
+from ray_jobs.cluster.kueue import Object, condition, is_true, time_of
 from ray_jobs.cluster.quantities import parse
 from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.launch import Runner
-
-Object = dict[str, Any]
 
 IMAGE_PATIENCE_S = 900.0
 """A pod that cannot get its image has so long before its runner is given up: registries have bad minutes."""
@@ -79,7 +77,7 @@ def waiting(view: View, settings: ClusterSettings) -> str:
     team = str(view.rayjob["metadata"].get("labels", {}).get(TEAM_LABEL, ""))
     if view.workload is None:
         return "waiting: Kueue has not looked at it yet"
-    evicted, reserved = _condition(view.workload, "Evicted"), _condition(view.workload, "QuotaReserved")
+    evicted, reserved = condition(view.workload, "Evicted"), condition(view.workload, "QuotaReserved")
     begins = "waiting"
     if evicted is not None and evicted["status"] == "True":
         begins = _EVICTIONS.get(evicted["reason"], f"stopped by Kueue ({evicted['reason']})") + "; waiting"
@@ -170,14 +168,12 @@ def runner_id(found: Object) -> str | None:
 
 def admitted_at(workload: Object) -> float | None:
     """Unix seconds. None: it is not admitted."""
-    condition = _condition(workload, "Admitted")
-    return None if condition is None or condition["status"] != "True" else seconds(condition["lastTransitionTime"])
+    return _true_since(workload, "Admitted")
 
 
 def finished_at(workload: Object) -> float | None:
     """Unix seconds. None: it has not finished."""
-    condition = _condition(workload, "Finished")
-    return None if condition is None or condition["status"] != "True" else seconds(condition["lastTransitionTime"])
+    return _true_since(workload, "Finished")
 
 
 def holds(workload: Object) -> dict[str, float]:
@@ -191,23 +187,22 @@ def holds(workload: Object) -> dict[str, float]:
 
 def seconds(text: str) -> float:
     """Unix seconds of a time as Kubernetes writes it."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC).timestamp()
+    return time_of(text).timestamp()
+
+
+def _true_since(workload: Object, name: str) -> float | None:
+    found = condition(workload, name)
+    return seconds(found["lastTransitionTime"]) if found is not None and found["status"] == "True" else None
 
 
 def _is_admitted(workload: Object | None) -> bool:
-    condition = None if workload is None else _condition(workload, "Admitted")
-    return condition is not None and condition["status"] == "True"
+    return workload is not None and is_true(workload, "Admitted")
 
 
 def _interrupted_at(workload: Object | None) -> float | None:
     """Kueue leaves the condition there, as False, once it has admitted it again."""
-    condition = None if workload is None else _condition(workload, "Evicted")
-    return None if condition is None else seconds(condition["lastTransitionTime"])
-
-
-def _condition(workload: Object, name: str) -> Object | None:
-    conditions = (workload.get("status") or {}).get("conditions") or []
-    return next((condition for condition in conditions if condition["type"] == name), None)
+    evicted = None if workload is None else condition(workload, "Evicted")
+    return None if evicted is None else seconds(evicted["lastTransitionTime"])
 
 
 def _pod_sets(workload: Object) -> PodSets:
@@ -234,9 +229,9 @@ def _pod_trouble(pods: Sequence[Object]) -> tuple[str, float | None]:
                 if waits["reason"] in _IMAGE_REASONS:
                     what = f"the image {container.get('image')} cannot be pulled ({what})"
                 return what, None if made is None else seconds(made)
-        for condition in status.get("conditions") or []:
-            if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                return f"no node has room for a pod: {str(condition.get('message') or '')[:300]}", None
+        scheduled = condition(pod, "PodScheduled")
+        if scheduled is not None and scheduled["status"] == "False":
+            return f"no node has room for a pod: {str(scheduled.get('message') or '')[:300]}", None
     return "", None
 
 

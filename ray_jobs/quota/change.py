@@ -14,15 +14,14 @@ from typing import Any, Literal
 
 import yaml
 
+from ray_jobs.cluster.kueue import Object, held, resources_of
 from ray_jobs.errors import KitaeError, SpecError
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
-from ray_jobs.quota.pool import Limits, hint, lendable, problems_of
-from ray_jobs.quota.queues import Object, counted, held, limits_of, resources_of, team_of
+from ray_jobs.quota.pool import NONE, Limits, hint, lendable, problems_of, with_field
+from ray_jobs.quota.queues import counted, limits_of, team_of
 
 Field = Literal["nominal", "borrow", "lend"]
-NONE = "none"
-"""For `borrow` and `lend`: no limit."""
 _NAMES: dict[Field, str] = {"nominal": "nominalQuota", "borrow": "borrowingLimit", "lend": "lendingLimit"}
 _VALUES: dict[Field, str] = {"nominal": "nominal", "borrow": "borrowingLimit", "lend": "lendingLimit"}
 _CONTEXT_LINES = 5
@@ -43,7 +42,7 @@ class Change:
     """A merge patch that holds the version it is made from."""
     diff: str
     """Of the ClusterQueue as YAML; empty if nothing changes."""
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def undo(self) -> str:
@@ -95,7 +94,7 @@ def plan(
     after = before
     for field, text in given.items():
         try:
-            after = _with(after, field, text)
+            after = with_field(after, field, text)
         except KitaeError as error:
             problems.append(f"--{field}: {error.message}")
     problems += problems_of(after)
@@ -106,7 +105,8 @@ def plan(
     if problems:
         raise SpecError(f"the quota of team {team!r} cannot be set so", details=problems)
     assert queue is not None, "else there was a problem"
-    return _change(queues, queue, flavor, resource, before, after, capacity)
+    made = _change(queue, flavor, resource, before, after)
+    return replace(made, warnings=tuple(_warnings(queues, queue, made, capacity)))
 
 
 def capacity_of(nodes: Sequence[Object], flavor: Object | None, resource: str) -> Amount | None:
@@ -119,15 +119,7 @@ def capacity_of(nodes: Sequence[Object], flavor: Object | None, resource: str) -
     return sum((amounts.parse(amount) for amount in given), Amount(0))
 
 
-def _change(
-    queues: Sequence[Object],
-    queue: Object,
-    flavor: str,
-    resource: str,
-    before: Limits,
-    after: Limits,
-    capacity: Amount | None,
-) -> Change:
+def _change(queue: Object, flavor: str, resource: str, before: Limits, after: Limits) -> Change:
     changed = copy.deepcopy(queue)
     if after != before:  # else what is there stays as it is spelled
         quota = _quota(changed, flavor, resource)
@@ -149,21 +141,12 @@ def _change(
             "spec": {"resourceGroups": changed["spec"]["resourceGroups"]},
         },
         diff=_diff(_shown(queue), _shown(changed), f"ClusterQueue/{name}"),
-        warnings=tuple(_warnings(queues, queue, flavor, resource, before, after, capacity)),
     )
 
 
-def _warnings(
-    queues: Sequence[Object],
-    queue: Object,
-    flavor: str,
-    resource: str,
-    before: Limits,
-    after: Limits,
-    capacity: Amount | None,
-) -> list[str]:
+def _warnings(queues: Sequence[Object], queue: Object, made: Change, capacity: Amount | None) -> list[str]:
     found = []
-    team = team_of(queue)
+    team, flavor, resource, before, after = made.team, made.flavor, made.resource, made.before, made.after
     others = [
         limits_of(quota)
         for each in queues
@@ -212,13 +195,6 @@ def _warnings(
     if ((queue["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by")) == "Helm":
         found.append("Helm made this queue: the next `helm upgrade` brings back its values, unless --values goes there")
     return found
-
-
-def _with(limits: Limits, field: Field, text: str) -> Limits:
-    if field == "nominal":
-        return replace(limits, nominal=amounts.parse(text))
-    most = None if text == NONE else amounts.parse(text)
-    return replace(limits, borrow=most) if field == "borrow" else replace(limits, lend=most)
 
 
 def _fields(limits: Limits) -> dict[Field, Amount | None]:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ray_jobs.errors import KitaeError, SpecError
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
+from ray_jobs.spec import read_yaml
 
 Strategy = Literal["BestEffortFIFO", "StrictFIFO"]
 Within = Literal["Never", "LowerPriority", "LowerOrNewerEqualPriority"]
@@ -28,6 +28,10 @@ Kind = Literal["gpu", "cpu"]
 """Of work, and of the flavours it can run on."""
 
 COHORT = "kitae"
+FIELDS = ("nominal", "borrow", "lend")
+"""Of Limits."""
+NONE = "none"
+"""For `borrow` and `lend`: no limit."""
 
 
 @dataclass(frozen=True)
@@ -180,13 +184,7 @@ class QuotaFile(_Section):
 
 def load(path: Path) -> QuotaFile:
     """Read a quota file. SpecError naming everything that is wrong with it."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SpecError(f"no quota file at {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"{path} is not readable YAML: {error}") from error
-    return parse(document, source=str(path))
+    return parse(read_yaml(path, "quota file"), source=str(path))
 
 
 def parse(document: Any, *, source: str) -> QuotaFile:
@@ -283,14 +281,19 @@ def hint(name: str, known: Iterable[str]) -> str:
 def _with_parts(limits: Limits, value: str) -> Limits:
     for i, part in enumerate(value.split(",")):
         key, equals, number = part.partition("=") if i or "=" in part else ("nominal", "=", part)
-        if key not in ("nominal", "borrow", "lend") or not equals:
+        if key not in FIELDS or not equals:
             raise SpecError(f"{part!r} is none of N, borrow=N and lend=N")
-        if key == "nominal":
-            limits = replace(limits, nominal=amounts.parse(number))
-        else:
-            most = None if number == "none" else amounts.parse(number)
-            limits = replace(limits, borrow=most) if key == "borrow" else replace(limits, lend=most)
+        limits = with_field(limits, key, number)
     return limits
+
+
+def with_field(limits: Limits, field: str, text: str) -> Limits:
+    """The limits with one of FIELDS as it is written on the command line: an amount, or NONE where there may be none.
+    SpecError for what is no quantity."""
+    if field == "nominal":
+        return replace(limits, nominal=amounts.parse(text))
+    most = None if text == NONE else amounts.parse(text)
+    return replace(limits, borrow=most) if field == "borrow" else replace(limits, lend=most)
 
 
 def problems_of(limits: Limits) -> list[str]:

@@ -1,31 +1,16 @@
-"""Kueue's objects (v1beta2), read: a cluster's queues as a pool, and what each flavour of each holds now. Pure."""
+"""A cluster's ClusterQueues as a pool: whose they are, and which resource of a flavour is counted. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ray_jobs.cluster.kinds import TEAM_LABEL
-from ray_jobs.quota import amounts
-from ray_jobs.quota.amounts import Amount
+from ray_jobs.cluster.kueue import Object, limits, resources_of
 from ray_jobs.quota.pool import Kind, Limits, Pool, Team
-
-Object = dict[str, Any]
 
 PREFIX = "kitae-"
 """Of the names that the chart gives a team's objects."""
 _NOT_COUNTED = ("cpu", "memory", "pods", "ephemeral-storage")
-_ZERO = Amount(0)
-
-
-@dataclass(frozen=True)
-class Held:
-    """Of one flavour's resource, in one queue."""
-
-    used: Amount
-    """Reserved by its workloads, borrowed quota included."""
-    borrowed: Amount
 
 
 def team_of(queue: Object) -> str:
@@ -34,22 +19,9 @@ def team_of(queue: Object) -> str:
     return str(labels.get(TEAM_LABEL) or queue["metadata"]["name"].removeprefix(PREFIX))
 
 
-def resources_of(queue: Object) -> Iterator[tuple[str, str, Object]]:
-    """(flavour, resource, its quota's object) in the order in which Kueue tries the flavours."""
-    for group in (queue.get("spec") or {}).get("resourceGroups") or []:
-        for flavor in group.get("flavors") or []:
-            for quota in flavor.get("resources") or []:
-                yield flavor["name"], quota["name"], quota
-
-
 def limits_of(quota: Object) -> Limits:
     """Of one resource's object."""
-    borrow, lend = quota.get("borrowingLimit"), quota.get("lendingLimit")
-    return Limits(
-        nominal=amounts.parse(quota.get("nominalQuota", 0)),
-        borrow=None if borrow is None else amounts.parse(borrow),
-        lend=None if lend is None else amounts.parse(lend),
-    )
+    return Limits(*limits(quota))
 
 
 def counted(queues: Sequence[Object]) -> dict[str, str]:
@@ -76,27 +48,6 @@ def pool_of(
         if resources.get(flavor) == resource
     }
     return Pool({team_of(queue): _team(queue, resources) for queue in queues}, kinds, dict(prices or {}), shared)
-
-
-def held(queue: Object) -> dict[tuple[str, str], Held]:
-    """By flavour and resource, as Kueue last said."""
-    status = queue.get("status") or {}
-    return {
-        (flavor["name"], each["name"]): Held(
-            amounts.parse(each.get("total", 0)), amounts.parse(each.get("borrowed", 0))
-        )
-        for flavor in status.get("flavorsReservation") or []
-        for each in flavor.get("resources") or []
-    }
-
-
-def condition(subject: Object, name: str) -> Object | None:
-    found = (subject.get("status") or {}).get("conditions") or []
-    return next((each for each in found if each.get("type") == name), None)
-
-
-def is_true(subject: Object, name: str) -> bool:
-    return (condition(subject, name) or {}).get("status") == "True"
 
 
 def _team(queue: Object, resources: Mapping[str, str]) -> Team:

@@ -13,25 +13,13 @@ from typing import Any
 
 from ray_jobs.cluster import capacity
 from ray_jobs.cluster.kinds import RUNNER_LABEL
+from ray_jobs.cluster.kueue import NOTHING, Object, condition, held, is_true, resources_of, time_of
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
 from ray_jobs.quota.history import remaining_s
 from ray_jobs.quota.pool import Kind, Limits, Pool
-from ray_jobs.quota.queues import (
-    Held,
-    Object,
-    condition,
-    counted,
-    held,
-    is_true,
-    limits_of,
-    pool_of,
-    resources_of,
-    team_of,
-)
+from ray_jobs.quota.queues import counted, limits_of, pool_of, team_of
 from ray_jobs.quota.simulate import Work, simulate
-
-_NONE = Held(Amount(0), Amount(0))
 
 
 @dataclass(frozen=True)
@@ -98,7 +86,7 @@ def rows(
                     resource=quota.resource,
                     limits=limits_of(specs[place]),
                     used=quota.used,
-                    borrowed=now.get(place, _NONE).borrowed,
+                    borrowed=now.get(place, NOTHING).borrowed,
                     lent=quota.lent_now,
                     available=quota.free,
                     waiting=sum(asked, Amount(0)),
@@ -235,11 +223,7 @@ def _priority(workload: Object) -> int:
 
 
 def _created(workload: Object) -> datetime:
-    return _time(workload["metadata"]["creationTimestamp"])
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+    return time_of(workload["metadata"]["creationTimestamp"])
 
 
 def _starts(
@@ -264,7 +248,7 @@ def _starts(
         if queue is None:
             continue
         team = team_of(queue)
-        elapsed_s = max(0.0, now_s - _time(begun["lastTransitionTime"]).timestamp())
+        elapsed_s = max(0.0, now_s - time_of(begun["lastTransitionTime"]).timestamp())
         left_s = remaining_s(past(team), elapsed_s)
         if left_s is None:
             return {}
