@@ -5,8 +5,14 @@ For where KubeRay's and Kueue's own are not at hand; beside them they keep what 
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from jsonschema import Draft202012Validator
 
 Schema = dict[str, Any]
 
@@ -221,3 +227,20 @@ SCHEMAS: Mapping[str, Schema] = {
     f"{_KUEUE}/ResourceFlavor": _kind(_KUEUE, "ResourceFlavor", _FLAVOR),
     f"{_KUEUE}/WorkloadPriorityClass": _kind(_KUEUE, "WorkloadPriorityClass", None, value={"type": "integer"}),
 }
+
+
+@cache
+def validators(*, emitted: bool) -> Mapping[str, list[Draft202012Validator]]:
+    """What a kind is held against, by `group/version/Kind`: this project's schema and, where `../shared/crds` is there,
+    the operator's own. `emitted`: of manifests as the charts emit them, which nobody has added to yet
+    (`schemas/custom.json`); else of objects as a server has them."""
+    here = Path(__file__).parent
+    shared = here.parent.parent / "shared/crds/schemas.json.gz"
+    documents = [json.loads((here / "schemas/custom.json").read_text(encoding="utf-8")) if emitted else SCHEMAS]
+    if shared.is_file():
+        documents.append(json.loads(gzip.decompress(shared.read_bytes())))
+    found: dict[str, list[Draft202012Validator]] = {}
+    for document in documents:
+        for name, schema in document.items():
+            found.setdefault(name, []).append(Draft202012Validator(schema))
+    return found

@@ -6,27 +6,21 @@ Knows nothing of HTTP. A refusal is a `Refused` with the Status that a real serv
 from __future__ import annotations
 
 import copy
-import gzip
 import itertools
-import json
 import re
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-
 from ray_jobs.cluster.kinds import KINDS, RAY_JOB, Kind
-from tests.cluster_schemas import SCHEMAS
+from tests.cluster_schemas import validators
 
 Object = dict[str, Any]
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "crds" / "schemas.json.gz"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -57,24 +51,12 @@ class Change:
     before: Object | None
 
 
-@cache
-def schemas() -> Mapping[str, list[Draft202012Validator]]:
-    """Those of a kind by `group/version/Kind`: this project's, which know the fields that it reads and writes, and the
-    operators' own where they are at hand."""
-    documents = [SCHEMAS]
-    if SHARED.is_file():
-        documents.append(json.loads(gzip.decompress(SHARED.read_bytes())))
-    found: dict[str, list[Draft202012Validator]] = {}
-    for document in documents:
-        for name, schema in document.items():
-            found.setdefault(name, []).append(Draft202012Validator(schema))
-    return found
-
-
 def findings(body: Object) -> list[str]:
     """What is wrong with an object, `path: what`."""
     name = f"{body.get('apiVersion')}/{body.get('kind')}"
-    errors = itertools.chain.from_iterable(schema.iter_errors(body) for schema in schemas().get(name, []))
+    errors = itertools.chain.from_iterable(
+        schema.iter_errors(body) for schema in validators(emitted=False).get(name, [])
+    )
     return sorted({f"{'.'.join(map(str, error.absolute_path))}: {error.message[:300]}" for error in errors})
 
 

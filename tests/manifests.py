@@ -1,14 +1,11 @@
 """What an API server would say of a manifest: schemas of core and custom kinds, Pod Security `restricted`, names.
 
-Owns the checks. Does not know who wrote the manifest. Custom kinds are held against `tests/schemas/custom.json`, which
-knows the fields that the project emits and no others, and, where the folder is there, against the whole schemas of
-KubeRay and Kueue in `../shared/crds`.
+Owns the checks. Does not know who wrote the manifest. The schemas of custom kinds are
+`cluster_schemas.validators`.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -19,10 +16,10 @@ import jsonschema
 from kubernetes_validate import utils
 from referencing import Registry, Resource
 
+from tests.cluster_schemas import validators
+
 ROOT = Path(__file__).parent.parent
 KUBERNETES = "1.37"
-_OWN = ROOT / "tests/schemas/custom.json"
-_WHOLE = ROOT / "../shared/crds/schemas.json.gz"
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
@@ -30,17 +27,6 @@ _ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", 
 _ALLOWED_VOLUMES |= {"secret", "name"}
 
 Object = dict[str, Any]
-
-
-@cache
-def custom_schemas() -> dict[str, list[jsonschema.Draft202012Validator]]:
-    """The schemas of each custom kind, by `group/version/Kind`."""
-    found = {name: [schema] for name, schema in json.loads(_OWN.read_text(encoding="utf-8")).items()}
-    if _WHOLE.exists():
-        with gzip.open(_WHOLE, "rt", encoding="utf-8") as file:
-            for name, schema in json.load(file).items():
-                found.setdefault(name, []).append(schema)
-    return {name: [jsonschema.Draft202012Validator(schema) for schema in schemas] for name, schemas in found.items()}
 
 
 def findings(document: Object) -> list[str]:
@@ -53,8 +39,8 @@ def findings(document: Object) -> list[str]:
 
 
 def _schema(document: Object, kind: str) -> Iterator[str]:
-    if kind in custom_schemas():
-        for schema in custom_schemas()[kind]:
+    if kind in validators(emitted=True):
+        for schema in validators(emitted=True)[kind]:
             for error in schema.iter_errors(document):
                 yield f"{'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
         return
