@@ -23,7 +23,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -38,7 +37,6 @@ Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelle
 Level = Literal["info", "warning", "error"]
 Kind = Literal["message", "metrics"]
 
-_READS_AT_ONCE = 16
 CHECK_EVERY_S = 2.0
 """How stale `Job.check` may be: a training loop can call it at every step for the price of a clock reading."""
 
@@ -262,15 +260,9 @@ def load(store: Store, job_id: str) -> JobRecord:
 
 def list_jobs(store: Store) -> list[JobRecord]:
     """Every job, the newest first."""
-
-    def read(job_id: str) -> JobRecord | None:
-        try:
-            return JobRecord.model_validate(store.get_json(_job_key(job_id)))
-        except ObjectNotFound:
-            return None  # stages or checkpoints of a job that was deleted
-
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        records = [record for record in pool.map(read, store.list_dirs("jobs/")) if record is not None]
+    # Without a record: stages or checkpoints of a job that was deleted.
+    found = store.read_json([_job_key(job_id) for job_id in store.list_dirs("jobs/")])
+    records = [JobRecord.model_validate(document) for document in found.values()]
     return sorted(records, key=lambda record: record.created_at, reverse=True)
 
 

@@ -144,8 +144,8 @@ def train(
 
     `should_save` is asked before each step, with the number of steps taken, whether a checkpoint is wanted after it;
     `on_commit` is told of every checkpoint that is committed. These, `on_progress` and `should_stop` are used by the
-    first process alone. Raises TrainingError for a loss that is not
-    finite, MachineError for memory, and whatever the base model, the rows or the store raise.
+    first process alone. Raises TrainingError for a loss that is not finite, MachineError for memory, and whatever the
+    base model, the rows or the store raise.
     """
     try:
         run = _Run(inputs, store)

@@ -132,8 +132,13 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
         if since.isoformat() <= day <= until.isoformat()
         for info in store.list(f"{PREFIX}{name}/{day}/")
     ]
+    return added(row for rows in rows_at(store, keys) for row in rows)
+
+
+def rows_at(store: Store, keys: Sequence[str]) -> list[list[UsageRow]]:
+    """Of each object its rows, in the keys' order; reads some at a time. CorruptObject for one that has none."""
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return added(row for rows in pool.map(lambda key: rows_at(store, key), keys) for row in rows)
+        return list(pool.map(lambda key: _rows(store, key), keys))
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
@@ -170,8 +175,7 @@ def total(name: str, rows: Iterable[UsageRow]) -> Total:
     )
 
 
-def rows_at(store: Store, key: str) -> list[UsageRow]:
-    """One object's rows. CorruptObject if they are none."""
+def _rows(store: Store, key: str) -> list[UsageRow]:
     document = store.get_json(key)
     try:
         return _ROWS.validate_python(document["rows"])

@@ -57,17 +57,18 @@ def deploy(
     version = registry.get(store, ref)
     label = ref.partition("@")[2] or None
     wanted = needed_records(version, label, _options(version, serving), lora_rank=_lora_rank(store, version))
+    answers = Deployed(version.name, version.version, wanted[-1].base, settings.url)
     if settings.endpoint_url is not None:
         for record in wanted:
             records.write(store, record)
-        return Deployed(version.name, version.version, wanted[-1].base, settings.url)
+        return answers
     with ServeClient(settings) as client:
         client.check()
         for record in wanted:
             records.write(store, record)
         _apply(store, client, settings)
         client.wait_running([INGRESS, wanted[0].application], progress)
-    return Deployed(version.name, version.version, wanted[-1].base, settings.url)
+    return answers
 
 
 def undeploy(store: Store, name: str, settings: ServeSettings) -> None:

@@ -189,8 +189,7 @@ def _unplaced(store: Store, known: set[str], first: date, last: date) -> tuple[U
         for info in store.list(f"{usage.PREFIX}{team}/{day.isoformat()}/")
         if (parts := _LEDGER_ROW.fullmatch(info.key.rpartition("/")[2])) is not None and parts["job"] not in known
     ]
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        documents = list(pool.map(lambda key: usage.rows_at(store, key[1]), keys))
+    documents = usage.rows_at(store, [key for _, key, _ in keys])
     return tuple(
         Unplaced(job, row.team, row.model, day, row.worker_seconds / 3600, row.gpu_seconds / 3600)
         for (day, _, job), rows in zip(keys, documents, strict=True)

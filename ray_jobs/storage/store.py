@@ -119,6 +119,11 @@ class Store:
         """Every `{name}.json` below `prefix/` by its name, in the names' order: one listing, and reads some at a time.
         One that is deleted meanwhile is left out."""
         folder = folder_of(prefix)
+        found = self.read_json([info.key for info in self.list(prefix)])
+        return {key.removeprefix(folder).removesuffix(".json"): document for key, document in found.items()}
+
+    def read_json(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The documents of those keys that are there, in the keys' order; reads some at a time."""
 
         def read(key: str) -> Any:
             try:
@@ -126,14 +131,9 @@ class Store:
             except ObjectNotFound:
                 return None
 
-        keys = [info.key for info in self.list(prefix)]
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             found = zip(keys, pool.map(read, keys), strict=True)
-            return {
-                key.removeprefix(folder).removesuffix(".json"): document
-                for key, document in found
-                if document is not None
-            }
+            return {key: document for key, document in found if document is not None}
 
     def put_json(self, key: str, document: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
         return self.put(key, canonical_json(document), if_absent=if_absent, if_match=if_match)
