@@ -250,6 +250,7 @@ class World:
         self.server.objects.deletion_lingers = False
         for _ in range(60):
             self.happen("watch", 0)
+            self.happen("watch", 0)  # where the history was forgotten, the first one only learns that
             self.happen("tick", 0)
             self.nobody_is_said_to_run_who_does_not()
             for what in ("watch", "tick", "other tick", "reconcile", "advance", "begin", "check", "collect", "wait"):
@@ -317,6 +318,7 @@ SCRIPTS = {
     "a preemption while the API is away": f"{BEGUN} watch down tick preempt advance heal watch tick reconcile tick",
     "cancelled while it waits and the API is away": "tick reconcile down cancel:0 cancel:1 tick heal tick watch tick",
     "the history is forgotten while everything moves": f"{BEGUN} watch forgotten preempt watch watch tick finish tick",
+    "the history is forgotten before anybody hears of a preemption": f"{BEGUN} watch tick preempt forgotten",
     "resumed while it is being deleted": f"{BEGUN} pause:0 pause:1 wait:2 tick resume:0 resume:1 tick collect",
 }
 
