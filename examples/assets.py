@@ -9,6 +9,7 @@ KITAE_STORE set, what was made goes to `files/bases/…` and `files/data/…` of
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -176,10 +177,16 @@ GROUPS: dict[str, tuple[Asset, ...]] = {
 
 
 def bring(assets: Iterable[Asset], into: Path) -> None:
-    """Make what is not there yet. A result appears whole or not at all."""
+    """Make what is not there yet, or wait for another who does. A result appears whole or not at all."""
     into = into.absolute()  # the registries' clients run in a directory of their own
     downloads = into / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
+    with (downloads / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _make_missing(assets, into, downloads)
+
+
+def _make_missing(assets: Iterable[Asset], into: Path, downloads: Path) -> None:
     for asset in assets:
         result = into / asset.name
         if result.exists():

@@ -9,7 +9,9 @@ import re
 import struct
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,21 @@ def test_a_result_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assets.bring([assets.Asset("model", "files/model", fail)], tmp_path)  # there already: not made again
     assert (tmp_path / "model" / "whole").is_file()
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
+
+
+def test_two_that_want_it_at_once_make_it_once(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def slowly(_downloads: Path, result: Path) -> None:
+        made.append(result)
+        time.sleep(0.2)
+        result.mkdir()
+        (result / "weights").write_text("all of them")
+
+    model = assets.Asset("model", "files/model", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: assets.bring([model], tmp_path), range(2)))
+    assert len(made) == 1
 
 
 def test_upload_is_repeatable_and_replaces_what_was_made_anew(tmp_path: Path, store: Store) -> None:

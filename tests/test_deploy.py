@@ -264,7 +264,10 @@ def test_what_another_took_away_is_put_back(
 ) -> None:
     register(store, tmp_path)
     elsewhere = replace(settings, endpoint_url="https://kitae.example")
-    assert deploy(store, "greeter", elsewhere).url == "https://kitae.example/v1"
+    recorded = deploy(store, "greeter", elsewhere)
+    assert recorded.url == "https://kitae.example/v1"
+    assert "answers" not in str(recorded)
+    assert "is recorded: the endpoint https://kitae.example/v1 starts it" in str(recorded)
     assert dashboard.puts == 0, "only recorded: the endpoint elsewhere sees to the rest"
     assert keep(store, settings) == ["kitae", "kitae-base"]
     assert keep(store, settings) == []

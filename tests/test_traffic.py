@@ -785,7 +785,7 @@ def test_an_engine_of_its_own_follows_the_alias(
 
     def deploy_it(store: Store, ref: str, *_: Any, **__: Any) -> deploy.Deployed:
         deployed.append(ref)
-        return deploy.Deployed("whole", registry.get(store, ref).version, None, "http://here/v1")
+        return deploy.Deployed("whole", registry.get(store, ref).version, None, "http://here/v1", recorded_only=False)
 
     monkeypatch.setattr(deploy, "deploy", deploy_it)
     register(store, tmp_path, "whole", adapter=False)

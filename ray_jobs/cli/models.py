@@ -200,9 +200,7 @@ def deploy(model: str) -> None:
     def tell(line: str, seconds: float) -> None:
         click.echo(f"{duration(seconds):>6}  {line}", err=True)
 
-    done = deployment.deploy(store, model, deployment.ServeSettings.from_env(), progress=tell)
-    beside = f", beside its base {done.base}" if done.base else ""
-    click.echo(f"{done.model} (version {done.version}) answers at {done.url}{beside}")
+    click.echo(deployment.deploy(store, model, deployment.ServeSettings.from_env(), progress=tell))
 
 
 @click.command()

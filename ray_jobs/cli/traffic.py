@@ -185,8 +185,7 @@ def _follow(store: Store, name: str, alias: str) -> None:
 
     # The champion's record has no label: while an engine starts, the name alone means the version that runs.
     ref = name if alias == registry.CHAMPION else f"{name}@{alias}"
-    done = deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=tell)
-    click.echo(f"{done.model} (version {done.version}) answers at {done.url}")
+    click.echo(deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=tell))
 
 
 def _check_options(percent: float | None, shadow: bool, bounded: bool, watch_s: float | None) -> None:

@@ -27,7 +27,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Deployed:
-    """What answers now."""
+    """What answers now, or soon."""
 
     model: str
     """What to put in a request's `model`."""
@@ -37,6 +37,14 @@ class Deployed:
     """The base that answers beside an adapter, by its own name."""
     url: str
     """Base URL for a client."""
+    recorded_only: bool
+    """The endpoint is elsewhere, and brings it up by itself."""
+
+    def __str__(self) -> str:
+        what = f"{self.model} (version {self.version})"
+        if self.recorded_only:
+            return f"{what} is recorded: the endpoint {self.url} starts it within a minute, if it can"
+        return f"{what} answers at {self.url}" + (f", beside its base {self.base}" if self.base else "")
 
 
 def deploy(
@@ -57,8 +65,9 @@ def deploy(
     version = registry.get(store, ref)
     label = ref.partition("@")[2] or None
     wanted = needed_records(version, label, _options(version, serving), lora_rank=_lora_rank(store, version))
-    answers = Deployed(version.name, version.version, wanted[-1].base, settings.url)
-    if settings.endpoint_url is not None:
+    elsewhere = settings.endpoint_url is not None
+    answers = Deployed(version.name, version.version, wanted[-1].base, settings.url, recorded_only=elsewhere)
+    if elsewhere:
         for record in wanted:
             records.write(store, record)
         return answers
