@@ -171,6 +171,7 @@ def test_selectors_mean_the_pods() -> None:
         (group,) = (name for name, found in labels.items() if selects(budget["spec"]["selector"], found))
         assert budget["metadata"]["name"].endswith(group)
         assert "maxUnavailable" not in budget["spec"], "not allowed where a RayCluster owns the pods"
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", "pods without a model are never ready"
     (metrics,) = of(documents, "Service")
     assert [name for name, found in labels.items() if metrics["spec"]["selector"].items() <= found.items()] == ["api"]
     for name, pod in pods(documents).items():
