@@ -238,8 +238,12 @@ def test_a_preempted_runner_waits_under_its_own_name_and_goes_on(place: Place) -
     found = place.runner()
     assert found is not None
     assert (found.state, found.interrupted_at) == ("pending", preempted_at)
-    assert found.message.startswith("preempted: another job goes first; waiting: blue uses 0 of 8 h100")
+    # Nothing of a quota reserved, as it still is.
+    assert found.message == "preempted: another job goes first; waiting"
     place.kueue.advance(ID, BLUE)
+    found = place.runner()
+    assert found is not None
+    assert found.message.startswith("preempted: another job goes first; waiting: blue uses 0 of 8 h100")
     place.now_s += 50
     place.start()
     assert place.runner() == Runner("running", "", preempted_at + 50)  # admitted again
