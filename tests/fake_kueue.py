@@ -125,7 +125,7 @@ class FakeKueue:
         self._tell_queues()
 
     def expire(self, name: str, namespace: str) -> None:
-        """Its time to live after its end is over."""
+        """Its time to live after its end is over, where DELETE_RAYJOB_CR_AFTER_JOB_FINISHES is set."""
         self.objects.delete(RAY_JOB, name, namespace)
 
     def cannot_pull(self, name: str, namespace: str, *, made_at: str | None = None) -> None:

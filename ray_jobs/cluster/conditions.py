@@ -178,6 +178,13 @@ def finished_at(workload: Object) -> float | None:
     return _true_since(workload, "Finished")
 
 
+def ended_at(rayjob: Object) -> float | None:
+    """Unix seconds. None: it has not ended for good, or KubeRay does not say when."""
+    status = rayjob.get("status") or {}
+    over = status.get("jobDeploymentStatus") in ("Complete", "Failed")
+    return seconds(status["endTime"]) if over and status.get("endTime") else None
+
+
 def holds(workload: Object) -> dict[str, float]:
     """What a workload asks for, by resource."""
     total: dict[str, float] = {}
