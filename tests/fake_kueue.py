@@ -3,7 +3,8 @@
 Works on the objects of the fake API server as the real controllers do, through conditions and status. What it has:
 a RayJob with a queue is suspended until its Workload is admitted; workloads are admitted by priority and age while
 their ClusterQueue's quota lasts (borrowing in a cohort, one flavor); the queue's status tells what is reserved;
-preemption suspends the RayJob, ends its pods and requeues it under the same name; a finished one goes after its TTL.
+preemption suspends the RayJob, ends its pods, and takes the quota once they are ordered to end; it is queued again
+under the same name. A RayJob that has ended stays, as it does unless KubeRay's operator was told otherwise (`expire`).
 
 Nothing happens by itself: `reconcile` brings what is due, `advance` lets a RayJob take its next step.
 """
@@ -92,6 +93,7 @@ class FakeKueue:
         phase = status.get("jobDeploymentStatus", "")
         if phase == "Suspending":
             self._phase(name, namespace, "Suspended", jobStatus="")
+            self._take_quota(rayjob)
         elif phase in ("", "Suspended", "Initializing") and not rayjob["spec"]["suspend"]:
             following = "Running" if phase == "Initializing" else "Initializing"
             self._phase(name, namespace, following, jobStatus="PENDING", rayClusterName=f"{name}-x")
@@ -107,15 +109,9 @@ class FakeKueue:
         assert workload is not None
         assert _is(workload, "Admitted")
         message = "Preempted to accommodate a workload due to prioritization in the ClusterQueue"
-        self._conditions(
-            workload,
-            Evicted=("True", "Preempted", message),
-            QuotaReserved=("False", "Preempted", message),
-            Admitted=("False", "NoReservation", "The workload has no reservation"),
-        )
+        self._conditions(workload, Evicted=("True", "Preempted", message))
         self.objects.patch(RAY_JOB, name, {"spec": {"suspend": True}}, namespace)
         self._phase(name, namespace, "Suspending")
-        self._tell_queues()
 
     def finish(
         self, name: str, namespace: str, *, ok: bool = True, reason: str = "AppFailed", message: str = ""
@@ -129,7 +125,7 @@ class FakeKueue:
         self._tell_queues()
 
     def expire(self, name: str, namespace: str) -> None:
-        """Its time to live after its end is over."""
+        """Its time to live after its end is over, where DELETE_RAYJOB_CR_AFTER_JOB_FINISHES is set."""
         self.objects.delete(RAY_JOB, name, namespace)
 
     def cannot_pull(self, name: str, namespace: str, *, made_at: str | None = None) -> None:
@@ -248,6 +244,20 @@ class FakeKueue:
         )
         if self.objects.find(RAY_JOB, owner["name"], namespace) is not None:
             self.objects.patch(RAY_JOB, owner["name"], {"spec": {"suspend": False}}, namespace)
+
+    def _take_quota(self, rayjob: Object) -> None:
+        """Of an evicted one, once its RayJob is suspended."""
+        workload = self.workload_of(rayjob)
+        if workload is None or not _is(workload, "Evicted"):
+            return
+        (evicted,) = (c for c in workload["status"]["conditions"] if c["type"] == "Evicted")
+        self._conditions(
+            workload,
+            QuotaReserved=("False", "Pending", evicted["message"]),
+            Admitted=("False", "NoReservation", "The workload has no reservation"),
+            Requeued=("True", evicted["reason"], evicted["message"]),
+        )
+        self._tell_queues()
 
     def _tell_queues(self) -> None:
         for queue in self.objects.list(CLUSTER_QUEUE):

@@ -164,6 +164,38 @@ def test_versions_are_those_of_the_project() -> None:
         assert f"\nray=={version}\n" in lock
 
 
+# Every Ray container gets these from KubeRay, a second time where they are there already.
+FROM_KUBERAY = {
+    "FQ_RAY_IP",
+    "KUBERAY_GEN_RAY_START_CMD",
+    "RAY_CLOUD_INSTANCE_ID",
+    "RAY_CLUSTER_NAME",
+    "RAY_CLUSTER_NAMESPACE",
+    "RAY_IP",
+    "RAY_NODE_TYPE_NAME",
+    "RAY_USAGE_STATS_EXTRA_TAGS",
+}
+
+
+def test_no_pod_sets_what_kuberay_adds_in_any_case() -> None:
+    documents = [*helm.render("kitae", chart_values.KITAE["gpu"])]
+    documents += helm.render("finetune-job", chart_values.JOB["gpu"], namespace="kitae-blue")
+    templates = [template for document in documents for _, template in pod_templates(document)]
+    assert len(templates) == 6
+    for template in templates:
+        assert FROM_KUBERAY.isdisjoint(environment(template))
+
+
+def test_the_dashboard_is_at_the_head_service_of_the_pods_own_cluster() -> None:
+    for template in pods(helm.render("kitae", chart_values.KITAE["gpu"])).values():
+        env = template["spec"]["containers"][0]["env"]
+        names = [each["name"] for each in env]
+        address = env[names.index("RAY_DASHBOARD_ADDRESS")]["value"]
+        assert address == "http://$(POD_RAY_CLUSTER)-head-svc.$(POD_NAMESPACE).svc:8265"
+        for name in ("POD_RAY_CLUSTER", "POD_NAMESPACE"):
+            assert names.index(name) < names.index("RAY_DASHBOARD_ADDRESS"), "only what comes before can be referred to"
+
+
 def test_selectors_mean_the_pods() -> None:
     documents = helm.render("kitae", chart_values.KITAE["redis"])
     labels = {name: pod["metadata"]["labels"] for name, pod in pods(documents).items()}
@@ -171,6 +203,7 @@ def test_selectors_mean_the_pods() -> None:
         (group,) = (name for name, found in labels.items() if selects(budget["spec"]["selector"], found))
         assert budget["metadata"]["name"].endswith(group)
         assert "maxUnavailable" not in budget["spec"], "not allowed where a RayCluster owns the pods"
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", "pods without a model are never ready"
     (metrics,) = of(documents, "Service")
     assert [name for name, found in labels.items() if metrics["spec"]["selector"].items() <= found.items()] == ["api"]
     for name, pod in pods(documents).items():

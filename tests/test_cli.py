@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
-from ray_jobs.errors import DataError, KitaeError
+from ray_jobs.errors import DataError, JobCancelled, JobPaused, JobSuperseded, KitaeError
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from tests.builders import make_spec
@@ -240,6 +240,22 @@ def test_a_launched_runner_that_has_nothing_to_do_has_not_failed(invoke: CliRunn
     assert done.exit_code == 0, done.output
     assert f"job {job.id} is over (cancelled)" in done.output
     assert jobs.load(store, job.id).attempt == 1
+
+
+@pytest.mark.parametrize("stopped", [JobCancelled, JobPaused, JobSuperseded])
+def test_a_launched_run_that_was_stopped_has_not_failed(
+    invoke: CliRunner, monkeypatch: pytest.MonkeyPatch, stopped: type[KitaeError]
+) -> None:
+    """KubeRay starts a failed one again, and `run` would go on with what was cancelled."""
+
+    def run(*_: object) -> None:
+        raise stopped("somebody stopped it")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    arguments = ["run", str(ROOT / "examples/faq_chat.yaml")]
+    done = invoke.invoke(cli, [*arguments, "--launched"])
+    assert (done.exit_code, done.output) == (0, "somebody stopped it\n")
+    assert isinstance(invoke.invoke(cli, arguments).exception, stopped)
 
 
 def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Store) -> None:

@@ -180,6 +180,39 @@ def test_a_runner_from_its_launch_to_its_end(place: Place) -> None:
     assert place.runner() is None
 
 
+def test_a_rayjob_that_kuberay_leaves_there_is_taken_away_after_a_day(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.kueue.finish(ID, BLUE)
+    helms = place.server.objects.get(RAY_JOB, ID, BLUE)
+    helms["metadata"] = {"name": "ftjob-by-helm", "namespace": BLUE, "labels": helms["metadata"]["labels"]}
+    helms["metadata"]["labels"] |= {"app.kubernetes.io/managed-by": "Helm", "kitae.dev/runner": "ftjob-by-helm"}
+    place.server.objects.create(RAY_JOB, helms, BLUE)
+    place.kueue.finish("ftjob-by-helm", BLUE)
+    place.now_s += 3600
+    assert place.runner() == Runner("ended", "Complete")
+    place.now_s += 86400
+    place.server.fail(500, when=lambda request: request.verb == "delete")
+    assert place.runner() == Runner("ended", "Complete")  # it is told what nobody may have heard
+    assert ID in place.there()
+    place.now_s += 600
+    place.runner()
+    assert place.there() == ["ftjob-by-helm"]
+    assert place.runner() is None
+
+
+def test_an_endpoint_that_was_away_for_days_still_hears_how_a_runner_ended(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.kueue.finish(ID, BLUE, ok=False, reason="DeadlineExceeded", message="3600 s")
+    place.now_s += 3 * 86400
+    for _ in range(3):
+        found = place.runner()
+        assert found is not None
+        assert found.hopeless
+        place.now_s += 100
+
+
 def test_a_failed_runner_tells_why(place: Place) -> None:
     place.launch()
     place.start()
@@ -238,8 +271,12 @@ def test_a_preempted_runner_waits_under_its_own_name_and_goes_on(place: Place) -
     found = place.runner()
     assert found is not None
     assert (found.state, found.interrupted_at) == ("pending", preempted_at)
-    assert found.message.startswith("preempted: another job goes first; waiting: blue uses 0 of 8 h100")
+    # Nothing of a quota reserved, as it still is.
+    assert found.message == "preempted: another job goes first; waiting"
     place.kueue.advance(ID, BLUE)
+    found = place.runner()
+    assert found is not None
+    assert found.message.startswith("preempted: another job goes first; waiting: blue uses 0 of 8 h100")
     place.now_s += 50
     place.start()
     assert place.runner() == Runner("running", "", preempted_at + 50)  # admitted again

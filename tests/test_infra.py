@@ -152,8 +152,14 @@ def test_versions_are_the_same_everywhere() -> None:
 def test_prometheus_without_its_operator_reads_what_the_chart_makes() -> None:
     (scrape,) = read("infra/monitoring/prometheus.yaml")["scrape_configs"]
     (service,) = of(helm.render("kitae", VALUES["monitoring/values.yaml"]), "Service")
-    (kept,) = (rule["regex"] for rule in scrape["relabel_configs"] if rule.get("action") == "keep")
-    assert kept == service["metadata"]["name"]
+    kept = {
+        rule["source_labels"][0]: rule["regex"] for rule in scrape["relabel_configs"] if rule.get("action") == "keep"
+    }
+    assert kept == {
+        "__meta_kubernetes_service_name": service["metadata"]["name"],
+        # Ray's own port 8080 is found as well, since the pod has it.
+        "__meta_kubernetes_endpointslice_port_name": service["spec"]["ports"][0]["name"],
+    }
     assert scrape["kubernetes_sd_configs"][0]["namespaces"]["names"] == [service["metadata"]["namespace"]]
     labels = {rule["target_label"] for rule in scrape["relabel_configs"] if "target_label" in rule}
     assert {"namespace", "service"} <= labels, "the alerts select by them"

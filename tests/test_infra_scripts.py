@@ -72,7 +72,8 @@ def test_the_check_is_content_with_what_is_right(tmp_path: Path) -> None:
         ("kubectl -n kuberay-system get deployments", "k|quay.io/kuberay/operator:v1.6.1|2|2", "not one of 1.7"),
         ("kubectl -n kueue-system get deployments", "kueue|kueue:v0.19.2|1|1", "has 1 replica"),
         ("kubectl -n kueue-system get deployments", "kueue|kueue:v0.19.2|2|", "no replica that is ready"),
-        ("kubectl -n kueue-system get configmaps", "waitForPodsReady:\nfairSharing:\n", "ray.io/rayjob is off"),
+        ("kubectl -n kueue-system get configmaps", "fairSharing:\n", "ray.io/rayjob is off"),
+        ("kubectl -n kueue-system get configmaps", "  DisableWaitForPodsReady: true\n", "not wait for pods"),
         ("kubectl -n kueue-system get configmaps", "!", "configuration cannot be read"),
     ],
 )
@@ -80,6 +81,12 @@ def test_the_check_says_what_is_wrong(tmp_path: Path, pattern: str, answer: str,
     done, _ = run(tmp_path, "operators/check.sh", RIGHT | {pattern: answer})
     assert said in done.stdout
     assert done.returncode == 1
+
+
+def test_the_check_is_content_with_kueues_own_way_of_waiting_for_pods(tmp_path: Path) -> None:
+    configuration = "frameworks:\n  - ray.io/rayjob\nfairSharing:\n"
+    done, _ = run(tmp_path, "operators/check.sh", RIGHT | {"kubectl -n kueue-system get configmaps": configuration})
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_check_says_everything_at_once(tmp_path: Path) -> None:

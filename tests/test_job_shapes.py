@@ -77,6 +77,8 @@ def test_the_rest_is_the_same() -> None:
         cluster["headGroupSpec"].pop("template")
         cluster["workerGroupSpecs"][0].pop("template")
         spec.pop("submitterPodTemplate")
-        assert "ray_jobs" in spec.pop("entrypoint")
+        entrypoint = spec.pop("entrypoint")
+        assert "ray_jobs" in entrypoint
+        assert entrypoint.endswith(" --launched"), "KubeRay would start again what somebody has stopped"
     assert ours.pop("suspend") is True  # Kueue's webhook does it for the chart's: docs/decisions/kubernetes.md
     assert ours == chart

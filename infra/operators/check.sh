@@ -96,8 +96,10 @@ if configuration=$(kubectl -n "$kueue_namespace" get configmaps -o 'jsonpath={.i
   if grep -Eq '^ *manageJobsWithoutQueueName: *true' <<<"$configuration"; then
     finding 'Kueue manages what has no queue, too (manageJobsWithoutQueueName): turn it off, or the endpoint may be held back'
   fi
-  grep -Eq '^ *waitForPodsReady:' <<<"$configuration" ||
-    finding 'Kueue does not wait for pods (waitForPodsReady): a job whose image cannot be pulled would keep its quota'
+  # Kueue 0.19 waits of its own accord; only a feature gate keeps it from doing so.
+  if grep -Eq '^ *DisableWaitForPodsReady: *true' <<<"$configuration"; then
+    finding 'Kueue does not wait for pods (DisableWaitForPodsReady): a job whose image cannot be pulled would keep its quota'
+  fi
   grep -Eq '^ *fairSharing:' <<<"$configuration" ||
     finding "Kueue's fairSharing is off: teams' weights count for nothing"
 else

@@ -46,7 +46,8 @@ def plan(spec: Path) -> None:
 
 @click.command()
 @_SPEC
-def run(spec: Path) -> None:
+@click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: being stopped is no failure.")
+def run(spec: Path, launched: bool) -> None:
     """Run the job file SPEC, from rows to an answering endpoint.
 
     The same file is the same job: what is already done is not done again, and a job that was killed goes on where it
@@ -61,8 +62,15 @@ def run(spec: Path) -> None:
 
     loaded = load_spec(spec)  # before anything heavy is imported: a typing error is told at once
     from ray_jobs import pipeline
+    from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded
 
-    _report(pipeline.run(session.open_store(), loaded))
+    try:
+        _report(pipeline.run(session.open_store(), loaded))
+    except (JobCancelled, JobPaused, JobSuperseded) as error:
+        if not launched:
+            raise
+        # A launcher that tries again what has failed would go on with what somebody has stopped.
+        click.echo(str(error))
 
 
 @click.command()

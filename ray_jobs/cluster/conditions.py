@@ -81,7 +81,9 @@ def waiting(view: View, settings: ClusterSettings) -> str:
     begins = "waiting"
     if evicted is not None and evicted["status"] == "True":
         begins = _EVICTIONS.get(evicted["reason"], f"stopped by Kueue ({evicted['reason']})") + "; waiting"
-    said = str((reserved or {}).get("message") or "")
+    has_quota = reserved is not None and reserved["status"] == "True"
+    # Kueue takes the quota away once the pods are ordered to end; until then the condition tells of the old admission.
+    said = "" if has_quota else str((reserved or {}).get("message") or "")
     if not (view.workload.get("spec") or {}).get("active", True):
         return f"{begins}: its Workload is deactivated; an administrator has to activate it"
     if "doesn't exist" in said or "inactive" in said or "Inadmissible" in str((reserved or {}).get("reason")):
@@ -92,7 +94,7 @@ def waiting(view: View, settings: ClusterSettings) -> str:
         for check in (view.workload.get("status") or {}).get("admissionChecks") or []
         if check["state"] != "Ready"
     ]
-    if reserved is not None and reserved["status"] == "True" and rejected:
+    if has_quota and rejected:
         return f"{begins}: has its quota, and waits for {'; '.join(rejected)}"
     scarce = lacking(_pod_sets(view.workload), view.quotas, settings.flavors)
     reason = use_of(team, scarce) if scarce else said
@@ -174,6 +176,13 @@ def admitted_at(workload: Object) -> float | None:
 def finished_at(workload: Object) -> float | None:
     """Unix seconds. None: it has not finished."""
     return _true_since(workload, "Finished")
+
+
+def ended_at(rayjob: Object) -> float | None:
+    """Unix seconds. None: it has not ended for good, or KubeRay does not say when."""
+    status = rayjob.get("status") or {}
+    over = status.get("jobDeploymentStatus") in ("Complete", "Failed")
+    return seconds(status["endTime"]) if over and status.get("endTime") else None
 
 
 def holds(workload: Object) -> dict[str, float]:

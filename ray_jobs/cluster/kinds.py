@@ -10,6 +10,9 @@ JOB_LABEL = "kitae.dev/job"
 RUNNER_LABEL = "kitae.dev/runner"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+MANAGER_LABEL = "app.kubernetes.io/managed-by"
+MANAGER = "kitae"
+"""Of what the launcher makes, and takes away; Helm's releases are Helm's."""
 OURS = {"app.kubernetes.io/part-of": "kitae"}
 """On every object that Kitae makes."""
 

@@ -22,7 +22,19 @@ from ray_jobs.cluster import capacity, conditions, rayjob
 from ray_jobs.cluster.capacity import Quota
 from ray_jobs.cluster.client import Cluster, Object
 from ray_jobs.cluster.conditions import Running, View
-from ray_jobs.cluster.kinds import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, OURS, POD, RAY_JOB, RUNNER_LABEL, WORKLOAD, Kind
+from ray_jobs.cluster.kinds import (
+    CLUSTER_QUEUE,
+    COHORT,
+    LOCAL_QUEUE,
+    MANAGER,
+    MANAGER_LABEL,
+    OURS,
+    POD,
+    RAY_JOB,
+    RUNNER_LABEL,
+    WORKLOAD,
+    Kind,
+)
 from ray_jobs.cluster.mirror import Mirror
 from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.errors import AlreadyExists, ClusterError, UnknownQueue
@@ -33,6 +45,11 @@ logger = logging.getLogger(__name__)
 _TOOK_KEPT = 50
 """Workloads whose times tell how long the next may take."""
 _PODS_EVERY_S = 10.0
+_KEPT_S = 86400.0
+"""A RayJob that has ended is taken away after so long: KubeRay takes its Ray cluster, and leaves it and its submitter's
+Job for ever."""
+_TOLD_S = 600.0
+"""And not before it was told of for so long: an endpoint that was away still learns how it ended."""
 
 
 @dataclass
@@ -48,6 +65,8 @@ class KubernetesLauncher:
     _took_s: dict[str, deque[float]] = field(default_factory=dict)
     _counted: set[str] = field(default_factory=set)
     _pods_seen: dict[str, tuple[float, list[Object]]] = field(default_factory=dict)
+    _ended: dict[str, float] = field(default_factory=dict)
+    """By uid: since when a RayJob is told of as ended."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,7 +96,7 @@ class KubernetesLauncher:
         logger.info("RayJob %s made in namespace %s", runner_id, namespace)
 
     def stop(self, runner_id: str) -> None:
-        """Delete the RayJob, and with it its pods, which are told before."""
+        """Delete the RayJob, and its pods with it. KubeRay ends the entrypoint first: it writes nothing more."""
         namespaces = self._namespaces()
         known = [o["metadata"]["namespace"] for o in self._seen(RAY_JOB) if conditions.runner_id(o) == runner_id]
         for namespace in dict.fromkeys([*known, *namespaces]):
@@ -99,6 +118,7 @@ class KubernetesLauncher:
                 continue
             workload = by_owner.get(item["metadata"]["uid"])
             found[name] = conditions.runner_of(self._view(item, workload, workloads, queues), self.settings)
+        self._clear(rayjobs)
         return found
 
     def close(self) -> None:
@@ -106,6 +126,22 @@ class KubernetesLauncher:
         self._stop.set()
 
     # ---- how ---------------------------------------------------------------------------------------------------------
+
+    def _clear(self, rayjobs: list[Object]) -> None:
+        """Take away what ended long ago, and nobody waits to hear of."""
+        now = self.now()
+        ours = [item for item in rayjobs if item["metadata"]["labels"].get(MANAGER_LABEL) == MANAGER]
+        ended = {item["metadata"]["uid"]: (item, at) for item in ours if (at := conditions.ended_at(item)) is not None}
+        self._ended = {uid: self._ended.get(uid, now) for uid in ended}
+        for uid, (item, at) in ended.items():
+            metadata = item["metadata"]
+            if now - at < _KEPT_S or now - self._ended[uid] < _TOLD_S or "deletionTimestamp" in metadata:
+                continue
+            try:
+                self.cluster.delete(RAY_JOB, metadata["name"], metadata["namespace"])
+            except ClusterError as error:
+                self._ended[uid] = now  # not again in a moment
+                logger.warning("RayJob %s, which has ended, cannot be deleted: %s", metadata["name"], error)
 
     def _view(self, item: Object, workload: Object | None, workloads: list[Object], queues: list[Object]) -> View:
         quotas: list[Quota] = []

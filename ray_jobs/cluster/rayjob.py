@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from ray_jobs.cluster.kinds import JOB_LABEL, OURS, PRIORITY_LABEL, QUEUE_LABEL, RAY_JOB, RUNNER_LABEL, TEAM_LABEL
+from ray_jobs.cluster.kinds import (
+    JOB_LABEL,
+    MANAGER,
+    MANAGER_LABEL,
+    OURS,
+    PRIORITY_LABEL,
+    QUEUE_LABEL,
+    RAY_JOB,
+    RUNNER_LABEL,
+    TEAM_LABEL,
+)
 from ray_jobs.cluster.quantities import cpus, parse
 from ray_jobs.cluster.settings import ClusterSettings, Team
 from ray_jobs.errors import ClusterError, UnknownQueue
@@ -65,7 +75,7 @@ def manifest(
     labels = {
         "app.kubernetes.io/name": "kitae",
         "app.kubernetes.io/instance": runner_id,
-        "app.kubernetes.io/managed-by": "kitae",
+        MANAGER_LABEL: MANAGER,
         **OURS,
         TEAM_LABEL: needs.team,
         JOB_LABEL: needs.digest,

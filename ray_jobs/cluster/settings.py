@@ -95,7 +95,7 @@ class Scheduling(Part):
     waiting_deadline_s: int | None = Field(None, ge=1)
     """Longest time an admitted runner may take until its Ray cluster is there. None: no limit."""
     ttl_s: int = Field(60, ge=0)
-    """How long a finished RayJob stays; its pods go with it."""
+    """How long the Ray cluster of a RayJob that has ended stays; the RayJob itself stays longer."""
 
 
 class PodSecurity(Part):

@@ -125,10 +125,11 @@ spec:
       env:
         - name: POD_NAMESPACE
           valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-        - name: RAY_CLUSTER_NAME
+        # KubeRay gives RAY_CLUSTER_NAME itself, but last, where nothing can refer to it.
+        - name: POD_RAY_CLUSTER
           valueFrom: {fieldRef: {fieldPath: "metadata.labels['ray.io/cluster']"}}
         - name: RAY_DASHBOARD_ADDRESS
-          value: http://$(RAY_CLUSTER_NAME)-head-svc.$(POD_NAMESPACE).svc:8265
+          value: http://$(POD_RAY_CLUSTER)-head-svc.$(POD_NAMESPACE).svc:8265
         - name: KITAE_API_KEY
           valueFrom: {secretKeyRef: {name: {{ include "kitae.apiKeySecret" $root }}, key: {{ $root.Values.secrets.apiKey.key }}}}
         {{- $environment := include "kitae.environment" $root | fromYaml }}
