@@ -18,11 +18,18 @@ from ray_jobs.tasks import TASKS
 from tests.builders import make_spec
 from tests.served_models import ROWS, smollm2, with_adapter
 
-pytestmark = pytest.mark.heavy
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("without_a_compiler")]
 
 SETTINGS = EngineSettings(
     dtype="fp32", hardware=cpu_hardware(), max_model_len=512, max_lora_rank=16, max_loras=1, kv_cache_gib=0.25
 )
+
+
+@pytest.fixture
+def without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in the image. Nor are there kernels that were compiled before."""
+    monkeypatch.setenv("CXX", "there-is-no-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
 
 
 @pytest.fixture(scope="module")

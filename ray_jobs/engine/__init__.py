@@ -157,6 +157,8 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
             "OMP_NUM_THREADS": str(settings.hardware.threads),
             # An idle thread yields its core to the endpoint's other processes instead of spinning on it.
             "OMP_WAIT_POLICY": "PASSIVE",
+            # Eager anyway; vLLM's logprobs would still compile a kernel, and end the engine where there is no compiler.
+            "TORCHDYNAMO_DISABLE": "1",
         }
     return environment
 
