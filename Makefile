@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 COUNT := awk '/^Collecting /{if (++n % 20 == 0) {print "   " n " packages fetched"; fflush()}} /^Installing collected/{print "   installing"; fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stop test check format bench lock clean
+.PHONY: help setup demo stop test check format bench image lock clean
 
 help:
 	@echo 'Kitae: fine-tune, check, serve.'
@@ -58,10 +58,10 @@ demo: setup ## fine-tune a small model on this machine, check it, serve it, talk
 stop: setup ## stop what `make demo` and `kitae local up` started, and nothing else
 	@$(BIN)/kitae local down
 
-test: setup ## all tests: the light ones on two cores, then the heavy ones one by one (TESTS=… for some)
+test: setup ## all tests: the light ones, then the heavy ones, two at a time (TESTS=… for some)
 	@# Exit code 5 is "none selected": no failure, unless neither pass had any.
 	@light=0; $(BIN)/pytest -n 2 -m 'not heavy' $(TESTS) || light=$$?; \
-	heavy=0; $(BIN)/pytest -m heavy $(TESTS) || heavy=$$?; \
+	heavy=0; $(BIN)/pytest -n 2 --dist loadfile -m heavy $(TESTS) || heavy=$$?; \
 	if [ $$light = 5 ]; then exit $$heavy; elif [ $$heavy = 5 ]; then exit $$light; else exit $$((light | heavy)); fi
 
 check: setup ## ruff, mypy --strict, layering
@@ -73,6 +73,15 @@ format: setup ## let ruff arrange the sources
 
 bench: setup ## measure speed against a bare loop and against transformers.Trainer
 	@$(BIN)/python -m benchmarks
+
+# The first that is there; a base of one's own, and what else the Dockerfile takes: BUILD_ARGS='--build-arg BASE=…'
+BUILDER ?= $(firstword $(foreach each,docker podman buildah,$(shell command -v $(each))))
+TARGET ?= cpu
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ray_jobs/__init__.py)
+
+image: ## build the image kitae:VERSION-cpu (TARGET=gpu, BUILDER=podman, BUILD_ARGS=…)
+	@test -n '$(BUILDER)' || { echo 'error: none of docker, podman and buildah is in PATH: install one' >&2; exit 1; }
+	@$(BUILDER) build --target $(TARGET) -t kitae:$(VERSION)-$(TARGET) $(BUILD_ARGS) .
 
 lock: setup ## write requirements/lock.txt from requirements.in and what is installed
 	@$(BIN)/python requirements/lock.py

@@ -21,7 +21,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from ray_jobs import bases, deploy, local, registry
-from ray_jobs.deploy.serve_api import ServeClient, ServeSettings
+from ray_jobs.deploy.serve_api import ServeClient, ServeSettings, serve_config
 from ray_jobs.local import processes
 from ray_jobs.registry import Lineage
 from ray_jobs.storage import Store
@@ -61,7 +61,8 @@ class Service:
         return openai.OpenAI(base_url=self.settings.url, api_key=key or self.key, max_retries=0)
 
     def register(self, name: str, directory: Path, **spec: Any) -> None:
-        task = make_spec(name, base_model=BASE, **spec)
+        # What answers are compared with is fp32; `auto` is bf16 where the processor has it.
+        task = make_spec(name, base_model=BASE, training={"precision": "fp32"}, **spec)
         lineage = Lineage("d" * 16, self.base.digest, task, "test", "job", {}, LABELS)
         registry.register(self.store, name, directory, lineage=lineage, lineage_digest=directory.name)
 
@@ -85,7 +86,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     before = dict(os.environ)
     try:
         os.environ.pop("KITAE_PORT", None)
-        os.environ["KITAE_CACHE"] = str(root / "cache")
+        os.environ |= {"KITAE_CACHE": str(root / "cache"), "KITAE_KEEP_DEPLOYMENTS": "on"}
         local.up(root, port=port, log=lambda line: None)
         environment = local.environment(root)
         os.environ.update(environment)
@@ -410,3 +411,23 @@ def test_a_dead_engine_is_not_ready_and_replaced(service: Service, client: opena
     assert wait_for(answers, patience_s=180)
     print(f"answered again after {time.monotonic() - started:.0f} s")
     assert set(statuses) == {(503, "model_not_ready", "5")}
+
+
+def test_what_kuberay_takes_away_is_put_back(service: Service, client: openai.OpenAI) -> None:
+    """Told the endpoint's config alone, as KubeRay does, Serve ends every model; the endpoint brings them up again."""
+    before = service.replicas()[f"kitae-{BASE}"]
+    with ServeClient(service.settings) as serve:
+        serve.apply(serve_config([], service.settings))
+    assert wait_for(lambda: service.replicas().get(f"kitae-{BASE}", before) != before, patience_s=180)
+    statuses = set()
+
+    def answers() -> bool:
+        try:
+            return "Paris" in said(ask(client, BASE))
+        except openai.APIStatusError as error:
+            statuses.add(error.status_code)
+            return False
+
+    assert wait_for(answers, patience_s=180)
+    assert statuses <= {503}
+    assert ask(client, "tuned@1").model == "tuned@1"
