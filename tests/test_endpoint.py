@@ -75,6 +75,7 @@ class Service:
             for name, application in applications.items()
             for deployment in application["deployments"].values()
             for replica in deployment["replicas"]
+            if replica.get("pid")  # one that begins has none yet
         }
 
 
