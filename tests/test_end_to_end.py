@@ -24,6 +24,7 @@ import pytest
 from examples import assets
 from ray_jobs.engine import Dtype
 from ray_jobs.parity import DEFAULT_BOUNDS
+from tests.clients import RELEASES, whole_flow
 
 pytestmark = pytest.mark.heavy
 
@@ -116,37 +117,35 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
         made.run("ray_jobs", "local", "down")
 
 
-def test_the_official_client_fine_tunes_a_model_and_asks_it(checkout: Checkout, tmp_path: Path) -> None:
-    """`base_url` and `api_key`, and nothing else: what `tests/client_flow.py` does, on real parts."""
+@pytest.fixture(scope="module")
+def base(checkout: Checkout) -> str:
+    """The name of a base model that jobs of the API may call, on a service that runs."""
     checkout.run("examples.assets", "chat", "--into", ".kitae/assets")
     checkout.run("ray_jobs", "local", "up")
     checkout.run("ray_jobs", "bases", "add", f".kitae/assets/{assets.GROUPS['chat'][0].name}")
-    (base,) = checkout.json("ray_jobs", "bases", "--json")
+    (found,) = checkout.json("ray_jobs", "bases", "--json")
+    name: str = found["name"]
+    return name
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_official_client_fine_tunes_a_model_and_asks_it(
+    release: str, checkout: Checkout, base: str, tmp_path: Path
+) -> None:
+    """`base_url` and `api_key`, and nothing else: what `tests/client_flow.py` does, on real parts."""
     rows = (checkout.directory / ".kitae" / "assets" / "faq_chat.jsonl").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:40]) + "\n", encoding="utf-8")
-    flow = [
-        sys.executable,
-        str(ROOT / "tests" / "client_flow.py"),
-        checkout.url,
-        checkout.key,
-        base["name"],
-        str(tmp_path / "rows.jsonl"),
-    ]
-    done = subprocess.run(flow, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
-    seen = json.loads(done.stdout)
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:16]) + "\n", encoding="utf-8")
+    seen = whole_flow(release, checkout.url, checkout.key, base, tmp_path / "rows.jsonl", timeout_s=TIMEOUT_S)
     print(f"the official client: {seen}")
-    assert seen["statuses"][-1] == "succeeded"
     assert len(seen["checkpoints"]) >= 2
 
 
-def test_pause_and_cancel_free_the_workers_within_seconds(checkout: Checkout) -> None:
+def test_pause_and_cancel_free_the_workers_within_seconds(checkout: Checkout, base: str) -> None:
     client = openai.OpenAI(base_url=checkout.url, api_key=checkout.key, timeout=60)
-    (base,) = checkout.json("ray_jobs", "bases", "--json")
     content = (checkout.directory / ".kitae" / "assets" / "faq_chat.jsonl").read_bytes()
     file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune")
     long = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 50, "batch_size": 2}}}
-    job = client.fine_tuning.jobs.create(model=base["name"], training_file=file.id, method=long)  # type: ignore[arg-type]  # a plain dict
+    job = client.fine_tuning.jobs.create(model=base, training_file=file.id, method=long)  # type: ignore[arg-type]  # a plain dict
 
     def steps() -> list[int]:
         events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
