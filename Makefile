@@ -77,7 +77,7 @@ bench: setup ## measure speed against a bare loop and against transformers.Train
 # The first that is there; a base of one's own, and what else the Dockerfile takes: BUILD_ARGS='--build-arg BASE=…'
 BUILDER ?= $(firstword $(foreach each,docker podman buildah,$(shell command -v $(each))))
 TARGET ?= cpu
-VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ray_jobs/__init__.py)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ray_jobs/__init__.py)
 
 image: ## build the image kitae:VERSION-cpu (TARGET=gpu, BUILDER=podman, BUILD_ARGS=…)
 	@test -n '$(BUILDER)' || { echo 'error: none of docker, podman and buildah is in PATH: install one' >&2; exit 1; }

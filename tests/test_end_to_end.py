@@ -206,6 +206,7 @@ def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
         assert f"{stage:<9}  skipped" in output
     registered = checkout.json("ray_jobs", "models", "--json")
     assert {name: len(versions) for name, versions in registered.items()} == {"faq-chat": 1}
+    assert precision(checkout) in ("fp32", "bf16")
 
 
 def precision(checkout: Checkout) -> Dtype:

@@ -399,19 +399,25 @@ def test_a_dead_engine_is_not_ready_and_replaced(service: Service, client: opena
     replica = psutil.Process(service.replicas()[f"kitae-{BASE}"])
     (engine,) = [child for child in replica.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
     engine.kill()
-    statuses = []
+    started = time.monotonic()
+    refusals = refused_until_it_answers(client)
+    print(f"answered again after {time.monotonic() - started:.0f} s")
+    assert refusals == {(503, "model_not_ready", "5")}
+
+
+def refused_until_it_answers(client: openai.OpenAI) -> set[tuple[int, str | None, str | None]]:
+    """Status, code and Retry-After of all that the base refused before it answered."""
+    refusals = set()
 
     def answers() -> bool:
         try:
             return "Paris" in said(ask(client, BASE))
         except openai.APIStatusError as error:
-            statuses.append((error.status_code, error.code, error.response.headers.get("retry-after")))
+            refusals.add((error.status_code, error.code, error.response.headers.get("retry-after")))
             return False
 
-    started = time.monotonic()
     assert wait_for(answers, patience_s=180)
-    print(f"answered again after {time.monotonic() - started:.0f} s")
-    assert set(statuses) == {(503, "model_not_ready", "5")}
+    return refusals
 
 
 def test_what_kuberay_takes_away_is_put_back(service: Service, client: openai.OpenAI) -> None:
@@ -420,15 +426,5 @@ def test_what_kuberay_takes_away_is_put_back(service: Service, client: openai.Op
     with ServeClient(service.settings) as serve:
         serve.apply(serve_config([], service.settings))
     assert wait_for(lambda: service.replicas().get(f"kitae-{BASE}", before) != before, patience_s=180)
-    statuses = set()
-
-    def answers() -> bool:
-        try:
-            return "Paris" in said(ask(client, BASE))
-        except openai.APIStatusError as error:
-            statuses.add(error.status_code)
-            return False
-
-    assert wait_for(answers, patience_s=180)
-    assert statuses <= {503}
+    assert {status for status, _, _ in refused_until_it_answers(client)} <= {503}
     assert ask(client, "tuned@1").model == "tuned@1"

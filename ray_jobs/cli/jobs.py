@@ -6,6 +6,8 @@ Owns what these commands print. Does not know what a stage does (pipeline) nor w
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
+    from ray_jobs.errors import KitaeError
     from ray_jobs.jobs import Event, JobRecord
     from ray_jobs.pipeline import JobResult
     from ray_jobs.storage import Store
@@ -64,13 +67,8 @@ def run(spec: Path, launched: bool) -> None:
     from ray_jobs import pipeline
     from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded
 
-    try:
+    with _no_failure((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
         _report(pipeline.run(session.open_store(), loaded))
-    except (JobCancelled, JobPaused, JobSuperseded) as error:
-        if not launched:
-            raise
-        # A launcher that tries again what has failed would go on with what somebody has stopped.
-        click.echo(str(error))
 
 
 @click.command()
@@ -97,12 +95,17 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     loaded = parse_spec(document, source=f"the stored spec of job {job}", stored=True)
     from ray_jobs import pipeline
 
-    try:
+    with _no_failure(JobError if launched else ()):
         _report(pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None))
-    except JobError as error:
-        if not launched:
-            raise
-        # What ended it is in the record. A launcher that tries again what has failed must not try this again.
+
+
+@contextmanager
+def _no_failure(ends: type[KitaeError] | tuple[type[KitaeError], ...]) -> Iterator[None]:
+    """These ends are told and are none to the launcher, which tries again what has failed: the record says what ended
+    it, and what somebody has stopped must not go on."""
+    try:
+        yield
+    except ends as error:
         click.echo(str(error))
 
 

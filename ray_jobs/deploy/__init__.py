@@ -43,7 +43,7 @@ class Deployed:
     def __str__(self) -> str:
         what = f"{self.model} (version {self.version})"
         if self.recorded_only:
-            return f"{what} is recorded: the endpoint {self.url} starts it within a minute, if it can"
+            return f"{what} is recorded: the endpoint {self.url} starts it by itself"
         return f"{what} answers at {self.url}" + (f", beside its base {self.base}" if self.base else "")
 
 
