@@ -386,6 +386,16 @@ class Job:
         self._seen = _Seen(record, time.monotonic())
         return record
 
+    def pause(self) -> None:
+        """Leave the job to be gone on with. Raises as `finish`; then nothing is written."""
+
+        def stop(old: dict[str, Any] | None) -> dict[str, Any]:
+            record = JobRecord.model_validate(old)
+            self._must_go_on(record)
+            return record.model_copy(update={"paused_at": _now()}).model_dump(mode="json")
+
+        self.store.update_json(_job_key(self.id), stop)
+
     def _must_go_on(self, record: JobRecord) -> None:
         if record.attempt != self.attempt:
             raise JobSuperseded(

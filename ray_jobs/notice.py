@@ -106,6 +106,12 @@ def wait(
         sleep(min(_POLL_S, wait_s - waited_s))
 
 
+def in_words(answer: Answer, step: int | None, wait_s: float) -> str:
+    """What became of a notice, for people. Pure."""
+    told = {"committed": f"the checkpoint of step {step} is there", "too late": f"no checkpoint within {wait_s:g} s"}
+    return told.get(answer, answer)
+
+
 def is_given(store: Store, job_id: str, attempt: int, *, now_s: float | None = None) -> bool:
     """Whether this attempt was told, a short while ago, that its machines go."""
     found = current(store, job_id)

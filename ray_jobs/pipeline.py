@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ray_jobs import bases, jobs, notice
+from ray_jobs import bases, jobs, notice, sigterm
 from ray_jobs import stages as work
 from ray_jobs.checkpoint import is_disk_full
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
@@ -171,7 +171,8 @@ def _attempt(
     job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:
-        result, document = work(job)
+        with sigterm.saves_first(job, pauses=launched is None):
+            result, document = work(job)
         job.finish("succeeded", result=document)
     except (JobCancelled, JobPaused, JobSuperseded) as error:
         job.event("warning", str(error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -40,12 +41,15 @@ def connect() -> None:
     import ray
 
     if not ray.is_initialized():
+        ours = signal.getsignal(signal.SIGTERM)
         ray.init(
             address=os.environ.get("RAY_ADDRESS") or None,
             log_to_driver=False,  # a job tells what matters itself; the rest is in the dashboard
             logging_level=logging.WARNING,
             include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
         )
+        if callable(ours) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray has put its own in the place of it
 
 
 def train_on_workers(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -313,7 +314,7 @@ def test_machines_that_go_with_a_notice_lose_next_to_nothing(
     service: Service, store: Store, files: Path, undisturbed: Undisturbed
 ) -> None:
     """A checkpoint at the end only, but for the one that the notice asks for; then all machines go at once, twice: once
-    the driver sees it, once it goes with them."""
+    the driver sees it, once it goes with them. At last the driver alone is told to end, as Ray does it."""
     job = job_file(files, "tiny", training={"checkpoint_every_steps": None, "eval_every_steps": STEPS})
     watched = Watched(store, job.spec.job_id)
     command = ("run", str(job.path))
@@ -335,12 +336,21 @@ def test_machines_that_go_with_a_notice_lose_next_to_nothing(
         assert watched.status() == "running", "the end of the machines is not the job's"
         service.start_ray()
         command = ("resume", job.spec.job_id)
+    driver = service.kitae(store, *command, RAY_JOB_STOP_WAIT_TIME_S="100")
+    told = len(_steps(store, job))
+    wait_until(lambda: len(_steps(store, job)) > told, driver, "a step")
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait(60) != 0
+    before, at = at, watched.step()
+    assert before < at < STEPS
+    assert watched.status() == "paused"
+    assert any(f"told to end: the checkpoint of step {at} is there" in message for message in _events(store, job))
     driver = service.kitae(store, *command)
     assert driver.wait() == 0, driver.output
     losses, _ = outcome(store, job)
     same(losses, undisturbed.losses)
     goes_on = [message for message in _events(store, job) if message.startswith("goes on from step")]
-    assert len(goes_on) == 2
+    assert len(goes_on) == 3
     assert goes_on[-1].startswith(f"goes on from step {at};")
 
 

@@ -159,8 +159,7 @@ def notice(context: click.Context, job: str, wait_s: float) -> None:
     store = session.open_store(check=False)
     given = notices.give(store, job)
     answer, step = notices.wait(store, job, given.number, wait_s)
-    told = {"committed": f"the checkpoint of step {step} is there", "too late": f"no checkpoint within {wait_s:g} s"}
-    click.echo(f"{job}: {told.get(answer, answer)}")
+    click.echo(f"{job}: {notices.in_words(answer, step, wait_s)}")
     if answer == "too late":
         context.exit(1)
 

@@ -27,6 +27,7 @@ from ray_jobs.cluster.quantities import cpus, parse
 from ray_jobs.cluster.settings import ClusterSettings, Team
 from ray_jobs.errors import ClusterError, UnknownQueue
 from ray_jobs.launch import Needs
+from ray_jobs.sigterm import STOP_WAIT
 
 Object = dict[str, Any]
 
@@ -38,6 +39,8 @@ WORKERS = "workers"
 NOTICE_WAIT_S = 90
 GRACE_S = 120
 """From the order to end to the kill; the notice has all but half a minute of it."""
+STOP_WAIT_S = 100
+"""What Ray gives a runner that is to stop, as KubeRay has it when a RayJob is deleted: also a notice."""
 SUBMITTER = {"cpu": "500m", "memory": "200Mi"}
 """What Kueue counts for the pod that submits the entrypoint."""
 HOME, CACHE, CA = "/home/kitae", "/cache", "/etc/kitae/ca"
@@ -157,6 +160,7 @@ class _Pods:
             "HOME": HOME,
             "PYTHONDONTWRITEBYTECODE": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            STOP_WAIT: str(STOP_WAIT_S),
             **({"AWS_CA_BUNDLE": f"{CA}/{settings.store_ca.key}"} if settings.store_ca else {}),
             **settings.environment,
             **environment,

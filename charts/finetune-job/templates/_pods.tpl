@@ -58,6 +58,7 @@ TORCH_EXTENSIONS_DIR: /cache/torch
 HOME: /home/kitae
 PYTHONDONTWRITEBYTECODE: "1"
 RAY_USAGE_STATS_ENABLED: "0"
+RAY_JOB_STOP_WAIT_TIME_S: "100"
 {{- end }}
 
 {{/* A pod of the job's Ray cluster: (dict "root" $ "name" CONTAINER "size" SIZE "gpus" COUNT). */}}
