@@ -4,7 +4,7 @@
 #     infra/image/check.sh                                # kitae:0.1.0-cpu
 #     infra/image/check.sh registry.example/kitae:0.1.0-cpu
 #
-# With docker, podman or buildah, whichever is there first, or KITAE_BUILDER. Model and rows come from .kitae/assets
+# With docker, podman or buildah, whichever is there first, or BUILDER. Model and rows come from .kitae/assets
 # (`python -m examples.assets chat`), or from the package registries where that is not there.
 set -euo pipefail
 
@@ -16,7 +16,7 @@ complain() {
   exit 2
 }
 
-builder=${KITAE_BUILDER:-}
+builder=${BUILDER:-}
 for each in docker podman buildah; do
   [[ -n $builder ]] || ! command -v "$each" >/dev/null || builder=$each
 done
@@ -46,5 +46,5 @@ case $builder in
     container=$(buildah from --pull-never "$image") || complain "there is no image $image: make image BUILDER=buildah"
     buildah run --cap-drop all -v "$work:/check" "$container" -- bash /check/in-image.sh
     ;;
-  *) complain "KITAE_BUILDER is $builder; it may be docker, podman or buildah" ;;
+  *) complain "BUILDER is $builder; it may be docker, podman or buildah" ;;
 esac

@@ -215,8 +215,7 @@ def undeploy(name: str) -> None:
     from ray_jobs import deploy as deployment
 
     store = session.open_store()
-    deployment.undeploy(store, name, deployment.ServeSettings.from_env())
-    click.echo(f"{name} no longer answers at the endpoint")
+    click.echo(deployment.undeploy(store, name, deployment.ServeSettings.from_env()))
 
 
 def _as_json(store: Store, version: ModelVersion) -> dict[str, object]:

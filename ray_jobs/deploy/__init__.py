@@ -80,15 +80,17 @@ def deploy(
     return answers
 
 
-def undeploy(store: Store, name: str, settings: ServeSettings) -> None:
-    """Stop answering for a name. Raises ServingError where it is not deployed, or is a base that adapters need."""
+def undeploy(store: Store, name: str, settings: ServeSettings) -> str:
+    """Stop answering for a name; what became of it, in words. Raises ServingError where it is not deployed, or is a
+    base that adapters need."""
     if settings.endpoint_url is not None:
         records.remove(store, name)
-        return
+        return f"{name} is recorded as undeployed: the endpoint {settings.endpoint_url} stops it by itself"
     with ServeClient(settings) as client:
         client.details()  # refuses before anything is written
         records.remove(store, name)
         _apply(store, client, settings)
+    return f"{name} no longer answers at the endpoint"
 
 
 def reapply(store: Store, settings: ServeSettings, progress: Callable[[str, float], None] | None = None) -> None:
