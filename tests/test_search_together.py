@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from benchmarks.search import Inline
-from ray_jobs import checkpoint, fused_adapters, jobs
+from ray_jobs import checkpoint, fused_adapters, jobs, workers
 from ray_jobs.encoding import Encoded
 from ray_jobs.schedule import trunk_end
 from ray_jobs.search.adapters import SharedLora
@@ -24,7 +25,7 @@ from ray_jobs.search.host import Clock, Host, Task
 from ray_jobs.search.records import Problem, Result, Run, SearchRecords
 from ray_jobs.search.runner import Search
 from ray_jobs.search.together import Sharing, Together, Trial, fill, pass_tokens, spread
-from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.spec import ComputeSection, JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Scores
 from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, Stretch, TrainInputs, train
@@ -367,6 +368,19 @@ def test_where_two_passes_do_not_fit_one_at_a_time_is_tried(
 
     monkeypatch.setattr(SharedLora, "logits", one)
     assert_same(setting, runs, setting.run_together(lora(setting), runs, prefix="together", at_once=two_at_once))
+
+
+def test_a_process_that_computes_on_a_cpu_has_rays_allocator() -> None:
+    class Mapped:
+        def files(self) -> str:
+            return Path("/proc/self/maps").read_text()
+
+    workers.connect()
+    actor = workers.start_actor(Mapped, compute=ComputeSection())
+    try:
+        assert "libjemalloc" in ray.get(actor.files.remote())
+    finally:
+        ray.kill(actor)
 
 
 def test_jobs_at_once_all_end_before_the_first_error_is_raised(two_at_once: AtOnce) -> None:

@@ -96,7 +96,8 @@ class KubernetesLauncher:
         logger.info("RayJob %s made in namespace %s", runner_id, namespace)
 
     def stop(self, runner_id: str) -> None:
-        """Delete the RayJob, and its pods with it. KubeRay ends the entrypoint first: it writes nothing more."""
+        """Delete the RayJob, and its pods with it. The entrypoint is told first: of a job that is over, paused or taken
+        over it writes nothing more."""
         namespaces = self._namespaces()
         known = [o["metadata"]["namespace"] for o in self._seen(RAY_JOB) if conditions.runner_id(o) == runner_id]
         for namespace in dict.fromkeys([*known, *namespaces]):

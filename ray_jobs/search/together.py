@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -200,26 +200,32 @@ class Together:
         """
         if mixed and self.sharing.mixes:
             tokens = [trial.plan.tokens_in(trial.step) for trial in trials]
-            groups = [[trials[i] for i in share] for share in spread(tokens, self.at_once.threads)]
+            shares = [[trials[i] for i in share] for share in spread(tokens, self.at_once.threads)]
+            # While one thread has its longest rows the next has its shortest, so that not all need most memory at once.
+            jobs = [partial(self._passes_of, share, longest_first=i % 2 == 0) for i, share in enumerate(shares)]
         else:
-            groups = [[trial] for trial in trials]
-        done = self.at_once.run([partial(self._passes_of, group) for group in groups])
-        return {name: total for sums in done for name, total in sums.items()}
+            jobs = [partial(self._passes_of, [trial]) for trial in trials]
+        return {name: total for sums in self.at_once.run(jobs) for name, total in sums.items()}
 
-    def _passes_of(self, trials: Sequence[Trial]) -> dict[str, float]:
+    def _passes_of(self, trials: Sequence[Trial], *, longest_first: bool = True) -> dict[str, float]:
         sums = {trial.run.name: 0.0 for trial in trials}
         supervised = {trial.run.name: trial.plan.supervised_in(trial.step) for trial in trials}
         examples = [(trial.run.name, example) for trial in trials for example in self._rows_of(trial)]
-        for group in self._fill([example for _, example in examples]):
+        groups = self._fill([example for _, example in examples])
+        for group in groups if longest_first else reversed(groups):
             parts: dict[str, list[Example]] = {}
             for i in sorted(group):  # the examples are in the trials' order
                 parts.setdefault(examples[i][0], []).append(examples[i][1])
-            losses = [loss_sum(*part) for part in self.sharing.logits(list(parts.items()))]
-            total = sum(loss / supervised[name] for name, loss in zip(parts, losses, strict=True))
-            total.backward()  # type: ignore[union-attr]  # there is at least one part
-            for name, loss in zip(parts, losses, strict=True):
-                sums[name] += float(loss.detach())
+            for name, loss in self._backward(parts, supervised).items():
+                sums[name] += loss
         return sums
+
+    def _backward(self, parts: Mapping[str, Sequence[Example]], supervised: Mapping[str, int]) -> dict[str, float]:
+        """One pass: each trial's loss sum, and its gradients of the mean. What it held is free when it returns."""
+        losses = [loss_sum(*part) for part in self.sharing.logits(list(parts.items()))]
+        total = sum(loss / supervised[name] for name, loss in zip(parts, losses, strict=True))
+        total.backward()  # type: ignore[union-attr]  # there is at least one part
+        return {name: float(loss.detach()) for name, loss in zip(parts, losses, strict=True)}
 
     def _take_step(self, trial: Trial, total: float) -> None:
         """Clip, step, and account for it."""
