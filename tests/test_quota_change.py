@@ -42,6 +42,19 @@ def test_the_diff_has_the_lines_that_change_and_says_of_which_flavour() -> None:
     assert change.after == Limits(Decimal(8), None, Decimal(2))
 
 
+def test_lines_that_do_not_change_stay_where_and_as_they_are() -> None:
+    """An API server gives fields in the order of their names."""
+    found = queues(lendingLimit=4)
+    for group in found[0]["spec"]["resourceGroups"]:
+        for flavor in group["flavors"]:
+            flavor["resources"] = [dict(sorted(resource.items())) for resource in flavor["resources"]]
+    change = plan(found, "blue", "h100", {"nominal": "8"})
+    assert [line for line in change.diff.splitlines()[2:] if line[0] in "+-"] == [
+        "-        nominalQuota: '4'",
+        "+        nominalQuota: '8'",
+    ]
+
+
 def test_the_patch_holds_the_version_it_was_made_from_and_every_flavour() -> None:
     found = queues()
     found[0]["metadata"]["resourceVersion"] = "17"

@@ -121,13 +121,15 @@ def capacity_of(nodes: Sequence[Object], flavor: Object | None, resource: str) -
 
 def _change(queue: Object, flavor: str, resource: str, before: Limits, after: Limits) -> Change:
     changed = copy.deepcopy(queue)
-    if after != before:  # else what is there stays as it is spelled
-        quota = _quota(changed, flavor, resource)
-        assert quota is not None
-        for field, amount in _fields(after).items():
-            quota.pop(_NAMES[field], None)
-            if amount is not None:
-                quota[_NAMES[field]] = amounts.text(amount)
+    quota, was = _quota(changed, flavor, resource), _fields(before)
+    assert quota is not None
+    for field, amount in _fields(after).items():
+        if amount == was[field]:
+            continue  # what is there stays as it is spelled, and in its place
+        if amount is None:
+            quota.pop(_NAMES[field])
+        else:
+            quota[_NAMES[field]] = amounts.text(amount)
     name = queue["metadata"]["name"]
     return Change(
         team=team_of(queue),
