@@ -212,7 +212,7 @@ def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
 
 def _allocator(threads: int) -> dict[str, str]:
     """The environment of a process that computes on a CPU in several threads: with Ray's jemalloc. The C library's own
-    allocator keeps a third more there, in pieces, since tensors of all sizes come and go."""
+    allocator keeps almost half as much again there, in pieces, since tensors of all sizes come and go."""
     import ray
 
     library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
