@@ -3,6 +3,8 @@
 Clients upload, create, watch, pause, resume, cancel and delete, asking three times where no answer comes, as the
 official client does. Runners begin, tell, end, fail and vanish. Two replicas answer, and each dies at a random request
 to the store or the launcher, before it is made or before its answer arrives. The history is what clients were told.
+
+Over 400 lines: clients, runners and the history they are held to are one world.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Trials that share a process: each comes to the losses that it comes to alone."""
+"""Trials that share a process: each comes to the losses that it comes to alone.
+
+Over 400 lines: every test compares with the same solo runs, on the same rows and models.
+"""
 
 from __future__ import annotations
 
