@@ -23,7 +23,7 @@ from benchmarks import costs, endpoint, overhead, report, search, sharing, train
 from benchmarks.workbench import open_workbench
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.errors import KitaeError
-from ray_jobs.progress import stage_progress
+from ray_jobs.jobs.progress import stage_progress
 
 BENCHMARKS: dict[str, ModuleType] = {
     "overhead": overhead,

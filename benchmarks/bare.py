@@ -16,12 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.turns import Turn
 from benchmarks.workbench import Side
-from ray_jobs import fused_adapters, packed_attention
-from ray_jobs.encoding import Encoded
-from ray_jobs.models import attach, load_base
+from ray_jobs.data.encoding import Encoded
+from ray_jobs.models import attach, load_base, lora_linear, packed_attention
 from ray_jobs.spec import parse_spec
 from ray_jobs.tasks import TASKS
-from ray_jobs.train import batch_plan
+from ray_jobs.training.trainer import batch_plan
 
 
 def main() -> None:
@@ -37,7 +36,7 @@ def main() -> None:
         packed_attention.use(base)
     model = attach(base, training, spec.task)
     if side.kind == "same":
-        fused_adapters.use(model)
+        lora_linear.use(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=peak_rate, weight_decay=0.0, fused=True)

@@ -21,7 +21,7 @@ from benchmarks.load import Answer, Kind, Server
 from benchmarks.service import SERVING, MemoryWatch, Sides, side_by_side
 from benchmarks.workbench import Show, Workbench
 from ray_jobs.errors import MachineError
-from ray_jobs.registry import wire
+from ray_jobs.registry import api_names
 
 GOALS = {"added_ms": 5.0, "first_ms": 10.0, "throughput": 0.95, "new_model_s": 5.0, "after": 1.5}
 KINDS = {"1": Kind(1), "8": Kind(8), "8 streamed": Kind(8, stream=True)}
@@ -95,7 +95,7 @@ async def _new_models(sides: Sides, show: Show, count: int) -> list[float]:
         for i in range(count):
             show(i, count, "models", doing="first answer of a new model")
             made = sides.register(f"ftjob-benchmark{i}", seed=i + 1)
-            server = Server(sides.endpoint.url, sides.endpoint.key, wire.wire_name(made))
+            server = Server(sides.endpoint.url, sides.endpoint.key, api_names.wire_name(made))
             began_s = time.perf_counter()
             sides.record(made)
             while (answer := await load.ask(http, server, KINDS["1"], seed=i)).status != 200:

@@ -16,11 +16,11 @@ from benchmarks.figures import interval, number, table
 from benchmarks.workbench import Show, Workbench
 from ray_jobs import jobs
 from ray_jobs.search.decide import trial_spec
-from ray_jobs.search.host import Host, Task
 from ray_jobs.search.records import Problem, Result, Run, SearchRecords
 from ray_jobs.search.runner import Search
+from ray_jobs.search.shared_trainer import Host, Task
 from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.train import TrainInputs
+from ray_jobs.training.trainer import TrainInputs
 
 GOALS = {"grid": 8.0, "random": 3.0}
 SEEDS = 5

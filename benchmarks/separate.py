@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray_jobs.search.host import Host
+from ray_jobs.search.shared_trainer import Host
 from ray_jobs.storage import Store
-from ray_jobs.train import TrainInputs
+from ray_jobs.training.trainer import TrainInputs
 
 
 class MeasuredHost(Host):
@@ -29,8 +29,8 @@ def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int,
     def trainable(config: dict[str, Any]) -> None:
         import torch
 
-        from ray_jobs.search.host import ensure_group
-        from ray_jobs.train import train
+        from ray_jobs.search.shared_trainer import ensure_group
+        from ray_jobs.training.trainer import train
 
         torch.set_num_threads(threads)
         ensure_group(torch.device("cpu"))

@@ -26,17 +26,18 @@ from safetensors.numpy import save_file
 
 from benchmarks.load import Server
 from benchmarks.workbench import MODEL, Workbench, make_spec
-from ray_jobs import bases, deploy, local, registry
+from ray_jobs import deploy, local, registry
 from ray_jobs.deploy import needed_records, records
 from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings
 from ray_jobs.engine import cpu_hardware, engine_environment, engine_kwargs
 from ray_jobs.errors import MachineError
 from ray_jobs.local import processes
 from ray_jobs.local.embedded_store import tail
+from ray_jobs.models import bases
 from ray_jobs.registry import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
-from serving.llm import engine_settings
+from serving.inference.llm import engine_settings
 
 ADAPTER = "tuned"
 SERVING = ServingSection(max_ongoing_requests=16, max_queued_requests=16, max_model_len=1024, kv_cache_gib=0.5)

@@ -15,10 +15,10 @@ from benchmarks.figures import gibibytes, interval, largest_gap, table, verdict
 from benchmarks.search import review_spec
 from benchmarks.separate import MeasuredHost, run_separately
 from benchmarks.workbench import Show, Workbench, make_spec
-from ray_jobs import checkpoint, workers
-from ray_jobs.search.host import Task
 from ray_jobs.search.records import Result, Run
-from ray_jobs.train import Stretch, TrainInputs
+from ray_jobs.search.shared_trainer import Task
+from ray_jobs.training import checkpoint, ray_workers
+from ray_jobs.training.trainer import Stretch, TrainInputs
 
 GOALS = {"frozen": 10.0, "start_s": 1.0, "memory": 1.5, "wall": 1.5}
 TRIALS = 8
@@ -84,7 +84,7 @@ def _on_host(bench: Workbench, tasks: Sequence[Task]) -> dict[str, Any]:
     import ray
 
     started = time.monotonic()
-    actor = workers.start_actor(MeasuredHost, bench.store, "cpu", compute=tasks[0].inputs.spec.compute)
+    actor = ray_workers.start_actor(MeasuredHost, bench.store, "cpu", compute=tasks[0].inputs.spec.compute)
     results: list[Result] = []
     try:
         for task in tasks:

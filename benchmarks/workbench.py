@@ -24,8 +24,7 @@ from unittest.mock import patch
 
 from benchmarks.turns import Measure, Turn, Umpire
 from examples.assets import DEFAULT_DIRECTORY
-from ray_jobs import workers
-from ray_jobs.encoding import Encoded, encode_rows
+from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import MachineError
 from ray_jobs.jobs import start_attempt
 from ray_jobs.local import embedded_store, processes
@@ -34,7 +33,8 @@ from ray_jobs.models import load_tokenizer
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.train import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+from ray_jobs.training import ray_workers as workers
+from ray_jobs.training.trainer import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
 
 Rows = Literal["faq", "mixed"]
 Show = Callable[..., None]
@@ -131,7 +131,7 @@ class WholeJob:
 
 def _turning_worker(config: dict[str, Any]) -> None:
     """The job's own worker function, whole, which waits for its turn before each step."""
-    from ray_jobs import train
+    from ray_jobs.training import trainer as train
 
     seat = config["store"].get_json(_SEAT_KEY)
     plain = train._Run._step

@@ -29,8 +29,8 @@ from typing import Any
 import click
 
 from examples import e5, faq, labelled
-from ray_jobs.bases import convert_gguf
 from ray_jobs.errors import KitaeError, MachineError
+from ray_jobs.models.bases import convert_gguf
 from ray_jobs.storage import Store
 
 DEFAULT_DIRECTORY = Path(".kitae/assets")

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_jobs.errors import KitaeError, MachineError, ServingError, TrainingError
-from ray_jobs.progress import duration
+from ray_jobs.jobs.progress import duration
 
 if TYPE_CHECKING:
     from ray_jobs.spec import JobSpec

@@ -22,25 +22,27 @@ from starlette.types import ASGIApp
 from ray_jobs import __version__, deploy
 from ray_jobs.deploy.serve_api import INGRESS
 from ray_jobs.errors import KitaeError
-from ray_jobs.launch import Launcher, RayAddress, RayLauncher
+from ray_jobs.launch.ray_job import Launcher, RayAddress, RayLauncher
 from ray_jobs.storage import Store
-from ray_jobs.webhooks import Policy, Sender
-from serving import document, errors, files_api, fine_tuning_api, inference_api, models_api
-from serving.auth import Gate
-from serving.backends import Backend, ServeBackend
-from serving.background import Background, Chore
-from serving.files import Files, RowCheck
+from ray_jobs.tenancy.webhooks import Policy, Sender
+from serving.access.auth import Gate
+from serving.access.keys import KeySource, StoredKeys
+from serving.access.limits import Limiter
+from serving.files.stored_files import Files, RowCheck
+from serving.files.uploads import Uploads
 from serving.fine_tuning import endings
 from serving.fine_tuning.service import FineTuning
-from serving.keys import KeySource, StoredKeys
-from serving.limits import Limiter
-from serving.metrics import Finished, Metrics, Observed, log_requests
-from serving.openai_types import Health, Readiness
-from serving.router import Router
+from serving.http import errors
+from serving.http.background import Background, Chore
+from serving.http.openai_types import Health, Readiness
+from serving.inference.backends import Backend, ServeBackend
+from serving.inference.router import Router
+from serving.inference.traffic import Traffic
+from serving.observability.metrics import Finished, Metrics, Observed, log_requests
+from serving.observability.usage import Ledger
+from serving.routes import files as files_api
+from serving.routes import fine_tuning, inference, models, openapi_document
 from serving.settings import Settings
-from serving.traffic import Traffic
-from serving.uploads import Uploads
-from serving.usage import Ledger
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -82,7 +84,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def app_from_environment() -> ASGIApp:
     """The app of a Serve replica, from that process's environment."""
-    from serving.row_checks import on_ray
+    from serving.files.row_checks import on_ray
 
     settings = Settings.from_env(os.environ)
     store = Store.from_env(check=False)
@@ -111,7 +113,7 @@ def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
         ray = RayAddress.from_env()
         return RayLauncher(ray.dashboard_url, ray.token)
     from ray_jobs.cluster.client import Cluster
-    from ray_jobs.cluster.launcher import KubernetesLauncher
+    from ray_jobs.launch.kubernetes import KubernetesLauncher
 
     return KubernetesLauncher(Cluster.connect(), found)
 
@@ -174,11 +176,11 @@ def create_app(
         lifespan=lifespan,
     )
     errors.install(app)
-    document.install(app)
-    app.include_router(inference_api.routes(router, backend, traffic))
-    app.include_router(models_api.routes(store, router))
+    openapi_document.install(app)
+    app.include_router(inference.routes(router, backend, traffic))
+    app.include_router(models.routes(store, router))
     app.include_router(files_api.routes(files, uploads, tuning))
-    app.include_router(fine_tuning_api.routes(tuning))
+    app.include_router(fine_tuning.routes(tuning))
 
     @app.get("/healthz", tags=["health"], response_model=Health)
     async def healthz() -> Response:

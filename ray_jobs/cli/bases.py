@@ -1,6 +1,6 @@
 """`kitae bases`: the base models that a job may call by name.
 
-Owns what these commands print. How a base is prepared is `ray_jobs.bases`', where entries are kept the registry's.
+Prints; preparing a base is `ray_jobs.models.bases`, storing its entry is `ray_jobs.registry.catalogue`.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def add(source: str, name: str | None) -> None:
       kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
       kitae bases add s3://models/qwen3-8b --name qwen3-8b
     """
-    from ray_jobs import bases as prepared
-    from ray_jobs.progress import stage_progress
+    from ray_jobs.jobs.progress import stage_progress
+    from ray_jobs.models import bases as prepared
 
     store = session.open_store()
     with stage_progress("base") as progress:

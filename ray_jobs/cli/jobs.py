@@ -152,7 +152,7 @@ def notice(context: click.Context, job: str, wait_s: float) -> None:
       python -m ray_jobs notice faq-chat-1f0c2a9b3d --wait-s 90
       python -m ray_jobs notice /etc/kitae/job.yaml --wait-s 90
     """
-    from ray_jobs import notice as notices
+    from ray_jobs.jobs import checkpoint_request as notices
     from ray_jobs.spec import load_spec
 
     job = load_spec(Path(job)).job_id if Path(job).suffix in (".yaml", ".yml") else job
@@ -239,7 +239,7 @@ def _event_line(event: Event) -> str:
 
 def _print_job(store: Store, record: JobRecord) -> None:
     from ray_jobs.jobs import events, stages
-    from ray_jobs.progress import duration
+    from ray_jobs.jobs.progress import duration
 
     attempt = f"attempt {record.attempt}" + (f" by {record.owner}" if record.owner else "")
     click.echo(f"{record.id}  {record.status}  {attempt}")
@@ -288,6 +288,6 @@ def _outcome(record: JobRecord) -> str:
 
 
 def _ago(at: datetime) -> str:
-    from ray_jobs.progress import duration
+    from ray_jobs.jobs.progress import duration
 
     return f"{duration((datetime.now(UTC) - at).total_seconds())} ago"

@@ -1,6 +1,6 @@
 """`keys`: who may use the endpoint.
 
-Owns what these commands print. Does not know how a key is stored (`ray_jobs.keys`) nor how the endpoint checks it.
+Prints; storing a key is `ray_jobs.tenancy.api_keys`, checking one is the endpoint's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.keys import ApiKey, Limits
+    from ray_jobs.tenancy.api_keys import ApiKey, Limits
 
 _LIMIT = click.IntRange(min=1)
 
@@ -52,7 +52,7 @@ def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **l
       kitae keys create --team search --name "nightly evaluation"
       kitae keys create --team ads --name app --requests-per-minute 600 --expires-in-days 90
     """
-    from ray_jobs import keys
+    from ray_jobs.tenancy import api_keys as keys
 
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     store = session.open_store(check=False)
@@ -75,7 +75,7 @@ def list_command(team: str | None, as_json: bool) -> None:
       kitae keys list
       kitae keys list --team search --json
     """
-    from ray_jobs import keys
+    from ray_jobs.tenancy import api_keys as keys
 
     store = session.open_store(check=False)
     found = keys.list_keys(store, team=team)
@@ -101,7 +101,7 @@ def revoke(key_id: str, yes: bool) -> None:
     Example:
       kitae keys revoke k3v7a2mzq4xw6yhd
     """
-    from ray_jobs import keys
+    from ray_jobs.tenancy import api_keys as keys
 
     store = session.open_store(check=False)
     wanted = keys.id_of(key_id) or key_id  # the whole key, where that is what was found somewhere

@@ -35,7 +35,7 @@ def up() -> None:
     """
     from ray_jobs import deploy
     from ray_jobs import local as service
-    from ray_jobs.progress import duration
+    from ray_jobs.jobs.progress import duration
     from ray_jobs.storage import Store
 
     service.up()

@@ -193,7 +193,7 @@ def deploy(model: str) -> None:
       kitae deploy faq-chat@2
     """
     from ray_jobs import deploy as deployment
-    from ray_jobs.progress import duration
+    from ray_jobs.jobs.progress import duration
 
     store = session.open_store()
 

@@ -19,7 +19,7 @@ from ray_jobs.cli import quota_past, session
 
 if TYPE_CHECKING:
     from ray_jobs.quota.pool import Limits
-    from ray_jobs.quota.standing import Row, Waiting
+    from ray_jobs.quota.status import Row, Waiting
 
 HISTORY_DAYS = 30
 """How long ago jobs may have come that the estimates of `show` are made from."""
@@ -64,7 +64,7 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
     """
     from ray_jobs.cluster.client import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, WORKLOAD
     from ray_jobs.errors import SpecError
-    from ray_jobs.quota import pool, queues, standing
+    from ray_jobs.quota import pool, queues, status
 
     cluster = session.connect_cluster()
     found = cluster.list(CLUSTER_QUEUE)
@@ -74,9 +74,9 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
     local, workloads = cluster.list(LOCAL_QUEUE), cluster.list(WORKLOAD)
     cohorts = session.list_if_allowed(cluster, COHORT)
     now = datetime.now(UTC)
-    waits = standing.waiting(found, workloads, local, now=now, durations=_durations(now), cohorts=cohorts)
+    waits = status.waiting(found, workloads, local, now=now, durations=_durations(now), cohorts=cohorts)
     waits = [each for each in waits if team in (None, each.team)]
-    rows = [row for row in standing.rows(found, workloads, local, cohorts) if team in (None, row.team)]
+    rows = [row for row in status.rows(found, workloads, local, cohorts) if team in (None, row.team)]
     if as_json:
         session.print_json({"at": now, "quotas": [_row_json(row) for row in rows], "waiting": list(map(_json, waits))})
         return
@@ -178,11 +178,11 @@ def _known() -> tuple[set[str], set[str]]:
 def _durations(now: datetime) -> dict[str, list[float]]:
     """Seconds that jobs ran, by team and ("") over all teams; empty where the store cannot tell."""
     from ray_jobs.errors import KitaeError
-    from ray_jobs.quota import history
+    from ray_jobs.quota import job_trace
 
     try:
         store = session.open_store(check=False)
-        past = history.read(store, since=(now - timedelta(days=HISTORY_DAYS)).date())
+        past = job_trace.read(store, since=(now - timedelta(days=HISTORY_DAYS)).date())
     except KitaeError as error:
         click.echo(f"warning: no estimates of starts, for they need past jobs: {error.message}", err=True)
         return {}
@@ -208,7 +208,7 @@ def _most(limits: Limits) -> str:
 
 
 def _waiting_cells(each: Waiting, now: datetime) -> list[str]:
-    from ray_jobs.progress import duration
+    from ray_jobs.jobs.progress import duration
 
     asks = [f"{_text(amount, name)} {name}" for name, amount in each.asks.items() if amount]
     gpus = [text for text in asks if not text.endswith((" cpu", " memory"))]

@@ -18,7 +18,7 @@ from ray_jobs.cli import session
 
 if TYPE_CHECKING:
     from ray_jobs.quota.compare import Played
-    from ray_jobs.quota.history import Past
+    from ray_jobs.quota.job_trace import Past
     from ray_jobs.quota.pool import Pool
     from ray_jobs.quota.report import By, Report
 
@@ -66,7 +66,7 @@ def simulate(
       kitae quota simulate --set blue.h100=8 --set red.h100=4,borrow=4
       kitae quota simulate --proposal values.yaml --since 2026-11-01 --html quota.html
     """
-    from ray_jobs.quota import compare, history, page, pool, tables
+    from ray_jobs.quota import compare, job_trace, page, pool, tables
 
     if proposal is None and not settings:
         raise click.UsageError("nothing is proposed: give --proposal FILE or --set TEAM.FLAVOR=N")
@@ -78,7 +78,7 @@ def simulate(
         proposed = pool.with_file(proposed, proposed_file, source=str(proposal))
     proposed = pool.with_settings(proposed, settings)
     store = session.open_store(check=False)
-    past = history.read(store, since=first, until=last).arrived(first, last)
+    past = job_trace.read(store, since=first, until=last).arrived(first, last)
     past, strangers = _with_quota(past, present, proposed)
     notes = [f"{len(past.jobs)} past job(s) from {first} to {last}", *past.notes(), *strangers]
     before, after = compare.compare(present, proposed, past.works(), restart_s=60 * lost_minutes)
@@ -124,7 +124,7 @@ def report(
       kitae quota report --by model --csv models.csv --html models.html
     """
     from ray_jobs.errors import MachineError
-    from ray_jobs.quota import history, page, tables
+    from ray_jobs.quota import job_trace, page, tables
     from ray_jobs.quota import report as reports
 
     if as_json and csv_file == "-":
@@ -140,7 +140,7 @@ def report(
     now = datetime.now(UTC)
     begin = datetime.combine(first, time.min, UTC)
     end = min(now, datetime.combine(last, time.min, UTC) + timedelta(days=1))
-    past = history.read(session.open_store(check=False), since=first, until=last, now=now)
+    past = job_trace.read(session.open_store(check=False), since=first, until=last, now=now)
     made = reports.report(past, present, begin, end, by)
     if csv_file == "-":
         click.echo(reports.as_csv(made), nl=False)

@@ -107,9 +107,9 @@ def key_ids(context: click.Context, parameter: click.Parameter, incomplete: str)
     """Completes the id of an API key."""
 
     def candidates(store: Store) -> list[str]:
-        from ray_jobs import keys
+        from ray_jobs.tenancy import api_keys
 
-        return list(keys.etags(store))
+        return list(api_keys.etags(store))
 
     return _complete(incomplete, candidates)
 

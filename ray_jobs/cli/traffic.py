@@ -168,7 +168,7 @@ def _follow(store: Store, name: str, alias: str) -> None:
     """Bring up the version that the alias points at now, where it has an engine of its own."""
     from ray_jobs import deploy, registry
     from ray_jobs.deploy import records
-    from ray_jobs.progress import duration
+    from ray_jobs.jobs.progress import duration
 
     record, now = records.read(store, name), registry.read_alias(store, name, alias)
     if record is None or now is None:
@@ -198,6 +198,6 @@ def _check_options(percent: float | None, shadow: bool, bounded: bool, watch_s: 
 
 
 def _registry_name(name: str) -> str:
-    from ray_jobs.registry import wire
+    from ray_jobs.registry import api_names
 
-    return wire.registry_ref(name)
+    return api_names.registry_ref(name)

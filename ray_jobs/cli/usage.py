@@ -1,6 +1,6 @@
 """`usage`: what teams used of the service.
 
-Owns what the command prints. Does not know how usage is counted (serving.usage) or stored (ray_jobs.usage).
+Prints; counting usage is `serving.observability.usage`, storing it is `ray_jobs.tenancy.usage`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.usage import By, Total
+    from ray_jobs.tenancy.usage import By, Total
 
 DEFAULT_DAYS = 30
 _DATE = click.DateTime(formats=["%Y-%m-%d"])
@@ -39,7 +39,7 @@ def usage(
       kitae usage --team blue --since 2026-11-01 --until 2026-11-30 --by model
       kitae usage --by key --csv > usage.csv
     """
-    from ray_jobs import usage as ledger
+    from ray_jobs.tenancy import usage as ledger
 
     last = until.date() if until else datetime.now(UTC).date()
     first = since.date() if since else last - timedelta(days=DEFAULT_DAYS - 1)
@@ -76,7 +76,7 @@ def _cells(total: Total) -> list[str]:
 
 def _as_csv(by: By, totals: list[Total]) -> str:
     """A line a total, and no sum below: what adds the lines up must not count it twice."""
-    from ray_jobs.usage import Total
+    from ray_jobs.tenancy.usage import Total
 
     fields = [name for name in Total.model_fields if name != "name"]
     out = io.StringIO()

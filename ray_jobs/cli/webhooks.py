@@ -1,6 +1,6 @@
 """`webhooks`: where a team hears that a job has ended.
 
-Owns what these commands print. Does not know how an event is signed, sent or tried again (ray_jobs.webhooks).
+Owns what these commands print. Does not know how an event is signed, sent or tried again (ray_jobs.tenancy.webhooks).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.webhooks import EventType
+    from ray_jobs.tenancy.webhooks import EventType
 
-# As in ray_jobs.webhooks.EVENTS, which takes too long to import for a --help.
+# As in ray_jobs.tenancy.webhooks.EVENTS, which takes too long to import for a --help.
 _EVENTS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
 _SHOWN_CHARACTERS = 300
 
@@ -45,7 +45,7 @@ def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
     Example:
       kitae webhooks add https://hooks.example.com/kitae --team blue --event fine_tuning.job.failed
     """
-    from ray_jobs import webhooks
+    from ray_jobs.tenancy import webhooks
 
     policy = webhooks.Policy.from_env(os.environ)
     endpoint = webhooks.add(session.open_store(check=False), team, url, events or webhooks.EVENTS, policy)
@@ -63,7 +63,7 @@ def list_(team: str, as_json: bool) -> None:
     Example:
       kitae webhooks list --team blue
     """
-    from ray_jobs import webhooks
+    from ray_jobs.tenancy import webhooks
 
     found = webhooks.endpoints(session.open_store(check=False), team)
     if as_json:
@@ -91,7 +91,7 @@ def remove(endpoint_id: str, team: str) -> None:
     Example:
       kitae webhooks remove we_4f0c2a9b3d --team blue
     """
-    from ray_jobs import webhooks
+    from ray_jobs.tenancy import webhooks
 
     webhooks.remove(session.open_store(check=False), team, endpoint_id)
     click.echo(f"{endpoint_id} is removed")
@@ -109,8 +109,8 @@ def test(endpoint_id: str, team: str) -> None:
     """
     import asyncio
 
-    from ray_jobs import webhooks
     from ray_jobs.errors import ServingError
+    from ray_jobs.tenancy import webhooks
 
     store = session.open_store(check=False)
     endpoint = webhooks.get(store, team, endpoint_id)

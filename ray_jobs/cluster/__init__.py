@@ -1,1 +1,1 @@
-"""Kubernetes: the client, what the endpoint is told of the cluster, and runners as RayJobs in Kueue's queues."""
+"""Kubernetes: the API client, informers, kinds, quantities and the cluster's settings. Knows no job."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ray_jobs.data import encodings
+from ray_jobs.data import text_encoding
 from ray_jobs.errors import DataError
 
 LONGEST_LINE_BYTES = 10_000_000
@@ -173,8 +173,8 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
     """Text lines. `\\n`, `\\r\\n` and `\\r` all end one, also mixed. A file that is not UTF-8 is refused at once; a
     single line that is not, by itself."""
     with path.open("rb") as file:
-        sample = file.read(encodings.SAMPLE_BYTES)
-        wrong = encodings.by_mark(sample)
+        sample = file.read(text_encoding.SAMPLE_BYTES)
+        wrong = text_encoding.by_mark(sample)
         if wrong is not None:
             yield Unreadable(0, f"it is {wrong.name}, not UTF-8; {wrong.fix}")
             return
@@ -187,11 +187,11 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                found = encodings.guess(sample)
+                found = text_encoding.guess(sample)
                 if found.iconv is not None:
                     yield Unreadable(0, f"it is not UTF-8 (first at line {number}) but seems {found.name}; {found.fix}")
                     return
-                byte, at, name = raw[error.start], error.start + 1, encodings.guess(raw).name
+                byte, at, name = raw[error.start], error.start + 1, text_encoding.guess(raw).name
                 yield Unreadable(number, f"byte 0x{byte:02x} at {at} is not UTF-8; the line seems {name}")
                 continue
             if "\x00" in text:

@@ -19,7 +19,7 @@ import httpx
 
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.errors import MachineError, ServingError, SpecError
-from ray_jobs.launch import RayAddress
+from ray_jobs.launch.ray_job import RayAddress
 
 INGRESS = "kitae"
 """Name of the Serve application that takes the requests."""
@@ -84,7 +84,9 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
         {
             "name": record.application,
             "route_prefix": None,
-            "import_path": "serving.predictors:build" if record.kind == "predictor" else "serving.llm:build",
+            "import_path": "serving.inference.predictors.text_classification:build"
+            if record.kind == "predictor"
+            else "serving.inference.llm:build",
             "args": record.model_dump(mode="json", exclude={"label"}),
         }
         for record in records

@@ -1,7 +1,7 @@
 """Which version of a model gets which requests: promoting, canaries, shadows, and the way back.
 
 Owns the policy document `traffic/{name}.json` and every change of it. What a name means without one is the alias's
-(`registry`). Does not know requests: who counts them (`serving.traffic`) says when a bound is passed.
+(`registry`). Does not know requests: who counts them (`serving.inference.traffic`) says when a bound is passed.
 
 Every change is one conditional write. A promotion moves the alias first and tidies the policy after it, so that a
 process that dies in between has promoted.

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ray_jobs.cluster.kueue import Object, held, resources_of
 from ray_jobs.errors import KitaeError, SpecError
+from ray_jobs.kueue.objects import Object, held, resources_of
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
 from ray_jobs.quota.pool import NONE, Limits, hint, lendable, problems_of, with_field

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ray_jobs.cluster.kinds import TEAM_LABEL
-from ray_jobs.cluster.kueue import Object, limits, resources_of
+from ray_jobs.kueue.objects import Object, limits, resources_of
 from ray_jobs.quota.pool import Kind, Limits, Pool, Team
 
 PREFIX = "kitae-"

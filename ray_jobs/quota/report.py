@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Literal
 
-from ray_jobs.quota.history import Past
+from ray_jobs.quota.job_trace import Past
 from ray_jobs.quota.pool import Kind, Pool
 
 By = Literal["team", "job", "model"]

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ray_jobs.quota.books import book_of, whole
+from ray_jobs.quota.cohort_usage import book_of, whole
 from ray_jobs.quota.pool import Kind, Pool, Team
 
 RESTART_S = 300.0

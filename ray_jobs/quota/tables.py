@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ray_jobs.progress import duration
+from ray_jobs.jobs.progress import duration
 from ray_jobs.quota.compare import Played, Use, Waits
 from ray_jobs.quota.report import Report, Row
 

@@ -2,7 +2,7 @@
 
     catalogue/{name}.json
 
-Owns the entries. How a base is prepared is `ray_jobs.bases`'; nothing here loads a model.
+Owns the entries. How a base is prepared is `ray_jobs.models.bases`'; nothing here loads a model.
 """
 
 from __future__ import annotations

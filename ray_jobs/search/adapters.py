@@ -15,13 +15,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs import fused_adapters, heads, models, packed_attention
-from ray_jobs.encoding import Encoded
-from ray_jobs.fused_adapters import Part
+from ray_jobs import models
+from ray_jobs.data.encoding import Encoded
+from ray_jobs.models import heads, lora_linear, packed_attention
+from ray_jobs.models.lora_linear import Part
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example
-from ray_jobs.train import is_packed, run_sample
+from ray_jobs.training.trainer import is_packed, run_sample
 
 if TYPE_CHECKING:
     import torch
@@ -146,7 +147,7 @@ class SharedLora:
                 for adapter, start, end in self._now.tokens
                 if path in adapter.layers
             ]
-            return fused_adapters.linear(x, layer.weight, layer.bias, parts)
+            return lora_linear.linear(x, layer.weight, layer.bias, parts)
 
         return forward
 

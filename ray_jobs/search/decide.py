@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_jobs.schedule import trunk_end
 from ray_jobs.search import sampling
 from ray_jobs.search.records import Params, Problem, Result, Run, Stop
 from ray_jobs.search.sampling import Seen
 from ray_jobs.search.space import own_values
 from ray_jobs.spec import JobSpec, Range, SearchSection
+from ray_jobs.training.lr_schedule import trunk_end
 
 _PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
 """What a member of a population can change on its way; the rest comes with the weights it takes over."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_jobs import workers
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
-from ray_jobs.search.host import Clock, Host, State, Task, alone_result, failed, mode_of
 from ray_jobs.search.records import Result
+from ray_jobs.search.shared_trainer import Clock, Host, State, Task, alone_result, failed, mode_of
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
+from ray_jobs.training import ray_workers
 
 _LIVES = 3
 """How often a run may be on a process that dies before it is given up. The second time on it has it to itself, so that
@@ -109,7 +109,7 @@ class Executor:
         self.steps.pop(name, None)
         if name in self._groups:
             self._dropped.add(name)
-            workers.stop_training(self.store, self._groups[name].task.inputs)
+            ray_workers.stop_training(self.store, self._groups[name].task.inputs)
         if on is not None:
             with contextlib.suppress(Exception):  # a dead process has dropped it already
                 self._actors[on.host].drop.remote(name)
@@ -147,7 +147,7 @@ class Executor:
 
     def _check_cluster(self) -> None:
         if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
-            workers.check_cluster(self.job_id)
+            ray_workers.check_cluster(self.job_id)
             self._cluster_seen_s = time.monotonic()
 
     def close(self) -> None:
@@ -157,7 +157,7 @@ class Executor:
         for name, group in self._groups.items():
             if name not in self._dropped and group.thread.is_alive():
                 with contextlib.suppress(KitaeError):  # the store is away: whatever ends the search says so
-                    workers.stop_training(self.store, group.task.inputs)
+                    ray_workers.stop_training(self.store, group.task.inputs)
         until = time.monotonic() + _END_S
         for group in self._groups.values():
             group.thread.join(max(0.0, until - time.monotonic()))
@@ -169,12 +169,12 @@ class Executor:
     def _hosts(self) -> int:
         if not self.compute.gpus_per_worker:
             return 1  # more would only share the same cores
-        gpus = int(workers.cluster_resources().get("GPU", 0.0))
+        gpus = int(ray_workers.cluster_resources().get("GPU", 0.0))
         return max(1, min(self.parallel, gpus))
 
     def _group_places(self) -> int:
         """How many Ray Train groups the cluster holds at once."""
-        have, compute = workers.cluster_resources(), self.compute
+        have, compute = ray_workers.cluster_resources(), self.compute
         places = have.get("CPU", 0.0) / (compute.cpus_per_worker * compute.workers)
         if compute.gpus_per_worker:
             places = min(places, have.get("GPU", 0.0) / (compute.gpus_per_worker * compute.workers))
@@ -186,7 +186,7 @@ class Executor:
     def _actor(self, host: int) -> Any:
         if host not in self._actors:
             device = "cuda" if self.compute.gpus_per_worker else "cpu"
-            self._actors[host] = workers.start_actor(Host, self.store, device, compute=self.compute)
+            self._actors[host] = ray_workers.start_actor(Host, self.store, device, compute=self.compute)
         return self._actors[host]
 
     def _bury(self, host: int, error: Exception) -> list[Result]:
@@ -196,13 +196,13 @@ class Executor:
         """
         import ray
 
-        workers.check_cluster(self.job_id)
+        ray_workers.check_cluster(self.job_id)
         with contextlib.suppress(Exception):
             ray.kill(self._actors[host])
         self._actors.pop(host, None)
         self._polls.pop(host, None)
         lost = [on.task for on in self._on_host.values() if on.host == host]
-        why = workers.explain(error, "a process of the search ended")
+        why = ray_workers.explain(error, "a process of the search ended")
         self.note(f"{why}; {len(lost)} run(s) go on from their last checkpoints")
         results = []
         for task in lost:
@@ -223,7 +223,9 @@ class Executor:
             self.steps[task.run.name] = int(done)
 
         try:
-            workers.train_on_workers(task.inputs, self.store, job_id=self.job_id, attempt=self.attempt, report=report)
+            ray_workers.train_on_workers(
+                task.inputs, self.store, job_id=self.job_id, attempt=self.attempt, report=report
+            )
             result = alone_result(self.store, task) or failed(task.run, TrainingError("it was stopped before its end"))
             result = clock.timed(result)
         except KitaeError as error:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs import heads, models
-from ray_jobs.encoding import Encoded
+from ray_jobs import models
+from ray_jobs.data.encoding import Encoded
+from ray_jobs.models import heads
 from ray_jobs.search.adapters import Share, share
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Example
-from ray_jobs.train import is_packed, run_sample
+from ray_jobs.training.trainer import is_packed, run_sample
 
 if TYPE_CHECKING:
     import torch

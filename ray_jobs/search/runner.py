@@ -15,15 +15,15 @@ from typing import Any, Protocol
 from ray_jobs import jobs
 from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
 from ray_jobs.jobs import Job
-from ray_jobs.schedule import trunk_end
 from ray_jobs.search import decide, page, sampling
 from ray_jobs.search.budget import Meter, reason_to_stop
 from ray_jobs.search.decide import Schedule
-from ray_jobs.search.host import Task
 from ray_jobs.search.records import Params, Problem, Result, Run, SearchRecords
+from ray_jobs.search.shared_trainer import Task
 from ray_jobs.spec import SearchSection
 from ray_jobs.storage import Store
-from ray_jobs.train import Stretch, TrainInputs
+from ray_jobs.training.lr_schedule import trunk_end
+from ray_jobs.training.trainer import Stretch, TrainInputs
 
 _POLL_S = 0.2
 _PAGE_EVERY_S = 10.0

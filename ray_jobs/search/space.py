@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ray_jobs.schedule import default_learning_rate
 from ray_jobs.spec import JobSpec, Range, TrainingSection
+from ray_jobs.training.lr_schedule import default_learning_rate
 
 Space = dict[str, Range | tuple[Any, ...]]
 

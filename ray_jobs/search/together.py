@@ -14,19 +14,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from ray_jobs import checkpoint, models, zero
-from ray_jobs.batching import BatchPlan
-from ray_jobs.checkpoint import Position, State, Writer
-from ray_jobs.encoding import Encoded
+from ray_jobs import models
+from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError, TrainingError
-from ray_jobs.schedule import learning_rate_at, trunk_end
 from ray_jobs.search.adapters import Share
 from ray_jobs.search.at_once import AtOnce
 from ray_jobs.search.records import Result, Run
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Example, Scores, loss_sum, scores_of
-from ray_jobs.train import Stretch, batch_plan, is_out_of_memory, not_finite, out_of_memory
+from ray_jobs.training import checkpoint, deepspeed_engine
+from ray_jobs.training.batching import BatchPlan
+from ray_jobs.training.checkpoint import Position, State, Writer
+from ray_jobs.training.lr_schedule import learning_rate_at, trunk_end
+from ray_jobs.training.trainer import Stretch, batch_plan, is_out_of_memory, not_finite, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ class Trial:
     def gather(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """As `zero.gather_state`."""
         for name, master in zip(self.weights, self.masters, strict=True):
-            whole = {"weight": master} | {key: self.optimizer.state[master][key] for key in zero.MOMENTS}
+            whole = {"weight": master} | {key: self.optimizer.state[master][key] for key in deepspeed_engine.MOMENTS}
             yield name, {key: tensor.detach().float().cpu().clone() for key, tensor in whole.items()}
 
 
@@ -108,7 +109,7 @@ class Together:
         found = checkpoint.latest(self.store, checkpoints) or source
         state = None if found is None else checkpoint.load_state(self.store, found)
         masters = _masters(weights, spec)
-        optimizer = zero.adamw(masters, spec.training.weight_decay, 0.0)
+        optimizer = deepspeed_engine.adamw(masters, spec.training.weight_decay, 0.0)
         position = found.position if found is not None else Position()
         if state is not None:
             _restore(weights, masters, optimizer, state, steps=position.step)
@@ -375,7 +376,7 @@ def _restore(
             saved = state[name]
             master.copy_(saved["weight"])
             weight.copy_(master)
-            moments = {key: saved[key].to(master.device).clone() for key in zero.MOMENTS}
+            moments = {key: saved[key].to(master.device).clone() for key in deepspeed_engine.MOMENTS}
             optimizer.state[master] = {"step": torch.tensor(float(steps), device=master.device), **moments}
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.jobs import Event, JobRecord
-from ray_jobs.registry import wire as wire_names
-from serving import openai_types as wire
+from ray_jobs.registry import api_names as wire_names
 from serving.fine_tuning import records
 from serving.fine_tuning.lifecycle import Verdict
 from serving.fine_tuning.records import ApiJob
 from serving.fine_tuning.request import Resolved
-from serving.ids import id_after
+from serving.http import openai_types as wire
+from serving.http.ids import id_after
 
 _LEVELS: Mapping[str, Any] = {"info": "info", "warning": "warn", "error": "error"}
 

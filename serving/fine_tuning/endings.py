@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ray_jobs import jobs, webhooks
+from ray_jobs import jobs
 from ray_jobs.jobs import JobRecord
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
-from ray_jobs.usage import UsageRow, write_training
+from ray_jobs.tenancy import webhooks
+from ray_jobs.tenancy.usage import UsageRow, write_training
 from serving.fine_tuning.lifecycle import Verdict
 from serving.fine_tuning.records import ApiJob
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch import Runner
-from serving import openai_types as wire
+from ray_jobs.launch.ray_job import Runner
 from serving.fine_tuning.records import ApiJob, Launch
+from serving.http import openai_types as wire
 
 MOST_LAUNCHES = 10
 """So many runners may vanish, since the job was created or last resumed, before it is given up."""

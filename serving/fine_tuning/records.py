@@ -18,11 +18,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
-from ray_jobs.registry.wire import JOB_PREFIX
+from ray_jobs.registry.api_names import JOB_PREFIX
 from ray_jobs.storage import Store
-from serving import openai_types as wire
-from serving.errors import ApiError
-from serving.ids import is_id
+from serving.http import openai_types as wire
+from serving.http.errors import ApiError
+from serving.http.ids import is_id
 
 KIND = JOB_PREFIX.rstrip("-")
 RETRY_WINDOW_S = 600.0

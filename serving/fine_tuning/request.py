@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from ray_jobs.errors import SpecError
 from ray_jobs.registry.catalogue import CatalogueEntry
-from ray_jobs.schedule import default_learning_rate
 from ray_jobs.spec import JobSpec, TrainingSection, parse_spec
-from serving import openai_types as wire
-from serving.errors import ApiError
-from serving.files import FINE_TUNE, FileRecord
+from ray_jobs.training.lr_schedule import default_learning_rate
+from serving.files.stored_files import FINE_TUNE, FileRecord
+from serving.http import openai_types as wire
+from serving.http.errors import ApiError
 
 LEAST_ROWS = 10
 """OpenAI's own limit; with fewer there is nothing to hold out."""

@@ -22,21 +22,21 @@ from typing import Any, Protocol
 from ray_jobs import jobs
 from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch import Launcher, Runner
+from ray_jobs.launch.ray_job import Launcher, Runner
 from ray_jobs.registry import catalogue
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
-from serving import openai_types as wire
-from serving.errors import ApiError, bad_request
-from serving.files import Files
+from serving.files.stored_files import Files
 from serving.fine_tuning import lifecycle, records
 from serving.fine_tuning.answers import as_wire, checkpoints_of, dry_run, event_of, result_file_id
 from serving.fine_tuning.lifecycle import Close, Start, Stop, Verdict
 from serving.fine_tuning.records import ApiJob, Closed
 from serving.fine_tuning.request import Resolved, resolve
 from serving.fine_tuning.runners import Runners
-from serving.ids import made_at_s, new_id
-from serving.paging import page
+from serving.http import openai_types as wire
+from serving.http.errors import ApiError, bad_request
+from serving.http.ids import made_at_s, new_id
+from serving.http.paging import page
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ _STEPS_AT_ONCE = 4
 
 
 class Owner(Protocol):
-    """Who asks; `serving.auth.Caller`."""
+    """Who asks; `serving.access.auth.Caller`."""
 
     @property
     def key_id(self) -> str: ...

@@ -1,0 +1,317 @@
+"""Served equals trained: the gate that compares the serving engine with the trainer's model before registration.
+
+Owns the comparison. The trainer's side comes in as numbers (token ids and log-probabilities); the engine's side is a
+vLLM engine set up by `engine.py`, in a process of its own so that its memory goes with it, which gets the prompts as
+messages and applies its own chat template as the endpoint does. Knows nothing of tasks, stores or trainers.
+
+The child is `python -m ray_jobs.evaluation.parity`: one JSON request on stdin, JSON lines on the given descriptor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_jobs.engine import (
+    VLLM_DTYPES,
+    Dtype,
+    EngineSettings,
+    Hardware,
+    engine_environment,
+    engine_kwargs,
+    serving_dtype,
+)
+from ray_jobs.errors import GateError, ServingError
+
+DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.1}
+"""Largest mean |gap| of the answers' log-probabilities, in nats a token, where the job names none."""
+
+_ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class ParityPrompt:
+    """One held-out conversation up to its answer, and what the trainer's model makes of it."""
+
+    messages: tuple[dict[str, Any], ...]
+    """What the endpoint would be sent."""
+    prompt_ids: tuple[int, ...]
+    """The trainer's token ids of these messages, up to where the answer begins."""
+    answer_ids: tuple[int, ...]
+    """Token ids of the reference answer, its end token included."""
+    answer_logprobs: tuple[float, ...]
+    """The trainer's log-probability of each of `answer_ids` after all that comes before it, in nats."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions the conversation may call, for the chat template."""
+
+
+@dataclass(frozen=True)
+class ServedAnswer:
+    """What the engine makes of one prompt."""
+
+    prompt_ids: tuple[int, ...]
+    answer_logprobs: tuple[float, ...]
+    base_logprobs: tuple[float, ...] | None = None
+    """The same without the adapter; None for a model that has none."""
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How far what is served is from what was trained. Gaps are in nats a token."""
+
+    prompts: int
+    identical_prompts: int
+    """Prompts whose token ids are the same on both sides."""
+    answer_tokens: int
+    mean_gap: float
+    """Mean |difference| of the answer tokens' log-probabilities, over prompts with identical ids."""
+    max_gap: float
+    bound: float
+    """Largest mean gap that passes."""
+    mean_gap_without_adapter: float | None
+    """The mean gap that remains when the engine leaves the adapter out; None without one."""
+    dtype: str
+    """Number format the engine really computed in."""
+    passed: bool
+    findings: tuple[str, ...]
+    """Why it did not pass, the first difference explained; empty where it passed."""
+
+
+def check_parity(
+    base_dir: Path,
+    prompts: Sequence[ParityPrompt],
+    settings: EngineSettings,
+    *,
+    trained_dtype: Dtype,
+    adapter_dir: Path | None = None,
+    max_mean_gap: float | None = None,
+    timeout_s: float = 900.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ParityReport:
+    """Compare the serving engine with the trainer's model.
+
+    `base_dir` is what the endpoint would load: the base that `adapter_dir` belongs to, or a full fine-tune.
+    `trained_dtype` is what the trainer's numbers were computed in. `progress` gets prompts done and in all. Raises
+    GateError with the differing position and tokens when the two differ, and ServingError when the engine does not run.
+    """
+    if not prompts:
+        raise GateError("parity has no prompt to compare: evaluation.parity.prompts needs at least one held-out row")
+    longest = max(len(prompt.prompt_ids) + len(prompt.answer_ids) + 1 for prompt in prompts)
+    if longest > settings.max_model_len:
+        raise ServingError(
+            f"a held-out row needs {longest} tokens at the endpoint, serving.max_model_len is "
+            f"{settings.max_model_len}: raise it, or lower data.max_tokens"
+        )
+    served, dtype = _run_engine(base_dir, prompts, settings, adapter_dir, timeout_s=timeout_s, progress=progress)
+    bound = DEFAULT_BOUNDS[trained_dtype] if max_mean_gap is None else max_mean_gap
+    expected_dtype = VLLM_DTYPES[serving_dtype(trained_dtype, settings.hardware)]
+    report = compare(prompts, served, bound=bound, dtype=dtype, expected_dtype=expected_dtype)
+    if not report.passed:
+        raise GateError(
+            "what is served is not what was trained, so the model is not registered "
+            f"({report.identical_prompts} of {report.prompts} prompts have identical tokens, mean log-probability gap "
+            f"{report.mean_gap:.3g}, bound {report.bound:g})",
+            details=report.findings,
+        )
+    return report
+
+
+def compare(
+    trained: Sequence[ParityPrompt],
+    served: Sequence[ServedAnswer],
+    *,
+    bound: float,
+    dtype: str,
+    expected_dtype: str,
+) -> ParityReport:
+    """Judge the engine's numbers against the trainer's; one finding a cause, the first difference explained."""
+    pairs = list(zip(trained, served, strict=True))
+    findings = []
+    if dtype != expected_dtype:
+        findings.append(f"the engine computes in {dtype}; a model trained like this one is served in {expected_dtype}")
+    differing = [i for i, (t, s) in enumerate(pairs) if t.prompt_ids != s.prompt_ids]
+    if differing:
+        findings.append(_explain_ids(differing[0], *pairs[differing[0]]))
+    same = [(i, t, s) for i, (t, s) in enumerate(pairs) if i not in set(differing)]
+    gaps = [gap for _, t, s in same for gap in _gaps(t.answer_logprobs, s.answer_logprobs)]
+    without = [gap for _, t, s in same if s.base_logprobs for gap in _gaps(t.answer_logprobs, s.base_logprobs)]
+    mean_gap, mean_without = _mean(gaps), _mean(without) if without else None
+    if same and not gaps:
+        findings.append("the reference answers have no token, so nothing was compared")
+    if gaps and not mean_gap <= bound:  # not >, so that a NaN is a failure
+        findings.append(_explain_gaps(mean_gap, bound, same))
+    if mean_without is not None and mean_gap >= mean_without and not mean_gap <= DEFAULT_BOUNDS["fp32"]:
+        # A coarse bound can hide an adapter that changes little; one that brings the engine no nearer is not applied.
+        findings.append(
+            f"the adapter is not applied: the gap is {mean_gap:.3g} with it and {mean_without:.3g} without it"
+        )
+    return ParityReport(
+        prompts=len(pairs),
+        identical_prompts=len(same),
+        answer_tokens=len(gaps),
+        mean_gap=mean_gap,
+        max_gap=max(gaps, default=math.nan),
+        bound=bound,
+        mean_gap_without_adapter=mean_without,
+        dtype=dtype,
+        passed=not findings,
+        findings=tuple(findings),
+    )
+
+
+def _gaps(trained: Sequence[float], served: Sequence[float]) -> list[float]:
+    return [abs(t - s) for t, s in zip(trained, served, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _explain_ids(i: int, trained: ParityPrompt, served: ServedAnswer) -> str:
+    ours, theirs = trained.prompt_ids, served.prompt_ids
+    at = next((p for p, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    window = slice(max(at - 2, 0), at + 4)
+    return (
+        f"prompt {i + 1}: the token ids differ from position {at} on: trained {list(ours[window])}, served "
+        f"{list(theirs[window])} ({len(ours)} and {len(theirs)} tokens); the chat template or the tokenizer that is "
+        "served is not the one trained with"
+    )
+
+
+def _explain_gaps(mean: float, bound: float, same: Sequence[tuple[int, ParityPrompt, ServedAnswer]]) -> str:
+    gap, i, at, t, s = max(
+        (abs(t - s), i, at, t, s)
+        for i, prompt, answer in same
+        for at, (t, s) in enumerate(zip(prompt.answer_logprobs, answer.answer_logprobs, strict=True))
+    )
+    return (
+        f"the answers' log-probabilities differ by {mean:.3g} nats a token on average, more than {bound:g}; most in "
+        f"prompt {i + 1}, answer token {at}: trained {t:.4f}, served {s:.4f} (gap {gap:.3g})"
+    )
+
+
+def _run_engine(
+    base_dir: Path,
+    prompts: Sequence[ParityPrompt],
+    settings: EngineSettings,
+    adapter_dir: Path | None,
+    *,
+    timeout_s: float,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[ServedAnswer], str]:
+    request = {
+        "model": str(base_dir),
+        "adapter": None if adapter_dir is None else str(adapter_dir),
+        "settings": asdict(settings),
+        "prompts": [{"messages": p.messages, "answer_ids": p.answer_ids, "tools": p.tools} for p in prompts],
+    }
+    packages = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | engine_environment(settings)
+    environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": packages}
+    served: list[ServedAnswer] = []
+    dtype = ""
+    reader, writer = os.pipe()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ray_jobs.evaluation.parity", str(writer)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writer,),
+            env=environment,
+            text=True,
+        )
+        os.close(writer)
+        killer = threading.Timer(timeout_s, child.kill)
+        killer.start()
+        try:
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(request) + "\n")
+            child.stdin.flush()
+            with os.fdopen(reader, encoding="utf-8") as lines:
+                for line in lines:
+                    answer = json.loads(line)
+                    dtype = answer.get("dtype", dtype)
+                    if "prompt_ids" in answer:
+                        served.append(_served(answer))
+                        if progress is not None:
+                            progress(len(served), len(prompts))
+            code = child.wait()
+        except BrokenPipeError:
+            code = child.wait()
+        finally:
+            timed_out = not killer.is_alive()
+            killer.cancel()
+            child.kill()
+            child.wait()
+            if child.stdin is not None:
+                child.stdin.close()
+        if code != 0 or len(served) != len(prompts):
+            log.seek(0)
+            reason = f"took more than {timeout_s:g} s" if timed_out else f"ended with exit code {code}"
+            raise ServingError(
+                f"the serving engine {reason} after {len(served)} of {len(prompts)} parity prompts on {base_dir}",
+                details=[line for line in log.read().splitlines() if line.strip()][-15:],
+            )
+    return served, dtype
+
+
+def _served(answer: dict[str, Any]) -> ServedAnswer:
+    base = answer.get("base_logprobs")
+    return ServedAnswer(
+        tuple(answer["prompt_ids"]), tuple(answer["answer_logprobs"]), None if base is None else tuple(base)
+    )
+
+
+def _exit_with_parent() -> None:
+    """The parent holds our stdin open as long as it lives; a killed job must not leave an engine behind."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _child(descriptor: int) -> None:
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    raw = request["settings"]
+    settings = EngineSettings(**raw | {"hardware": Hardware(**raw["hardware"])})
+
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    engine = LLM(request["model"], disable_log_stats=True, **engine_kwargs(settings))
+    adapter = None if request["adapter"] is None else LoRARequest(_ADAPTER, 1, request["adapter"])
+    ask = SamplingParams(max_tokens=1, temperature=0.0)
+    score = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+
+    def logprobs(prompt_ids: list[int], answer_ids: list[int], lora: Any) -> list[float]:
+        tokens = {"prompt_token_ids": [*prompt_ids, *answer_ids]}
+        (output,) = engine.generate([tokens], score, lora_request=lora, use_tqdm=False)
+        scored = output.prompt_logprobs[len(prompt_ids) :]
+        return [float(at[token].logprob) for at, token in zip(scored, answer_ids, strict=True)]
+
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        print(json.dumps({"dtype": str(engine.llm_engine.model_config.dtype).removeprefix("torch.")}), file=out)
+        for prompt in request["prompts"]:
+            tools = prompt["tools"] or None
+            (asked,) = engine.chat(prompt["messages"], ask, lora_request=adapter, tools=tools, use_tqdm=False)
+            ids, answer_ids = list(asked.prompt_token_ids), prompt["answer_ids"]
+            answer = {"prompt_ids": ids, "answer_logprobs": logprobs(ids, answer_ids, adapter)}
+            if adapter is not None:
+                answer["base_logprobs"] = logprobs(ids, answer_ids, None)
+            print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]))
+    # vLLM's and its kernels' own tear-down can take seconds and fail noisily; everything has been written.
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,175 @@
+"""Starting jobs somewhere else: one interface, and Ray's own job API behind it.
+
+Owns how a runner is submitted, stopped and looked at, and what it needs. Does not know what a job does: a runner is
+`kitae resume` on a job whose record is in the store, which tells how far it is; a launcher only tells whether a runner
+is alive. The other launcher, for Kubernetes, is `cluster.launcher`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import httpx
+
+from ray_jobs.errors import MachineError
+from ray_jobs.registry.api_names import DEFAULT_TEAM
+from ray_jobs.spec import JobSpec
+
+RunnerState = Literal["pending", "running", "ended", "unknown", "unreachable"]
+"""`unknown`: the launcher answers and has never heard of it, or has forgotten it. `unreachable`: it does not answer."""
+
+_RAY_STATES: Mapping[str, RunnerState] = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "SUCCEEDED": "ended",
+    "FAILED": "ended",
+    "STOPPED": "ended",
+}
+_TIMEOUT_S = 30.0
+_RUNNER_CPUS = 0.01
+"""A runner waits for its workers, which reserve what they need."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What a launcher says of one runner."""
+
+    state: RunnerState
+    message: str = ""
+    """Why it ended, or why it waits, where the launcher knows."""
+    interrupted_at: float | None = None
+    """Unix seconds. When the launcher last took its machines away; it waits for others, or runs anew on them. An
+    attempt at its job from before is no more."""
+    hopeless: bool = False
+    """Whatever is wrong would be wrong with the next one, too."""
+
+
+UNKNOWN, UNREACHABLE = Runner("unknown"), Runner("unreachable")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a runner's job asks of the machines, and on whose account."""
+
+    job_id: str
+    digest: str
+    """16 hex digits that tell the job from others."""
+    team: str
+    priority: int
+    """-100 to 100."""
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: int
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Needs:
+        """Of a job file."""
+        return cls(
+            job_id=spec.job_id,
+            digest=spec.digest(),
+            team=spec.team or DEFAULT_TEAM,
+            priority=spec.priority,
+            workers=spec.compute.workers,
+            cpus_per_worker=spec.compute.cpus_per_worker,
+            gpus_per_worker=spec.compute.gpus_per_worker,
+        )
+
+
+class Launcher(Protocol):
+    """Where runners run. Raises MachineError where it does not answer or refuses."""
+
+    def check(self, needs: Needs) -> None:
+        """RequestTooLarge where no more than the cluster has could ever do, UnknownQueue where the team has no place
+        in it."""
+        ...
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
+        """Start `kitae ARGUMENTS` under this id; a second call with an id that is taken does nothing."""
+        ...
+
+    def stop(self, runner_id: str) -> None:
+        """Ask a runner to end, and end it if it does not; no error where there is none."""
+        ...
+
+    def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
+        """Every runner it knows whose id begins so; `fresh`: as it is now, not as it was seconds ago."""
+        ...
+
+
+class RayLauncher:
+    """The job API of a Ray cluster (`ray job submit`)."""
+
+    def __init__(self, dashboard_url: str, token: str | None) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._url = dashboard_url
+        self._http = httpx.Client(base_url=dashboard_url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
+
+    def check(self, needs: Needs) -> None:
+        """Nothing is known before: the runner itself compares what it needs with what its cluster has."""
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
+        request = {
+            "entrypoint": shlex.join(["python", "-m", "ray_jobs", *arguments]),
+            "submission_id": runner_id,
+            "runtime_env": {"env_vars": dict(environment)},
+            "entrypoint_num_cpus": _RUNNER_CPUS,
+        }
+        response = self._request("POST", "/api/jobs/", request)
+        if response.status_code != 200 and "already exists" not in response.text:
+            raise self._refused(response)
+
+    def stop(self, runner_id: str) -> None:
+        response = self._request("POST", f"/api/jobs/{runner_id}/stop")
+        if response.status_code not in (200, 404) and "does not exist" not in response.text:
+            raise self._refused(response)
+
+    def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
+        response = self._request("GET", "/api/jobs/")
+        if response.status_code != 200:
+            raise self._refused(response)
+        return {
+            job["submission_id"]: Runner(_RAY_STATES.get(job["status"], "unknown"), job.get("message") or "")
+            for job in response.json()
+            if (job.get("submission_id") or "").startswith(prefix)
+        }
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        try:
+            return self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise MachineError(f"Ray does not answer at {self._url} ({type(error).__name__})") from error
+
+    def _refused(self, response: httpx.Response) -> MachineError:
+        last = response.text.strip().splitlines()[-1:] or [""]
+        return MachineError(f"Ray at {self._url} answered {response.status_code}: {last[0][:300]}")
+
+
+@dataclass(frozen=True)
+class RayAddress:
+    """Where a Ray cluster's dashboard is, and the token it asks for."""
+
+    dashboard_url: str
+    """Such as http://127.0.0.1:8265."""
+    token: str | None
+    """None: it asks for none."""
+
+    @classmethod
+    def from_env(cls) -> RayAddress:
+        """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL) and RAY_AUTH_*."""
+        address = os.environ.get("RAY_DASHBOARD_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+        return cls(
+            dashboard_url=address if address.startswith("http") else "http://127.0.0.1:8265",
+            token=_token() if os.environ.get("RAY_AUTH_MODE", "token") == "token" else None,
+        )
+
+
+def _token() -> str | None:
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -1,0 +1,41 @@
+"""The job file: what a fine-tuning job may say, with every default."""
+
+from ray_jobs.spec.job import (
+    METRICS,
+    BudgetSection,
+    ComputeSection,
+    DataSection,
+    EvaluationSection,
+    JobSpec,
+    Name,
+    Precision,
+    Range,
+    SearchSection,
+    Section,
+    ServingSection,
+    TrainingSection,
+    json_schema,
+    load_spec,
+    parse_spec,
+    read_yaml,
+)
+
+__all__ = [
+    "METRICS",
+    "BudgetSection",
+    "ComputeSection",
+    "DataSection",
+    "EvaluationSection",
+    "JobSpec",
+    "Name",
+    "Precision",
+    "Range",
+    "SearchSection",
+    "Section",
+    "ServingSection",
+    "TrainingSection",
+    "json_schema",
+    "load_spec",
+    "parse_spec",
+    "read_yaml",
+]

@@ -1,0 +1,1 @@
+"""Tenancy: API keys, usage and webhooks of teams."""

@@ -1,0 +1,190 @@
+"""What teams used: tokens read and generated, and time spent training.
+
+Owns `usage/{team}/{YYYY-MM-DD}/{writer}-{n:06d}.json` (days are UTC's). An object is written once under a name that was
+chosen before the first try and never changed, so that replicas do not conflict, and a write that is tried again, after
+an answer that was lost, is not counted twice. What a team used is the sum of what is there. Knows no prices, no limits
+and not who counts (`serving.observability.usage` for requests).
+
+    write(store, "blue", day, "replica-1f3a", 7, [row])
+    write_training(store, row, writer=job_id, number=launch)
+    for total in group(read(store, "blue", since, until), "model"): …
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ray_jobs.errors import ConflictError, CorruptObject, SpecError
+from ray_jobs.spec import Name
+from ray_jobs.storage import Store
+
+Kind = Literal["inference", "training"]
+By = Literal["team", "key", "model", "day"]
+
+PREFIX = "usage/"
+_READS_AT_ONCE = 16
+_WRITER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class UsageRow(BaseModel):
+    """What one key used of one model on one day."""
+
+    model_config = ConfigDict(frozen=True)
+
+    day: date
+    team: Name
+    key_id: str
+    model: str
+    """The registered name, never a caller's spelling of it."""
+    kind: Kind
+    requests: int = Field(0, ge=0)
+    """Of inference: requests. Of training: runs."""
+    prompt_tokens: int = Field(0, ge=0)
+    """Of inference: tokens read. Of training: tokens trained on."""
+    completion_tokens: int = Field(0, ge=0)
+    worker_seconds: float = Field(0.0, ge=0)
+    """Training processes × seconds."""
+    gpu_seconds: float = Field(0.0, ge=0)
+    """GPUs × seconds."""
+
+    @property
+    def identity(self) -> tuple[date, str, str, str, str]:
+        """Rows with the same one are added up."""
+        return self.day, self.team, self.key_id, self.model, self.kind
+
+    def plus(self, other: UsageRow) -> UsageRow:
+        """Both together; the identity is this row's."""
+        return self.model_copy(
+            update={
+                "requests": self.requests + other.requests,
+                "prompt_tokens": self.prompt_tokens + other.prompt_tokens,
+                "completion_tokens": self.completion_tokens + other.completion_tokens,
+                "worker_seconds": self.worker_seconds + other.worker_seconds,
+                "gpu_seconds": self.gpu_seconds + other.gpu_seconds,
+            }
+        )
+
+
+class Total(BaseModel):
+    """What somebody (a team, a key, a model, a day) used, of both kinds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    training_runs: int = 0
+    trained_tokens: int = 0
+    worker_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+
+_ROWS = TypeAdapter(list[UsageRow])
+_TEAM = TypeAdapter(Name)
+_NAME_OF: dict[By, Callable[[UsageRow], str]] = {
+    "team": lambda row: row.team,
+    "key": lambda row: f"{row.team}/{row.key_id}",
+    "model": lambda row: row.model,
+    "day": lambda row: row.day.isoformat(),
+}
+
+
+def write(store: Store, team: str, day: date, writer: str, number: int, rows: Sequence[UsageRow]) -> bool:
+    """Write a team's rows of a day down. False: the object is there already, so these rows are counted.
+
+    `writer` and `number` must name these rows and no others, in every try.
+    """
+    if not _WRITER.fullmatch(writer):
+        raise ValueError(f"{writer!r} cannot be part of a key")
+    document = {"rows": [row.model_dump(mode="json") for row in rows]}
+    try:
+        store.put_json(
+            f"{PREFIX}{_checked(team)}/{day.isoformat()}/{writer}-{number:06d}.json", document, if_absent=True
+        )
+    except ConflictError:
+        return False
+    return True
+
+
+def write_training(store: Store, row: UsageRow, *, writer: str, number: int) -> bool:
+    """Write down what one run of a job used; `writer` is the job's id, `number` says which of its runs it was.
+
+    Every replica that sees the run's end may call it, and one row is counted: `row.day` must then be the day on which
+    the run ended, as its record says, and not today.
+    """
+    return write(store, row.team, row.day, writer, number, [row])
+
+
+def read(store: Store, team: str | None, since: date, until: date) -> list[UsageRow]:
+    """What a team (None: every team) used from `since` to `until`, both included, added up by `identity`."""
+    teams = [_checked(team)] if team is not None else store.list_dirs(PREFIX)
+    keys = [
+        info.key
+        for name in teams
+        for day in store.list_dirs(f"{PREFIX}{name}/")
+        if since.isoformat() <= day <= until.isoformat()
+        for info in store.list(f"{PREFIX}{name}/{day}/")
+    ]
+    return added(row for rows in rows_at(store, keys) for row in rows)
+
+
+def rows_at(store: Store, keys: Sequence[str]) -> list[list[UsageRow]]:
+    """Of each object its rows, in the keys' order; reads some at a time. CorruptObject for one that has none."""
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return list(pool.map(lambda key: _rows(store, key), keys))
+
+
+def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
+    """One row for each identity, in their order."""
+    sums: dict[tuple[Any, ...], UsageRow] = {}
+    for row in rows:
+        known = sums.get(row.identity)
+        sums[row.identity] = row if known is None else known.plus(row)
+    return [sums[identity] for identity in sorted(sums)]
+
+
+def group(rows: Iterable[UsageRow], by: By) -> list[Total]:
+    """A total for each name, in the order of the names."""
+    parts: dict[str, list[UsageRow]] = {}
+    for row in rows:
+        parts.setdefault(_NAME_OF[by](row), []).append(row)
+    return [total(name, parts[name]) for name in sorted(parts)]
+
+
+def total(name: str, rows: Iterable[UsageRow]) -> Total:
+    """Everything together."""
+    rows = list(rows)
+    asked = [row for row in rows if row.kind == "inference"]
+    trained = [row for row in rows if row.kind == "training"]
+    return Total(
+        name=name,
+        requests=sum(row.requests for row in asked),
+        prompt_tokens=sum(row.prompt_tokens for row in asked),
+        completion_tokens=sum(row.completion_tokens for row in asked),
+        training_runs=sum(row.requests for row in trained),
+        trained_tokens=sum(row.prompt_tokens for row in trained),
+        worker_seconds=sum(row.worker_seconds for row in rows),
+        gpu_seconds=sum(row.gpu_seconds for row in rows),
+    )
+
+
+def _rows(store: Store, key: str) -> list[UsageRow]:
+    document = store.get_json(key)
+    try:
+        return _ROWS.validate_python(document["rows"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CorruptObject(f"{store.uri(key)} is not usage as Kitae writes it: {error}") from error
+
+
+def _checked(team: str) -> str:
+    try:
+        return _TEAM.validate_python(team)
+    except ValidationError as error:
+        raise SpecError(f"{team!r} cannot be a team's name: lower case, digits and . _ -, at most 48 long") from error

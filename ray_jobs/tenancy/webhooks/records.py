@@ -1,0 +1,156 @@
+"""The endpoints of a team: where its events go, which of them, and the secret that signs them.
+
+Owns `webhooks/{team}/{id}.json` and the signature. Does not know how an event is delivered.
+
+To sign, the secret itself is needed, so the record holds it: who can read the bucket can sign as Kitae. It is shown
+once, by the command that adds the endpoint; it is in no listing, no `repr` and no log.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ray_jobs.errors import ObjectNotFound, SpecError
+from ray_jobs.spec import Name
+from ray_jobs.storage import Store
+from ray_jobs.tenancy.webhooks import targets
+from ray_jobs.tenancy.webhooks.targets import Policy
+
+EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+EVENTS: tuple[EventType, ...] = get_args(EventType)
+
+PREFIX = "webhooks/"
+_SECRET_PREFIX = "whsec_"
+_SECRET_BYTES = 32
+_MAX_ENDPOINTS = 20
+_TEAM = TypeAdapter(Name)
+
+
+class Endpoint(BaseModel):
+    """One receiver of a team."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    id: str
+    team: Name
+    url: str
+    events: tuple[EventType, ...]
+    """What it wants to hear of."""
+    secret: str = Field(repr=False)
+    """`whsec_` and the base64 of the key that signs."""
+    created_at: datetime
+    disabled_at: datetime | None = None
+    """When it was switched off. None: it is on."""
+    disabled_why: str | None = None
+
+    def public(self) -> dict[str, Any]:
+        """Everything but the secret."""
+        return self.model_dump(mode="json", exclude={"secret"})
+
+
+def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: Policy) -> Endpoint:
+    """Write an endpoint down, with a new secret. SpecError where nothing may be sent to the URL.
+
+    A host that this machine's DNS does not know is no reason to refuse it: the machine that sends may know it, and
+    looks again.
+    """
+    targets.check_url(url)
+    try:
+        addresses = targets.look_up(url)
+    except OSError:
+        addresses = []
+    if addresses and (reason := targets.refusal(url, addresses, policy)) is not None:
+        raise SpecError(f"nothing is sent there: {reason}")
+    if not events:
+        raise SpecError(f"the endpoint would hear of nothing: name events, such as {EVENTS[0]}")
+    if len(known := endpoints(store, team)) >= _MAX_ENDPOINTS:
+        raise SpecError(f"team {team} has {len(known)} webhooks, and may have {_MAX_ENDPOINTS}: remove one")
+    endpoint = Endpoint(
+        id=f"we_{secrets.token_hex(12)}",
+        team=team,
+        url=url,
+        events=tuple(dict.fromkeys(events)),
+        secret=_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode(),
+        created_at=datetime.now(UTC),
+    )
+    store.put_json(_key(team, endpoint.id), endpoint.model_dump(mode="json"), if_absent=True)
+    return endpoint
+
+
+def endpoints(store: Store, team: str) -> list[Endpoint]:
+    """A team's, the oldest first."""
+    found = []
+    for info in store.list(_folder(team)):
+        try:
+            found.append(Endpoint.model_validate(store.get_json(info.key)))
+        except ObjectNotFound:
+            continue  # removed between the listing and the read
+    return sorted(found, key=lambda endpoint: (endpoint.created_at, endpoint.id))
+
+
+def get(store: Store, team: str, endpoint_id: str) -> Endpoint:
+    """SpecError where the team has none of that id."""
+    endpoint = find(store, team, endpoint_id)
+    if endpoint is None:
+        raise SpecError(f"team {team} has no webhook {endpoint_id!r}; `kitae webhooks list --team {team}` shows them")
+    return endpoint
+
+
+def find(store: Store, team: str, endpoint_id: str) -> Endpoint | None:
+    """The endpoint, if it is still there."""
+    if "/" in endpoint_id:
+        return None
+    try:
+        return Endpoint.model_validate(store.get_json(_key(team, endpoint_id)))
+    except ObjectNotFound:
+        return None
+
+
+def remove(store: Store, team: str, endpoint_id: str) -> None:
+    """Delete the endpoint and its secret; what is still under way to it is dropped. SpecError where there is none."""
+    store.delete(_key(team, get(store, team, endpoint_id).id))
+
+
+def switch_off(store: Store, endpoint: Endpoint, why: str) -> None:
+    """Send it nothing more. What else changed about it stays; one that was removed stays removed."""
+
+    class Removed(Exception):
+        pass
+
+    def off(old: dict[str, Any] | None) -> dict[str, Any]:
+        if old is None:
+            raise Removed
+        if old.get("disabled_at") is not None:
+            return old
+        return old | {"disabled_at": datetime.now(UTC).isoformat(), "disabled_why": why}
+
+    try:
+        store.update_json(_key(endpoint.team, endpoint.id), off)
+    except Removed:
+        return
+
+
+def sign(secret: str, event_id: str, timestamp_s: int, body: bytes) -> str:
+    """The header `webhook-signature` (https://www.standardwebhooks.com, as OpenAI's client checks it)."""
+    key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX))
+    signed = b".".join([event_id.encode(), str(timestamp_s).encode(), body])
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+
+
+def _folder(team: str) -> str:
+    try:
+        return f"{PREFIX}{_TEAM.validate_python(team)}/"
+    except ValidationError as error:
+        raise SpecError(f"{team!r} cannot be a team's name: lower case, digits and . _ -, at most 48 long") from error
+
+
+def _key(team: str, endpoint_id: str) -> str:
+    return f"{_folder(team)}{endpoint_id}.json"

@@ -1,0 +1,280 @@
+"""The requests: what is due is sent, and what came of it written down.
+
+Owns the HTTP client and the order of claim, request and result. Does not decide when a try is due (`outbox`) nor what
+may be sent to (`targets`). Of an answer, the log gets the status and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from ssl import SSLContext
+from typing import Any, ParamSpec, TypeVar, get_args
+
+import httpx
+from pydantic import ValidationError
+
+from ray_jobs import __version__
+from ray_jobs.errors import ConflictError, CorruptObject, KitaeError, ObjectNotFound
+from ray_jobs.storage import Store, canonical_json
+from ray_jobs.tenancy.webhooks import outbox, targets
+from ray_jobs.tenancy.webhooks.outbox import PREFIX, Event, Outcome, Outgoing
+from ray_jobs.tenancy.webhooks.records import Endpoint, find, sign, switch_off
+from ray_jobs.tenancy.webhooks.targets import Policy
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+TIMEOUT_S = 10.0
+"""For all of one request: the DNS, the connection, the answer."""
+_MAX_ANSWER_BYTES = 4096
+_EVENTS_AT_ONCE = 16
+_THREADS = 8
+_GONE = 410
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one request."""
+
+    status: int | None
+    """None: there was no answer."""
+    seconds: float
+    body: bytes = b""
+    """Its beginning."""
+    why: str | None = None
+    """Why there was no answer: the kind of failure."""
+    detail: str = ""
+    """The same in words. Not for the log: it may name the URL, which may hold a secret."""
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.status is not None and 200 <= self.status < 300:
+            return "delivered"
+        return "gone" if self.status == _GONE else "failed"
+
+
+class Sender:
+    """Delivers what is due. Any number may work on one store, in any number of processes."""
+
+    def __init__(
+        self,
+        store: Store,
+        policy: Policy,
+        *,
+        every_s: float = 5.0,
+        told: Callable[[str], None] = lambda outcome: None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`told` hears the outcome of each try, one of `OUTCOMES`."""
+        self._store = store
+        self._policy = policy
+        self._every_s = every_s
+        self._told = told
+        self._clock = clock
+        self._chance = chance
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhooks")
+        self._known: dict[str, tuple[str, datetime | None]] = {}
+        """Key → the etag that was read, and when there is something to do then (None: never)."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until `stop` is set. A store that fails, or an endpoint, ends nothing."""
+        while not stop.is_set():
+            try:
+                await self.tick()
+            except KitaeError as error:
+                logger.warning("webhooks wait: %s", error)
+            except Exception:  # a mistake of ours in one event must not end the deliveries of all others
+                logger.exception("webhooks wait")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._every_s)
+
+    async def tick(self) -> None:
+        """Deliver what is due now, and delete what is old. Raises the first failure of the store, after the rest."""
+        due = await self._in_thread(self._due)
+        if not due:
+            return
+        at_once = asyncio.Semaphore(_EVENTS_AT_ONCE)
+
+        async def one(key: str) -> None:
+            async with at_once:
+                await self._deliver(transport, key)
+
+        async with self._transport() as transport:
+            _raise_first(await asyncio.gather(*(one(key) for key in due), return_exceptions=True))
+
+    async def send(self, endpoint: Endpoint, event: Event) -> Answer:
+        """One request, now, whatever is due; for `kitae webhooks test`."""
+        async with self._transport() as transport:
+            return await self._send(transport, endpoint, event)
+
+    def _due(self) -> list[str]:
+        """The keys of the events that need something done; only what changed since the last look is read."""
+        listed = {info.key: info.etag for info in self._store.list(PREFIX)}
+        self._known = {key: known for key, known in self._known.items() if listed.get(key) == known[0]}
+        for key in listed.keys() - self._known.keys():
+            try:
+                self._known[key] = (listed[key], _read(self._store, key)[0].next_at)
+            except ObjectNotFound:
+                continue
+            except CorruptObject as error:
+                self._known[key] = (listed[key], None)
+                logger.error("this webhook is never sent: %s", error)
+        now = self._clock()
+        waiting = [(at, key) for key, (_, at) in self._known.items() if at is not None and at <= now]
+        return [key for _, key in sorted(waiting)]
+
+    async def _deliver(self, transport: httpx.AsyncBaseTransport, key: str) -> None:
+        claimed, names = await self._in_thread(self._claim, key)
+        if claimed is None:
+            return
+        tries = (self._attempt(transport, claimed, name) for name in names)
+        ended = dict(zip(names, await asyncio.gather(*tries, return_exceptions=True), strict=True))
+        outcomes = {name: outcome for name, outcome in ended.items() if not isinstance(outcome, BaseException)}
+        await self._in_thread(self._settle, key, claimed, outcomes)
+        _raise_first(ended.values())
+
+    def _claim(self, key: str) -> tuple[Outgoing | None, list[str]]:
+        """The document and whom to send to; None: another replica has it, or there is nothing to send."""
+        now = self._clock()
+        try:
+            document, etag = _read(self._store, key)
+            if document.over_at is not None and document.next_at <= now:
+                self._store.delete(key)
+                return None, []
+            claimed, names = outbox.claim(document, now)
+            if claimed != document:
+                self._store.put_json(key, claimed.model_dump(mode="json"), if_match=etag)
+        except (ConflictError, ObjectNotFound):
+            return None, []
+        return (claimed, names) if names else (None, [])
+
+    async def _attempt(
+        self, transport: httpx.AsyncBaseTransport, claimed: Outgoing, name: str
+    ) -> tuple[Outcome, int | None]:
+        endpoint = await self._in_thread(find, self._store, claimed.team, name)
+        if endpoint is None or endpoint.disabled_at is not None:
+            self._told("dropped")
+            return "dropped", None
+        answer = await self._send(transport, endpoint, claimed.event)
+        logger.log(
+            logging.INFO if answer.outcome == "delivered" else logging.WARNING,
+            "webhook %s to %s, try %d: %s",
+            claimed.event.id,
+            endpoint.id,
+            claimed.deliveries[name].attempts,
+            answer.status if answer.why is None else answer.why,
+        )
+        self._told(answer.outcome)
+        if answer.outcome == "gone":
+            await self._in_thread(switch_off, self._store, endpoint, "it answered 410 Gone")
+        return answer.outcome, answer.status
+
+    def _settle(self, key: str, claimed: Outgoing, outcomes: dict[str, tuple[Outcome, int | None]]) -> None:
+        now, chance = self._clock(), self._chance()
+
+        def change(old: dict[str, Any] | None) -> dict[str, Any]:
+            if old is None:
+                raise ObjectNotFound(f"{key} was deleted meanwhile")
+            return outbox.settle(Outgoing.model_validate(old), claimed, outcomes, now, chance).model_dump(mode="json")
+
+        with suppress(ObjectNotFound):  # ended by another replica, more than a day ago
+            self._store.update_json(key, change)
+
+    async def _send(self, transport: httpx.AsyncBaseTransport, endpoint: Endpoint, event: Event) -> Answer:
+        """Never raises but for a cancellation: what goes wrong is the answer."""
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                addresses = await self._in_thread(targets.look_up, endpoint.url)
+                if (reason := targets.refusal(endpoint.url, addresses, self._policy)) is not None:
+                    return Answer(None, time.monotonic() - began_s, why="refused", detail=reason)
+                requests = [_request(endpoint, event, address, self._clock()) for address in addresses]
+                status, body = await _ask(transport, requests)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
+            return Answer(None, time.monotonic() - began_s, why=type(error).__name__, detail=str(error))
+        return Answer(status, time.monotonic() - began_s, body)
+
+    def _transport(self) -> httpx.AsyncHTTPTransport:
+        # Below the client, which would log the URL, heed the proxies of its environment and keep cookies. No connection
+        # is used twice: they are kept by address, and two hosts with certificates of their own may share one.
+        return httpx.AsyncHTTPTransport(
+            verify=self._tls, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
+        )
+
+    @cached_property
+    def _tls(self) -> SSLContext:
+        return httpx.create_ssl_context()  # SSL_CERT_FILE names a company's own authority
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In threads of its own: a DNS that hangs must not take those that the process answers requests with."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
+
+
+def _read(store: Store, key: str) -> tuple[Outgoing, str]:
+    data, etag = store.get_with_etag(key)
+    try:
+        return Outgoing.model_validate_json(data), etag
+    except ValidationError as error:
+        raise CorruptObject(f"{store.uri(key)} is no event as Kitae writes it: {error.error_count()} errors") from error
+
+
+def _request(endpoint: Endpoint, event: Event, address: targets.Address, now: datetime) -> httpx.Request:
+    """To the address, in the host's name: that is whom the certificate and the receiver's proxy know."""
+    url = httpx.URL(endpoint.url)
+    body = canonical_json(event.model_dump(mode="json"))
+    timestamp_s = int(now.timestamp())
+    headers = {
+        "host": url.netloc.decode(),
+        "content-type": "application/json",
+        "user-agent": f"kitae/{__version__}",
+        "accept-encoding": "identity",
+        "connection": "close",
+        "webhook-id": event.id,
+        "webhook-timestamp": str(timestamp_s),
+        "webhook-signature": sign(endpoint.secret, event.id, timestamp_s, body),
+    }
+    pinned = url.copy_with(host=str(address))
+    named = {"sni_hostname": url.raw_host.decode()} if url.host != pinned.host else {}
+    return httpx.Request("POST", pinned, content=body, headers=headers, extensions=named)
+
+
+async def _ask(transport: httpx.AsyncBaseTransport, requests: Sequence[httpx.Request]) -> tuple[int, bytes]:
+    """Status and the beginning of the body, from the first address that takes a connection."""
+    for request in requests[:-1]:
+        try:
+            return await _ask_one(transport, request)
+        except httpx.ConnectError:
+            continue
+    return await _ask_one(transport, requests[-1])
+
+
+async def _ask_one(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> tuple[int, bytes]:
+    response = await transport.handle_async_request(request)
+    try:
+        body = b""
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) >= _MAX_ANSWER_BYTES:
+                break
+        return response.status_code, body[:_MAX_ANSWER_BYTES]
+    finally:
+        await response.aclose()
+
+
+def _raise_first(ended: Iterable[object]) -> None:
+    for one in ended:
+        if isinstance(one, BaseException):
+            raise one

@@ -1,0 +1,153 @@
+"""Figures of a training for people and programs: events while it runs, a CSV once it is over.
+
+Owns which steps are told of, what of them is done again after workers were lost, and both forms. Does not know where
+the figures come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ray_jobs import jobs
+from ray_jobs.jobs import Job
+from ray_jobs.jobs.progress import duration
+from ray_jobs.storage import Store
+from ray_jobs.training.checkpoint import Checkpoint
+
+EVERY_S = 10.0
+"""Between two evaluations: at most one event in so many seconds,"""
+EVENTS_A_TRAINING = 1000
+"""and at most so many in all, however long it takes."""
+CSV_COLUMNS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
+
+_SEEN_KEPT = 10_000
+"""Looks at a training, one a second at most, that tell how long the steps after its last checkpoint took."""
+
+_NAMES = {
+    "loss": "train_loss",
+    "learning_rate": "learning_rate",
+    "tokens_per_s": "tokens_per_s",
+    "held_out_loss": "valid_loss",
+    "held_out_accuracy": "valid_mean_token_accuracy",
+}
+"""A step's figures by their names in events."""
+
+
+def is_due(step: int, total_steps: int, *, last_step: int, seconds_since: float, measured: bool) -> bool:
+    """Whether a step is told of: each whose model was measured, and of the others some. Pure.
+
+    What was told of already is not told again: workers that were started again repeat steps.
+    """
+    if step <= last_step:
+        return False
+    return measured or (seconds_since >= EVERY_S and (step - last_step) * EVENTS_A_TRAINING >= total_steps)
+
+
+def done_again(from_step: int, seen: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """(steps, seconds of work) that a start at `from_step` does once more. Pure.
+
+    `seen`: (step, Unix seconds) of what was seen of the start before it, in order; between two of them, steps are taken
+    to be equally long.
+    """
+    if not seen or seen[-1][0] <= from_step:
+        return 0, 0.0
+    last_step, last_s = seen[-1]
+    after = next(i for i, (step, _) in enumerate(seen) if step > from_step)
+    step, at_s = seen[after]
+    if after > 0:
+        before_step, before_s = seen[after - 1]
+        began_s = before_s + (at_s - before_s) * (from_step - before_step) / (step - before_step)
+    else:  # nothing was seen before: as long a step as those that were
+        rate_s = (last_s - at_s) / (last_step - step) if last_step > step else 0.0
+        began_s = at_s - rate_s * (step - from_step)
+    return last_step - from_step, last_s - began_s
+
+
+class TrainingMetrics:
+    """The events of one training in one attempt of its job."""
+
+    def __init__(
+        self, job: Job, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._job, self._clock, self._wall = job, clock, wall
+        self._last_step, self._last_s = 0, float("-inf")
+        self._seen: deque[tuple[int, float]] | None = None
+        """Of this start. None: none was seen in this attempt yet."""
+
+    def tell(self, step: int, total_steps: int, figures: Mapping[str, float | str]) -> None:
+        """Of a step that was taken; most are passed over."""
+        self._see(step, int(figures.get("began_at_step", 0)))
+        now_s = self._clock()
+        measured = "held_out_loss" in figures
+        if not is_due(
+            step, total_steps, last_step=self._last_step, seconds_since=now_s - self._last_s, measured=measured
+        ):
+            return
+        self._last_step, self._last_s = step, now_s
+        data = {name: figures[ours] for ours, name in _NAMES.items() if ours in figures}
+        message = f"step {step} of {total_steps}: training loss {data['train_loss']:.4f}"
+        if measured:
+            message += f", validation loss {data['valid_loss']:.4f}"
+        self._job.event("info", message, {"step": step, "total_steps": total_steps, **data}, kind="metrics")
+
+    def _see(self, step: int, began_at_step: int) -> None:
+        """Tell what is done again, once a start is seen to take its first steps."""
+        if self._seen is None:
+            self._seen = deque(self._seen_before(began_at_step), _SEEN_KEPT)
+            is_new = bool(self._seen)
+        else:
+            is_new = bool(self._seen) and step <= self._seen[-1][0]
+        if is_new:
+            steps, seconds = done_again(began_at_step, self._seen)
+            self._seen.clear()
+            again = f"{steps} steps ({_roughly(seconds)} of work) are done again" if steps else "nothing is done again"
+            data = {"from_step": began_at_step, "steps_again": steps, "seconds_again": round(seconds, 1)}
+            self._job.event("info", f"goes on from step {began_at_step}; {again}", data)
+        if not self._seen or step > self._seen[-1][0]:
+            self._seen.append((step, self._wall()))
+
+    def _seen_before(self, began_at_step: int) -> list[tuple[int, float]]:
+        """What the last attempt has told of its steps, back to where this one goes on."""
+        if self._job.attempt == 1:
+            return []
+        found: list[tuple[int, float]] = []
+        attempt = None
+        for name in reversed(jobs.event_names(self._job.store, self._job.id)):
+            event = jobs.event(self._job.store, self._job.id, name)
+            if event.kind != "metrics" or event.attempt == self._job.attempt:
+                continue
+            attempt = event.attempt if attempt is None else attempt
+            if event.attempt != attempt or "step" not in event.data:
+                break
+            found.append((int(event.data["step"]), event.at.timestamp()))
+            if found[-1][0] <= began_at_step:
+                break
+        return found[::-1]
+
+
+def _roughly(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else duration(seconds)
+
+
+def write_csv(store: Store, job_id: str, checkpoints: Iterable[Checkpoint]) -> str | None:
+    """Every step of a training by its checkpoints, a line each, as `jobs/{id}/metrics.csv`. None: there are none."""
+    lines: dict[int, dict[str, float]] = {}
+    for found in sorted(checkpoints, key=lambda checkpoint: checkpoint.position.step):
+        position = found.position
+        for step, loss in enumerate(position.losses, start=1):
+            lines[step] = lines.get(step, {}) | {"step": step, "train_loss": loss}
+        for step, loss, accuracy in position.evaluations:
+            lines[step] |= {"valid_loss": loss, "valid_mean_token_accuracy": accuracy}
+    if not lines:
+        return None
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines[step] for step in sorted(lines))
+    key = f"jobs/{job_id}/metrics.csv"
+    store.put(key, text.getvalue().encode())
+    return key

@@ -1,0 +1,1 @@
+"""Access: API keys, teams and rate limits of requests."""

@@ -1,0 +1,1 @@
+"""Files of rows: stored, uploaded in parts, validated."""

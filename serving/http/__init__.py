@@ -1,0 +1,1 @@
+"""HTTP in OpenAI's shapes: bodies, paging, ids, errors, retries."""

@@ -1,0 +1,36 @@
+"""A page of a list whose ids sort by time. Pure, but for what `read` does."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+from serving.http.errors import bad_request
+
+T = TypeVar("T")
+Order = Literal["asc", "desc"]
+
+
+def page(
+    ids: Sequence[str], read: Callable[[str], T | None], *, limit: int, after: str | None, order: Order = "desc"
+) -> tuple[list[T], bool]:
+    """At most `limit` items that come after the id `after`, and whether there are more.
+
+    `ids` ascend. `after` need not exist any more. What `read` gives None for is passed over, and not counted.
+    """
+    if after is not None and ids and after.partition("-")[0] != ids[0].partition("-")[0]:
+        raise bad_request(f"after is {after!r}, which is no id of this list", param="after")
+    if order == "asc":
+        wanted = list(ids[0 if after is None else bisect_right(ids, after) :])
+    else:
+        wanted = list(reversed(ids[: len(ids) if after is None else bisect_left(ids, after)]))
+    items: list[T] = []
+    for identifier in wanted:
+        item = read(identifier)
+        if item is None:
+            continue
+        if len(items) == limit:
+            return items, True
+        items.append(item)
+    return items, False

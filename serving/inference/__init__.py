@@ -1,0 +1,1 @@
+"""Inference: a model's name resolved to the replica that answers."""

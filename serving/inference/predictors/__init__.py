@@ -1,0 +1,1 @@
+"""Predictors: models that answer without generating tokens, a file a task."""

@@ -1,0 +1,1 @@
+"""Observability: metrics, request logs and usage counts."""

@@ -1,0 +1,247 @@
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/classify`: routes and request checks.
+
+Does not know how a name is resolved (`router`) nor who answers (`backends`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import struct
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from serving.access.auth import caller_of
+from serving.http import errors
+from serving.http import openai_types as wire
+from serving.http.bodies import parse_json
+from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
+from serving.inference.backends import Backend, Pieces, Route, close, named
+from serving.inference.router import Router
+from serving.inference.traffic import Traffic
+
+logger = logging.getLogger(__name__)
+
+_MAX_CHOICES = 16
+_MAX_INPUTS = 1024
+
+
+Answers = list[dict[str, Any]]
+
+
+def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
+    api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
+
+    @api.post("/chat/completions", openapi_extra=_body(wire.ChatRequest), responses=_answer("chat.completion"))
+    async def chat(request: Request) -> Response:
+        """A chat completion; with `stream`, server-sent events. Beside the fields named here, all that vLLM takes."""
+        body = await read_json(request)
+        check_generation(body)
+        check_messages(body)
+        return await generate(request, "chat", body)
+
+    @api.post("/completions", openapi_extra=_body(wire.CompletionRequest), responses=_answer("text_completion"))
+    async def completions(request: Request) -> Response:
+        """A text completion, as above."""
+        body = await read_json(request)
+        check_generation(body)
+        if not body.get("prompt"):
+            raise bad_request("prompt is missing or empty", param="prompt")
+        return await generate(request, "completions", body)
+
+    async def generate(request: Request, method: str, body: dict[str, Any]) -> Response:
+        route = await router.resolve(body.get("model"), "chat", caller_of(request))
+        request.state.model = route.model
+        told = _asks_for_usage(body)
+
+        def ask(route: Route) -> Pieces:
+            # An id of ours: a client that sends one twice must not touch its other request.
+            ours: dict[str, Any] = {"model": route.model, "request_id": uuid.uuid4().hex}
+            if body.get("stream"):
+                ours["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+            return backend.generate(route, method, body | ours)
+
+        traffic.mirror(route, ask)
+        pieces = counted(request, named(route, traffic.measured(route, ask(route))), told=told)
+        first = await anext(pieces, None)
+        if first is None:
+            raise ApiError(500, "the engine gave no answer")
+        if isinstance(first, str):
+            return StreamingResponse(_stream(first, pieces), media_type="text/event-stream")
+        async for _ in pieces:
+            pass  # to its end, which is at hand; closing it before would cancel the request
+        if "error" in first:
+            raise errors.from_engine(first["error"])
+        return JSONResponse(first["response"])
+
+    @api.post("/embeddings", openapi_extra=_body(wire.EmbeddingRequest), response_model=wire.EmbeddingList)
+    async def embeddings(request: Request) -> Response:
+        """The mean of an encoder's last hidden states, of length 1, for each text."""
+        body = await read_json(request)
+        texts = check_texts(body)
+        encoding = body.get("encoding_format") or "float"
+        if encoding not in ("float", "base64"):
+            raise bad_request(f"encoding_format is {encoding!r}; it must be float or base64", param="encoding_format")
+        if body.get("dimensions") is not None:
+            raise bad_request(
+                "dimensions cannot be chosen: a model's vectors have the length they have", param="dimensions"
+            )
+        route, answers, usage = await about_texts(request, body, texts, backend.embed)
+        data = [
+            {"object": "embedding", "index": i, "embedding": _encoded(answer["embedding"], encoding)}
+            for i, answer in enumerate(answers)
+        ]
+        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
+
+    @api.post("/classify", openapi_extra=_body(wire.ClassifyRequest), response_model=wire.ClassifyList)
+    async def classify(request: Request) -> Response:
+        """The probability of each label, for each text."""
+        body = await read_json(request)
+        texts = check_texts(body)
+        route, answers, usage = await about_texts(request, body, texts, backend.classify)
+        data = [
+            {"index": i, "label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
+            for i, answer in enumerate(answers)
+        ]
+        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
+
+    async def about_texts(
+        request: Request, body: dict[str, Any], texts: list[str], ask: Callable[[Route, list[str]], Awaitable[Answers]]
+    ) -> tuple[Route, Answers, dict[str, int]]:
+        route = await router.resolve(body.get("model"), "text_classification", caller_of(request))
+        request.state.model = route.model
+        async with traffic.watched(route):
+            answers = await ask(route, texts)
+        tokens = sum(answer["tokens"] for answer in answers)
+        request.state.usage = (tokens, 0)
+        return route, answers, {"prompt_tokens": tokens, "total_tokens": tokens}
+
+    return api
+
+
+async def counted(request: Request, pieces: Pieces, *, told: bool) -> Pieces:
+    """An answer as it is, its usage noted for the ledger. `told` False: the client did not ask a stream to tell it."""
+    try:
+        async for piece in pieces:
+            if isinstance(piece, dict):
+                _note_usage(request, piece.get("response", {}).get("usage"))
+            elif '"usage"' in piece and (only := _usage_alone(piece)) is not None:
+                _note_usage(request, only)
+                if not told:
+                    continue
+            yield piece
+    finally:
+        await close(pieces)
+
+
+def _asks_for_usage(body: dict[str, Any]) -> bool:
+    options = body.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def _usage_alone(piece: str) -> dict[str, Any] | None:
+    """The usage of a stream's event that has nothing else; None for any other."""
+    try:
+        event = json.loads(piece.removeprefix("data:"))
+    except ValueError:
+        return None  # of several events, or their end
+    return event.get("usage") if isinstance(event, dict) and event.get("choices") == [] else None
+
+
+def _note_usage(request: Request, usage: dict[str, Any] | None) -> None:
+    if usage is not None:
+        request.state.usage = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as an object. Raises ApiError 400 for anything else."""
+    try:
+        raw = await request.body()
+    except ClientDisconnect as error:
+        raise ApiError(CLIENT_GONE, "the client went away") from error
+    body = parse_json(raw)
+    if not isinstance(body, dict):
+        raise bad_request(f"the body must be a JSON object, not {type(body).__name__}", code="invalid_json")
+    return body
+
+
+def check_generation(body: dict[str, Any]) -> None:
+    """What vLLM does not limit, and a client must not ask for without limit."""
+    choices = body.get("n")
+    if choices is not None and (type(choices) is not int or not 1 <= choices <= _MAX_CHOICES):
+        raise bad_request(f"n is {choices!r}; it must be a number from 1 to {_MAX_CHOICES}", param="n")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise bad_request(f"stream_options is {options!r:.60}; it must be an object", param="stream_options")
+    if not isinstance(body.get("stream", False), bool | None):
+        raise bad_request(f"stream is {body['stream']!r}; it must be true or false", param="stream")
+
+
+def check_messages(body: dict[str, Any]) -> None:
+    """A conversation's outer shape; its contents are vLLM's to check."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("messages must be a non-empty list", param="messages")
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise bad_request(f"messages[{i}] must be an object with a role", param=f"messages[{i}]")
+        if message["role"] != "assistant" and message.get("content") is None:
+            raise bad_request(f"messages[{i}] has no content", param=f"messages[{i}].content")
+
+
+def check_texts(body: dict[str, Any]) -> list[str]:
+    """`input` as a list of texts."""
+    given = body.get("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise bad_request("input must be a text or a non-empty list of texts", param="input")
+    if len(texts) > _MAX_INPUTS:
+        raise bad_request(f"input has {len(texts)} texts; send at most {_MAX_INPUTS} at once", param="input")
+    return texts
+
+
+async def _stream(first: str, pieces: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
+    """Server-sent events. A failure after the first one can only be told inside the stream."""
+    try:
+        yield first
+        async for piece in pieces:
+            if isinstance(piece, str):
+                yield piece
+            elif "error" in piece:
+                yield _event(errors.from_engine(piece["error"]))
+                return
+    except ApiError as error:
+        yield _event(error)
+    except Exception:
+        logger.exception("a stream broke off")
+        yield _event(ApiError(500, "the service failed to answer; its log has the reason"))
+    finally:
+        await close(pieces)
+
+
+def _event(error: ApiError) -> str:
+    return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
+
+
+def _encoded(vector: list[float], encoding: str) -> list[float] | str:
+    """`base64`: little-endian float32, which the official client asks for unasked."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if encoding == "base64" else vector
+
+
+def _body(model: type[wire.Wire]) -> dict[str, Any]:
+    """The body's schema, for a route that reads it itself."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _answer(kind: str) -> dict[int | str, dict[str, Any]]:
+    """The answer of an engine, which has OpenAI's shape."""
+    schema = {"type": "object", "properties": {"object": {"const": kind}}, "required": ["id", "object", "choices"]}
+    content = {"application/json": {"schema": schema}, "text/event-stream": {}}
+    return {200: {"description": "The completion.", "content": content}}

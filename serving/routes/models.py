@@ -1,0 +1,99 @@
+"""`/v1/models`: what a caller may ask, fine-tune and delete. Routes only."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fastapi import APIRouter, Request
+
+from ray_jobs import deploy, registry
+from ray_jobs.deploy import records
+from ray_jobs.registry import api_names
+from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.storage import Store
+from serving.access.auth import Caller, caller_of
+from serving.http import openai_types
+from serving.http.errors import ApiError, documented
+from serving.inference.router import Router, Snapshot, resolve
+
+_OWNER = "kitae"
+
+
+def routes(store: Store, router: Router) -> APIRouter:
+    api = APIRouter(prefix="/v1/models", tags=["models"], responses=documented(400, 404))
+
+    @api.get("", response_model=openai_types.ModelList)
+    async def models(request: Request) -> openai_types.ModelList:
+        """What answers, and the bases that can be fine-tuned."""
+        caller, snapshot = caller_of(request), await router.snapshot()
+        cards = [card(snapshot, name, caller) for name in snapshot.names(caller)]
+        there = {each.id for each in cards}
+        others = [_base(entry) for entry in snapshot.bases.values() if entry.name not in there]
+        return openai_types.ModelList(data=[*cards, *others])
+
+    @api.get("/{model:path}", response_model=openai_types.Model)
+    async def model(request: Request, model: str) -> openai_types.Model:
+        snapshot = await router.snapshot()
+        if model in snapshot.bases and model not in snapshot.records:
+            return _base(snapshot.bases[model])
+        return card(snapshot, model, caller_of(request))
+
+    @api.delete("/{model:path}", response_model=openai_types.Deleted, responses=documented(403))
+    def delete(request: Request, model: str) -> openai_types.Deleted:
+        """Delete a fine-tuned model of one's own team, with its checkpoints."""
+        caller = caller_of(request)
+        name, at, _ = api_names.registry_ref(model).partition("@")
+        versions = registry.versions(store, name)
+        owners = {api_names.owner(version) for version in versions}
+        if not versions or (caller.team not in owners and not caller.admin):
+            raise ApiError(404, f"the model {model!r} does not exist", code="model_not_found", param="model")
+        if owners != {caller.team} and not caller.admin:
+            message = f"{model!r} has versions of other teams too: only the operator's key deletes it"
+            raise ApiError(403, message, code="not_deletable", param="model")
+        if at:
+            message = (
+                f"{model!r} is one version: delete the model, {api_names.wire_name(versions[0])!r}, with all it has"
+            )
+            raise ApiError(403, message, code="not_deletable", param="model")
+        delete_model(store, name)
+        router.forget()
+        return openai_types.Deleted(id=model, object="model")
+
+    return api
+
+
+def delete_model(store: Store, name: str) -> None:
+    """Take a model off the endpoint, then delete every alias and version."""
+    record = records.read(store, name)
+    if record is not None and record.kind == "adapter":
+        records.remove(store, name)  # its base's engine goes on, and forgets the adapter when it needs the room
+    elif record is not None:
+        deploy.undeploy(store, name, deploy.ServeSettings.from_env())
+    for alias in registry.aliases(store, name):
+        registry.delete_alias(store, name, alias)
+    for version in registry.versions(store, name):
+        registry.delete_version(store, name, version.version)
+
+
+def card(snapshot: Snapshot, model: str, caller: Caller) -> openai_types.Model:
+    """One model that answers. ApiError 404 where it does not, or not for this caller."""
+    route = resolve(snapshot, model, caller)
+    name, _, number = route.model.partition("@")
+    versions = {version.version: version for version in snapshot.versions.get(name, ())}
+    version = versions.get(number)
+    created = int(datetime.fromisoformat(version.lineage.created_at).timestamp()) if version is not None else 0
+    owner = _OWNER if version is None else api_names.owner(version)
+    return openai_types.Model(
+        id=route.wire or model, created=created, owned_by=owner, task=route.task, fine_tunable=model in snapshot.bases
+    )
+
+
+def _base(entry: CatalogueEntry) -> openai_types.Model:
+    return openai_types.Model(
+        id=entry.name,
+        created=int(entry.added_at.timestamp()),
+        owned_by=_OWNER,
+        task=entry.tasks[0],
+        deployed=False,
+        fine_tunable=True,
+    )

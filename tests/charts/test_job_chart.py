@@ -1,0 +1,180 @@
+"""The chart finetune-job: one job file in, a RayJob that an API server takes and KubeRay and Kueue can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ray_jobs.spec import JobSpec, load_spec, parse_spec
+from tests.charts import chart_values, helm
+from tests.charts.manifests import Object, findings, pod_templates
+from tests.repository import ROOT
+
+CASES = [pytest.param(major, name, id=f"{name} (Helm {major})") for major in helm.MAJORS for name in chart_values.JOB]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def rendered(case: str = "gpu", **options: Any) -> tuple[Object, Object]:
+    """The ConfigMap and the RayJob."""
+    config, job = helm.render("finetune-job", chart_values.JOB[case], release="faq", namespace="kitae-blue", **options)
+    assert (config["kind"], job["kind"]) == ("ConfigMap", "RayJob")
+    return config, job
+
+
+def name_of(values: chart_values.Values, **options: Any) -> str:
+    names = {
+        str(document["metadata"]["name"]) for document in helm.render("finetune-job", values, release="faq", **options)
+    }
+    (name,) = names
+    return name
+
+
+@pytest.mark.parametrize(("major", "case"), CASES)
+def test_an_api_server_takes_every_document(major: int, case: str) -> None:
+    documents = rendered(case, major=major)
+    assert [finding for document in documents for finding in findings(document)] == []
+    assert len(list(pod_templates(documents[1]))) == 3
+    for document in documents:
+        assert document["metadata"]["namespace"] == "kitae-blue"
+        assert document["metadata"]["labels"]["app.kubernetes.io/part-of"] == "kitae"
+
+
+@pytest.mark.parametrize("case", chart_values.JOB)
+def test_both_majors_render_the_same(case: str) -> None:
+    three, four = (rendered(case, major=major) for major in helm.MAJORS)
+    assert three == four
+
+
+@pytest.mark.parametrize("major", helm.MAJORS)
+def test_lint(major: int) -> None:
+    assert "0 chart(s) failed" in helm.lint(major, "finetune-job", chart_values.JOB["gpu"])
+
+
+# --- the job file ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("major", helm.MAJORS)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_job_file_arrives_as_it_is(path: Path, major: int) -> None:
+    values = chart_values.job() | {"job": {"attempt": 1}}
+    config, _ = helm.render("finetune-job", values, major=major, files={"job.spec": path})
+    assert config["data"]["job.yaml"].strip() == path.read_text(encoding="utf-8").strip()
+    assert parse_spec(yaml.safe_load(config["data"]["job.yaml"])) == load_spec(path)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 3
+
+
+@pytest.mark.parametrize("case", chart_values.JOB)
+def test_values_become_the_same_job(case: str) -> None:
+    given = chart_values.JOB[case]["job"]["spec"]
+    wanted = parse_spec(yaml.safe_load(given) if isinstance(given, str) else given)
+    config, job = rendered(case)
+    assert parse_spec(yaml.safe_load(config["data"]["job.yaml"])) == wanted
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert {group[key] for key in ("replicas", "minReplicas", "maxReplicas")} == {wanted.compute.workers}
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu", 0) == wanted.compute.gpus_per_worker
+    assert float(limits["cpu"]) >= wanted.compute.cpus_per_worker
+    assert job["metadata"]["labels"]["kitae.dev/team"] == (wanted.team or "default")
+
+
+def test_numbers_stay_numbers() -> None:
+    training = {"learning_rate": 2e-5, "max_steps": 10_000_000, "seed": 2**31 - 1, "max_grad_norm": None}
+    values = chart_values.job(job={"spec": {"training": training}})
+    for major in helm.MAJORS:
+        config, _ = helm.render("finetune-job", values, major=major)
+        spec: JobSpec = parse_spec(yaml.safe_load(config["data"]["job.yaml"]))
+        assert (spec.training.learning_rate, spec.training.max_steps, spec.training.seed) == (2e-5, 10**7, 2**31 - 1)
+
+
+# --- attempts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"job": {"spec": {"training": {"epochs": 1}}}},
+        {"job": {"attempt": 2}},
+        {"worker": {"cpu": "8"}},
+        {"retries": 1},
+        {"image": {"tag": "2"}},
+        {"priorityClass": "kitae-high"},
+        {"nccl": {"NCCL_DEBUG": "INFO"}},
+    ],
+    ids=str,
+)
+def test_any_change_makes_a_new_attempt(change: chart_values.Values) -> None:
+    assert name_of(chart_values.job()) != name_of(chart_values.job(**change))
+
+
+def test_no_change_makes_none() -> None:
+    assert name_of(chart_values.job(), major=3) == name_of(chart_values.job(), major=4)
+    assert name_of(chart_values.job()) == name_of(chart_values.job(retries=3, queue="kitae"))
+
+
+def test_nothing_stays_behind() -> None:
+    for document in rendered():
+        assert "helm.sh/resource-policy" not in document["metadata"].get("annotations", {})
+        assert "helm.sh/hook" not in document["metadata"].get("annotations", {})
+
+
+def test_two_releases_do_not_collide() -> None:
+    names = {
+        document["metadata"]["name"]
+        for release in ("one", "two")
+        for document in helm.render("finetune-job", chart_values.job(), release=release)
+    }
+    assert len(names) == 2
+
+
+def test_a_long_name_is_refused() -> None:
+    assert len(helm.render("finetune-job", chart_values.job(), release="a" * 38)[0]["metadata"]["name"]) == 47
+    with pytest.raises(helm.Refused, match="has 39 characters and may have 38"):
+        helm.render("finetune-job", chart_values.job(), release="a" * 39)
+
+
+# --- KubeRay and Kueue -----------------------------------------------------------------------------------------------
+
+
+def test_what_kueue_asks_of_a_rayjob() -> None:
+    _, job = rendered()
+    labels, spec = job["metadata"]["labels"], job["spec"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "kitae"
+    assert labels["kueue.x-k8s.io/priority-class"] == "kitae-normal"
+    assert labels["kitae.dev/runner"] == job["metadata"]["name"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["ttlSecondsAfterFinished"] <= 60
+    assert "suspend" not in spec, "Kueue's own: a second `helm upgrade` must not ask for it again"
+    cluster = spec["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert [group["rayStartParams"] for group in cluster["workerGroupSpecs"]] == [{}]
+    for _, template in pod_templates(job):
+        (container,) = template["spec"]["containers"]
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]), "a quota counts both"
+    without = rendered("no queue")[1]["metadata"]["labels"]
+    assert not [label for label in without if label.startswith("kueue")]
+
+
+def test_pods_are_told_to_save_before_they_go() -> None:
+    _, job = rendered()
+    templates = [template["spec"] for _, template in pod_templates(job["spec"]["rayClusterSpec"])]
+    assert len(templates) == 2
+    for spec in templates:
+        (container,) = spec["containers"]
+        command = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == ["python", "-m", "ray_jobs", "notice", "/etc/kitae/job.yaml", "--wait-s", "90"]
+        assert spec["terminationGracePeriodSeconds"] == 120
+        assert spec["automountServiceAccountToken"] is False
+        assert container["envFrom"] == [{"secretRef": {"name": "a-store"}}]
+
+
+def test_limits_of_time() -> None:
+    spec = rendered("deadlines")[1]["spec"]
+    wanted = {"backoffLimit": 0, "activeDeadlineSeconds": 3600, "preRunningDeadlineSeconds": 600}
+    assert {key: spec[key] for key in wanted} == wanted
+    assert not {"activeDeadlineSeconds", "preRunningDeadlineSeconds"} & set(rendered()[1]["spec"])

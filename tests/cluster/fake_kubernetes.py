@@ -1,0 +1,398 @@
+"""A Kubernetes API server that behaves, as an HTTP server in a thread: what the official client meets on a real one.
+
+What it has of a real one:
+- objects with uid, creationTimestamp, generation (it grows with `spec`) and resourceVersion (of the whole server);
+- create, get, list, merge patch, replace, delete; `dryRun=All`; `generateName`; status as its controller's own;
+- bodies are validated strictly (an unknown field, a null, a wrong type: 422), by KubeRay's and Kueue's own schemas
+  where `../shared/crds` is there and by `tests/cluster/schemas.py`; names and labels, too; webhooks may refuse more;
+- 409 AlreadyExists for a name that is taken (also by one that is being deleted), 409 Conflict for an old
+  resourceVersion, 404 for an object, for a namespace and, as plain text, for a kind that nobody serves;
+- label and field selectors; pages (`limit`, `continue`), whose token expires (410) when the history is forgotten;
+- watches from a version, with bookmarks, `timeoutSeconds`, objects that leave a selector as DELETED, 410 as an event;
+- deletion with what is owned; finalizers; deletion that takes a while (`objects.deletion_lingers`, `collect`);
+- bearer tokens (401 for one that has expired) and RBAC (403 in the words of a real server).
+
+What it has not: server-side apply, strategic merge, subresources over HTTP but `status`, CEL rules, TLS, quotas, and
+controllers; `tests/kueue/fake_kueue.py` plays Kueue and KubeRay.
+
+Faults on demand: `fail` (a status in place of the next answers), `drop` (the connection breaks before the request is
+done, or after it; of a watch, within the second line), `down` (every connection breaks).
+
+    with fake_kubernetes() as server:
+        cluster = server.connect()
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from ray_jobs.cluster.client import Cluster, prepared
+from ray_jobs.cluster.kinds import Kind
+from tests.cluster.kubernetes_objects import Object, Objects, Refused, bad_request, seen_as, selects, selects_fields
+
+USER = "system:serviceaccount:kitae:kitae-endpoint"
+_PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/(?P<version>v[^/]+)"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<subresource>status))?"
+)
+_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked."""
+
+    method: str
+    verb: str
+    """As RBAC names it."""
+    kind: Kind | None
+    path: str
+    namespace: str | None
+    name: str | None
+    query: dict[str, str]
+    body: Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What may be done; "*" is anything."""
+
+    verbs: tuple[str, ...]
+    plurals: tuple[str, ...]
+    namespaces: tuple[str, ...] = ("*",)
+
+
+@dataclass
+class _Fault:
+    when: Callable[[Request], bool]
+    times: int
+    status: int | None = None
+    """None: the connection breaks."""
+    after: bool = False
+    """The request is done first."""
+
+
+@dataclass
+class FakeKubernetes:
+    """See the module."""
+
+    objects: Objects = field(default_factory=Objects)
+    rules: list[Rule] | None = None
+    """None: everything may be done."""
+    token: str = "token-1"
+    """The one that is taken now."""
+    down: bool = False
+    watch_ends_when_idle: bool = False
+    """A watch ends, with a bookmark, as soon as it has told everything, so that a test need not wait."""
+    bookmark_every_s: float = 0.2
+    requests: list[Request] = field(default_factory=list)
+    """Everything that came, faults too."""
+    _faults: list[_Fault] = field(default_factory=list)
+    _server: ThreadingHTTPServer | None = None
+    _stopping: bool = False
+
+    # ---- what tests ask ----------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def connect(self, *, token: Callable[[], str] | None = None) -> Cluster:
+        """A client; it logs in with the token that is taken then, or with what `token` gives."""
+        from kubernetes.client import ApiClient, Configuration
+
+        def log_in() -> ApiClient:
+            configuration = prepared(Configuration(host=self.url))
+            configuration.proxy = None
+            configuration.retries = configuration.retries.new(backoff_factor=0)  # type: ignore[union-attr]  # set there
+            configuration.api_key["BearerToken"] = f"Bearer {self.token if token is None else token()}"
+            return ApiClient(configuration)
+
+        return Cluster(log_in)
+
+    def write_kubeconfig(self, path: Path) -> None:
+        """For `Cluster.connect()` and kubectl."""
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
+            "users": [{"name": "test", "user": {"token": self.token}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "test", "namespace": "default"}}],
+            "current-context": "fake",
+        }
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    def fail(self, status: int, *, times: int = 1, when: Callable[[Request], bool] = lambda _: True) -> None:
+        """Answer the next such requests with this status, and do nothing."""
+        self._faults.append(_Fault(when, times, status))
+
+    def drop(self, *, after: bool = False, times: int = 1, when: Callable[[Request], bool] = lambda _: True) -> None:
+        """Break the connection of the next such requests; `after`: once they are done."""
+        self._faults.append(_Fault(when, times, None, after))
+
+    def heal(self) -> None:
+        """No more faults."""
+        self.down = False
+        self._faults.clear()
+
+    def expire_token(self) -> None:
+        """Only another token is taken from now on."""
+        self.token = f"token-{int(self.token.rpartition('-')[2]) + 1}"
+
+    # ---- how ---------------------------------------------------------------------------------------------------------
+
+    def answer(self, handler: _Handler) -> None:
+        request = self._read(handler)
+        self.requests.append(request)
+        fault = next((fault for fault in self._faults if fault.times > 0 and fault.when(request)), None)
+        if fault is not None:
+            fault.times -= 1
+        if self.down or (fault is not None and fault.status is None and not fault.after):
+            handler.hang_up()
+            return
+        try:
+            if fault is not None and fault.status is not None:
+                raise Refused(fault.status, "InternalError", f"a fault of the test ({fault.status})")
+            self._authorise(handler, request)
+            if request.verb == "watch":
+                self._watch(handler, request, breaks=fault is not None)
+                return
+            code, document = self._do(request)
+        except Refused as refused:
+            code, document = refused.code, refused.status
+        except _NoSuchPath:
+            handler.send(404, b"404 page not found\n", "text/plain")
+            return
+        if fault is not None and fault.after:
+            handler.hang_up()
+            return
+        handler.send(code, json.dumps(document).encode(), "application/json")
+
+    def _read(self, handler: _Handler) -> Request:
+        url = urlsplit(handler.path)
+        query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        length = int(handler.headers.get("Content-Length") or 0)
+        content = handler.rfile.read(length)
+        body = json.loads(content) if content else None
+        match, kind, namespace, name = _PATH.fullmatch(url.path), None, None, None
+        if match is not None:
+            namespace, name = match["namespace"], match["name"]
+            key = (match["group"] or "", match["version"], match["plural"])
+            kind = next((k for k in self.objects.kinds if (k.group, k.version, k.plural) == key), None)
+        verb = _VERBS.get(handler.command, "list" if name is None else "get")
+        if verb == "list" and query.get("watch") in ("1", "true"):
+            verb = "watch"
+        return Request(handler.command, verb, kind, url.path, namespace, name, query, body)
+
+    def _authorise(self, handler: _Handler, request: Request) -> None:
+        if handler.headers.get("Authorization") != f"Bearer {self.token}":
+            raise Refused(401, "Unauthorized", "Unauthorized")
+        kind = request.kind
+        if self.rules is None or kind is None:
+            return
+        for rule in self.rules:
+            if (
+                {request.verb, "*"} & set(rule.verbs)
+                and {kind.plural, "*"} & set(rule.plurals)
+                and {request.namespace or "", "*"} & set(rule.namespaces)
+            ):
+                return
+        where = "at the cluster scope" if not request.namespace else f'in the namespace "{request.namespace}"'
+        name = f' "{request.name}"' if request.name else ""
+        message = (
+            f'{kind.resource}{name} is forbidden: User "{USER}" cannot {request.verb} resource "{kind.plural}" '
+            f'in API group "{kind.group}" {where}'
+        )
+        raise Refused(403, "Forbidden", message, name=request.name, group=kind.group, kind=kind.plural)
+
+    def _do(self, request: Request) -> tuple[int, Object]:
+        if request.path == "/version":
+            return 200, {"major": "1", "minor": "37", "gitVersion": "v1.37.0"}
+        if (group := re.fullmatch(r"/apis/([^/]+)", request.path)) is not None:
+            return 200, self._group(group[1])
+        kind = request.kind
+        if kind is None:
+            raise _NoSuchPath
+        name, namespace, dry_run = request.name, request.namespace, request.query.get("dryRun") == "All"
+        match request.verb:
+            case "list":
+                return 200, self._list(kind, request)
+            case "get":
+                return 200, self.objects.get(kind, str(name), namespace)
+            case "create":
+                return 201, self.objects.create(kind, _document(request), namespace, dry_run=dry_run)
+            case "patch":
+                body = _document(request)
+                if request.path.endswith("/status"):
+                    return 200, self.objects.set_status(kind, str(name), namespace, body["status"])
+                return 200, self.objects.patch(kind, str(name), body, namespace, dry_run=dry_run)
+            case "update":
+                return 200, self.objects.replace(kind, str(name), _document(request), namespace, dry_run=dry_run)
+            case _:
+                return 200, self.objects.delete(kind, str(name), namespace)
+
+    def _group(self, group: str) -> Object:
+        versions = sorted({kind.version for kind in self.objects.kinds if kind.group == group})
+        if not versions:
+            raise _NoSuchPath
+        served = [{"groupVersion": f"{group}/{version}", "version": version} for version in versions]
+        return {"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": served}
+
+    def _list(self, kind: Kind, request: Request) -> Object:
+        query = request.query
+        with self.objects.changed:
+            version, start = self.objects.version, 0
+            if token := query.get("continue"):
+                version, start = (int(part) for part in token.split(":"))
+                if version < self.objects.forgotten:
+                    raise Refused(410, "Expired", "The provided continue parameter is too old")
+            found = self.objects.list(
+                kind, request.namespace, query.get("labelSelector", ""), query.get("fieldSelector", "")
+            )
+            metadata: Object = {"resourceVersion": str(version)}
+            end = len(found) if not query.get("limit") else start + int(query["limit"])
+            if end < len(found):
+                metadata |= {"continue": f"{version}:{end}", "remainingItemCount": len(found) - end}
+        items = [
+            {key: value for key, value in o.items() if key not in ("kind", "apiVersion")} for o in found[start:end]
+        ]
+        return {"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "metadata": metadata, "items": items}
+
+    def _watch(self, handler: _Handler, request: Request, *, breaks: bool) -> None:
+        kind, query, objects = request.kind, request.query, self.objects
+        if kind is None:
+            raise _NoSuchPath
+        selector, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+        ends_at = time.monotonic() + float(query.get("timeoutSeconds") or 1800)
+        bookmarks = query.get("allowWatchBookmarks") in ("1", "true")
+        handler.begin_stream()
+        since = query.get("resourceVersion") or "0"
+        with objects.changed:
+            if since == "0":
+                since = str(objects.version)
+                for found in objects.list(kind, request.namespace, selector, fields):
+                    handler.tell("ADDED", found)
+        told, bookmark_at = int(since), time.monotonic() + self.bookmark_every_s
+        while True:
+            with objects.changed:
+                expired = told < objects.forgotten
+                due = [change for change in objects.history if change.version > told and change.kind == kind]
+                newest = objects.version
+            if expired:
+                gone = Refused(410, "Expired", f"too old resource version: {told} ({objects.version})")
+                handler.tell("ERROR", gone.status)
+                break
+            for change in due:
+                inside = request.namespace in (None, change.object["metadata"].get("namespace"))
+                what = seen_as(change, selector) if inside and selects_fields(fields, change.object) else None
+                if what is not None:
+                    handler.tell(what, change.object)
+                    if breaks:
+                        handler.wfile.write(b'40\r\n{"type": "MODIF')
+                        handler.hang_up()
+                        return
+            told = newest
+            over = self._stopping or self.down or time.monotonic() >= ends_at or self.watch_ends_when_idle
+            if bookmarks and (over or time.monotonic() >= bookmark_at):
+                bookmark_at = time.monotonic() + self.bookmark_every_s
+                handler.tell("BOOKMARK", _bookmark(kind, told))
+            if over:
+                break
+            with objects.changed:
+                if objects.version == told:
+                    objects.changed.wait(timeout=min(0.1, max(0.0, ends_at - time.monotonic())))
+        if self.down:
+            handler.hang_up()
+        else:
+            handler.end_stream()
+
+
+def _bookmark(kind: Kind, version: int) -> Object:
+    metadata = {"resourceVersion": str(version), "creationTimestamp": None}
+    return {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}
+
+
+def _document(request: Request) -> Object:
+    if not isinstance(request.body, dict):
+        raise bad_request("the body is no object")
+    return request.body
+
+
+class _NoSuchPath(Exception):
+    """Nobody serves it."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    fake: FakeKubernetes
+
+    def do(self) -> None:
+        try:
+            self.fake.answer(self)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
+
+    def send(self, code: int, content: bytes, content_type: str) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def begin_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def tell(self, what: str, found: Object) -> None:
+        line = json.dumps({"type": what, "object": found}).encode() + b"\n"
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.wfile.flush()
+
+    def end_stream(self) -> None:
+        self.wfile.write(b"0\r\n\r\n")
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def fake_kubernetes(**facts: Any) -> Iterator[FakeKubernetes]:
+    """A running server on a port of its own."""
+    fake = FakeKubernetes(**facts)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": fake}))
+    server.daemon_threads = True
+    fake._server = server
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield fake
+    finally:
+        fake._stopping = True
+        with fake.objects.changed:
+            fake.objects.changed.notify_all()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+__all__ = ["FakeKubernetes", "Request", "Rule", "fake_kubernetes", "selects"]

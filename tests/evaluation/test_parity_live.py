@@ -1,0 +1,132 @@
+"""Served equals trained, with the real engine and the real model: it passes, and every way to break it is caught."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_jobs.data.encoding import Encoded
+from ray_jobs.engine import EngineSettings, cpu_hardware
+from ray_jobs.errors import GateError, ServingError
+from ray_jobs.evaluation.evaluate import parity_prompts
+from ray_jobs.evaluation.parity import ParityPrompt, check_parity
+from ray_jobs.tasks import TASKS
+from tests.builders import make_spec
+from tests.serving.served_models import ROWS, smollm2, with_adapter
+
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("without_a_compiler")]
+
+SETTINGS = EngineSettings(
+    dtype="fp32", hardware=cpu_hardware(), max_model_len=512, max_lora_rank=16, max_loras=1, kv_cache_gib=0.25
+)
+
+
+@pytest.fixture
+def without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in the image. Nor are there kernels that were compiled before."""
+    monkeypatch.setenv("CXX", "there-is-no-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return smollm2()
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ParityPrompt]]:
+    """An adapter, and the trainer's own numbers for it."""
+    from transformers import AutoTokenizer
+
+    model: Any = with_adapter(base, seed=0)
+    directory = tmp_path_factory.mktemp("adapter")
+    model.save_pretrained(str(directory))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoded = Encoded.of([TASKS["chat"].encode(row, tokenizer, ()) for row in ROWS])
+    numbers = parity_prompts(model, encoded, ROWS, make_spec())
+    return directory, [ParityPrompt(**prompt) for prompt in numbers]
+
+
+def test_an_adapter_is_served_as_it_was_trained(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
+    directory, prompts = adapter
+    steps: list[tuple[int, int]] = []
+    report = check_parity(
+        base,
+        prompts,
+        SETTINGS,
+        trained_dtype="fp32",
+        adapter_dir=directory,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert report.passed
+    assert report.identical_prompts == report.prompts == len(ROWS)
+    assert report.answer_tokens == sum(len(prompt.answer_ids) for prompt in prompts)
+    assert report.mean_gap < 1e-4
+    assert report.mean_gap_without_adapter is not None
+    assert report.mean_gap_without_adapter > 100 * report.mean_gap
+    assert report.dtype == "float32"
+    assert steps == [(i + 1, len(ROWS)) for i in range(len(ROWS))]
+
+
+def test_a_broken_chat_template_and_a_missing_adapter_are_caught(
+    base: Path, adapter: tuple[Path, list[ParityPrompt]], tmp_path: Path
+) -> None:
+    """One engine finds both: the first two prompts differ in tokens for the system message that the template lacks."""
+    _, prompts = adapter
+    broken = tmp_path / "base"
+    shutil.copytree(base, broken)
+    template = broken / "chat_template.jinja"
+    text = template.read_text()
+    assert "You are a helpful AI assistant" in text
+    template.write_text(text.replace("You are a helpful AI assistant", "You are a pirate"))
+    # A prompt with a system message of its own is rendered alike by both templates; the adapter's absence shows there.
+    own = prompts[1]
+    with_system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
+    prompts = [prompts[0], replace(own, messages=(with_system, *own.messages))]
+    settings = replace(SETTINGS, max_lora_rank=None)
+    with pytest.raises(GateError, match="1 of 2 prompts have identical tokens") as caught:
+        check_parity(broken, prompts, settings, trained_dtype="fp32")
+    template_finding, adapter_finding = caught.value.details
+    assert "prompt 1: the token ids differ from position" in template_finding
+    assert "chat template or the tokenizer" in template_finding
+    assert "log-probabilities differ" in adapter_finding
+    assert "prompt 2, answer token" in adapter_finding
+
+
+def test_a_wrong_number_format_is_caught(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
+    directory, prompts = adapter
+    with pytest.raises(GateError) as caught:
+        check_parity(base, prompts[:1], replace(SETTINGS, dtype="bf16"), trained_dtype="fp32", adapter_dir=directory)
+    assert "the engine computes in bfloat16" in caught.value.details[0]
+
+
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
+    with pytest.raises(ServingError, match="ended with exit code 1 after 0 of") as caught:
+        check_parity(tmp_path, adapter[1], SETTINGS, trained_dtype="fp32")
+    assert any("config" in line for line in caught.value.details)
+
+
+def test_an_engine_that_takes_too_long_is_ended(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
+    with pytest.raises(ServingError, match="took more than 1 s"):
+        check_parity(base, adapter[1], SETTINGS, trained_dtype="fp32", timeout_s=1.0)
+
+
+@pytest.mark.parametrize("slots", [[-1, -1, -1], [1, 1, 1], [0, -1, 1], [-1, 1, -1], [0]])
+def test_each_token_goes_through_its_own_adapter_or_none(slots: list[int]) -> None:
+    import torch
+
+    from ray_jobs.engine.cpu_lora import add_updates, groups_of
+
+    torch.manual_seed(0)
+    a_LRI, b_LOR = torch.randn(2, 1, 3, 5), torch.randn(2, 1, 4, 3)  # vLLM's shapes have a 1 beside the slots
+    x_NI, y_NO = torch.randn(len(slots), 5), torch.randn(len(slots), 4)
+    expected = y_NO.clone()
+    for n, slot in enumerate(slots):
+        if slot >= 0:
+            expected[n] += 0.5 * b_LOR[slot, 0] @ a_LRI[slot, 0] @ x_NI[n]
+    add_updates(y_NO, x_NI, a_LRI, b_LOR, 0.5, groups_of(torch.tensor(slots)))
+    torch.testing.assert_close(y_NO, expected)

@@ -1,0 +1,259 @@
+"""A job's other checkpoints as versions of its model: a real training of a tiny model, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ray_jobs import jobs, models, registry
+from ray_jobs.errors import ModelError
+from ray_jobs.evaluation import evaluate, publish
+from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
+from ray_jobs.jobs import Job
+from ray_jobs.pipeline import stages
+from ray_jobs.spec import parse_spec
+from ray_jobs.storage import Store
+from ray_jobs.training import checkpoint, ray_workers
+from ray_jobs.training.checkpoint import Checkpoint, Position
+from ray_jobs.training.trainer import TrainInputs, TrainOutcome, train
+from tests.conftest import StoreServer
+from tests.models import tiny_models
+from tests.pipeline.live_service import live_service
+from tests.serving.served_models import ROWS, smollm2
+from tests.training import harness
+
+
+def at(step: int, key: str) -> Checkpoint:
+    return Checkpoint(key, 1, Position(step=step))
+
+
+def test_the_others_are_all_but_the_registered_one_and_a_step_is_there_once() -> None:
+    found = [at(2, "a"), at(4, "best"), at(4, "again"), at(6, "first"), at(6, "second")]
+    assert [one.key for one in publish.others(found, "best")] == ["a", "second"]
+    assert [one.key for one in publish.others(found[:1], "gone")] == ["a"]
+
+
+def test_what_was_not_measured_is_left_out_of_a_versions_metrics() -> None:
+    spec = harness.make_spec()
+    whole = Checkpoint("k", 1, Position(step=3, losses=(2.0, 1.0, 0.5)).measured(0.7, 0.9))
+    assert publish.lineage_metrics(whole, spec) == {"step": 3, "train_loss": 0.5, "loss": 0.7, "token_accuracy": 0.9}
+    assert publish.lineage_metrics(at(3, "k"), spec) == {"step": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "can"),
+    [("chat", "lora", True), ("chat", "qlora", True), ("chat", "full", False), ("text_classification", "lora", False)],
+)
+def test_which_models_checkpoints_can_be_called(task: str, method: str, can: bool) -> None:
+    assert publish.has_adapters(harness.make_spec(task, training={"method": method})) is can
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A job of a tiny chat model whose best checkpoint is registered."""
+
+    job: Job
+    inputs: TrainInputs
+    outcome: TrainOutcome
+    base: Path
+    evaluation: Evaluation
+    registered: dict[str, Any]
+
+    def publish(self) -> list[dict[str, Any]]:
+        outputs = stages.publish_checkpoints(
+            self.job,
+            self.job.store,
+            self.inputs,
+            self.evaluation,
+            {"digest": "rows", "labels": []},
+            {"digest": "base"},
+            self.registered,
+            self.outcome.checkpoint,
+            None,
+            lambda *_, **__: None,
+        )
+        rows: list[dict[str, Any]] = outputs["checkpoints"]
+        return rows
+
+
+def train_one(case: tuple[TrainInputs, Store]) -> TrainOutcome:
+    return train(*case)
+
+
+@pytest.fixture
+def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trained]:
+    """Six steps, measured after every second: three checkpoints."""
+
+    def here(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
+        return function(*arguments, lambda _: None)
+
+    monkeypatch.setattr(ray_workers, "connect", lambda: None)
+    monkeypatch.setattr(ray_workers, "call_on_worker", here)
+
+    def make(method: str) -> Trained:
+        sections: dict[str, Any] = {
+            "method": method,
+            "max_steps": 6,
+            "eval_every_steps": 2,
+            "checkpoints_to_keep": 3,
+            "learning_rate": 1e-2,
+            "publish_checkpoints": True,
+        }
+        spec = harness.make_spec(training=sections, compute={"workers": 1})
+        base = tiny_models.save_causal(tmp_path / "causal")
+        rows = tiny_models.chat_rows(48)
+        inputs = harness.publish(store, spec, base, rows[:40], rows[40:], checkpoints="jobs/j/checkpoints/c")
+        (outcome,) = harness.on_workers(1, train_one, [(inputs, store)])
+        job = jobs.start_attempt(store, spec)
+        key = stages.candidate_key(job.id, outcome.checkpoint)
+        wanted = EvaluateInputs(
+            train=inputs,
+            checkpoint_key=outcome.checkpoint,
+            dataset_digest="rows",
+            held_out_kept=(),
+            candidate_key=key,
+        )
+        tokenizer = models.load_tokenizer(base, spec.task)
+        evaluate.build_candidate(wanted, store, base, tokenizer, tmp_path / "tree")
+        store.commit(key, store.upload_tree(tmp_path / "tree", key), {})
+        evaluation = Evaluation(
+            candidate_key=key,
+            is_adapter=method == "lora",
+            lora_rank=16,
+            dtype="fp32",
+            base={"loss": 9.0},
+            tuned={"loss": outcome.best_loss},
+            base_is="the base model",
+            held_out_rows=8,
+            parity_prompts=(),
+        )
+        registered = stages.register(
+            job, store, spec, evaluation, {"digest": "rows", "labels": []}, {"digest": "base"}, {}, None
+        )
+        return Trained(job, inputs, outcome, base, evaluation, registered)
+
+    return make
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("store_environment")
+def test_each_checkpoint_is_a_version_that_loads_and_differs(
+    trained: Callable[[str], Trained], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trained("lora")
+    rows = one.publish()
+    kept = {found.position.step: found for found in checkpoint.committed(store, one.inputs.checkpoints)}
+    assert list(kept) == [2, 4, 6] == [row["step"] for row in rows]
+    assert len({row["version"] for row in rows}) == 3
+
+    best = one.outcome.best_step
+    pointed = registry.aliases(store, "tiny")
+    assert pointed == {"champion": "1"} | {f"ckpt-step-{row['step']}": row["version"] for row in rows}
+    assert pointed[f"ckpt-step-{best}"] == "1"
+    assert registry.get(store, "tiny").version == "1"
+
+    ids = torch.arange(3, 19)[None]
+    answers = {}
+    for row in rows:
+        position = kept[row["step"]].position
+        assert row["train_loss"] == position.losses[row["step"] - 1]
+        assert (row["valid_loss"], row["valid_mean_token_accuracy"]) == (
+            position.held_out_loss,
+            position.held_out_accuracy,
+        )
+        version = registry.get(store, f"tiny@ckpt-step-{row['step']}")
+        assert (version.kind, version.lineage.job_id) == ("adapter", one.job.id)
+        model = models.load_published(store.fetch(version.key), one.base, "chat", (), torch.float32)
+        state = checkpoint.load_state(store, kept[row["step"]])
+        weights = {name.replace(".default", ""): value for name, value in model.state_dict().items()}
+        for name, parts in state.items():
+            assert torch.equal(weights[name.replace(".default", "")], parts["weight"]), name
+        with torch.no_grad():
+            answers[row["step"]] = model(input_ids=ids).logits
+        if row["step"] != best:
+            assert version.metrics == publish.lineage_metrics(kept[row["step"]], one.inputs.spec)
+            assert version.metrics["loss"] == position.held_out_loss
+    assert not torch.allclose(answers[2], answers[4], atol=1e-3)
+    assert not torch.allclose(answers[4], answers[6], atol=1e-4)
+
+    gone = publish.AdapterInputs(train=one.inputs, trees={"jobs/j/checkpoints/c/step-00000099-x": "jobs/j/tree"})
+    with pytest.raises(ModelError, match="step-00000099-x is gone"):
+        publish.build_adapters(gone, store, lambda _: None)
+
+    # Again, as after a kill before the stage's record: nothing is built, and no version is added.
+    monkeypatch.setattr(models, "load_base", None)
+    assert one.publish() == rows
+    assert len(registry.versions(store, "tiny")) == 3
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("store_environment")
+def test_of_a_whole_model_only_the_registered_checkpoint_gets_a_name(
+    trained: Callable[[str], Trained], store: Store
+) -> None:
+    one = trained("full")
+    (row,) = one.publish()
+    assert (row["step"], row["version"]) == (one.outcome.best_step, "1")
+    assert registry.aliases(store, "tiny") == {"champion": "1", f"ckpt-step-{row['step']}": "1"}
+    assert len(registry.versions(store, "tiny")) == 1
+
+
+def asked(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """A row's question as another question."""
+    question: dict[str, Any] = row["messages"][0]
+    return question | {"content": f"{number}. {question['content']}"}
+
+
+@pytest.mark.heavy
+def test_a_whole_job_publishes_the_checkpoints_it_kept(
+    store: Store, store_server: StoreServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By the command line, on workers, with a real model."""
+    for name, numbers in (("train", range(4)), ("held_out", range(4, 6))):
+        rows = [{"messages": [asked(row, number), row["messages"][1]]} for number in numbers for row in ROWS]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    document = {
+        "name": "answers",
+        "task": "chat",
+        "base_model": str(smollm2()),
+        "data": {
+            "train": str(tmp_path / "train.jsonl"),
+            "held_out": str(tmp_path / "held_out.jsonl"),
+            "max_tokens": 128,
+        },
+        "training": {
+            "lora": {"rank": 4},
+            "max_steps": 3,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "eval_every_steps": 1,
+            "checkpoints_to_keep": 2,
+            "publish_checkpoints": True,
+        },
+        "evaluation": {"generate_rows": 0, "parity": {"prompts": 1}},
+        "serving": {"deploy": False, "kv_cache_gib": 0.25},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    job_id = parse_spec(document).job_id
+    with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
+        driver = service.kitae(store, "run", str(tmp_path / "job.yaml"))
+        assert driver.wait(600) == 0, driver.output
+        assert driver.output.count("publish    started") == 1
+        again = service.kitae(store, "resume", job_id)
+        assert again.wait() == 0, again.output
+        assert "publish    skipped" in again.output
+    result = jobs.load(store, job_id).result
+    assert result is not None
+    assert [row["step"] for row in result["checkpoints"]] == [2, 3]
+    losses = [registry.get(store, f"answers@ckpt-step-{step}").metrics["loss"] for step in (2, 3)]
+    assert losses[1] < losses[0]
+    assert registry.get(store, "answers").version == registry.get(store, "answers@ckpt-step-3").version == "1"
+    assert len(registry.versions(store, "answers")) == 2

@@ -1,0 +1,165 @@
+"""The scripts of infra/, run with stand-ins for kubectl, helm, kind and docker: what they ask for and what they say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.charts import helm
+from tests.repository import ROOT
+
+INFRA = ROOT / "infra"
+
+RIGHT = {
+    "kubectl version": '{"serverVersion": {"major": "1", "minor": "33+"}}',
+    "kubectl get crd .*ray.io": "v1 v1alpha1",
+    "kubectl get crd .*kueue": "v1beta1 v1beta2",
+    "kubectl -n kuberay-system get deployments": "kuberay-operator|quay.io/kuberay/operator:v1.7.0|2|2",
+    "kubectl -n kueue-system get deployments": "kueue|registry.k8s.io/kueue/kueue:v0.19.2|2|2",
+    "kubectl -n kueue-system get configmaps": (INFRA / "operators/kueue.yaml").read_text(encoding="utf-8"),
+}
+
+
+def run(
+    directory: Path, script: str, answers: dict[str, str], **environment: str
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """The end of a script, and the commands that its stand-ins saw. An answer that begins with `!` fails."""
+    answer = ""
+    for number, (pattern, text) in enumerate(answers.items()):
+        escaped = pattern.replace(" ", r"\ ")
+        answer += f'if [[ "$line" =~ ^{escaped} ]]; then cat "{directory}/{number}"; '
+        answer += f"exit {int(text.startswith('!'))}; fi\n"
+    for number, text in enumerate(answers.values()):
+        (directory / str(number)).write_text(text.removeprefix("!"), encoding="utf-8")
+    reads = 'if [[ "$line" == *stdin* || "$line" == *"-f -" ]]; then cat >/dev/null; fi\n'
+    for tool in ("kubectl", "helm", "kind", "docker"):
+        stand_in = f'#!/bin/bash\nline="{tool} $*"\necho "$line" >> "{directory}/seen"\n{reads}{answer}\nexit 0\n'
+        (directory / tool).write_text(stand_in, encoding="utf-8")
+        (directory / tool).chmod(0o755)
+    done = subprocess.run(
+        ["/bin/bash", str(INFRA / script)],
+        env={
+            "PATH": f"{directory}:/usr/bin:/bin",
+            "HOME": str(directory),
+            "KITAE_LOCAL_STATE": str(directory / "state"),
+        }
+        | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    seen = directory / "seen"
+    return done, seen.read_text(encoding="utf-8").splitlines() if seen.exists() else []
+
+
+def test_the_check_is_content_with_what_is_right(tmp_path: Path) -> None:
+    done, _ = run(tmp_path, "operators/check.sh", RIGHT)
+    assert done.stdout.endswith("all is as it should be\n"), done.stdout + done.stderr
+    assert done.returncode == 0
+    assert "wrong:" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("pattern", "answer", "said"),
+    [
+        ("kubectl version", '{"serverVersion": {"minor": "28"}}', "Kubernetes is 1.28"),
+        ("kubectl get crd .*ray.io", "!", "no CustomResourceDefinition rayjobs.ray.io"),
+        ("kubectl get crd .*kueue", "v1beta1", "clusterqueues.kueue.x-k8s.io is served as v1beta1"),
+        ("kubectl -n kuberay-system get deployments", "", "no Deployment of kuberay"),
+        ("kubectl -n kuberay-system get deployments", "k|quay.io/kuberay/operator:v1.6.1|2|2", "not one of 1.7"),
+        ("kubectl -n kueue-system get deployments", "kueue|kueue:v0.19.2|1|1", "has 1 replica"),
+        ("kubectl -n kueue-system get deployments", "kueue|kueue:v0.19.2|2|", "no replica that is ready"),
+        ("kubectl -n kueue-system get configmaps", "fairSharing:\n", "ray.io/rayjob is off"),
+        ("kubectl -n kueue-system get configmaps", "  DisableWaitForPodsReady: true\n", "not wait for pods"),
+        ("kubectl -n kueue-system get configmaps", "!", "configuration cannot be read"),
+    ],
+)
+def test_the_check_says_what_is_wrong(tmp_path: Path, pattern: str, answer: str, said: str) -> None:
+    done, _ = run(tmp_path, "operators/check.sh", RIGHT | {pattern: answer})
+    assert said in done.stdout
+    assert done.returncode == 1
+
+
+def test_the_check_is_content_with_kueues_own_way_of_waiting_for_pods(tmp_path: Path) -> None:
+    configuration = "frameworks:\n  - ray.io/rayjob\nfairSharing:\n"
+    done, _ = run(tmp_path, "operators/check.sh", RIGHT | {"kubectl -n kueue-system get configmaps": configuration})
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_check_says_everything_at_once(tmp_path: Path) -> None:
+    done, _ = run(
+        tmp_path, "operators/check.sh", dict.fromkeys(RIGHT, "!") | {"kubectl version": RIGHT["kubectl version"]}
+    )
+    assert "\n11 finding(s)\n" in done.stdout
+    done, _ = run(tmp_path, "operators/check.sh", {"kubectl version": "!"})
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+UP = {"kubectl -n kitae-store get secret seaweedfs -o": "c2VjcmV0"}
+
+
+def test_one_command_brings_it_up_in_a_cluster_that_exists(tmp_path: Path) -> None:
+    image = "registry.example/kitae:0.1.0-cpu"
+    done, seen = run(tmp_path, "local/up.sh", UP, KITAE_LOCAL_CLUSTER="existing", KITAE_LOCAL_IMAGE=image)
+    assert done.returncode == 0, done.stderr
+    assert "== ready" in done.stdout
+    assert not [line for line in seen if line.startswith(("kind", "docker"))]
+    installs = [line.split() for line in seen if line.startswith("helm")]
+    assert [words[3] for words in installs] == ["kuberay-operator", "kueue", "kitae"]
+    assert [words[words.index("--version") + 1] for words in installs[:2]] == ["1.7.0", "0.19.2"]
+    assert "image.tag=0.1.0-cpu" in installs[2]
+    for words in installs:
+        values = [ROOT / words[place + 1] for place, word in enumerate(words) if word == "-f"]
+        assert values
+        assert all(path.is_file() for path in values)
+    for namespace in ("kitae", "kitae-blue", "kitae-green"):
+        assert [line for line in seen if line.startswith(f"kubectl -n {namespace} get secret kitae-store")]
+
+
+def test_one_command_makes_a_cluster_without_the_internet(tmp_path: Path) -> None:
+    for name in ("kuberay-operator-1.7.0.tgz", "kueue-0.19.2.tgz", "operators.tar"):
+        (tmp_path / name).touch()
+    places = {"KITAE_LOCAL_CHARTS": str(tmp_path), "KITAE_LOCAL_ARCHIVES": str(tmp_path)}
+    done, seen = run(tmp_path, "local/up.sh", UP | {"kubectl get nodes": "node/kind"}, **places)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in seen if re.match(r"kind create cluster --name kitae --config infra/local/kind.yaml", line)]
+    assert [line for line in seen if line.startswith("kind load docker-image kitae:0.1.0-cpu")]
+    assert [line for line in seen if line.startswith(f"kind load image-archive {tmp_path}/operators.tar")]
+    assert not [line for line in seen if "https://" in line or "oci://" in line]
+    assert [line for line in seen if "nvidia.com~1gpu" in line and '"4"' in line]
+    (endpoint,) = (line for line in seen if line.startswith("helm upgrade --install kitae "))
+    assert "infra/local/fake-gpus.yaml" in endpoint
+
+
+def test_an_endpoint_that_does_not_get_ready_is_said(tmp_path: Path) -> None:
+    answers = UP | {"kubectl -n kitae wait": "!"}
+    done, _ = run(tmp_path, "local/up.sh", answers, KITAE_LOCAL_CLUSTER="existing", KITAE_LOCAL_PATIENCE_S="1")
+    assert done.returncode == 2
+    assert "not ready after 1 s" in done.stderr
+
+
+def test_taking_away_leaves_the_data_unless_it_is_told(tmp_path: Path) -> None:
+    done, seen = run(tmp_path, "local/down.sh", {}, KITAE_LOCAL_CLUSTER="existing")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[2] for line in seen if line.startswith("helm uninstall")] == ["faq-blue", "faq-green", "kitae"]
+    assert not [line for line in seen if "delete" in line]
+
+
+@pytest.mark.parametrize("major", helm.MAJORS)
+def test_helm_has_the_options_that_are_used(major: int) -> None:
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in [*INFRA.rglob("*.sh"), *INFRA.rglob("*.md"), *(ROOT / "docs").glob("*.md")]
+    ]
+    lines = [
+        line for text in texts for line in re.findall(r"^[$ ]*helm (.*)", text.replace("\\\n", " "), flags=re.MULTILINE)
+    ]
+    assert len(lines) > 12
+    for line in lines:
+        subcommand = line.split()[0]
+        known = subprocess.run([helm.binary(major), subcommand, "--help"], capture_output=True, text=True).stdout
+        for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", line.split("#")[0]):
+            assert re.search(rf"(?<![\w-]){re.escape(option)}\b", known), f"helm {line}"

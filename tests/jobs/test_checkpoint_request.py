@@ -1,0 +1,270 @@
+"""Machines that go with a notice: a checkpoint is written now, and what is done again is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs import jobs, pipeline
+from ray_jobs.__main__ import cli
+from ray_jobs.errors import JobError, TrainingError
+from ray_jobs.jobs import Job, checkpoint_request
+from ray_jobs.jobs.checkpoint_request import Notice
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.training import ray_workers
+from ray_jobs.training.metrics import TrainingMetrics, done_again
+from tests.builders import make_spec
+
+
+@pytest.fixture
+def job(store: Store) -> Job:
+    return jobs.start_attempt(store, make_spec())
+
+
+# ---- the notice itself ------------------------------------------------------------------------------------------
+
+
+def test_pods_that_are_told_together_share_a_notice(store: Store, job: Job) -> None:
+    first = checkpoint_request.give(store, job.id, now_s=100.0)
+    assert first == Notice(number=1, attempt=1, at=100.0)
+    assert checkpoint_request.give(store, job.id, now_s=130.0) == first  # not answered yet
+    checkpoint_request.answer(store, job.id, 1, step=7)
+    answered = checkpoint_request.current(store, job.id)
+    assert answered is not None
+    assert answered.step == 7
+    assert answered.committed_at is not None
+    assert checkpoint_request.give(store, job.id, now_s=answered.committed_at + 9) == answered
+    assert checkpoint_request.give(store, job.id, now_s=answered.committed_at + 11).number == 2
+
+
+def test_another_attempt_has_a_notice_of_its_own(store: Store, job: Job) -> None:
+    checkpoint_request.give(store, job.id)
+    jobs.start_attempt(store, make_spec())
+    second = checkpoint_request.give(store, job.id)
+    assert (second.number, second.attempt) == (2, 2)
+    checkpoint_request.answer(store, job.id, 1, step=7)  # of the one before, which is too late
+    assert checkpoint_request.current(store, job.id) == second
+    assert checkpoint_request.is_given(store, job.id, 2)
+    assert not checkpoint_request.is_given(store, job.id, 1)
+    assert not checkpoint_request.is_given(store, job.id, 2, now_s=time.time() + checkpoint_request.COUNTS_S + 1)
+
+
+def waited(store: Store, job_id: str, wait_s: float, at: dict[float, Callable[[], Any]]) -> tuple[Any, float]:
+    """What waiting comes to, with what happens after so many seconds, and how long it took."""
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        for due in [due for due in at if due <= now_s]:
+            at.pop(due)()
+
+    return checkpoint_request.wait(store, job_id, 1, wait_s, clock=lambda: now_s, sleep=sleep), now_s
+
+
+def test_it_is_waited_for_until_there_is_a_checkpoint_or_nobody_writes_one(store: Store, job: Job) -> None:
+    checkpoint_request.give(store, job.id)
+    heard = {2.0: lambda: checkpoint_request.hear(store, job.id, 1)}
+    assert waited(store, job.id, 90.0, {}) == (("not training", None), checkpoint_request.HEARD_WITHIN_S)
+    assert waited(store, job.id, 5.0, {}) == (("too late", None), 5.0)
+    assert waited(store, job.id, 60.0, dict(heard)) == (("too late", None), 60.0)
+    answers = {**heard, 40.0: lambda: checkpoint_request.answer(store, job.id, 1, step=9)}
+    assert waited(store, job.id, 90.0, answers) == (("committed", 9), 40.0)
+
+
+def test_a_job_that_does_not_run_is_not_waited_for(store: Store, job: Job) -> None:
+    checkpoint_request.give(store, job.id)
+    paused = {3.0: lambda: jobs.request_pause(store, job.id)}
+    assert waited(store, job.id, 90.0, paused) == (("not running", None), 3.0)
+    with pytest.raises(JobError, match="no job"):
+        checkpoint_request.give(store, "unknown")
+
+
+@pytest.mark.usefixtures("store_environment")
+def test_a_hook_tells_a_job_by_its_id_or_its_file(store: Store, job: Job, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.record.spec), encoding="utf-8")
+    for name in (job.id, str(tmp_path / "job.yaml")):
+        late = CliRunner().invoke(cli, ["notice", name, "--wait-s", "0"])
+        assert (late.exit_code, late.output) == (1, f"{job.id}: no checkpoint within 0 s\n")
+    given = checkpoint_request.current(store, job.id)
+    assert given is not None
+    assert given.number == 1
+    checkpoint_request.answer(store, job.id, 1, step=12)
+    there = CliRunner().invoke(cli, ["notice", job.id])
+    assert (there.exit_code, there.output) == (0, f"{job.id}: the checkpoint of step 12 is there\n")
+    jobs.request_cancel(store, job.id)
+    jobs.start_attempt(store, make_spec())
+    jobs.request_pause(store, job.id)
+    assert CliRunner().invoke(cli, ["notice", job.id]).output == f"{job.id}: not running\n"
+
+
+# ---- the training's side ------------------------------------------------------------------------------------------
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def asked(store: Store, job: Job, *, answers: bool = True) -> ray_workers._Asked:
+    return ray_workers._Asked(store, job.id, job.attempt, "stop.json", answers=answers)
+
+
+@pytest.fixture(autouse=True)
+def fast_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The watch looks every few milliseconds, and ends with the test."""
+    events: list[threading.Event] = []
+
+    class Quick(threading.Event):
+        def __init__(self) -> None:
+            super().__init__()
+            events.append(self)
+
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(0.02)
+
+    monkeypatch.setattr("ray_jobs.training.ray_workers.threading.Event", Quick)
+    yield
+    for event in events:
+        event.set()
+
+
+def test_a_training_saves_once_for_a_notice_and_answers_with_that_checkpoint(store: Store, job: Job) -> None:
+    watch = asked(store, job)
+    assert not watch.should_save(3)
+    checkpoint_request.give(store, job.id)
+    eventually(lambda: watch.should_save(5))
+    assert not watch.should_save(6)
+    watch.committed(5)  # was on its way before
+    found = checkpoint_request.current(store, job.id)
+    assert found is not None
+    assert found.step is None
+    assert found.heard_at is not None
+    watch.committed(6)
+    watch.committed(8)
+    found = checkpoint_request.current(store, job.id)
+    assert found is not None
+    assert found.step == 6
+    assert not watch.should_stop()
+
+
+def test_only_the_first_worker_of_the_newest_attempt_hears(store: Store, job: Job) -> None:
+    second = asked(store, job, answers=False)
+    jobs.start_attempt(store, make_spec())
+    old = asked(store, job)
+    checkpoint_request.give(store, job.id)
+    eventually(old.should_stop)
+    assert not old.should_save(1)
+    assert not second.should_save(1)
+
+
+# ---- the driver's side --------------------------------------------------------------------------------------------
+
+
+def test_what_fails_after_a_notice_is_gone_on_with(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt meets what was really wrong."""
+    told = [True, False]
+
+    def flow(stages: Any, store: Store, spec: JobSpec) -> Any:
+        if told.pop(0):
+            checkpoint_request.give(store, stages.job.id)
+        raise TrainingError("the Ray cluster was lost")
+
+    monkeypatch.setattr(pipeline, "_flow", flow)
+    spec = make_spec()
+    with pytest.raises(TrainingError):
+        pipeline.run(store, spec)
+    assert jobs.load(store, spec.job_id).status == "running"
+    with pytest.raises(TrainingError):
+        pipeline.run(store, spec)
+    assert jobs.load(store, spec.job_id).status == "failed"
+    levels = [event.level for _, event in jobs.events(store, spec.job_id)]
+    assert levels == ["info", "warning", "info", "error"]
+
+
+# ---- what is done again --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("from_step", "seen", "steps", "seconds"),
+    [
+        (40, [(10, 0.0), (40, 90.0), (52, 125.0)], 12, 35.0),
+        (52, [(10, 0.0), (52, 125.0)], 0, 0.0),
+        (60, [(52, 125.0)], 0, 0.0),  # saved after it was last seen
+        (25, [(10, 0.0), (40, 90.0)], 15, 45.0),  # between two looks
+        (0, [(10, 100.0), (20, 200.0)], 20, 200.0),  # before the first
+        (0, [(10, 100.0)], 10, 0.0),
+        (0, [], 0, 0.0),
+    ],
+)
+def test_how_much_is_done_again(from_step: int, seen: list[tuple[int, float]], steps: int, seconds: float) -> None:
+    found = done_again(from_step, seen)
+    assert found[0] == steps
+    assert found[1] == pytest.approx(seconds)
+
+
+@given(
+    st.integers(0, 50),
+    st.lists(st.tuples(st.integers(1, 5), st.floats(0.1, 9.0)), min_size=1, max_size=20),
+)
+def test_never_more_is_done_again_than_was_done(from_step: int, strides: list[tuple[int, float]]) -> None:
+    seen, step, at_s = [], 0, 0.0
+    for stride, seconds in strides:
+        step, at_s = step + stride, at_s + seconds
+        seen.append((step, at_s))
+    steps, seconds = done_again(from_step, seen)
+    assert steps == max(0, step - from_step)
+    assert seconds >= 0
+    if from_step >= seen[0][0]:
+        assert seconds <= at_s - seen[0][1] + 1e-6
+
+
+def tell(told: TrainingMetrics, *steps: int, began: int = 0) -> None:
+    for step in steps:
+        told.tell(step, 100, {"loss": 1.0, "learning_rate": 1e-4, "tokens_per_s": 5.0, "began_at_step": began})
+
+
+def messages(store: Store, job: Job) -> list[str]:
+    return [event.message for _, event in jobs.events(store, job.id) if "goes on" in event.message]
+
+
+def test_workers_that_were_started_again_say_from_where(store: Store, job: Job) -> None:
+    now_s = 1000.0
+
+    def clock() -> float:
+        nonlocal now_s
+        now_s += 5.0
+        return now_s
+
+    told = TrainingMetrics(job, clock=lambda: 0.0, wall=clock)
+    tell(told, 1, 2, 3, 4, 5, 6, 7)
+    assert messages(store, job) == []
+    tell(told, 5, 6, 7, 8, began=4)
+    tell(told, 9, began=4)
+    assert messages(store, job) == ["goes on from step 4; 3 steps (15 s of work) are done again"]
+    tell(told, 10, began=9)  # the next start was quick; nothing that was seen is done again
+    assert len(messages(store, job)) == 1
+
+
+def test_a_new_attempt_says_what_the_last_one_had_done_more(store: Store, job: Job) -> None:
+    told = TrainingMetrics(job, clock=iter(range(0, 1000, 20)).__next__)
+    tell(told, 10, 20, 30)
+    second = jobs.start_attempt(store, make_spec())
+    tell(TrainingMetrics(second), 26, 27, began=25)
+    (message,) = messages(store, job)
+    assert message.startswith("goes on from step 25; 5 steps (")
+    third = jobs.start_attempt(store, make_spec())
+    tell(TrainingMetrics(third), 28, began=27)
+    assert messages(store, job)[1] == "goes on from step 27; nothing is done again"

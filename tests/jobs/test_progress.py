@@ -1,0 +1,90 @@
+"""Progress lines: what they say, how often, and the time left after a restart."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from ray_jobs.jobs.progress import Snapshot, StageProgress, duration, figure, line, stage_progress
+
+
+class Clock:
+    """A clock that only moves when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_the_line_of_a_training_step() -> None:
+    snapshot = Snapshot(42, 120, "steps", {"loss": 2.31, "tokens_per_s": 181.2}, elapsed_s=42 * 70 / 78)
+    assert line("train", snapshot) == (
+        "train      [########................]  42/120 steps  loss 2.310  181 tok/s  left 1m10s"
+    )
+
+
+def test_bytes_are_shown_in_their_size_and_a_total_not_known_yet_as_no_progress() -> None:
+    assert "1/2 KiB" in line("upload", Snapshot(1024, 2048, "bytes"))
+    assert "3/10 MiB" in line("upload", Snapshot(3 * 2**20, 10 * 2**20, "bytes"))
+    assert "[........................]  0/0 rows" in line("clean", Snapshot(0, 0, "rows"))
+
+
+def test_time_left_counts_only_what_was_done_since_the_restart() -> None:
+    # 60 steps were done before; 10 more took 20 s, so the last 50 take 100 s.
+    assert Snapshot(70, 120, "steps", elapsed_s=20, done_at_first=60).left_s() == 100
+    assert Snapshot(60, 120, "steps", elapsed_s=20, done_at_first=60).left_s() is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (70, "1m10s"), (3599.7, "1h00m"), (7500, "2h05m")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("loss", 2.3141592, "loss 2.314"),
+        ("rate", 0.0002, "rate 2.0e-04"),
+        ("tokens_per_s", 12345.6, "12,346 tok/s"),
+        ("images_per_s", 2.5, "2.50 images/s"),
+        ("rows", 1200, "rows 1,200"),
+        ("best", "step-40", "best step-40"),
+        ("held_out_loss", 0.0, "held out loss 0.000"),
+    ],
+)
+def test_figures(name: str, value: float | str, text: str) -> None:
+    assert figure(name, value) == text
+
+
+def test_plain_lines_come_at_most_every_five_seconds_and_the_last_state_always() -> None:
+    clock, out = Clock(), io.StringIO()
+    with StageProgress("train", out=out, clock=clock) as progress:
+        for step in range(13):
+            progress.update(step, 12, "steps", loss=3.0 - step / 10)
+            clock.now_s += 1
+    lines = out.getvalue().splitlines()
+    assert [text.split("]")[1].split()[0] for text in lines] == ["0/12", "5/12", "10/12", "12/12"]
+    assert lines[1].endswith("left 7s")
+    assert lines[-1].endswith("took 13s")
+    progress.close()
+    assert out.getvalue().splitlines() == lines
+
+
+def test_a_step_that_never_reported_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with stage_progress("evaluate"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_and_the_last_line_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    with StageProgress("train", out=out) as progress:
+        progress.update(1, 2, "steps")
+        progress.update(2, 2, "steps")
+    assert "2/2 steps  took" in out.getvalue().splitlines()[-1]

@@ -1,0 +1,388 @@
+"""Runners as RayJobs: the launcher on the fake API server, with Kueue and KubeRay played by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ray_jobs.cluster.client import CLUSTER_QUEUE, LOCAL_QUEUE, PRIORITY_CLASS, RAY_JOB, WORKLOAD, Object
+from ray_jobs.cluster.settings import parse
+from ray_jobs.errors import ClusterError, ClusterUnreachable, Forbidden, NoSuchKind, RequestTooLarge, UnknownQueue
+from ray_jobs.launch import rayjob
+from ray_jobs.launch.kubernetes import KubernetesLauncher
+from ray_jobs.launch.ray_job import Needs, RayLauncher, Runner
+from serving.app import launcher_from_environment
+from tests.cluster.builders import SETTINGS, cluster_queue, local_queue, priority_class
+from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes
+from tests.kueue.fake_kueue import FakeKueue
+
+manifest = partial(rayjob.manifest, ray_version="2.60.0")
+BLUE = "kitae-blue"
+ID = "ftjob-01kaz7x3q0e8m5v2t9c4r6w1ys-1"
+NEEDS = Needs("tiny-0123456789", "0123456789abcdef", "blue", 0, 2, 4.0, 1)
+ENVIRONMENT = {"KITAE_STORE": "s3://kitae/prod"}
+ARGUMENTS = ["resume", "tiny-0123456789", "--launched"]
+
+
+@dataclass
+class Place:
+    """A cluster with two teams of eight GPUs each, and its launcher."""
+
+    server: FakeKubernetes
+    kueue: FakeKueue
+    launcher: KubernetesLauncher
+    now_s: float = 1_790_000_000.0
+
+    def launch(self, runner_id: str = ID, needs: Needs = NEEDS) -> None:
+        self.launcher.launch(runner_id, ARGUMENTS, ENVIRONMENT, needs)
+
+    def runner(self, runner_id: str = ID) -> Runner | None:
+        return self.launcher.runners("ftjob-").get(runner_id)
+
+    def start(self, runner_id: str = ID, namespace: str = BLUE) -> None:
+        """Up to its first line."""
+        self.kueue.reconcile()
+        for _ in range(3):
+            self.kueue.advance(runner_id, namespace)
+
+    def there(self) -> list[str]:
+        return [found["metadata"]["name"] for found in self.server.objects.list(RAY_JOB)]
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with fake_kubernetes(watch_ends_when_idle=True) as server:
+        found = Place(server, FakeKueue(server.objects), KubernetesLauncher(server.connect(), parse(SETTINGS)))
+        found.launcher.watches = False
+        found.launcher.now = lambda: found.now_s
+        found.kueue.clock = lambda: datetime.fromtimestamp(found.now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for team in ("blue", "red"):
+            server.objects.create(CLUSTER_QUEUE, cluster_queue(f"kitae-{team}", lending=2))
+            server.objects.create(LOCAL_QUEUE, local_queue("kitae", f"kitae-{team}"), f"kitae-{team}")
+        for name, value in SETTINGS["priority_classes"].items():
+            server.objects.create(PRIORITY_CLASS, priority_class(name, value))
+        yield found
+
+
+# ---- the manifest --------------------------------------------------------------------------------------------
+
+
+def test_a_runner_is_a_rayjob_that_waits_for_its_queue(place: Place) -> None:
+    place.launch()
+    made = place.server.objects.get(RAY_JOB, ID, BLUE)
+    labels, spec = made["metadata"]["labels"], made["spec"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "kitae"
+    assert labels["kueue.x-k8s.io/priority-class"] == "kitae-normal"
+    assert labels["kitae.dev/team"] == "blue"
+    assert labels["kitae.dev/job"] == "0123456789abcdef"
+    assert labels["kitae.dev/runner"] == ID
+    assert labels["app.kubernetes.io/part-of"] == "kitae"
+    assert spec["suspend"] is True
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["entrypoint"] == "python -m ray_jobs resume tiny-0123456789 --launched"
+    assert spec["rayClusterSpec"]["rayVersion"] == metadata.version("ray")
+    (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (2, 2, 2)
+    (container,) = workers["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    head = spec["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"] == {"num-cpus": "0"}
+    assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
+
+
+def pods_of(body: Object) -> list[Object]:
+    cluster = body["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [*(group["template"] for group in groups), body["spec"]["submitterPodTemplate"]]
+
+
+def test_every_pod_is_restricted_and_has_no_token() -> None:
+    body = manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    assert len(pods_of(body)) == 3
+    for template in pods_of(body):
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        mounts = {mount["mountPath"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert {"/tmp", "/home/kitae"} <= mounts
+        for container in pod["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["readOnlyRootFilesystem"] is True
+            named = {volume["name"] for volume in pod["volumes"]}
+            assert {mount["name"] for mount in container["volumeMounts"]} <= named
+
+
+def test_pods_that_train_are_asked_for_a_checkpoint_before_they_end() -> None:
+    body = manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    *training, _ = pods_of(body)
+    for template in training:
+        (container,) = template["spec"]["containers"]
+        command = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == ["python", "-m", "ray_jobs", "notice", "tiny-0123456789", "--wait-s", "90"]
+        assert template["spec"]["terminationGracePeriodSeconds"] > 90
+        assert {"name": "KITAE_STORE", "value": "s3://kitae/prod"} in container["env"]
+        assert container["envFrom"] == [{"secretRef": {"name": "kitae-store"}}]
+
+
+def test_the_same_runner_is_the_same_document() -> None:
+    settings = parse(SETTINGS)
+    first = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    assert first == manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    bare = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, replace(NEEDS, gpus_per_worker=0, cpus_per_worker=6))
+    (container,) = bare["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": "6", "memory": "16Gi"}
+
+
+@pytest.mark.parametrize("name", ["1-ftjob", "ftjob-A", "f" * 48, "ftjob-", ""])
+def test_an_id_that_can_be_no_name_is_refused(name: str) -> None:
+    with pytest.raises(ClusterError, match="cannot name a RayJob"):
+        manifest(parse(SETTINGS), name, ARGUMENTS, ENVIRONMENT, NEEDS)
+
+
+def test_the_deadlines_of_the_platform_team() -> None:
+    scheduling = {"backoff_limit": 1, "deadline_s": 3600, "waiting_deadline_s": 600, "ttl_s": 5}
+    settings = parse({**SETTINGS, "scheduling": scheduling})
+    spec = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)["spec"]
+    assert (spec["backoffLimit"], spec["ttlSecondsAfterFinished"]) == (1, 5)
+    assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (3600, 600)
+
+
+# ---- a runner's life --------------------------------------------------------------------------------------
+
+
+def test_a_runner_from_its_launch_to_its_end(place: Place) -> None:
+    assert place.launcher.runners("ftjob-") == {}
+    place.launch()
+    place.launch()  # again, as another process may
+    assert place.there() == [ID]
+    assert place.runner() == Runner("pending", "waiting: Kueue has not looked at it yet")
+    place.kueue.reconcile()
+    assert place.runner() == Runner("pending", "starting")
+    place.kueue.advance(ID, BLUE)
+    place.kueue.advance(ID, BLUE)
+    assert place.runner() == Runner("pending")
+    place.kueue.advance(ID, BLUE)
+    assert place.runner() == Runner("running")
+    assert place.launcher.runners("other-") == {}
+    place.kueue.finish(ID, BLUE)
+    assert place.runner() == Runner("ended", "Complete")
+    place.kueue.expire(ID, BLUE)
+    assert place.runner() is None
+
+
+def test_a_rayjob_that_kuberay_leaves_there_is_taken_away_after_a_day(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.kueue.finish(ID, BLUE)
+    helms = place.server.objects.get(RAY_JOB, ID, BLUE)
+    helms["metadata"] = {"name": "ftjob-by-helm", "namespace": BLUE, "labels": helms["metadata"]["labels"]}
+    helms["metadata"]["labels"] |= {"app.kubernetes.io/managed-by": "Helm", "kitae.dev/runner": "ftjob-by-helm"}
+    place.server.objects.create(RAY_JOB, helms, BLUE)
+    place.kueue.finish("ftjob-by-helm", BLUE)
+    place.now_s += 3600
+    assert place.runner() == Runner("ended", "Complete")
+    place.now_s += 86400
+    place.server.fail(500, when=lambda request: request.verb == "delete")
+    assert place.runner() == Runner("ended", "Complete")  # it is told what nobody may have heard
+    assert ID in place.there()
+    place.now_s += 600
+    place.runner()
+    assert place.there() == ["ftjob-by-helm"]
+    assert place.runner() is None
+
+
+def test_an_endpoint_that_was_away_for_days_still_hears_how_a_runner_ended(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.kueue.finish(ID, BLUE, ok=False, reason="DeadlineExceeded", message="3600 s")
+    place.now_s += 3 * 86400
+    for _ in range(3):
+        found = place.runner()
+        assert found is not None
+        assert found.hopeless
+        place.now_s += 100
+
+
+def test_a_failed_runner_tells_why(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.kueue.finish(ID, BLUE, ok=False, message="exit code 9")
+    assert place.runner() == Runner("ended", "AppFailed: exit code 9")
+
+
+def test_a_runner_that_took_too_long_is_not_tried_again(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.kueue.finish(ID, BLUE, ok=False, reason="DeadlineExceeded", message="3600 s")
+    found = place.runner()
+    assert found is not None
+    assert found.hopeless
+    assert "scheduling.deadline_s" in found.message
+
+
+def test_what_a_runner_waits_for_is_told_in_numbers(place: Place) -> None:
+    for number, workers, message in (
+        (1, 6, "starting"),
+        (2, 5, "waiting: blue uses 6 of 8 h100; 2 can be borrowed"),
+        (3, 3, "starting"),
+        (4, 2, "waiting: blue uses 9 of 8 h100; 1 can be borrowed"),
+    ):
+        place.launch(f"ftjob-{number}-1", replace(NEEDS, workers=workers))
+        place.kueue.reconcile()
+        assert place.runner(f"ftjob-{number}-1") == Runner("pending", message)
+    place.launch("ftjob-5-1", replace(NEEDS, team="red", workers=8))
+    place.kueue.reconcile()
+    waits = "waiting: red uses 0 of 8 h100; 1 are lent to others"
+    assert place.runner("ftjob-5-1") == Runner("pending", waits)
+
+
+def test_how_long_it_may_take_is_guessed_from_what_has_ended(place: Place) -> None:
+    place.launch("ftjob-a-1", replace(NEEDS, workers=8))
+    place.start("ftjob-a-1")
+    place.now_s += 3600
+    place.kueue.finish("ftjob-a-1", BLUE)
+    place.runner()  # sees that it took an hour
+    place.launch("ftjob-b-1", replace(NEEDS, workers=8))
+    place.start("ftjob-b-1")
+    place.now_s += 1200
+    place.launch("ftjob-c-1", replace(NEEDS, workers=8))
+    place.kueue.reconcile()
+    found = place.runner("ftjob-c-1")
+    assert found is not None
+    assert found.message == "waiting: blue uses 8 of 8 h100; 2 can be borrowed; about 40 min"
+
+
+def test_a_preempted_runner_waits_under_its_own_name_and_goes_on(place: Place) -> None:
+    place.launch()
+    place.start()
+    place.now_s += 100
+    preempted_at = place.now_s
+    place.kueue.preempt(ID, BLUE)
+    found = place.runner()
+    assert found is not None
+    assert (found.state, found.interrupted_at) == ("pending", preempted_at)
+    # Nothing of a quota reserved, as it still is.
+    assert found.message == "preempted: another job goes first; waiting"
+    place.kueue.advance(ID, BLUE)
+    found = place.runner()
+    assert found is not None
+    assert found.message.startswith("preempted: another job goes first; waiting: blue uses 0 of 8 h100")
+    place.now_s += 50
+    place.start()
+    assert place.runner() == Runner("running", "", preempted_at + 50)  # admitted again
+    assert place.kueue.made == [ID]
+
+
+def test_an_image_that_cannot_be_pulled_is_told_and_given_up_in_the_end(place: Place) -> None:
+    place.launch()
+    place.kueue.reconcile()
+    place.kueue.advance(ID, BLUE)
+    place.kueue.cannot_pull(ID, BLUE, made_at=place.kueue.clock())
+    found = place.runner()
+    assert found is not None
+    assert (found.state, found.hopeless) == ("pending", False)
+    assert "the image registry.example/kitae:0.1.0 cannot be pulled (ImagePullBackOff" in found.message
+    place.now_s += 901
+    found = place.runner()
+    assert found is not None
+    assert found.hopeless
+
+
+def test_stopping_deletes_it_and_is_no_error_where_there_is_none(place: Place) -> None:
+    place.launch()
+    place.launcher.stop("ftjob-x-1")
+    assert place.there() == [ID]
+    place.server.objects.deletion_lingers = True
+    place.launcher.stop(ID)
+    assert place.runner() == Runner("running", "being stopped")  # so nobody starts another beside it
+    place.launcher.stop(ID)
+    place.server.objects.collect()
+    assert place.runner() is None
+    assert place.server.objects.list(WORKLOAD) == []
+
+
+# ---- what fits ---------------------------------------------------------------------------------------------
+
+
+def test_what_no_quota_could_ever_admit_is_refused_with_the_largest(place: Place) -> None:
+    place.launcher.check(replace(NEEDS, workers=10))  # with what the other team lends
+    with pytest.raises(RequestTooLarge) as caught:
+        place.launcher.check(replace(NEEDS, workers=11))
+    assert "lower compute.workers" in caught.value.message
+    assert caught.value.details == (
+        "nvidia.com/gpu: 11 workers with 1 each ask for 11, and the most of h100 is 10 (8 of its own, 2 borrowed); "
+        "10 would fit",
+    )
+    with pytest.raises(RequestTooLarge) as caught:
+        place.launcher.check(replace(NEEDS, workers=8, cpus_per_worker=100))
+    assert "cpu: 8 workers with 100 each ask for 800, and the most of h100 is 128" in caught.value.details[0]
+
+
+def test_a_team_and_a_queue_that_are_not_there(place: Place) -> None:
+    with pytest.raises(UnknownQueue, match="team 'green' has no queue in this cluster; these have: blue, red"):
+        place.launcher.check(replace(NEEDS, team="green"))
+    place.server.objects.delete(LOCAL_QUEUE, "kitae", BLUE)
+    place.server.objects.create(LOCAL_QUEUE, local_queue("other", "kitae-blue"), BLUE)
+    with pytest.raises(UnknownQueue, match="no LocalQueue 'kitae' in namespace kitae-blue; there are: other"):
+        place.launcher.check(NEEDS)
+    place.launch()
+    place.kueue.reconcile()
+    found = place.runner()
+    assert found is not None
+    assert "LocalQueue kitae doesn't exist" in found.message
+    assert "kitae in kitae-red" in found.message  # those that there are
+
+
+# ---- a cluster that is not as it should be ---------------------------------------------------------------------
+
+
+def test_no_operator_no_permission_no_answer(place: Place) -> None:
+    kinds = set(place.server.objects.kinds)
+    place.server.objects.kinds = {kind for kind in kinds if kind.group != "ray.io"}
+    for act in (place.launch, place.runner):
+        with pytest.raises(NoSuchKind, match=r"install KubeRay 1\.7"):
+            act()
+    place.server.objects.kinds = kinds
+    place.server.rules = [Rule(("list", "watch", "get"), ("*",))]
+    with pytest.raises(Forbidden, match=r"may not create rayjobs\.ray\.io in namespace kitae-blue"):
+        place.launch()
+    place.server.rules = None
+    place.server.down = True
+    with pytest.raises(ClusterUnreachable):
+        place.runner()
+    place.server.heal()
+    place.launch()
+    assert place.there() == [ID]
+
+
+def test_a_launch_whose_answer_was_lost_is_found_by_the_next(place: Place) -> None:
+    place.server.drop(after=True, when=lambda request: request.verb == "create")
+    with pytest.raises(ClusterUnreachable):
+        place.launch()
+    place.launch()
+    place.kueue.reconcile()
+    assert place.kueue.made == [ID]
+
+
+def test_the_endpoint_launches_where_its_environment_says(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    place.server.write_kubeconfig(tmp_path / "config")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert isinstance(launcher_from_environment({}), RayLauncher)
+    launcher = launcher_from_environment({"KITAE_CLUSTER": str(tmp_path / "cluster.yaml")})
+    assert isinstance(launcher, KubernetesLauncher)
+    launcher.launch(ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    assert place.there() == [ID]

@@ -1,0 +1,384 @@
+"""Launcher and service in any order of events: a job's status never goes backwards, no RayJob is made twice, none is
+left behind.
+
+One job service watches and shows, another only works beside it; Kueue preempts, runners crash, people pause and resume,
+and the API server fails in every way that the fake one knows. At the end everything is mended, and every job must have
+come to its end.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ray_jobs import jobs
+from ray_jobs.cluster.client import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB, Object
+from ray_jobs.cluster.kinds import Kind
+from ray_jobs.cluster.settings import parse
+from ray_jobs.errors import ClusterError, JobError
+from ray_jobs.jobs import Job, Launched
+from ray_jobs.launch.kubernetes import KubernetesLauncher
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from serving.files.stored_files import Files
+from serving.fine_tuning import records
+from serving.fine_tuning.records import ApiJob
+from serving.fine_tuning.service import FineTuning
+from serving.http.errors import ApiError
+from serving.http.ids import new_id
+from tests.builders import make_spec
+from tests.cluster.builders import SETTINGS, cluster_queue, local_queue
+from tests.cluster.fake_kubernetes import FakeKubernetes, fake_kubernetes
+from tests.conftest import StoreServer
+from tests.kueue.fake_kueue import FakeKueue
+from tests.serving.api_harness import NoTokens
+
+TEAM, BLUE = "blue", "kitae-blue"
+JOBS = 2
+LATER = {
+    "validating_files": {"queued", "running", "paused", "succeeded", "failed", "cancelled"},
+    "queued": {"running", "paused", "succeeded", "failed", "cancelled"},
+    "running": {"paused", "succeeded", "failed", "cancelled"},
+    "paused": {"queued", "running", "succeeded", "failed", "cancelled"},
+}
+"""What may follow a status if nothing took a runner's machines."""
+OVER = ("succeeded", "failed", "cancelled")
+CONTROLLERS = ("reconcile", "advance", "preempt", "begin", "check", "finish", "crash", "expire", "collect")
+"""What works on the server's objects as Kueue, KubeRay and the pods do, without asking the server."""
+
+
+class World:
+    """A cluster whose GPUs are enough for one job at a time, two services, and time."""
+
+    def __init__(self, server: FakeKubernetes, store: Store) -> None:
+        self.server, self.store = server, store
+        self.now_s = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
+        self.kueue = FakeKueue(server.objects)
+        self.kueue.clock = lambda: self.time().strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.made: list[str] = []
+        self.begun_runners: set[str] = set()
+        server.objects.webhooks.append(self._count)
+        server.objects.create(CLUSTER_QUEUE, cluster_queue("kitae-blue", gpus=2, cohort=None))
+        server.objects.create(LOCAL_QUEUE, local_queue("kitae", "kitae-blue"), BLUE)
+        self.shown, self.other = self._service(), self._service()
+        self.apis: list[ApiJob] = []
+        self.statuses: list[str] = []
+        self.disturbed: Counter[int] = Counter()
+        self.attempts: dict[str, Job] = {}
+        """By RayJob: what its entrypoint has begun."""
+        for number in range(JOBS):
+            self._create(number)
+
+    def time(self) -> datetime:
+        return datetime.fromtimestamp(self.now_s, UTC)
+
+    def _service(self) -> FineTuning:
+        launcher = KubernetesLauncher(self.server.connect(), parse(SETTINGS), now=lambda: self.now_s, watches=False)
+        return FineTuning(self.store, Files(self.store, NoTokens(self.store)), launcher, now=lambda: self.now_s)
+
+    def _create(self, number: int) -> None:
+        identifier = new_id(records.KIND, now_s=self.now_s)
+        compute = {"workers": 2, "gpus_per_worker": 1}
+        spec = make_spec(identifier, team=TEAM, compute=compute)
+        api = ApiJob(
+            id=identifier, team=TEAM, key_id="k", created_at=0, model="m", training_file="f", validation_file=None,
+            suffix=None, seed=1, metadata=None, integrations=None, method={}, hyperparameters={},
+            spec=spec.model_dump(mode="json"), job_id=spec.job_id,
+        )  # fmt: skip
+        records.mark_open(self.store, TEAM, "k", identifier)
+        self.apis.append(records.put_new(self.store, api))
+        self.shown._create_job(api)
+        self.statuses.append("validating_files")
+
+    def _count(self, kind: Kind, new: Object, old: Object | None) -> None:
+        if kind == RAY_JOB and old is None:
+            self.made.append(new["metadata"]["name"])
+
+    # ---- what happens ------------------------------------------------------------------------------------------------
+
+    def happen(self, what: str, which: int) -> None:
+        # A request whose answer was lost may be at work in the server still: what a controller does is one step.
+        with self.server.objects.changed if what in CONTROLLERS else nullcontext():
+            self._happen(what, which)
+        self.look()
+
+    def _happen(self, what: str, which: int) -> None:
+        self.now_s += 2.0
+        number = which % JOBS
+        api = self.apis[number]
+        match what:
+            case "start":  # without it hardly any order would bring a runner to its first line
+                for step in ("tick", "reconcile", "advance", "advance", "advance", "begin", "watch"):
+                    self.happen(step, which)
+            case "tick":
+                self.shown.tick()
+            case "other tick":
+                self.other.tick()
+            case "watch":
+                for mirror in list(self.shown.launcher._mirrors.values()):  # type: ignore[attr-defined]
+                    with suppress(ClusterError):
+                        mirror.step()
+            case "reconcile":
+                self.kueue.reconcile()
+            case "advance":
+                for found in self.server.objects.list(RAY_JOB):
+                    self.kueue.advance(found["metadata"]["name"], BLUE)
+            case "preempt":
+                for name, namespace in self.kueue.running()[:1]:
+                    self.disturb(name)
+                    self.kueue.preempt(name, namespace)
+                    self.attempts.pop(name, None)  # with its pods
+            case "begin":
+                for name, _ in self.kueue.running():
+                    self.begin(name)
+            case "check":
+                for name in list(self.attempts):
+                    self.check(name)
+            case "finish" | "crash":
+                for name, _ in self.kueue.running()[:1]:
+                    self.end(name, crashes=what == "crash")
+            case "expire":
+                for found in self.server.objects.list(RAY_JOB):
+                    if (found.get("status") or {}).get("jobDeploymentStatus") in ("Complete", "Failed"):
+                        self.kueue.expire(found["metadata"]["name"], BLUE)
+            case "collect":
+                self.server.objects.collect()
+            case "pause" | "resume" | "cancel":
+                with suppress(ApiError):
+                    getattr(self.shown, what)(TEAM, api.id)
+            case "wait":
+                self.now_s += 10.0 * which
+            case "500":
+                self.server.fail(500, times=1 + which % 3)
+            case "409":
+                self.server.fail(409, when=lambda request: request.verb in ("create", "delete"))
+            case "lost answer":
+                self.server.drop(after=True, when=lambda request: request.verb in ("create", "delete"))
+            case "lost request":
+                self.server.drop(times=4)
+            case "expired token":
+                self.server.expire_token()
+            case "forgotten":
+                self.server.objects.forget()
+            case "down":
+                self.server.down = True
+            case _:
+                self.server.heal()
+
+    def begin(self, name: str) -> None:
+        """The entrypoint's first line, of a RayJob that has not come to it."""
+        if name in self.attempts:
+            return
+        api = next(api for api in self.apis if name.startswith(api.id))
+        entrypoint = self.server.objects.get(RAY_JOB, name, BLUE)["spec"]["entrypoint"]
+        found = re.search(r"--paused-at (\S+)", entrypoint)
+        launched = Launched(found[1].strip("'") if found else None)
+        try:
+            self.attempts[name] = jobs.start_attempt(self.store, JobSpec.model_validate(api.spec), launched=launched)
+            self.begun_runners.add(name)
+        except JobError:
+            self.finish(name)  # nothing to do: `--launched` ends well
+
+    def check(self, name: str) -> None:
+        """The runner looks whether it is to go on."""
+        if self.server.objects.find(RAY_JOB, name, BLUE) is None:
+            self.attempts.pop(name)
+            return
+        try:
+            self.attempts[name].check(fresh=True)
+        except JobError:
+            self.finish(name)
+
+    def end(self, name: str, *, crashes: bool) -> None:
+        attempt = self.attempts.get(name)
+        if attempt is None:
+            return
+        if crashes:
+            self.disturb(name)
+        else:
+            with suppress(JobError):
+                attempt.finish("succeeded", result={"metrics_csv": None})
+        self.finish(name, ok=not crashes)
+
+    def finish(self, name: str, *, ok: bool = True) -> None:
+        self.attempts.pop(name, None)
+        self.kueue.finish(name, BLUE, ok=ok)
+
+    def disturb(self, name: str) -> None:
+        self.disturbed[next(i for i, api in enumerate(self.apis) if name.startswith(api.id))] += 1
+
+    # ---- what must hold ----------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        for number, api in enumerate(self.apis):
+            status = self.shown.get(TEAM, api.id).status
+            before, self.statuses[number] = self.statuses[number], status
+            if status == before:
+                continue
+            if (before, status) == ("running", "queued"):
+                self.disturbed[number] -= 1
+                assert self.disturbed[number] >= 0, "queued again, though nothing took its machines"
+                continue
+            assert before not in OVER, f"{before} → {status}"
+            assert status in LATER[before], f"{before} → {status}"
+        again = [name for name, count in Counter(self.made).items() if count > 1 and name in self.begun_runners]
+        assert not again, f"made twice: {again}"
+        alive = Counter(found["metadata"]["name"].rpartition("-")[0] for found in self.live())
+        assert all(count == 1 for count in alive.values()), f"beside each other: {alive}"
+
+    def nobody_is_said_to_run_who_does_not(self) -> None:
+        """Of what is known a moment later."""
+        for api, status in zip(self.apis, self.statuses, strict=True):
+            runs = any(name.startswith(api.id) for name in self.attempts)
+            assert runs or status != "running", f"{api.id} is said to run"
+
+    def live(self) -> list[Object]:
+        """RayJobs that hold quota, or wait for it."""
+        return [
+            found
+            for found in self.server.objects.list(RAY_JOB)
+            if (found.get("status") or {}).get("jobDeploymentStatus") not in ("Complete", "Failed")
+            and "deletionTimestamp" not in found["metadata"]
+        ]
+
+    def settle(self) -> None:
+        """Everything is mended, and goes its way."""
+        self.server.heal()
+        self.server.objects.deletion_lingers = False
+        for _ in range(60):
+            self.happen("watch", 0)
+            self.happen("watch", 0)  # where the history was forgotten, the first one only learns that
+            self.happen("tick", 0)
+            self.nobody_is_said_to_run_who_does_not()
+            for what in ("watch", "tick", "other tick", "reconcile", "advance", "begin", "check", "collect", "wait"):
+                self.happen(what, 30)
+            for name in list(self.attempts):
+                if name in dict(self.kueue.running()):
+                    self.end(name, crashes=False)
+            if all(status in (*OVER, "paused") for status in self.statuses) and not self.live():
+                break
+        assert all(status in (*OVER, "paused") for status in self.statuses), self.statuses
+        left = [found["metadata"]["name"] for found in self.live()]
+        assert not left, f"left behind: {left}"
+        self.happen("expire", 0)
+        self.happen("tick", 0)
+        open_ids = {identifier for _, identifier in records.all_open(self.store)}
+        paused = {api.id for api, status in zip(self.apis, self.statuses, strict=True) if status == "paused"}
+        assert open_ids == paused
+        for api, status in zip(self.apis, self.statuses, strict=True):
+            if status == "succeeded":
+                assert jobs.load(self.store, api.job_id).status == "succeeded"
+
+
+STARTS = ("start",) * 6
+USUAL = ("tick", "other tick", "watch", "reconcile", "advance", "advance", "begin", "check", "wait")
+PEOPLE = ("pause", "resume", "cancel", "finish", "crash", "preempt", "expire", "collect")
+FAULTS = ("500", "409", "lost answer", "lost request", "expired token", "forgotten", "down", "heal")
+events = st.lists(
+    st.tuples(st.sampled_from((*STARTS, *USUAL, *PEOPLE, *FAULTS)), st.integers(0, 40)), min_size=10, max_size=30
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(happened=events, lingers=st.booleans())
+def test_whatever_happens_in_whatever_order(
+    store_server: StoreServer, happened: list[tuple[str, int]], lingers: bool
+) -> None:
+    def act(world: World) -> None:
+        for event in happened:
+            world.happen(*event)
+
+    run(store_server, act, lingers)
+
+
+def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool = False) -> None:
+    store = Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent"))
+    with fake_kubernetes(watch_ends_when_idle=True) as server:
+        world = World(server, store)
+        server.objects.deletion_lingers = lingers
+        with patch.object(jobs, "_now", world.time):
+            act(world)
+            world.settle()
+
+
+BEGUN = "tick reconcile advance advance advance begin"
+SCRIPTS = {
+    "a runner that the watch has not told of yet is not lost": (
+        f"{BEGUN} watch watch crash wait:2 other_tick reconcile advance advance advance begin finish "
+        "reconcile advance advance advance begin wait:2 tick"
+    ),
+    "a preempted runner that was paused unheard makes room for its successor": (
+        f"{BEGUN} watch preempt advance down pause:0 pause:1 resume:0 resume:1 heal tick watch tick reconcile"
+    ),
+    "the shown service hears late of a preemption": f"{BEGUN} watch tick preempt other_tick tick watch tick",
+    "a crash in the last breath of a pause": f"{BEGUN} pause:0 pause:1 crash resume:0 resume:1 tick check tick",
+    "a preemption while the API is away": f"{BEGUN} watch down tick preempt advance heal watch tick reconcile tick",
+    "cancelled while it waits and the API is away": "tick reconcile down cancel:0 cancel:1 tick heal tick watch tick",
+    "the history is forgotten while everything moves": f"{BEGUN} watch forgotten preempt watch watch tick finish tick",
+    "the history is forgotten before anybody hears of a preemption": f"{BEGUN} watch tick preempt forgotten",
+    "resumed while it is being deleted": f"{BEGUN} pause:0 pause:1 wait:2 tick resume:0 resume:1 tick collect",
+}
+
+
+@pytest.mark.parametrize("lingers", [False, True], ids=["gone at once", "lingering"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_orders_that_were_thought_of(store_server: StoreServer, script: str, lingers: bool) -> None:
+    def act(world: World) -> None:
+        for event in SCRIPTS[script].split():
+            what, _, which = event.replace("_", " ").partition(":")
+            world.happen(what, int(which or 0))
+
+    run(store_server, act, lingers)
+
+
+def test_a_preempted_job_is_queued_again_and_comes_to_its_end(store_server: StoreServer) -> None:
+    def act(world: World) -> None:
+        for what in ("tick", "reconcile", "advance", "advance", "advance", "begin", "tick"):
+            world.happen(what, 0)
+        assert sorted(world.statuses) == ["queued", "running"]
+        world.happen("wait", 10)
+        world.happen("tick", 0)
+        world.happen("preempt", 0)
+        world.happen("wait", 10)
+        world.happen("tick", 0)
+        assert world.statuses == ["queued", "queued"]
+        assert len(world.made) == JOBS
+        (api,) = [api for api in world.apis if jobs.load(world.store, api.job_id).attempt == 1]
+        told = [event.message for _, event in jobs.events(world.store, api.job_id)]
+        assert any(message.startswith("preempted: another job goes first") for message in told)
+        other = next(found for found in world.apis if found is not api)
+        told = [event.message for _, event in jobs.events(world.store, other.job_id)]
+        assert "waiting: blue uses 2 of 2 h100" in told
+
+    run(store_server, act)
+
+
+def test_a_launch_that_is_too_late_for_its_job_is_taken_back(store_server: StoreServer) -> None:
+    """Its job was cancelled, and closed, while the request was on its way; then its answer was lost."""
+
+    def act(world: World) -> None:
+        launch = world.shown.launcher.launch
+
+        def slow(runner_id: str, *given: object) -> None:
+            (api,) = [api for api in world.apis if runner_id.startswith(api.id)]
+            assert world.other.cancel(TEAM, api.id).status == "cancelled"
+            world.server.drop(after=True, when=lambda request: request.verb == "create")
+            launch(runner_id, *given)  # type: ignore[arg-type]
+
+        world.shown.looked_at_once = 1
+        with patch.object(world.shown.launcher, "launch", slow):
+            world.shown.tick()
+        assert world.made
+        assert world.live() == []
+
+    run(store_server, act)

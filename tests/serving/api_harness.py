@@ -1,0 +1,230 @@
+"""The endpoint in this process, on a real port and a real store; engines and runners are honest fakes.
+
+What a runner does to a store, `run_job` does: it claims the attempt, tells events, registers a version, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from safetensors.numpy import save_file
+from starlette.types import ASGIApp
+
+from ray_jobs import jobs, registry
+from ray_jobs.deploy import needed_records, records
+from ray_jobs.errors import JobError
+from ray_jobs.jobs import Job, Launched
+from ray_jobs.launch.ray_job import Runner
+from ray_jobs.registry import Lineage, catalogue
+from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.spec import JobSpec, ServingSection
+from ray_jobs.storage import Store
+from ray_jobs.storage.bucket import Settings as StoreSettings
+from serving.access.keys import StoredKeys
+from serving.app import create_app
+from serving.files.row_checks import in_process
+from serving.inference.router import Router
+from serving.inference.traffic import Traffic
+from serving.observability.metrics import Observed
+from serving.settings import Settings
+from tests.builders import make_spec
+from tests.launch.fake_launcher import FakeLauncher
+from tests.serving.fake_backend import FakeBackend
+
+KEY = "the-operators-key-of-the-tests"
+BASE = "tiny-chat"
+DIGEST = "b" * 16
+
+
+@dataclass
+class ApiServer:
+    """A running endpoint."""
+
+    store: Store
+    port: int
+    launcher: FakeLauncher = field(default_factory=FakeLauncher)
+    backend: FakeBackend = field(default_factory=FakeBackend)
+    settings: Settings = field(default_factory=lambda: Settings(api_key=KEY))
+    app: Observed | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def paths(self) -> set[str]:
+        """Of every route, as the document writes them."""
+        assert self.app is not None
+        return {re.sub(r":\w+}", "}", getattr(route, "path", "")) for route in self.app.routes()}
+
+    def deploy_classifier(self, name: str) -> None:
+        """A model that sorts texts, as if it had been trained and deployed."""
+        register(self.store, make_spec(name, task="text_classification", base_model=BASE), name)
+        for record in needed_records(registry.get(self.store, name), None, ServingSection(), lora_rank=8):
+            records.write(self.store, record)
+
+    def run_launched(self, *, epochs: int = 2) -> list[str]:
+        """Let every pending runner run to its end. Ids of their jobs."""
+        done = []
+        for runner_id, runner in list(self.launcher.known.items()):
+            if runner.state != "pending":
+                continue
+            self.launcher.known[runner_id] = Runner("running")
+            arguments = self.launcher.arguments[runner_id]
+            paused_at = arguments[arguments.index("--paused-at") + 1] if "--paused-at" in arguments else None
+            with suppress(JobError):  # it was stopped before it began
+                run_job(self.store, arguments[1], Launched(paused_at), epochs=epochs)
+            self.launcher.known[runner_id] = Runner("ended")
+            done.append(arguments[1])
+        return done
+
+
+def begin_job(store: Store, job_id: str, launched: Launched | None = None) -> Job:
+    """What a runner does first."""
+    spec = JobSpec.model_validate(jobs.load(store, job_id).spec)
+    job = jobs.start_attempt(store, spec, launched=launched or Launched())
+    job.event("info", f"attempt {job.attempt} started")
+    return job
+
+
+def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epochs: int = 2) -> None:
+    """A whole training, without the training."""
+    job = begin_job(store, job_id, launched)
+    spec = JobSpec.model_validate(job.record.spec)
+    checkpoints: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        figures = {"step": 10 * epoch, "train_loss": 2.0 / epoch, "valid_loss": 2.5 / epoch}
+        job.event("info", f"step {10 * epoch}", figures, kind="metrics")
+        version = register(store, spec, f"{job_id}-{epoch}")
+        registry.set_alias(store, spec.name, f"ckpt-step-{10 * epoch}", version)
+        checkpoints.append(figures | {"version": version})
+    registry.set_alias(store, spec.name, "champion", checkpoints[-1]["version"])
+    store.put(f"jobs/{job_id}/metrics.csv", b"step,train_loss\n10,2.0\n20,1.0\n")
+    version_record = registry.get(store, spec.name)
+    for record in needed_records(version_record, None, spec.serving, lora_rank=8):
+        records.write(store, record)
+    job.finish(
+        "succeeded",
+        result={
+            "model": spec.name,
+            "version": checkpoints[-1]["version"],
+            "base": {"loss": 3.0},
+            "tuned": {"loss": 1.2},
+            "base_is": "the base model",
+            "checkpoints": checkpoints,
+            "trained_tokens": 1234,
+            "metrics_csv": f"jobs/{job_id}/metrics.csv",
+        },
+    )
+
+
+def register(store: Store, spec: JobSpec, mark: str) -> str:
+    """A version of a model, with weights in name only. Its number."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
+        save_file({"w": np.zeros(1, dtype=np.float32)}, directory / "adapter_model.safetensors", {"mark": mark})
+        lineage = Lineage("d" * 16, DIGEST, spec, "0.1.0", spec.job_id, {"loss": 1.0})
+        return registry.register(store, spec.name, directory, lineage=lineage, lineage_digest=mark).version
+
+
+def add_base(store: Store, name: str = BASE, tasks: tuple[str, ...] = ("chat",)) -> CatalogueEntry:
+    """A base that is in the catalogue and nowhere else: nothing counts its tokens."""
+    entry = CatalogueEntry(name=name, digest=DIGEST, source="tests", architecture="LlamaForCausalLM", tasks=tasks)
+    return catalogue.add(store, entry)
+
+
+class NoTokens:
+    """Looks at rows as the service does, but for the tokens, since the base of these tests has no files."""
+
+    def __init__(self, store: Store) -> None:
+        self._check = in_process(store)
+
+    def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> Any:
+        return self._check(key, filename, task, None)
+
+
+def nowhere() -> Store:
+    """A store that never answers."""
+    return Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
+
+
+def make_app(
+    router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any
+) -> ASGIApp:
+    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, `keep`, and settings."""
+    given = {name: more.pop(name) for name in ("keys", "limiter", "keep") if name in more}
+    return create_app(
+        Settings(**{"api_key": KEY} | more),
+        nowhere(),
+        backend or FakeBackend(),
+        check_rows=in_process(nowhere()),
+        launcher=FakeLauncher(),
+        router=router,
+        traffic=traffic or Traffic(),
+        **given,
+    )
+
+
+@contextmanager
+def api_server(
+    store: Store, *, port: int | None = None, launcher: FakeLauncher | None = None, **settings: Any
+) -> Iterator[ApiServer]:
+    """The endpoint on a free port, until the block ends."""
+    server = ApiServer(
+        store, port or free_port(), launcher or FakeLauncher(), settings=Settings(**{"api_key": KEY} | settings)
+    )
+    app = server.app = create_app(
+        server.settings,
+        store,
+        server.backend,
+        check_rows=NoTokens(store),
+        launcher=server.launcher,
+        keys=StoredKeys(store, ttl_s=server.settings.key_ttl_s),
+    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=server.port, log_level="error", lifespan="on")
+    process = uvicorn.Server(config)
+    thread = threading.Thread(target=process.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not process.started:
+        assert time.monotonic() < deadline, "the endpoint did not come up"
+        time.sleep(0.02)
+    try:
+        yield server
+    finally:
+        process.should_exit = True
+        thread.join(30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def rows(count: int = 12, *, start: int = 0) -> bytes:
+    """So many conversations as JSONL."""
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"question {i}"},
+                    {"role": "assistant", "content": f"answer {i}"},
+                ]
+            }
+        )
+        for i in range(start, start + count)
+    ]
+    return "\n".join(lines).encode() + b"\n"

@@ -1,0 +1,66 @@
+"""A backend that answers as the engines do, without engines: an honest fake of `serving.inference.backends.Backend`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.inference.backends import Route
+
+
+@dataclass
+class FakeBackend:
+    """Echoes the last message; raises `failure` instead where one is set, or answers `refusal`."""
+
+    failure: Exception | None = None
+    refusal: dict[str, Any] | None = None
+    fail_after: int | None = None
+    """Pieces of a stream before `failure`. None: at once."""
+    calls: list[tuple[Route, str, dict[str, Any]]] = field(default_factory=list)
+    closed: int = 0
+    """Answers that were ended, by their own end or by whoever asked."""
+    states: dict[str, str] = field(default_factory=dict)
+
+    async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
+        self.calls.append((route, method, body))
+        try:
+            if self.failure is not None and self.fail_after is None:
+                raise self.failure
+            if self.refusal is not None:
+                yield {"error": self.refusal}
+                return
+            words = _asked(body).split()
+            if not body.get("stream"):
+                usage = {"prompt_tokens": len(words), "completion_tokens": len(words), "total_tokens": 2 * len(words)}
+                message = {"role": "assistant", "content": " ".join(words)}
+                choice = {"index": 0, "finish_reason": "stop", "message": message, "text": " ".join(words)}
+                kind = {"chat": "chat.completion"}.get(method, "text_completion")
+                answer = {"id": "cmpl-1", "object": kind, "created": 1, "model": body["model"], "choices": [choice]}
+                yield {"response": answer | {"usage": usage}}
+                return
+            for i, word in enumerate(words):
+                if self.failure is not None and i == self.fail_after:
+                    raise self.failure
+                yield f"data: {json.dumps({'model': body['model'], 'choices': [{'delta': {'content': word}}]})}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            self.closed += 1
+
+    async def classify(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+        if self.failure is not None:
+            raise self.failure
+        return [{"scores": {"ham": 0.25, "spam": 0.75}, "tokens": len(text.split())} for text in texts]
+
+    async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+        if self.failure is not None:
+            raise self.failure
+        return [{"embedding": [0.6, 0.8], "tokens": len(text.split())} for text in texts]
+
+    async def statuses(self) -> dict[str, str]:
+        return self.states
+
+
+def _asked(body: dict[str, Any]) -> str:
+    return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])

@@ -1,0 +1,172 @@
+"""The API process dies at any instant: what clients were told holds, and the work goes on.
+
+Five hundred deaths are raised within the process, each at a random request of a scripted day (`day_of_work`); a few are
+real, of a server process, while the official client goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import openai
+import pytest
+
+from ray_jobs import jobs
+from ray_jobs.errors import JobError
+from ray_jobs.storage import Store
+from serving.fine_tuning import records
+from tests.repository import ROOT
+from tests.serving.api_harness import BASE, KEY, add_base, free_port, rows, run_job
+from tests.serving.chaos_scenario import Day, check_files, check_jobs
+from tests.serving.served_api import FolderLauncher
+
+KILLS_A_DAY = 100
+DAYS = 5
+REAL_KILLS = 5
+PATIENCE_S = 60.0
+
+
+@pytest.mark.parametrize("seed", range(DAYS))
+def test_what_was_told_holds_though_the_process_dies_a_hundred_times(
+    seed: int, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = Day(store, seed, KILLS_A_DAY)
+    day.live()
+    day.end()
+    check_jobs(day)
+    check_files(day)
+    history = day.history
+    assert len(history.created) > 5
+    assert len(history.files) > 5
+    assert "succeeded" in history.ended.values()
+    facts = {
+        "seed": seed,
+        "requests": day.requests,
+        "files": len(history.files),
+        "jobs": Counter(job.status for job in history.told.values()),
+        "events": sum(map(len, history.events.values())),
+        "unanswered creates": len(history.unanswered),
+    }
+    with capsys.disabled():
+        print(json.dumps(facts), end=" ")
+
+
+class Served:
+    """A server process that is started again each time it is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, str(ROOT / "tests" / "served_api.py"), str(self.port), str(self.folder)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(command, env=environment)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            assert self.process.poll() is None, "the server ended by itself"
+            assert time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def working(store: Store, launcher: FolderLauncher) -> Iterator[None]:
+    """Runners that begin and end by themselves, whoever has launched them."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.2):
+            for runner_id, runner in launcher.runners("ftjob-").items():
+                if runner.state == "running":
+                    with suppress(JobError):  # cancelled before it began, or while it ran
+                        run_job(store, launcher.arguments(runner_id)[1], epochs=1)
+                    launcher.stop(runner_id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_the_official_client_goes_on_over_real_kills(
+    store: Store, store_environment: dict[str, str], tmp_path: Path
+) -> None:
+    add_base(store)
+    folder = tmp_path / "runners"
+    folder.mkdir()
+    launcher = FolderLauncher(folder)
+    dice = random.Random(7)
+    served = Served(folder)
+    killed = threading.Event()
+
+    def kill() -> None:
+        for _ in range(REAL_KILLS):
+            time.sleep(dice.uniform(0.3, 1.5))
+            served.kill()
+            served.start()
+        killed.set()
+
+    killer = threading.Thread(target=kill)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=KEY, max_retries=20, timeout=60)
+    files: dict[str, bytes] = {}
+    told: dict[str, str] = {}
+    cancelled: set[str] = set()
+    try:
+        with working(store, launcher):
+            killer.start()
+            while not killed.is_set() or len(told) < 6:
+                number = len(told)
+                content = rows(12, start=100 * number)
+                file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune")
+                files[file.id] = content
+                job = client.fine_tuning.jobs.create(
+                    model=BASE, training_file=file.id, metadata={"number": str(number)}
+                )
+                told[str(number)] = job.id
+                if number % 3 == 0:
+                    with suppress(openai.BadRequestError):  # it was faster
+                        assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+                        cancelled.add(job.id)
+                assert {found.id for found in client.fine_tuning.jobs.list(limit=2)} >= set(told.values())
+            deadline = time.monotonic() + PATIENCE_S
+            while records.all_open(store):
+                assert time.monotonic() < deadline, records.all_open(store)
+                time.sleep(0.2)
+            ended = {job.id: job for job in client.fine_tuning.jobs.list(limit=100)}
+        assert {(job.metadata or {})["number"]: job.id for job in ended.values()} == told
+        assert len(ended) == len(told)
+        for job in ended.values():
+            assert job.status == ("cancelled" if job.id in cancelled else "succeeded")
+            events = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=3)]
+            assert Counter(events)[f"created fine-tuning job {job.id}"] == 1
+            assert events[-1] == f"created fine-tuning job {job.id}"
+            record = jobs.load(store, records.load(store, "default", job.id).job_id)
+            assert record.attempt <= 1
+        for identifier, content in files.items():
+            assert client.files.content(identifier).read() == content
+    finally:
+        if killer.is_alive():
+            killer.join()
+        served.kill()

@@ -1,0 +1,254 @@
+"""A job's status and what is done next, for every combination of its records and its launcher."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+
+import pytest
+
+from ray_jobs.jobs import JobRecord
+from ray_jobs.launch.ray_job import Runner, RunnerState
+from serving.fine_tuning import lifecycle
+from serving.fine_tuning.lifecycle import Close, Start, Stop, decide, resumed, status_of
+from serving.fine_tuning.records import ApiJob, Closed, Launch
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+PAUSED_AT = NOW - timedelta(minutes=5)
+RUNNERS: tuple[RunnerState, ...] = ("pending", "running", "ended", "unknown", "unreachable")
+
+TABLE = {
+    # job's record, newest launch:  pending    running    ended      unknown    unreachable
+    ("none", "none"): "validating validating validating validating validating",
+    ("queued", "none"): "validating validating validating validating validating",
+    ("queued", "waiting"): "queued queued queued queued queued",
+    ("running", "none"): "running running running running running",
+    ("running", "waiting"): "queued queued queued queued queued",
+    ("running", "begun"): "running running queued queued running",
+    ("paused", "none"): "paused paused paused paused paused",
+    ("paused", "waiting"): "paused paused paused paused paused",
+    ("paused", "begun"): "paused paused paused paused paused",
+    ("paused", "resumed"): "queued queued queued queued queued",
+    ("succeeded", "none"): "succeeded succeeded succeeded succeeded succeeded",
+    ("succeeded", "waiting"): "succeeded succeeded succeeded succeeded succeeded",
+    ("succeeded", "begun"): "succeeded succeeded succeeded succeeded succeeded",
+    ("failed", "none"): "failed failed failed failed failed",
+    ("failed", "waiting"): "failed failed failed failed failed",
+    ("failed", "begun"): "failed failed failed failed failed",
+    ("cancelled", "none"): "cancelled cancelled cancelled cancelled cancelled",
+    ("cancelled", "waiting"): "cancelled cancelled cancelled cancelled cancelled",
+    ("cancelled", "begun"): "cancelled cancelled cancelled cancelled cancelled",
+}
+DUE = {
+    # what is done about it, a while later: s(tart anew), a(gain), x (stop), c(lose), - nothing
+    ("none", "none"): "-----",
+    ("queued", "none"): "sssss",
+    ("queued", "waiting"): "--sa-",
+    ("running", "none"): "sssss",
+    ("running", "waiting"): "--sa-",
+    ("running", "begun"): "--ss-",
+    ("paused", "none"): "-----",
+    ("paused", "waiting"): "xx---",
+    ("paused", "begun"): "xx---",
+    ("paused", "resumed"): "--sa-",
+    ("succeeded", "none"): "ccccc",
+    ("succeeded", "waiting"): "ccccc",
+    ("succeeded", "begun"): "ccccc",
+    ("failed", "none"): "ccccc",
+    ("failed", "waiting"): "ccccc",
+    ("failed", "begun"): "ccccc",
+    ("cancelled", "none"): "ccccc",
+    ("cancelled", "waiting"): "xxcc-",
+    ("cancelled", "begun"): "xxcc-",
+}
+COMBINATIONS = [(*pair, state) for pair in TABLE for state in RUNNERS]
+
+
+def job_of(status: str, *, attempt: int = 3) -> JobRecord | None:
+    if status == "none":
+        return None
+    facts: dict[str, Any] = {"id": "j", "spec": {}, "created_at": NOW - timedelta(hours=1), "attempt": attempt}
+    if status != "queued":
+        facts["started_at"] = NOW - timedelta(minutes=50)
+    if status in ("succeeded", "failed", "cancelled"):
+        facts["finished_at"] = NOW - timedelta(minutes=1)
+    if status == "cancelled":
+        facts["cancelled_at"] = NOW - timedelta(minutes=1)
+    if status == "failed":
+        facts["error"] = "the loss is nan"
+    if status == "paused":
+        facts["paused_at"] = PAUSED_AT
+    record = JobRecord(**facts)
+    assert record.status == status
+    return record
+
+
+def api_of(launch: str, *, attempt: int = 3, launches: int = 1, **facts: Any) -> ApiJob:
+    before = attempt - 1 if launch == "begun" else attempt
+    newest = Launch(
+        number=launches,
+        at=(NOW - timedelta(minutes=10)).timestamp(),
+        attempt_before=before,
+        resumes=PAUSED_AT.isoformat() if launch == "resumed" else None,
+    )
+    older = [newest.model_copy(update={"number": number, "resumes": None}) for number in range(1, launches)]
+    return ApiJob(
+        id="ftjob-1", team="a", key_id="k", created_at=0, model="m", training_file="file-1", validation_file=None,
+        suffix=None, seed=1, metadata=None, integrations=None, method={}, hyperparameters={}, spec={}, job_id="j",
+        launches=() if launch == "none" else (*older, newest), **facts,
+    )  # fmt: skip
+
+
+def test_the_tables_have_every_combination() -> None:
+    jobs = {"none", "queued", "running", "paused", "succeeded", "failed", "cancelled"}
+    assert {job for job, _ in TABLE} == jobs
+    assert set(TABLE) == set(DUE)
+    assert set(get_args(RunnerState)) == set(RUNNERS)
+    # A job that never began has no runner that did; only a paused one is resumed.
+    possible = {(job, launch) for job in jobs for launch in ("none", "waiting", "begun", "resumed")}
+    impossible = {("none", "waiting"), ("none", "begun"), ("queued", "begun")}
+    impossible |= {(job, "resumed") for job in jobs - {"paused"}}
+    assert set(TABLE) == possible - impossible
+
+
+@pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
+def test_status(job: str, launch: str, runner: RunnerState) -> None:
+    wanted = TABLE[job, launch].split()[RUNNERS.index(runner)]
+    verdict = status_of(api_of(launch), job_of(job), Runner(runner))
+    assert verdict.status == {"validating": "validating_files"}.get(wanted, wanted)
+    assert (verdict.error is not None) == (wanted == "failed")
+
+
+@pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
+def test_what_is_done_next(job: str, launch: str, runner: RunnerState) -> None:
+    wanted = DUE[job, launch][RUNNERS.index(runner)]
+    action = decide(api_of(launch), job_of(job), Runner(runner), NOW.timestamp())
+    match action:
+        case None:
+            found = "-"
+        case Start(is_new=True):
+            found = "s"
+        case Start():
+            found = "a"
+        case Stop():
+            found = "x"
+        case Close():
+            found = "c"
+    assert found == wanted
+
+
+@pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
+def test_a_closed_job_stays_as_it_is(job: str, launch: str, runner: RunnerState) -> None:
+    api = api_of(launch, closed=Closed(status="succeeded", finished_at=1))
+    assert status_of(api, job_of(job), Runner(runner)).status == "succeeded"
+    assert decide(api, job_of(job), Runner(runner), NOW.timestamp()) is None
+
+
+def test_a_runner_has_time_to_write_a_checkpoint_before_it_is_stopped() -> None:
+    api, job = api_of("begun"), job_of("paused")
+    told = PAUSED_AT.timestamp()
+    assert decide(api, job, Runner("running"), told + lifecycle.STOP_AFTER_S - 1) is None
+    assert isinstance(decide(api, job, Runner("running"), told + lifecycle.STOP_AFTER_S), Stop)
+    assert isinstance(decide(api_of("waiting"), job, Runner("pending"), told), Stop)  # it has nothing to write
+
+
+def test_lost_runners_are_started_again_later_and_later_and_then_no_more() -> None:
+    job = job_of("running")
+    for launches in range(1, lifecycle.MOST_LAUNCHES):
+        api = api_of("begun", launches=launches)
+        assert api.launch is not None
+        wait_s = lifecycle.wait_s(launches)
+        assert decide(api, job, Runner("ended"), api.launch.at + wait_s - 0.1) is None
+        action = decide(api, job, Runner("ended", "evicted"), api.launch.at + wait_s)
+        assert isinstance(action, Start)
+        assert action.launch.number == launches + 1
+        assert action.launch.attempt_before == 3
+        assert "evicted" in action.why
+    given_up = status_of(api_of("begun", launches=lifecycle.MOST_LAUNCHES), job, Runner("ended", "evicted"))
+    assert given_up.status == "failed"
+    assert given_up.error is not None
+    assert given_up.error.code == "runner_lost"
+    assert "evicted" in given_up.error.message
+    waits = [lifecycle.wait_s(n) for n in range(1, 10)]
+    assert waits == sorted(waits)
+    assert waits[0] == 5
+    assert waits[-1] == 300
+
+
+def test_a_stopped_job_is_closed_in_the_end_though_its_launcher_never_answers() -> None:
+    api, job = api_of("waiting"), job_of("cancelled")
+    assert job is not None
+    assert job.cancelled_at is not None
+    told = job.cancelled_at.timestamp()
+    assert decide(api, job, Runner("unreachable"), told + lifecycle.SILENCE_PATIENCE_S - 1) is None
+    assert isinstance(decide(api, job, Runner("unreachable"), told + lifecycle.SILENCE_PATIENCE_S), Close)
+
+
+def test_a_preempted_job_is_queued_again_and_its_runner_is_not_lost() -> None:
+    api, job = api_of("begun"), job_of("running")
+    assert job is not None
+    assert job.started_at is not None
+    began = job.started_at.timestamp()
+    waits = Runner("pending", "preempted: another job goes first; waiting", interrupted_at=began + 60)
+    assert status_of(api, job, Runner("running")).status == "running"
+    assert status_of(api, job, waits).status == "queued"
+    assert lifecycle.waits_for(api, job, waits) == waits.message
+    assert decide(api, job, waits, NOW.timestamp()) is None  # the launcher brings it back under its own name
+    # Its machines are there again, and its next attempt has not begun: what the record says is of the last one.
+    again = Runner("running", interrupted_at=began + 60)
+    assert status_of(api, job, again).status == "queued"
+    assert lifecycle.waits_for(api, job, again) is None
+    goes_on = job.model_copy(update={"attempt": 4, "started_at": job.started_at + timedelta(seconds=90)})
+    assert status_of(api, goes_on, again).status == "running"
+    assert lifecycle.launches_so_far(api) == 1
+
+
+def test_a_preempted_job_that_is_stopped_has_nothing_to_write() -> None:
+    for status in ("paused", "cancelled"):
+        job = job_of(status)
+        assert job is not None
+        assert job.started_at is not None
+        told = job.paused_at or job.cancelled_at
+        assert told is not None
+        waits = Runner("pending", interrupted_at=job.started_at.timestamp() + 1)
+        assert not isinstance(decide(api_of("begun"), job, Runner("pending"), told.timestamp()), Stop)
+        assert isinstance(decide(api_of("begun"), job, waits, told.timestamp()), Stop)
+
+
+@pytest.mark.parametrize("launch", ["waiting", "begun"])
+@pytest.mark.parametrize("state", ["pending", "ended"])
+def test_a_runner_that_can_never_start_fails_its_job_at_once(launch: str, state: RunnerState) -> None:
+    runner = Runner(state, "the image x cannot be pulled", hopeless=True)
+    verdict = status_of(api_of(launch), job_of("running"), runner)
+    assert verdict.status == "failed"
+    assert verdict.error is not None
+    assert (verdict.error.code, verdict.error.message) == ("runner_failed", "the image x cannot be pulled")
+    assert decide(api_of(launch), job_of("running"), runner, NOW.timestamp()) == Close(verdict)
+    assert status_of(api_of(launch), job_of("succeeded"), runner).status == "succeeded"
+    assert status_of(api_of(launch), job_of("paused"), runner).status == "paused"
+
+
+@pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
+def test_only_a_job_that_is_queued_waits_for_something(job: str, launch: str, runner: RunnerState) -> None:
+    found = Runner(runner, "waiting: for others")
+    waits = lifecycle.waits_for(api_of(launch), job_of(job), found)
+    queued = status_of(api_of(launch), job_of(job), found).status == "queued"
+    assert waits == ("waiting: for others" if queued and runner == "pending" else None)
+
+
+def test_a_resume_counts_lost_runners_anew() -> None:
+    paused = job_of("paused")
+    assert paused is not None
+    api = resumed(api_of("begun", launches=lifecycle.MOST_LAUNCHES), paused, NOW.timestamp())
+    assert len(api.launches) == lifecycle.MOST_LAUNCHES + 1
+    assert status_of(api, paused, Runner("ended")).status == "queued"
+    assert resumed(api, paused, NOW.timestamp()) == api  # twice is once
+
+
+def test_a_pause_after_a_resume_stands() -> None:
+    paused = job_of("paused")
+    assert paused is not None
+    api = resumed(api_of("begun"), paused, NOW.timestamp())
+    again = paused.model_copy(update={"paused_at": NOW})
+    assert status_of(api, paused, Runner("pending")).status == "queued"
+    assert status_of(api, again, Runner("pending")).status == "paused"

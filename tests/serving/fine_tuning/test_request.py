@@ -1,0 +1,160 @@
+"""From a request to a job file: OpenAI's hyperparameters, Kitae's sections, and everything wrong at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.data.report import RowReport
+from ray_jobs.registry.catalogue import CatalogueEntry
+from serving.files.stored_files import FileRecord
+from serving.fine_tuning.request import Resolved, auto_batch_size, auto_epochs, merged, resolve
+from serving.http import openai_types as wire
+from serving.http.errors import ApiError
+
+ENTRY = CatalogueEntry(
+    name="tiny", digest="b" * 16, source="x", architecture="LlamaForCausalLM", tasks=("chat",), max_tokens=4096
+)
+
+
+MULTIPLIED = {"learning_rate_multiplier": 2}
+
+
+def file_of(count: int = 50, **facts: Any) -> FileRecord:
+    report = {"task": "chat", "rows": count, "duplicates": 0} | facts.pop("report", {})
+    given = {"id": "file-1", "purpose": "fine-tune"} | facts
+    return FileRecord(
+        team="a", key_id="k", filename="rows.jsonl", bytes=1, created_at=0, key="files/a/file-1/rows.jsonl",
+        report=RowReport(**report), **given,
+    )  # fmt: skip
+
+
+def ask(
+    body: dict[str, Any], *, training: FileRecord | None = None, validation: FileRecord | None = None, **more: Any
+) -> Resolved:
+    training = file_of() if training is None else training
+    request = wire.CreateJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
+    found = [record for record in (training, validation) if record is not None]
+    arguments: dict[str, Any] = {
+        "identifier": "ftjob-1", "team": "a", "entry": ENTRY, "training": training, "validation": validation,
+        "address_of": {record.id: f"s3://b/{record.key}" for record in found}, "bases": {"tiny": ENTRY}, "defaults": {},
+    } | more  # fmt: skip
+    return resolve(request, **arguments)
+
+
+def refusal_of(body: dict[str, Any], **more: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        ask(body, **more)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_the_plainest_request() -> None:
+    resolved = ask({})
+    spec = resolved.spec
+    assert (spec.name, spec.team, spec.task, spec.base_model) == ("ftjob-1", "a", "chat", "tiny")
+    assert spec.data.train == "s3://b/files/a/file-1/rows.jsonl"
+    assert (spec.training.method, spec.training.epochs, spec.training.batch_size) == ("lora", 3, 6)
+    assert spec.training.publish_checkpoints
+    assert resolved.hyperparameters == {"n_epochs": 3, "batch_size": 6, "learning_rate_multiplier": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs"), [(10, 10), (33, 3), (34, 3), (4, 25), (100, 3), (8_333, 3), (8_334, 2), (30_000, 1)]
+)
+def test_epochs_for_auto(examples: int, epochs: int) -> None:
+    assert auto_epochs(examples) == epochs
+
+
+@given(st.integers(1, 10**7))
+def test_auto_is_within_what_the_api_allows(examples: int) -> None:
+    assert 1 <= auto_epochs(examples) <= 50
+    assert 1 <= auto_batch_size(examples) <= 16
+
+
+def test_hyperparameters_of_the_method_go_before_those_at_the_top() -> None:
+    new = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5, "learning_rate_multiplier": 0.5}}}
+    spec = ask({"method": new, "hyperparameters": {"n_epochs": 2, "batch_size": 3}}).spec
+    assert (spec.training.epochs, spec.training.batch_size) == (5, 3)
+    assert spec.training.learning_rate == pytest.approx(1e-4)  # half of LoRA's
+
+
+def test_sections_go_before_hyperparameters_and_defaults() -> None:
+    resolved = ask(
+        {"training": {"epochs": 7, "lora": {"rank": 4}}, "lora_rank": 8, "search": {"trials": 5}, "priority": 3},
+        defaults={"training": {"epochs": 9, "precision": "fp32"}, "compute": {"workers": 2}},
+    )
+    spec = resolved.spec
+    assert (spec.training.epochs, spec.training.lora.rank, spec.training.lora.alpha) == (7, 4, 16)
+    assert (spec.training.precision, spec.compute.workers, spec.priority) == ("fp32", 2, 3)
+    assert spec.search is not None
+    assert spec.search.trials == 5
+    assert resolved.hyperparameters["n_epochs"] == 7
+
+
+def test_a_search_with_its_defaults_and_none() -> None:
+    assert ask({"search": True}).spec.search is not None
+    assert ask({"search": {}}).spec.search is not None
+    assert ask({"search": False}).spec.search is None
+
+
+def test_a_method_by_its_name() -> None:
+    spec = ask({"method": "full"}).spec
+    assert spec.training.method == "full"
+    assert spec.training.learning_rate is None
+
+
+def test_the_longest_row_decides_how_long_rows_may_be() -> None:
+    assert ask({}, training=file_of(report={"longest_tokens": 90})).spec.data.max_tokens == 1024
+    spec = ask({}, training=file_of(report={"longest_tokens": 3000})).spec
+    assert (spec.data.max_tokens, spec.training.micro_batch_tokens) == (3000, 3000)
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    body = {
+        "model": "tinny", "training_file": "file-2", "validation_file": "file-3",
+        "method": {"type": "dpo"}, "metadata": {"k" * 65: "v", "w": "v" * 513}, "data": {"train": "/etc/passwd"},
+    }  # fmt: skip
+    error = refusal_of(body, entry=None, training=file_of(purpose="batch"), validation=file_of(purpose="evals"))
+    params = [detail["param"] for detail in error.details]
+    for param in ("method.type", "metadata", "metadata.w", "model", "training_file", "validation_file", "data.train"):
+        assert param in params, param
+    assert error.param == "method.type"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"training": {"epoch": 3}}, "training.epoch", "did you mean 'epochs'"),
+        ({"training": {"learning_rate": -1}, "hyperparameters": MULTIPLIED}, "training.learning_rate", "greater"),
+        ({"search": {"space": {"learning_rat": [1]}}}, "search.space.learning_rat", "did you mean"),
+        ({"search": {"space": {"base_model": ["tiny", "other"]}}}, "search.space.base_model", "'other'"),
+        ({"serving": {"max_model_len": 1}}, "serving.max_model_len", "64"),
+        ({"data": {"max_tokens": "long"}}, "data.max_tokens", "integer"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations", "none here"),
+        ({"task": "text_classification"}, "model", "cannot do text_classification"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named(body: dict[str, Any], param: str, words: str) -> None:
+    error = refusal_of(body)
+    assert error.param == param
+    assert words in error.message
+
+
+def test_too_few_rows() -> None:
+    assert "at least 10" in refusal_of({}, training=file_of(9)).message
+    assert ask({}, training=file_of(10)).spec.training.epochs == 10
+
+
+def test_rows_longer_than_the_model_are_named_unless_something_is_to_be_done_about_them() -> None:
+    long = file_of(report={"model": "tiny", "longest_tokens": 9000, "too_long": (3, 8)})
+    assert "lines 3, 8 are longer than the 4096 tokens" in refusal_of({}, training=long).message
+    spec = ask({"data": {"too_long": "drop"}}, training=long).spec
+    assert (spec.data.max_tokens, spec.data.too_long) == (4096, "drop")
+
+
+def test_merging_keeps_what_only_one_has() -> None:
+    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}

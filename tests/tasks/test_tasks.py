@@ -1,0 +1,191 @@
+"""Encoding: exactly the assistant's words and its end token are trained; data that teaches nothing is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_jobs.data.encoding import Encoded, encode_rows
+from ray_jobs.errors import DataError, ModelError
+from ray_jobs.evaluation.evaluate import last_answer, majority_class
+from ray_jobs.models import load_tokenizer
+from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import IGNORED, Example
+from ray_jobs.tasks.chat import check_supervision, render, tokenize
+from tests.models import tiny_models
+
+CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    tiny_models.save_tokenizer(directory)
+    return load_tokenizer(directory, "chat")
+
+
+def conversation(*turns: str, **last: Any) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = [
+        {"role": "user" if i % 2 == 0 else "assistant", "content": turn} for i, turn in enumerate(turns)
+    ]
+    messages[-1] |= last
+    return {"messages": messages}
+
+
+def trained_text(example: Example, tokenizer: Any) -> str:
+    return str(tokenizer.decode([label for label in example.labels if label != IGNORED]))
+
+
+def test_only_the_assistant_and_its_end_token_are_trained(tokenizer: Any) -> None:
+    row = conversation("Can I return it?", "Yes.", "返品は?", "三十日以内。")
+    example = CHAT.encode(row, tokenizer, [])
+    assert trained_text(example, tokenizer) == "Yes.<|im_end|>三十日以内。<|im_end|>"
+    assert tokenizer.decode(example.input_ids) == render(tokenizer, row["messages"])
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        assert label in (IGNORED, token)
+
+
+def test_a_prompt_is_tokenised_as_the_endpoint_does_it(tokenizer: Any) -> None:
+    row = conversation("Can I return it?", "Yes.")
+    example = CHAT.encode(row, tokenizer, [])
+    prompt = tokenize(tokenizer, render(tokenizer, row["messages"][:1], generate=True))
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert example.labels[len(prompt)] != IGNORED
+    assert example.labels[len(prompt) - 1] == IGNORED
+
+
+def test_weight_0_is_read_and_not_trained(tokenizer: Any) -> None:
+    row = conversation("Can I?", "No.", "Really?", "Yes.")
+    row["messages"][1]["weight"] = 0
+    assert trained_text(CHAT.encode(row, tokenizer, []), tokenizer) == "Yes.<|im_end|>"
+
+
+def test_nothing_supervised_is_refused(tokenizer: Any) -> None:
+    cut = Example((1, 2, 3), (IGNORED, IGNORED, IGNORED))
+    with pytest.raises(DataError, match="none of the 2 rows supervises a token"):
+        check_supervision([cut, cut], tokenizer)
+
+
+def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
+    tiny_models.save_tokenizer(tmp_path, chat_template=tiny_models.CHATML.replace("'<|im_end|>' + ", ""))
+    tokenizer = load_tokenizer(tmp_path, "chat")
+    example = CHAT.encode(conversation("Hello", "Hi"), tokenizer, [])
+    with pytest.raises(DataError, match=r"end token \('<\|im_end\|>'\) is supervised in none of the 1 rows"):
+        check_supervision([example], tokenizer)
+
+
+def test_a_template_that_rewrites_history_is_refused(tmp_path: Path) -> None:
+    template = "{{ messages | length }}" + tiny_models.CHATML
+    tiny_models.save_tokenizer(tmp_path, chat_template=template)
+    with pytest.raises(ModelError, match="changes what came before"):
+        CHAT.encode(conversation("a", "b", "c", "d"), load_tokenizer(tmp_path, "chat"), [])
+
+
+def test_a_base_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    tiny_models.save_tokenizer(tmp_path, chat_template=None)
+    with pytest.raises(ModelError, match="no chat template"):
+        load_tokenizer(tmp_path, "chat")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, "neither messages nor prompt"),
+        ({"prompt": "a"}, "completion must be"),
+        ({"messages": []}, "non-empty list"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role is 'robot'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content must be text"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "nothing would be trained"),
+        (conversation("a", "b", weight=2), "weight is 2"),
+        (conversation("a", "b", weight=0), "nothing would be trained"),
+    ],
+)
+def test_malformed_conversations(row: dict[str, Any], said: str) -> None:
+    assert any(said in problem for problem in CHAT.check_row(row))
+
+
+def test_good_rows_are_normalised() -> None:
+    pair = {"prompt": "a", "completion": "b"}
+    assert CHAT.check_row(pair) == []
+    assert CHAT.normalise(pair) == conversation("a", "b")
+    assert CLASSIFY.normalise({"text": "x", "label": True}) == {"text": "x", "label": "true"}
+    assert CLASSIFY.check_row({"text": "", "label": 1.5}) != []
+
+
+def test_long_rows_follow_the_policy(tokenizer: Any) -> None:
+    rows = [conversation("q", "a"), conversation("q", "a " * 50)]
+    longest = len(CHAT.encode(rows[0], tokenizer, []).input_ids)
+
+    def encode(policy: Any) -> tuple[Encoded, list[int]]:
+        return encode_rows(rows, CHAT, tokenizer, [], max_tokens=longest, too_long=policy, source="train")
+
+    with pytest.raises(DataError, match="1 of 2 train rows are longer") as caught:
+        encode("error")
+    assert caught.value.details[0].startswith("row 2: ")
+    assert encode("drop")[1] == [0]
+    cut, kept = encode("truncate")
+    assert kept == [0, 1]
+    assert max(cut.lengths) == longest
+
+
+def test_encoded_rows_survive_their_file(tokenizer: Any, tmp_path: Path) -> None:
+    examples = [CHAT.encode(row, tokenizer, []) for row in tiny_models.chat_rows(7)]
+    encoded = Encoded.of(examples)
+    encoded.save(tmp_path / "x.safetensors")
+    again = Encoded.load(tmp_path / "x.safetensors")
+    assert [again[i] for i in range(len(again))] == examples
+    assert again.supervised == tuple(example.supervised for example in examples)
+
+
+def test_the_last_answer_alone_is_compared(tokenizer: Any) -> None:
+    example = CHAT.encode(conversation("a", "first", "b", "second"), tokenizer, [])
+    last = last_answer(example)
+    assert last is not None
+    assert trained_text(last, tokenizer) == "second<|im_end|>"
+    assert last_answer(Example((1,), (IGNORED,))) is None
+
+
+def test_predictions_come_back_in_order_and_add_up(tmp_path: Path) -> None:
+    import torch
+
+    from ray_jobs.models import load_base
+    from ray_jobs.tasks.text_classification import TextClassification
+
+    base = tiny_models.save_encoder(tmp_path)
+    model = load_base(base, "text_classification", ["no", "yes"], torch.float32, seed=1).eval()  # type: ignore[no-untyped-call]
+    tokenizer = load_tokenizer(base, "text_classification")
+    texts = ["short", "a much longer text " * 9, "返品はできますか", "x"]
+    together = TextClassification().predict(model, tokenizer, texts, ["no", "yes"], batch_tokens=64)
+    for text, prediction in zip(texts, together, strict=True):
+        (alone,) = TextClassification().predict(model, tokenizer, [text], ["no", "yes"])
+        assert prediction.scores == pytest.approx(alone.scores, abs=1e-5)
+        assert sum(prediction.scores.values()) == pytest.approx(1.0)
+        assert prediction.label == max(prediction.scores, key=prediction.scores.__getitem__)
+
+
+def test_a_text_has_the_same_vector_alone_and_among_longer_ones(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    from ray_jobs.models import load_base
+    from ray_jobs.tasks.text_classification import TextClassification
+
+    base = tiny_models.save_encoder(tmp_path)
+    model = load_base(base, "text_classification", ["no", "yes"], torch.float32, seed=1).eval()  # type: ignore[no-untyped-call]
+    tokenizer = load_tokenizer(base, "text_classification")
+    texts = ["short", "a much longer text " * 9, "返品はできますか", "返品はできますか。"]
+    vectors = np.array(TextClassification().embed(model, tokenizer, texts))
+    assert vectors.shape == (4, model.config.hidden_size)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert TextClassification().embed(model, tokenizer, [text])[0] == pytest.approx(vector, abs=1e-5)
+    alike = vectors @ vectors.T
+    assert alike[2, 3] > max(alike[2, 0], alike[2, 1])
+
+
+def test_the_majority_class_is_a_fair_baseline() -> None:
+    figures = majority_class(["a", "a", "a", "b"], ["a", "b"])
+    assert figures["accuracy"] == 0.5
+    assert figures["loss"] == pytest.approx(0.837, abs=1e-3)

@@ -1,0 +1,52 @@
+"""The batch plan: every row once an epoch, whatever the workers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.training.batching import BatchPlan, split
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
+
+
+def make_plan(lengths: list[int], *, batch_size: int = 5, epochs: int = 2, packed: bool = True) -> BatchPlan:
+    return BatchPlan(tuple(lengths), tuple(lengths), batch_size, 64, epochs, seed=3, packed=packed)
+
+
+@given(LENGTHS, st.integers(1, 7), st.booleans())
+def test_every_epoch_trains_every_row_once(lengths: list[int], batch_size: int, packed: bool) -> None:
+    plan = make_plan(lengths, batch_size=batch_size, packed=packed)
+    for epoch in range(2):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        assert sorted(i for step in steps for i in plan.rows_of(step)) == list(range(len(lengths)))
+
+
+@given(LENGTHS, st.integers(1, 4), st.booleans())
+def test_groups_share_out_the_rows_evenly_and_fit(lengths: list[int], workers: int, packed: bool) -> None:
+    groups = split(range(len(lengths)), lengths, workers, 64, packed=packed)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert len(groups) % workers == 0
+    for group in groups:
+        sizes = [lengths[i] for i in group]
+        assert (sum(sizes) if packed else len(sizes) * max(sizes, default=0)) <= 64
+
+
+def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
+    plan = make_plan([1] * 30, batch_size=30)
+    assert plan.rows_of(0) != plan.rows_of(1)
+    assert plan.rows_of(0) == make_plan([1] * 30, batch_size=30).rows_of(0)
+    assert plan.rows_of(0) != BatchPlan((1,) * 30, (1,) * 30, 30, 64, 2, seed=4, packed=True).rows_of(0)
+
+
+def test_a_row_longer_than_a_pass_goes_alone() -> None:
+    assert split(range(2), [100, 3], 1, 64, packed=True) == ((0,), (1,))
+
+
+def test_max_steps_ends_the_plan() -> None:
+    assert BatchPlan((1,) * 10, (1,) * 10, 5, 64, 3, seed=0, packed=True, max_steps=4).total_steps == 4
+    assert make_plan([1] * 10).total_steps == 4
+
+
+def test_a_step_that_supervises_nothing_has_a_mean() -> None:
+    assert BatchPlan((3, 3), (0, 0), 2, 64, 1, seed=0, packed=True).supervised_in(0) == 1
