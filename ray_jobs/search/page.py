@@ -9,36 +9,24 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from ray_jobs import pages
+from ray_jobs.pages import Chart, Figure, Section, Table
 from ray_jobs.search import sampling
 from ray_jobs.search.decide import Schedule, rungs_of, trials_of
 from ray_jobs.search.records import Params, Problem, Result
 from ray_jobs.spec import Range, SearchSection
 
 Results = Mapping[str, Result]
-Figure = dict[str, Any]
-"""As plotly.js takes it: `data` and `layout`."""
-
 _REFRESH_S = 15
 _POINTS = 200
-"""Most points of a learning curve; a longer one is drawn as the means of blocks of steps."""
+"""Most points of a learning curve; a longer one shows the means of blocks of steps."""
 _ENOUGH = 8
-"""Measured trials from which the importance of hyperparameters is told."""
-_GOOD, _FAIR, _POOR, _FAILED = "#e4572e", "#b8a04a", "#4a90d9", "#8a8a8a"
-"""Can be told apart on a white and on a black ground."""
-_CSS = """
-:root{color-scheme:light dark;--soft:#7a7a7a}
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:70rem}
-h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .2rem}p,dt,tr.failed{color:var(--soft);margin:.2rem 0}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.8rem}
-dt{font-size:.8rem}h1,dd{overflow-wrap:anywhere}dd{margin:0}.wide{overflow-x:auto}#tried{min-width:40rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}tr.won{font-weight:bold}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884}th:last-child,td:last-child{text-align:left}
-"""
+"""Fewest measured trials for which the importance of hyperparameters is computed."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +73,14 @@ def page(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[
     `results` in the order in which they came: so the cost is drawn. `spent`: hours, as `SearchRecords.spent`.
     """
     trials = _trials(problem, results, schedule)
-    refresh = f'<meta http-equiv="refresh" content="{_REFRESH_S}">' if schedule.running else ""
-    facts = _facts(problem, results, schedule, spent)
-    head = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items())
-    shown = "".join(_sections(problem, results, trials)) if results else "<p>There are no results yet.</p>"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1><dl>{head}</dl>\n{shown}{_html_table(problem, trials)}</body></html>\n"
+    charts = _sections(problem, results, trials) if results else [Section("Results", "There are no results yet.")]
+    cells = [_cells(problem, trial) for trial in trials]
+    tried = Table(_columns(problem), cells, kinds=[trial.kind for trial in trials], left="last")
+    return pages.page(
+        title,
+        [*charts, Section("Trials", table=tried)],
+        facts=_facts(problem, results, schedule, spent),
+        refresh_s=_REFRESH_S if schedule.running else None,
     )
 
 
@@ -149,15 +136,6 @@ def _cells(problem: Problem, trial: _Trial) -> list[str]:
     return [str(trial.number), rung, step, value, both, *values, trial.state]
 
 
-def _html_table(problem: Problem, trials: Sequence[_Trial]) -> str:
-    lines = [("th", "head", _columns(problem)), *(("td", trial.kind, _cells(problem, trial)) for trial in trials)]
-    rows = [
-        f'<tr class="{kind}">' + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-        for tag, kind, cells in lines
-    ]
-    return '<h2>Trials</h2><div class="wide"><table>' + "\n".join(rows) + "</table></div>"
-
-
 def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float]) -> dict[str, str]:
     """What stands at the head of the page."""
     search = _search(problem)
@@ -184,30 +162,31 @@ def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mappin
     return {name: text for name, text in facts.items() if text}
 
 
-def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> Iterator[str]:
+def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> list[Section]:
     """The figures; a sentence where there is nothing to draw."""
-    from plotly.io import to_html  # type: ignore[import-untyped]
-
-    sections: list[tuple[str, str, str, Figure | str]] = [
-        ("Learning curves", "curves", "Training loss; a dot is the held-out loss of a rung.", _curves(trials)),
-        ("What was tried", "tried", "By all that did not fail. Drag along an axis to choose.", _tried(problem, trials)),
-        ("What matters", "importance", "Share in what the first rung came to.", _importance(problem, results)),
+    drawn: list[tuple[str, str, str, Figure | str]] = [
+        ("Learning curves", "curves", "Training loss; a dot is the held-out loss at a rung.", _curves(trials)),
+        (
+            "Values tried",
+            "tried",
+            "All trials with a measured rung. Drag along an axis to filter.",
+            _tried(problem, trials),
+        ),
+        ("Importance", "importance", "Share of the variance at the first rung.", _importance(problem, results)),
         ("Best so far", "cost", "By the tokens trained until then.", _cost(problem, results)),
     ]
-    options: dict[str, Any] = {"config": {"displaylogo": False, "responsive": True}, "default_height": "26rem"}
-    plotly: str | bool = "inline"  # once
-    for heading, key, caption, figure in sections:
-        yield f"<h2>{heading}</h2><p>{escape(figure if isinstance(figure, str) else caption)}</p>"
-        if not isinstance(figure, str):
-            drawn = to_html(figure, include_plotlyjs=plotly, full_html=False, div_id=key, **options)
-            yield f'<div class="wide">{drawn}</div>\n'
-            plotly = False
+    return [
+        Section(heading, figure)
+        if isinstance(figure, str)
+        else Section(heading, caption, [Chart(key, figure, min_width="40rem" if key == "tried" else "")])
+        for heading, key, caption, figure in drawn
+    ]
 
 
 def _curves(trials: Sequence[_Trial]) -> Figure | str:
     data: list[dict[str, Any]] = []
     for trial in reversed(trials):  # the best is drawn last, above the others
-        colour = {"won": _GOOD, "finalist": _FAIR, "failed": _FAILED}.get(trial.kind, _POOR)
+        colour = {"won": pages.RED, "finalist": pages.YELLOW, "failed": pages.GREY}.get(trial.kind, pages.BLUE)
         name = f"trial {trial.number}, {trial.kind}"
         if trial.results and trial.results[-1].losses:
             steps, losses = _smooth(trial.results[-1].losses)
@@ -217,7 +196,7 @@ def _curves(trials: Sequence[_Trial]) -> Figure | str:
         x, y = [result.run.until for result in held], [result.loss for result in held]
         data.append({"mode": "markers", "x": x, "y": y, "marker": {"color": colour, "size": 8}, "name": name})
     data = [{"type": "scatter", **each} for each in data if each["x"]]
-    return _drawn(data, "optimizer step", "loss") if data else "No run has taken a step yet."
+    return pages.figure(data, "optimizer step", "loss") if data else "No run has taken a step yet."
 
 
 def _smooth(losses: Sequence[float]) -> tuple[list[int], list[float | None]]:
@@ -237,9 +216,9 @@ def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
     shown = [_shown(result, metric) for result in measured]
     axes = [{"label": escape(k), **_axis(v, [r.run.params[k] for r in measured])} for k, v in problem.space.items()]
     axes += [{"label": "step", "values": [r.run.until for r in measured]}, {"label": metric, "values": shown}]
-    scale = [[0, _GOOD], [0.5, _FAIR], [1, _POOR]]
+    scale = [[0, pages.RED], [0.5, pages.YELLOW], [1, pages.BLUE]]
     line = {"color": shown, "colorscale": scale, "reversescale": not problem.lower_is_better, "showscale": True}
-    return _drawn([{"type": "parcoords", "dimensions": axes, "line": line}], "", "")
+    return pages.figure([{"type": "parcoords", "dimensions": axes, "line": line}], "", "")
 
 
 def _axis(values: Range | tuple[Any, ...], found: Sequence[Any]) -> dict[str, Any]:
@@ -275,8 +254,13 @@ def _importance(problem: Problem, results: Results) -> Figure | str:
         warnings.simplefilter("ignore")  # with few trials the shares can come out equal, which it warns of
         shares = get_param_importances(sampling.study_of(problem.space, seen), params=varied)
     names = sorted(shares, key=lambda name: (shares[name], name))
-    bars = {"type": "bar", "orientation": "h", "marker": {"color": _POOR}, "text": [f"{shares[n]:.2f}" for n in names]}
-    return _drawn([{"x": [shares[n] for n in names], "y": [escape(n) for n in names], **bars}], "importance", "")
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "marker": {"color": pages.BLUE},
+        "text": [f"{shares[n]:.2f}" for n in names],
+    }
+    return pages.figure([{"x": [shares[n] for n in names], "y": [escape(n) for n in names], **bars}], "importance", "")
 
 
 def _cost(problem: Problem, results: Results) -> Figure | str:
@@ -290,20 +274,9 @@ def _cost(problem: Problem, results: Results) -> Figure | str:
     if not points:
         return "No trial has been measured yet."
     x, y, text = (list(column) for column in zip(*points, (tokens, points[-1][1], "in all"), strict=True))
-    line = {"color": _GOOD, "shape": "hv"}
+    line = {"color": pages.RED, "shape": "hv"}
     steps = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "text": text, "line": line}
-    return _drawn([steps], "tokens trained", metric)
-
-
-def _drawn(data: list[Any], x: str, y: str) -> Figure:
-    axis = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
-    clear = "rgba(0,0,0,0)"
-    layout = {"paper_bgcolor": clear, "plot_bgcolor": clear, "font": {"color": "#7a7a7a"}, "showlegend": False}
-    axes = {"xaxis": axis | {"title": {"text": x}}, "yaxis": axis | {"title": {"text": y}}}
-    return {
-        "data": data,
-        "layout": {"template": "none", "margin": {"l": 70, "r": 20, "t": 50, "b": 50}, **layout, **axes},
-    }
+    return pages.figure([steps], "tokens trained", metric)
 
 
 def _shown(result: Result, metric: str) -> float:

@@ -1,0 +1,145 @@
+"""A self-contained HTML page from a title, facts, plotly figures and tables. Pure.
+
+The page carries plotly.js inline and loads nothing from a server. All text is escaped here, except the labels inside a
+figure, which plotly.js reads as HTML: the caller escapes those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+Figure = dict[str, Any]
+"""Input of plotly.js: `data` and `layout`."""
+
+RED, YELLOW, BLUE, GREY = "#e4572e", "#b8a04a", "#4a90d9", "#8a8a8a"
+"""Distinguishable on a white and on a black background."""
+
+_CSS = """
+:root{color-scheme:light dark;--soft:#7a7a7a}
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:70rem}
+h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .2rem}h3{font-size:1rem;margin:1rem 0 0}
+p,dt,tr.failed{color:var(--soft);margin:.2rem 0}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.8rem}
+dt{font-size:.8rem}h1,dd{overflow-wrap:anywhere}dd{margin:0}.wide{overflow-x:auto}
+.charts{display:flex;flex-wrap:wrap;gap:1rem}.charts>div{flex:1 1 26rem;min-width:0}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}tr.won{font-weight:bold}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884}
+.first :is(th,td):first-child,.last :is(th,td):last-child{text-align:left}
+"""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure, and the id of its element in the page."""
+
+    key: str
+    figure: Figure
+    title: str = ""
+    min_width: str = ""
+    """CSS width below which the chart scrolls, e.g. `40rem`."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; numbers are right-aligned, the first or last column left-aligned."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    kinds: Sequence[str] = ()
+    """CSS class of each row, e.g. `won` or `failed`; empty: none."""
+    left: str = "first"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a caption, charts side by side, and a table."""
+
+    heading: str
+    caption: str = ""
+    charts: Sequence[Chart] = ()
+    table: Table | None = None
+
+
+def figure(data: Sequence[Mapping[str, Any]], x_label: str, y_label: str, **layout: Any) -> Figure:
+    """A figure in the style of the pages: transparent, grey text, no legend. `layout` overrides single entries."""
+    axis = {"gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "automargin": True}
+    style = {
+        "template": "none",
+        "margin": {"l": 70, "r": 20, "t": 50, "b": 50},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": "#7a7a7a"},
+        "showlegend": False,
+        "xaxis": axis | {"title": {"text": x_label}},
+        "yaxis": axis | {"title": {"text": y_label}},
+    }
+    return {"data": list(data), "layout": style | layout}
+
+
+def page(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    facts: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+    refresh_s: int | None = None,
+) -> str:
+    """The whole document. `facts` and `notes` follow the title. `refresh_s`: the browser reloads it so often."""
+    refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">'
+    pairs = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in (facts or {}).items()
+    )
+    head = "".join(f"<p>{escape(note)}</p>" for note in notes) + (f"<dl>{pairs}</dl>" if pairs else "")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>{head}\n{''.join(_body(sections))}</body></html>\n"
+    )
+
+
+def _body(sections: Sequence[Section]) -> Iterator[str]:
+    first = True
+    for section in sections:
+        yield f"<h2>{escape(section.heading)}</h2>"
+        if section.caption:
+            yield f"<p>{escape(section.caption)}</p>"
+        if section.charts:
+            yield '<div class="charts">'
+            for chart in section.charts:
+                yield _chart(chart, with_library=first)
+                first = False
+            yield "</div>\n"
+        if section.table is not None:
+            yield _table(section.table)
+
+
+def _chart(chart: Chart, *, with_library: bool) -> str:
+    from plotly.io import to_html  # type: ignore[import-untyped]
+
+    drawn = to_html(
+        chart.figure,
+        include_plotlyjs="inline" if with_library else False,
+        full_html=False,
+        div_id=chart.key,
+        config={"displaylogo": False, "responsive": True},
+        default_height="26rem",
+    )
+    heading = f"<h3>{escape(chart.title)}</h3>" if chart.title else ""
+    width = f' style="min-width:{chart.min_width}"' if chart.min_width else ""
+    return f'<div class="wide">{heading}<div{width}>{drawn}</div></div>\n'
+
+
+def _table(table: Table) -> str:
+    kinds = ["", *(table.kinds or [""] * len(table.rows))]
+    lines = [("th", table.columns), *(("td", row) for row in table.rows)]
+    rows = [
+        (f'<tr class="{escape(kind)}">' if kind else "<tr>")
+        + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
+        + "</tr>"
+        for kind, (tag, cells) in zip(kinds, lines, strict=True)
+    ]
+    return f'<div class="wide"><table class="{escape(table.left)}">' + "\n".join(rows) + "</table></div>"
