@@ -22,7 +22,8 @@ from starlette.types import ASGIApp
 from ray_jobs import __version__, deploy
 from ray_jobs.deploy.serve_api import INGRESS
 from ray_jobs.errors import KitaeError
-from ray_jobs.launch.ray_job import Launcher, RayAddress, RayLauncher
+from ray_jobs.launch.launcher import Launcher
+from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from serving.access.auth import Gate

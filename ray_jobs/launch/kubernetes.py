@@ -38,7 +38,7 @@ from ray_jobs.errors import AlreadyExists, ClusterError, UnknownQueue
 from ray_jobs.kueue import capacity
 from ray_jobs.kueue.capacity import Quota
 from ray_jobs.launch import rayjob, runner_state
-from ray_jobs.launch.ray_job import Needs, Runner
+from ray_jobs.launch.launcher import Needs, Runner
 from ray_jobs.launch.runner_state import Running, View
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from ray_jobs.cluster.quantities import cpus, parse
 from ray_jobs.cluster.settings import ClusterSettings, Team
 from ray_jobs.errors import ClusterError, UnknownQueue
 from ray_jobs.jobs.sigterm import STOP_WAIT
-from ray_jobs.launch.ray_job import Needs
+from ray_jobs.launch.launcher import Needs
 
 Object = dict[str, Any]
 

@@ -15,7 +15,7 @@ from ray_jobs.cluster.quantities import parse
 from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.kueue.capacity import PodSets, Quota, lacking, use_of
 from ray_jobs.kueue.objects import Object, condition, is_true, time_of
-from ray_jobs.launch.ray_job import Runner
+from ray_jobs.launch.launcher import Runner
 
 IMAGE_PATIENCE_S = 900.0
 """A pod that cannot get its image has so long before its runner is given up: registries have bad minutes."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch.ray_job import Runner
+from ray_jobs.launch.launcher import Runner
 from serving.fine_tuning.records import ApiJob, Launch
 from serving.http import openai_types as wire
 

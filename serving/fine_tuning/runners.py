@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ray_jobs import jobs
 from ray_jobs.errors import MachineError, RequestTooLarge, UnknownQueue
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch.ray_job import UNKNOWN, UNREACHABLE, Launcher, Needs, Runner
+from ray_jobs.launch.launcher import UNKNOWN, UNREACHABLE, Launcher, Needs, Runner
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving.fine_tuning import lifecycle, records

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from ray_jobs import jobs
 from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch.ray_job import Launcher, Runner
+from ray_jobs.launch.launcher import Launcher, Runner
 from ray_jobs.registry import catalogue
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store

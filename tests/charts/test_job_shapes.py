@@ -9,7 +9,7 @@ import yaml
 
 from ray_jobs.cluster import settings
 from ray_jobs.launch import rayjob
-from ray_jobs.launch.ray_job import Needs
+from ray_jobs.launch.launcher import Needs
 from ray_jobs.spec import parse_spec
 from tests.charts import chart_values, helm
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.errors import MachineError
-from ray_jobs.launch.ray_job import Needs, Runner
+from ray_jobs.launch.launcher import Needs, Runner
 
 
 @dataclass

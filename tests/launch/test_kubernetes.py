@@ -17,7 +17,8 @@ from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import ClusterError, ClusterUnreachable, Forbidden, NoSuchKind, RequestTooLarge, UnknownQueue
 from ray_jobs.launch import rayjob
 from ray_jobs.launch.kubernetes import KubernetesLauncher
-from ray_jobs.launch.ray_job import Needs, RayLauncher, Runner
+from ray_jobs.launch.launcher import Needs, Runner
+from ray_jobs.launch.ray_job import RayLauncher
 from serving.app import launcher_from_environment
 from tests.cluster.builders import SETTINGS, cluster_queue, local_queue, priority_class
 from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes

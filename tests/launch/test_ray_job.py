@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ray_jobs.errors import MachineError
-from ray_jobs.launch.ray_job import Needs, RayAddress, RayLauncher, Runner
+from ray_jobs.launch.launcher import Needs, Runner
+from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 
 TOKEN = "the-token-of-this-cluster"
 NEEDS = Needs("j-1", "0" * 16, "default", 0, 1, 1.0, 0)

@@ -16,7 +16,7 @@ from ray_jobs.errors import RequestTooLarge, UnknownQueue
 from ray_jobs.kueue import capacity
 from ray_jobs.kueue.capacity import Quota
 from ray_jobs.launch import rayjob, runner_state
-from ray_jobs.launch.ray_job import Needs, RunnerState
+from ray_jobs.launch.launcher import Needs, RunnerState
 from ray_jobs.launch.runner_state import Running, View, roughly, runner_of, start_in_s
 from tests.cluster.builders import SETTINGS, cluster_queue
 

@@ -26,7 +26,7 @@ from ray_jobs import jobs, registry
 from ray_jobs.deploy import needed_records, records
 from ray_jobs.errors import JobError
 from ray_jobs.jobs import Job, Launched
-from ray_jobs.launch.ray_job import Runner
+from ray_jobs.launch.launcher import Runner
 from ray_jobs.registry import Lineage, catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec, ServingSection

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 from ray_jobs import jobs, registry
 from ray_jobs.errors import JobError
 from ray_jobs.jobs import Job, Launched
-from ray_jobs.launch.ray_job import Runner
+from ray_jobs.launch.launcher import Runner
 from ray_jobs.storage import Store
 from serving.files.stored_files import FINE_TUNE, Files
 from serving.files.uploads import Uploads

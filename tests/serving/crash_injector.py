@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ray_jobs.launch.ray_job import Launcher, Needs, Runner
+from ray_jobs.launch.launcher import Launcher, Needs, Runner
 from ray_jobs.storage import Store
 
 T = TypeVar("T")

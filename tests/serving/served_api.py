@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ray_jobs.launch.ray_job import Needs, Runner
+from ray_jobs.launch.launcher import Needs, Runner
 from ray_jobs.storage import Store
 from serving.app import create_app
 from serving.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import JobPaused, JobSuperseded
 from ray_jobs.jobs import Launched
-from ray_jobs.launch.ray_job import Runner
+from ray_jobs.launch.launcher import Runner
 from ray_jobs.storage import Store
 from serving.files.stored_files import FINE_TUNE
 from serving.fine_tuning import records

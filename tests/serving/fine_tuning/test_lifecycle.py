@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from ray_jobs.jobs import JobRecord
-from ray_jobs.launch.ray_job import Runner, RunnerState
+from ray_jobs.launch.launcher import Runner, RunnerState
 from serving.fine_tuning import lifecycle
 from serving.fine_tuning.lifecycle import Close, Start, Stop, decide, resumed, status_of
 from serving.fine_tuning.records import ApiJob, Closed, Launch
