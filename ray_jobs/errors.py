@@ -37,7 +37,8 @@ KitaeError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class KitaeError(Exception):
@@ -57,6 +58,16 @@ class KitaeError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions across processes; the keyword-only field has to survive.
         return (_rebuild, (type(self), self.message, self.details))
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """The end of a message about an unknown name: up to three near names, else `otherwise`, else every known name."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3)
+    near = near or [other for other in names if other.startswith(name)][:3]
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return otherwise or f"known: {', '.join(names) or 'none'}"
 
 
 def _rebuild(cls: type[KitaeError], message: str, details: tuple[str, ...]) -> KitaeError:

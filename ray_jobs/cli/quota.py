@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ray_jobs.cli import quota_past, session
+from ray_jobs.errors import suggestion
 
 if TYPE_CHECKING:
     from ray_jobs.quota.pool import Limits
@@ -64,13 +65,13 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
     """
     from ray_jobs.cluster.client import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, WORKLOAD
     from ray_jobs.errors import SpecError
-    from ray_jobs.quota import pool, queues, status
+    from ray_jobs.quota import queues, status
 
     cluster = session.connect_cluster()
     found = cluster.list(CLUSTER_QUEUE)
     teams = {queues.team_of(queue) for queue in found}
     if team is not None and team not in teams:
-        raise SpecError(f"no team {team!r} in this cluster; {pool.hint(team, teams)}")
+        raise SpecError(f"no team {team!r} in this cluster; {suggestion(team, teams)}")
     local, workloads = cluster.list(LOCAL_QUEUE), cluster.list(WORKLOAD)
     cohorts = session.list_if_allowed(cluster, COHORT)
     now = datetime.now(UTC)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ray_jobs.data.ingest import Findings, Row, RowRules, canonical_line, check_mapping, local_copy, read_rows
 from ray_jobs.data.split import choose, row_digest, split, without_leak
+from ray_jobs.digests import json_sha256
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection
 from ray_jobs.storage import Store
@@ -189,7 +190,7 @@ def _check_labels(train: set[str], held_out: set[str]) -> None:
 
 
 def _digest(tree: Path, facts: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
+    digest = json_sha256(facts)
     for name in (TRAIN_FILE, HELD_OUT_FILE):
         with (tree / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

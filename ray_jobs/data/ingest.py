@@ -7,7 +7,6 @@ never held in memory.
 
 from __future__ import annotations
 
-import difflib
 import json
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_jobs.data.formats import Record, Unreadable, read_records
-from ray_jobs.errors import DataError, ObjectNotFound
+from ray_jobs.errors import DataError, ObjectNotFound, suggestion
 from ray_jobs.storage import Store
 
 Row = dict[str, Any]
@@ -227,8 +226,7 @@ def _report_columns(
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there is {_quoted(known) or 'none'}"
+    return suggestion(name, known, f"known: {_quoted(known) or 'none'}")
 
 
 def _quoted(names: Collection[str]) -> str:

@@ -14,22 +14,20 @@ A little over 400 lines: the record, its events and its stages are written under
 from __future__ import annotations
 
 import contextlib
-import difflib
-import hashlib
-import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from ray_jobs.errors import ConflictError, JobCancelled, JobError, JobPaused, JobSuperseded, ObjectNotFound
+from ray_jobs.digests import canonical_digest
+from ray_jobs.errors import ConflictError, JobCancelled, JobError, JobPaused, JobSuperseded, ObjectNotFound, suggestion
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 
@@ -148,11 +146,10 @@ def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, laun
     create(store, spec)
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
-    def claim(old: dict[str, Any] | None) -> dict[str, Any]:
-        record = JobRecord.model_validate(old)
+    def claim(record: JobRecord) -> JobRecord:
         if launched is not None:
             _must_begin(record, launched)
-        claimed = record.model_copy(
+        return record.model_copy(
             update={
                 "attempt": record.attempt + 1,
                 "spec": spec.model_dump(mode="json"),  # `compute` may differ from the last attempt's
@@ -165,24 +162,21 @@ def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, laun
                 "result": None,
             }
         )
-        return claimed.model_dump(mode="json")
 
-    return Job(store, JobRecord.model_validate(store.update_json(_job_key(spec.job_id), claim)))
+    return Job(store, _update(store, spec.job_id, claim))
 
 
 def request_cancel(store: Store, job_id: str) -> JobRecord:
     """End the job. Its runner stops at its next `check()`. Raises JobError if it is unknown or already over."""
-    load(store, job_id)
 
-    def cancel(old: dict[str, Any] | None) -> dict[str, Any]:
-        record = JobRecord.model_validate(old)
+    def cancel(record: JobRecord) -> JobRecord:
         if record.status == "cancelled":
-            return record.model_dump(mode="json")
+            return record
         if record.over():
             raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to cancel")
-        return record.model_copy(update={"cancelled_at": _now(), "finished_at": _now()}).model_dump(mode="json")
+        return record.model_copy(update={"cancelled_at": _now(), "finished_at": _now()})
 
-    return JobRecord.model_validate(store.update_json(_job_key(job_id), cancel))
+    return _update(store, job_id, cancel)
 
 
 def request_pause(store: Store, job_id: str, *, ended: str | None = None) -> JobRecord:
@@ -191,17 +185,16 @@ def request_pause(store: Store, job_id: str, *, ended: str | None = None) -> Job
 
     `ended`: the `paused_at` of a pause that a launched runner is about to end; then this is another one.
     """
-    load(store, job_id)
+    return _update(store, job_id, lambda record: _paused(record, ended=ended))
 
-    def pause(old: dict[str, Any] | None) -> dict[str, Any]:
-        record = JobRecord.model_validate(old)
-        if record.paused_at is not None and record.status == "paused" and record.paused_at.isoformat() != ended:
-            return record.model_dump(mode="json")
-        if record.over():
-            raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to pause")
-        return record.model_copy(update={"paused_at": _now()}).model_dump(mode="json")
 
-    return JobRecord.model_validate(store.update_json(_job_key(job_id), pause))
+def _paused(record: JobRecord, *, ended: str | None = None) -> JobRecord:
+    """The record with a pause: the one it has, unless that is `ended`. Raises JobError if the job is over."""
+    if record.paused_at is not None and record.status == "paused" and record.paused_at.isoformat() != ended:
+        return record
+    if record.over():
+        raise JobError(f"job {record.id} is already over ({record.status}); there is nothing to pause")
+    return record.model_copy(update={"paused_at": _now()})
 
 
 def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
@@ -237,12 +230,10 @@ def note_created(store: Store, job_id: str, message: str) -> None:
 def give_up(store: Store, job_id: str, error: str) -> JobRecord:
     """Write down that the job has failed, on behalf of a runner that is no more. Nothing changes if it is over."""
 
-    def end(old: dict[str, Any] | None) -> dict[str, Any]:
-        record = JobRecord.model_validate(old)
-        ended = record if record.over() else record.model_copy(update={"finished_at": _now(), "error": error})
-        return ended.model_dump(mode="json")
+    def end(record: JobRecord) -> JobRecord:
+        return record if record.over() else record.model_copy(update={"finished_at": _now(), "error": error})
 
-    return JobRecord.model_validate(store.update_json(_job_key(job_id), end))
+    return _update(store, job_id, end)
 
 
 def load(store: Store, job_id: str) -> JobRecord:
@@ -250,12 +241,7 @@ def load(store: Store, job_id: str) -> JobRecord:
     try:
         return JobRecord.model_validate(store.get_json(_job_key(job_id)))
     except ObjectNotFound:
-        known = store.list_dirs("jobs/")
-        near = difflib.get_close_matches(job_id, known, n=1)
-        # A job's id is its name and a digest: the name alone, or the start of the id, is what people remember.
-        near = near or [other for other in known if other.startswith(job_id)][:1]
-        hint = f"did you mean {near[0]!r}?" if near else "`kitae status` lists the jobs"
-        raise JobError(f"no job {job_id!r} in {store.uri()}; {hint}") from None
+        raise _unknown(store, job_id) from None
 
 
 def list_jobs(store: Store) -> list[JobRecord]:
@@ -374,27 +360,25 @@ class Job:
         if (status == "failed") != (error is not None):
             raise ValueError(f"status {status!r} with error {error!r}: a failure, and only a failure, has an error")
 
-        def end(old: dict[str, Any] | None) -> dict[str, Any]:
-            record = JobRecord.model_validate(old)
+        def end(record: JobRecord) -> JobRecord:
             self._must_go_on(record)
             facts: dict[str, Any] = {"finished_at": _now(), "error": error}
             facts["result"] = None if result is None else dict(result)
             facts["cancelled_at"] = facts["finished_at"] if status == "cancelled" else None
-            return record.model_copy(update=facts).model_dump(mode="json")
+            return record.model_copy(update=facts)
 
-        record = JobRecord.model_validate(self.store.update_json(_job_key(self.id), end))
+        record = _update(self.store, self.id, end)
         self._seen = _Seen(record, time.monotonic())
         return record
 
     def pause(self) -> None:
         """Leave the job to be gone on with. Raises as `finish`; then nothing is written."""
 
-        def stop(old: dict[str, Any] | None) -> dict[str, Any]:
-            record = JobRecord.model_validate(old)
+        def stop(record: JobRecord) -> JobRecord:
             self._must_go_on(record)
-            return record.model_copy(update={"paused_at": _now()}).model_dump(mode="json")
+            return _paused(record)
 
-        self.store.update_json(_job_key(self.id), stop)
+        _update(self.store, self.id, stop)
 
     def _must_go_on(self, record: JobRecord) -> None:
         if record.attempt != self.attempt:
@@ -449,6 +433,22 @@ def _append_event(
             sequence += 1  # another process took the number
 
 
+def _update(store: Store, job_id: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
+    """Replace the record by a conditional write; `change` may be called again. Raises JobError if there is no job."""
+
+    def changed(old: dict[str, Any] | None) -> dict[str, Any]:
+        if old is None:
+            raise _unknown(store, job_id)
+        return change(JobRecord.model_validate(old)).model_dump(mode="json")
+
+    return JobRecord.model_validate(store.update_json(_job_key(job_id), changed))
+
+
+def _unknown(store: Store, job_id: str) -> JobError:
+    hint = suggestion(job_id, store.list_dirs("jobs/"), "`kitae status` lists the jobs")
+    return JobError(f"no job {job_id!r} in {store.uri()}; {hint}")
+
+
 def _events_prefix(job_id: str) -> str:
     return f"jobs/{job_id}/events/"
 
@@ -467,8 +467,7 @@ def _job_key(job_id: str) -> str:
 
 
 def _stage_key(job_id: str, name: str, inputs: Mapping[str, Any]) -> str:
-    canonical = json.dumps(dict(inputs), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return f"jobs/{job_id}/stages/{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}.json"
+    return f"jobs/{job_id}/stages/{name}-{canonical_digest(dict(inputs), 16)}.json"
 
 
 def _now() -> datetime:

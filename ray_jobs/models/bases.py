@@ -7,7 +7,6 @@ only. Workers and the endpoint read that copy, so nobody depends on the source a
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.digests import json_digest
 from ray_jobs.errors import ModelError
 from ray_jobs.models import check_architecture, load_config
 from ray_jobs.registry import base_name, catalogue
@@ -54,11 +54,11 @@ def fingerprint(store: Store, source: str) -> str:
         found = [(i.key, i.size_bytes, i.etag) for i in store.at(folder).list("") if name is None or i.key == name]
         if not found:
             raise ModelError(f"there is nothing at base_model {source}; upload the model there, or correct the address")
-        return _hash(found)
+        return json_digest(found, ensure_ascii=True)
     path = Path(source).expanduser()
     if path.exists():
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return _hash([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+        return json_digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files], ensure_ascii=True)
     if source.startswith((".", "/", "~")) or not _HUB_ID.match(source):
         raise ModelError(
             f"base_model {source!r} is neither an existing path (seen from {Path.cwd()}), an s3:// address nor a hub "
@@ -260,7 +260,3 @@ def _tree_digest(tree: Path) -> str:
             digest.update(f"{path.relative_to(tree).as_posix()}\0".encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def _hash(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

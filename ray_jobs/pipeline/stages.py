@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from ray_jobs import __version__, deploy, registry
 from ray_jobs.data import dataset
 from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.data.ingest import local_copy
+from ray_jobs.digests import json_digest
 from ray_jobs.engine import EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import DataError
 from ray_jobs.evaluation import publish
@@ -58,7 +58,7 @@ def rows_fingerprint(store: Store, source: str) -> str:
     folder, _, name = source.rpartition("/")
     for info in store.at(folder).list():
         if info.key == name:
-            return hash_of([info.size_bytes, info.etag])
+            return json_digest([info.size_bytes, info.etag])
     raise DataError(f"no rows at {source}: upload the file there, or correct the address")
 
 
@@ -95,7 +95,8 @@ def encode(store: Store, spec: JobSpec, data: Outputs, base: Outputs, show: Show
                 check_supervision([encoded[i] for i in range(len(encoded))], tokenizer)
             encoded.save(Path(scratch) / name)
             outputs |= _counts(side, encoded, len(rows)) | {f"{side}_kept": kept}
-        key = f"datasets/{data['digest']}/encoded/{hash_of([base['digest'], spec.data.max_tokens, spec.data.too_long])}"
+        inputs = json_digest([base["digest"], spec.data.max_tokens, spec.data.too_long])
+        key = f"datasets/{data['digest']}/encoded/{inputs}"
         if store.read_manifest(key) is None:
             store.commit(key, store.upload_tree(Path(scratch), key), {"base": base["digest"]})
     del outputs["train_kept"]  # as long as the data, and nobody needs it
@@ -181,7 +182,7 @@ def search(job: Job, store: Store, spec: JobSpec, materials: Materials, show: Sh
 def search_prefix(spec: JobSpec, materials: Materials) -> str:
     """Where a search is: the same for the same job on the same rows and bases."""
     keys = {source: (base["key"], rows["key"]) for source, (base, rows) in materials.items()}
-    return f"jobs/{spec.job_id}/search/{hash_of(keys)}"
+    return f"jobs/{spec.job_id}/search/{json_digest(keys)}"
 
 
 def evaluate_candidate(job: Job, store: Store, inputs: EvaluateInputs, show: Show) -> Outputs:
@@ -332,7 +333,7 @@ def _register_tree(store: Store, lineage: Lineage, key: str, spec: JobSpec) -> M
     """A tree of the store as a version; the same tree and job are the same version."""
     with _writable_copy(store.fetch(key)) as directory:
         return registry.register(
-            store, spec.name, directory, lineage=lineage, lineage_digest=hash_of([key, spec.digest()])
+            store, spec.name, directory, lineage=lineage, lineage_digest=json_digest([key, spec.digest()])
         )
 
 
@@ -359,12 +360,8 @@ def _writable_copy(directory: Path) -> Iterator[Path]:
 def checkpoints_prefix(job_id: str, spec: JobSpec, encoded_key: str, base_key: str) -> str:
     """Where a training's checkpoints are: the same for all that trains the same, on however many workers."""
     training = spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep", "publish_checkpoints"})
-    return f"jobs/{job_id}/checkpoints/{hash_of([encoded_key, base_key, spec.task, training])}"
+    return f"jobs/{job_id}/checkpoints/{json_digest([encoded_key, base_key, spec.task, training])}"
 
 
 def _tuples(document: Mapping[str, Any]) -> Outputs:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
-
-
-def hash_of(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import yaml
 
-from ray_jobs.errors import KitaeError, SpecError
+from ray_jobs.errors import KitaeError, SpecError, suggestion
 from ray_jobs.kueue.objects import Object, held, resources_of
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
-from ray_jobs.quota.pool import NONE, Limits, hint, lendable, problems_of, with_field
+from ray_jobs.quota.pool import NONE, Limits, lendable, problems_of, with_field
 from ray_jobs.quota.queues import counted, limits_of, team_of
 
 Field = Literal["nominal", "borrow", "lend"]
@@ -72,7 +72,7 @@ def plan(
     problems: list[str] = []
     queue = next((each for each in queues if team_of(each) == team), None)
     if queue is None:
-        problems.append(f"no team {team!r}; {hint(team, map(team_of, queues))}")
+        problems.append(f"no team {team!r}; {suggestion(team, map(team_of, queues))}")
     flavors = counted(queues if queue is None else [queue])
     if flavor not in flavors:
         elsewhere = flavor in counted(queues)
@@ -80,14 +80,14 @@ def plan(
             f"team {team} has no quota of {flavor} yet: add it to the chart's values (teams.{team}.quotas.{flavor}), "
             f"for it needs every resource of the queue; it has: {', '.join(flavors) or 'none'}"
             if elsewhere
-            else f"no flavour {flavor!r}; {hint(flavor, flavors)}"
+            else f"no flavour {flavor!r}; {suggestion(flavor, flavors)}"
         )
     # By all teams: one with a nominal quota of 0 may borrow GPUs.
     resource = resource or counted(queues).get(flavor, "cpu")
     quota = None if queue is None else _quota(queue, flavor, resource)
     if queue is not None and flavor in flavors and quota is None:
         known = [name for where, name, _ in resources_of(queue) if where == flavor]
-        problems.append(f"{flavor} of team {team} has no resource {resource!r}; {hint(resource, known)}")
+        problems.append(f"{flavor} of team {team} has no resource {resource!r}; {suggestion(resource, known)}")
     if not given:
         problems.append("nothing is to change: give --nominal, --borrow or --lend")
     before = Limits(Amount(0)) if quota is None else limits_of(quota)

@@ -8,7 +8,6 @@ One resource of a flavour is counted: GPUs where it has them, else CPU cores.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ray_jobs.errors import KitaeError, SpecError
+from ray_jobs.errors import KitaeError, SpecError, suggestion
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
 from ray_jobs.spec import read_yaml
@@ -253,11 +252,11 @@ def with_settings(pool: Pool, settings: Iterable[str]) -> Pool:
             problems.append(f"{setting!r} is not TEAM.FLAVOR=N[,borrow=N][,lend=N]")
             continue
         if team not in teams:
-            problems.append(f"{setting!r}: no team {team!r}; {hint(team, teams)}")
+            problems.append(f"{setting!r}: no team {team!r}; {suggestion(team, teams)}")
             continue
         known = teams[team].limits
         if flavor not in pool.kinds:
-            problems.append(f"{setting!r}: no flavour {flavor!r}; {hint(flavor, pool.kinds)}")
+            problems.append(f"{setting!r}: no flavour {flavor!r}; {suggestion(flavor, pool.kinds)}")
             continue
         try:
             changed = _with_parts(known.get(flavor, Limits(Amount(0))), value)
@@ -269,13 +268,6 @@ def with_settings(pool: Pool, settings: Iterable[str]) -> Pool:
     if problems:
         raise SpecError(f"{len(problems)} setting(s) are wrong", details=problems)
     return replace(pool, teams=teams)
-
-
-def hint(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, or all there is."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none'}"
 
 
 def _with_parts(limits: Limits, value: str) -> Limits:

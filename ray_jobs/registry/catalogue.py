@@ -7,14 +7,13 @@ Owns the entries. How a base is prepared is `ray_jobs.models.bases`'; nothing he
 
 from __future__ import annotations
 
-import difflib
 import re
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_jobs.errors import ConflictError, ModelError, ObjectNotFound
+from ray_jobs.errors import ConflictError, ModelError, ObjectNotFound, suggestion
 from ray_jobs.storage import Store
 
 _PREFIX = "catalogue/"
@@ -82,9 +81,7 @@ def remove(store: Store, name: str) -> None:
     """Take a name out; the prepared base stays, for the models that were trained from it. ModelError if unknown."""
     if find(store, name) is None:
         known = [entry.name for entry in entries(store)]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'none yet'}"
-        raise ModelError(f"no base {name!r} in the catalogue; {hint}")
+        raise ModelError(f"no base {name!r} in the catalogue; {suggestion(name, known)}")
     store.delete(f"{_PREFIX}{name}.json")
 
 

@@ -10,7 +10,6 @@ tree of the store and never changes. Does not know how a model is trained or ser
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -22,11 +21,12 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
-from ray_jobs.errors import ConflictError, ObjectNotFound, RegistryError
+from ray_jobs.digests import canonical_json
+from ray_jobs.errors import ConflictError, ObjectNotFound, RegistryError, suggestion
 from ray_jobs.registry.card import write_card
 from ray_jobs.registry.files import check_files
 from ray_jobs.registry.model import Kind, Lineage, ModelVersion, key_of, lineage_json, lineage_of, version_of
-from ray_jobs.storage import Store, canonical_json
+from ray_jobs.storage import Store
 
 CHAMPION = "champion"
 """The alias that answers for a name alone."""
@@ -225,9 +225,4 @@ def _check_name(name: str, what: str) -> None:
 
 
 def _unknown_name(store: Store, name: str) -> str:
-    known = names(store)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else f"registered: {', '.join(known) or 'nothing yet'}"
-    )
-    return f"no model {name!r} in {store.uri('models')}; {hint}"
+    return f"no model {name!r} in {store.uri('models')}; {suggestion(name, names(store))}"

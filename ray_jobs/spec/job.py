@@ -8,9 +8,6 @@ A little over 400 lines, so that a job's whole schema is read in one place.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +15,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from ray_jobs.errors import SpecError
+from ray_jobs.digests import json_digest
+from ray_jobs.errors import SpecError, suggestion
 
 TaskName = Literal["chat", "text_classification"]
 Method = Literal["full", "lora", "qlora", "frozen"]
@@ -323,9 +321,7 @@ class JobSpec(Section):
         known = [*_searchable(TrainingSection), "base_model"]
         for name, values in (self.search.space or {}).items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-                problems.append(f"search.space.{name}: no field of training has this name; {hint}")
+                problems.append(f"search.space.{name}: no field of training has this name; {suggestion(name, known)}")
                 continue
             ends = (values.min, values.max) if isinstance(values, Range) else values
             for value in ends:
@@ -358,8 +354,7 @@ class JobSpec(Section):
         # Newer than jobs that are in stores: while it is off, their ids stay what they were.
         if not self.training.publish_checkpoints:
             del resolved["training"]["publish_checkpoints"]
-        canonical = json.dumps(resolved, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return json_digest(resolved)
 
     @property
     def job_id(self) -> str:
@@ -433,10 +428,7 @@ def _explain(item: dict[str, Any]) -> list[str]:
     if isinstance(found := item.get("ctx", {}).get("error"), _Problems):
         return found.findings
     if item["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return [f"{where}: unknown field; {hint}"]
+        return [f"{where}: unknown field; {suggestion(location[-1], _fields_at(location[:-1]))}"]
     if item["type"] == "missing":
         return [f"{where}: required, and missing"]
     if item["type"] == "value_error":

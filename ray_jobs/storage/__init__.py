@@ -12,8 +12,8 @@ The parts, low layer first: `manifest` (what a tree holds, pure), `faults` (what
 (single requests, with retries), `transfer` (many requests at once), `probe` (what a store can do), `store` (the front).
 """
 
-from ray_jobs.storage.manifest import FileEntry, Manifest, ObjectInfo, canonical_json
+from ray_jobs.storage.manifest import FileEntry, Manifest, ObjectInfo
 from ray_jobs.storage.store import Store
 from ray_jobs.storage.transfer import ProgressFn
 
-__all__ = ["FileEntry", "Manifest", "ObjectInfo", "ProgressFn", "Store", "canonical_json"]
+__all__ = ["FileEntry", "Manifest", "ObjectInfo", "ProgressFn", "Store"]

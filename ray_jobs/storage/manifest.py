@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from ray_jobs.digests import canonical_digest, canonical_json
 from ray_jobs.errors import CorruptObject, StoreError
 
 MANIFEST_NAME = "manifest.json"
@@ -46,12 +46,6 @@ class Manifest:
     @property
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.files)
-
-
-def canonical_json(document: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces: equal documents, equal bytes. ValueError for NaN and infinity."""
-    text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode()
 
 
 def make_manifest(files: Iterable[FileEntry], meta: Mapping[str, Any]) -> Manifest:
@@ -112,4 +106,4 @@ def _row(entry: FileEntry) -> dict[str, Any]:
 
 
 def _digest(entries: tuple[FileEntry, ...], meta: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json([[_row(entry) for entry in entries], dict(meta)])).hexdigest()
+    return canonical_digest([[_row(entry) for entry in entries], dict(meta)])

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError, StoreLacks
 from ray_jobs.storage.address import folder_of, from_environment, split_uri
 from ray_jobs.storage.bucket import Bucket, Settings
@@ -27,7 +28,6 @@ from ray_jobs.storage.manifest import (
     FileEntry,
     Manifest,
     ObjectInfo,
-    canonical_json,
     decode_manifest,
     encode_manifest,
     make_manifest,

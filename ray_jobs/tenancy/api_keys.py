@@ -11,7 +11,6 @@ the slow salted hashes that passwords need would protect nothing here: they woul
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import hmac
 import re
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ray_jobs.errors import ApiKeyError, CorruptObject, ObjectNotFound
+from ray_jobs.errors import ApiKeyError, CorruptObject, ObjectNotFound, suggestion
 from ray_jobs.spec import Name
 from ray_jobs.storage import Store
 
@@ -189,7 +188,6 @@ def _random(characters: int) -> str:
 
 def _unknown(store: Store, key_id: str) -> ApiKeyError:
     known = list(etags(store))
-    near = difflib.get_close_matches(key_id, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`kitae keys list` shows them"
+    hint = suggestion(key_id, known, "`kitae keys list` shows them")
     # What was given may be most of a secret: no more of it is told than an id has characters.
     return ApiKeyError(f"no API key {key_id[:_ID_CHARACTERS]!r} among {len(known)} in {store.uri(PREFIX)}; {hint}")

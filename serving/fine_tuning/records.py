@@ -11,7 +11,6 @@ How far a job is stands in its own record, `jobs/{job_id}/job.json`, which its r
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -94,11 +93,6 @@ class ApiJob(BaseModel):
     def runner_id(self, launch: Launch) -> str:
         """What a launch is called by its launcher: always the same, so that it is not started twice."""
         return f"{self.id}-{launch.number}"
-
-
-def fingerprint(body: dict[str, Any]) -> str:
-    """The same for the same request."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def made_before(store: Store, team: str, key: str | None, request: str, *, retried: bool, now_s: float) -> str | None:

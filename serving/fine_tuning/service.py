@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ray_jobs import jobs
+from ray_jobs.digests import json_digest
 from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Launcher, Runner
@@ -396,4 +397,4 @@ def _fingerprint(body: wire.CreateJob, team: str) -> str:
         document = body.model_dump(mode="json", exclude_unset=True)
     except ValueError as error:  # pydantic's own limit
         raise bad_request(f"the body cannot be read: {error}") from error
-    return records.fingerprint({"body": document, "team": team})
+    return json_digest({"body": document, "team": team}, 32)

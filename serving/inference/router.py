@@ -8,7 +8,6 @@ while the store is away, what was known last still answers. Does not know HTTP n
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import math
 import random
@@ -22,7 +21,7 @@ from ray_jobs import registry
 from ray_jobs.deploy import records, traffic
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.deploy.traffic import TrafficPolicy
-from ray_jobs.errors import StoreError
+from ray_jobs.errors import StoreError, suggestion
 from ray_jobs.registry import ModelVersion, api_names, catalogue, shares
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.shares import Share
@@ -32,7 +31,6 @@ from serving.inference.backends import Route
 
 logger = logging.getLogger(__name__)
 
-_NEAR_NAMES = 3
 _READS_AT_ONCE = 8
 _MISS_TTL_S = 0.25
 """How long an unknown name is believed to be unknown: a flood of wrong names must not become a flood of reads."""
@@ -336,8 +334,7 @@ def _version(seen: Snapshot, model: str, record: Deployment, label: str | None) 
 
 def _unknown(seen: Snapshot, model: str) -> ApiError:
     known = [name for record in seen.records.values() for name in _names(seen, record)]
-    near = difflib.get_close_matches(model, known, n=_NEAR_NAMES, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"deployed: {', '.join(known[:10]) or 'nothing yet'}"
+    hint = suggestion(model, known, f"deployed: {', '.join(known[:10]) or 'nothing yet'}")
     return ApiError(404, f"the model {model!r} is not deployed; {hint}", code="model_not_found", param="model")
 
 

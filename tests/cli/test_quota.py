@@ -88,7 +88,7 @@ def test_show(cluster: FakeKubernetes, kitae: Kitae) -> None:
     assert "insufficient unused quota" in out
     assert "64Gi" in kitae("show", "--all").output
     assert "blue" not in kitae("show", "--team", "red").output
-    with pytest.raises(SpecError, match="no team 'green' in this cluster; there are: blue, red"):
+    with pytest.raises(SpecError, match="no team 'green' in this cluster; known: blue, red"):
         kitae("show", "--team", "green")
     assert {request.method for request in cluster.requests} == {"GET"}
 

@@ -89,12 +89,12 @@ def test_the_same_quota_is_no_change_however_it_is_spelled() -> None:
 @pytest.mark.parametrize(
     ("team", "flavor", "given", "resource", "findings"),
     [
-        ("green", "h100", {"nominal": "1"}, None, ["no team 'green'; there are: blue, red"]),
+        ("green", "h100", {"nominal": "1"}, None, ["no team 'green'; known: blue, red"]),
         ("bleu", "h100", {"nominal": "1"}, None, ["no team 'bleu'; did you mean 'blue'?"]),
         ("blue", "h200", {"nominal": "1"}, None, ["no flavour 'h200'; did you mean 'h100'?"]),
-        ("blue", "gb200x", {"nominal": "1"}, None, ["no flavour 'gb200x'; there are: cpu, h100"]),
+        ("blue", "gb200x", {"nominal": "1"}, None, ["no flavour 'gb200x'; known: cpu, h100"]),
         ("blue", "h100", {}, None, ["nothing is to change"]),
-        ("blue", "h100", {"nominal": "1"}, "disk", ["no resource 'disk'; there are: cpu, memory, nvidia.com/gpu"]),
+        ("blue", "h100", {"nominal": "1"}, "disk", ["no resource 'disk'; known: cpu, memory, nvidia.com/gpu"]),
         (
             "green",
             "h200",

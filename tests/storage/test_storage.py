@@ -25,6 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_jobs.digests import canonical_json
 from ray_jobs.errors import (
     ConflictError,
     CorruptObject,
@@ -37,7 +38,7 @@ from ray_jobs.errors import (
 )
 from ray_jobs.storage import FileEntry, Manifest, Store
 from ray_jobs.storage.bucket import Bucket, Settings
-from ray_jobs.storage.manifest import canonical_json, make_manifest, why_unsafe
+from ray_jobs.storage.manifest import make_manifest, why_unsafe
 from ray_jobs.storage.probe import CHECKS
 from ray_jobs.storage.transfer import PART_BYTES, LocalFile, Transfer, parts_of
 from tests.conftest import StoreServer, start_store_server, stop_store_server

@@ -67,7 +67,7 @@ def test_a_revoked_key_opens_nothing_and_stays_as_it_is(store: Store) -> None:
 def test_revoking_an_unknown_key_names_the_near_ones_and_no_secret(store: Store) -> None:
     made, secret = api_keys.create(store, "search", "app")
     near = made.id[:-1] + ("a" if made.id[-1] != "a" else "b")
-    with pytest.raises(ApiKeyError, match=rf"no API key '{near}' among 1 .*did you mean {made.id}\?"):
+    with pytest.raises(ApiKeyError, match=rf"no API key '{near}' among 1 .*did you mean '{made.id}'\?"):
         api_keys.revoke(store, near)
     with pytest.raises(ApiKeyError, match="kitae keys list"):
         api_keys.revoke(store, "../jobs/x")

@@ -23,8 +23,9 @@ import httpx
 from pydantic import ValidationError
 
 from ray_jobs import __version__
+from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, CorruptObject, KitaeError, ObjectNotFound
-from ray_jobs.storage import Store, canonical_json
+from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import outbox, targets
 from ray_jobs.tenancy.webhooks.outbox import PREFIX, Event, Outcome, Outgoing
 from ray_jobs.tenancy.webhooks.records import Endpoint, find, sign, switch_off
