@@ -1,24 +1,17 @@
-"""The job file: what a fine-tuning job may say, with every default."""
+"""The job file: one YAML document, one frozen schema, every default. Knows no store, model or cluster.
 
-from ray_jobs.spec.job import (
-    METRICS,
-    BudgetSection,
-    ComputeSection,
-    DataSection,
-    EvaluationSection,
-    JobSpec,
-    Name,
-    Precision,
-    Range,
-    SearchSection,
-    Section,
-    ServingSection,
-    TrainingSection,
-    json_schema,
-    load_spec,
-    parse_spec,
-    read_yaml,
-)
+A section is a file; the fields' docstrings are the descriptions of the exported JSON schema.
+"""
+
+from ray_jobs.spec.compute import ComputeSection
+from ray_jobs.spec.data import DataSection
+from ray_jobs.spec.evaluation import EvaluationSection
+from ray_jobs.spec.job import METRICS, JobSpec
+from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
+from ray_jobs.spec.search import BudgetSection, Range, SearchSection
+from ray_jobs.spec.section import Name, Section
+from ray_jobs.spec.serving import ServingSection
+from ray_jobs.spec.training import Precision, TrainingSection
 
 __all__ = [
     "METRICS",

@@ -1,4 +1,4 @@
-"""The job file: what it refuses and how it says so."""
+"""The job file: validation, its messages, and the digest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def problems(**fields: Any) -> list[str]:
     return list(caught.value.details)
 
 
-def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
+def test_all_problems_are_reported_together_with_the_nearest_name() -> None:
     found = problems(training={"lerning_rate": 1, "epochs": 0}, nme="b", compute={"zero_stage": 7})
     assert len(found) == 4
     assert any("training.lerning_rate" in p and "'learning_rate'" in p for p in found)
@@ -27,7 +27,7 @@ def test_every_problem_is_told_at_once_with_the_nearest_name() -> None:
     assert any(p.startswith("nme") and "'name'" in p for p in found)
 
 
-def test_combinations_that_cannot_work_are_refused_together() -> None:
+def test_impossible_combinations_are_reported_together() -> None:
     stage, parameters, size = problems(
         compute={"offload": "optimizer_and_parameters", "zero_stage": 1}, training={"micro_batch_tokens": 8}
     )
@@ -40,7 +40,7 @@ LOG = {"min": 1e-5, "max": 1e-3, "scale": "log"}
 
 
 @pytest.mark.parametrize(
-    ("search", "said"),
+    ("search", "message"),
     [
         ({"space": {"lerning_rate": [1e-4]}}, "search.space.lerning_rate: no field of training has this name; did you"),
         ({"space": {"lora.rank": {"min": 8, "max": 4}}}, "search.space.lora.rank: the range from 8 to 4 is empty"),
@@ -57,12 +57,12 @@ LOG = {"min": 1e-5, "max": 1e-3, "scale": "log"}
         ({"trials": 0}, "search.trials: Input should be greater"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(search: dict[str, Any], said: str) -> None:
+def test_an_impossible_search_is_refused(search: dict[str, Any], message: str) -> None:
     (found,) = problems(search=search)
-    assert said in found
+    assert message in found
 
 
-def test_searched_values_come_into_their_places() -> None:
+def test_with_values_sets_nested_fields() -> None:
     space = {"lora.rank": {"min": 4, "max": 64}, "base_model": ["org/base", "org/other"], "learning_rate": LOG}
     spec = parse_spec({**GOOD, "search": {"space": space}})
     trial = spec.with_values({"lora.rank": 32.0, "base_model": "org/other", "learning_rate": 3e-4})
@@ -71,16 +71,16 @@ def test_searched_values_come_into_their_places() -> None:
     assert trial.training.epochs == spec.training.epochs
 
 
-def test_a_job_is_its_spec_without_compute() -> None:
+def test_compute_is_no_part_of_the_job_id() -> None:
     one = parse_spec(GOOD)
     assert one.job_id == parse_spec({**GOOD, "compute": {"workers": 4}}).job_id
     assert one.job_id != parse_spec({**GOOD, "training": {"epochs": 7}}).job_id
     assert one.job_id == parse_spec({**GOOD, "training": {"epochs": 3}}).job_id  # the default, written out
 
 
-def test_who_owns_a_job_is_part_of_it_and_when_it_starts_is_not() -> None:
+def test_the_digest_depends_on_team_and_suffix_but_not_on_priority() -> None:
     one = parse_spec(GOOD)
-    assert one.digest() == "3d8944cc100caa74"  # as it was before these fields: a stored job keeps its id
+    assert one.digest() == "3d8944cc100caa74"  # computed before these fields existed: a stored job keeps its id
     assert one.digest() == parse_spec({**GOOD, "team": None, "suffix": None, "priority": 0}).digest()
     assert one.digest() == parse_spec({**GOOD, "priority": 7}).digest()
     assert one.digest() == parse_spec({**GOOD, "training": {"publish_checkpoints": False}}).digest()
@@ -94,25 +94,25 @@ def test_who_owns_a_job_is_part_of_it_and_when_it_starts_is_not() -> None:
 
 
 @pytest.mark.parametrize("field", [{"team": "Team A"}, {"priority": 101}, {"suffix": ""}, {"suffix": "x" * 65}])
-def test_what_an_owner_a_priority_or_a_suffix_cannot_be(field: dict[str, Any]) -> None:
+def test_an_invalid_team_priority_or_suffix_is_refused(field: dict[str, Any]) -> None:
     (problem,) = problems(**field)
     assert problem.startswith(f"{next(iter(field))}: ")
 
 
-def test_a_stored_spec_of_an_older_version_is_still_read() -> None:
+def test_a_stored_spec_of_another_version_is_read() -> None:
     stored = {**GOOD, "training": {"epochs": 2, "gone": 1}, "gone": {"a": 1}}
     assert parse_spec(stored, stored=True).training.epochs == 2
     assert any("gone" in problem for problem in problems(gone={"a": 1}))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("- a\n", "a list"), ("a: [", "not readable YAML"), (None, "no job file"), ("", "NoneType")]
+    ("text", "message"), [("- a\n", "a list"), ("a: [", "not readable YAML"), (None, "no job file"), ("", "NoneType")]
 )
-def test_a_file_that_is_no_job_file(tmp_path: Path, text: str | None, said: str) -> None:
+def test_a_file_that_is_not_a_job_file_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "job.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SpecError, match=said):
+    with pytest.raises(SpecError, match=message):
         load_spec(path)
 
 
@@ -124,7 +124,7 @@ def test_the_schema_describes_every_field() -> None:
             assert field.get("description") or "$ref" in field or "enum" in field, name
 
 
-def test_a_spec_cannot_be_changed() -> None:
+def test_a_spec_is_frozen() -> None:
     spec = parse_spec(GOOD)
     with pytest.raises(ValueError, match="frozen"):
         spec.name = "b"  # type: ignore[misc]

@@ -1,0 +1,82 @@
+"""Reading a job file: YAML, validation, and pydantic's errors as messages with the fix.
+
+The only I/O of this room is `read_yaml`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ray_jobs.errors import SpecError, suggestion
+from ray_jobs.spec.job import JobSpec, SpecProblems
+from ray_jobs.spec.search import LIST, RANGE
+
+_MOST_PROBLEMS = 100
+
+
+def load_spec(path: Path) -> JobSpec:
+    """Read a job file. Raises SpecError naming every wrong field, with the nearest right name for an unknown one."""
+    document = read_yaml(path, "job file")
+    if not isinstance(document, dict):
+        raise SpecError(f"{path} holds a {type(document).__name__}, not a mapping of fields; see `kitae schema`")
+    return parse_spec(document, source=str(path))
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML document. Raises SpecError if the file is missing or unreadable; `what` names it in the message."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"no {what} at {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} is not readable YAML: {error}") from error
+
+
+def parse_spec(document: dict[str, Any], *, source: str = "the spec", stored: bool = False) -> JobSpec:
+    """Validate a document. A `stored` one may come from another version and have fields that this one does not know.
+
+    Raises SpecError with one detail per problem.
+    """
+    try:
+        return JobSpec.model_validate(document, extra="ignore" if stored else None)
+    except ValidationError as error:
+        items = error.errors()
+        details = [text for item in items[:_MOST_PROBLEMS] for text in _explain(dict(item))][:_MOST_PROBLEMS]
+        count = max(len(items), len(details))
+        if count > len(details):
+            details.append(f"+{count - len(details)} more")
+        raise SpecError(f"{source}: {count} field(s) are wrong", details=details) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a job file, for editors."""
+    return JobSpec.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+
+
+def _explain(item: dict[str, Any]) -> list[str]:
+    """One of pydantic's errors as messages."""
+    location = [str(part) for part in item["loc"] if part not in (RANGE, LIST)]
+    where = ".".join(location)
+    if isinstance(found := item.get("ctx", {}).get("error"), SpecProblems):
+        return found.problems
+    if item["type"] == "extra_forbidden":
+        return [f"{where}: unknown field; {suggestion(location[-1], _fields_at(location[:-1]))}"]
+    if item["type"] == "missing":
+        return [f"{where}: required, and missing"]
+    if item["type"] == "value_error":
+        return [f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])]
+    return [f"{where}: {item['msg']} (got {item['input']!r:.200})"]
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = JobSpec
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
