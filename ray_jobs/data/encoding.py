@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class Encoded:
 
 def encode_rows(
     rows: Sequence[Row],
-    task: Task,
+    task: Task[Any],
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str],
     *,

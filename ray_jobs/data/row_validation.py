@@ -19,7 +19,7 @@ from ray_jobs.errors import DataError
 from ray_jobs.models import load_tokenizer
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
-from ray_jobs.tasks import TASKS
+from ray_jobs.tasks import TASKS, task_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,13 +47,13 @@ def check_rows(
 def task_of(path: Path) -> str:
     """The task that the first readable record has the columns of; chat where none can be told."""
     records = (record for record in read_records(path) if isinstance(record, Record))
-    columns = next((set(record.values) for record in records), set())
+    columns: set[str] = next((set(record.values) for record in records), set())
     if columns & {"preferred_output", "preferred_completion"}:
         raise DataError(
             "these are rows of preferences (input, preferred_output, non_preferred_output), which nothing here trains "
             "on yet: send conversations, {messages: [...]}"
         )
-    return "text_classification" if {"text", "label"} <= columns else "chat"
+    return task_for(columns)
 
 
 def _check(

@@ -19,6 +19,7 @@ from ray_jobs.errors import ServingError
 from ray_jobs.registry import ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 
 __all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "keep", "reapply", "undeploy"]
 
@@ -126,7 +127,7 @@ def needed_records(
 ) -> list[Deployment]:
     """The records that make a version answer: the one with the engine first. Pure."""
     precision = version.lineage.spec.training.precision
-    generates = version.task == "chat"
+    generates = TASKS[version.task].generates
     base_key = f"bases/{version.base_digest}"
     own = Deployment(
         name=version.name,

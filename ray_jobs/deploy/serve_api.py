@@ -20,6 +20,7 @@ import httpx
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.errors import MachineError, ServingError, SpecError
 from ray_jobs.launch.ray_job import RayAddress
+from ray_jobs.tasks import TASKS
 
 INGRESS = "kitae"
 """Name of the Serve application that takes the requests."""
@@ -84,9 +85,7 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
         {
             "name": record.application,
             "route_prefix": None,
-            "import_path": "serving.inference.predictors.text_classification:build"
-            if record.kind == "predictor"
-            else "serving.inference.llm:build",
+            "import_path": TASKS[record.task].predictor or "serving.inference.llm:build",
             "args": record.model_dump(mode="json", exclude={"label"}),
         }
         for record in records

@@ -21,6 +21,7 @@ from ray_jobs.deploy import records
 from ray_jobs.errors import ConflictError, CorruptObject, ObjectNotFound, RegistryError, ServingError
 from ray_jobs.registry import CHAMPION, ModelVersion
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 
 PREFIX = "traffic/"
 WATCH_S = 1800.0
@@ -283,7 +284,9 @@ def _beside(store: Store, name: str, version: str, alias: str, what: str) -> Mod
 
 def _need_adapter(store: Store, version: ModelVersion, what: str) -> None:
     record = records.read(store, version.name)
-    beside_others = version.kind == "adapter" and version.task == "chat"  # a classifier's adapter is in its predictor
+    beside_others = (
+        version.kind == "adapter" and TASKS[version.task].generates
+    )  # a classifier's adapter is in its predictor
     if not beside_others or (record is not None and record.kind != "adapter"):
         raise ServingError(
             f"{what} an adapter on a shared engine, and {version.name}@{version.version} has an engine of its own: "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -91,7 +90,7 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: Report) -> Evaluation
         model.eval()
         device = next(model.parameters()).device
         figures = as_figures(score(model, task, encoded, spec, device), task.metric)
-        chosen = rows if not task.packs else rows[: spec.evaluation.generate_rows]
+        chosen = rows if not task.generates else rows[: spec.evaluation.generate_rows]
         whole: Any = model
         extra = task.measure(whole, tokenizer, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
         return figures | extra
@@ -99,14 +98,14 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: Report) -> Evaluation
     report((1, steps, "steps", {"doing": "tuned model"}))
     tuned = measured(candidate)
     report((2, steps, "steps", {"doing": "trainer's side of parity"}))
-    prompts = parity_prompts(candidate, encoded, rows, spec) if spec.task == "chat" else ()
+    prompts = parity_prompts(candidate, encoded, rows, spec) if task.checks_parity else ()
     report((3, steps, "steps", {"doing": "base model"}))
     if models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
             base, base_is = measured(base_model), "the base model"
     else:
-        train_labels = [row["label"] for row in dataset.load(store, inputs.dataset_digest).train_rows]
-        base, base_is = majority_class(train_labels, [row["label"] for row in rows]), "the majority class"
+        baseline = task.baseline(dataset.load(store, inputs.dataset_digest).train_rows, rows)
+        base, base_is = baseline.metrics, baseline.name
     report((steps, steps, "steps", {"doing": "done"}))
     return Evaluation(
         candidate_key=inputs.candidate_key,
@@ -167,7 +166,7 @@ def base_weights(
     candidate: torch.nn.Module, directory: Path, spec: JobSpec, labels: Sequence[str]
 ) -> AbstractContextManager[torch.nn.Module]:
     """The base model: the candidate with its adapter switched off, or the base's own files."""
-    if hasattr(candidate, "disable_adapter") and spec.task == "chat":
+    if hasattr(candidate, "disable_adapter") and not TASKS[spec.task].has_new_head:
         return _without_adapter(candidate)
     device = next(candidate.parameters()).device
     dtype = models.resolve_precision(spec)
@@ -217,22 +216,6 @@ def last_answer(example: Example) -> Example | None:
         start -= 1
     labels = (*[IGNORED] * start, *example.labels[start : end + 1])
     return Example(example.input_ids[: end + 1], labels)
-
-
-def majority_class(train: Sequence[str], held_out: Sequence[str]) -> dict[str, float]:
-    """What always answering with the training rows' shares of the labels comes to. Pure."""
-    from sklearn.metrics import f1_score
-
-    counts = Counter(train)
-    choice = max(sorted(counts), key=lambda label: counts[label])
-    shares = {label: count / len(train) for label, count in counts.items()}
-    return {
-        "loss": -sum(math.log(shares[label]) for label in held_out) / len(held_out),
-        "accuracy": sum(label == choice for label in held_out) / len(held_out),
-        "macro_f1": float(
-            f1_score(held_out, [choice] * len(held_out), labels=sorted(counts), average="macro", zero_division=0)
-        ),
-    }
 
 
 def as_figures(scores: Scores, metric: str) -> dict[str, float]:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import models
 from ray_jobs.evaluation.evaluate import attach_weights, load_candidate, save_candidate
-from ray_jobs.spec import METRICS, JobSpec
+from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
 from ray_jobs.training.trainer import TrainInputs
@@ -36,7 +37,7 @@ class AdapterInputs(BaseModel):
 
 def has_adapters(spec: JobSpec) -> bool:
     """Whether a checkpoint can be called beside the best: as an adapter of the same base."""
-    return spec.task == "chat" and spec.training.method in ("lora", "qlora")
+    return TASKS[spec.task].generates and spec.training.method in ("lora", "qlora")
 
 
 def others(found: Sequence[Checkpoint], registered: str) -> list[Checkpoint]:
@@ -58,7 +59,7 @@ def lineage_metrics(one: Checkpoint, spec: JobSpec) -> dict[str, float]:
         "step": float(position.step),
         "train_loss": position.losses[-1] if position.losses else None,
         "loss": position.held_out_loss,
-        METRICS[spec.task]: position.held_out_accuracy,
+        TASKS[spec.task].metric: position.held_out_accuracy,
     }
     return {name: value for name, value in figures.items() if value is not None}
 

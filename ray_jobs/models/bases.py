@@ -22,8 +22,8 @@ from ray_jobs.errors import ModelError
 from ray_jobs.models import check_architecture, load_config
 from ray_jobs.registry import base_name, catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
-from ray_jobs.spec import METRICS
 from ray_jobs.storage import ProgressFn, Store
+from ray_jobs.tasks import TASKS
 
 _KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".spm", ".vocab")
 """What is copied of a base: weights without code, and the tokenizer. Never pickles or Python files."""
@@ -105,7 +105,7 @@ def add(store: Store, source: str, name: str | None = None, *, progress: Progres
     with _local(store, source, None) as directory:
         config = load_config(directory)
     tasks, why = [], []
-    for task in METRICS:
+    for task in (name for name, task in TASKS.items() if task.base is not None):
         try:
             check_architecture(config, task)
             tasks.append(task)

@@ -15,16 +15,11 @@ from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import heads
 from ray_jobs.models.heads import head_modules, head_names
 from ray_jobs.spec import JobSpec, TrainingSection
+from ray_jobs.tasks import TASKS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_ARCHITECTURES = {
-    "chat": ("ForCausalLM", "LMHeadModel"),
-    "text_classification": ("Model", "ForMaskedLM", "ForSequenceClassification", "ForPreTraining"),
-}
-"""How the names of the architectures end that a task can start from."""
 
 
 def load_config(directory: Path) -> dict[str, Any]:
@@ -41,10 +36,9 @@ def load_config(directory: Path) -> dict[str, Any]:
 def check_architecture(config: dict[str, Any], task: str) -> None:
     """Raises ModelError where a model cannot do the task."""
     names = [str(name) for name in config.get("architectures") or []]
-    wanted = _ARCHITECTURES[task]
-    causal = [name for name in names if name.endswith(_ARCHITECTURES["chat"])]
-    fits = [name for name in names if name.endswith(wanted) and (task == "chat" or name not in causal)]
-    if not fits:
+    needs = TASKS[task].required_base
+    wanted, excluded = needs.architectures, needs.excluded_architectures
+    if not any(name.endswith(wanted) and not name.endswith(excluded) for name in names):
         have = ", ".join(names) or "no architecture in its config.json"
         raise ModelError(
             f"the base model is {have}, and task: {task} needs one that ends in {' or '.join(wanted)}; choose another "
@@ -53,14 +47,14 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
 
 
 def load_tokenizer(directory: Path, task: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory. Raises ModelError without one, or without a chat template for `chat`."""
+    """The tokenizer of a model directory. Raises ModelError without one, or without a chat template the task needs."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"the base model has no tokenizer that can be read: {error}") from error
-    if task == "chat" and not tokenizer.chat_template:
+    if TASKS[task].required_base.chat_template and not tokenizer.chat_template:
         raise ModelError(
             "the base model has no chat template, so conversations cannot be written for it: start from its instruct "
             "version, or put a chat_template.jinja beside its tokenizer"
@@ -86,16 +80,16 @@ def load_base(
     weights that are not safetensors.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
     config = load_config(directory)
     check_architecture(config, task)
     if not list(directory.glob("*.safetensors")):
         raise ModelError(f"{directory} has no .safetensors weights; pickled weights are not read: convert them first")
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
-    auto: Any = AutoModelForCausalLM
-    if task == "text_classification":
-        auto = AutoModelForSequenceClassification
+    needs = TASKS[task].required_base
+    auto: Any = getattr(transformers, needs.auto_class)
+    if needs.head:
         options |= {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
@@ -214,8 +208,8 @@ def precision_name(spec: JobSpec) -> Dtype:
 
 
 def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
-    """Whether a base can do the task as it is: every causal model can, a classifier only with a head for the labels."""
-    if task == "chat":
+    """True where a base can do the task untrained: with its own head, or with one for these labels."""
+    if not TASKS[task].has_new_head:
         return True
     config = load_config(directory)
     classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
@@ -266,7 +260,7 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
         lora_alpha=training.lora.alpha,  # type: ignore[arg-type]  # PEFT takes a float too
         lora_dropout=training.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type=TaskType.CAUSAL_LM if task == "chat" else TaskType.SEQ_CLS,
+        task_type=TaskType[TASKS[task].required_base.adapter_type],
         modules_to_save=head_modules(model) or None,
         exclude_modules=[rf"{name}(\..*)?" for name in head_modules(model)] or None,
     )
@@ -282,7 +276,7 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
 
 def _freeze(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
     head = head_names(model)
-    if task == "chat":
+    if not TASKS[task].has_new_head:
         blocks = block_prefixes(model)
         if training.trainable_blocks > len(blocks):
             raise ModelError(

@@ -31,6 +31,7 @@ from ray_jobs.pipeline.stages import Outputs
 from ray_jobs.search.space import describe
 from ray_jobs.spec import JobSpec, SearchSection
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 from ray_jobs.training.checkpoint import is_disk_full
 from ray_jobs.training.trainer import TrainInputs
 
@@ -224,7 +225,7 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
     for name in stages_of(spec):
         record = done.get(name)
         given = inputs.get(f"base {spec.base_model}" if name == "base" else name)
-        if name == "parity" and spec.task != "chat":
+        if name == "parity" and not TASKS[spec.task].checks_parity:
             stages.append((name, "not needed: no engine serves this task"))
         elif name == "deploy" and not spec.serving.deploy:
             stages.append((name, "off (serving.deploy)"))
@@ -302,7 +303,7 @@ def _flow(stages: _Stages, store: Store, job_spec: JobSpec) -> JobResult:
     )
     gate(evaluation, spec)
     parity: Outputs = {}
-    if spec.task == "chat":
+    if TASKS[spec.task].checks_parity:
         parity = stages.run(
             "parity",
             {

@@ -35,7 +35,6 @@ from ray_jobs.search.space import space_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.chat import check_supervision
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.metrics import TrainingMetrics, write_csv
 from ray_jobs.training.trainer import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
@@ -91,8 +90,8 @@ def encode(store: Store, spec: JobSpec, data: Outputs, base: Outputs, show: Show
                 source=side.replace("_", "-"),
                 progress=lambda done, total: show(done, total, "rows"),
             )
-            if spec.task == "chat" and side == "train":
-                check_supervision([encoded[i] for i in range(len(encoded))], tokenizer)
+            if side == "train":
+                task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)
             encoded.save(Path(scratch) / name)
             outputs |= _counts(side, encoded, len(rows)) | {f"{side}_kept": kept}
         inputs = json_digest([base["digest"], spec.data.max_tokens, spec.data.too_long])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ray_jobs.errors import RegistryError
 from ray_jobs.registry.model import ModelVersion
+from ray_jobs.tasks import TASKS
 
 CARD_NAME = "README.md"
 
-_PIPELINE_TAGS = {"chat": "text-generation", "text_classification": "text-classification"}
 _KINDS = {
     "adapter": "a LoRA adapter: it needs the weights of its base",
     "full": "a whole model",
@@ -34,7 +34,7 @@ def model_card(version: ModelVersion) -> str:
     front = [
         f"base_model: {json.dumps(spec.base_model, ensure_ascii=False)}",
         f"library_name: {'peft' if version.kind == 'adapter' else 'transformers'}",
-        f"pipeline_tag: {_PIPELINE_TAGS[version.task]}",
+        f"pipeline_tag: {TASKS[version.task].pipeline_tag}",
         f"tags: [kitae, {training.method}]",
     ]
     parts = [

@@ -27,6 +27,7 @@ from ray_jobs.registry.card import write_card
 from ray_jobs.registry.files import check_files
 from ray_jobs.registry.model import Kind, Lineage, ModelVersion, key_of, lineage_json, lineage_of, version_of
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 
 CHAMPION = "champion"
 """The alias that answers for a name alone."""
@@ -51,7 +52,7 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
     if (there := store.read_manifest(key)) is not None:
         return version_of(name, number, there.meta)
     adapter = (directory / "adapter_config.json").is_file()
-    kind: Kind = "adapter" if adapter else "full" if lineage.spec.task == "chat" else "predictor"
+    kind: Kind = "adapter" if adapter else "full" if TASKS[lineage.spec.task].generates else "predictor"
     meta = {"kind": kind, "lineage": lineage_json(lineage), "lineage_digest": lineage_digest}
     version = version_of(name, number, meta)
     write_card(directory, version)

@@ -77,7 +77,7 @@ class SharedFeatures:
         base.requires_grad_(False)
         base.to(device)  # type: ignore[arg-type]  # a device is what it takes
         base.train(False)
-        first_token = spec.task == "text_classification"
+        first_token = TASKS[spec.task].required_base.frozen_features == "first_token"
         packed = is_packed(spec)
         upper = share(base, ())
         lower, given = _cut(upper, base, depth=depth, first_token=first_token)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.spec import JobSpec, Range, TrainingSection
+from ray_jobs.tasks import TASKS
 from ray_jobs.training.lr_schedule import default_learning_rate
 
 Space = dict[str, Range | tuple[Any, ...]]
@@ -28,7 +29,7 @@ def default_space(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> 
     if training.method in ("lora", "qlora"):
         rank = rank_for(config, supervised)
         space["lora.rank"] = tuple(r for r in _RANKS if rank <= r <= 2 * rank)
-    if training.method == "frozen" and spec.task == "chat":
+    if training.method == "frozen" and not TASKS[spec.task].has_new_head:
         blocks = int(config.get("num_hidden_layers", 1))
         space["trainable_blocks"] = tuple(depth for depth in (1, 2, 4) if depth <= blocks)
     sizes = sorted({max(1, training.batch_size // 2), training.batch_size, training.batch_size * 2})

@@ -6,7 +6,7 @@ A section is a file; the fields' docstrings are the descriptions of the exported
 from ray_jobs.spec.compute import ComputeSection
 from ray_jobs.spec.data import DataSection
 from ray_jobs.spec.evaluation import EvaluationSection
-from ray_jobs.spec.job import METRICS, JobSpec
+from ray_jobs.spec.job import JobSpec
 from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
 from ray_jobs.spec.search import BudgetSection, Range, SearchSection
 from ray_jobs.spec.section import Name, Section
@@ -14,7 +14,6 @@ from ray_jobs.spec.serving import ServingSection
 from ray_jobs.spec.training import Precision, TrainingSection
 
 __all__ = [
-    "METRICS",
     "BudgetSection",
     "ComputeSection",
     "DataSection",

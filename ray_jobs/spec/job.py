@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,11 +16,7 @@ from ray_jobs.spec.search import Range, SearchSection, searchable_fields
 from ray_jobs.spec.section import Name, Section
 from ray_jobs.spec.serving import ServingSection
 from ray_jobs.spec.training import TrainingSection
-
-TaskName = Literal["chat", "text_classification"]
-
-METRICS: dict[TaskName, str] = {"chat": "token_accuracy", "text_classification": "accuracy"}
-"""Each task's own measure on held-out rows, higher is better."""
+from ray_jobs.tasks import TASKS, TaskName
 
 
 class JobSpec(Section):
@@ -72,7 +68,7 @@ class JobSpec(Section):
         if self.search is None:
             return []
         problems = []
-        metrics = ("loss", METRICS[self.task])
+        metrics = ("loss", TASKS[self.task].metric)
         if self.search.metric not in metrics:
             problems.append(f"search.metric: {self.task} has no {self.search.metric!r}; it has {' and '.join(metrics)}")
         known = [*searchable_fields(TrainingSection), "base_model"]

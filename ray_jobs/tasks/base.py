@@ -1,19 +1,22 @@
-"""What a task is: columns, how a row is checked and encoded, the loss and how predictions are scored.
+"""What a task is: its columns, how a row is checked and encoded, its loss, its measures, and what serves its models.
 
-A task is data handed to the one training loop, never a branch in it. Knows nothing of stores, workers or methods.
+A task is data handed to one pipeline and one training loop, never a branch in them. Knows nothing of stores, workers,
+methods or job files; torch and transformers are imported only inside the functions that run a model.
 
 Shapes: B rows, T tokens, S supervised positions, V vocabulary, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
 """Label of a position that is not supervised (PyTorch's `ignore_index`)."""
@@ -31,17 +34,94 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A number that says how well a model does on held-out rows."""
+
+    name: str
+    higher_is_better: bool = True
+
+
+LOSS = Measure("loss", higher_is_better=False)
+"""Mean loss a supervised label: every task has it, and the gate compares it."""
+
+
+@dataclass(frozen=True)
+class BaseNeeds:
+    """What a task needs of a base model, and what is put on it."""
+
+    architectures: tuple[str, ...]
+    """Endings of the architecture names that the task can start from."""
+    auto_class: str
+    """The `transformers` class that loads the base for the task."""
+    adapter_type: str
+    """PEFT's `TaskType` for an adapter."""
+    head: bool
+    """Puts a head with one output a label on the base; `method: frozen` trains it alone. False: the base's own head
+    stays, and `method: frozen` trains the last blocks."""
+    frozen_learning_rate: float
+    """Peak learning rate of `method: frozen` where the job file has none."""
+    frozen_features: Literal["first_token", "all_tokens"]
+    """What the trained part reads of the frozen part's output: trials on one frozen base share it."""
+    excluded_architectures: tuple[str, ...] = ()
+    """Endings that rule a name out, although it ends in one of `architectures`."""
+    chat_template: bool = False
+    """Requires a chat template beside the tokenizer."""
+    processor_class: str = "AutoTokenizer"
+    """The `transformers` class that loads what turns rows into tensors: a tokenizer or an image processor."""
+
+
+class EncodedRow(Protocol):
+    """A row as tensors, of whatever kind the task makes."""
+
+    @property
+    def length(self) -> int:
+        """What the row takes of `micro_batch_tokens`: its tokens, or 1 for a row of a fixed size."""
+        ...
+
+    @property
+    def supervised(self) -> int:
+        """Number of labels that count in the loss."""
+        ...
+
+    def truncated(self, length: int) -> EncodedRow:
+        """The row cut to `length`."""
+        ...
+
+
+@dataclass(frozen=True)
 class Example:
-    """An encoded row. `labels[i]` is what must come at position i (`IGNORED`: anything); a task with one label a row
+    """A row as tokens. `labels[i]` is what must come at position i (`IGNORED`: anything); a task with one label a row
     has a single entry."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
 
     @property
+    def length(self) -> int:
+        return len(self.input_ids)
+
+    @property
     def supervised(self) -> int:
-        """How many labels count in the loss."""
+        """Number of labels that count in the loss."""
         return sum(label != IGNORED for label in self.labels)
+
+    def truncated(self, length: int) -> Example:
+        if len(self.labels) == len(self.input_ids):
+            return Example(self.input_ids[:length], self.labels[:length])
+        # One label a row: an encoder's closing token stays, as it does when a text is cut for prediction.
+        return Example((*self.input_ids[: length - 1], self.input_ids[-1]), self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class TensorExample:
+    """A row as named arrays: pixels, or the items a user chose. Every row of a task has the same names."""
+
+    tensors: Mapping[str, np.ndarray]
+    supervised: int = 1
+    length: int = 1
+
+    def truncated(self, length: int) -> TensorExample:
+        raise ValueError("a row of named tensors is not cut: encode it within data.max_tokens")
 
 
 @dataclass(frozen=True)
@@ -51,13 +131,19 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     targets_S: torch.Tensor
     select_SV: tuple[torch.Tensor, torch.Tensor] | None = None
-    """(row, position) of each supervised prediction where the model answers for every position; None: the model's
-    logits are already those of `targets_S`."""
+    """(row, position) of each supervised prediction where the model predicts every position; None: the model's logits
+    are already those of `targets_S`."""
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the loss needs and the model does not take."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         select = None if self.select_SV is None else (self.select_SV[0].to(device), self.select_SV[1].to(device))
-        return Batch({k: v.to(device) for k, v in self.inputs.items()}, self.targets_S.to(device), select)
+        return Batch(_moved(self.inputs, device), self.targets_S.to(device), select, _moved(self.extras, device))
+
+
+Reference = Callable[[Batch], "torch.Tensor"]
+"""A batch's `Task.logits` by the frozen model that training started from, without gradients."""
 
 
 @dataclass(frozen=True)
@@ -82,56 +168,128 @@ class Scores:
         return self.correct / max(self.count, 1)
 
 
-class Task(Protocol):
-    """One kind of job."""
+@dataclass(frozen=True)
+class Baseline:
+    """What a trained model is compared with where no base model can do the task."""
 
-    @property
-    def name(self) -> str: ...
+    metrics: dict[str, float]
+    """`loss` and the task's measures."""
+    name: str
+    """In a sentence: `the majority class`."""
 
-    @property
-    def columns(self) -> tuple[Column, ...]: ...
+
+E = TypeVar("E")
+
+
+class Task(ABC, Generic[E]):
+    """One kind of job. `E` is what a row is encoded to: `Example` or `TensorExample`."""
+
+    name: ClassVar[str]
+    columns: ClassVar[tuple[Column, ...]]
+    measures: ClassVar[tuple[Measure, ...]]
+    """Measures beside the loss. The first is `Scores.accuracy`, taken at each evaluation of a training."""
+    route: ClassVar[str]
+    """Path of the endpoint that answers for the task's models."""
+    pipeline_tag: ClassVar[str]
+    """The hub's name of the task, for model cards."""
+    base: ClassVar[BaseNeeds | None] = None
+    """None: the task trains from nothing, with `new_model`, and a job has no `base_model`."""
+    predictor: ClassVar[str | None] = None
+    """Import path of the Serve builder that serves the task's models. None: vLLM serves them."""
+    label_column: ClassVar[str | None] = None
+    """The column whose values in the training rows become the model's labels. None: the task has no labels."""
+    packs: ClassVar[bool] = False
+    """Several rows can share one sequence."""
+    trains_by_steps: ClassVar[bool] = True
+    """Trains by optimizer steps on `loss`. False: in closed form, by `fit`."""
+    uses_reference: ClassVar[bool] = False
+    """`loss` compares the model with the frozen one that training started from."""
+    shares_passes: ClassVar[bool] = False
+    """Trials of a search can share forward passes: the loss is the cross-entropy of `logits`, row by row of tokens."""
 
     @property
     def metric(self) -> str:
-        """Name of the task's own measure, higher is better."""
-        ...
+        """Name of the first measure."""
+        return self.measures[0].name
 
     @property
-    def packs(self) -> bool:
-        """Whether several rows can share one sequence."""
-        ...
+    def required_base(self) -> BaseNeeds:
+        """`base` of a task that starts from a base model."""
+        assert self.base is not None, f"{self.name} starts from no base model"
+        return self.base
 
+    @property
+    def has_new_head(self) -> bool:
+        """The task puts a head of its own on the base."""
+        return self.base is not None and self.base.head
+
+    @property
+    def generates(self) -> bool:
+        """vLLM serves the task's models: a base's adapters share one engine, and the endpoint generates text."""
+        return self.predictor is None
+
+    @property
+    def checks_parity(self) -> bool:
+        """The serving engine is compared with the trainer: the two run different code."""
+        return self.generates
+
+    def recognises(self, columns: AbstractSet[str]) -> bool:
+        """Rows with these columns are the task's, where a file of rows names no task."""
+        required = {column.name for column in self.columns if column.required}
+        return bool(required) and required <= columns
+
+    @abstractmethod
     def check_row(self, row: Row) -> list[str]:
         """Why this row is malformed; empty where it is not."""
-        ...
 
+    @abstractmethod
     def normalise(self, row: Row) -> Row:
         """The row in its one canonical form. Call on rows that `check_row` passes."""
-        ...
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
-        """Token ids and labels of a row, however long."""
-        ...
+    @abstractmethod
+    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> E:
+        """A row as tensors, however long. `processor` is the base's tokenizer or image processor, or None."""
 
-    def collate(self, examples: Sequence[Example], *, packed: bool, pad_id: int) -> Batch:
+    def check_encoded(self, examples: Sequence[E], processor: Any) -> None:  # most tasks need no check
+        """Refuse training rows that would teach nothing. Raises DataError."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[E], *, packed: bool = False, pad_id: int = 0) -> Batch:
         """Put examples into one forward pass. An empty sequence gives a pass that supervises nothing."""
-        ...
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Predictions for the supervised labels, (S, V) or (S, C)."""
-        ...
+        logits_SC: torch.Tensor = model(**batch.inputs).logits
+        return logits_SC
 
+    def loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> torch.Tensor:
+        """Sum of the loss over the batch's supervised labels, a scalar with a gradient.
+
+        `reference` is given to a task that `uses_reference`. The step divides by the labels of all its batches.
+        """
+        return loss_sum(self.logits(model, batch), batch.targets_S)
+
+    def scores(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> Scores:
+        """Score a batch of held-out rows."""
+        return scores_of(self.logits(model, batch), batch.targets_S)
+
+    def new_model(self, labels: Sequence[str], seed: int) -> torch.nn.Module:
+        """The untrained model of a task without a base: its weights follow from `labels` and `seed` alone."""
+        raise NotImplementedError(f"{self.name} starts from a base model")
+
+    def fit(self, model: torch.nn.Module, examples: Sequence[E]) -> None:
+        """Set the model's trainable weights in closed form, where the task does not train by steps."""
+        raise NotImplementedError(f"{self.name} trains by optimizer steps")
+
+    def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
+        """What needs no training, on the held-out rows: the comparison where no base model can do the task."""
+        raise NotImplementedError(f"{self.name} is compared with its base model")
+
+    @abstractmethod
     def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[Row],
-        labels: Sequence[str],
-        *,
-        max_new_tokens: int,
+        self, model: Any, processor: Any, rows: Sequence[Row], labels: Sequence[str], *, max_new_tokens: int
     ) -> dict[str, float]:
-        """The task's own measures on held-out rows, `metric` among them."""
-        ...
+        """The task's own measures on held-out rows, by the names of `measures`; `metric` may be left out."""
 
 
 def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
@@ -149,3 +307,7 @@ def scores_of(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> Scores:
         return Scores()
     correct = int((logits_SV.argmax(-1) == targets_S).sum())
     return Scores(float(loss_sum(logits_SV, targets_S)), targets_S.numel(), correct)
+
+
+def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.spec import METRICS
-from ray_jobs.tasks.base import IGNORED, Batch, Column, Example, Row
+from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Measure, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -23,20 +21,31 @@ if TYPE_CHECKING:
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MOST_PROBLEMS = 10
-"""Of one row; with so many, nobody reads on."""
+"""Most problems reported of one row."""
 
 
-@dataclass(frozen=True)
-class Chat:
-    name: str = "chat"
-    metric: str = METRICS["chat"]
-    packs: bool = True
-    columns: tuple[Column, ...] = (
+class Chat(Task[Example]):
+    name: ClassVar[str] = "chat"
+    columns: ClassVar[tuple[Column, ...]] = (
         Column("messages", "the conversation: a list of {role, content}", required=False),
         Column("prompt", "what the user says (with completion, instead of messages)", required=False),
         Column("completion", "what the assistant answers", required=False),
         Column("tools", "JSON schemas of the functions the assistant may call", required=False),
     )
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("token_accuracy"), Measure("chrf"))
+    route: ClassVar[str] = "/v1/chat/completions"
+    pipeline_tag: ClassVar[str] = "text-generation"
+    base: ClassVar[BaseNeeds | None] = BaseNeeds(
+        architectures=("ForCausalLM", "LMHeadModel"),
+        auto_class="AutoModelForCausalLM",
+        adapter_type="CAUSAL_LM",
+        head=False,
+        frozen_learning_rate=5e-5,
+        frozen_features="all_tokens",
+        chat_template=True,
+    )
+    packs: ClassVar[bool] = True
+    shares_passes: ClassVar[bool] = True
 
     def check_row(self, row: Row) -> list[str]:
         if "messages" not in row:
@@ -63,9 +72,9 @@ class Chat:
             ]
         }
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
-        """Every stretch is tokenised as the endpoint will see it: a prompt ends where generation begins."""
-        messages, tools = row["messages"], row.get("tools")
+    def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
+        """Each part is tokenised as the endpoint sees it: a prompt ends where generation begins."""
+        tokenizer, messages, tools = processor, row["messages"], row.get("tools")
         whole = render(tokenizer, messages, tools)
         input_ids: list[int] = []
         targets: list[int] = []
@@ -77,8 +86,8 @@ class Chat:
             end = len(render(tokenizer, messages[: i + 1], tools))
             if whole[:start] != render(tokenizer, messages[:i], tools, generate=True) or start < done:
                 raise ModelError(
-                    "the chat template changes what came before when a message is added, so the assistant's tokens "
-                    "cannot be told apart: use a template whose output only grows"
+                    "the chat template rewrites earlier text when a message is added, so the assistant's tokens cannot "
+                    "be located: use a template whose output only grows"
                 )
             prompt_ids = tokenize(tokenizer, whole[done:start])
             answer_ids = tokenize(tokenizer, whole[start:end])
@@ -89,7 +98,10 @@ class Chat:
             done = end
         return Example(tuple(input_ids), tuple(targets))
 
-    def collate(self, examples: Sequence[Example], *, packed: bool, pad_id: int) -> Batch:
+    def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
+        check_supervision(examples, processor)
+
+    def collate(self, examples: Sequence[Example], *, packed: bool = False, pad_id: int = 0) -> Batch:
         return _pack(examples, pad_id) if packed else _pad(examples, pad_id)
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -100,20 +112,21 @@ class Chat:
     def measure(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        processor: PreTrainedTokenizerBase,
         rows: Sequence[Row],
         labels: Sequence[str],
         *,
         max_new_tokens: int,
     ) -> dict[str, float]:
-        """chrF (Popović 2015) of greedy answers against the references: works on characters, so for Japanese too."""
+        """chrF (Popović 2015) of greedy answers against the references: it compares characters, so it suits Japanese
+        too."""
         from sacrebleu.metrics.chrf import CHRF
 
         asked = [split_last_answer(row) for row in rows]
         asked = [pair for pair in asked if isinstance(pair[1], str)]
         if not asked:
             return {}
-        answers = answer(model, tokenizer, [row for row, _ in asked], max_new_tokens=max_new_tokens)
+        answers = answer(model, processor, [row for row, _ in asked], max_new_tokens=max_new_tokens)
         references = [[reference for _, reference in asked]]
         return {"chrf": float(CHRF().corpus_score(answers, references).score)}
 

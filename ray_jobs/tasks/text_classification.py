@@ -5,12 +5,13 @@ A row is `{"text": …, "label": …}`; the labels are those of the training row
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ray_jobs.spec import METRICS
-from ray_jobs.tasks.base import Batch, Column, Example, Row
+from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Measure, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +26,27 @@ class Prediction:
     scores: dict[str, float]
 
 
-@dataclass(frozen=True)
-class TextClassification:
-    name: str = "text_classification"
-    metric: str = METRICS["text_classification"]
-    packs: bool = False
-    columns: tuple[Column, ...] = (
+class TextClassification(Task[Example]):
+    name: ClassVar[str] = "text_classification"
+    columns: ClassVar[tuple[Column, ...]] = (
         Column("text", "what is classified"),
         Column("label", "its class: text, a whole number or true/false"),
     )
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("accuracy"), Measure("macro_f1"))
+    route: ClassVar[str] = "/v1/classify"
+    pipeline_tag: ClassVar[str] = "text-classification"
+    base: ClassVar[BaseNeeds | None] = BaseNeeds(
+        architectures=("Model", "ForMaskedLM", "ForSequenceClassification", "ForPreTraining"),
+        excluded_architectures=("ForCausalLM", "LMHeadModel"),
+        auto_class="AutoModelForSequenceClassification",
+        adapter_type="SEQ_CLS",
+        head=True,
+        frozen_learning_rate=1e-3,
+        frozen_features="first_token",
+    )
+    predictor: ClassVar[str | None] = "serving.inference.predictors.text_classification:build"
+    label_column: ClassVar[str | None] = "label"
+    shares_passes: ClassVar[bool] = True
 
     def check_row(self, row: Row) -> list[str]:
         problems = []
@@ -48,10 +61,10 @@ class TextClassification:
         label = row["label"]
         return {"text": row["text"], "label": str(label).lower() if isinstance(label, bool) else str(label).strip()}
 
-    def encode(self, row: Row, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
-        return Example(tuple(tokenizer.encode(row["text"])), (labels.index(row["label"]),))
+    def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
+        return Example(tuple(processor.encode(row["text"])), (labels.index(row["label"]),))
 
-    def collate(self, examples: Sequence[Example], *, packed: bool, pad_id: int) -> Batch:
+    def collate(self, examples: Sequence[Example], *, packed: bool = False, pad_id: int = 0) -> Batch:
         import torch
 
         targets_B = torch.tensor([example.labels[0] for example in examples], dtype=torch.long)
@@ -63,14 +76,15 @@ class TextClassification:
         }
         return Batch(inputs, targets_B)
 
-    def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits_BC: torch.Tensor = model(**batch.inputs).logits
-        return logits_BC
+    def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
+        """Always the commonest label, with the training rows' shares of the labels as probabilities."""
+        metrics = majority_class([row["label"] for row in train], [row["label"] for row in held_out])
+        return Baseline(metrics, "the majority class")
 
     def measure(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        processor: PreTrainedTokenizerBase,
         rows: Sequence[Row],
         labels: Sequence[str],
         *,
@@ -80,7 +94,7 @@ class TextClassification:
         from sklearn.metrics import f1_score
 
         truth = [row["label"] for row in rows]
-        guess = [p.label for p in self.predict(model, tokenizer, [row["text"] for row in rows], labels)]
+        guess = [p.label for p in self.predict(model, processor, [row["text"] for row in rows], labels)]
         return {
             "accuracy": sum(a == b for a, b in zip(truth, guess, strict=True)) / max(len(truth), 1),
             "macro_f1": float(f1_score(truth, guess, labels=list(labels), average="macro", zero_division=0)),
@@ -149,3 +163,19 @@ class TextClassification:
             for i, row in zip(group, found, strict=True):
                 rows[i] = row
         return rows
+
+
+def majority_class(train: Sequence[str], held_out: Sequence[str]) -> dict[str, float]:
+    """Metrics of a model that gives every text the training rows' shares of the labels. Pure."""
+    from sklearn.metrics import f1_score
+
+    counts = Counter(train)
+    choice = max(sorted(counts), key=lambda label: counts[label])
+    shares = {label: count / len(train) for label, count in counts.items()}
+    return {
+        "loss": -sum(math.log(shares[label]) for label in held_out) / len(held_out),
+        "accuracy": sum(label == choice for label in held_out) / len(held_out),
+        "macro_f1": float(
+            f1_score(held_out, [choice] * len(held_out), labels=sorted(counts), average="macro", zero_division=0)
+        ),
+    }

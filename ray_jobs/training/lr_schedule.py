@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from ray_jobs.spec import JobSpec, TrainingSection
+from ray_jobs.tasks import TASKS
 
 DECAY = 0.2
 """Share of the steps over which `warmup_stable_decay` falls."""
@@ -23,7 +24,8 @@ def default_learning_rate(training: TrainingSection, task: str) -> float:
         return 2e-4
     if training.method == "full":
         return 2e-5
-    return 5e-5 if task == "chat" else 1e-3
+    base = TASKS[task].base
+    return base.frozen_learning_rate if base is not None else 1e-3
 
 
 def trunk_end(steps: int) -> int:

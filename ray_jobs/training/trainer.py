@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,7 +30,7 @@ from ray_jobs.models import heads, lora_linear, packed_attention
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Scores, Task, loss_sum, scores_of
+from ray_jobs.tasks.base import Scores, Task
 from ray_jobs.training import checkpoint, deepspeed_engine
 from ray_jobs.training.batching import BatchPlan, split
 from ray_jobs.training.checkpoint import Position
@@ -159,7 +159,7 @@ def train(
         raise out_of_memory(inputs.spec) from error
 
 
-def score(model: torch.nn.Module, task: Task, encoded: Encoded, spec: JobSpec, device: torch.device) -> Scores:
+def score(model: torch.nn.Module, task: Task[Any], encoded: Encoded, spec: JobSpec, device: torch.device) -> Scores:
     """Score encoded rows; the rows are shared out over the process group, if there is one, and the sums added up.
 
     Leaves the model in the mode it was in.
@@ -175,7 +175,7 @@ def score(model: torch.nn.Module, task: Task, encoded: Encoded, spec: JobSpec, d
     with torch.no_grad():
         for group in groups[rank::workers]:
             batch = task.collate([encoded[i] for i in group], packed=packed, pad_id=0).to(device)
-            part = scores_of(task.logits(model, batch), batch.targets_S)
+            part = task.scores(model, batch)
             sums += torch.tensor((part.loss_sum, part.count, part.correct), dtype=torch.float64)
     model.train(was_training)
     if dist.is_initialized():
@@ -346,7 +346,7 @@ class _Run:
         for group in self.plan.groups_of(step, self.workers)[self.rank :: self.workers]:
             batch = self.task.collate([self.rows[i] for i in group], packed=self.plan.packed, pad_id=0)
             batch = batch.to(self.device)
-            loss = loss_sum(self.task.logits(self.engine, batch), batch.targets_S)
+            loss = self.task.loss(self.engine, batch)
             # DeepSpeed averages over the workers; the sum over them is wanted, a label's mean.
             self.engine.backward(loss * (self.workers / supervised))
             total += loss.detach()

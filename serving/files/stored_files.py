@@ -21,6 +21,7 @@ from ray_jobs.errors import ConflictError, DataError, KitaeError, ObjectNotFound
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
+from ray_jobs.tasks import DEFAULT_TASK
 from serving.http import openai_types as wire
 from serving.http.errors import ApiError, bad_request
 from serving.http.ids import is_id, made_at_s, new_id
@@ -212,7 +213,7 @@ class Files:
                 raise bad_request(f"there is no base model {model!r} to count tokens with", param="model")
             return entry
         entries = catalogue.entries(self._store)
-        fitting = [entry for entry in entries if (task or "chat") in entry.tasks]
+        fitting = [entry for entry in entries if (task or DEFAULT_TASK) in entry.tasks]
         return fitting[0] if len(fitting) == 1 else None
 
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.data.report import RowReport
 from ray_jobs.spec import Name
+from ray_jobs.tasks import TaskName
 
-Task = Literal["chat", "text_classification"]
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
 JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 MOST_JOBS_PAGE = 100
@@ -154,7 +154,7 @@ class CreateJob(Wire):
     """OpenAI's object, or the name of a training method, short for `training.method`."""
     hyperparameters: Hyperparameters | None = None
 
-    task: Task | None = None
+    task: TaskName | None = None
     """None: by the columns of the training file."""
     lora_rank: Annotated[int, Field(ge=1, le=512)] | None = None
     """Short for `training.lora.rank`."""

@@ -26,6 +26,7 @@ from ray_jobs.registry import ModelVersion, api_names, catalogue, shares
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 from serving.http.errors import ApiError, bad_request
 from serving.inference.backends import Route
 
@@ -38,7 +39,6 @@ _READ_AHEAD = 0.75
 """The part of the time to live after which it is read again, before anybody has to wait for it."""
 _PATIENCE_S = 2.0
 """How long a request waits for a store that does not answer, before what was known last holds."""
-_PATHS = {"chat": "/v1/chat/completions", "text_classification": "/v1/classify"}
 
 
 class Viewer(Protocol):
@@ -180,11 +180,12 @@ def _wire(seen: Snapshot, record: Deployment, version: ModelVersion, label: str)
     return api_names.wire_name(version, checkpoint=checkpoint)
 
 
-def check_task(route: Route, task: str) -> None:
-    """Raises ApiError 400 where a model does not do what the path is for."""
-    if route.task != task:
-        where = _PATHS.get(route.task, "no path here")
-        message = f"{route.shown!r} does {route.task}, which is at {where}, not at {_PATHS[task]}"
+def check_path(route: Route, path: str) -> None:
+    """Raises ApiError 400 where the model's task is not answered at `path`."""
+    task = TASKS.get(route.task)
+    if task is None or task.route != path:
+        where = "no path here" if task is None else task.route
+        message = f"{route.shown!r} does {route.task}, which is at {where}, not at {path}"
         raise bad_request(message, param="model", code="wrong_task")
 
 
@@ -212,7 +213,7 @@ class Router:
         self._snapshot: Snapshot | None = None
         self._read_at = -math.inf
 
-    async def resolve(self, model: Any, task: str, viewer: Viewer, *, draw: float | None = None) -> Route:
+    async def resolve(self, model: Any, path: str, viewer: Viewer, *, draw: float | None = None) -> Route:
         """Where a request's `model` is answered. Raises ApiError: 400 without a name, 404 for an unknown one.
 
         `draw` None: at random whether a canary answers.
@@ -226,7 +227,7 @@ class Router:
             # It may have been deployed a moment ago; whoever deployed it asks for it at once.
             snapshot = await self.snapshot(max_age_s=_MISS_TTL_S)
             route = resolve(snapshot, model, viewer, draw=draw, stopped=self.stopped)
-        check_task(route, task)
+        check_path(route, path)
         return route
 
     def forget(self) -> None:

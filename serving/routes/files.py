@@ -12,6 +12,7 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, Form, Header, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
+from ray_jobs.tasks import TaskName
 from serving.access.auth import caller_of
 from serving.files.stored_files import Files
 from serving.files.uploads import Uploads
@@ -39,7 +40,7 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuning) -> APIRouter:
         purpose: Annotated[wire.Purpose, Form()],
         anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
         seconds: Annotated[int | None, Form(alias="expires_after[seconds]")] = None,
-        task: Annotated[wire.Task | None, Form()] = None,
+        task: Annotated[TaskName | None, Form()] = None,
         model: Annotated[str | None, Form(max_length=256)] = None,
     ) -> wire.File:
         """Take a file. Rows for `fine-tune` are looked at first: every bad line is told in one answer. `model` names

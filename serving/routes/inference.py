@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 _MAX_CHOICES = 16
 _MAX_INPUTS = 1024
 
+GENERATE = "/v1/chat/completions"
+"""`Task.route` of the models that the routes for generation answer for."""
+CLASSIFY = "/v1/classify"
+"""`Task.route` of the models that the routes about texts answer for."""
+
 
 Answers = list[dict[str, Any]]
 
@@ -56,7 +61,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
         return await generate(request, "completions", body)
 
     async def generate(request: Request, method: str, body: dict[str, Any]) -> Response:
-        route = await router.resolve(body.get("model"), "chat", caller_of(request))
+        route = await router.resolve(body.get("model"), GENERATE, caller_of(request))
         request.state.model = route.model
         told = _asks_for_usage(body)
 
@@ -114,7 +119,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
     async def about_texts(
         request: Request, body: dict[str, Any], texts: list[str], ask: Callable[[Route, list[str]], Awaitable[Answers]]
     ) -> tuple[Route, Answers, dict[str, int]]:
-        route = await router.resolve(body.get("model"), "text_classification", caller_of(request))
+        route = await router.resolve(body.get("model"), CLASSIFY, caller_of(request))
         request.state.model = route.model
         async with traffic.watched(route):
             answers = await ask(route, texts)

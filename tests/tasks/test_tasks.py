@@ -9,11 +9,12 @@ import pytest
 
 from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.evaluation.evaluate import last_answer, majority_class
+from ray_jobs.evaluation.evaluate import last_answer
 from ray_jobs.models import load_tokenizer
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example
 from ray_jobs.tasks.chat import check_supervision, render, tokenize
+from ray_jobs.tasks.text_classification import majority_class
 from tests.models import tiny_models
 
 CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
@@ -79,7 +80,7 @@ def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
 def test_a_template_that_rewrites_history_is_refused(tmp_path: Path) -> None:
     template = "{{ messages | length }}" + tiny_models.CHATML
     tiny_models.save_tokenizer(tmp_path, chat_template=template)
-    with pytest.raises(ModelError, match="changes what came before"):
+    with pytest.raises(ModelError, match="rewrites earlier text"):
         CHAT.encode(conversation("a", "b", "c", "d"), load_tokenizer(tmp_path, "chat"), [])
 
 

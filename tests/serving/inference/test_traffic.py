@@ -411,7 +411,7 @@ def test_a_canary_gets_its_share(percent: float) -> None:
 @pytest.mark.anyio
 async def test_drawn_at_random_the_share_converges() -> None:
     router = FixedRouter(on_trial(canary=CANARY), Traffic())
-    routes = [await router.resolve("greeter", "chat", OPERATOR) for _ in range(4000)]
+    routes = [await router.resolve("greeter", "/v1/chat/completions", OPERATOR) for _ in range(4000)]
     share = sum(route.model == "greeter@2" for route in routes) / len(routes)
     assert abs(share - 0.3) < 0.04  # five standard deviations
     assert {route.trial for route in routes if route.model == "greeter@2"} == {CANARY}
@@ -453,11 +453,11 @@ def test_a_stopped_trial_counts_at_once() -> None:
 async def test_a_started_canary_counts_without_a_restart(store: Store, greeter: str) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
-    assert (await router.resolve(greeter, "chat", OPERATOR, draw=0.0)).model == "greeter@1"
+    assert (await router.resolve(greeter, "/v1/chat/completions", OPERATOR, draw=0.0)).model == "greeter@1"
     traffic.start_canary(store, greeter, "2", percent=10)
     now = 3.0
-    assert (await router.resolve(greeter, "chat", OPERATOR, draw=0.05)).model == "greeter@2"
-    assert (await router.resolve(greeter, "chat", OPERATOR, draw=0.15)).model == "greeter@1"
+    assert (await router.resolve(greeter, "/v1/chat/completions", OPERATOR, draw=0.05)).model == "greeter@2"
+    assert (await router.resolve(greeter, "/v1/chat/completions", OPERATOR, draw=0.15)).model == "greeter@1"
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -582,10 +582,10 @@ async def test_while_the_store_is_away_this_process_stops_and_tells_it_later(
     monkeypatch.setattr(traffic, "end_canary", away_twice)
     replica = Traffic(store, retry_s=0.01)
     router = Router(store, ttl_s=1000.0, stopped=replica.stopped)
-    assert (await router.resolve(greeter, "chat", OPERATOR, draw=0.0)).model == "greeter@2"
+    assert (await router.resolve(greeter, "/v1/chat/completions", OPERATOR, draw=0.0)).model == "greeter@2"
     for _ in range(5):
         replica.observe(route_on(canary), ok=False, seconds=0.1)
-    assert (await router.resolve(greeter, "chat", OPERATOR, draw=0.0)).model == "greeter@1"
+    assert (await router.resolve(greeter, "/v1/chat/completions", OPERATOR, draw=0.0)).model == "greeter@1"
     await replica.settled()
     assert tries == 3
     assert policy_of(store).canary is None
