@@ -1,7 +1,7 @@
-"""The table of values in each chart's README, from the comments in its values.yaml.
+"""The table of values in each chart's README, generated from the comments in its values.yaml.
 
-Owns the form of these comments: `# -- what it is` above a key documents it and all below it. A value that nothing
-documents is an error.
+Owns the format of the comments: `# -- description` above a key documents the key and everything below it. A value
+without a comment is an error.
 
     python charts/values_table.py          # writes the tables
 """
@@ -22,24 +22,24 @@ _LONGEST_DEFAULT = 60
 
 
 def charts() -> list[Path]:
-    """The folder of every chart."""
+    """Directory of each chart."""
     return sorted(path.parent for path in HERE.glob("*/Chart.yaml"))
 
 
 def table(values_yaml: str) -> str:
-    """The table. ValueError naming every value without a comment."""
+    """Render the table. Raises ValueError with every value that has no comment."""
     values = yaml.safe_load(values_yaml)
     documented = _comments(values_yaml)
     missing = [path for path in _leaves(values) if not any(_covers(name, path) for name in documented)]
     if missing:
-        raise ValueError(f"no comment `# -- …` above {', '.join(missing)}, nor above what holds it")
-    rows = ["| value | default | what it is |", "|---|---|---|"]
+        raise ValueError(f"no comment `# -- …` above {', '.join(missing)}, nor above a parent key")
+    rows = ["| value | default | description |", "|---|---|---|"]
     rows += [f"| `{name}` | {_default(_at(values, name))} | {text} |" for name, text in documented.items()]
     return "\n".join(rows)
 
 
 def readme(text: str, values_yaml: str) -> str:
-    """A README with the table in its place. ValueError where it has no place for it."""
+    """Replace the table in a README. Raises ValueError if the README has no markers for it."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

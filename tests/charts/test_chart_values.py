@@ -1,4 +1,4 @@
-"""Values of the charts: wrong ones are refused in words, each is documented, and the READMEs tell them truly."""
+"""Values of the charts: invalid ones are rejected with a message, each is documented, and the READMEs list them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"profile": "tpu"}, "profile.*(gpu|cpu)"),
     ({"api": {"minReplicas": 0}}, "minReplicas.*1"),
     ({"api": {"minReplicas": 9}}, r"api\.minReplicas is 9, more than maxReplicas 6"),
-    ({"image": {"tag": "latest"}}, r"image\.tag is latest, which means another image tomorrow"),
+    ({"image": {"tag": "latest"}}, r"image\.tag is latest, which changes over time"),
     ({"image": {"repository": ""}}, r"image\.repository is empty"),
     ({"image": {"repository": "kitae:1"}}, "repository.*pattern"),
     ({"image": {"digest": "abc"}}, "digest.*pattern"),
@@ -32,8 +32,8 @@ REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"secrets": {"apiKey": {"value": "hunter2"}}}, "value"),
     ({"secrets": {"externalSecrets": {"enabled": True}}}, r"externalSecrets\.storeName is empty"),
     ({"gcsFaultTolerance": {"enabled": True, "redisAddress": "r:6379"}}, "there is no default password"),
-    ({"gcsFaultTolerance": {"enabled": True}}, r"gcsFaultTolerance\.egress says not where it is"),
-    ({"networkPolicy": {"store": {"cidrs": []}}}, r"networkPolicy\.store says not where it is"),
+    ({"gcsFaultTolerance": {"enabled": True}}, r"gcsFaultTolerance\.egress is empty"),
+    ({"networkPolicy": {"store": {"cidrs": []}}}, r"networkPolicy\.store is empty"),
     ({"networkPolicy": {"store": {"cidrs": ["10.0.0.0"]}}}, "cidrs.*pattern"),
     ({"networkPolicy": {"store": {"ports": [0]}}}, "ports.*1"),
     ({"ingress": {"enabled": True, "host": "a.example"}}, r"ingress\.tlsSecret is empty"),
@@ -44,12 +44,12 @@ REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"teams": {"blue": {"quotas": {"cpu": {"memory": None, "cpu": {"nominal": "1"}}}}}}, "memory"),
     (
         {"teams": {"blue": {"quotas": {"h200": {"cpu": {"nominal": 1}, "memory": {"nominal": "1Gi"}}}}}},
-        r"teams\.blue\.quotas\.h200: there is no such flavour; flavors has cpu, h100",
+        r"teams\.blue\.quotas\.h200: no such flavour; flavors has cpu, h100",
     ),
     ({"teams": {"green": {"quotas": {"cpu": {"gpu": {"nominal": 1}}}}}}, r"flavors\.cpu\.resource names no GPU"),
     ({"teams": {"blue": {"quotas": {"h100": {"gpu": {"lendingLimit": 9}}}}}}, "lendingLimit is 9, more than nominal 8"),
-    ({"teams": {"green": {"namespace": "kitae-blue"}}}, "kitae-blue is that of team blue"),
-    ({"teams": {"green": {"namespace": "kitae"}}}, "kitae is that of the release"),
+    ({"teams": {"green": {"namespace": "kitae-blue"}}}, "kitae-blue is also that of team blue"),
+    ({"teams": {"green": {"namespace": "kitae"}}}, "kitae is also that of the release"),
     ({"teams": {"Blue": {"quotas": {}}}}, "Blue"),
     ({"priorityClasses": {"kitae-top": 1000}}, "kitae-top.*100"),
     ({"podSecurity": {"runAsUser": 0}}, "runAsUser.*1"),
@@ -61,9 +61,9 @@ REFUSED_JOB: list[tuple[dict[str, Any], str]] = [
     ({"job": {"spec": "[a"}}, r"job\.spec is not a YAML mapping"),
     ({"job": {"spec": "- a"}}, r"job\.spec is not a YAML mapping"),
     ({"job": {"file": "a"}}, "file"),
-    ({"worker": {"cpu": "500m"}}, "worker.cpu is 500m, and the job file asks for 1 CPUs a worker"),
-    ({"job": {"spec": {"compute": {"cpus_per_worker": 8}}}}, "worker.cpu is 4, and the job file asks for 8 CPUs"),
-    ({"endpointUrl": ""}, "endpointUrl is empty, and the model is to be deployed"),
+    ({"worker": {"cpu": "500m"}}, "worker.cpu is 500m, and the job file requests 1 CPUs a worker"),
+    ({"job": {"spec": {"compute": {"cpus_per_worker": 8}}}}, "worker.cpu is 4, and the job file requests 8 CPUs"),
+    ({"endpointUrl": ""}, "endpointUrl is empty, and the job deploys its model"),
     ({"store": {"existingSecret": ""}}, "there are no default credentials"),
     ({"image": {"tag": "latest"}}, r"image\.tag is latest"),
     ({"retries": -1}, "retries.*0"),

@@ -403,5 +403,5 @@ def test_the_way_in_leads_to_the_serve_service() -> None:
 
 
 def test_a_long_name_is_refused() -> None:
-    with pytest.raises(helm.Refused, match="has 26 characters and may have 24"):
+    with pytest.raises(helm.Refused, match="has 26 characters; at most 24"):
         helm.render("kitae", chart_values.kitae(), release="a" * 20)

@@ -134,7 +134,7 @@ def test_two_releases_do_not_collide() -> None:
 
 def test_a_long_name_is_refused() -> None:
     assert len(helm.render("finetune-job", chart_values.job(), release="a" * 38)[0]["metadata"]["name"]) == 47
-    with pytest.raises(helm.Refused, match="has 39 characters and may have 38"):
+    with pytest.raises(helm.Refused, match="has 39 characters; at most 38"):
         helm.render("finetune-job", chart_values.job(), release="a" * 39)
 
 

@@ -6,7 +6,7 @@ fsGroup: {{ .Values.podSecurity.fsGroup }}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* What a pod's spec begins with. */}}
+{{/* First fields of a pod's spec. */}}
 {{- define "job.podSpec" -}}
 serviceAccountName: {{ .Values.serviceAccount }}
 automountServiceAccountToken: false
@@ -29,7 +29,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* What a container begins with. */}}
+{{/* First fields of a container. */}}
 {{- define "job.container" -}}
 image: {{ include "job.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}

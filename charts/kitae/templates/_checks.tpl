@@ -1,13 +1,13 @@
-{{/* What a JSON schema cannot say. All findings at once. */}}
+{{/* Checks that a JSON schema cannot express. Reports all findings at once. */}}
 {{- define "kitae.check" -}}
 {{- $found := list }}
 {{- $v := .Values }}
 {{- $name := include "kitae.fullname" . }}
-{{- /* KubeRay makes of it names of 50 characters at most, and cuts what is longer. */}}
-{{- if gt (len $name) 24 }}{{ $found = append $found (printf "the release's name makes %q, which has %d characters and may have 24: choose a shorter one" $name (len $name)) }}{{ end }}
+{{- /* KubeRay derives names of at most 50 characters from it and truncates longer ones. */}}
+{{- if gt (len $name) 24 }}{{ $found = append $found (printf "the release's name makes %q, which has %d characters; at most 24 are allowed: choose a shorter one" $name (len $name)) }}{{ end }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}{{ $found = append $found (printf "the release's name makes %q, and must begin with a letter and have no dots: choose another" $name) }}{{ end }}
 {{- if not $v.image.repository }}{{ $found = append $found "image.repository is empty: name the image, such as registry.example/kitae" }}{{ end }}
-{{- if eq $v.image.tag "latest" }}{{ $found = append $found "image.tag is latest, which means another image tomorrow: give a version" }}{{ end }}
+{{- if eq $v.image.tag "latest" }}{{ $found = append $found "image.tag is latest, which changes over time: give a version" }}{{ end }}
 {{- if not $v.store.uri }}{{ $found = append $found "store.uri is empty: name bucket and prefix, such as s3://models/kitae" }}{{ end }}
 {{- if not $v.store.endpointUrl }}{{ $found = append $found "store.endpointUrl is empty: give the store's address, such as https://s3.example" }}{{ end }}
 {{- if and $v.store.ca.existingConfigMap $v.store.ca.pem }}{{ $found = append $found "store.ca has both existingConfigMap and pem: give one of them" }}{{ end }}
@@ -18,28 +18,28 @@
 {{- end }}
 {{- if or .apiKey.existingSecret .store.existingSecret }}{{ $found = append $found "secrets has an existingSecret and externalSecrets: give one of them" }}{{ end }}
 {{- else }}
-{{- if not .apiKey.existingSecret }}{{ $found = append $found "secrets.apiKey.existingSecret is empty: there is no default key; make a Secret with KITAE_API_KEY and name it, or enable secrets.externalSecrets" }}{{ end }}
-{{- if not .store.existingSecret }}{{ $found = append $found "secrets.store.existingSecret is empty: there are no default credentials; make a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and name it, or enable secrets.externalSecrets" }}{{ end }}
+{{- if not .apiKey.existingSecret }}{{ $found = append $found "secrets.apiKey.existingSecret is empty: there is no default key; create a Secret with KITAE_API_KEY and name it, or enable secrets.externalSecrets" }}{{ end }}
+{{- if not .store.existingSecret }}{{ $found = append $found "secrets.store.existingSecret is empty: there are no default credentials; create a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and name it, or enable secrets.externalSecrets" }}{{ end }}
 {{- end }}
 {{- end }}
 {{- with $v.gcsFaultTolerance }}
 {{- if and .enabled (not .redisAddress) }}{{ $found = append $found "gcsFaultTolerance.redisAddress is empty: name the Redis, such as redis.kitae:6379" }}{{ end }}
-{{- if and .enabled (not .existingSecret) }}{{ $found = append $found "gcsFaultTolerance.existingSecret is empty: there is no default password; name the Secret that holds it" }}{{ end }}
+{{- if and .enabled (not .existingSecret) }}{{ $found = append $found "gcsFaultTolerance.existingSecret is empty: there is no default password; name the Secret with the password" }}{{ end }}
 {{- end }}
 {{- if $v.networkPolicy.enabled }}
 {{- $places := dict "networkPolicy.store" $v.networkPolicy.store }}
 {{- if $v.gcsFaultTolerance.enabled }}{{ $_ := set $places "gcsFaultTolerance.egress" $v.gcsFaultTolerance.egress }}{{ end }}
 {{- range $where, $place := $places }}
-{{- if not (or $place.cidrs $place.namespaceLabels $place.podLabels) }}{{ $found = append $found (printf "%s says not where it is: give cidrs, or namespaceLabels and podLabels (or turn networkPolicy.enabled off)" $where) }}{{ end }}
+{{- if not (or $place.cidrs $place.namespaceLabels $place.podLabels) }}{{ $found = append $found (printf "%s is empty: give cidrs, or namespaceLabels and podLabels (or turn networkPolicy.enabled off)" $where) }}{{ end }}
 {{- end }}
 {{- end }}
 {{- with $v.ingress }}{{ if .enabled }}
-{{- if not .host }}{{ $found = append $found "ingress.host is empty: give the name that clients use" }}{{ end }}
-{{- if not .tlsSecret }}{{ $found = append $found "ingress.tlsSecret is empty: keys go over this connection; name the Secret with the certificate" }}{{ end }}
+{{- if not .host }}{{ $found = append $found "ingress.host is empty: give the host name for clients" }}{{ end }}
+{{- if not .tlsSecret }}{{ $found = append $found "ingress.tlsSecret is empty: API keys are sent over this connection; name the Secret with the certificate" }}{{ end }}
 {{- end }}{{ end }}
 {{- with $v.gateway }}{{ if .enabled }}
-{{- if not .host }}{{ $found = append $found "gateway.host is empty: give the name that clients use" }}{{ end }}
-{{- if and (not .parent.name) (not (and .className .tlsSecret)) }}{{ $found = append $found "gateway needs parent.name, or className and tlsSecret for a Gateway of its own" }}{{ end }}
+{{- if not .host }}{{ $found = append $found "gateway.host is empty: give the host name for clients" }}{{ end }}
+{{- if and (not .parent.name) (not (and .className .tlsSecret)) }}{{ $found = append $found "gateway needs parent.name, or className and tlsSecret to create a Gateway" }}{{ end }}
 {{- end }}{{ end }}
 {{- range $group := list "api" "inference" }}
 {{- $g := get $v $group }}
@@ -48,11 +48,11 @@
 {{- $namespaces := dict .Release.Namespace "the release" }}
 {{- range $team, $settings := $v.teams }}
 {{- $namespace := include "kitae.namespaceOf" (dict "team" $team "settings" $settings) }}
-{{- if hasKey $namespaces $namespace }}{{ $found = append $found (printf "teams.%s: its namespace %s is that of %s: a team has one of its own" $team $namespace (get $namespaces $namespace)) }}{{ end }}
+{{- if hasKey $namespaces $namespace }}{{ $found = append $found (printf "teams.%s: its namespace %s is also that of %s: each team needs its own" $team $namespace (get $namespaces $namespace)) }}{{ end }}
 {{- $_ := set $namespaces $namespace (printf "team %s" $team) }}
 {{- if and $v.queues.enabled (not $settings.quotas) }}{{ $found = append $found (printf "teams.%s.quotas is empty: give it a quota of at least one flavour" $team) }}{{ end }}
 {{- range $flavor, $quota := $settings.quotas }}
-{{- if not (hasKey $v.flavors $flavor) }}{{ $found = append $found (printf "teams.%s.quotas.%s: there is no such flavour; flavors has %s" $team $flavor (keys $v.flavors | sortAlpha | join ", " | default "none")) }}
+{{- if not (hasKey $v.flavors $flavor) }}{{ $found = append $found (printf "teams.%s.quotas.%s: no such flavour; flavors has %s" $team $flavor (keys $v.flavors | sortAlpha | join ", " | default "none")) }}
 {{- else }}
 {{- $resource := (get $v.flavors $flavor).resource }}
 {{- if and $quota.gpu (not $resource) }}{{ $found = append $found (printf "teams.%s.quotas.%s.gpu: flavors.%s.resource names no GPU, such as nvidia.com/gpu" $team $flavor $flavor) }}{{ end }}

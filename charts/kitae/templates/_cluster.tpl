@@ -1,4 +1,4 @@
-{{/* What the launcher reads: `cluster.yaml`, as ray_jobs/cluster/settings.py has it. */}}
+{{/* The launcher's settings, `cluster.yaml`; the schema is ray_jobs/cluster/settings.py. */}}
 {{- define "kitae.cluster" -}}
 {{- $sizes := get .Values.profiles .Values.profile }}
 {{- $teams := dict }}

@@ -8,7 +8,7 @@ app.kubernetes.io/name: kitae
 {{ include "kitae.podLabels" . }}
 {{- end }}
 
-{{/* KubeRay finds the head by `app.kubernetes.io/name: kuberay`, which it sets itself: a pod has no other name. */}}
+{{/* KubeRay sets `app.kubernetes.io/name: kuberay` on pods and finds the head by it: pods get no other name. */}}
 {{- define "kitae.podLabels" -}}
 {{ include "kitae.selector" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -19,7 +19,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/part-of: kitae
 {{- end }}
 
-{{/* The same for what is in a team's namespace: (dict "root" $ "team" NAME). */}}
+{{/* The same for objects in a team's namespace: (dict "root" $ "team" NAME). */}}
 {{- define "kitae.teamLabels" -}}
 {{ include "kitae.labels" .root }}
 kitae.dev/team: {{ .team }}
@@ -47,7 +47,7 @@ kitae.dev/team: {{ .team }}
 {{- with .Values.store.ca }}{{ .existingConfigMap | default (ternary "kitae-store-ca" "" (ne .pem "")) }}{{ end }}
 {{- end }}
 
-{{/* Cluster-wide objects carry the namespace in their names, so that two releases have each their own. */}}
+{{/* Names of cluster-wide objects contain the namespace, so that two releases do not share them. */}}
 {{- define "kitae.clusterName" -}}
 {{ .Release.Namespace }}-{{ include "kitae.fullname" . }}
 {{- end }}

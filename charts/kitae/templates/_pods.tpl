@@ -1,4 +1,4 @@
-{{/* What all pods of the endpoint share. */}}
+{{/* Fields that all pods of the endpoint share. */}}
 {{- define "kitae.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: {{ .Values.podSecurity.runAsUser }}
@@ -13,7 +13,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Plain environment that names the store: the endpoint's and every job's. */}}
+{{/* Environment variables that name the store, for the endpoint and every job. */}}
 {{- define "kitae.storeEnvironment" -}}
 KITAE_STORE: {{ .Values.store.uri | quote }}
 AWS_ENDPOINT_URL: {{ .Values.store.endpointUrl | quote }}
@@ -32,7 +32,7 @@ HF_HUB_OFFLINE: "1"
 {{- end }}
 {{- end }}
 
-{{/* How many ingress processes there are, and where: one in each pod of the group `api`. */}}
+{{/* Number and placement of ingress processes: one in each pod of the group `api`. */}}
 {{- define "kitae.ingressOptions" -}}
 {{- $scaling := dict "min_replicas" (int .Values.api.minReplicas) "max_replicas" (int .Values.api.maxReplicas) "target_ongoing_requests" (int .Values.api.targetOngoingRequests) }}
 {{- $actor := dict "num_cpus" 0 "resources" (dict "kitae_api" 1) }}
@@ -76,7 +76,7 @@ metadata:
     app.kubernetes.io/component: {{ .component }}
   {{- if eq .component "api" }}
   annotations:
-    # An ingress process reads the file when it begins.
+    # An ingress process reads the file at start.
     kitae.dev/cluster-settings: {{ include "kitae.cluster" $root | sha256sum | trunc 16 | quote }}
   {{- end }}
 spec:
@@ -125,7 +125,7 @@ spec:
       env:
         - name: POD_NAMESPACE
           valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-        # KubeRay gives RAY_CLUSTER_NAME itself, but last, where nothing can refer to it.
+        # KubeRay adds RAY_CLUSTER_NAME too, but last, where no other variable can refer to it.
         - name: POD_RAY_CLUSTER
           valueFrom: {fieldRef: {fieldPath: "metadata.labels['ray.io/cluster']"}}
         - name: RAY_DASHBOARD_ADDRESS
