@@ -1,9 +1,9 @@
-"""Writes lock.txt: every package that requirements.in leads to, at the version installed here.
+"""Write lock.txt: every package that requirements.in needs, at the installed version.
 
-Owns: the walk over installed metadata. Does not know: any index; it installs and downloads nothing.
+Owns the walk over installed metadata. Knows no package index: it installs and downloads nothing.
 
     .venv/bin/python requirements/lock.py          # write lock.txt
-    .venv/bin/python requirements/lock.py --check  # exit 1 and say what differs
+    .venv/bin/python requirements/lock.py --check  # exit 1 and print the differences
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 HEADER = """\
 # Every package, pinned: written by requirements/lock.py from requirements.in; do not edit.
-# Installed with --no-deps (nothing is resolved), after `pip install torch` has taken the build that suits the machine.
-# `# checks` marks what only checks and tests need: an image leaves it out.
+# Installed with --no-deps (nothing is resolved), after `pip install torch` in the build for the machine.
+# `# checks` marks packages for checks and tests only: an image leaves them out.
 """
 CHECKS = "# Checks and tests"
-"""The heading of requirements.in below which nothing is for running Kitae."""
+"""Heading of requirements.in above the packages that only checks and tests need."""
 
 
 def direct(text: str) -> tuple[list[Requirement], frozenset[str]]:
-    """The pins of requirements.in, and the names (`*` for any rest) its `# without:` lines leave out."""
+    """The pins of requirements.in, and the names (with `*` wildcards) that its `# without:` lines exclude."""
     pins = [Requirement(line.split("#")[0]) for line in text.splitlines() if line.split("#")[0].strip()]
     left_out = [
         re.sub(r"\(.*", "", line.removeprefix("# without:")) for line in text.splitlines() if "# without:" in line
@@ -38,7 +38,7 @@ def direct(text: str) -> tuple[list[Requirement], frozenset[str]]:
 
 
 def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, str]:
-    """Name → installed version of the pins and of all they require on this platform. KeyError names what is missing."""
+    """Installed versions of the pins and their dependencies on this platform. Raises KeyError for a missing package."""
     versions: dict[str, str] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [(pin, "requirements.in") for pin in pins]
@@ -52,7 +52,7 @@ def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, 
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             raise KeyError(f"{parent} needs {requirement}, which is not installed") from None
-        public = distribution.version.split("+")[0]  # torch 2.13.0+cpu is pinned as 2.13.0: the build is the machine's
+        public = distribution.version.split("+")[0]  # torch 2.13.0+cpu is pinned as 2.13.0: the build depends on the machine
         if parent == "requirements.in" and not requirement.specifier.contains(public, prereleases=True):
             raise KeyError(f"requirements.in pins {requirement}, but {distribution.version} is installed")
         versions[distribution.metadata["Name"]] = public
@@ -65,7 +65,7 @@ def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, 
 
 
 def render(versions: dict[str, str], to_run: Container[str]) -> str:
-    """The lock. `to_run`: names of what is needed to run Kitae."""
+    """Render the lock. `to_run` has the names of the packages needed to run Kitae."""
     lines = (f"{name}=={versions[name]}" + ("" if name in to_run else "  # checks") for name in versions)
     return HEADER + "".join(f"{line}\n" for line in sorted(lines, key=str.lower))
 
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     old = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []
     changed = sorted(set(old) ^ set(text.splitlines()))
     if changed:
-        print("lock.txt is not what requirements.in and the installed packages give:", *changed, sep="\n  ")
+        print("lock.txt differs from requirements.in and the installed packages:", *changed, sep="\n  ")
     return 1 if changed else 0
 
 

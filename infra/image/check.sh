@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Whether the image for CPUs is what a pod needs, and runs the demonstration's job: a line a finding; exit code 1 for any.
+# Checks that the CPU image meets a pod's requirements and runs the demo's job. Exit code 1 if any check fails.
 #
 #     infra/image/check.sh                                # kitae:0.1.0-cpu
 #     infra/image/check.sh registry.example/kitae:0.1.0-cpu
 #
-# With docker, podman or buildah, whichever is there first, or BUILDER. Model and rows come from .kitae/assets
-# (`python -m examples.assets chat`), or from the package registries where that is not there.
+# Uses the first of docker, podman and buildah, or BUILDER. Model and rows come from .kitae/assets
+# (`python -m examples.assets chat`) if it exists, otherwise from the package registries.
 set -euo pipefail
 
 image=${1:-kitae:0.1.0-cpu}
@@ -33,18 +33,18 @@ mkdir "$work/checkout" "$work/assets"
 cp -r "$root/examples" "$work/checkout/"
 cp "$root/infra/image/in-image.sh" "$work/"
 [[ ! -d $root/.kitae/assets ]] || cp -r "$root/.kitae/assets/." "$work/assets/"
-chmod -R a+rwX "$work" # the image's user is another one than this one
+chmod -R a+rwX "$work" # the image runs as another user
 
-# As the charts' pods: not root, nothing writable but what is mounted.
+# Like the charts' pods: not root, and only mounts are writable.
 case $builder in
   docker | podman)
-    "$builder" image inspect "$image" >/dev/null 2>&1 || complain "there is no image $image: make image"
+    "$builder" image inspect "$image" >/dev/null 2>&1 || complain "image $image does not exist: run make image"
     "$builder" run --rm --read-only --cap-drop ALL --security-opt no-new-privileges --shm-size 2g \
       --tmpfs /tmp:exec,mode=1777 --tmpfs /home/kitae:exec,mode=1777 -v "$work:/check" "$image" bash /check/in-image.sh
     ;;
   buildah)
-    container=$(buildah from --pull-never "$image") || complain "there is no image $image: make image BUILDER=buildah"
+    container=$(buildah from --pull-never "$image") || complain "image $image does not exist: run make image BUILDER=buildah"
     buildah run --cap-drop all -v "$work:/check" "$container" -- bash /check/in-image.sh
     ;;
-  *) complain "BUILDER is $builder; it may be docker, podman or buildah" ;;
+  *) complain "BUILDER is $builder: set it to docker, podman or buildah" ;;
 esac

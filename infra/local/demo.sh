@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Two teams submit a job each, there is quota for one: they run in turn, `kitae quota show` tells of it, both models answer.
+# Two teams submit a job each, with quota for one job: they run in turn, and both models answer.
 #
 #     infra/local/demo.sh
 #
-# After up.sh, and with the same settings. Needs this directory's environment (`make setup`), which brings model and rows.
+# Run it after up.sh, with the same settings. Needs this directory's environment (`make setup`).
 set -euo pipefail
 # shellcheck source=infra/local/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 check_settings kubectl helm curl
 cd "$root"
 python=$root/.venv/bin/python
-[[ -x $python ]] || complain "there is no $python: make setup"
+[[ -x $python ]] || complain "$python does not exist: run make setup"
 check_cluster
 make_state
 every_s=${KITAE_LOCAL_EVERY_S:-15}
@@ -22,7 +22,7 @@ end_forwards() {
 }
 trap end_forwards EXIT
 
-# forward NAMESPACE SERVICE PORT: sets `port`, a free one of 127.0.0.1 that leads there.
+# forward NAMESPACE SERVICE PORT: forward a free port of 127.0.0.1 to the service, and set `port` to it.
 forward() {
   local log=$state/forward-$2 tries
   kubectl -n "$1" port-forward "svc/$2" ":$3" >"$log" 2>&1 &
@@ -32,16 +32,16 @@ forward() {
     [[ -z $port ]] || return 0
     sleep 0.5
   done
-  complain "no way to $2 in namespace $1: $(tail -n 1 "$log")"
+  complain "cannot forward a port to $2 in namespace $1: $(tail -n 1 "$log")"
 }
 
-# job_status TEAM: `NAME STATUS` of the team's RayJob; empty where it is gone.
+# job_status TEAM: `NAME STATUS` of the team's RayJob; empty if it does not exist.
 job_status() {
   kubectl -n "kitae-$1" get rayjobs -l "app.kubernetes.io/instance=faq-$1" \
     -o 'jsonpath={range .items[*]}{.metadata.name} {.status.jobDeploymentStatus}{"\n"}{end}' | head -n 1
 }
 
-# holding: the teams that hold quota now, of those that the demonstration has.
+# holding: the demo's teams that hold quota now.
 holding() {
   local team
   for team in "${teams[@]}"; do
@@ -52,7 +52,7 @@ holding() {
   return 0
 }
 
-say 'model and rows into the store'
+say 'copying model and rows into the store'
 forward kitae-store seaweedfs 8333
 export KITAE_STORE=s3://kitae AWS_ENDPOINT_URL=http://127.0.0.1:$port
 AWS_ACCESS_KEY_ID=$(secret kitae-store seaweedfs AWS_ACCESS_KEY_ID)
@@ -61,16 +61,16 @@ export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
 "$python" infra/object-store/check.py
 "$python" -m examples.assets chat
 
-say 'a job of each team'
+say 'submitting a job for each team'
 for team in "${teams[@]}"; do
   sed "s/TEAM/$team/" infra/local/job.yaml >"$state/job-$team.yaml"
-  # Taken away first, so that it runs again if it has run; what is done is not done again.
+  # Uninstall first, so that the job runs again; finished stages are skipped.
   helm uninstall "faq-$team" -n "kitae-$team" --ignore-not-found --wait
   helm install "faq-$team" charts/finetune-job -n "kitae-$team" --set-file "job.spec=$state/job-$team.yaml" \
     -f infra/local/job-values.yaml --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}"
 done
 
-say 'they run in turn'
+say 'the jobs run in turn'
 declare -A seen=() over=()
 order=()
 together=no
@@ -92,7 +92,7 @@ while ((${#over[@]} < ${#teams[@]})); do
   for team in "${now[@]}"; do
     [[ " ${order[*]:-} " == *" $team "* ]] || order+=("$team")
   done
-  printf '\n%s  holds quota: %s\n' "$(date +%H:%M:%S)" "${now[*]:-nobody}"
+  printf '\n%s  holds quota: %s\n' "$(date +%H:%M:%S)" "${now[*]:-no team}"
   "$python" -m ray_jobs quota show
 done
 for team in "${teams[@]}"; do
@@ -100,14 +100,14 @@ for team in "${teams[@]}"; do
 done
 echo "order: ${order[*]:-not seen}; at the same time: $together"
 
-say 'they answer'
+say 'asking both models'
 forward kitae kitae-serve-svc 8000
 key=$(secret kitae kitae-api-key KITAE_API_KEY)
 failed=no
 for team in "${teams[@]}"; do
   answered=no
   for ((waited_s = 0; waited_s < patience_s; waited_s += 10)); do
-    # The key comes from a file, not from the command line, which others on this machine may read.
+    # Pass the key in a file: other users of this machine can read command lines.
     if curl -sf "http://127.0.0.1:$port/v1/chat/completions" -H 'Content-Type: application/json' \
       -H @<(echo "Authorization: Bearer $key") \
       -d "{\"model\": \"faq-$team\", \"max_tokens\": 40, \"messages\": [{\"role\": \"user\", \"content\": \"How do I reset my password?\"}]}"; then
@@ -123,4 +123,4 @@ for team in "${teams[@]}"; do
   fi
 done
 if [[ $failed == yes || $together == yes || " ${over[*]} " == *' Failed '* ]]; then exit 1; fi
-say 'two jobs in turn, and both models answer'
+say 'two jobs ran in turn, and both models answered'

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Takes away what up.sh made.
+# Removes what up.sh created.
 #
-#     infra/local/down.sh                                            # kind: the whole cluster
-#     KITAE_LOCAL_CLUSTER=existing infra/local/down.sh               # jobs and charts/kitae; the store and its data stay
-#     KITAE_LOCAL_CLUSTER=existing infra/local/down.sh --everything  # the store, all namespaces and the operators, too
+#     infra/local/down.sh                                            # kind: deletes the cluster
+#     KITAE_LOCAL_CLUSTER=existing infra/local/down.sh               # removes jobs and charts/kitae; keeps the store and its data
+#     KITAE_LOCAL_CLUSTER=existing infra/local/down.sh --everything  # also removes the store, all namespaces and the operators
 set -euo pipefail
 # shellcheck source=infra/local/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
-[[ -z ${1:-} || $1 == --everything ]] || complain "'$1' is no option: infra/local/down.sh [--everything]"
+[[ -z ${1:-} || $1 == --everything ]] || complain "unknown option '$1': infra/local/down.sh [--everything]"
 check_settings kubectl helm
 if [[ $cluster == kind ]]; then
   kind delete cluster --name "$cluster_name" --kubeconfig "$KUBECONFIG"
@@ -21,7 +21,7 @@ done
 helm uninstall kitae -n kitae --ignore-not-found --wait
 rm -rf "$state"
 if [[ ${1:-} != --everything ]]; then
-  echo 'the store (namespace kitae-store), the namespaces of the teams and the operators stay; --everything takes them, too'
+  echo 'kept: the store (namespace kitae-store), the namespaces of the teams and the operators; --everything removes them'
   exit 0
 fi
 for team in "${teams[@]}" pretend; do

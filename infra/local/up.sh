@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A cluster on this machine with all of Kitae in it, in one command; run again, it mends what is not there.
+# Creates a cluster on this machine with all of Kitae; a second run adds what is missing.
 #
 #     infra/local/up.sh
-#     KITAE_LOCAL_CLUSTER=existing infra/local/up.sh     # into the cluster that kubectl reaches now
+#     KITAE_LOCAL_CLUSTER=existing infra/local/up.sh     # into the cluster of the current kubectl context
 #
-# Settings are at the top of settings.sh. The image must be there: make image
+# Settings are at the top of settings.sh. The image must exist: make image
 set -euo pipefail
 # shellcheck source=infra/local/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
@@ -14,11 +14,11 @@ make_state
 
 make_cluster() {
   if kind get clusters 2>/dev/null | grep -x "$cluster_name" >/dev/null; then
-    say "kind cluster $cluster_name is there"
+    say "kind cluster $cluster_name exists"
     kind export kubeconfig --name "$cluster_name" --kubeconfig "$KUBECONFIG" >/dev/null 2>&1
   else
     docker image inspect "$image" >/dev/null 2>&1 || ls "${archives:-/nowhere}"/*.tar >/dev/null 2>&1 ||
-      complain "there is no image $image: build it (make image), pull it, or name a directory of archives with KITAE_LOCAL_ARCHIVES"
+      complain "image $image does not exist: build it (make image), pull it, or set KITAE_LOCAL_ARCHIVES to a directory of archives"
     say "kind cluster $cluster_name"
     kind create cluster --name "$cluster_name" --config infra/local/kind.yaml --kubeconfig "$KUBECONFIG" --wait 5m
   fi
@@ -27,18 +27,18 @@ make_cluster() {
 load_images() {
   local archive
   if docker image inspect "$image" >/dev/null 2>&1; then
-    say "image $image into the node"
+    say "loading image $image into the node"
     kind load docker-image "$image" --name "$cluster_name"
   fi
   [[ -n $archives ]] || return 0
   for archive in "$archives"/*.tar; do
     [[ -e $archive ]] || continue
-    say "images of $archive into the node"
+    say "loading the images of $archive into the node"
     kind load image-archive "$archive" --name "$cluster_name"
   done
 }
 
-# namespace NAME: made if it is not there; nothing in it may do more than Pod Security `restricted` allows.
+# namespace NAME: create the namespace if it does not exist, and enforce Pod Security `restricted`.
 namespace() {
   kubectl get namespace "$1" >/dev/null 2>&1 || kubectl create namespace "$1"
   kubectl label namespace "$1" pod-security.kubernetes.io/enforce=restricted --overwrite >/dev/null
@@ -59,7 +59,7 @@ operator() {
   helm upgrade --install "$release" "${place[@]}" "$@" -n "$namespace" -f "$values" --wait --timeout "${patience_s}s"
 }
 
-# keep_secret NAMESPACE NAME KEY=VALUE…: made once, and never changed.
+# keep_secret NAMESPACE NAME KEY=VALUE…: create the Secret if it does not exist; never change it.
 keep_secret() {
   local namespace=$1 name=$2
   shift 2
@@ -76,7 +76,7 @@ store() {
   kubectl -n kitae-store rollout status deployment/seaweedfs --timeout "${patience_s}s"
 }
 
-# store_secret NAMESPACE: the store's credentials, there.
+# store_secret NAMESPACE: create the Secret with the store's credentials.
 store_secret() {
   keep_secret "$1" kitae-store "AWS_ACCESS_KEY_ID=$(secret kitae-store seaweedfs AWS_ACCESS_KEY_ID)" \
     "AWS_SECRET_ACCESS_KEY=$(secret kitae-store seaweedfs AWS_SECRET_ACCESS_KEY)"
@@ -96,10 +96,10 @@ endpoint() {
   helm upgrade --install kitae charts/kitae -n kitae "${values[@]}" \
     --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}"
   for team in "${teams[@]}"; do store_secret "kitae-$team"; done
-  say "waiting for the endpoint, for $patience_s s at most"
+  say "waiting for the endpoint, at most $patience_s s"
   kubectl -n kitae wait rayservice/kitae --for=condition=Ready --timeout "${patience_s}s" || {
     kubectl -n kitae get rayservices,rayclusters,pods >&2
-    complain "the endpoint is not ready after $patience_s s: kubectl -n kitae describe pods says why (not enough memory, no image $image); then run this again"
+    complain "the endpoint is not ready after $patience_s s: kubectl -n kitae describe pods shows the reason (not enough memory, no image $image); then run this script again"
   }
 }
 
@@ -109,7 +109,7 @@ if [[ $cluster == kind ]]; then
 fi
 check_cluster
 if [[ $operators == install ]]; then
-  # One replica each: on one node, two are no safer.
+  # One replica each: on one node, a second one adds no safety.
   operator kuberay-operator kuberay-operator "$kuberay_version" kuberay-system infra/operators/kuberay.yaml \
     --repo https://ray-project.github.io/kuberay-helm --set replicas=1
   operator kueue oci://registry.k8s.io/kueue/charts/kueue "$kueue_version" kueue-system infra/operators/kueue.yaml \
@@ -121,9 +121,9 @@ endpoint
 say 'ready'
 [[ $cluster != kind ]] || echo "  export KUBECONFIG=$KUBECONFIG"
 cat <<'TEXT'
-  infra/local/demo.sh                                    two teams, a job each, in turn
-  kubectl -n kitae port-forward svc/kitae-serve-svc 8000    the endpoint at http://localhost:8000
-  kubectl -n kitae get secret kitae-api-key -o jsonpath={.data.KITAE_API_KEY} | base64 -d    its key
-  kitae quota show                                       what each team has, and who waits
-  infra/local/down.sh                                    takes it all away
+  infra/local/demo.sh                                    runs a job for each of two teams, in turn
+  kubectl -n kitae port-forward svc/kitae-serve-svc 8000    serves the endpoint at http://localhost:8000
+  kubectl -n kitae get secret kitae-api-key -o jsonpath={.data.KITAE_API_KEY} | base64 -d    prints its key
+  kitae quota show                                       shows quotas and waiting jobs
+  infra/local/down.sh                                    removes everything
 TEXT

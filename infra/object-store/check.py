@@ -1,12 +1,12 @@
-"""Whether a store does what Kitae needs, and whether a team's credentials may do no more than a job does.
+"""Check that a store has the features Kitae needs, and that a team's credentials allow no more than its jobs need.
 
     python infra/object-store/check.py
     python infra/object-store/check.py --team blue
     kubectl -n kitae exec -i POD -c ray -- python - < infra/object-store/check.py
 
-Owns what is printed. What a store must do is `ray_jobs.storage.probe`'s, and is tried on the store itself, under
-`.probe/`. The store is named by KITAE_STORE and the AWS_ variables. With `--team` these are the team's: what they must
-not reach is asked for, by names that do not exist.
+Owns the output. The features are checked by `ray_jobs.storage.probe`, on the store itself, under `.probe/`. KITAE_STORE
+and the AWS_ variables name the store. With `--team` the credentials are the team's, and the check reads keys that they
+must not reach, by names that do not exist.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ray_jobs.errors import KitaeError, ObjectNotFound, StoreAccessDenied
 from ray_jobs.storage import Store
 
 FORBIDDEN = ("keys/", "teams/", "open/", "uploads/", "usage/", "webhooks/", "webhooks-out/", "traffic/", "shares/")
-"""What only the endpoint and the operator's command line touch."""
+"""Prefixes for the endpoint and the operator's command line only."""
 
 
 def reached(store: Store, team: str) -> list[str]:
-    """A finding for each place that the credentials reach and should not."""
+    """One finding for each prefix that the credentials can read and should not."""
     found = []
     for prefix in (*FORBIDDEN, f"files/not-{team}/"):
         try:
@@ -37,8 +37,8 @@ def reached(store: Store, team: str) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Try everything that Kitae needs of the store.")
-    parser.add_argument("--team", help="the credentials are this team's, and must not reach more")
+    parser = argparse.ArgumentParser(description="Check every feature of the store that Kitae needs.")
+    parser.add_argument("--team", help="team that the credentials belong to; also checks that they reach no more")
     team = parser.parse_args().team
     try:
         store = Store.from_env()
@@ -49,7 +49,7 @@ def main() -> int:
     for finding in findings:
         print(f"wrong: {finding}")
     if not findings:
-        print(f"{store.uri()} does all that Kitae needs{f', and no more for team {team}' if team else ''}")
+        print(f"{store.uri()} has all features that Kitae needs{f', and team {team} reaches no more than it may' if team else ''}")
     return 1 if findings else 0
 
 

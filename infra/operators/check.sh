@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Whether operators, kinds and versions are as charts/kitae needs them. Reads only; a line a finding; exit code 1 for any.
+# Checks operators, CRDs and versions against the requirements of charts/kitae. Read-only; exit code 1 if a check fails.
 #
 #     infra/operators/check.sh
 #
-# KUBERAY_NAMESPACE and KUEUE_NAMESPACE say where the operators are; KITAE_CHECK_REPLICAS=1 lets one of each pass.
+# KUBERAY_NAMESPACE and KUEUE_NAMESPACE are the operators' namespaces; KITAE_CHECK_REPLICAS=1 accepts one replica each.
 set -euo pipefail
 
 KUBERAY_VERSION=1.7
@@ -28,27 +28,27 @@ command -v kubectl >/dev/null || {
   exit 2
 }
 version=$(kubectl version -o json 2>/dev/null) || {
-  echo 'error: the cluster does not answer: set KUBECONFIG, or choose a context with: kubectl config use-context NAME' >&2
+  echo 'error: the cluster does not respond: set KUBECONFIG, or choose a context with: kubectl config use-context NAME' >&2
   exit 2
 }
 
-# `"serverVersion": {… "minor": "33+" …}`; without jq, which is not everywhere.
+# `"serverVersion": {… "minor": "33+" …}`, parsed without jq, which may not be installed.
 minor=$(tr -d '\n' <<<"$version" | sed -n 's/.*"serverVersion".*"minor": *"\([0-9]*\).*/\1/p')
 if [[ -z $minor ]]; then
-  finding 'the version of Kubernetes cannot be read: look at kubectl version'
+  finding 'the version of Kubernetes cannot be read: run kubectl version'
 elif ((minor < OLDEST_KUBERNETES_MINOR)); then
-  finding "Kubernetes is 1.$minor, and 1.$OLDEST_KUBERNETES_MINOR is the oldest that will do: upgrade it"
+  finding "Kubernetes is 1.$minor, older than 1.$OLDEST_KUBERNETES_MINOR, the oldest supported version: upgrade it"
 else
   right "Kubernetes 1.$minor"
 fi
 
-# crd NAME VERSION OPERATOR: it is there, and serves the version.
+# crd NAME VERSION OPERATOR: check that the CRD exists and serves the version.
 crd() {
   local served
   if ! served=$(kubectl get crd "$1" -o 'jsonpath={.spec.versions[?(@.served==true)].name}' 2>/dev/null); then
-    finding "there is no CustomResourceDefinition $1, or it may not be read: install $3 (infra/operators/README.md)"
+    finding "no CustomResourceDefinition $1, or no right to read it: install $3 (infra/operators/README.md)"
   elif [[ " $served " != *" $2 "* ]]; then
-    finding "$1 is served as ${served:-nothing}, not as $2: upgrade $3, its CustomResourceDefinitions too"
+    finding "$1 is served as ${served:-nothing}, not as $2: upgrade $3 and its CustomResourceDefinitions"
   else
     right "$1 $2"
   fi
@@ -61,14 +61,14 @@ for kind in clusterqueues localqueues resourceflavors workloads workloadpriority
   crd "$kind.kueue.x-k8s.io" v1beta2 "Kueue $KUEUE_VERSION"
 done
 
-# operator NAME NAMESPACE LABEL VERSION: a Deployment, whose image is of the version, with enough replicas, one of them ready.
+# operator NAME NAMESPACE LABEL VERSION: check the Deployment's image version, its replicas, and that one is ready.
 operator() {
   local found name image wanted ready
   found=$(kubectl -n "$2" get deployments -l "$3" \
     -o 'jsonpath={range .items[*]}{.metadata.name}|{.spec.template.spec.containers[*].image}|{.spec.replicas}|{.status.readyReplicas}{"\n"}{end}' \
     2>/dev/null | head -n 1) || true
   if [[ -z $found ]]; then
-    finding "no Deployment of $1 with the label $3 in namespace $2, or it may not be read: install it, or say where it is with ${1^^}_NAMESPACE"
+    finding "no Deployment of $1 with the label $3 in namespace $2, or no right to read it: install it, or set its namespace in ${1^^}_NAMESPACE"
     return
   fi
   IFS='|' read -r name image wanted ready <<<"$found"
@@ -76,9 +76,9 @@ operator() {
     finding "$1 ($name) has the image $image, not one of $4: helm upgrade it with --version $4.x"
   fi
   if ((${ready:-0} < 1)); then
-    finding "$1 ($name) has no replica that is ready: look at kubectl -n $2 get pods"
+    finding "$1 ($name) has no replica that is ready: run kubectl -n $2 get pods"
   elif ((wanted < replicas)); then
-    finding "$1 ($name) has $wanted replica, and a restart of it is felt: set $replicas (infra/operators)"
+    finding "$1 ($name) has $wanted replica, so its restarts cause an outage: set $replicas (infra/operators)"
   else
     right "$1 $image, $ready of $wanted ready"
   fi
@@ -91,23 +91,23 @@ if configuration=$(kubectl -n "$kueue_namespace" get configmaps -o 'jsonpath={.i
   if grep -Eq '^ *- *"?ray\.io/rayjob"?' <<<"$configuration"; then
     right "Kueue's integration ray.io/rayjob"
   else
-    finding "Kueue's integration ray.io/rayjob is off, so that jobs would start without quota: add it to integrations.frameworks (infra/operators/kueue.yaml)"
+    finding "Kueue's integration ray.io/rayjob is off, so jobs would start without quota: add it to integrations.frameworks (infra/operators/kueue.yaml)"
   fi
   if grep -Eq '^ *manageJobsWithoutQueueName: *true' <<<"$configuration"; then
-    finding 'Kueue manages what has no queue, too (manageJobsWithoutQueueName): turn it off, or the endpoint may be held back'
+    finding 'Kueue also manages objects without a queue (manageJobsWithoutQueueName): turn it off, or Kueue may suspend the endpoint'
   fi
-  # Kueue 0.19 waits of its own accord; only a feature gate keeps it from doing so.
+  # Kueue 0.19 waits by default; only a feature gate turns it off.
   if grep -Eq '^ *DisableWaitForPodsReady: *true' <<<"$configuration"; then
     finding 'Kueue does not wait for pods (DisableWaitForPodsReady): a job whose image cannot be pulled would keep its quota'
   fi
   grep -Eq '^ *fairSharing:' <<<"$configuration" ||
-    finding "Kueue's fairSharing is off: teams' weights count for nothing"
+    finding "Kueue's fairSharing is off: teams' weights have no effect"
 else
-  finding "Kueue's configuration cannot be read: there is no controller_manager_config.yaml in a ConfigMap of namespace $kueue_namespace"
+  finding "Kueue's configuration cannot be read: no ConfigMap with controller_manager_config.yaml in namespace $kueue_namespace"
 fi
 
 if ((findings > 0)); then
   printf '\n%d finding(s)\n' "$findings"
   exit 1
 fi
-echo 'all is as it should be'
+echo 'all checks passed'

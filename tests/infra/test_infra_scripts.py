@@ -57,7 +57,7 @@ def run(
 
 def test_the_check_is_content_with_what_is_right(tmp_path: Path) -> None:
     done, _ = run(tmp_path, "operators/check.sh", RIGHT)
-    assert done.stdout.endswith("all is as it should be\n"), done.stdout + done.stderr
+    assert done.stdout.endswith("all checks passed\n"), done.stdout + done.stderr
     assert done.returncode == 0
     assert "wrong:" not in done.stdout
 
