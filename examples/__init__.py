@@ -1,1 +1,1 @@
-"""The examples: job files, and what brings their real models and rows onto a machine."""
+"""The examples: job files, and downloads of their models and rows."""

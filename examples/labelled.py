@@ -1,6 +1,6 @@
 """Labelled texts for the classification examples: food reviews and e-mail.
 
-Owns the reading of the two packages' own formats. Knows nothing of downloads or the store.
+Owns the parsers of the two packages' formats. Knows nothing of downloads or the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_MAIL_CHARACTERS = 2000
-"""An e-mail is cut here: the encoder reads 512 tokens at most."""
+"""Length at which an e-mail is cut; the encoder reads at most 512 tokens."""
 
 _FRAME_PARTS = {
     ("builtins", "slice"),
@@ -36,16 +36,16 @@ _FRAME_PARTS = {
     ("pandas.core.indexes.range", "RangeIndex"),
     ("pandas.core.internals.managers", "BlockManager"),
 }
-"""All that a pickled table of texts consists of."""
+"""All classes and functions that a pickled table of texts may contain."""
 
 
 class FrameUnpickler(pickle.Unpickler):
-    """Reads a table and nothing else: a pickle can name any function to be called."""
+    """Reads tables only, since a pickle can call any function."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         module = module_name.replace("numpy.core.", "numpy._core.")  # renamed since the tables were written
         if (module, global_name) not in _FRAME_PARTS:
-            raise pickle.UnpicklingError(f"{module}.{global_name} is no part of a table")
+            raise pickle.UnpicklingError(f"{module}.{global_name} is not part of a table")
         return super().find_class(module, global_name)
 
 
@@ -75,7 +75,7 @@ def mails(package: Path) -> Iterator[dict[str, str]]:
 
 
 def mail_text(raw: str) -> str:
-    """Subject and the first readable part; headers would give the label away by the route a mail took."""
+    """Subject and first readable part. Other headers are left out: a mail's route would reveal its label."""
     message = email.message_from_string(raw, policy=email.policy.compat32)
     parts = [part for part in message.walk() if part.get_content_maintype() == "text"]
     body = next((_body(part) for part in parts if _body(part)), "")
@@ -96,13 +96,13 @@ def _body(part: email.message.Message) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Control characters and lone surrogates out, white space to single spaces."""
+    """Remove control characters and lone surrogates; collapse white space to single spaces."""
     text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]", "", text)
     return re.sub(r"\s+", " ", text).strip()
 
 
 class _HtmlText(HTMLParser):
-    """The words of a page, without its styles and scripts."""
+    """Text of a page without styles and scripts."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ def closure(pins: Iterable[Requirement], left_out: frozenset[str]) -> dict[str, 
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             raise KeyError(f"{parent} needs {requirement}, which is not installed") from None
-        public = distribution.version.split("+")[0]  # torch 2.13.0+cpu is pinned as 2.13.0: the build depends on the machine
+        public = distribution.version.split("+")[0]  # without the machine's build, such as +cpu
         if parent == "requirements.in" and not requirement.specifier.contains(public, prereleases=True):
             raise KeyError(f"requirements.in pins {requirement}, but {distribution.version} is installed")
         versions[distribution.metadata["Name"]] = public

@@ -49,7 +49,8 @@ def main() -> int:
     for finding in findings:
         print(f"wrong: {finding}")
     if not findings:
-        print(f"{store.uri()} has all features that Kitae needs{f', and team {team} reaches no more than it may' if team else ''}")
+        scope = f", and team {team}'s credentials reach no more than they may" if team else ""
+        print(f"{store.uri()} has all features that Kitae needs{scope}")
     return 1 if findings else 0
 
 

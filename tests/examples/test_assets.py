@@ -78,7 +78,7 @@ def test_another_file_is_refused(tmp_path: Path, package: assets.Package, monkey
 
 def test_a_registry_that_fails(tmp_path: Path, package: assets.Package, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, "echo no such version >&2; exit 1")
-    with pytest.raises(MachineError, match=r"thing 1\.0 could not be fetched") as caught:
+    with pytest.raises(MachineError, match=r"thing 1\.0 could not be downloaded") as caught:
         assets.fetch(package, tmp_path)
     assert caught.value.details == ("no such version",)
     monkeypatch.setattr(assets, "pip_download", lambda package, directory: ["no-such-client"])
@@ -245,7 +245,7 @@ def test_a_pickle_that_is_no_table_is_refused() -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return (print, ("ran",))
 
-    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print is no part of a table"):
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print is not part of a table"):
         labelled.FrameUnpickler(io.BytesIO(pickle.dumps(Evil()))).load()
 
 

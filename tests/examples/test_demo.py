@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from examples.demo import EXCLUDED, SPEC, Answer, Steps, answer_table, curl, figures_table, run, shorten
+from examples.demo import EXCLUDED, SPEC, Answer, Steps, answer_table, curl, results_table, run, shorten
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.spec import load_spec
 from tests.repository import ROOT
@@ -42,7 +42,7 @@ def rendered(*tables: object) -> str:
 
 def test_the_table_has_both_models_the_speed_the_times_and_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITAE_PORT", "9000")
-    shown = [line.split() for line in rendered(figures_table(RESULT, {"job": 200.0})).splitlines()]
+    shown = [line.split() for line in rendered(results_table(RESULT, {"job": 200.0})).splitlines()]
     flat = [" ".join(word for word in line if word not in "│┃") for line in shown]
     assert "held-out loss 2.750 2.250" in flat
     assert "held-out chrf 21.500 30.250" in flat
