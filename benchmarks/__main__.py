@@ -1,9 +1,9 @@
-"""Speed, measured on this machine: `make bench`, or
+"""Benchmarks on this machine: `make bench`, or
 
     python -m benchmarks [overhead] [trainer] [costs] [search] [sharing] [endpoint] [--quick]
 
-Each benchmark is a module with `run`, which measures, and `describe`, which is pure. What was measured goes to
-results/{name}.json, and the tables of all results that are there into README.md beside them.
+Each benchmark is a module with `run`, which measures, and `describe`, which renders the results. The results go to
+results/{name}.json, and the tables of all results to README.md.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ README = Path(__file__).parent / "README.md"
 
 @click.command(help=__doc__)
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-@click.option("--quick", is_flag=True, help="Fewer and shorter measurements: to see that it works.")
-@click.option("--measure/--report-only", default=True, help="Only write the tables of the results that are there.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter measurements, as a check.")
+@click.option("--measure/--report-only", default=True, help="Only write the tables of existing results.")
 @click.option("--assets", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, help="The examples' assets.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Where the results go.")
-@click.option("--readme", type=click.Path(path_type=Path), default=README, help="Whose section is written anew.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Directory of the results.")
+@click.option("--readme", type=click.Path(path_type=Path), default=README, help="File whose section is replaced.")
 def main(names: tuple[str, ...], quick: bool, measure: bool, assets: Path, results: Path, readme: Path) -> None:
     if measure:
         try:

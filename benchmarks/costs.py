@@ -1,4 +1,4 @@
-"""What a job spends beside its steps: starting Ray and the workers, and waiting for checkpoints."""
+"""Time that a job spends outside its steps: starting Ray and the workers, and waiting for checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAVES, STEPS_A_SAVE = 4, 2
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
     saves = 2 if quick else SAVES
     runs = []
-    # A machine that has the model's files already, as a later attempt or stage finds it.
+    # Fetch the model's files first, as on a machine that has run an earlier attempt or stage.
     inputs = bench.inputs("faq", make_spec(steps=1, batch_size=4))
     bench.store.fetch(inputs.base_key)
     for i, workers in enumerate((1, 2)):
@@ -44,7 +44,7 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """The section of the report. Pure."""
+    """Render the section of the report. Pure."""
     rows = [
         [
             f"{run['workers']} worker(s)",
@@ -59,8 +59,8 @@ def describe(figures: dict[str, Any]) -> str:
     header = ["job", "checkpoints", "stall a save", "steps", "everything else", "peak memory of the first worker"]
     return (
         f"{table(header, rows)}\n\n"
-        "Stall: what the loop waits in a save (adapters and AdamW's moments, 59 MB); the upload goes on behind. "
-        "Everything else: starting and ending the workers, loading the model, one held-out evaluation of two rows, the "
-        "last upload; the model's files are on the machine already. Starting a Ray cluster on this machine took "
-        f"{figures['ray_start_s']:.1f} s; `make demo` has one running already."
+        "Stall: the time that the loop waits in a save (adapters and AdamW's moments, 59 MB); the upload runs in the "
+        "background. Everything else: starting and ending the workers, loading the model, one held-out evaluation of "
+        "two rows, the last upload; the machine has the model's files. Starting a Ray cluster on this machine took "
+        f"{figures['ray_start_s']:.1f} s; `make demo` uses a running one."
     )

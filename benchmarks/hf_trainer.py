@@ -31,7 +31,7 @@ from ray_jobs.training.trainer import batch_plan
 
 
 class Rows(Dataset[dict[str, list[int]]]):
-    """The plan's rows in the plan's order, so that both sides' steps have the same."""
+    """The plan's rows in the plan's order, so that the steps of both sides have the same rows."""
 
     def __init__(self, encoded: Encoded, order: list[int]) -> None:
         self._examples = [encoded[i] for i in order]
@@ -45,7 +45,7 @@ class Rows(Dataset[dict[str, list[int]]]):
 
 
 class Listening(Trainer):
-    """Keeps the last step's loss."""
+    """Stores the last step's loss."""
 
     loss: float | None = None
 
@@ -77,19 +77,19 @@ def main() -> None:
     base = load_base(Path(side.model_dir), spec.task, (), torch.float32, seed=training.seed)
     order = [i for step in range(plan.total_steps) for i in plan.rows_of(step)]
     if side.kind == "grouped":
-        # It chooses the batches itself, from the steps that are measured.
+        # Trainer chooses its batches from the rows of the measured steps.
         order = [i for step in range(1, plan.total_steps - 1) for i in plan.rows_of(step)]
     collator: Any = DataCollatorForSeq2Seq(tokenizer)
     if side.kind == "flat":
         collator = DataCollatorWithFlattening()  # type: ignore[no-untyped-call]
     arguments = TrainingArguments(
-        output_dir=f"{sys.argv[1]}.trainer",  # goes with the workbench's directory
+        output_dir=f"{sys.argv[1]}.trainer",  # deleted with the workbench's directory
         use_cpu=True,
         max_steps=plan.total_steps,
         per_device_train_batch_size=training.batch_size,
         learning_rate=training.learning_rate or 0.0,
         seed=training.seed,
-        # Its own is "random"; the same rows in the same step are wanted.
+        # The default is "random"; both sides need the same rows in each step.
         train_sampling_strategy="group_by_length" if side.kind == "grouped" else "sequential",
         report_to="none",
         save_strategy="no",

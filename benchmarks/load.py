@@ -1,7 +1,7 @@
-"""Asking a server: one request, several clients at once, and requests that wait for nobody.
+"""Load on a server: one request, several concurrent clients, and requests at a fixed rate.
 
-Knows OpenAI's HTTP API and nothing of who answers, so that every server is asked by the same code. Prompts are token
-ids, drawn anew for every request: no two have a beginning in common that a server could have kept.
+Knows OpenAI's HTTP API and nothing about the server, so every server is measured by the same code. Prompts are token
+ids, drawn for every request: no two share a prefix that a server could have cached.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _BROKEN = 0
 
 @dataclass(frozen=True)
 class Server:
-    """Where to ask, and for which model."""
+    """URL, key and model of a server."""
 
     url: str
-    """With `/v1`."""
+    """Including `/v1`."""
     key: str
     model: str
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of request: `tokens` are generated, never fewer."""
+    """A kind of request, which generates exactly `tokens`."""
 
     tokens: int
     stream: bool = False
@@ -45,17 +45,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request."""
+    """Outcome of a request."""
 
     began_s: float
     seconds: float
     status: int
-    """0: the connection broke."""
+    """HTTP status; 0 if the connection broke."""
     first_s: float | None = None
-    """Until the first piece of a stream."""
+    """Seconds to the first chunk of a stream."""
     retry_after: str | None = None
     said: str = ""
-    """The words of a refusal."""
+    """Body of a refusal."""
 
 
 @asynccontextmanager
@@ -70,7 +70,7 @@ def prompt_ids(seed: int) -> list[int]:
 
 
 async def ask(http: httpx.AsyncClient, server: Server, kind: Kind, seed: int) -> Answer:
-    """One request, to the end of its answer. MachineError for an answer that is not whole."""
+    """Send a request and read the whole answer. Raises MachineError if the answer is incomplete."""
     body = {"model": server.model, "prompt": prompt_ids(seed), "max_tokens": kind.tokens, "temperature": 0.0}
     body |= {"ignore_eos": True} | ({"stream": True} if kind.stream else {})
     headers = {"Authorization": f"Bearer {server.key}"}
@@ -97,11 +97,11 @@ def _check_whole(answer: bytes, kind: Kind) -> None:
     else:
         whole = json.loads(answer)["usage"]["completion_tokens"] == kind.tokens
     if not whole:
-        raise MachineError(f"an answer is not whole: {answer[-200:].decode(errors='replace')}")
+        raise MachineError(f"an answer is incomplete: {answer[-200:].decode(errors='replace')}")
 
 
 async def ask_well(http: httpx.AsyncClient, server: Server, kind: Kind, seed: int) -> Answer:
-    """As `ask`; MachineError for anything but an answer."""
+    """Like `ask`, but raises MachineError for any status other than 200."""
     answer = await ask(http, server, kind, seed)
     if answer.status != 200:
         raise MachineError(f"{server.url} answered {answer.status}: {answer.said}")
@@ -109,7 +109,8 @@ async def ask_well(http: httpx.AsyncClient, server: Server, kind: Kind, seed: in
 
 
 async def closed_loop(server: Server, kind: Kind, clients: int, requests_each: int, seed: int) -> list[Answer]:
-    """So many clients at once, each asking its next as soon as it has its last. Connections are opened before."""
+    """Run concurrent clients that each send a request as soon as the previous one is answered. Connections are opened
+    first."""
     async with open_client() as http:
         await asyncio.gather(*(http.get(server.url.removesuffix("/v1") + "/healthz") for _ in range(clients)))
 
@@ -127,21 +128,21 @@ async def offer(
     kind: Kind,
     rate_per_s: float,
     seconds: float,
-    tell: Callable[[float], None],
+    on_progress: Callable[[float], None],
 ) -> list[asyncio.Task[Answer]]:
-    """A request every 1/rate seconds, whatever became of those before. `tell` hears how long it has been asking."""
+    """Send a request every 1/rate seconds, without waiting for earlier ones. `on_progress` gets the elapsed seconds."""
     loop = asyncio.get_running_loop()
     began_s, asked = loop.time(), []
     for i in range(int(rate_per_s * seconds)):
         await asyncio.sleep(began_s + i / rate_per_s - loop.time())
         asked.append(asyncio.create_task(ask(http, server, kind, 10**6 + i)))
         if i % max(1, int(rate_per_s)) == 0:
-            tell(loop.time() - began_s)
+            on_progress(loop.time() - began_s)
     return asked
 
 
 def tokens_per_s(answers: Sequence[Answer], kind: Kind) -> float:
-    """Of clients that ask all the time: from the first question to the last answer. Pure."""
+    """Tokens a second of a closed loop, from the first request to the last answer. Pure."""
     began_s = min(answer.began_s for answer in answers)
     ended_s = max(answer.began_s + answer.seconds for answer in answers)
     return len(answers) * kind.tokens / (ended_s - began_s)

@@ -1,8 +1,8 @@
-"""What the whole job costs beside a bare loop: Ray Train, DeepSpeed, the progress display, the watch for cancellation.
+"""Overhead of a job over a bare loop: Ray Train, DeepSpeed, the progress display, polling for cancellation.
 
-The job's side is its own worker function under Ray Train, started as the pipeline starts it; the bare loops have the
-same model, batches and threads, each in a process of its own. They take turns, step by step. The job's attention and
-adapter layers are its own: one bare loop has the same, the other those of transformers and PEFT.
+The job runs its own worker function under Ray Train, started as in the pipeline. The bare loops have the same model,
+batches and threads, each in a process of its own. The sides take turns, step by step. One bare loop uses the job's
+attention and adapter layers, the other those of transformers and PEFT.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TWO = "job, 2 workers × 1 thread"
 
 
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
-    """Measure. `tokens` are those of each step's rows."""
+    """Measure all sides. `tokens` has the number of tokens of each step."""
     steps = 5 if quick else 14
     contests = {
         ONE: Contest(),
@@ -42,7 +42,7 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """The section of the report. Pure."""
+    """Render the section of the report. Pure."""
     sides = {name: Measure.of(document) for name, document in figures["sides"].items()}
     tokens, bare = figures["tokens"][1:], sides[BARE]
 
@@ -82,6 +82,6 @@ def describe(figures: dict[str, Any]) -> str:
         f"(half of the pairs: {stock.middle_half[0]:.3f} to {stock.middle_half[1]:.3f}).\n\n"
         "Ratio: tokens a second of a side over the bare loop's, pair by pair. Start-up: from the start (of the "
         "processes, or of the job's training stage) to the first step, on a machine that has the model's files. "
-        "Others' share: of the machine's processor time, meanwhile, Ray's own processes among them. The sides' losses "
-        f"differ by at most {gap:.1e}, relatively."
+        "Others' share: the share of the machine's processor time used by other processes, including Ray's own. The "
+        f"largest relative difference of the sides' losses is {gap:.1e}."
     )

@@ -1,9 +1,9 @@
-"""How long a replay of 10,000 past jobs takes, beside a plain simulator that looks through its whole queue each time.
+"""Time to replay 10,000 past jobs, against a plain simulator that scans its whole queue each time.
 
     python -m benchmarks.replay
 
-Both play the same trace: ten teams in a cohort, one flavour, four sizes, three priorities. The plain one knows one pool
-of GPUs without teams, limits and preemption: what one writes first.
+Both replay the same trace: ten teams in a cohort, one flavour, four sizes, three priorities. The plain one has a single
+pool of GPUs without teams, limits and preemption.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ JOBS, RUNS, TEAMS, NOMINAL = 10_000, 5, 10, 16
 
 
 def trace(load: float, jobs: int = JOBS) -> list[Work]:
-    """Poisson arrivals that ask for `load` of all GPUs, on average."""
+    """Poisson arrivals that request `load` of all GPUs on average."""
     drawn = random.Random(5)
     sizes, mean_s, now_s = (1, 2, 4, 8), 3600.0, 0.0
     rate = load * TEAMS * NOMINAL / (statistics.mean(sizes) * mean_s)
@@ -79,7 +79,7 @@ def measure(run: Callable[[], object], runs: int) -> list[float]:
 
 def main(jobs: int = JOBS, runs: int = RUNS) -> None:
     preempting = pool(within="LowerPriority", reclaim="Any")
-    for name, load in (("busy, 85 % of all GPUs asked for", 0.85), ("overloaded, 130 %", 1.3)):
+    for name, load in (("busy, 85 % of all GPUs requested", 0.85), ("overloaded, 130 %", 1.3)):
         works = trace(load, jobs)
         sides: list[tuple[str, Callable[[], object]]] = [
             ("replay", lambda works=works: simulate(pool(), works)),  # type: ignore[misc]  # bound now

@@ -1,4 +1,4 @@
-"""The report: where and when it was measured, and the tables, between two marks of a Markdown file."""
+"""The report: tables with date and machine, between two markers of a Markdown file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ BEGIN, END = "<!-- figures: written by `python -m benchmarks` -->", "<!-- end of
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "ray", "optuna")
 
 Section = tuple[Callable[[dict[str, Any]], str], dict[str, Any]]
-"""What describes a benchmark's figures, and its result file's content."""
+"""The function that renders a benchmark's results, and the content of its result file."""
 
 
 def setting(now: datetime, *, quick: bool) -> dict[str, Any]:
-    """What a reader needs to judge a figure."""
+    """Date, machine and versions of a measurement."""
     return {
         "date": now.strftime("%Y-%m-%d"),
         "cpu": _cpu_model(),
@@ -32,7 +32,7 @@ def setting(now: datetime, *, quick: bool) -> dict[str, Any]:
 
 
 def with_tables(text: str, sections: Mapping[str, Section]) -> str:
-    """The Markdown text with everything between the marks written anew; the marks are added where there are none."""
+    """Replace everything between the markers of the Markdown text; append the markers if there are none."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     parts = [
@@ -60,7 +60,7 @@ def _cpu_model() -> str:
 
 
 def _instructions() -> str:
-    """The widest that PyTorch uses here."""
+    """The widest instruction set that PyTorch uses here."""
     import torch
 
     return torch.backends.cpu.get_cpu_capability()

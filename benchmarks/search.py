@@ -1,6 +1,6 @@
-"""What a search takes to the result of a grid: random search and ASHA with TPE over the grid's ranges.
+"""Cost of reaching a grid's result: random search and ASHA with TPE over the grid's ranges.
 
-A frozen multilingual-e5-small with a new head on food reviews; every algorithm trains real trials, of one process, from
+A frozen multilingual-e5-small with a new head on food reviews. Every algorithm trains real trials in one process, from
 the same features.
 """
 
@@ -35,7 +35,7 @@ SPACE = {
     "batch_size": SIZES,
     "weight_decay": {"min": DECAYS[0], "max": DECAYS[-1]},
 }
-"""What random search and ASHA search: the grid's ranges."""
+"""The space of random search and ASHA: the grid's ranges."""
 
 
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
 
 
 def review_spec(seed: int = 0, **search: Any) -> JobSpec:
-    """The reviews over two epochs with a frozen backbone."""
+    """A job over the reviews: two epochs, frozen backbone."""
     document: dict[str, Any] = {
         "name": "search",
         "task": "text_classification",
@@ -104,7 +104,7 @@ class Inline:
 
 
 def _search(bench: Workbench, host: Host, spec: JobSpec, given: TrainInputs) -> dict[str, Any]:
-    """One search, and when its results came: (tokens until then, seconds, held-out loss)."""
+    """Run one search. `came` has (tokens so far, seconds so far, held-out loss) of each result."""
     assert spec.search is not None
     job = jobs.start_attempt(bench.store, spec)
     records = SearchRecords(bench.store, f"jobs/{job.id}/search/benchmark")
@@ -124,12 +124,12 @@ def _search(bench: Workbench, host: Host, spec: JobSpec, given: TrainInputs) -> 
 
 
 def until(came: Sequence[Sequence[float]], target: float, column: int) -> float | None:
-    """Tokens (0) or seconds (1) until a loss was reached; None: it never was. Pure."""
+    """Tokens (column 0) or seconds (column 1) until a loss was reached, or None. Pure."""
     return next((float(each[column]) for each in came if each[2] <= target), None)
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """The section of the report. Pure."""
+    """Render the section of the report. Pure."""
     runs = found["runs"]
     seeds = len(runs["grid"])
     targets = [min(each[2] for each in grid["came"]) for grid in runs["grid"]]
@@ -140,7 +140,7 @@ def describe(found: Mapping[str, Any]) -> str:
         for algorithm in ("random", "asha"):
             aims = [target * (1 + slack) for target in targets]
             reached = [until(run["came"], aim, column) for run, aim in zip(runs[algorithm], aims, strict=True)]
-            # One that never came there counts with all that it spent: it is at least so much.
+            # A run that never reached the loss counts with everything it spent, a lower bound.
             spent = [run["tokens"] if column == 0 else run["seconds"] for run in runs[algorithm]]
             took = [there if there is not None else all_ for there, all_ in zip(reached, spent, strict=True)]
             share = [mine / grid for mine, grid in zip(took, whole, strict=True)]
@@ -159,8 +159,9 @@ def describe(found: Mapping[str, Any]) -> str:
     header = ["until the grid's best loss", "median", "share of the grid's", "95 % interval of the median", "reached"]
     return (
         f"**To the best held-out loss of a 27-point grid**: frozen multilingual-e5-small, {found['rows']} reviews, two "
-        f"epochs, {seeds} seeds; a seed that never reaches it counts with all it spent.\n\n{table(header, rows)}\n\n"
-        f"Best loss in the end, median: grid {ends['grid']:.4f}, random {ends['random']:.4f}, ASHA {ends['asha']:.4f}. "
+        f"epochs, {seeds} seeds; a seed that never reaches it counts with everything it spent.\n\n"
+        f"{table(header, rows)}\n\n"
+        f"Best final loss, median: grid {ends['grid']:.4f}, random {ends['random']:.4f}, ASHA {ends['asha']:.4f}. "
         f"ASHA takes {grid_share:.3f} of the grid's tokens (goal ≤ 1/8: "
         f"{'reached' if grid_share <= 1 / GOALS['grid'] else 'not reached'}) and {random_share:.2f} of random search's "
         f"({low:.2f} to {high:.2f}; goal ≤ 1/3: {'reached' if random_share <= 1 / GOALS['random'] else 'not reached'})."

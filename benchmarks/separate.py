@@ -1,4 +1,4 @@
-"""The other side of trials that share: Ray Tune with one process a trial, each of which runs the job's own loop."""
+"""Baseline for trials that share a process: Ray Tune with a process for each trial, which runs the job's own loop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class MeasuredHost(Host):
     """A host that tells its memory."""
 
     def peak_memory_bytes(self) -> int:
-        """Most resident memory so far."""
+        """Peak resident memory so far."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int, threads: int) -> dict[str, Any]:
-    """Trainings as trials of Ray Tune. Seconds by the clock; of each, seconds from its turn to its first step
-    and to its end."""
+    """Run trainings as trials of Ray Tune. Returns wall-clock seconds, and for each trial the seconds from its turn to
+    its first step and to its end."""
     from ray import tune
 
     def trainable(config: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int,
     if failed:
         raise failed[0]
     ends = [result.metrics["timestamp"] for result in results]
-    # A trial's turn comes when one of those before it has ended.
+    # A trial's turn starts when an earlier trial has ended.
     turns = [started] * at_once + sorted(ends)
     return {
         "wall_s": wall_s,

@@ -1,7 +1,7 @@
-"""Two servers of one model side by side: the endpoint as `kitae local up` and a deployment make it, and vLLM's own.
+"""Two servers of one model side by side: the endpoint, started by `kitae local up` and a deployment, and vLLM's own.
 
-Owns how both are started with the same engine settings, adapters whose weights are random, and what is known of the
-endpoint's processes. Does not ask either of them anything (`load`).
+Owns their start with the same engine settings, adapters with random weights, and the endpoint's processes. Sends no
+requests (`load` does).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from serving.inference.llm import engine_settings
 
 ADAPTER = "tuned"
 SERVING = ServingSection(max_ongoing_requests=16, max_queued_requests=16, max_model_len=1024, kv_cache_gib=0.5)
-"""Of the engines: as many requests at once as there are clients, and as many again may wait, which is what this
-machine answers in a few seconds."""
+"""Engine settings: as many concurrent requests as clients, and as many queued, which this machine answers in a few
+seconds."""
 RANK = 16
 _START_PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Both servers, up and able to answer."""
+    """Both servers, ready."""
 
     endpoint: Server
     direct: Server
@@ -60,19 +60,19 @@ class Sides:
     scratch: Path
 
     def register(self, name: str, seed: int) -> ModelVersion:
-        """A new adapter in the registry, which nothing answers for yet."""
+        """Register a new adapter that is not deployed yet."""
         directory = write_adapter(self.scratch / name, self.base_directory, seed)
         spec = make_spec(name=name, steps=1, batch_size=1).model_copy(update={"serving": SERVING})
         lineage = Lineage("d" * 16, self.base.digest, spec, "benchmark", "job", {})
         return registry.register(self.store, name, directory, lineage=lineage, lineage_digest=name)
 
     def record(self, version: ModelVersion) -> None:
-        """What a job does last before it has succeeded, where its base's engine runs: the records that say so."""
+        """Write the deployment records, as a job's last stage does when its base's engine runs."""
         for record in needed_records(version, None, SERVING, lora_rank=RANK):
             records.write(self.store, record)
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """The endpoint's: Serve's proxy, the ingress and the engine, each with its children."""
+        """The endpoint's processes: Serve's proxy, the ingress and the engine, each with its children."""
         with ServeClient(self.settings) as serve:
             applications = serve.details()["applications"]
         pids = {
@@ -90,7 +90,7 @@ class Sides:
 
 @contextmanager
 def side_by_side(bench: Workbench) -> Iterator[Sides]:
-    """Start both, and take them down again. MachineError if one does not come up."""
+    """Start both servers and stop them afterwards. Raises MachineError if one does not start."""
     root = bench.directory / "service"
     root.mkdir()
     (port,) = processes.free_ports(1)
@@ -119,7 +119,7 @@ def side_by_side(bench: Workbench) -> Iterator[Sides]:
 
 
 def server_flags(kwargs: Mapping[str, Any]) -> list[str]:
-    """vLLM's engine arguments as flags of its command line. Pure."""
+    """vLLM's engine arguments as command-line flags. Pure."""
     flags = []
     for name, value in kwargs.items():
         flag = name.replace("_", "-")
@@ -131,13 +131,13 @@ def server_flags(kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _start_direct(sides: Sides, port: int, adapter: Path, mark: str) -> processes.Process:
-    """vLLM's server with the engine settings of the endpoint's deployment."""
+    """Start vLLM's server with the engine settings of the endpoint's deployment."""
     record = records.read(sides.store, sides.base.name)
     assert record is not None
     settings = engine_settings(record, cpu_hardware())
     (engine, *_) = sides.processes()["engine"]
     command = [
-        *("nice", "-n", str(engine.nice())),  # Ray's workers give way to others; this one must too
+        *("nice", "-n", str(engine.nice())),  # Ray's workers run niced; this server must too
         sys.executable,
         *("-m", "vllm.entrypoints.openai.api_server", "--model", str(sides.base_directory)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", sides.base.name),
@@ -161,12 +161,12 @@ def _wait_for(server: Server, process: processes.Process, log: Path) -> None:
         except httpx.HTTPError:
             pass
         if not process.alive or time.monotonic() > deadline:
-            raise MachineError("vLLM's own server did not come up", details=tail(log))
+            raise MachineError("vLLM's own server did not start", details=tail(log))
         time.sleep(0.5)
 
 
 def write_adapter(directory: Path, base: Path, seed: int) -> Path:
-    """A LoRA adapter on all linear layers of a Llama base, with random weights that visibly change what it says."""
+    """Write a LoRA adapter for all linear layers of a Llama base, with random weights that change the output."""
     config = json.loads((base / "config.json").read_text())
     hidden, middle = config["hidden_size"], config["intermediate_size"]
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
@@ -196,14 +196,14 @@ def write_adapter(directory: Path, base: Path, seed: int) -> Path:
 
 
 class MemoryWatch:
-    """The resident memory of some processes, every second until it is left. A context manager."""
+    """Context manager that samples the resident memory of processes every second."""
 
     def __init__(self, watched: Mapping[str, list[psutil.Process]]) -> None:
         self._watched = watched
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.bytes: dict[str, list[int]] = {name: [] for name in watched}
-        """Of each part, oldest first."""
+        """Samples of each part in bytes, oldest first."""
 
     def __enter__(self) -> MemoryWatch:
         self._thread.start()

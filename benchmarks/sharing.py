@@ -1,7 +1,7 @@
-"""What trials that share a process save.
+"""Savings of trials that share a process.
 
-Eight LoRA trials of SmolLM2 in one process, against Ray Tune with one process a trial; and twenty trials on a frozen
-multilingual-e5-small, against runs that each load the model and run it over the rows.
+Eight LoRA trials of SmolLM2 in one process, against Ray Tune with a process for each trial; and twenty trials on a
+frozen multilingual-e5-small, against runs that each load the model and compute its features.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ray_jobs.training.trainer import Stretch, TrainInputs
 GOALS = {"frozen": 10.0, "start_s": 1.0, "memory": 1.5, "wall": 1.5}
 TRIALS = 8
 SIZES = {2: 3, 14: 1}
-"""Steps of a trial, and how often both sides are measured: the larger one takes about a minute by itself, and the two
-show how the ratio falls as trials grow. As many as fit into twenty minutes."""
+"""Steps of a trial → number of measured pairs. The larger size takes about a minute alone; the two sizes show how the
+ratio falls as trials grow. They fit into twenty minutes."""
 FROZEN_TRIALS, FROZEN_RUNS = 20, 3
 FROZEN_PASS_TOKENS = 512
-"""Of a run by itself, whose passes are padded: in one of 16 rows two fifths of the tokens are padding."""
+"""Tokens in a pass of a separate run. Its passes are padded: in one of 16 rows two fifths of the tokens are padding."""
 
 
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
@@ -44,13 +44,14 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """The section of the report. Pure."""
+    """Render the section of the report. Pure."""
     frozen = _describe_frozen(figures["frozen"])
     return f"{_describe_sharing(figures['sharing'])}\n\n{frozen}" if figures["sharing"] else frozen
 
 
 def _pair(bench: Workbench, show: Show, steps: int, pair: int) -> dict[str, Any]:
-    """Eight trials at the same number of steps, in one process and in one each; in the first pair, one alone too."""
+    """Run eight trials of the same number of steps in one process, and in one process each; in the first pair also a
+    single trial."""
     spec = make_spec(steps=steps, batch_size=2, schedule="warmup_stable_decay")
     given = bench.inputs("faq", spec).model_copy(update={"spec": spec})
     tasks = [_lora_task(given, i, steps, f"shared-{steps}-{pair}") for i in range(TRIALS)]
@@ -118,7 +119,7 @@ def _frozen(bench: Workbench, show: Show, runs: int) -> dict[str, Any]:
     shared_s = _on_host(bench, [task(i, "shared") for i in range(FROZEN_TRIALS)])["wall_s"]
     separate = []
     for i in range(runs):
-        show(i + 1, runs + 1, "runs", doing="a frozen trial by itself")
+        show(i + 1, runs + 1, "runs", doing="a separate frozen trial")
         alone = task(i, "alone").inputs
         spec = alone.spec.with_values({"micro_batch_tokens": FROZEN_PASS_TOKENS})
         inputs = [alone.model_copy(update={"spec": spec})]
@@ -140,9 +141,9 @@ def _describe_sharing(sizes: Sequence[Mapping[str, Any]]) -> str:
         f"**Eight LoRA trials of SmolLM2-135M** in one process of two threads, against Ray Tune, a process each, two "
         f"at once, one thread each; two rows a step. Medians over the pairs, measured in turn.\n\n{table(header, rows)}"
         "\n\nStart: from a trial's turn to its first step; in the shared process from the second trial on, since the "
-        f"first one's loads the base (goal ≤ {GOALS['start_s']:g} s). Memory: beside one trial in such a process, and "
-        f"beside one in its own under Ray Tune, where two run at once; goal ≤ {GOALS['memory']:g}×. The wall clock's "
-        f"goal is ≥ {GOALS['wall']:g}. Losses: the largest relative difference in any step of any trial."
+        f"first one loads the base (goal ≤ {GOALS['start_s']:g} s). Memory: relative to one trial in such a process, "
+        f"and to one in its own process under Ray Tune, where two run at once; goal ≤ {GOALS['memory']:g}×. Wall "
+        f"clock: goal ≥ {GOALS['wall']:g}. Losses: the largest relative difference in any step of any trial."
     )
 
 
@@ -175,7 +176,7 @@ def _describe_frozen(frozen: Mapping[str, Any]) -> str:
     low, high = interval(ratios)
     return (
         f"**{frozen['trials']} trials on a frozen backbone**, {frozen['steps']} steps each: {each:.2f} s a trial in a "
-        f"shared process, its start and the features included; {median(frozen['separate_s']):.1f} s by itself, of "
-        f"{len(ratios)} the median. Faster by {median(ratios):.1f} ({low:.1f} to {high:.1f}): "
+        f"shared process, its start and the features included; {median(frozen['separate_s']):.1f} s in a separate "
+        f"process (median of {len(ratios)}). Faster by {median(ratios):.1f} ({low:.1f} to {high:.1f}): "
         f"{verdict(median(ratios), GOALS['frozen'])}."
     )

@@ -1,7 +1,7 @@
 """The job against `transformers.Trainer` with PEFT on the same rows of uneven length.
 
-Trainer takes part at its defaults, and in two tunings for uneven rows: rows of like length together, and padding-free.
-Both sides compute in fp32 here, with the same model, rows a step, learning rates and threads.
+Trainer runs with its defaults and with two settings for uneven rows: grouped by length, and padding-free. Both sides
+compute in fp32 with the same model, rows a step, learning rates and threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SETS: tuple[tuple[Rows, int, str], ...] = (
     ("faq", 8, "FAQ rows (questions and answers, 25 to 370 tokens)"),
     ("mixed", 4, "FAQ rows and e-mails to be sorted (up to 512 tokens, answered by a word)"),
 )
-"""Rows, how many a step, and what they are."""
+"""(rows, rows a step, description)"""
 
 
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
 
 
 def _run_one(bench: Workbench, rows: Rows, batch_size: int, show: Show, steps: int) -> dict[str, Any]:
-    """The job against each kind of Trainer: two sides at a time, since Trainer's take several GiB each."""
+    """Run the job against each kind of Trainer: two sides at a time, since each Trainer takes several GiB."""
     matches = {}
     for name, kind in KINDS.items():
         contests = {JOB: Contest(), name: Contest("benchmarks.hf_trainer", kind)}
@@ -47,13 +47,13 @@ def _run_one(bench: Workbench, rows: Rows, batch_size: int, show: Show, steps: i
 
 
 def describe(figures: dict[str, Any]) -> str:
-    """The section of the report. Pure."""
+    """Render the section of the report. Pure."""
     return "\n\n".join(
         _describe_one(figures[rows], what) for rows, _, what in SETS if rows in figures
     ) + (
         "\n\nRatio: the median of the job's rows a second over the other's, step by step on the same rows; with "
-        "`group_by_length`, which chooses its own batches, over all steps, which have the same rows. Losses: the "
-        "largest relative difference to the job's in any step."
+        "`group_by_length`, which chooses its own batches, over all steps, which have the same rows in total. "
+        "Losses: the largest relative difference from the job's loss in any step."
     )  # fmt: skip
 
 

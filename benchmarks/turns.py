@@ -1,8 +1,8 @@
-"""Taking turns: several sides train the same steps, each in processes of its own, and only one computes at a time.
+"""Turn-taking: several sides train the same steps, each in its own processes, and only one computes at a time.
 
-All sides start, get ready and wait. Then each does step 0 in turn, then each step 1, and so on: a pair of measurements
-is seconds apart, and what else the machine does in these minutes hits all sides alike. The clock is here, with the
-umpire; a side says only that it is ready for its next step. Does not know what a step is.
+All sides start and wait. Then each runs step 0 in turn, then each step 1, and so on: the measurements of a pair are
+seconds apart, and other load on the machine affects all sides alike. The umpire keeps the time; a side only reports
+that it is ready for its next step. Does not know what a step is.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ class Contender(Protocol):
     """A side that is running."""
 
     def failure(self) -> str | None:
-        """Why it ended badly; None while it runs or where it ended well."""
+        """Reason of a failure; None while the side runs or after a normal end."""
 
     def join(self) -> None:
-        """Wait for its end."""
+        """Wait until the side has ended."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One side, step by step; the first step warms up."""
+    """Measurements of one side for each step; the first step is a warm-up."""
 
     start_s: float
-    """From its start to all its processes being ready for their first step: imports, model, connections."""
+    """Seconds from the start until all its processes are ready for their first step: imports, model, connections."""
     step_seconds: tuple[float, ...]
     cpu_seconds: tuple[float, ...]
-    """Processor time of its processes in each step."""
+    """Processor seconds of its processes in each step."""
     losses: tuple[float, ...]
     peak_memory_bytes: tuple[int, ...]
-    """Most resident memory of each of its processes."""
+    """Peak resident memory of each of its processes."""
     others_share: float
-    """Share of the machine's processor time that went elsewhere during its steps."""
+    """Share of the machine's processor time used by other processes during its steps."""
 
     @classmethod
     def of(cls, document: Mapping[str, object]) -> Measure:
-        """From a result file."""
+        """Read measurements from a result file."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})  # type: ignore[arg-type]
 
 
 class Turn:
-    """A process's seat at the umpire's table."""
+    """A process's connection to the umpire."""
 
     def __init__(self, port: int, side: str) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
@@ -63,11 +63,11 @@ class Turn:
         self._say({"side": side})
 
     def next(self, loss: float | None) -> None:
-        """Say what the last step's loss was, and wait for the next turn."""
+        """Report the last step's loss and wait for the next turn."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._say({"loss": loss, "cpu_s": time.process_time(), "peak_memory_bytes": peak})
         if not self._file.readline():
-            raise EOFError("the umpire has gone")
+            raise EOFError("the umpire has closed the connection")
 
     def _say(self, message: Mapping[str, object]) -> None:
         self._file.write(json.dumps(message) + "\n")
@@ -82,8 +82,8 @@ class _Seat:
     peak_memory_bytes: int = 0
     loss: float | None = None
 
-    def hear(self) -> None:
-        line = self.file.readline()  # type: ignore[attr-defined]  # what makefile returns has no public name
+    def receive(self) -> None:
+        line = self.file.readline()  # type: ignore[attr-defined]  # makefile's result has no public type
         if not line:
             raise EOFError
         said = json.loads(line)
@@ -105,12 +105,12 @@ class _Side:
     others_s: float = 0.0
 
     def step(self) -> None:
-        """Give the turn, and wait until it is given back."""
+        """Run one step and measure it."""
         busy_s, cpu_s, started_s = busy_seconds(), sum(seat.cpu_s for seat in self.seats), time.perf_counter()
         for seat in self.seats:
             seat.go()
         for seat in self.seats:
-            seat.hear()
+            seat.receive()
         self.step_seconds.append(time.perf_counter() - started_s)
         self.cpu_seconds.append(sum(seat.cpu_s for seat in self.seats) - cpu_s)
         self.others_s += max(0.0, busy_seconds() - busy_s - self.cpu_seconds[-1])
@@ -128,7 +128,7 @@ class _Side:
 
 
 class Umpire:
-    """Starts sides, gives turns and keeps the time. A context manager."""
+    """Context manager that starts sides, gives turns and keeps the time."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -166,19 +166,18 @@ class Umpire:
             assert json.loads(seat.file.readline())["side"] == name  # type: ignore[attr-defined]
             seats.append(seat)
         for seat in seats:
-            seat.hear()
+            seat.receive()
         self._sides[name] = _Side(contender, seats, time.perf_counter() - started_s)
 
-    def play(self, steps: int, show: Callable[[int, str, float], None]) -> dict[str, Measure]:
-        """Steps in turn, the warm-up step first; `show` hears (steps done, side, seconds). Each side was set to do two
-        more than `steps`: the first, which warms up, and the last, whose end (an evaluation, a checkpoint) is not
-        measured."""
+    def run_steps(self, steps: int, show: Callable[[int, str, float], None]) -> dict[str, Measure]:
+        """Run the steps in turn, the warm-up step first; calls `show` with (steps done, side, seconds). Each side runs
+        two more than `steps`: the warm-up, and the last, whose end (an evaluation, a checkpoint) is not measured."""
         for done in range(steps + 1):
             for name, side in self._sides.items():
                 try:
                     side.step()
                 except (EOFError, OSError) as error:
-                    raise MachineError(f"{name} broke off: {side.contender.failure() or error}") from error
+                    raise MachineError(f"{name} failed: {side.contender.failure() or error}") from error
                 show(done, name, side.step_seconds[-1])
         measures = {name: side.measure() for name, side in self._sides.items()}
         for side in self._sides.values():
@@ -189,7 +188,7 @@ class Umpire:
 
 
 def busy_seconds() -> float:
-    """Processor time of everything on this machine since it started; 0 where the system does not say."""
+    """Processor seconds of all processes since the machine started; 0 if the system does not report them."""
     try:
         with open("/proc/stat") as file:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])

@@ -1,7 +1,7 @@
-"""What every measurement stands on: real rows and a real model in a store of its own, and a Ray cluster of its own.
+"""Set-up of the measurements: real rows and a real model in a separate store, and a separate Ray cluster.
 
-Owns the jobs that are measured and their set-up. Both sides of a comparison get the same `Side`: the model's directory,
-the encoded rows and the resolved job. Does not measure anything.
+Owns the measured jobs and their set-up. Both sides of a comparison get the same `Side`: the model's directory, the
+encoded rows and the resolved job. Does not measure anything.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ REVIEWS = 1000
 MAX_TOKENS = 512
 MICRO_BATCH_TOKENS = 1024
 _RAY_CPUS = 4
-"""Logical: as many workers as wait for their turn at once."""
+"""Logical CPUs: one for each worker that waits for its turn."""
 _SEAT_KEY = "umpire.json"
 _MAIL_QUESTION = "Is this e-mail spam? Answer with spam or ham.\n\n"
 
 
 @dataclass(frozen=True)
 class Side:
-    """What a side other than the job is given: the same job, for a process of its own."""
+    """The job's inputs, for a side that runs in a separate process."""
 
     name: str
     port: int
-    """The umpire's."""
+    """Port of the umpire."""
     spec: dict[str, Any]
     model_dir: str
     rows_file: str
@@ -70,18 +70,18 @@ class Side:
 
 @dataclass(frozen=True)
 class Contest:
-    """How a side takes part. Without a module it is the whole job."""
+    """Configuration of a side. Without a module it is the whole job."""
 
     module: str | None = None
     kind: str = ""
     workers: int = 1
     threads: int = 2
     training: dict[str, Any] = field(default_factory=dict)
-    """Settings of the job's training that this side has otherwise."""
+    """Training settings of the job that this side overrides."""
 
 
 class Script:
-    """A side that is a Python module run in a process of its own."""
+    """A side that is a Python module in a separate process."""
 
     def __init__(self, module: str, side: Side, directory: Path) -> None:
         path, self._log = directory / f"{uuid.uuid4().hex}.json", directory / f"{uuid.uuid4().hex}.log"
@@ -106,7 +106,7 @@ class Script:
 
 
 class WholeJob:
-    """A side that is the whole job's training as the pipeline starts it, taking turns in front of each step."""
+    """A side that is the whole job's training, started as in the pipeline; waits for its turn before each step."""
 
     def __init__(self, bench: Workbench, rows: Rows, spec: JobSpec, seat: tuple[int, str]) -> None:
         self._error: BaseException | None = None
@@ -125,12 +125,12 @@ class WholeJob:
         try:
             with patch.object(workers, "_worker", _turning_worker):
                 self.outcome = bench.train(rows, spec)
-        except BaseException as error:  # noqa: BLE001  # told by failure()
+        except BaseException as error:  # noqa: BLE001  # reported by failure()
             self._error = error
 
 
 def _turning_worker(config: dict[str, Any]) -> None:
-    """The job's own worker function, whole, which waits for its turn before each step."""
+    """The job's own worker function, which waits for its turn before each step."""
     from ray_jobs.training import trainer as train
 
     seat = config["store"].get_json(_SEAT_KEY)
@@ -148,19 +148,19 @@ def _turning_worker(config: dict[str, Any]) -> None:
 
 
 class Workbench:
-    """A store with the model and the rows in it, and a directory for scratch."""
+    """A store with model and rows, and a scratch directory."""
 
     def __init__(self, store: Store, directory: Path, assets: Path) -> None:
         self.store, self.directory, self.assets = store, directory, assets
         self.ray_start_s = _start_ray()
         self.keep: Callable[[dict[str, Any]], None] = lambda _: None
-        """Writes down what a benchmark has measured so far, in case it is cut off."""
+        """Saves a benchmark's results so far, in case it is interrupted."""
         self._encoded: dict[Rows, str] = {}
         self._base_key = f"bases/{MODEL}"
 
     @contextmanager
     def without_ray(self) -> Iterator[None]:
-        """For what brings a cluster of its own, beside which an idle one would only take time and memory."""
+        """Stop the Ray cluster meanwhile, for benchmarks that start their own."""
         _stop_ray()
         try:
             yield
@@ -168,7 +168,7 @@ class Workbench:
             _start_ray()
 
     def prepare(self, rows: Rows) -> str:
-        """Encode a set of rows once; its place in the store."""
+        """Encode a set of rows once and return its key."""
         if rows not in self._encoded:
             tokenizer = load_tokenizer(self.assets / MODEL, "chat")
             encoded, _ = encode_rows(
@@ -178,7 +178,7 @@ class Workbench:
             scratch = self.directory / f"encoded-{rows}"
             scratch.mkdir()
             encoded.save(scratch / TRAIN_FILE)
-            # Held-out loss is no part of what is measured here, and cannot be left out: two rows.
+            # The held-out loss is not measured here but cannot be left out: use two rows.
             Encoded.of([encoded[0], encoded[1]]).save(scratch / HELD_OUT_FILE)
             self._encoded[rows] = f"encoded/{rows}"
             self.store.commit(f"encoded/{rows}", self.store.upload_tree(scratch, f"encoded/{rows}"), {})
@@ -190,7 +190,7 @@ class Workbench:
         return Encoded.load(self.store.fetch(self.prepare(rows)) / TRAIN_FILE)
 
     def inputs(self, rows: Rows, spec: JobSpec) -> TrainInputs:
-        """A training that has never run."""
+        """Inputs of a training that has not run yet."""
         return TrainInputs(
             spec=spec,
             labels=(),
@@ -200,7 +200,7 @@ class Workbench:
         )
 
     def review_inputs(self, spec: JobSpec) -> TrainInputs:
-        """The encoder and its labelled rows: 800 reviews to train on, 200 held out."""
+        """Inputs with the encoder and labelled rows: 800 training reviews, 200 held out."""
         base, encoded = f"bases/{ENCODER}", "encoded/reviews"
         rows = _read(self.assets / "reviews_train.jsonl")[:REVIEWS]
         labels = tuple(sorted({row["label"] for row in rows}))
@@ -219,11 +219,11 @@ class Workbench:
         return TrainInputs(spec=spec, labels=labels, encoded_key=encoded, base_key=base, checkpoints="unused")
 
     def rows_of(self, inputs: TrainInputs) -> int:
-        """To train on."""
+        """Number of training rows."""
         return len(Encoded.load(self.store.fetch(inputs.encoded_key) / TRAIN_FILE))
 
     def train(self, rows: Rows, spec: JobSpec) -> TrainOutcome:
-        """The whole job's training, as the pipeline starts it."""
+        """Run the whole job's training as the pipeline does."""
         job = start_attempt(self.store, spec)
         return workers.train_on_workers(
             self.inputs(rows, spec), self.store, job_id=job.id, attempt=job.attempt, report=lambda *_: None
@@ -232,7 +232,7 @@ class Workbench:
     def contend(
         self, rows: Rows, steps: int, batch_size: int, contenders: Mapping[str, Contest], show: Show
     ) -> dict[str, Measure]:
-        """Measure contenders step by step in turn, `steps` of them after one that warms up."""
+        """Measure the sides step by step in turn: `steps` steps after a warm-up step."""
         scripts: list[Script] = []
         base_dir = self.store.fetch(self.inputs(rows, make_spec(steps=1, batch_size=batch_size)).base_key)
         try:
@@ -261,7 +261,7 @@ class Workbench:
                     )
                     scripts.append(Script(contest.module, side, self.directory))
                     umpire.admit(name, 1, lambda: scripts[-1])
-                return umpire.play(
+                return umpire.run_steps(
                     steps, lambda done, name, seconds: show(done, steps, "steps", side=name, s_per_step=seconds)
                 )
         finally:
@@ -272,8 +272,8 @@ class Workbench:
 def make_spec(
     *, steps: int, batch_size: int, name: str = "benchmark", workers: int = 1, threads: int = 2, **training: Any
 ) -> JobSpec:
-    """A LoRA job in fp32 with what `transformers.Trainer` uses where it is not told otherwise: AdamW, linear decay, no
-    warm-up, gradients clipped at 1."""
+    """A LoRA job in fp32 with the defaults of `transformers.Trainer`: AdamW, linear decay, no warm-up, gradients
+    clipped at 1."""
     return parse_spec(
         {
             "name": name,
@@ -299,8 +299,8 @@ def make_spec(
 
 
 def read_rows(assets: Path, rows: Rows) -> list[dict[str, Any]]:
-    """`faq`: the example's question/answer rows. `mixed`: the same and as many real e-mails to be sorted, which are
-    much longer and whose answers are a word: as uneven as instruction data often is."""
+    """`faq`: the example's question/answer rows. `mixed`: the same and as many real e-mails to classify, which are much
+    longer and have one-word answers: as uneven as instruction data often is."""
     faq = _read(assets / "faq_chat.jsonl")
     if rows == "faq":
         return faq
@@ -318,7 +318,7 @@ def read_rows(assets: Path, rows: Rows) -> list[dict[str, Any]]:
 
 @contextmanager
 def open_workbench(assets: Path = DEFAULT_DIRECTORY) -> Iterator[Workbench]:
-    """Set up, and take everything down again."""
+    """Set up the workbench and clean up afterwards."""
     missing = [
         name
         for name in (
@@ -363,7 +363,7 @@ def open_workbench(assets: Path = DEFAULT_DIRECTORY) -> Iterator[Workbench]:
 
 
 def _start_ray() -> float:
-    """A Ray cluster of this process's own, whatever else runs here. The seconds it took."""
+    """Start a separate Ray cluster for this process. Returns the seconds that it took."""
     import ray
 
     started = time.perf_counter()

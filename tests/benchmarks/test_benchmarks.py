@@ -137,7 +137,7 @@ def test_sides_take_turns_and_only_one_computes() -> None:
     with Umpire() as umpire:
         umpire.admit("a", 1, lambda: Player(umpire.port, "a", 4, told))
         umpire.admit("b", 1, lambda: Player(umpire.port, "b", 4, told))
-        measures = umpire.play(2, lambda *_: None)
+        measures = umpire.run_steps(2, lambda *_: None)
     assert told[:6] == ["a0", "b0", "a1", "b1", "a2", "b2"]
     assert sorted(told[6:]) == ["a3", "b3"]
     assert measures["a"].losses == (1.0, 2.0, 3.0)
@@ -148,7 +148,7 @@ def test_a_side_that_breaks_off_ends_the_match() -> None:
     with Umpire() as umpire:
         umpire.admit("a", 1, lambda: Broken(umpire.port, "a", 4, []))
         with pytest.raises(MachineError, match="it broke"):
-            umpire.play(2, lambda *_: None)
+            umpire.run_steps(2, lambda *_: None)
 
 
 def test_jobs_are_what_trainer_does_by_default() -> None:
@@ -250,7 +250,7 @@ def test_the_endpoint_is_described_as_far_as_it_was_measured() -> None:
     figures = {"vllm": "0.29.0", "prompt_tokens": 16, "latency": latency}
     text = endpoint.describe(figures)
     assert "| 8 generated | 3 | 15.0 : 11.0 ms | +4.0 ms | **+4.0 ms** | 29.7 : 12.0 ms | +17.7 ms |" in text
-    assert "Of a whole answer goal ≤ 5 ms: reached. To the first piece goal ≤ 10 ms: not reached." in text
+    assert "Whole answer: goal ≤ 5 ms: reached. First chunk: goal ≤ 10 ms: not reached." in text
     assert "Overload" not in text
     came = endpoint.outcome([Answer(0.0, 1.0, 200), Answer(0.0, 0.02, 429, retry_after="1")], 2.0)
     overload = {"capacity_per_s": 5.0, "rate_per_s": 10.0, "seconds": 2.0, "outcome": came, "waiting": 0}
@@ -261,7 +261,7 @@ def test_the_endpoint_is_described_as_far_as_it_was_measured() -> None:
     assert "median **2.00 s**, longest 3.00 s; goal ≤ 5 s: reached" in text
     assert "50% were refused with 429 (within 20 ms at p50, 20 ms at p99), 0 of them without Retry-After" in text
     assert "| ingress | 1.00 GiB | 2.00 GiB | 1.00 GiB |" in text
-    assert "one at a time took 200 ms, 100 ms before it: goal ≤ 1.5 ×: not reached" in text
+    assert "single requests took 200 ms, 100 ms before the load: goal ≤ 1.5 ×: not reached" in text
 
 
 def test_an_adapter_fits_its_base(tmp_path: Path) -> None:
