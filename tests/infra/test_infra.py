@@ -38,7 +38,7 @@ def read(path: str) -> Any:
 
 def names_in_the_store() -> set[str]:
     """The first parts of the store's layout, as docs/architecture.md lists them."""
-    block = ARCHITECTURE.partition("## Names of things in the store")[2].split("```")[1]
+    block = ARCHITECTURE.partition("## Keys in the store")[2].split("```")[1]
     return set(re.findall(r"(?:^|; )([a-z-]+)/", block, flags=re.MULTILINE))
 
 

@@ -7,7 +7,6 @@ import re
 import tomllib
 from importlib import metadata
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -73,14 +72,3 @@ def test_the_exported_schema_is_current() -> None:
 def test_the_changelog_starts_with_what_is_not_released_or_with_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert headings[0] in ("Unreleased", __version__)
-
-
-@pytest.mark.parametrize("package", ["ray_jobs", "serving"])
-def test_the_architecture_names_every_module_and_no_others(package: str) -> None:
-    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    layout = text[text.index(f"\n{package}/") :].split("\n", 2)[2]
-    listed = layout[: re.search(r"\n\S|\n```", layout).start()]  # type: ignore[union-attr]  # a package's lines are indented
-    named = {word for line in listed.splitlines() for word in re.findall(r"^  ((?:\S+(?:  ?)?)+)", line)[0].split()}
-    named = {word for word in named if word.endswith((".py", "/"))}
-    here = {f"{path.name}/" if path.is_dir() else path.name for path in (ROOT / package).iterdir()}
-    assert named == here - {"__pycache__/", "__init__.py", "py.typed"}
