@@ -197,7 +197,7 @@ def answer_table(result: dict[str, Any], answers: Sequence[Answer]) -> Table:
 
 def results_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table:
     """Table of the job's `result` and the `seconds` of the demo's steps."""
-    from ray_jobs.pipeline import searched
+    from ray_jobs.pipeline import search_summary
 
     table = Table("", "base", "tuned")
     for name, tuned in sorted(result["tuned"].items(), key=lambda item: item[0] != "loss"):  # the loss first
@@ -205,7 +205,7 @@ def results_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table
         table.add_row(f"held-out {name.replace('_', ' ')}", "" if base is None else f"{base:.3f}", f"{tuned:.3f}")
     table.add_section()
     if result.get("search"):
-        table.add_row("search", "", searched(result["search"]))
+        table.add_row("search", "", search_summary(result["search"]))
     table.add_row("training", "", f"{result['tokens_per_s']:,.0f} tokens/s")
     if result["parity_mean_gap"] is not None:
         table.add_row("served vs trained, mean |Δ log p|", "", f"{result['parity_mean_gap']:.1e}")

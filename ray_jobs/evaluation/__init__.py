@@ -1,1 +1,1 @@
-"""Evaluation: scores of the tuned model and its base, the gate, parity with the engine, and published checkpoints."""
+"""Evaluation: the candidate, both models' scores, the gates and published checkpoints. Trains nothing."""

@@ -1,10 +1,10 @@
 """Served equals trained: the gate that compares the serving engine with the trainer's model before registration.
 
-Owns the comparison. The trainer's side comes in as numbers (token ids and log-probabilities); the engine's side is a
-vLLM engine set up by `engine.py`, in a process of its own so that its memory goes with it, which gets the prompts as
-messages and applies its own chat template as the endpoint does. Knows nothing of tasks, stores or trainers.
+The trainer's side comes in as token ids and log-probabilities. The engine's side is a vLLM engine set up by `engine`,
+in a process of its own that frees its memory; it gets the prompts as messages and applies its own chat template, as the
+endpoint does. Knows no task, store or trainer.
 
-The child is `python -m ray_jobs.evaluation.parity`: one JSON request on stdin, JSON lines on the given descriptor.
+The child process is `python -m ray_jobs.evaluation.parity`: one JSON request on stdin, JSON lines on a descriptor.
 """
 
 from __future__ import annotations
@@ -33,44 +33,44 @@ from ray_jobs.engine import (
 from ray_jobs.errors import GateError, ServingError
 
 DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.1}
-"""Largest mean |gap| of the answers' log-probabilities, in nats a token, where the job names none."""
+"""Largest mean |gap| of the answers' log-probabilities, in nats a token, for a job that sets none."""
 
 _ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
 class ParityPrompt:
-    """One held-out conversation up to its answer, and what the trainer's model makes of it."""
+    """A held-out conversation up to its answer, scored by the trainer's model."""
 
     messages: tuple[dict[str, Any], ...]
-    """What the endpoint would be sent."""
+    """Messages that a client would send to the endpoint."""
     prompt_ids: tuple[int, ...]
-    """The trainer's token ids of these messages, up to where the answer begins."""
+    """The trainer's token ids of these messages, up to the start of the answer."""
     answer_ids: tuple[int, ...]
     """Token ids of the reference answer, its end token included."""
     answer_logprobs: tuple[float, ...]
-    """The trainer's log-probability of each of `answer_ids` after all that comes before it, in nats."""
+    """The trainer's log-probability of each of `answer_ids`, given all tokens before it, in nats."""
     tools: tuple[dict[str, Any], ...] = ()
     """Functions the conversation may call, for the chat template."""
 
 
 @dataclass(frozen=True)
 class ServedAnswer:
-    """What the engine makes of one prompt."""
+    """One prompt scored by the engine."""
 
     prompt_ids: tuple[int, ...]
     answer_logprobs: tuple[float, ...]
     base_logprobs: tuple[float, ...] | None = None
-    """The same without the adapter; None for a model that has none."""
+    """The same without the adapter. None: the model has none."""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far what is served is from what was trained. Gaps are in nats a token."""
+    """Distance between the served and the trained model. Gaps are in nats a token."""
 
     prompts: int
     identical_prompts: int
-    """Prompts whose token ids are the same on both sides."""
+    """Prompts with the same token ids on both sides."""
     answer_tokens: int
     mean_gap: float
     """Mean |difference| of the answer tokens' log-probabilities, over prompts with identical ids."""
@@ -78,12 +78,12 @@ class ParityReport:
     bound: float
     """Largest mean gap that passes."""
     mean_gap_without_adapter: float | None
-    """The mean gap that remains when the engine leaves the adapter out; None without one."""
+    """Mean gap of the engine without the adapter. None: the model has none."""
     dtype: str
-    """Number format the engine really computed in."""
+    """Number format that the engine computed in."""
     passed: bool
     findings: tuple[str, ...]
-    """Why it did not pass, the first difference explained; empty where it passed."""
+    """One finding a cause, the first difference explained; empty for a pass."""
 
 
 def check_parity(
@@ -99,9 +99,9 @@ def check_parity(
 ) -> ParityReport:
     """Compare the serving engine with the trainer's model.
 
-    `base_dir` is what the endpoint would load: the base that `adapter_dir` belongs to, or a full fine-tune.
-    `trained_dtype` is what the trainer's numbers were computed in. `progress` gets prompts done and in all. Raises
-    GateError with the differing position and tokens when the two differ, and ServingError when the engine does not run.
+    `base_dir` is the model that the endpoint would load: the base of `adapter_dir`, or a full fine-tune.
+    `trained_dtype` is the precision of the trainer's numbers. `progress` gets (prompts done, prompts). Raises GateError
+    with the differing position and tokens where the two differ, and ServingError where the engine does not run.
     """
     if not prompts:
         raise GateError("parity has no prompt to compare: evaluation.parity.prompts needs at least one held-out row")
@@ -150,7 +150,7 @@ def compare(
     if gaps and not mean_gap <= bound:  # not >, so that a NaN is a failure
         findings.append(_explain_gaps(mean_gap, bound, same))
     if mean_without is not None and mean_gap >= mean_without and not mean_gap <= DEFAULT_BOUNDS["fp32"]:
-        # A coarse bound can hide an adapter that changes little; one that brings the engine no nearer is not applied.
+        # A coarse bound hides an adapter that changes little; an adapter that leaves the gap unchanged is not applied.
         findings.append(
             f"the adapter is not applied: the gap is {mean_gap:.3g} with it and {mean_without:.3g} without it"
         )
@@ -182,8 +182,8 @@ def _explain_ids(i: int, trained: ParityPrompt, served: ServedAnswer) -> str:
     window = slice(max(at - 2, 0), at + 4)
     return (
         f"prompt {i + 1}: the token ids differ from position {at} on: trained {list(ours[window])}, served "
-        f"{list(theirs[window])} ({len(ours)} and {len(theirs)} tokens); the chat template or the tokenizer that is "
-        "served is not the one trained with"
+        f"{list(theirs[window])} ({len(ours)} and {len(theirs)} tokens); the chat template or the tokenizer that is served is not "
+        "the one of training"
     )
 
 
@@ -214,7 +214,7 @@ def _run_engine(
         "settings": asdict(settings),
         "prompts": [{"messages": p.messages, "answer_ids": p.answer_ids, "tools": p.tools} for p in prompts],
     }
-    packages = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    packages = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | engine_environment(settings)
     environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": packages}
     served: list[ServedAnswer] = []
@@ -273,7 +273,7 @@ def _served(answer: dict[str, Any]) -> ServedAnswer:
 
 
 def _exit_with_parent() -> None:
-    """The parent holds our stdin open as long as it lives; a killed job must not leave an engine behind."""
+    """End with the parent, which holds this process's stdin open: a killed job must not leave an engine behind."""
     sys.stdin.read()
     os._exit(1)
 
@@ -312,6 +312,6 @@ def _child(descriptor: int) -> None:
 
 if __name__ == "__main__":
     _child(int(sys.argv[1]))
-    # vLLM's and its kernels' own tear-down can take seconds and fail noisily; everything has been written.
+    # Everything is written; vLLM's own tear-down takes seconds and can fail noisily.
     sys.stdout.flush()
     os._exit(0)

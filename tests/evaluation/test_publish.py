@@ -1,4 +1,4 @@
-"""A job's other checkpoints as versions of its model: a real training of a tiny model, and what comes of it."""
+"""A job's remaining checkpoints as versions of its model: a real training of a tiny model, and its versions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ import torch
 import yaml
 
 from ray_jobs import jobs, models, registry
+from ray_jobs.data.dataset import Dataset
 from ray_jobs.errors import ModelError
-from ray_jobs.evaluation import evaluate, publish
-from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
+from ray_jobs.evaluation import publish
+from ray_jobs.evaluation.candidate import build_candidate
+from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.jobs import Job
-from ray_jobs.pipeline import stages
+from ray_jobs.pipeline import keys, release_stages
+from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered
+from ray_jobs.pipeline.stage import Running
 from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
@@ -34,13 +38,13 @@ def at(step: int, key: str) -> Checkpoint:
     return Checkpoint(key, 1, Position(step=step))
 
 
-def test_the_others_are_all_but_the_registered_one_and_a_step_is_there_once() -> None:
+def test_every_checkpoint_but_the_registered_one_is_published_once_a_step() -> None:
     found = [at(2, "a"), at(4, "best"), at(4, "again"), at(6, "first"), at(6, "second")]
     assert [one.key for one in publish.others(found, "best")] == ["a", "second"]
     assert [one.key for one in publish.others(found[:1], "gone")] == ["a"]
 
 
-def test_what_was_not_measured_is_left_out_of_a_versions_metrics() -> None:
+def test_a_version_has_only_the_metrics_that_were_measured() -> None:
     spec = harness.make_spec()
     whole = Checkpoint("k", 1, Position(step=3, losses=(2.0, 1.0, 0.5)).measured(0.7, 0.9))
     assert publish.lineage_metrics(whole, spec) == {"step": 3, "train_loss": 0.5, "loss": 0.7, "token_accuracy": 0.9}
@@ -51,36 +55,22 @@ def test_what_was_not_measured_is_left_out_of_a_versions_metrics() -> None:
     ("task", "method", "can"),
     [("chat", "lora", True), ("chat", "qlora", True), ("chat", "full", False), ("text_classification", "lora", False)],
 )
-def test_which_models_checkpoints_can_be_called(task: str, method: str, can: bool) -> None:
+def test_only_adapters_of_a_generative_model_are_published(task: str, method: str, can: bool) -> None:
     assert publish.has_adapters(harness.make_spec(task, training={"method": method})) is can
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedJob:
     """A job of a tiny chat model whose best checkpoint is registered."""
 
     job: Job
+    flow: Flow
     inputs: TrainInputs
     outcome: TrainOutcome
     base: Path
-    evaluation: Evaluation
-    registered: dict[str, Any]
 
-    def publish(self) -> list[dict[str, Any]]:
-        outputs = stages.publish_checkpoints(
-            self.job,
-            self.job.store,
-            self.inputs,
-            self.evaluation,
-            {"digest": "rows", "labels": []},
-            {"digest": "base"},
-            self.registered,
-            self.outcome.checkpoint,
-            None,
-            lambda *_, **__: None,
-        )
-        rows: list[dict[str, Any]] = outputs["checkpoints"]
-        return rows
+    def publish(self) -> tuple[PublishedCheckpoint, ...]:
+        return release_stages.publish_checkpoints(self.flow, Running(self.job, lambda *_, **__: None)).checkpoints
 
 
 def train_one(case: tuple[TrainInputs, Store]) -> TrainOutcome:
@@ -88,8 +78,8 @@ def train_one(case: tuple[TrainInputs, Store]) -> TrainOutcome:
 
 
 @pytest.fixture
-def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trained]:
-    """Six steps, measured after every second: three checkpoints."""
+def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TrainedJob]:
+    """Six steps, measured after every second step: three checkpoints."""
 
     def here(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
         return function(*arguments, lambda _: None)
@@ -97,7 +87,7 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.setattr(ray_workers, "connect", lambda: None)
     monkeypatch.setattr(ray_workers, "call_on_worker", here)
 
-    def make(method: str) -> Trained:
+    def make(method: str) -> TrainedJob:
         sections: dict[str, Any] = {
             "method": method,
             "max_steps": 6,
@@ -109,19 +99,13 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         spec = harness.make_spec(training=sections, compute={"workers": 1})
         base = tiny_models.save_causal(tmp_path / "causal")
         rows = tiny_models.chat_rows(48)
-        inputs = harness.publish(store, spec, base, rows[:40], rows[40:], checkpoints="jobs/j/checkpoints/c")
+        prefix = keys.checkpoints_prefix(spec.job_id, spec, f"encoded/{spec.task}", f"bases/{base.name}")
+        inputs = harness.publish(store, spec, base, rows[:40], rows[40:], checkpoints=prefix)
         (outcome,) = harness.on_workers(1, train_one, [(inputs, store)])
         job = jobs.start_attempt(store, spec)
-        key = stages.candidate_key(job.id, outcome.checkpoint)
-        wanted = EvaluateInputs(
-            train=inputs,
-            checkpoint_key=outcome.checkpoint,
-            dataset_digest="rows",
-            held_out_kept=(),
-            candidate_key=key,
-        )
+        key = keys.candidate_key(job.id, outcome.checkpoint)
         tokenizer = models.load_tokenizer(base, spec.task)
-        evaluate.build_candidate(wanted, store, base, tokenizer, tmp_path / "tree")
+        build_candidate(inputs, outcome.checkpoint, store, base, tokenizer, tmp_path / "tree")
         store.commit(key, store.upload_tree(tmp_path / "tree", key), {})
         evaluation = Evaluation(
             candidate_key=key,
@@ -134,10 +118,14 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
             held_out_rows=8,
             parity_prompts=(),
         )
-        registered = stages.register(
-            job, store, spec, evaluation, {"digest": "rows", "labels": []}, {"digest": "base"}, {}, None
-        )
-        return Trained(job, inputs, outcome, base, evaluation, registered)
+        copy = BaseCopy(digest="base", name="base", key=inputs.base_key)
+        flow = Flow(spec).with_output(BaseCopy, spec.base_model, copy)
+        flow = flow.with_output(Dataset, "", Dataset("rows", spec.task, 40, 8, (), 0, 0))
+        encoded = EncodedRows(held_out_kept=(), key=inputs.encoded_key, labels=())
+        flow = flow.with_output(EncodedRows, spec.base_model, encoded)
+        flow = flow.with_output(TrainOutcome, "", outcome).with_output(Evaluation, "", evaluation)
+        registered = release_stages.register(flow, Running(job, lambda *_, **__: None))
+        return TrainedJob(job, flow.with_output(Registered, "", registered), inputs, outcome, base)
 
     return make
 
@@ -145,49 +133,49 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 @pytest.mark.heavy
 @pytest.mark.usefixtures("store_environment")
 def test_each_checkpoint_is_a_version_that_loads_and_differs(
-    trained: Callable[[str], Trained], store: Store, monkeypatch: pytest.MonkeyPatch
+    trained: Callable[[str], TrainedJob], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trained("lora")
     rows = one.publish()
     kept = {found.position.step: found for found in checkpoint.committed(store, one.inputs.checkpoints)}
-    assert list(kept) == [2, 4, 6] == [row["step"] for row in rows]
-    assert len({row["version"] for row in rows}) == 3
+    assert list(kept) == [2, 4, 6] == [row.step for row in rows]
+    assert len({row.version for row in rows}) == 3
 
     best = one.outcome.best_step
     pointed = registry.aliases(store, "tiny")
-    assert pointed == {"champion": "1"} | {f"ckpt-step-{row['step']}": row["version"] for row in rows}
+    assert pointed == {"champion": "1"} | {f"ckpt-step-{row.step}": row.version for row in rows}
     assert pointed[f"ckpt-step-{best}"] == "1"
     assert registry.get(store, "tiny").version == "1"
 
     ids = torch.arange(3, 19)[None]
     answers = {}
     for row in rows:
-        position = kept[row["step"]].position
-        assert row["train_loss"] == position.losses[row["step"] - 1]
-        assert (row["valid_loss"], row["valid_mean_token_accuracy"]) == (
+        position = kept[row.step].position
+        assert row.train_loss == position.losses[row.step - 1]
+        assert (row.valid_loss, row.valid_mean_token_accuracy) == (
             position.held_out_loss,
             position.held_out_accuracy,
         )
-        version = registry.get(store, f"tiny@ckpt-step-{row['step']}")
+        version = registry.get(store, f"tiny@ckpt-step-{row.step}")
         assert (version.kind, version.lineage.job_id) == ("adapter", one.job.id)
         model = models.load_published(store.fetch(version.key), one.base, "chat", (), torch.float32)
-        state = checkpoint.load_state(store, kept[row["step"]])
+        state = checkpoint.load_state(store, kept[row.step])
         weights = {name.replace(".default", ""): value for name, value in model.state_dict().items()}
         for name, parts in state.items():
             assert torch.equal(weights[name.replace(".default", "")], parts["weight"]), name
         with torch.no_grad():
-            answers[row["step"]] = model(input_ids=ids).logits
-        if row["step"] != best:
-            assert version.metrics == publish.lineage_metrics(kept[row["step"]], one.inputs.spec)
+            answers[row.step] = model(input_ids=ids).logits
+        if row.step != best:
+            assert version.metrics == publish.lineage_metrics(kept[row.step], one.inputs.spec)
             assert version.metrics["loss"] == position.held_out_loss
     assert not torch.allclose(answers[2], answers[4], atol=1e-3)
     assert not torch.allclose(answers[4], answers[6], atol=1e-4)
 
-    gone = publish.AdapterInputs(train=one.inputs, trees={"jobs/j/checkpoints/c/step-00000099-x": "jobs/j/tree"})
+    gone = publish.AdapterInputs(train=one.inputs, trees={f"{one.inputs.checkpoints}/step-00000099-x": "jobs/j/tree"})
     with pytest.raises(ModelError, match="step-00000099-x is gone"):
         publish.build_adapters(gone, store, lambda _: None)
 
-    # Again, as after a kill before the stage's record: nothing is built, and no version is added.
+    # As after a kill before the stage's record: nothing is built, and no version is added.
     monkeypatch.setattr(models, "load_base", None)
     assert one.publish() == rows
     assert len(registry.versions(store, "tiny")) == 3
@@ -195,18 +183,18 @@ def test_each_checkpoint_is_a_version_that_loads_and_differs(
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("store_environment")
-def test_of_a_whole_model_only_the_registered_checkpoint_gets_a_name(
-    trained: Callable[[str], Trained], store: Store
+def test_a_full_fine_tune_publishes_only_its_registered_checkpoint(
+    trained: Callable[[str], TrainedJob], store: Store
 ) -> None:
     one = trained("full")
     (row,) = one.publish()
-    assert (row["step"], row["version"]) == (one.outcome.best_step, "1")
-    assert registry.aliases(store, "tiny") == {"champion": "1", f"ckpt-step-{row['step']}": "1"}
+    assert (row.step, row.version) == (one.outcome.best_step, "1")
+    assert registry.aliases(store, "tiny") == {"champion": "1", f"ckpt-step-{row.step}": "1"}
     assert len(registry.versions(store, "tiny")) == 1
 
 
-def asked(row: dict[str, Any], number: int) -> dict[str, Any]:
-    """A row's question as another question."""
+def numbered(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """A row's question with a number before it."""
     question: dict[str, Any] = row["messages"][0]
     return question | {"content": f"{number}. {question['content']}"}
 
@@ -215,9 +203,9 @@ def asked(row: dict[str, Any], number: int) -> dict[str, Any]:
 def test_a_whole_job_publishes_the_checkpoints_it_kept(
     store: Store, store_server: StoreServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """By the command line, on workers, with a real model."""
+    """The command line, Ray workers and a real model."""
     for name, numbers in (("train", range(4)), ("held_out", range(4, 6))):
-        rows = [{"messages": [asked(row, number), row["messages"][1]]} for number in numbers for row in ROWS]
+        rows = [{"messages": [numbered(row, number), row["messages"][1]]} for number in numbers for row in ROWS]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     document = {

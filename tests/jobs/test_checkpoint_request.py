@@ -19,7 +19,7 @@ from ray_jobs.__main__ import cli
 from ray_jobs.errors import JobError, TrainingError
 from ray_jobs.jobs import Job, checkpoint_request
 from ray_jobs.jobs.checkpoint_request import Notice
-from ray_jobs.spec import JobSpec
+from ray_jobs.pipeline import sources
 from ray_jobs.storage import Store
 from ray_jobs.training import ray_workers
 from ray_jobs.training.metrics import TrainingMetrics, done_again
@@ -177,13 +177,14 @@ def test_what_fails_after_a_notice_is_gone_on_with(store: Store, monkeypatch: py
     """The next attempt meets what was really wrong."""
     told = [True, False]
 
-    def flow(stages: Any, store: Store, spec: JobSpec) -> Any:
+    spec = make_spec()
+
+    def read_sources(*_: object) -> Any:
         if told.pop(0):
-            checkpoint_request.give(store, stages.job.id)
+            checkpoint_request.give(store, spec.job_id)
         raise TrainingError("the Ray cluster was lost")
 
-    monkeypatch.setattr(pipeline, "_flow", flow)
-    spec = make_spec()
+    monkeypatch.setattr(sources, "read_sources", read_sources)
     with pytest.raises(TrainingError):
         pipeline.run(store, spec)
     assert jobs.load(store, spec.job_id).status == "running"

@@ -9,7 +9,7 @@ import pytest
 
 from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.evaluation.evaluate import last_answer
+from ray_jobs.evaluation.parity_prompts import last_answer
 from ray_jobs.models import load_tokenizer
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example

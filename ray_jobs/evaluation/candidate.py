@@ -1,0 +1,88 @@
+"""The candidate: a checkpoint's model in memory, and the files that would be published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_jobs import models
+from ray_jobs.errors import ModelError
+from ray_jobs.registry import base_name
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+from ray_jobs.training import checkpoint
+from ray_jobs.training.checkpoint import Checkpoint
+from ray_jobs.training.trainer import TrainInputs
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+Report = Callable[[tuple[float, float, str, dict[str, float | str]]], object]
+"""Takes (done, total, unit, metrics)."""
+
+
+def build_candidate(
+    inputs: TrainInputs,
+    checkpoint_key: str,
+    store: Store,
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    tree: Path,
+) -> torch.nn.Module:
+    """Load a checkpoint's model, and write its files into `tree`."""
+    spec = inputs.spec
+    chosen = next((c for c in checkpoint.committed(store, inputs.checkpoints) if c.key == checkpoint_key), None)
+    model = load_candidate(inputs, base)
+    attach_weights(model, store, chosen, checkpoint_key)
+    if spec.compute.gpus_per_worker and spec.training.method != "qlora":
+        model = model.to("cuda")
+    save_candidate(model, spec, tokenizer, tree)
+    return model
+
+
+def load_candidate(inputs: TrainInputs, base: Path) -> torch.nn.Module:
+    """Load the base with the modules that training adds to it, as before the first step."""
+    spec = inputs.spec
+    loaded = models.load_base(
+        base, spec.task, inputs.labels, models.resolve_precision(spec),
+        seed=spec.training.seed, four_bit=spec.training.method == "qlora",
+    )  # fmt: skip
+    return models.attach(loaded, spec.training, spec.task)
+
+
+def attach_weights(model: torch.nn.Module, store: Store, chosen: Checkpoint | None, key: str) -> None:
+    """Copy a checkpoint's weights into a model. Raises ModelError where `chosen`, the one at `key`, is None."""
+    if chosen is None:
+        raise ModelError(f"the checkpoint {store.uri(key)} is gone; run the job again to train it")
+    state = checkpoint.load_state(store, chosen)
+    for name, parameter in models.trainable(model).items():
+        parameter.data.copy_(state[name]["weight"])
+
+
+def save_candidate(model: torch.nn.Module, spec: JobSpec, tokenizer: PreTrainedTokenizerBase, tree: Path) -> None:
+    """Write the files that would be published."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = base_name(spec.base_model)  # not a path of this machine
+    models.save_published(model, tokenizer, tree)
+
+
+def base_weights(
+    candidate: torch.nn.Module, directory: Path, spec: JobSpec, labels: Sequence[str]
+) -> AbstractContextManager[torch.nn.Module]:
+    """The base model: the candidate with its adapter switched off, or the base's own files."""
+    if hasattr(candidate, "disable_adapter") and not TASKS[spec.task].has_new_head:
+        return _without_adapter(candidate)
+    device = next(candidate.parameters()).device
+    dtype = models.resolve_precision(spec)
+    model: torch.nn.Module = models.load_base(directory, spec.task, labels, dtype, seed=spec.training.seed)
+    return nullcontext(model.to(device))
+
+
+@contextmanager
+def _without_adapter(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    with model.disable_adapter():  # type: ignore[operator]  # of a PEFT model
+        yield model

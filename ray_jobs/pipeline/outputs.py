@@ -1,0 +1,223 @@
+"""Typed outputs of the stages, and `Flow`: a job with the outputs its stages have given so far.
+
+An output is the JSON of its stage record. Records of earlier versions stay readable: unknown fields are ignored. Four
+outputs are types of other rooms: `Dataset`, `TrainOutcome`, `Evaluation` and `ParityReport`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_jobs.data.dataset import Dataset
+from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
+from ray_jobs.evaluation.parity import ParityReport
+from ray_jobs.pipeline import keys
+from ray_jobs.spec import JobSpec
+from ray_jobs.training.trainer import TrainInputs, TrainOutcome
+
+O = TypeVar("O")  # noqa: E741  # an output
+
+
+class StageOutput(BaseModel):
+    """What a stage leaves in its record."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class BaseCopy(StageOutput):
+    """A base model's copy in the store."""
+
+    digest: str
+    name: str
+    """Its name at the endpoint."""
+    architecture: str = "?"
+    key: str
+
+
+class EncodedRows(StageOutput):
+    """A dataset as token ids of one base."""
+
+    train_rows: int = 0
+    train_rows_left_out: int = 0
+    train_tokens: int = 0
+    train_supervised: int = 0
+    """Labels that count in the loss."""
+    held_out_rows: int = 0
+    held_out_rows_left_out: int = 0
+    held_out_tokens: int = 0
+    held_out_supervised: int = 0
+    held_out_kept: tuple[int, ...]
+    """Numbers of the held-out rows that were encoded."""
+    key: str
+    labels: tuple[str, ...]
+
+
+class SearchOutcome(StageOutput):
+    """A search's best trial."""
+
+    inputs: TrainInputs
+    """Those of the best trial's training."""
+    run: str
+    params: dict[str, Any]
+    checkpoint: str
+    tokens_per_s: float
+    trials: int
+    tokens: int
+    """Trained by all trials."""
+    page: str
+    """Key of the page that shows the search."""
+
+
+class Registered(StageOutput):
+    """A version of a model."""
+
+    name: str
+    version: str
+
+
+class PublishedCheckpoint(StageOutput):
+    """A checkpoint that clients can call, with its metrics; None: not measured at this step."""
+
+    step: int
+    version: str
+    train_loss: float | None
+    valid_loss: float | None
+    valid_mean_token_accuracy: float | None
+
+
+class Published(StageOutput):
+    """The checkpoints that clients can call, by step."""
+
+    checkpoints: tuple[PublishedCheckpoint, ...] = ()
+
+
+class Endpoint(StageOutput):
+    """Where a deployed version answers."""
+
+    url: str
+    version: str
+
+
+class MissingOutputError(LookupError):
+    """A stage has given no output yet."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A job with the outputs its stages have given so far. Pure; each property raises MissingOutputError before the
+    stages that it follows from."""
+
+    job_spec: JobSpec
+    """The job file."""
+    outputs: Mapping[tuple[type, str], Any] = field(default_factory=dict)
+    """By type and, for the stages that exist once a base model, by base model."""
+
+    def get(self, kind: type[O], base_model: str = "") -> O:
+        """A stage's output."""
+        try:
+            output: O = self.outputs[kind, base_model]
+        except KeyError:
+            raise MissingOutputError(f"no {kind.__name__} {base_model}".rstrip()) from None
+        return output
+
+    def with_output(self, kind: type[O], base_model: str, output: O) -> Flow:
+        """The same flow after one more stage."""
+        return replace(self, outputs={**self.outputs, (kind, base_model): output})
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """Every base model the job may train, its own first."""
+        search = self.job_spec.search
+        tried = (search.space or {}).get("base_model", ()) if search is not None else ()
+        return tuple(dict.fromkeys([self.job_spec.base_model, *(tried if isinstance(tried, tuple) else ())]))
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.get(Dataset)
+
+    @property
+    def search_prefix(self) -> str:
+        """Prefix of the search's records."""
+        materials = {
+            source: (self.get(BaseCopy, source).key, self.get(EncodedRows, source).key) for source in self.base_models
+        }
+        return keys.search_prefix(self.job_spec.job_id, materials)
+
+    @property
+    def search(self) -> SearchOutcome | None:
+        """None for a job without a search."""
+        return None if self.job_spec.search is None else self.get(SearchOutcome)
+
+    @property
+    def retrains(self) -> bool:
+        """Whether the job trains after its search, or has none."""
+        return self.job_spec.search is None or self.job_spec.search.retrain
+
+    @property
+    def spec(self) -> JobSpec:
+        """The job with the best trial's values in their places."""
+        return self.job_spec if self.search is None else self.search.inputs.spec
+
+    @property
+    def base(self) -> BaseCopy:
+        """The base of the trained model."""
+        return self.get(BaseCopy, self.spec.base_model)
+
+    @property
+    def encoded(self) -> EncodedRows:
+        """The rows of the trained model."""
+        return self.get(EncodedRows, self.spec.base_model)
+
+    @property
+    def train_inputs(self) -> TrainInputs:
+        """Those of the training whose checkpoint is evaluated."""
+        if self.search is not None and not self.retrains:
+            return self.search.inputs
+        return TrainInputs(
+            spec=self.spec,
+            labels=self.dataset.labels,
+            encoded_key=self.encoded.key,
+            base_key=self.base.key,
+            checkpoints=keys.checkpoints_prefix(self.job_spec.job_id, self.spec, self.encoded.key, self.base.key),
+        )
+
+    @property
+    def trained(self) -> TrainOutcome | SearchOutcome:
+        """The training, or the search that stands for it."""
+        if self.search is not None and not self.retrains:
+            return self.search
+        return self.get(TrainOutcome)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of the training and of all trials."""
+        searched = self.search.tokens if self.search is not None and self.retrains else 0
+        return searched + self.trained.tokens
+
+    @property
+    def evaluate_inputs(self) -> EvaluateInputs:
+        return EvaluateInputs(
+            train=self.train_inputs,
+            checkpoint_key=self.trained.checkpoint,
+            dataset_digest=self.dataset.digest,
+            held_out_kept=self.encoded.held_out_kept,
+            candidate_key=keys.candidate_key(self.job_spec.job_id, self.trained.checkpoint),
+        )
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return self.get(Evaluation)
+
+    @property
+    def parity(self) -> ParityReport | None:
+        """None before parity, and for a task that no engine serves."""
+        report: ParityReport | None = self.outputs.get((ParityReport, ""))
+        return report
+
+    @property
+    def registered(self) -> Registered:
+        return self.get(Registered)

@@ -1,0 +1,158 @@
+"""What `run`, `tune` and `plan` answer with, as text and as JSON for the job's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from ray_jobs.evaluation.publish import alias_of
+from ray_jobs.pipeline.outputs import Endpoint, Flow, Published, PublishedCheckpoint
+from ray_jobs.spec import JobSpec
+
+
+class StageTime(BaseModel):
+    """Time of a stage in this run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    seconds: float
+    skipped: bool
+    """Its record existed."""
+
+
+class SearchSummary(BaseModel):
+    """A search in a job's result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    """The best trial's last run."""
+    params: dict[str, Any]
+    trials: int
+    page: str
+    """Key of the page that shows the search."""
+
+
+class JobResult(BaseModel):
+    """Outcome of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    model: str
+    version: str
+    base_name: str
+    endpoint: str | None
+    base: dict[str, float]
+    tuned: dict[str, float]
+    base_is: str
+    tokens_per_s: float
+    parity_mean_gap: float | None
+    search: SearchSummary | None
+    checkpoints: tuple[PublishedCheckpoint, ...]
+    """The checkpoints that clients can call, with `training.publish_checkpoints`."""
+    trained_tokens: int
+    """Over all trials of a search, too."""
+    metrics_csv: str | None
+    """Key of a file with the losses of every step."""
+    stages: tuple[StageTime, ...]
+
+    def as_text(self) -> str:
+        """A table for people."""
+        rows = [
+            f"{name:<16} {_number(self.base.get(name)):>12} {_number(value):>12}" for name, value in self.tuned.items()
+        ]
+        steps = ", ".join(str(checkpoint.step) for checkpoint in self.checkpoints)
+        times = ", ".join(f"{s.name} {'skipped' if s.skipped else f'{s.seconds:.0f} s'}" for s in self.stages)
+        lines = [
+            f"{self.model}@{self.version}  (job {self.job_id})",
+            "",
+            f"{'held-out':<16} {self.base_is[:12] if self.base_is != 'the base model' else 'base':>12} {'tuned':>12}",
+            *rows,
+            "",
+            f"training    {self.tokens_per_s:,.0f} tokens/s",
+            *(
+                []
+                if self.parity_mean_gap is None
+                else [f"parity      mean log-probability gap {self.parity_mean_gap:.2g}"]
+            ),
+            *([] if self.search is None else [f"search      {search_summary(self.search.model_dump())}"]),
+            *([] if not self.checkpoints else [f"checkpoints {steps}, as {self.model}@{alias_of('N')}"]),
+            f"stages      {times}",
+            f"endpoint    {self.endpoint or 'not deployed'}",
+        ]
+        return "\n".join(lines)
+
+
+def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) -> JobResult:
+    """The outcome of a job whose stages have all given their outputs. Pure."""
+    spec, evaluation, found = flow.job_spec, flow.evaluation, flow.search
+    return JobResult(
+        job_id=spec.job_id,
+        model=flow.registered.name,
+        version=flow.registered.version,
+        base_name=flow.base.name,
+        endpoint=flow.get(Endpoint).url if spec.serving.deploy else None,
+        base=evaluation.base,
+        tuned=evaluation.tuned,
+        base_is=evaluation.base_is,
+        tokens_per_s=flow.trained.tokens_per_s,
+        parity_mean_gap=None if flow.parity is None else flow.parity.mean_gap,
+        search=None if found is None else SearchSummary.model_validate(vars(found), extra="ignore"),
+        checkpoints=flow.get(Published).checkpoints if spec.training.publish_checkpoints else (),
+        trained_tokens=flow.trained_tokens,
+        metrics_csv=metrics_csv,
+        stages=tuple(times),
+    )
+
+
+def search_summary(search: Mapping[str, Any]) -> str:
+    """A search of a job's result in a line."""
+    params = search["params"].items()
+    values = [f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params]
+    return f"{search['trials']} trials; the best has {', '.join(values)}"
+
+
+class TuneResult(BaseModel):
+    """Outcome of a search."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    run: str
+    """The best trial's last run."""
+    params: dict[str, Any]
+    page: str
+    """Key of the page that shows the search."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage, and what a run would do with it."""
+
+    name: str
+    action: str
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a run would do."""
+
+    job_id: str
+    spec: JobSpec
+    stages: tuple[PlannedStage, ...]
+
+    def as_text(self) -> str:
+        """The resolved spec as YAML, then a line a stage."""
+        document = yaml.safe_dump(self.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        lines = [f"  {stage.name:<10} {stage.action}" for stage in self.stages]
+        return f"{document}\njob {self.job_id}\n" + "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,196 @@
+"""`plan` and `run` agree: what is planned as skipped is skipped, and everything else runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ray_jobs import jobs, pipeline
+from ray_jobs.errors import DataError, GateError, JobPaused
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
+
+ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
+TWO_BASES = {"trials": 2, "space": {"base_model": ["small", "large"]}}
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch, store: Store) -> FakeStages:
+    write_rows(store)
+    add_base(store, "small")
+    add_base(store, "large")
+    fakes = FakeStages()
+    fakes.install(monkeypatch)
+    return fakes
+
+
+def planned(store: Store, spec: JobSpec) -> list[tuple[str, str]]:
+    """(stage, the action without its details) of each stage."""
+    found = pipeline.plan(store, spec).stages
+    return [(stage.name, stage.action.split(":")[0].split(" (")[0]) for stage in found]
+
+
+def will_run(store: Store, spec: JobSpec) -> list[str]:
+    return [name for name, action in planned(store, spec) if action == "will run"]
+
+
+def skipped(store: Store, spec: JobSpec) -> list[str]:
+    return [name for name, action in planned(store, spec) if action == "skipped"]
+
+
+def rerun(stages: FakeStages, store: Store, spec: JobSpec) -> list[str]:
+    """The stages that another run runs."""
+    stages.ran.clear()
+    pipeline.run(store, spec)
+    return stages.ran
+
+
+def test_a_new_job_runs_every_stage(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store)
+    assert will_run(store, spec) == ALL == rerun(stages, store, spec)
+
+
+def test_planning_writes_nothing(stages: FakeStages, store: Store) -> None:
+    before = [info.key for info in store.list("")]
+    pipeline.plan(store, job_file(store))
+    assert [info.key for info in store.list("")] == before
+    assert stages.ran == []
+
+
+def test_a_finished_job_only_deploys_again(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store)
+    pipeline.run(store, spec)
+    report = pipeline.plan(store, spec)
+    assert skipped(store, spec) == ALL[:-1]
+    assert will_run(store, spec) == ["deploy"] == rerun(stages, store, spec)
+    assert report.stages[0].action == "skipped: done in 0 s by attempt 1"
+    text = report.as_text()
+    assert text.startswith("name: greeter\n")
+    assert f"\njob {spec.job_id}\n  dataset    skipped: done in 0 s by attempt 1\n" in text
+
+
+def test_a_stopped_job_resumes_after_its_last_finished_stage(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store)
+    stages.during["train"] = lambda: jobs.request_pause(store, spec.job_id)
+    with pytest.raises(JobPaused):
+        pipeline.run(store, spec)
+    stages.during.clear()
+    assert skipped(store, spec) == ["dataset", "base", "encode"]
+    assert will_run(store, spec) == ALL[3:] == rerun(stages, store, spec)
+
+
+def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store)
+    pipeline.run(store, spec)
+    write_rows(store, 50)
+    assert skipped(store, spec) == ["base"]
+    again = [name for name in ALL if name != "base"]
+    assert will_run(store, spec) == again == rerun(stages, store, spec)
+
+
+def test_changed_evaluation_settings_are_another_job(stages: FakeStages, store: Store) -> None:
+    pipeline.run(store, job_file(store))
+    other = job_file(store, evaluation={"generate_rows": 1})
+    assert will_run(store, other) == ALL == rerun(stages, store, other)
+
+
+def test_an_evaluation_under_other_settings_runs_again_with_what_depends_on_it(
+    stages: FakeStages, store: Store
+) -> None:
+    """As after a version whose defaults differ: the job's id is the same, the stage's inputs are not."""
+    spec = job_file(store)
+    pipeline.run(store, spec)
+    (record,) = [record for record in jobs.stages(store, spec.job_id) if record.name == "evaluate"]
+    (key,) = stage_keys(store, spec.job_id, "evaluate")
+    store.delete(key)
+    job = jobs.start_attempt(store, spec)
+    job.finish_stage("evaluate", record.inputs | {"evaluation": {}}, record.outputs, 1.0)
+    assert skipped(store, spec) == ALL[:4]
+    assert will_run(store, spec) == ALL[4:]
+    assert rerun(stages, store, spec) == ["evaluate", "deploy"]  # the same candidate: parity and register stand
+
+
+def test_other_workers_run_nothing_again(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store)
+    pipeline.run(store, spec)
+    assert will_run(store, job_file(store, compute={"workers": 3})) == ["deploy"]
+
+
+@pytest.mark.parametrize(("retrain", "train"), [(False, []), (True, ["train"])])
+def test_a_finished_search_over_two_bases_is_skipped(
+    stages: FakeStages, store: Store, retrain: bool, train: list[str]
+) -> None:
+    spec = job_file(store, search=TWO_BASES | {"retrain": retrain})
+    materials = ["dataset", "base", "encode", "base", "encode"]
+    assert will_run(store, spec) == [*materials, "search", *train, *ALL[4:]]
+    pipeline.run(store, spec)
+    assert skipped(store, spec) == [*materials, "search", *train, *ALL[4:-1]]
+    assert will_run(store, spec) == ["deploy"] == rerun(stages, store, spec)
+
+
+def test_a_search_is_described_and_each_base_is_named(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store, search=TWO_BASES)
+    found = pipeline.plan(store, spec).stages
+    assert [stage.action for stage in found if stage.name == "base"] == ["will run (small)", "will run (large)"]
+    (search,) = [stage.action for stage in found if stage.name == "search"]
+    assert search == "will run: asha, at most 2 trials over base_model small, large"
+
+
+def test_one_changed_base_of_two_runs_again_with_its_rows(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store, search=TWO_BASES)
+    pipeline.run(store, spec)
+    bases = stage_keys(store, spec.job_id, "base")
+    (key,) = [key for key in bases if store.get_json(key)["inputs"]["source"] == "large"]
+    store.delete(key)
+    found = [stage.action for stage in pipeline.plan(store, spec).stages]
+    assert [action.split(":")[0] for action in found[:6]] == [
+        "skipped",
+        "skipped",
+        "skipped",
+        "will run (large)",
+        "will run (large)",
+        "will run",
+    ]
+
+
+def test_parity_is_not_needed_where_no_engine_serves(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store, task="text_classification", data={"train": store.uri("files/labels.jsonl")})
+    lines = [f'{{"text": "{i} {label}", "label": "{label}"}}' for i in range(20) for label in "ab"]
+    store.put("files/labels.jsonl", "\n".join(lines).encode())
+    parity = ("parity", "not needed: no engine serves this task")
+    assert parity in [(stage.name, stage.action) for stage in pipeline.plan(store, spec).stages]
+    without = [name for name in ALL if name != "parity"]
+    assert will_run(store, spec) == without == rerun(stages, store, spec)
+    assert skipped(store, spec) == without[:-1]
+
+
+def test_deploy_off(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store, serving={"deploy": False})
+    report = pipeline.plan(store, spec)
+    assert (report.stages[-1].name, report.stages[-1].action) == ("deploy", "off (serving.deploy)")
+    result = pipeline.run(store, spec)
+    assert (result.endpoint, "endpoint    not deployed" in result.as_text()) == (None, True)
+    assert will_run(store, spec) == [] == rerun(stages, store, spec)
+
+
+def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, store: Store) -> None:
+    spec = job_file(store)
+    stages.tuned_loss = 3.0
+    with pytest.raises(GateError):
+        pipeline.run(store, spec)
+    assert skipped(store, spec) == ALL[:5]
+    left = [stage.action for stage in pipeline.plan(store, spec).stages[5:]]
+    assert len(left) == 3
+    assert all(action.startswith("not reached: the tuned model's held-out loss 3.0000") for action in left)
+
+
+@pytest.mark.usefixtures("stages")
+def test_missing_rows_and_missing_bases_are_reported_together(store: Store) -> None:
+    fields: dict[str, Any] = {"data": {"train": store.uri("files/none.jsonl")}, "base_model": "./no-such-model"}
+    with pytest.raises(DataError) as error:
+        pipeline.plan(store, job_file(store, **fields))
+    rows, base = error.value.details
+    assert "files/none.jsonl" in rows
+    assert "./no-such-model" in base
