@@ -182,8 +182,8 @@ def _explain_ids(i: int, trained: ParityPrompt, served: ServedAnswer) -> str:
     window = slice(max(at - 2, 0), at + 4)
     return (
         f"prompt {i + 1}: the token ids differ from position {at} on: trained {list(ours[window])}, served "
-        f"{list(theirs[window])} ({len(ours)} and {len(theirs)} tokens); the chat template or the tokenizer that is served is not "
-        "the one of training"
+        f"{list(theirs[window])} ({len(ours)} and {len(theirs)} tokens); the chat template or the tokenizer that "
+        "is served is not the one of training"
     )
 
 

@@ -148,7 +148,8 @@ def search(flow: Flow, _running: Running) -> SearchOutcome:
 
 def train(flow: Flow, running: Running) -> TrainOutcome:
     position, prefix = Position(), flow.train_inputs.checkpoints
-    writer = Writer(running.store, prefix, "run", rank=0, workers=1, keep=2)
+    run = prefix.rpartition("/")[2]  # the name of a start is never used twice
+    writer = Writer(running.store, prefix, run, rank=0, workers=1, keep=2)
     for step in STEPS:
         position = Position(step=step, losses=(*position.losses, 2.0, 1.0)).measured(1.0 / step, 0.5)
         writer.save([], position)
