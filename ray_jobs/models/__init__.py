@@ -1,25 +1,19 @@
-"""Base models: their immutable copies, loading them for a task, and what training attaches to them."""
+"""Base models: their immutable copies, loading them for a task, and what training attaches to them.
 
-from ray_jobs.models.load import (
-    attach,
-    block_prefixes,
-    check_architecture,
-    has_dropout,
-    has_head,
-    load_base,
-    load_config,
-    load_published,
-    load_tokenizer,
-    precision_name,
-    require_memory,
-    resolve_precision,
-    save_published,
-    trainable,
-)
+Knows no rows, no optimizer and no Ray.
+"""
+
+from ray_jobs.models.attach import attach, block_prefixes, trainable
+from ray_jobs.models.build import build, build_base, has_dropout, reference_of
+from ray_jobs.models.load import check_architecture, has_head, load_base, load_config, load_tokenizer
+from ray_jobs.models.precision import precision_name, require_memory, resolve_precision
+from ray_jobs.models.published import load_published, save_published
 
 __all__ = [
     "attach",
     "block_prefixes",
+    "build",
+    "build_base",
     "check_architecture",
     "has_dropout",
     "has_head",
@@ -28,6 +22,7 @@ __all__ = [
     "load_published",
     "load_tokenizer",
     "precision_name",
+    "reference_of",
     "require_memory",
     "resolve_precision",
     "save_published",

@@ -1,6 +1,6 @@
-"""The models themselves: load a base for a task, choose what is trained, and save what is published.
+"""Loading a base for a task: its configuration, its processor and its weights, all checked.
 
-Works on local directories only; where they come from is `bases.py`. `trust_remote_code` is off everywhere.
+Works on local directories only; `bases.py` brings them. `trust_remote_code` is off everywhere.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.engine import Dtype, cpu_hardware
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import heads
-from ray_jobs.models.heads import head_modules, head_names
-from ray_jobs.spec import JobSpec, TrainingSection
+from ray_jobs.models.heads import head_names
 from ray_jobs.tasks import TASKS
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 def load_config(directory: Path) -> dict[str, Any]:
@@ -46,20 +44,28 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
         )
 
 
-def load_tokenizer(directory: Path, task: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory. Raises ModelError without one, or without a chat template the task needs."""
-    from transformers import AutoTokenizer
+def load_tokenizer(directory: Path | None, task: str) -> Any:
+    """What turns the task's rows into tensors: the tokenizer or image processor of a model directory, None without one.
 
+    Raises ModelError where the directory lacks it, or lacks a chat template that the task needs.
+    """
+    if directory is None:
+        return None
+    import transformers
+
+    needs = TASKS[task].required_base
+    auto: Any = getattr(transformers, needs.processor_class)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+        processor = auto.from_pretrained(str(directory), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"the base model has no tokenizer that can be read: {error}") from error
-    if TASKS[task].required_base.chat_template and not tokenizer.chat_template:
+        noun = "tokenizer" if needs.processor_class == "AutoTokenizer" else "processor"
+        raise ModelError(f"the base model has no {noun} that can be read: {error}") from error
+    if needs.chat_template and not processor.chat_template:
         raise ModelError(
             "the base model has no chat template, so conversations cannot be written for it: start from its instruct "
             "version, or put a chat_template.jinja beside its tokenizer"
         )
-    return tokenizer
+    return processor
 
 
 def load_base(
@@ -126,87 +132,6 @@ def load_base(
     return loaded
 
 
-def has_dropout(training: TrainingSection) -> bool:
-    """Whether the base's own dropout is on in training: only where its weights are trained. Frozen ones are used as
-    they are, and an adapter has a dropout of its own."""
-    return training.method == "full"
-
-
-def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
-    """Make the method's weights trainable and freeze the others; adapters are drawn from the job's seed alone.
-
-    Returns the module to train. Raises ModelError where the method does not fit the model.
-    """
-    import torch
-
-    torch.manual_seed(training.seed)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()  # type: ignore[no-untyped-call]
-    if training.method == "full":
-        return model
-    if training.method == "qlora":
-        from peft import prepare_model_for_kbit_training
-
-        prepared: Any = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
-            model, use_gradient_checkpointing=training.gradient_checkpointing
-        )
-        return _add_adapters(prepared, training, task)
-    if training.method == "frozen":
-        return _freeze(model, training, task)
-    return _add_adapters(model, training, task)
-
-
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The weights that are trained, by name, in the model's order."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def save_published(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write what is registered: an adapter (with its head) or a whole model, as safetensors, and the tokenizer."""
-    whole: Any = model
-    # PEFT would otherwise ask the hub whether the vocabulary was changed.
-    options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-    whole.save_pretrained(str(directory), safe_serialization=True, **options)
-    tokenizer.save_pretrained(str(directory))
-
-
-def load_published(
-    directory: Path, base: Path | None, task: str, labels: Sequence[str], dtype: torch.dtype
-) -> PreTrainedModel:
-    """Read what `save_published` wrote: an adapter over `base`, or (None) a whole model. In evaluation mode."""
-    if base is None:
-        model = load_base(directory, task, labels, dtype, seed=0)
-    else:
-        from peft import PeftModel
-
-        whole: Any = PeftModel.from_pretrained(load_base(base, task, labels, dtype, seed=0), str(directory))
-        model = whole
-    model.train(False)
-    return model
-
-
-def resolve_precision(spec: JobSpec) -> torch.dtype:
-    """The dtype of the weights in a forward pass. `auto` is bf16 only where the hardware computes it natively: a CPU
-    that emulates it is several times slower than in fp32."""
-    import torch
-
-    if spec.training.precision == "fp32":
-        return torch.float32
-    if spec.training.precision == "bf16":
-        return torch.bfloat16
-    if spec.compute.gpus_per_worker:
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = cpu_hardware().native_bf16
-    return torch.bfloat16 if native else torch.float32
-
-
-def precision_name(spec: JobSpec) -> Dtype:
-    """The same by our own name."""
-    return "bf16" if "bfloat16" in str(resolve_precision(spec)) else "fp32"
-
-
 def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     """True where a base can do the task untrained: with its own head, or with one for these labels."""
     if not TASKS[task].has_new_head:
@@ -214,23 +139,6 @@ def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     config = load_config(directory)
     classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
     return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
-
-
-def require_memory(directory: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises MachineError where a base's weights alone do not fit into the memory that is free."""
-    import psutil
-    import torch
-
-    config = load_config(directory)
-    halves = str(config.get("dtype") or config.get("torch_dtype") or "float32") in ("bfloat16", "float16")
-    stored = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-    needed = stored * dtype.itemsize / (2 if halves else 4)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if needed > free:
-        raise MachineError(
-            f"the base model's weights take {needed / 2**30:.2f} GiB, and {free / 2**30:.2f} GiB of memory are free: "
-            "choose a smaller base_model, method: qlora, or a machine with more memory"
-        )
 
 
 def require_4bit() -> None:
@@ -249,51 +157,3 @@ def require_4bit() -> None:
             f"training.method: qlora needs {' and '.join(lacking)}, which this machine lacks; use method: lora "
             "here, or a worker with a GPU"
         )
-
-
-def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    targets = training.lora.target_modules
-    config = LoraConfig(
-        r=training.lora.rank,
-        lora_alpha=training.lora.alpha,  # type: ignore[arg-type]  # PEFT takes a float too
-        lora_dropout=training.lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type=TaskType[TASKS[task].required_base.adapter_type],
-        modules_to_save=head_modules(model) or None,
-        exclude_modules=[rf"{name}(\..*)?" for name in head_modules(model)] or None,
-    )
-    try:
-        adapted: torch.nn.Module = get_peft_model(model, config)
-    except ValueError as error:
-        linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if type(m).__name__ == "Linear"})
-        raise ModelError(
-            f"training.lora.target_modules {targets!r} fits no layer; the linear layers are {', '.join(linear)}"
-        ) from error
-    return adapted
-
-
-def _freeze(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
-    head = head_names(model)
-    if not TASKS[task].has_new_head:
-        blocks = block_prefixes(model)
-        if training.trainable_blocks > len(blocks):
-            raise ModelError(
-                f"training.trainable_blocks is {training.trainable_blocks}, and the base model has {len(blocks)} blocks"
-            )
-        head = tuple(blocks[-training.trainable_blocks :])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(head))
-    return model
-
-
-def block_prefixes(model: torch.nn.Module) -> list[str]:
-    """Name prefixes of the transformer blocks: the longest list of equal modules."""
-    import torch
-
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
-    if not lists:
-        raise ModelError(f"{type(model).__name__} has no list of transformer blocks; use method: full or lora")
-    name, module = max(lists, key=lambda item: len(item[1]))
-    return [f"{name}.{i}." for i in range(len(module))]

@@ -176,14 +176,14 @@ async def test_new_versions_and_moved_aliases_count_after_the_time_to_live(store
     for record in needed_records(first, None, ServingSection(), lora_rank=8):
         records.write(store, record)
     router = Router(store, ttl_s=2.0, clock=lambda: now)
-    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
+    assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@1"
     register(store, tmp_path / "weights", "two")
-    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
+    assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@1"
     now = 2.5
-    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@2"
+    assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@2"
     registry.set_alias(store, "greeter", "champion", "1")
     now = 5.0
-    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
+    assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@1"
 
 
 @pytest.mark.anyio
@@ -226,11 +226,11 @@ async def test_a_name_deployed_a_moment_ago_is_found_at_once(store: Store, tmp_p
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     with pytest.raises(ApiError, match="nothing yet"):
-        await router.resolve("greeter", "chat", OPERATOR)
+        await router.resolve("greeter", "/v1/chat/completions", OPERATOR)
     for record in needed_records(register(store, tmp_path / "w", "one"), None, ServingSection(), lora_rank=8):
         records.write(store, record)
     now = 0.5
-    assert (await router.resolve("greeter", "chat", OPERATOR)).model == "greeter@1"
+    assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@1"
 
 
 @pytest.mark.anyio

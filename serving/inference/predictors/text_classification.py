@@ -72,7 +72,7 @@ class TextClassifier:
         self._labels = registry.get(store, f"{record.name}@{record.version}").labels
         self._model = load_published(directory, base, record.task, self._labels, dtype)
         if hardware is GPU:
-            self._model.to("cuda")  # type: ignore[arg-type]  # transformers types `to` by its decorator
+            self._model.to("cuda")
         self._tokenizer = load_tokenizer(directory, record.task)
         self._task = TextClassification()
         # Wrapped here, not as a decorator: this module is imported without ray.
