@@ -1,4 +1,7 @@
-"""Rows in, a versioned dataset out: `ingest` reads and checks, `split` decides sides, `dataset` stores."""
+"""From files of rows to a versioned dataset and its encoded rows: read, checked, split, encoded.
+
+Knows no training, no Ray and no HTTP; a task decides what a row means.
+"""
 
 from ray_jobs.data.dataset import Dataset, DatasetFiles, load, prepare
 

@@ -1,7 +1,7 @@
 """A versioned dataset in the store: `datasets/{digest}/` with train.jsonl, held_out.jsonl and, last, manifest.json.
 
-Owns the digest: the same rows on the same sides for the same task are the same dataset, wherever they came from. Keeps
-the order of the file; the order of training is the business of batching.
+Owns the digest: the same rows on the same sides for the same task are the same dataset, whatever their source. Keeps
+the order of the file; batching decides the order of training.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.data.ingest import Findings, Row, RowRules, canonical_line, check_mapping, local_copy, read_rows
+from ray_jobs.data.ingest import Findings, canonical_line, check_mapping, local_copy, read_rows
 from ray_jobs.data.split import choose, row_digest, split, without_leak
 from ray_jobs.digests import json_sha256
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection
 from ray_jobs.storage import Store
+from ray_jobs.tasks.base import Row, Task
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"
@@ -30,7 +31,7 @@ _MOST_LABELS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is, without its rows."""
+    """A dataset without its rows."""
 
     digest: str
     """16 hex digits over everything below and the rows."""
@@ -38,21 +39,21 @@ class Dataset:
     train_rows: int
     held_out_rows: int
     labels: tuple[str, ...]
-    """The training rows' labels in sorted order; empty for a task without labels."""
+    """Values of the task's label column in the training rows, sorted; empty for a task without labels."""
     repeated_rows: int
     """Training rows that equal an earlier one. They stay."""
     leaked_rows: int
-    """Rows of the training file that were left out since data.held_out has them too."""
+    """Rows of the training file that were left out because data.held_out has them too."""
 
     @property
     def key(self) -> str:
-        """Its place in the store."""
+        """Its key in the store."""
         return f"datasets/{self.digest}"
 
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """A dataset on this machine. The files are shared: read them only."""
+    """A dataset on this machine. The files are shared: only read them."""
 
     dataset: Dataset
     train: Path
@@ -74,14 +75,14 @@ def iterate(path: Path) -> Iterator[Row]:
             yield json.loads(line)
 
 
-def prepare(store: Store, data: DataSection, rules: RowRules) -> Dataset:
-    """Read, check and split the rows and store the result, once: the same rows again find the dataset there.
+def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
+    """Read, check and split the rows and store the dataset, unless the store has it.
 
     Raises DataError with everything that is wrong with the rows.
     """
     with tempfile.TemporaryDirectory(prefix="kitae-dataset-") as temporary:
         scratch = Path(temporary)
-        train, held_out = _ingest(store, data, rules, scratch)
+        train, held_out = _ingest(store, data, task, scratch)
         leaked = 0
         chosen = choose(train.digests, data.max_rows)
         tree = scratch / "tree"
@@ -102,11 +103,11 @@ def prepare(store: Store, data: DataSection, rules: RowRules) -> Dataset:
             held_out_labels = held_out.labels_of(everything)
             held_out_count = len(held_out.digests)
         labels = train.labels_of(kept)
-        if any(column.name == "label" for column in rules.columns):
+        if task.label_column is not None:
             _check_labels(labels, held_out_labels)
         facts = {
             "format": _FORMAT,
-            "task": rules.name,
+            "task": task.name,
             "train_rows": len(kept),
             "held_out_rows": held_out_count,
             "labels": sorted(labels),
@@ -120,7 +121,7 @@ def prepare(store: Store, data: DataSection, rules: RowRules) -> Dataset:
 
 
 def load(store: Store, digest: str) -> DatasetFiles:
-    """A dataset with its rows, downloaded to this machine's cache once. ObjectNotFound if there is none."""
+    """A dataset with its rows, downloaded to this machine's cache once. Raises ObjectNotFound without one."""
     directory = store.fetch(f"datasets/{digest}")
     manifest = store.read_manifest(f"datasets/{digest}")
     assert manifest is not None  # fetch has just read it
@@ -134,7 +135,7 @@ def as_json(dataset: Dataset) -> dict[str, Any]:
 
 @dataclass
 class _Spool:
-    """Checked rows on disk, one canonical line each, with what the split needs to know of them in memory."""
+    """Checked rows on disk, a canonical line each; in memory only what the split reads."""
 
     path: Path
     digests: list[bytes]
@@ -154,10 +155,10 @@ class _Spool:
         return {label for i in rows if (label := self.labels[i]) is not None}
 
 
-def _ingest(store: Store, data: DataSection, rules: RowRules, scratch: Path) -> tuple[_Spool, _Spool | None]:
+def _ingest(store: Store, data: DataSection, task: Task[Any], scratch: Path) -> tuple[_Spool, _Spool | None]:
     """Both files' rows; every finding in both raises one DataError."""
     findings = Findings()
-    for problem in check_mapping(rules, data.columns):
+    for problem in check_mapping(task, data.columns):
         findings.add("job file", problem)
     findings.raise_if_any(["data.columns"])
     sources = [source for source in (data.train, data.held_out) if source is not None]
@@ -165,11 +166,11 @@ def _ingest(store: Store, data: DataSection, rules: RowRules, scratch: Path) -> 
     for i, source in enumerate(sources):
         spool = _Spool(scratch / f"{i}.jsonl", [], [])
         with local_copy(store, source) as path, spool.path.open("w", encoding="utf-8", newline="\n") as file:
-            for _line, row in read_rows(path, source, rules, data.columns, findings):
+            for _line, row in read_rows(path, source, task, data.columns, findings):
                 canonical = canonical_line(row)
                 file.write(canonical + "\n")
                 spool.digests.append(row_digest(canonical))
-                spool.labels.append(row["label"] if isinstance(row.get("label"), str) else None)
+                spool.labels.append(None if task.label_column is None else row[task.label_column])
         spools.append(spool)
     findings.raise_if_any(sources)
     return spools[0], spools[1] if len(spools) > 1 else None

@@ -1,6 +1,6 @@
-"""Records out of JSONL, CSV, TSV and Parquet files, each with its line number; what cannot be read says why.
+"""Records of JSONL, CSV, TSV and Parquet files, each with its line number; an unreadable one has the reason.
 
-Owns encodings, line ends, quoting and nesting of the formats. Knows no task and no column's meaning. Streams.
+Owns encodings, line ends, quoting and nesting. Knows no task and no column's meaning. Streams.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray_jobs.data import text_encoding
 from ray_jobs.errors import DataError
 
 LONGEST_LINE_BYTES = 10_000_000
-"""A longer line is refused: it is nearly always a file with its line ends lost."""
+"""A longer line is refused: nearly always the file has lost its line ends."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _PARQUET_ROWS_AT_ONCE = 256
@@ -28,7 +28,7 @@ _LINE_ENDING_IN_CR = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 
 @dataclass(frozen=True)
 class Record:
-    """One record as the file has it. `number` counts from 1 in `unit`s."""
+    """One record, unchecked. `number` counts from 1 in `unit`s."""
 
     number: int
     values: dict[str, Any]
@@ -37,7 +37,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What stands where a record should be. `number` is 0 where the finding is about the whole file."""
+    """A record that cannot be read. `number` is 0 where the reason concerns the whole file."""
 
     number: int
     reason: str
@@ -52,7 +52,7 @@ class _Line:
 
 
 def read_records(path: Path) -> Iterator[Record | Unreadable]:
-    """Every record of the file, in order. DataError if the file's kind is unknown; it goes by the name's ending."""
+    """Every record of the file, in order. Raises DataError where the name's ending is of no known format."""
     ending = path.suffix.lower()
     if ending not in _READERS:
         hint = {
@@ -111,7 +111,7 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Record | Unreadable]
                 starts.append(line.number)
                 yield line.text
 
-    csv.field_size_limit(LONGEST_LINE_BYTES)  # the module's own limit is 128 KiB, and there is no other way to set it
+    csv.field_size_limit(LONGEST_LINE_BYTES)  # the module's own limit is 128 KiB, and it has no other setting
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
@@ -163,15 +163,15 @@ def _read_parquet(path: Path) -> Iterator[Record | Unreadable]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Parquet gives every struct every key; a key that is null was not there."""
+    """The value without null keys: Parquet gives every struct every key, and null means absent."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
-    """Text lines. `\\n`, `\\r\\n` and `\\r` all end one, also mixed. A file that is not UTF-8 is refused at once; a
-    single line that is not, by itself."""
+    """Text lines, ended by `\\n`, `\\r\\n` or `\\r`, also mixed. A file that is not UTF-8 is refused at once; a single
+    line that is not is refused alone."""
     with path.open("rb") as file:
         sample = file.read(text_encoding.SAMPLE_BYTES)
         wrong = text_encoding.by_mark(sample)
@@ -201,7 +201,7 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
 
 
 def _split_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """(number, bytes with the line end), or None for the bytes of a line that is too long."""
+    """(number, bytes with the line end); None for a line that is too long."""
     number = 0
     while chunk := file.readline(LONGEST_LINE_BYTES + 1):
         if len(chunk) > LONGEST_LINE_BYTES and b"\r" not in chunk[:-1]:
@@ -215,7 +215,7 @@ def _split_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
             keep = chunk.rindex(b"\r", 0, -1) + 1
             file.seek(keep - len(chunk), 1)
             chunk = chunk[:keep]
-        # One after the other: a list of all of them takes thirty times the chunk where most are empty.
+        # Lazily: a list of all matches takes thirty times the chunk where most lines are empty.
         for found in _LINE_ENDING_IN_CR.finditer(chunk):
             number += 1
             line = found[0]
@@ -226,12 +226,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         twice = _twice(key for key, _ in pairs)
-        raise ValueError(f"the key {', '.join(map(repr, twice))} stands twice in one object")
+        raise ValueError(f"the key {', '.join(map(repr, twice))} occurs twice in one object")
     return result
 
 
 def _twice(names: Iterable[str]) -> list[str]:
-    """Those that occur more than once, or the first few of them."""
+    """Names that occur more than once, the first few."""
     return sorted(name for name, count in Counter(names).items() if count > 1)[:_MOST_NAMED]
 
 

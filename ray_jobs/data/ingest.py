@@ -1,8 +1,7 @@
-"""Rows from a file: JSONL, CSV, TSV or Parquet, in the task's columns and one canonical form, checked one by one.
+"""Checked rows from a JSONL, CSV, TSV or Parquet file, in the task's columns and one canonical form.
 
-Owns the path from a file to checked rows, and the report of everything that is wrong with it in one DataError. How each
-format yields records is in `formats`; what a row means is the task's business (`RowRules`). Rows stream: a file is
-never held in memory.
+Owns the path from a file to checked rows, and one DataError with everything that is wrong with it. `formats` yields the
+records; the task checks a row. Rows stream: a file is never held in memory.
 """
 
 from __future__ import annotations
@@ -13,50 +12,23 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray_jobs.data.formats import Record, Unreadable, read_records
 from ray_jobs.errors import DataError, ObjectNotFound, suggestion
 from ray_jobs.storage import Store
-
-Row = dict[str, Any]
+from ray_jobs.tasks.base import Row, Task
 
 MOST_DETAILS = 100
-"""So many findings are named one by one; the rest are counted."""
+"""Most findings listed one by one; the rest are counted."""
 _LONGEST_REASON = 500
 _MOST_COLUMNS, _MOST_NAMED, _LONGEST_NAME = 100, 20, 40
-"""So many columns are remembered to say which there are, so many said, and so much of each."""
-
-
-class ColumnRule(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def required(self) -> bool: ...
-
-
-class RowRules(Protocol):
-    """What ingest needs to know of a task (`ray_jobs.tasks` implements it)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def columns(self) -> Sequence[ColumnRule]: ...
-
-    def check_row(self, row: Row) -> list[str]:
-        """Why the row is malformed; empty where it is not."""
-        ...
-
-    def normalise(self, row: Row) -> Row:
-        """The canonical form of a row that `check_row` passes."""
-        ...
+"""Column names an error can list: remembered, shown, and characters of each."""
 
 
 @dataclass
 class Findings:
-    """What is wrong with the files, gathered so that one run shows all of it."""
+    """Problems in the files, gathered so that one run shows all of them."""
 
     details: list[str] = field(default_factory=list)
     count: int = 0
@@ -83,7 +55,7 @@ class Findings:
 
 @contextmanager
 def local_copy(store: Store, source: str) -> Iterator[Path]:
-    """The rows' file as a local path: itself, or a download of an `s3://` address. DataError if there is none."""
+    """The rows' file as a local path: itself, or a download of an `s3://` address. Raises DataError without one."""
     if not source.startswith("s3://"):
         path = Path(source).expanduser()
         if not path.is_file():
@@ -105,18 +77,18 @@ def local_copy(store: Store, source: str) -> Iterator[Path]:
 
 
 def read_rows(
-    path: Path, source: str, rules: RowRules, columns: Mapping[str, str], findings: Findings
+    path: Path, source: str, task: Task[Any], columns: Mapping[str, str], findings: Findings
 ) -> Iterator[tuple[int, Row]]:
-    """Yield (line, canonical row) of each good row; what is wrong with the others goes to `findings`.
+    """Yield (line, canonical row) of each valid row; problems of the others are added to `findings`.
 
-    `columns` names the file's column for each column of the task that is called otherwise. The last finding, if any,
-    is about the file as a whole. `source` is how messages call the file.
+    `columns` maps a column of the task to the file's column where the names differ. The last finding, if any, is about
+    the whole file. `source` is the file's name in messages.
     """
-    names = {column.name: columns.get(column.name, column.name) for column in rules.columns}
+    names = {column.name: columns.get(column.name, column.name) for column in task.columns}
     columns_named = set(names.values())
-    required = [column.name for column in rules.columns if column.required]
+    required = [column.name for column in task.columns if column.required]
     seen: dict[str, None] = {}  # a set that keeps the order of the file
-    # Rows without their columns are told one by one only if other rows do have them; else once, for the file.
+    # Rows without their columns are reported one by one only if other rows have them; else once, for the file.
     held_back = Findings(most=findings.most)
     records = 0
     for record in read_records(path):
@@ -137,7 +109,7 @@ def read_rows(
         if not any(name in record.values for name in names.values()):
             held_back.add(where, f"none of the columns {_quoted(names.values())}")
             continue
-        row, problem = _canonical(record, names, rules)
+        row, problem = _canonical(record, names, task)
         if problem:
             findings.add(where, problem)
         else:
@@ -147,11 +119,11 @@ def read_rows(
         findings.add(source, "it holds no rows")
 
 
-def check_mapping(rules: RowRules, columns: Mapping[str, str]) -> list[str]:
-    """What is wrong with `data.columns` whatever the file holds."""
-    known = [column.name for column in rules.columns]
+def check_mapping(task: Task[Any], columns: Mapping[str, str]) -> list[str]:
+    """Problems of `data.columns` that no file could cure."""
+    known = [column.name for column in task.columns]
     return [
-        f"data.columns: the task {rules.name} has no column {name!r}; {_nearest(name, known)}"
+        f"data.columns: the task {task.name} has no column {name!r}; {_nearest(name, known)}"
         for name in columns
         if name not in known
     ]
@@ -162,20 +134,20 @@ def canonical_line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _canonical(record: Record, names: Mapping[str, str], rules: RowRules) -> tuple[Row, str]:
+def _canonical(record: Record, names: Mapping[str, str], task: Task[Any]) -> tuple[Row, str]:
     """(row, "") or ({}, why not)."""
     try:
-        return _checked(record, names, rules)
-    except RecursionError:  # what JSON's reader could just follow, may be too deep for whoever goes through it next
+        return _checked(record, names, task)
+    except RecursionError:  # JSON's reader has a deeper limit than the code after it
         return {}, "nested too deeply to be read"
 
 
-def _checked(record: Record, names: Mapping[str, str], rules: RowRules) -> tuple[Row, str]:
+def _checked(record: Record, names: Mapping[str, str], task: Task[Any]) -> tuple[Row, str]:
     row = {name: record.values[source] for name, source in names.items() if source in record.values}
-    problems = rules.check_row(row)
+    problems = task.check_row(row)
     if problems:
         return {}, "; ".join(problems)
-    row = rules.normalise(row)
+    row = task.normalise(row)
     try:
         line = canonical_line(row)
         line.encode()
@@ -213,7 +185,7 @@ def _report_columns(
         return
     for name in missing or list(names):
         if not missing and names[name] == name:
-            continue  # none of several optional columns: told below, in one line
+            continue  # none of several optional columns: reported below, in one line
         hint = _nearest(names[name], list(seen))
         fix = "correct data.columns" if names[name] != name else f"name it in data.columns: {{{name}: …}}"
         findings.add(source, f"no row has a column {names[name]!r}; {hint}; {fix}")
@@ -230,5 +202,5 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _quoted(names: Collection[str]) -> str:
-    told = [repr(name) for name in list(names)[:_MOST_NAMED]]
-    return ", ".join([*told, "…"] if len(names) > len(told) else told)
+    shown = [repr(name) for name in list(names)[:_MOST_NAMED]]
+    return ", ".join([*shown, "…"] if len(names) > len(shown) else shown)

@@ -1,4 +1,4 @@
-"""What a look at a file of rows found. No I/O."""
+"""The report of a row validation. No I/O."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from pydantic import BaseModel, ConfigDict
 
 
 class RowReport(BaseModel):
-    """What a file of rows holds."""
+    """Contents of a file of rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: str
-    """The task whose columns it has."""
+    """Task whose columns it has."""
     rows: int
     duplicates: int
-    """Rows that are the same as an earlier one."""
+    """Rows that equal an earlier one."""
     tokens: int | None = None
-    """In all rows, by the tokenizer of `model`. None: no model was named and there is none to take."""
+    """Tokens in all rows, by the tokenizer of `model`. None: no model counted."""
     longest_tokens: int | None = None
     supervised_tokens: int | None = None
-    """Those that are trained."""
+    """Tokens that are trained."""
     model: str | None = None
-    """Whose tokenizer counted."""
+    """Base model whose tokenizer counted."""
     too_long: tuple[int, ...] = ()
-    """Numbers of lines that are longer than the model takes, the first hundred."""
+    """Line numbers of rows longer than the model takes, the first hundred."""

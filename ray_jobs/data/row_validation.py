@@ -1,7 +1,7 @@
-"""A file of rows looked at before anything is trained on it: every bad line, the duplicates, the tokens.
+"""Row validation: a file of rows is checked before anything is trained on it, for bad lines, duplicates and tokens.
 
-Owns how a report comes about. The rules of a row are its task's, and of a file `ray_jobs.data`'s: what passes here is
-what the `dataset` stage takes. Reads line by line; a file is never held in memory.
+Owns the report. The task checks a row and `ingest` a file, so a file that passes here passes the `dataset` stage. Reads
+line by line; a file is never held in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ray_jobs.data.formats import Record, read_records
 from ray_jobs.data.ingest import Findings, canonical_line, read_rows
@@ -21,20 +21,17 @@ from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS, task_for
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 MOST_FINDINGS = 10_000
-"""So many bad lines are told one by one."""
-_LONG_LINES_TOLD = 100
+"""Most bad lines reported one by one."""
+_LONG_LINES_SHOWN = 100
 
 
 def check_rows(
     store: Store, key: str, filename: str, task: str | None = None, base: CatalogueEntry | None = None
 ) -> RowReport:
-    """Look at a file of the store. `task` None: by its columns. `base` counts the tokens.
+    """Validate a file of the store. `task` None: the one its columns suggest. `base` counts the tokens.
 
-    Raises DataError with a detail a bad line, `line 3: …`, up to ten thousand.
+    Raises DataError with a detail for each bad line, `line 3: …`, up to ten thousand.
     """
     with tempfile.TemporaryDirectory(prefix="kitae-rows-") as scratch:
         path = Path(scratch) / Path(key).name
@@ -45,7 +42,7 @@ def check_rows(
 
 
 def task_of(path: Path) -> str:
-    """The task that the first readable record has the columns of; chat where none can be told."""
+    """Task that recognises the first readable record's columns; the default task where none does."""
     records = (record for record in read_records(path) if isinstance(record, Record))
     columns: set[str] = next((set(record.values) for record in records), set())
     if columns & {"preferred_output", "preferred_completion"}:
@@ -56,9 +53,7 @@ def task_of(path: Path) -> str:
     return task_for(columns)
 
 
-def _check(
-    path: Path, filename: str, name: str, tokenizer: PreTrainedTokenizerBase | None, base: CatalogueEntry | None
-) -> RowReport:
+def _check(path: Path, filename: str, name: str, tokenizer: Any, base: CatalogueEntry | None) -> RowReport:
     task = TASKS[name]
     findings = Findings(most=MOST_FINDINGS)
     seen: set[bytes] = set()
@@ -71,8 +66,8 @@ def _check(
         seen.add(digest)
         if tokenizer is None or findings.count:  # a refused file needs no figures
             continue
-        example = task.encode(row, tokenizer, [row["label"]] if "label" in row else ())
-        length = len(example.input_ids)
+        example = task.encode(row, tokenizer, () if task.label_column is None else [row[task.label_column]])
+        length = example.length
         tokens, longest, supervised = tokens + length, max(longest, length), supervised + example.supervised
         if base is not None and base.max_tokens is not None and length > base.max_tokens:
             too_long.append(number)
@@ -90,6 +85,6 @@ def _check(
             "longest_tokens": longest,
             "supervised_tokens": supervised,
             "model": base.name,
-            "too_long": tuple(too_long[:_LONG_LINES_TOLD]),
+            "too_long": tuple(too_long[:_LONG_LINES_SHOWN]),
         }
     )

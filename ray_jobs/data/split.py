@@ -1,4 +1,4 @@
-"""Which rows are held out, by content alone. Pure: digests in, decisions out.
+"""The split into training and held-out rows, by content alone. Pure: digests in, decisions out.
 
 A row's side depends on its own content and the fraction, not on its place or its neighbours: equal rows fall on the
 same side, another order gives the same split, and a data set that grows never moves a held-out row into training.
@@ -29,21 +29,21 @@ def row_digest(line: str) -> bytes:
 
 
 def choose(digests: Sequence[bytes], max_rows: int | None) -> list[int]:
-    """The rows to use: all, or the `max_rows` whose salted digests are the smallest, in file order."""
+    """Rows to use: all, or the `max_rows` with the smallest salted digests, in file order."""
     if max_rows is None or max_rows >= len(digests):
         return list(range(len(digests)))
-    # Salted, so that the choice has nothing to do with the side; else a small choice would be held out entirely.
+    # Salted, so that the choice is independent of the side; else a small choice would be held out entirely.
     ranked = sorted(range(len(digests)), key=lambda i: (hashlib.sha256(b"choose" + digests[i]).digest(), i))
     return sorted(ranked[:max_rows])
 
 
 def is_held_out(digest: bytes, fraction: float) -> bool:
-    """Whether a row belongs to the share `fraction` that is set aside."""
+    """True for a row of the share `fraction` that is set aside."""
     return int.from_bytes(digest[:8], "big") < fraction * _RANGE
 
 
 def split(digests: Sequence[bytes], chosen: Sequence[int], fraction: float) -> Sides:
-    """Set a share of the chosen rows aside. DataError if either side would be empty."""
+    """Set a share of the chosen rows aside. Raises DataError where either side would be empty."""
     sides = Sides(
         train=tuple(i for i in chosen if not is_held_out(digests[i], fraction)),
         held_out=tuple(i for i in chosen if is_held_out(digests[i], fraction)),
@@ -63,7 +63,7 @@ def split(digests: Sequence[bytes], chosen: Sequence[int], fraction: float) -> S
 
 
 def without_leak(digests: Sequence[bytes], chosen: Sequence[int], held_out: Set[bytes]) -> list[int]:
-    """The chosen rows that are not held out as well. DataError if none is left."""
+    """Chosen rows that are not held out as well. Raises DataError where none is left."""
     kept = [i for i in chosen if digests[i] not in held_out]
     if not kept:
         raise DataError(

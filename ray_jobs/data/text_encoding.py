@@ -1,6 +1,6 @@
-"""What the bytes of a text file are: UTF-8, or the name of what they seem to be instead.
+"""The encoding of a text file: UTF-8, or a guess at another.
 
-Owns the guess that an error message gives. Decides nothing about rows.
+Owns the guess that an error message shows. Decides nothing about rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import codecs
 from dataclasses import dataclass
 
 SAMPLE_BYTES = 1 << 20
-"""How much of a file the guess looks at."""
+"""Bytes of a file that the guess reads."""
 
 _JAPANESE = {"cp932": "Shift-JIS (CP932)", "euc_jp": "EUC-JP"}
 _BYTE_ORDER_MARKS = {
@@ -18,21 +18,21 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: ("UTF-16", "UTF-16"),
     codecs.BOM_UTF16_BE: ("UTF-16", "UTF-16"),
 }
-"""The longer marks first: UTF-32's begins with UTF-16's."""
+"""Longer marks first: UTF-32's begins with UTF-16's."""
 
 _JIS_ESCAPES = (b"\x1b$B", b"\x1b$@", b"\x1b(J")
 _FEWEST_ZEROS, _ZERO_SHARE = 8, 0.05
-"""UTF-16 is named where so many of every second byte are zero; fewer are NULs in UTF-8 text."""
+"""Least number and share of zeros in every second byte for UTF-16; fewer are NULs in UTF-8 text."""
 _READABLE_SHARE = 0.5
-"""At least so many of the non-ASCII characters must be ordinary Japanese ones for a Japanese encoding to be named."""
+"""Least share of ordinary Japanese characters among the non-ASCII ones for a Japanese encoding."""
 
 
 @dataclass(frozen=True)
 class Guess:
     name: str
-    """For people: `Shift-JIS (CP932)`."""
+    """Shown in messages: `Shift-JIS (CP932)`."""
     iconv: str | None
-    """For `iconv -f`. None: no conversion can be recommended."""
+    """Name for `iconv -f`. None: no conversion can be recommended."""
 
     @property
     def fix(self) -> str:
@@ -42,7 +42,7 @@ class Guess:
 
 
 def by_mark(head: bytes) -> Guess | None:
-    """What a byte order mark or an escape sequence says the file is; None for UTF-8 and whatever cannot be told so."""
+    """Encoding by its byte order mark or escape sequence. None: UTF-8, or no such mark."""
     for mark, (name, iconv) in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return Guess(name, iconv)
@@ -56,16 +56,16 @@ def by_mark(head: bytes) -> Guess | None:
 
 
 def guess(sample: bytes) -> Guess:
-    """What bytes that are not UTF-8 seem to be. A guess: it is only ever shown."""
+    """Likely encoding of bytes that are not UTF-8. Only shown, never used to decode."""
     scored = {codec: _japanese_share(sample, codec) for codec in _JAPANESE}
     best = max(scored, key=scored.__getitem__)
     if scored[best] >= _READABLE_SHARE:
         return Guess(_JAPANESE[best], "CP932" if best == "cp932" else "EUC-JP")
-    return Guess("of no encoding that can be told (perhaps Windows-1252)", None)
+    return Guess("of an unknown encoding (perhaps Windows-1252)", None)
 
 
 def _japanese_share(sample: bytes, codec: str) -> float:
-    """Share of the non-ASCII characters that are kana, kanji or full-width punctuation, as this codec reads them."""
+    """Share of kana, kanji and full-width punctuation among the non-ASCII characters, as this codec decodes them."""
     decoder = codecs.getincrementaldecoder(codec)("strict")  # incremental: the sample may end inside a character
     try:
         text = decoder.decode(sample)
@@ -77,6 +77,6 @@ def _japanese_share(sample: bytes, codec: str) -> float:
         "\u3000" <= character <= "\u30ff" or "\u4e00" <= character <= "\u9fff" or "\uff01" <= character <= "\uff60"
         for character in foreign
     )
-    # Kana are rare in what another codec makes of Japanese text, and common in what the right one does.
+    # Kana are rare where the wrong codec decodes Japanese text, and common where the right one does.
     kana = sum("\u3040" <= character <= "\u30ff" for character in foreign)
     return (ordinary + kana) / (2 * len(foreign)) + (0.25 if kana else 0.0) if foreign else 0.0

@@ -2,7 +2,7 @@
 
 vLLM 0.29's CPU fallback (vllm/lora/punica_wrapper/punica_cpu.py) copies an adapter's matrices once for every token, and
 takes index -1, which marks a token without adapter, as the last slot: once every slot is filled, requests to the base
-are answered with somebody's adapter. Here the tokens of one adapter go through its matrices together, and tokens
+are answered with another model's adapter. Here the tokens of one adapter go through its matrices together, and tokens
 without one through none.
 
 Shapes: N tokens, I inputs, O outputs, R rank, L slots.

@@ -150,8 +150,8 @@ BAD_LINES = {
     "a list": ("[1, 2]", "a list, not an object"),
     "a text": ('"messages"', "a text, not an object"),
     "null": ("null", "null, not an object"),
-    "duplicate key": ('{"prompt": "a", "prompt": "b", "completion": "c"}', "'prompt' stands twice"),
-    "duplicate key inside": ('{"messages": [{"role": "user", "role": "user"}]}', "'role' stands twice"),
+    "duplicate key": ('{"prompt": "a", "prompt": "b", "completion": "c"}', "'prompt' occurs twice"),
+    "duplicate key inside": ('{"messages": [{"role": "user", "role": "user"}]}', "'role' occurs twice"),
     "NaN": ('{"prompt": "a", "completion": NaN}', "NaN is not JSON"),
     "NUL byte": ('{"prompt": "a\x00", "completion": "c"}', "NUL byte at character 14"),
     "NUL escape": (r'{"prompt": "a\u0000", "completion": "c"}', "NUL character"),
@@ -168,10 +168,10 @@ def test_every_malformed_row_is_told_at_once_with_its_line(tmp_path: Path) -> No
     path.write_text("\n".join(f"{good}\n{line}" for line, _ in BAD_LINES.values()), encoding="utf-8")
     rows, findings = read(path)
     assert len(rows) == len(BAD_LINES)
-    told = {int(detail.split(":")[0].removeprefix("line ")): detail for detail in findings}
+    found = {int(detail.split(":")[0].removeprefix("line ")): detail for detail in findings}
     for i, (name, (_, reason)) in enumerate(BAD_LINES.items()):
-        assert reason in told[2 * i + 2], name
-    assert len(told) == len(BAD_LINES)
+        assert reason in found[2 * i + 2], name
+    assert len(found) == len(BAD_LINES)
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def chat_rows(count: int) -> list[dict[str, Any]]:
 
 
 def label_rows(count: int) -> list[dict[str, str]]:
-    """Texts whose label a bag of words can tell."""
+    """Texts whose label follows from their bag of words."""
     return [
         {"text": f"number {i} is {'good and fine' if i % 2 else '返品 settings reset'}", "label": "ab"[i % 2]}
         for i in range(count)

@@ -132,7 +132,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "50,000 keys, one twice": (
         lambda: b"{" + b",".join(b'"%d":1' % i for i in [*range(50_000), 7]) + b"}\n",
         "x.jsonl",
-        "the key '7' stands twice",
+        "the key '7' occurs twice",
     ),
     "50,000 columns, one twice": (
         lambda: b",".join(b"%d" % i for i in [*range(50_000), 7]) + b"\n1\n",
