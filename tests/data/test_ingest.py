@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from ray_jobs.data import DatasetFiles, load, prepare
 from ray_jobs.data.formats import LONGEST_LINE_BYTES, Record, read_records
-from ray_jobs.data.ingest import Findings, Row, canonical_line, read_rows
+from ray_jobs.data.ingest import Findings, canonical_line, read_rows
 from ray_jobs.data.split import choose, is_held_out, row_digest, split, without_leak
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Row
 
 CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
 
