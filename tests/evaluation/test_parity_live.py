@@ -1,7 +1,11 @@
-"""Served equals trained, with the real engine and the real model: it passes, and every way to break it is caught."""
+"""Served equals trained, with the real engine and the real model: parity passes, and every way to break it is caught.
+
+One engine starts in each precision: fp32 as trained, and bf16 with everything wrong. `test_parity.py` has each alone.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +16,7 @@ import pytest
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.engine import EngineSettings, cpu_hardware
 from ray_jobs.errors import GateError, ServingError
-from ray_jobs.evaluation.parity import ParityPrompt, check_parity
+from ray_jobs.evaluation.parity import DEFAULT_BOUNDS, ParityPrompt, check_parity
 from ray_jobs.evaluation.parity_prompts import parity_prompts
 from ray_jobs.tasks import TASKS
 from tests.builders import make_spec
@@ -27,7 +31,7 @@ SETTINGS = EngineSettings(
 
 @pytest.fixture
 def without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in the image. Nor are there kernels that were compiled before."""
+    """As in the image: no compiler, and no kernels compiled earlier."""
     monkeypatch.setenv("CXX", "there-is-no-compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
 
@@ -71,10 +75,10 @@ def test_an_adapter_is_served_as_it_was_trained(base: Path, adapter: tuple[Path,
     assert steps == [(i + 1, len(ROWS)) for i in range(len(ROWS))]
 
 
-def test_a_broken_chat_template_and_a_missing_adapter_are_caught(
+def test_a_wrong_number_format_a_broken_chat_template_and_a_missing_adapter_are_caught(
     base: Path, adapter: tuple[Path, list[ParityPrompt]], tmp_path: Path
 ) -> None:
-    """One engine finds both: the first two prompts differ in tokens for the system message that the template lacks."""
+    """One engine shows all three: its dtype, the tokens of the first prompt, the log-probabilities of the second."""
     _, prompts = adapter
     broken = tmp_path / "base"
     shutil.copytree(base, broken)
@@ -82,25 +86,22 @@ def test_a_broken_chat_template_and_a_missing_adapter_are_caught(
     text = template.read_text()
     assert "You are a helpful AI assistant" in text
     template.write_text(text.replace("You are a helpful AI assistant", "You are a pirate"))
-    # A prompt with a system message of its own is rendered alike by both templates; the adapter's absence shows there.
+    # A prompt with its own system message is rendered alike by both templates; the adapter's absence shows there.
     own = prompts[1]
     with_system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
     prompts = [prompts[0], replace(own, messages=(with_system, *own.messages))]
-    settings = replace(SETTINGS, max_lora_rank=None)
+    settings = replace(SETTINGS, dtype="bf16", max_lora_rank=None)
     with pytest.raises(GateError, match="1 of 2 prompts have identical tokens") as caught:
         check_parity(broken, prompts, settings, trained_dtype="fp32")
-    template_finding, adapter_finding = caught.value.details
+    format_finding, template_finding, adapter_finding = caught.value.details
+    assert "the engine computes in bfloat16" in format_finding
     assert "prompt 1: the token ids differ from position" in template_finding
     assert "chat template or the tokenizer" in template_finding
     assert "log-probabilities differ" in adapter_finding
     assert "prompt 2, answer token" in adapter_finding
-
-
-def test_a_wrong_number_format_is_caught(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
-    directory, prompts = adapter
-    with pytest.raises(GateError) as caught:
-        check_parity(base, prompts[:1], replace(SETTINGS, dtype="bf16"), trained_dtype="fp32", adapter_dir=directory)
-    assert "the engine computes in bfloat16" in caught.value.details[0]
+    gap = re.search(r"differ by (\S+) nats", adapter_finding)
+    assert gap is not None
+    assert float(gap[1]) > DEFAULT_BOUNDS["bf16"]  # more than bf16's rounding: the adapter is missing
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:

@@ -27,9 +27,8 @@ from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position
 from ray_jobs.training.trainer import TrainInputs, TrainOutcome, train
-from tests.conftest import StoreServer
 from tests.models import tiny_models
-from tests.pipeline.live_service import live_service
+from tests.pipeline.live_service import Service
 from tests.serving.served_models import ROWS, smollm2
 from tests.training import harness
 
@@ -200,9 +199,7 @@ def numbered(row: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 @pytest.mark.heavy
-def test_a_whole_job_publishes_the_checkpoints_it_kept(
-    store: Store, store_server: StoreServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_whole_job_publishes_the_checkpoints_it_kept(ray_service: Service, store: Store, tmp_path: Path) -> None:
     """The command line, Ray workers and a real model."""
     for name, numbers in (("train", range(4)), ("held_out", range(4, 6))):
         rows = [{"messages": [numbered(row, number), row["messages"][1]]} for number in numbers for row in ROWS]
@@ -231,13 +228,12 @@ def test_a_whole_job_publishes_the_checkpoints_it_kept(
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
     job_id = parse_spec(document).job_id
-    with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
-        driver = service.kitae(store, "run", str(tmp_path / "job.yaml"))
-        assert driver.wait(600) == 0, driver.output
-        assert driver.output.count("publish    started") == 1
-        again = service.kitae(store, "resume", job_id)
-        assert again.wait() == 0, again.output
-        assert "publish    skipped" in again.output
+    driver = ray_service.kitae(store, "run", str(tmp_path / "job.yaml"))
+    assert driver.wait(600) == 0, driver.output
+    assert driver.output.count("publish    started") == 1
+    again = ray_service.kitae(store, "resume", job_id)
+    assert again.wait() == 0, again.output
+    assert "publish    skipped" in again.output
     result = jobs.load(store, job_id).result
     assert result is not None
     assert [row["step"] for row in result["checkpoints"]] == [2, 3]

@@ -1,4 +1,4 @@
-"""The examples' models and rows: how they are read, checked and put in place. Nothing is fetched here."""
+"""The examples' models and rows: how they are read, checked and installed. Nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def package() -> assets.Package:
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put a shell script in the place of pip."""
+    """Replace pip by a shell script."""
     monkeypatch.setattr(assets, "pip_download", lambda package, directory: ["sh", "-c", script])
 
 
@@ -86,7 +86,7 @@ def test_a_registry_that_fails(tmp_path: Path, package: assets.Package, monkeypa
         assets.fetch(package, tmp_path)
 
 
-def test_pip_is_asked_for_one_hash_and_never_to_install(tmp_path: Path) -> None:
+def test_pip_downloads_one_hash_and_installs_nothing(tmp_path: Path) -> None:
     command = assets.pip_download(assets.DJANGO, tmp_path)
     assert "download" in command
     assert "--no-deps" in command
@@ -107,12 +107,12 @@ def test_a_result_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         assets.bring([assets.Asset("model", "files/model", fail)], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["downloads"]
     assets.bring([assets.Asset("model", "files/model", succeed)], tmp_path)
-    assets.bring([assets.Asset("model", "files/model", fail)], tmp_path)  # there already: not made again
+    assets.bring([assets.Asset("model", "files/model", fail)], tmp_path)  # exists: not made again
     assert (tmp_path / "model" / "whole").is_file()
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
 
 
-def test_two_that_want_it_at_once_make_it_once(tmp_path: Path) -> None:
+def test_two_concurrent_callers_make_an_asset_once(tmp_path: Path) -> None:
     made: list[Path] = []
 
     def slowly(_downloads: Path, result: Path) -> None:
@@ -127,7 +127,7 @@ def test_two_that_want_it_at_once_make_it_once(tmp_path: Path) -> None:
     assert len(made) == 1
 
 
-def test_upload_is_repeatable_and_replaces_what_was_made_anew(tmp_path: Path, store: Store) -> None:
+def test_upload_is_repeatable_and_replaces_changed_assets(tmp_path: Path, store: Store) -> None:
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -166,7 +166,7 @@ def test_the_command_explains_itself() -> None:
 # ---- job files --------------------------------------------------------------------------------------------------
 
 
-def test_the_job_files_name_what_is_uploaded() -> None:
+def test_the_job_files_name_uploaded_assets() -> None:
     files = sorted(Path("examples").glob("*.yaml"))
     assert files
     keys = {asset.store_key for asset in assets.GROUPS["all"]}
@@ -240,7 +240,7 @@ def test_a_page_becomes_questions_with_plain_answers() -> None:
 # ---- labelled texts ---------------------------------------------------------------------------------------------
 
 
-def test_a_pickle_that_is_no_table_is_refused() -> None:
+def test_a_pickle_that_is_not_a_table_is_refused() -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
             return (print, ("ran",))
@@ -257,7 +257,7 @@ def test_mail_loses_its_headers_and_its_html() -> None:
     assert labelled.mail_text(raw) == "=?x?= Buy now\n\nDear friend, hello"
 
 
-def test_mails_are_told_by_their_folders(tmp_path: Path) -> None:
+def test_mails_are_labelled_by_their_folders(tmp_path: Path) -> None:
     package = tmp_path / "mails.tgz"
     with tarfile.open(package, "w:gz") as archive:
         for name, text in {
@@ -353,14 +353,14 @@ def test_a_packed_encoder_becomes_a_standard_one(packed: Path, tmp_path: Path) -
     assert all(value % 0.5 == 0 and -4 <= value <= 3.5 for value in first)
 
 
-def test_another_file_is_no_packed_encoder(tmp_path: Path) -> None:
+def test_another_file_is_refused_as_a_packed_encoder(tmp_path: Path) -> None:
     path = tmp_path / "e5.bin"
     path.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(ValueError, match="GGUF"):
         e5.convert(path, tmp_path)
 
 
-# ---- what is on this machine ------------------------------------------------------------------------------------
+# ---- downloaded assets ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not (HERE / "smollm2-135m-instruct").is_dir(), reason="python -m examples.assets chat has not run")
@@ -381,7 +381,7 @@ def test_the_chat_assets_fit_together() -> None:
 @pytest.mark.skipif(
     not (HERE / "multilingual-e5-small").is_dir(), reason="python -m examples.assets reviews has not run"
 )
-def test_the_encoder_knows_japanese_and_english() -> None:
+def test_the_encoder_matches_japanese_and_english() -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 

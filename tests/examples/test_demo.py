@@ -1,4 +1,4 @@
-"""What `make demo` shows, and that it starts nothing when it cannot finish."""
+"""The output of `make demo`, and that it starts nothing when it cannot finish."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_the_table_has_both_models_the_speed_the_times_and_the_name(monkeypatch:
     assert "endpoint http://127.0.0.1:9000/v1" in flat
 
 
-def test_answers_stand_beside_each_other_and_markup_in_them_is_text() -> None:
+def test_answers_are_side_by_side_and_their_markup_is_text() -> None:
     shown = rendered(answer_table(RESULT, [Answer("How [bold]?", "So.", "Hm", "So!")]))
     assert "[bold]" in shown
     assert len(shorten("word " * 100)) == 160
 
 
-def test_the_curl_is_one_a_shell_understands_and_keeps_the_key_in_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curl_command_is_valid_and_reads_the_key_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KITAE_PORT", "9000")
     words = shlex.split(curl("faq-chat", 'Where\'s it?\n"Here"'))
     assert words[0] == "curl"
@@ -70,7 +70,7 @@ def test_the_curl_is_one_a_shell_understands_and_keeps_the_key_in_its_file(monke
     assert body["messages"][0]["content"] == 'Where\'s it?\n"Here"'
 
 
-def test_a_failed_step_says_which_and_what_to_do_and_keeps_the_exit_code() -> None:
+def test_a_failed_step_is_named_with_its_fix_and_keeps_the_exit_code() -> None:
     console = Console(width=160)
     with console.capture() as captured, pytest.raises(SystemExit) as ended, Steps(console)("job", "look at the log"):
         raise TrainingError("NaN loss at step 3")
@@ -78,7 +78,7 @@ def test_a_failed_step_says_which_and_what_to_do_and_keeps_the_exit_code() -> No
     assert "error: job: NaN loss at step 3\n  - look at the log" in captured.get()
 
 
-def test_output_is_passed_on_but_for_rays_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_is_shown_without_that_of_ray(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         "2026-01-01 00:00:00,000\tINFO cli.py:42 -- Job submission server address",
         "train  1/2 steps",
@@ -91,7 +91,7 @@ def test_output_is_passed_on_but_for_rays_own(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "   train  1/2 steps\n   error: NaN loss\n"
 
 
-def test_a_port_in_use_is_told_before_anything_starts() -> None:
+def test_a_port_in_use_is_reported_before_anything_starts() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,5 +1,5 @@
-"""The two examples as a user runs them, in a directory of their own, with the real models and rows: the tuned models
-beat their bases, and the endpoint answers for them."""
+"""The two examples as a user runs them, in their own directory, with the real models and rows: the tuned models beat
+their bases, and the endpoint serves them."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ TIMEOUT_S = 1500.0
 
 @dataclass(frozen=True)
 class Checkout:
-    """A copy of the sources with a service of its own under `.kitae/`."""
+    """A copy of the sources with its own service under `.kitae/`."""
 
     directory: Path
     environment: dict[str, str]
 
     def run(self, *command: str) -> str:
-        """Everything the command told."""
+        """Output of a command, standard error included."""
         done = self._run(*command)
         return done.stdout + done.stderr
 
     def json(self, *command: str) -> Any:
-        """What a command answers programs."""
+        """Parsed output of a command with `--json`."""
         return json.loads(self._run(*command).stdout)
 
     def exports(self) -> dict[str, str]:
-        """What `eval "$(kitae local env)"` would set."""
+        """The variables that `eval "$(kitae local env)"` sets."""
         lines = self.run("ray_jobs", "local", "env").splitlines()
         return dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
 
@@ -75,7 +75,7 @@ class Checkout:
         return (self.directory / ".kitae" / "api-key").read_text().strip()
 
     def workers(self) -> list[int]:
-        """Its training processes."""
+        """Process ids of its training workers."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -119,7 +119,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 @pytest.fixture(scope="module")
 def base(checkout: Checkout) -> str:
-    """The name of a base model that jobs of the API may call, on a service that runs."""
+    """Name of a base model in the catalogue of the running service."""
     checkout.run("examples.assets", "chat", "--into", ".kitae/assets")
     checkout.run("ray_jobs", "local", "up")
     checkout.run("ray_jobs", "bases", "add", f".kitae/assets/{assets.GROUPS['chat'][0].name}")
@@ -128,14 +128,14 @@ def base(checkout: Checkout) -> str:
     return name
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_the_official_client_fine_tunes_a_model_and_asks_it(
-    release: str, checkout: Checkout, base: str, tmp_path: Path
-) -> None:
-    """`base_url` and `api_key`, and nothing else: what `tests/serving/client_flow.py` does, on real parts."""
+def test_the_official_client_fine_tunes_a_model_and_calls_it(checkout: Checkout, base: str, tmp_path: Path) -> None:
+    """The newest release, with `base_url` and `api_key` alone, through `tests/serving/client_flow.py` on real parts.
+
+    `test_openai_clients.py` runs the same flow with every supported release on the in-process API.
+    """
     rows = (checkout.directory / ".kitae" / "assets" / "faq_chat.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "rows.jsonl").write_text("\n".join(rows[:16]) + "\n", encoding="utf-8")
-    seen = whole_flow(release, checkout.url, checkout.key, base, tmp_path / "rows.jsonl", timeout_s=TIMEOUT_S)
+    seen = whole_flow(RELEASES[-1], checkout.url, checkout.key, base, tmp_path / "rows.jsonl", timeout_s=TIMEOUT_S)
     print(f"the official client: {seen}")
     assert len(seen["checkpoints"]) >= 2
 
@@ -171,7 +171,7 @@ def test_pause_and_cancel_free_the_workers_within_seconds(checkout: Checkout, ba
     cancelled_s = wait(lambda: not checkout.workers(), 20)
     print(f"the workers were gone {paused_s:.1f} s after a pause, {cancelled_s:.1f} s after a cancellation")
     after = [step for step in steps() if step > reached]
-    assert after[0] <= reached + 25  # it went on, and did not begin anew
+    assert after[0] <= reached + 25  # it resumed, and did not start from the beginning
     assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
 
 
@@ -200,7 +200,7 @@ def test_the_demo_tunes_a_better_model_and_serves_it(checkout: Checkout) -> None
     assert texts["faq-chat"] != texts["smollm2-135m-instruct"]
 
 
-def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
+def test_the_demo_again_skips_finished_stages(checkout: Checkout) -> None:
     output = checkout.run("examples.demo")
     for stage in ("dataset", "base", "encode", "train", "evaluate", "parity", "register"):
         assert f"{stage:<9}  skipped" in output
@@ -210,7 +210,7 @@ def test_the_demo_again_skips_what_is_done(checkout: Checkout) -> None:
 
 
 def precision(checkout: Checkout) -> Dtype:
-    """What `auto` was here."""
+    """The precision that `auto` chose on this machine."""
     (version,) = checkout.json("ray_jobs", "models", "--json")["faq-chat"]
     found: Dtype = version["lineage"]["spec"]["training"]["precision"]
     return found
@@ -248,6 +248,6 @@ def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> No
     rows = [json.loads(line) for line in lines[:100]]
     answer = ask(checkout, "classify", {"model": "review-classifier", "input": [row["text"] for row in rows]})
     right = sum(item["label"] == row["label"] for item, row in zip(answer["data"], rows, strict=True))
-    assert right > sum(row["label"] == "great" for row in rows) + 8  # which is what the majority class gets
+    assert right > sum(row["label"] == "great" for row in rows) + 8  # the accuracy of the majority class
     for item in answer["data"]:
         assert sum(item["scores"].values()) == pytest.approx(1.0, abs=1e-3)

@@ -1,4 +1,4 @@
-"""The environment's pins, the exported schema and the layout of the distribution are what they claim to be."""
+"""The lock, the exported schema, the changelog and the documented layout agree with the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def locked() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in (line.split()[0].split("==") for line in lines)}
 
 
-def test_the_lock_holds_every_package_that_the_direct_ones_need() -> None:
+def test_the_lock_has_every_package_that_the_direct_ones_need() -> None:
     pins, left_out = direct(DIRECT)
     assert len(pins) > 20
     assert left_out
@@ -44,7 +44,7 @@ def test_the_lock_names_versions_and_nothing_else() -> None:
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+(  # checks)?", line)] == []
 
 
-def test_an_image_leaves_out_what_only_checks_need() -> None:
+def test_an_image_leaves_out_the_packages_for_checks() -> None:
     left_out = {line.split("==")[0] for line in LOCK.splitlines() if line.endswith("  # checks")}
     assert {"pytest", "mypy", "ruff", "schemathesis", "pluggy"} <= left_out
     assert not left_out & {"torch", "ray", "pydantic", "PyYAML", "boto3"}
@@ -55,7 +55,7 @@ def test_a_local_build_is_locked_by_its_public_version() -> None:
     assert "torch==" + metadata.version("torch").split("+")[0] in render(versions, versions)
 
 
-def test_pyproject_asks_for_nothing_older_or_newer_than_the_lock() -> None:
+def test_the_lock_satisfies_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = [line for lines in project["optional-dependencies"].values() for line in lines]
     for requirement in map(Requirement, [*project["dependencies"], *optional]):
@@ -69,6 +69,6 @@ def test_the_exported_schema_is_current() -> None:
     assert written == json_schema(), "run: kitae schema > docs/job.schema.json"
 
 
-def test_the_changelog_starts_with_what_is_not_released_or_with_this_version() -> None:
+def test_the_changelog_starts_with_unreleased_or_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert headings[0] in ("Unreleased", __version__)

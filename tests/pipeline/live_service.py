@@ -1,6 +1,6 @@
-"""A whole service whose parts a test may kill and start again: Ray with token authentication, and the command line.
+"""A service whose parts a test may kill and start again: Ray with token authentication, and the command line.
 
-The store is reached through a gateway, so that a test can tell when a checkpoint is half way up.
+Commands reach the store through a gateway, so that a test can act in the middle of a checkpoint's upload.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.repository import ROOT
 from tests.storage.gateway import Gateway
 
 PATIENCE_S = 300.0
-"""Far more than anything here takes on an idle machine."""
+"""Far longer than any wait here takes on an idle machine."""
 
 
 @dataclass
@@ -51,14 +51,14 @@ class Driver:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # it writes where each of its threads is
+            self.process.send_signal(signal.SIGABRT)  # faulthandler writes the stack of each thread
             self.process.wait()
-            raise AssertionError(f"not over within {timeout_s:.0f} s:\n{self.output}") from None
+            raise AssertionError(f"still running after {timeout_s:.0f} s:\n{self.output}") from None
 
 
 @dataclass
 class Service:
-    """A Ray head in a directory of its own, before a store server that is somebody else's."""
+    """A Ray head in its own directory, and a store server that the caller owns."""
 
     root: Path
     server: StoreServer
@@ -71,7 +71,7 @@ class Service:
 
     @property
     def scratch(self) -> Path:
-        """Where the workers write checkpoints before they are uploaded."""
+        """Directory in which workers write checkpoints before the upload."""
         return self.root / "scratch"
 
     def environment(self, uri: str) -> dict[str, str]:
@@ -99,7 +99,7 @@ class Service:
         ray_head.wait_until_ready(self.ray, self.ports, self.token, log)
 
     def kill_ray(self) -> None:
-        """kill -9 of every process of the cluster at once: head, agents, actors, workers."""
+        """SIGKILL every process of the cluster: head, agents, actors, workers."""
         found = processes.family([self.ray], self.mark)
         assert len(found) > 3
         for process in found:
@@ -118,7 +118,7 @@ class Service:
         return [process for process in family if "RayTrainWorker" in _title(process)]
 
     def kitae(self, store: Store, *arguments: str, **environment: str) -> Driver:
-        """Start a command in the background, on a store of this service."""
+        """Start a `kitae` command in the background on a store of this service."""
         log = self.root / f"driver-{len(self.drivers)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -142,7 +142,7 @@ class Watched:
 
     @property
     def prefix(self) -> str:
-        """Of its training's checkpoints."""
+        """Prefix of the training's checkpoints."""
         folder = f"jobs/{self.job_id}/checkpoints/"
         return next((folder + name for name in self.store.list_dirs(folder)), folder + "none")
 
@@ -150,7 +150,7 @@ class Watched:
         return checkpoint.committed(self.store, self.prefix)
 
     def step(self) -> int:
-        """Of the last whole checkpoint."""
+        """Step of the last committed checkpoint; 0 without one."""
         return max((found.position.step for found in self.committed()), default=0)
 
     def half_written(self) -> list[str]:
@@ -158,7 +158,7 @@ class Watched:
         return [key.rpartition("/")[2] for key in checkpoint.half_written(self.store, self.prefix)]
 
     def wait_for_step(self, step: int, driver: Driver) -> int:
-        """Until a checkpoint of that step or a later one is whole."""
+        """Wait until a checkpoint of that step or a later one is committed; returns its step."""
         wait_until(lambda: self.step() >= step, driver, f"a checkpoint of step {step}")
         return self.step()
 
@@ -175,7 +175,7 @@ def wait_until(condition: Callable[[], bool], driver: Driver, what: str, *, time
 
 
 def sender_of(client_port: int | None, among: list[Process]) -> Process:
-    """Which of these processes a connection comes from."""
+    """The process that a connection comes from."""
     for process in among:
         if any(c.laddr.port == client_port for c in psutil.Process(process.pid).net_connections("tcp") if c.laddr):
             return process

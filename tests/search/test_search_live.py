@@ -1,9 +1,8 @@
-"""A search on a real Ray cluster and a real store, by the command line, and whatever of it is killed in its midst."""
+"""A search through the command line, on a real Ray cluster and a real store, with every part of it killed midway."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,12 @@ from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from tests.conftest import StoreServer
 from tests.models import tiny_models
-from tests.pipeline.live_service import Driver, Service, kill, live_service, wait_until
+from tests.pipeline.live_service import Driver, Service, kill, wait_until
 
 pytestmark = pytest.mark.heavy
 
 CLOSE = 1e-3
-"""Relative; fp32. After a resume others are in the same pass, and a trial that diverges makes much of rounding."""
-
-
-@pytest.fixture(scope="module")
-def service(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
-        yield service
+"""Relative; fp32. After a resume other trials share the pass, and a diverging trial amplifies rounding."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_file(directory: Path, name: str, **sections: dict[str, Any]) -> JobFile:
-    """Nine trials, 90 steps a whole one."""
+    """A search of nine trials; a complete one has 90 steps."""
     document: dict[str, Any] = {
         "name": name,
         "task": "text_classification",
@@ -82,7 +75,7 @@ def job_file(directory: Path, name: str, **sections: dict[str, Any]) -> JobFile:
 
 @dataclass(frozen=True)
 class Searched:
-    """A job's search as its store has it."""
+    """A job's search as its store shows it."""
 
     store: Store
     job_id: str
@@ -101,47 +94,47 @@ class Searched:
         return play(records.problem(), records.results(), records.stopped())
 
     def wait_for(self, count: int, driver: Driver) -> dict[str, Result]:
-        """Until so many runs have results."""
+        """Wait until `count` runs have results."""
         wait_until(lambda: len(self.results()) >= count, driver, f"{count} results")
         return self.results()
 
 
-def hosts(service: Service) -> list[Process]:
-    """The processes that trials share."""
+def shared_trainers(service: Service) -> list[Process]:
+    """The processes in which trials share a base."""
     family = processes.family([service.ray], service.mark)
     titles = {p: Path(f"/proc/{p.pid}/cmdline") for p in family}
     return [p for p, path in titles.items() if path.exists() and b"ray::Actor" in path.read_bytes()]
 
 
-def test_a_killed_search_comes_to_the_winner_of_an_undisturbed_one(
-    service: Service, store: Store, store_server: StoreServer, files: Path, tmp_path: Path
+def test_a_killed_search_has_the_winner_of_an_undisturbed_one(
+    ray_service: Service, store: Store, store_server: StoreServer, files: Path, tmp_path: Path
 ) -> None:
     job = job_file(files, "searched")
     calm = Store("s3://kitae/calm-search", store_server.settings(), cache=tmp_path / "calm")
-    driver = service.kitae(calm, "run", str(job.path))
+    driver = ray_service.kitae(calm, "run", str(job.path))
     assert driver.wait() == 0, driver.output
     undisturbed = Searched(calm, job.spec.job_id)
     expected = undisturbed.results()
 
     searched = Searched(store, job.spec.job_id)
-    driver = service.kitae(store, "run", str(job.path))
+    driver = ray_service.kitae(store, "run", str(job.path))
     kept = searched.wait_for(2, driver)
     driver.kill()
 
-    driver = service.kitae(store, "resume", job.spec.job_id)
+    driver = ray_service.kitae(store, "resume", job.spec.job_id)
     kept |= searched.wait_for(5, driver)
-    (host,) = hosts(service)
-    kill(host)
+    (trainer,) = shared_trainers(ray_service)
+    kill(trainer)
     kept |= searched.wait_for(8, driver)
     assert driver.process.poll() is None
 
-    service.kill_ray()
+    ray_service.kill_ray()
     assert driver.wait() != 0
     assert "Traceback" not in driver.output
     assert "once it runs again" in driver.output
-    service.start_ray()
+    ray_service.start_ray()
 
-    driver = service.kitae(store, "resume", job.spec.job_id)
+    driver = ray_service.kitae(store, "resume", job.spec.job_id)
     assert driver.wait() == 0, driver.output
     found = searched.results()
     assert set(found) == set(expected)
@@ -168,13 +161,15 @@ def test_a_killed_search_comes_to_the_winner_of_an_undisturbed_one(
     assert len(left) <= 4
 
 
-def test_a_search_over_everything_else_falls_back_and_says_so(service: Service, store: Store, files: Path) -> None:
-    """Full training in the lasting process, and LoRA and a frozen backbone that share, in one search; `tune` alone."""
+def test_a_search_over_methods_trains_some_trials_alone_and_reports_it(
+    ray_service: Service, store: Store, files: Path
+) -> None:
+    """Full training without sharing, LoRA and a frozen backbone that share, in one search, through `kitae tune`."""
     space = {"method": ["full", "lora", "frozen"], "learning_rate": [1e-3, 1e30]}
     search = {"space": space, "algorithm": "grid", "finalists": 1}
     training = {"epochs": 1, "max_grad_norm": None, "warmup_fraction": 0.0}
     job = job_file(files, "mixed", search=search, training=training)
-    driver = service.kitae(store, "tune", str(job.path))
+    driver = ray_service.kitae(store, "tune", str(job.path))
     assert driver.wait() == 0, driver.output
     results = Searched(store, job.spec.job_id).results()
     assert len(results) == 6
@@ -186,36 +181,36 @@ def test_a_search_over_everything_else_falls_back_and_says_so(service: Service, 
     assert "not_finite" in wild
     shared = {r.run.params["method"]: r.shared for r in results.values() if r.status == "ok"}
     assert shared == {"full": False, "lora": True, "frozen": True}
-    told = [event.message for _, event in jobs.events(store, job.spec.job_id)]
-    assert any("trials run one after another: method: full leaves no base to share" in message for message in told)
+    messages = [event.message for _, event in jobs.events(store, job.spec.job_id)]
+    assert any("trials run one after another: method: full leaves no base to share" in line for line in messages)
     assert "best: " in driver.output
-    page = service.root / "page.html"
-    shown = service.kitae(store, "trials", job.spec.job_id, "--html", str(page))
+    page = ray_service.root / "page.html"
+    shown = ray_service.kitae(store, "trials", job.spec.job_id, "--html", str(page))
     assert shown.wait() == 0, shown.output
     assert "learning_rate" in page.read_text(encoding="utf-8")
     assert registry.names(store) == []
 
 
-def test_trials_of_several_workers_are_groups_and_one_that_takes_too_long_is_given_up(
-    service: Service, store: Store, files: Path
+def test_trials_on_several_workers_are_worker_groups_and_a_slow_one_times_out(
+    ray_service: Service, store: Store, files: Path
 ) -> None:
-    """The second trial has fifty times the steps of the first."""
-    space = {"epochs": [1, 50]}
-    search = {"space": space, "algorithm": "grid", "finalists": 1, "trial_minutes": 1, "parallel": 1}
-    job = job_file(files, "slow", search=search, training={"method": "full", "batch_size": 2}, compute={"workers": 2})
-    driver = service.kitae(store, "tune", str(job.path))
+    """The second trial has 500 times the steps of the first."""
+    space = {"epochs": [1, 500]}
+    search = {"space": space, "algorithm": "grid", "finalists": 1, "trial_minutes": 0.5, "parallel": 1}
+    job = job_file(files, "slow", search=search, training={"method": "full"}, compute={"workers": 2})
+    driver = ray_service.kitae(store, "tune", str(job.path))
     assert driver.wait() == 0, driver.output
     results = Searched(store, job.spec.job_id).results()
-    assert {r.run.params["epochs"]: r.status for r in results.values()} == {1: "ok", 50: "timed_out"}
+    assert {r.run.params["epochs"]: r.status for r in results.values()} == {1: "ok", 500: "timed_out"}
     assert not any(result.shared for result in results.values())
-    assert "search.trial_minutes 1" in next(r.error or "" for r in results.values() if r.status == "timed_out")
+    assert "search.trial_minutes 0.5" in next(r.error or "" for r in results.values() if r.status == "timed_out")
 
 
-def test_the_base_is_searched_and_the_winner_registered_on_its_own(service: Service, store: Store, files: Path) -> None:
+def test_a_search_over_bases_registers_the_winner_on_its_base(ray_service: Service, store: Store, files: Path) -> None:
     bases = [str(files / name) for name in ("encoder", "other")]
     search = {"space": {"base_model": bases}, "algorithm": "grid", "finalists": 1}
     job = job_file(files, "bases", search=search, training={"epochs": 2, "learning_rate": 1e-2})
-    driver = service.kitae(store, "run", str(job.path))
+    driver = ray_service.kitae(store, "run", str(job.path))
     assert driver.wait() == 0, driver.output
     searched = Searched(store, job.spec.job_id)
     results = searched.results()
@@ -229,11 +224,11 @@ def test_the_base_is_searched_and_the_winner_registered_on_its_own(service: Serv
     assert version.metrics["loss"] == pytest.approx(best.loss, rel=1e-3)
 
 
-def test_when_every_trial_fails_the_job_says_why(service: Service, store: Store, files: Path) -> None:
+def test_a_search_whose_trials_all_fail_reports_why(ray_service: Service, store: Store, files: Path) -> None:
     search = {"space": {"learning_rate": [1e29, 1e30]}, "algorithm": "grid"}
     training = {"epochs": 1, "max_grad_norm": None, "warmup_fraction": 0.0, "method": "lora"}
     job = job_file(files, "hopeless", search=search, training=training)
-    driver = service.kitae(store, "run", str(job.path))
+    driver = ray_service.kitae(store, "run", str(job.path))
     assert driver.wait() == TrainingError.exit_code, driver.output
     assert "all 2 trials of the search failed" in driver.output
     assert "lower training.learning_rate" in driver.output

@@ -1,4 +1,4 @@
-"""Trials that share a process: each comes to the losses that it comes to alone.
+"""Trials that share a process: each has the losses that it has when it is trained alone.
 
 Over 400 lines: every test compares with the same solo runs, on the same rows and models.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pytest
 import ray
 import torch
 
-from benchmarks.search import Inline
 from ray_jobs import jobs
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.models import lora_linear
@@ -124,7 +123,7 @@ def features(setting: Setting, depth: int = 2) -> SharedFeatures:
 
 
 def run_alone(case: tuple[TrainInputs, Store]) -> tuple[tuple[float, ...], float, float]:
-    """The losses, and what was measured at the end."""
+    """Losses, held-out loss and held-out accuracy of a run."""
     train(*case)
     last = checkpoint.committed(case[1], case[0].checkpoints)[-1].position
     assert last.held_out_loss is not None
@@ -133,7 +132,7 @@ def run_alone(case: tuple[TrainInputs, Store]) -> tuple[tuple[float, ...], float
 
 
 def assert_same(setting: Setting, runs: Sequence[Run], results: dict[str, Result]) -> None:
-    """What ran together came to what it comes to alone."""
+    """Assert that runs that trained together have the metrics they have alone."""
     cases = [(setting.alone(run), setting.store) for run in runs]
     for run, (losses, held_out_loss, accuracy) in zip(runs, on_workers(1, run_alone, cases), strict=True):
         result = results[run.name]
@@ -182,7 +181,7 @@ def test_lora_trials_on_an_encoder_have_their_own_heads(store: Store, tmp_path: 
     assert_same(setting, runs, results)
 
 
-def test_a_promoted_trial_goes_on_from_its_trunk_wherever_it_runs(store: Store, tmp_path: Path) -> None:
+def test_a_promoted_trial_resumes_from_its_trunk_wherever_it_runs(store: Store, tmp_path: Path) -> None:
     """Together, then alone, then together; the trunk is that of a run straight to the last rung."""
     setting = make_setting(store, tmp_path, "chat", method="lora")
     params = LORA_TRIALS[0]
@@ -209,7 +208,7 @@ def test_a_promoted_trial_goes_on_from_its_trunk_wherever_it_runs(store: Store, 
     assert last.steps == 12 - trunk_end(8)
 
 
-def test_a_run_that_was_cut_off_goes_on_from_its_last_checkpoint(store: Store, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_resumes_from_its_last_checkpoint(store: Store, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     run = Run(trial=0, rung=0, params=LORA_TRIALS[0], until=10)
     whole = setting.run_together(lora(setting), [run], prefix="whole")[run.name]
@@ -223,7 +222,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_last_checkpoint(store: Store, t
     assert again.losses == pytest.approx(whole.losses, rel=1e-6)
 
 
-def test_a_trial_that_diverges_takes_nobody_along(store: Store, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_does_not_affect_the_others(store: Store, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     wild = {"method": "lora", "learning_rate": 1e30, "max_grad_norm": None, "warmup_fraction": 0.0}
     runs = [Run(trial=0, rung=0, params=LORA_TRIALS[0], until=6), Run(trial=1, rung=0, params=wild, until=6)]
@@ -260,7 +259,7 @@ def test_a_pass_that_does_not_fit_is_tried_in_halves(
 
 
 @pytest.mark.parametrize("task", ["chat", "text_classification"])
-def test_frozen_trials_share_what_the_backbone_makes_of_the_rows(store: Store, tmp_path: Path, task: str) -> None:
+def test_frozen_trials_share_the_backbones_features(store: Store, tmp_path: Path, task: str) -> None:
     setting = make_setting(store, tmp_path, task, method="frozen")
     trials: list[Params] = [
         {"learning_rate": 1e-2, "trainable_blocks": 1},
@@ -288,7 +287,7 @@ def test_a_model_that_is_not_its_two_parts_is_not_cut(
 
 @pytest.fixture
 def two_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[AtOnce]:
-    """Threads that take turns in the middle of their passes."""
+    """Two threads that alternate in the middle of their passes."""
     whole = lora_linear.linear
 
     def slow(*given: Any) -> torch.Tensor:
@@ -306,7 +305,7 @@ def two_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[AtOnce]:
 
 @pytest.mark.parametrize("task", ["chat", "text_classification"])
 @pytest.mark.parametrize("method", ["lora", "frozen"])
-def test_passes_at_once_come_to_the_same_losses_each_time(
+def test_concurrent_passes_have_the_same_losses_each_time(
     store: Store, tmp_path: Path, two_at_once: AtOnce, task: str, method: str
 ) -> None:
     setting = make_setting(store, tmp_path, task, method=method, gradient_checkpointing=method == "lora")
@@ -319,7 +318,7 @@ def test_passes_at_once_come_to_the_same_losses_each_time(
 
     def seen(self: Any, parts: Any) -> Any:
         name = threading.current_thread().name
-        if name.startswith("at-once"):  # a pass that is alone has all threads
+        if name.startswith("at-once"):  # a single pass has all threads
             names.add(name)
             assert torch.get_num_threads() == 1
         return whole(self, parts)
@@ -335,7 +334,7 @@ def test_passes_at_once_come_to_the_same_losses_each_time(
     assert_same(setting, runs, results)
 
 
-def test_what_fails_in_one_thread_leaves_the_others_right(
+def test_a_failure_in_one_thread_does_not_affect_the_others(
     store: Store, tmp_path: Path, two_at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One trial diverges, another's passes do not fit before they are halved."""
@@ -359,7 +358,7 @@ def test_what_fails_in_one_thread_leaves_the_others_right(
     assert_same(setting, [runs[0], runs[1], runs[3]], results)
 
 
-def test_where_two_passes_do_not_fit_one_at_a_time_is_tried(
+def test_passes_that_do_not_fit_together_run_one_at_a_time(
     store: Store, tmp_path: Path, two_at_once: AtOnce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
@@ -375,7 +374,7 @@ def test_where_two_passes_do_not_fit_one_at_a_time_is_tried(
     assert_same(setting, runs, setting.run_together(lora(setting), runs, prefix="together", at_once=two_at_once))
 
 
-def test_a_process_that_computes_on_a_cpu_has_rays_allocator() -> None:
+def test_a_process_that_computes_on_a_cpu_uses_jemalloc() -> None:
     class Mapped:
         def files(self) -> str:
             return Path("/proc/self/maps").read_text()
@@ -388,12 +387,12 @@ def test_a_process_that_computes_on_a_cpu_has_rays_allocator() -> None:
         ray.kill(actor)
 
 
-def test_jobs_at_once_all_end_before_the_first_error_is_raised(two_at_once: AtOnce) -> None:
+def test_concurrent_jobs_all_end_before_the_first_error_is_raised(two_at_once: AtOnce) -> None:
     ended, both = [], threading.Barrier(2, timeout=30)
 
     def job(i: int) -> int:
         if i < 2:
-            both.wait()  # only where two run at the same time
+            both.wait()  # needs two that run at the same time
         if i in (1, 2):
             raise ValueError(i)
         time.sleep(0.05)
@@ -408,14 +407,14 @@ def test_jobs_at_once_all_end_before_the_first_error_is_raised(two_at_once: AtOn
     assert torch.get_num_threads() == 2
 
 
-def test_trials_are_dealt_out_evenly() -> None:
+def test_trials_are_distributed_evenly() -> None:
     assert spread([5, 9, 3, 9, 20, 1], 2) == [[2, 4, 5], [0, 1, 3]]
     assert spread([5, 9], 4) == [[1], [0]]
     assert spread([], 2) == []
     assert spread([3, 1], 1) == [[0, 1]]
 
 
-def test_passes_hold_what_fits() -> None:
+def test_passes_stay_within_the_token_limit() -> None:
     lengths = [5, 9, 3, 9, 20, 1]
     packed = fill(lengths, 12, packed=True)
     assert sorted(i for group in packed for i in group) == list(range(6))
@@ -425,7 +424,7 @@ def test_passes_hold_what_fits() -> None:
     assert fill([], 8, packed=True) == []
 
 
-def test_frozen_trials_have_passes_of_their_own_and_a_head_that_sees_one_token_takes_one(
+def test_frozen_trials_have_their_own_passes_and_a_head_that_reads_one_token_takes_one(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen")
@@ -441,7 +440,7 @@ def test_frozen_trials_have_passes_of_their_own_and_a_head_that_sees_one_token_t
     assert passes == [[(run.name, size)] for size in (8, len(LABELLED_HELD_OUT)) for run in runs]
 
 
-def test_a_cpu_has_small_passes_and_no_more_trials_in_memory_than_it_computes(
+def test_a_cpu_has_small_passes_and_holds_only_the_trials_it_computes(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pass_tokens(4096, torch.device("cuda")) == 4096
@@ -471,7 +470,7 @@ def test_a_cpu_has_small_passes_and_no_more_trials_in_memory_than_it_computes(
 def test_runs_that_end_together_are_uploaded_while_others_are_scored(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One whose held-out loss is no number gets no checkpoint, and takes nobody along."""
+    """A run whose held-out loss is not a number gets no checkpoint and does not affect the others."""
     setting = make_setting(store, tmp_path, "chat", method="lora")
     runs = [Run(trial=i, rung=0, params=params, until=2) for i, params in enumerate(LORA_TRIALS[:3])]
     seen, score, committed = [], Together._score, Together._committed
@@ -492,7 +491,7 @@ def test_runs_that_end_together_are_uploaded_while_others_are_scored(
     assert seen == ["scored"] * 3 + ["waited for"] * 2
 
 
-def test_a_run_by_itself_tells_its_start_from_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_of_a_single_run_separates_its_start_from_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 13.0, 20.0])
     monkeypatch.setattr("ray_jobs.search.shared_trainer.time.monotonic", lambda: next(times))
     clock, run = Clock(), Run(trial=0, rung=0, params={}, until=2)
@@ -502,8 +501,42 @@ def test_a_run_by_itself_tells_its_start_from_its_steps(monkeypatch: pytest.Monk
     assert (timed.start_s, timed.seconds) == (3.0, 7.0)
 
 
-@pytest.mark.parametrize("algorithm", ["asha", "tpe", "random", "pbt"])
-def test_every_algorithm_comes_to_a_trained_winner(store: Store, tmp_path: Path, algorithm: str) -> None:
+@dataclass
+class Inline:
+    """Runs a search's trials in a host of this process."""
+
+    host: Host
+    parallel: int
+    steps: dict[str, int] = field(default_factory=dict)
+    since: dict[str, float] = field(default_factory=dict)
+
+    def running(self) -> dict[str, float]:
+        return dict(self.since)
+
+    def busy_workers(self) -> int:
+        return 1
+
+    def has_room(self, task: Task) -> bool:
+        return len(self.since) < self.parallel
+
+    def start(self, task: Task) -> None:
+        self.since[task.run.name] = time.monotonic()
+        self.host.submit(task)
+
+    def drop(self, name: str) -> None:
+        self.since.pop(name)
+        self.host.drop(name)
+
+    def poll(self) -> list[Result]:
+        results = list(self.host.poll().results)
+        for result in results:
+            self.since.pop(result.run.name)
+        return results
+
+
+@pytest.mark.parametrize("algorithm", ["asha", "pbt"])
+def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, algorithm: str) -> None:
+    """Two algorithms with rungs are trained; `test_algorithms.py` decides all four without training."""
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     section = {
         "space": {"learning_rate": {"min": 1e-3, "max": 1e-1, "scale": "log"}, "weight_decay": [0.0, 0.01]},
@@ -535,7 +568,7 @@ def test_every_algorithm_comes_to_a_trained_winner(store: Store, tmp_path: Path,
     if algorithm == "pbt":
         moved = [r.run for r in records.results().values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
         assert moved
-        for run in moved:  # what it went on from is what the other had come to
+        for run in moved:  # it starts from the other trial's weights
             source = records.results()[run.source or ""]
             kept = trunk_end(source.run.until)
             assert records.results()[run.name].losses[:kept] == source.losses[:kept]

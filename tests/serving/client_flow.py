@@ -1,8 +1,8 @@
-"""The whole flow as a developer's program has it, with the official client and nothing else.
+"""The whole flow of a developer's program, with the official client and nothing else.
 
     PYTHONPATH=CLIENT python tests/serving/client_flow.py BASE_URL API_KEY BASE_MODEL ROWS.jsonl
 
-Prints what it saw as JSON. Nothing of Kitae is imported.
+Prints a report as JSON. Imports nothing of Kitae.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main(base_url: str, api_key: str, base_model: str, rows: str) -> dict[str, A
     assert len({found.id for found in checkpoints}) == len(checkpoints) > 0
     for found in checkpoints:
         named = found.fine_tuned_model_checkpoint
-        told = client.chat.completions.create(model=named, messages=question, max_tokens=4)
-        assert told.model == named
+        reply = client.chat.completions.create(model=named, messages=question, max_tokens=4)
+        assert reply.model == named
         assert found.metrics.full_valid_loss is not None
     seen["checkpoints"] = [found.step_number for found in checkpoints]
 
@@ -102,7 +102,7 @@ def main(base_url: str, api_key: str, base_model: str, rows: str) -> dict[str, A
 
 
 def _errors(client: openai.OpenAI, job_id: str) -> dict[str, list[Any]]:
-    """Every kind of refusal, as the client maps it: [exception, code, param, type]."""
+    """Every kind of error, as the client maps it: [exception, code, param, type, has a request id]."""
     wrong = openai.OpenAI(base_url=client.base_url, api_key="wrong", max_retries=0)
     hasty = client.with_options(max_retries=0)
     calls: dict[str, Callable[[], object]] = {

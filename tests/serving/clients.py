@@ -1,4 +1,4 @@
-"""The official client in one release each of 1.x, 2.x and 3.x, unmodified, and the whole flow as each has it."""
+"""The official client, unmodified, in one release each of 1.x, 2.x and 3.x, and the whole flow run with a release."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.repository import ROOT
 
 RELEASES = ("1.109.1", "2.54.0", "3.54.0")
 BESIDE = ("distro==1.9.0", "sniffio==1.3.1")
-"""What older releases need and newer ones do not."""
+"""Packages that older releases need and newer ones do not."""
 CLIENTS = ROOT / ".kitae" / "clients"
 ERRORS = {
     "no key": ["AuthenticationError", "invalid_api_key", None, "authentication_error", True],
@@ -25,11 +25,11 @@ ERRORS = {
     "deleted model": ["NotFoundError", "model_not_found", "model", "not_found_error", True],
     "cancel twice": ["BadRequestError", "invalid_state", None, "invalid_request_error", True],
 }
-"""Exception, code, param, type and whether there is a request id, as every release must see them."""
+"""Exception, code, param, type and presence of a request id, as every release must report them."""
 
 
 def client_at(release: str) -> Path:
-    """A directory with that release of the client alone; what it needs is installed already."""
+    """A directory with that release alone; its dependencies come from this environment."""
     directory = CLIENTS / f"openai-{release}"
     if not (directory / "openai").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
@@ -38,7 +38,7 @@ def client_at(release: str) -> Path:
 
 
 def whole_flow(release: str, url: str, key: str, base: str, rows: Path, *, timeout_s: float) -> dict[str, Any]:
-    """What `tests/serving/client_flow.py` saw; AssertionError with what it said where it failed."""
+    """Run `tests/serving/client_flow.py` with a release; returns its report. Raises AssertionError with its output."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "client_flow.py"), url, key, base, str(rows)],
         env={"PYTHONPATH": str(client_at(release)), "PATH": "", "NO_PROXY": "127.0.0.1"},

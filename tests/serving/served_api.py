@@ -1,8 +1,8 @@
-"""The endpoint in a process of its own, for tests that kill it.
+"""The endpoint in its own process, for tests that kill it.
 
     python tests/serving/served_api.py PORT FOLDER
 
-The store is the environment's, engines are fakes, and a runner is a file in FOLDER, which a test lets begin and end.
+The environment names the store, engines are fakes, and a runner is a file in FOLDER that the test starts and ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.serving.fake_backend import FakeBackend
 
 
 class FolderLauncher:
-    """A launcher whose runners outlive whoever launched them."""
+    """A launcher whose runners outlive the process that launched them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The real model of the endpoint's tests, and adapters on it that visibly change what it says."""
+"""The real model of the endpoint's tests, and adapters that visibly change its answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROWS: list[dict[str, Any]] = [
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, made here if it is not there yet."""
+    """Directory of SmolLM2-135M-Instruct, downloaded once."""
     asset = assets.GROUPS["chat"][0]
     assets.bring([asset], assets.DEFAULT_DIRECTORY)
     return (assets.DEFAULT_DIRECTORY / asset.name).resolve()
 
 
 def with_adapter(base: Path, *, seed: int) -> Any:
-    """The base with a LoRA adapter whose B is not zero, as if it had been trained; PEFT's model, in fp32."""
+    """A PEFT model in fp32: the base with a LoRA adapter whose B is not zero, like a trained one."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

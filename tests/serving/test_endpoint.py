@@ -40,7 +40,7 @@ ONGOING, QUEUED = 4, 4
 
 @dataclass(frozen=True)
 class Service:
-    """One running service, and what belongs to it."""
+    """A running service with its store, settings and base."""
 
     store: Store
     settings: ServeSettings
@@ -50,7 +50,7 @@ class Service:
 
     @property
     def tuned(self) -> dict[str, Any]:
-        """What the job of each of `tuned`'s versions said of serving: another request would restart the engine."""
+        """Serving section of all versions of `tuned`: another one would restart the engine."""
         limits = {"max_ongoing_requests": ONGOING, "max_queued_requests": QUEUED}
         return {"serving": limits | {"max_loras": 2, "kv_cache_gib": 0.25, "max_model_len": 1024}}
 
@@ -62,13 +62,13 @@ class Service:
         return openai.OpenAI(base_url=self.settings.url, api_key=key or self.key, max_retries=0)
 
     def register(self, name: str, directory: Path, **spec: Any) -> None:
-        # What answers are compared with is fp32; `auto` is bf16 where the processor has it.
+        # Answers are compared with fp32; `auto` is bf16 where the processor has it.
         task = make_spec(name, base_model=BASE, training={"precision": "fp32"}, **spec)
         lineage = Lineage("d" * 16, self.base.digest, task, "test", "job", {}, LABELS)
         registry.register(self.store, name, directory, lineage=lineage, lineage_digest=directory.name)
 
     def replicas(self) -> dict[str, int]:
-        """Process of each application."""
+        """Process id of each application's replica."""
         with ServeClient(self.settings) as serve:
             applications = serve.details()["applications"]
         return {
@@ -76,13 +76,13 @@ class Service:
             for name, application in applications.items()
             for deployment in application["deployments"].values()
             for replica in deployment["replicas"]
-            if replica.get("pid")  # one that begins has none yet
+            if replica.get("pid")  # a starting replica has none yet
         }
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Store, Ray and endpoint of their own, with `tuned` version 1 deployed."""
+    """The module's own store, Ray and endpoint, with version 1 of `tuned` deployed."""
     root = tmp_path_factory.mktemp("service")
     (port,) = processes.free_ports(1)
     before = dict(os.environ)
@@ -142,8 +142,8 @@ def test_base_and_adapter_answer_by_their_names(client: openai.OpenAI) -> None:
     assert base.usage.total_tokens == base.usage.prompt_tokens + base.usage.completion_tokens
 
 
-def test_who_is_asked_beside_whom_changes_no_answer(client: openai.OpenAI) -> None:
-    """Base and adapter in one batch, each as if alone: an adapter must not leak into the others' answers."""
+def test_concurrent_requests_change_no_answer(client: openai.OpenAI) -> None:
+    """Base and adapter in one batch answer as they do alone: an adapter does not leak into other answers."""
     names = [BASE, "tuned"]
     alone = {name: logprobs(ask(client, name)) for name in names}
     with ThreadPoolExecutor(4) as pool:
@@ -187,7 +187,7 @@ def test_sampling_follows_the_request(client: openai.OpenAI) -> None:
     assert len(ask(client, BASE, n=2, temperature=1.0, max_tokens=2).choices) == 2
 
 
-def test_completions_go_on_with_a_text(client: openai.OpenAI) -> None:
+def test_completions_continue_a_text(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0.0, "logprobs": 1}
     base = client.completions.create(model=BASE, **options)
     assert "Paris" in base.choices[0].text
@@ -237,7 +237,7 @@ def test_a_client_that_goes_away_stops_its_generation(service: Service) -> None:
 
 
 def in_flight(service: Service, *, until_idle: bool) -> list[int]:
-    """How many requests the engine works on: once, or again and again until none is left."""
+    """Requests the engine is processing: one reading, or readings until none is left."""
     script = """
 import ray, sys, time
 from ray import serve
@@ -255,8 +255,8 @@ while True:
     return [int(line) for line in done.stdout.split()]
 
 
-def test_a_full_queue_is_said_at_once(service: Service) -> None:
-    """More than may be worked on and wait are refused with 429, the others are answered."""
+def test_a_full_queue_is_refused_at_once(service: Service) -> None:
+    """Requests beyond the running and queued limits are refused with 429; the others are answered."""
 
     def one(_: int) -> int:
         with httpx.Client(timeout=120) as http:
@@ -289,7 +289,7 @@ def test_a_new_version_and_a_moved_alias_answer_without_a_restart(service: Servi
     assert deploy.deploy(service.store, "tuned@2", service.settings).version == "2"
     assert wait_for(lambda: ask(client, "tuned").model == "tuned@2")
     assert service.replicas() == before
-    # Every slot of the engine is taken now, and the base still answers as itself.
+    # Every adapter slot of the engine is taken now, and the base still answers without one.
     assert "Paris" in said(ask(client, BASE))
 
 
@@ -304,7 +304,7 @@ def wait_for(condition: Any, patience_s: float = 10.0) -> bool:
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> Path:
-    """A small encoder with a head, as training publishes one."""
+    """A small encoder with a head, as training publishes it."""
     import torch
     from transformers import AutoTokenizer
 
@@ -358,16 +358,18 @@ def test_a_classifier_is_deployed_beside_what_runs(service: Service, classifier:
     assert service.replicas().items() >= before.items()
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_stream_has_the_wire_name_in_every_event_and_its_usage_is_counted(service: Service, told: bool) -> None:
-    """Also where the client did not ask the stream to tell its usage, which it then does not get to see."""
+@pytest.mark.parametrize("include_usage", [True, False])
+def test_a_stream_has_the_api_name_in_every_event_and_its_usage_is_counted(
+    service: Service, include_usage: bool
+) -> None:
+    """Also without `include_usage`; the stream then has no usage event."""
     name = "ftjob-01jstream"
     service.register(name, service.scratch / "adapter-1", **service.tuned)  # the same version the second time
     deploy.deploy(service.store, name, service.settings)
     shown = f"ft:{BASE}:default::01jstream"
     before = counted(service, f"{name}@1")
     body: dict[str, Any] = {"model": shown, "messages": QUESTION, "max_tokens": 6, "ignore_eos": True, "stream": True}
-    body |= {"stream_options": {"include_usage": True}} if told else {}
+    body |= {"stream_options": {"include_usage": True}} if include_usage else {}
     headers = {"Authorization": f"Bearer {service.key}"}
     answer = httpx.post(f"{service.settings.url}/chat/completions", json=body, headers=headers, timeout=60)
     *events, end = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
@@ -376,15 +378,15 @@ def test_a_stream_has_the_wire_name_in_every_event_and_its_usage_is_counted(serv
     assert len(chunks) >= 6
     assert {chunk["model"] for chunk in chunks} == {shown}
     usages = [chunk["usage"] for chunk in chunks if chunk.get("usage")]
-    assert [chunk["choices"] for chunk in chunks].count([]) == len(usages) == int(told)
-    if told:
+    assert [chunk["choices"] for chunk in chunks].count([]) == len(usages) == int(include_usage)
+    if include_usage:
         assert usages[0]["completion_tokens"] == 6
     assert wait_for(lambda: counted(service, f"{name}@1")["completion"] == before["completion"] + 6)
     assert counted(service, f"{name}@1")["prompt"] > before["prompt"]
 
 
 def counted(service: Service, model: str) -> dict[str, float]:
-    """Tokens of a model by kind, as the endpoint's metrics have them."""
+    """Tokens of a model by kind, from the endpoint's metrics."""
     url, headers = service.settings.url.removesuffix("/v1"), {"Authorization": f"Bearer {service.key}"}
     lines = httpx.get(f"{url}/metrics", headers=headers).text.splitlines()
     found = {"prompt": 0.0, "completion": 0.0}
@@ -396,7 +398,7 @@ def counted(service: Service, model: str) -> dict[str, float]:
 
 
 def test_a_dead_engine_is_not_ready_and_replaced(service: Service, client: openai.OpenAI) -> None:
-    """Its process killed: requests are told to come again, never that they failed; then a new one answers."""
+    """After its process is killed, requests get 503 with Retry-After and no other error until a new engine answers."""
     replica = psutil.Process(service.replicas()[f"kitae-{BASE}"])
     (engine,) = [child for child in replica.children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
     engine.kill()
@@ -407,7 +409,7 @@ def test_a_dead_engine_is_not_ready_and_replaced(service: Service, client: opena
 
 
 def refused_until_it_answers(client: openai.OpenAI) -> set[tuple[int, str | None, str | None]]:
-    """Status, code and Retry-After of all that the base refused before it answered."""
+    """Status, code and Retry-After of every refusal until the base answers."""
     refusals = set()
 
     def answers() -> bool:
@@ -421,8 +423,8 @@ def refused_until_it_answers(client: openai.OpenAI) -> set[tuple[int, str | None
     return refusals
 
 
-def test_what_kuberay_takes_away_is_put_back(service: Service, client: openai.OpenAI) -> None:
-    """Told the endpoint's config alone, as KubeRay does, Serve ends every model; the endpoint brings them up again."""
+def test_applications_that_kuberay_removes_are_deployed_again(service: Service, client: openai.OpenAI) -> None:
+    """Given the endpoint's config alone, as KubeRay does, Serve ends every model; the endpoint deploys them again."""
     before = service.replicas()[f"kitae-{BASE}"]
     with ServeClient(service.settings) as serve:
         serve.apply(serve_config([], service.settings))

@@ -1,5 +1,5 @@
-"""The official client through the whole flow, with a runner and engines that are stand-ins; on the real ones it is in
-`test_end_to_end.py`."""
+"""Every supported release of the official client through the whole flow, on the in-process API with a fake runner and
+fake engines. `tests/examples/test_end_to_end.py` runs the newest release on real ones."""
 
 from __future__ import annotations
 

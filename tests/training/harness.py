@@ -1,11 +1,17 @@
-"""Training runs for tests: inputs in a store, and processes with a process group that run cases one after another."""
+"""Training runs for tests: inputs in a store, and groups of worker processes that run cases one after another.
+
+A group is started once a test session: importing torch and DeepSpeed takes longer than most runs here.
+"""
 
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +51,7 @@ def make_spec(task: str = "chat", **sections: dict[str, Any]) -> JobSpec:
 def publish(
     store: Store, spec: JobSpec, base: Path, train: Sequence[Row], held_out: Sequence[Row], *, checkpoints: str
 ) -> TrainInputs:
-    """Put base and encoded rows into the store, as the pipeline would."""
+    """Write base and encoded rows to the store, as the pipeline does."""
     task = TASKS[spec.task]
     labels = sorted({row["label"] for row in train}) if spec.task == "text_classification" else []
     tokenizer = load_tokenizer(base, spec.task)
@@ -67,53 +73,77 @@ def publish(
 
 
 def on_workers(workers: int, function: Callable[..., T], cases: Sequence[Any]) -> list[T]:
-    """`function(case)` for each case, on `workers` processes in one gloo group; what the first process answered.
+    """Run `function(case)` for each case on `workers` processes in one gloo group; returns the first process's results.
 
-    The processes start once, since importing is most of a small run's time. An exception in any fails the test.
+    The session's group of that size is reused. An exception on any process fails the test and ends the group.
     """
-    import torch.multiprocessing as mp
-
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        context.Process(target=_process, args=(rank, workers, port, function, list(cases), queue), daemon=True)
-        for rank in range(workers)
-    ]
-    for process in processes:
-        process.start()
+    group = _groups.get(workers)
+    if group is None:
+        group = _groups[workers] = _Group.start(workers)
     try:
-        answers: Any = _answer(queue, processes)
-    finally:
-        for process in processes:
-            process.join(timeout=20)
-            process.kill()
-    if isinstance(answers, str):
-        raise AssertionError(answers)
+        answers: Any = group.run(function, list(cases))
+    except BaseException:
+        _groups.pop(workers).kill()
+        raise
     return answers  # type: ignore[no-any-return]  # through a queue
 
 
-def _answer(queue: Any, processes: Sequence[Any]) -> Any:
-    """The first answer; a process that died without one fails the test at once."""
-    import queue as queues
+@dataclass(frozen=True)
+class _Group:
+    """Processes that wait for cases. They are daemons: they end with the test process."""
 
-    for _ in range(500):
-        try:
-            return queue.get(timeout=1)
-        except queues.Empty:
-            died = [process.exitcode for process in processes if process.exitcode]
-            if died:
-                return f"a training process died with exit code {died[0]}"
-    return "no answer within 500 s"
+    processes: tuple[Any, ...]
+    requests: tuple[Any, ...]
+    """A queue a process."""
+    answers: Any
+
+    @classmethod
+    def start(cls, workers: int) -> _Group:
+        import torch.multiprocessing as mp
+
+        context = mp.get_context("spawn")
+        requests, answers = tuple(context.Queue() for _ in range(workers)), context.Queue()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = tuple(
+            context.Process(target=_serve, args=(rank, workers, port, requests[rank], answers), daemon=True)
+            for rank in range(workers)
+        )
+        for process in processes:
+            process.start()
+        return cls(processes, requests, answers)
+
+    def run(self, function: Callable[..., Any], cases: list[Any]) -> Any:
+        for requests in self.requests:
+            requests.put((function, cases))
+        answers = self._answer()
+        if isinstance(answers, str):
+            raise AssertionError(answers)
+        return answers
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def _answer(self) -> Any:
+        """The first answer. A process that has ended without one fails the test at once."""
+        died: list[int] = []
+        for _ in range(500):
+            try:
+                return self.answers.get(timeout=1)
+            except queue.Empty:
+                if died:
+                    return f"a training process ended with exit code {died[0]}"
+                died = [process.exitcode for process in self.processes if process.exitcode is not None]
+        return "no answer within 500 s"
 
 
-def _process(
-    rank: int, workers: int, port: int, function: Callable[..., Any], cases: Sequence[Any], queue: Any
-) -> None:
-    import traceback
+_groups: dict[int, _Group] = {}
 
+
+def _serve(rank: int, workers: int, port: int, requests: Any, answers: Any) -> None:
     import torch
     import torch.distributed as dist
 
@@ -126,11 +156,14 @@ def _process(
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
-    try:
-        dist.init_process_group("gloo", rank=rank, world_size=workers)
-        answers = [function(case) for case in cases]
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    while True:
+        function, cases = requests.get()
+        try:
+            results = [function(case) for case in cases]
+            dist.barrier()
+        except Exception:  # noqa: BLE001  # reported to the test, which fails
+            answers.put(traceback.format_exc())
+            return
         if rank == 0:
-            queue.put(answers)
-        dist.barrier()
-    except Exception:  # noqa: BLE001  # told to the test, which fails
-        queue.put(traceback.format_exc())
+            answers.put(results)

@@ -1,4 +1,4 @@
-"""The batch plan: every row once an epoch, whatever the workers."""
+"""The batch plan: every row once an epoch, on any number of workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def test_every_epoch_trains_every_row_once(lengths: list[int], batch_size: int, 
 
 
 @given(LENGTHS, st.integers(1, 4), st.booleans())
-def test_groups_share_out_the_rows_evenly_and_fit(lengths: list[int], workers: int, packed: bool) -> None:
+def test_groups_divide_the_rows_evenly_and_stay_within_the_limit(
+    lengths: list[int], workers: int, packed: bool
+) -> None:
     groups = split(range(len(lengths)), lengths, workers, 64, packed=packed)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert len(groups) % workers == 0
@@ -39,7 +41,7 @@ def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
     assert plan.rows_of(0) != BatchPlan((1,) * 30, (1,) * 30, 30, 64, 2, seed=4, packed=True).rows_of(0)
 
 
-def test_a_row_longer_than_a_pass_goes_alone() -> None:
+def test_a_row_longer_than_a_pass_is_alone_in_it() -> None:
     assert split(range(2), [100, 3], 1, 64, packed=True) == ((0,), (1,))
 
 

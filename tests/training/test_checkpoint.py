@@ -1,4 +1,4 @@
-"""Checkpoints in a store: only whole ones are seen, and an older one goes only once a newer one can be read."""
+"""Checkpoints in a store: only committed ones are read; an older one is deleted once a newer one is committed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save(store: Store, step: int, *, run: str, held_out_loss: float | None = Non
 
 
 def leave_half(store: Store, step: int, *, run: str) -> str:
-    """What a worker leaves that is killed before the manifest is written."""
+    """The files of a worker that was killed before it wrote the manifest."""
     key = f"{PREFIX}/step-{step:08d}-{run}"
     store.put(f"{key}/state-00000.safetensors", b"half of it")
     return key
@@ -33,7 +33,7 @@ def steps(store: Store) -> list[int]:
     return [found.position.step for found in checkpoint.committed(store, PREFIX)]
 
 
-def test_a_half_one_is_never_seen_and_goes_with_the_next_commit(store: Store) -> None:
+def test_a_half_written_checkpoint_is_never_read_and_is_deleted_by_the_next_commit(store: Store) -> None:
     save(store, 5, run="first")
     key = leave_half(store, 10, run="first")
     latest = checkpoint.latest(store, PREFIX)
@@ -45,15 +45,15 @@ def test_a_half_one_is_never_seen_and_goes_with_the_next_commit(store: Store) ->
     assert list(store.list(key)) == []
 
 
-def test_a_start_that_was_told_to_stop_deletes_nothing(store: Store) -> None:
+def test_a_superseded_runner_deletes_nothing(store: Store) -> None:
     save(store, 5, run="first")
-    key = leave_half(store, 10, run="second")  # by the start that took over
+    key = leave_half(store, 10, run="second")  # by the runner that took over
     save(store, 7, run="first", tidies=False)
     assert steps(store) == [5, 7]
     assert len(list(store.list(key))) == 1
 
 
-def test_what_cannot_be_uploaded_is_told_at_the_next_save(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_is_raised_at_the_next_save(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("refused")
 
@@ -65,19 +65,19 @@ def test_what_cannot_be_uploaded_is_told_at_the_next_save(store: Store, monkeypa
     assert checkpoint.latest(store, PREFIX) is None
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(store: Store, small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_files(store: Store, small_disk: Path) -> None:
     writer = Writer(store, PREFIX, "first", rank=0, workers=1, keep=1)
-    with pytest.raises(MachineError) as told:
+    with pytest.raises(MachineError) as full:
         writer.save([("layer", {"weight": torch.ones(2**16)})], Position(step=3))
-    assert f"no room for a checkpoint of step 3 below {small_disk}: " in str(told.value)
-    assert "set TMPDIR to a larger disk" in str(told.value)
+    assert f"no room for a checkpoint of step 3 below {small_disk}: " in str(full.value)
+    assert "set TMPDIR to a larger disk" in str(full.value)
     assert list(small_disk.iterdir()) == []
     writer.save([("layer", {"weight": torch.ones(4)})], Position(step=3))
     writer.close()
     assert steps(store) == [3]
 
 
-def test_the_best_and_the_last_stay() -> None:
+def test_the_best_and_the_last_are_kept() -> None:
     losses = {1: 0.9, 2: 0.5, 3: None, 4: 0.7, 5: 0.5, 6: None}
     every = [Checkpoint(str(step), 1, Position(step=step, held_out_loss=loss)) for step, loss in losses.items()]
     assert checkpoint.to_keep(every, best=1) == {"2", "6"}

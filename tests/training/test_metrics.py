@@ -1,4 +1,4 @@
-"""Figures of a training: which steps are told of, and what is written down at its end."""
+"""Metrics of a training: which steps become events, and the file written at its end."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from tests.builders import make_spec
         (5, 1, 9.9, False, False),
         (5, 1, 10.0, False, True),
         (5, 4, 0.0, True, True),
-        (5, 5, 99.0, True, False),  # told of already, before workers were lost
+        (5, 5, 99.0, True, False),  # already reported, before workers were lost
         (5, 7, 99.0, False, False),
     ],
 )
-def test_which_steps_are_told_of(step: int, last: int, seconds: float, measured: bool, due: bool) -> None:
+def test_which_steps_are_reported(step: int, last: int, seconds: float, measured: bool, due: bool) -> None:
     assert is_due(step, 100, last_step=last, seconds_since=seconds, measured=measured) is due
 
 
 def test_a_training_of_weeks_has_no_more_events_than_one_of_hours() -> None:
-    total, last, told = 100 * EVENTS_A_TRAINING, 0, 0
+    total, last, reported = 100 * EVENTS_A_TRAINING, 0, 0
     for step in range(1, total + 1):  # a step takes 11 s
         if is_due(step, total, last_step=last, seconds_since=11.0 * (step - last), measured=False):
-            last, told = step, told + 1
-    assert told == EVENTS_A_TRAINING
+            last, reported = step, reported + 1
+    assert reported == EVENTS_A_TRAINING
 
 
 def test_the_events_of_a_training(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     now_s = 0.0
-    told = TrainingMetrics(job, clock=lambda: now_s)
+    metrics_of = TrainingMetrics(job, clock=lambda: now_s)
     for step in range(1, 31):
         figures: dict[str, float | str] = {"loss": 2.0, "learning_rate": 1e-4, "tokens_per_s": 50.0}
         if step == 7:
             figures |= {"held_out_loss": 1.5, "held_out_accuracy": 0.4}
-        told.tell(step, 30, figures)
+        metrics_of.tell(step, 30, figures)
         now_s += 1.0
     events = [event for _, event in jobs.events(store, job.id)]
     assert {event.kind for event in events} == {"metrics"}
@@ -58,7 +58,7 @@ def test_the_events_of_a_training(store: Store) -> None:
 
 
 def test_every_step_is_a_line_of_the_file(store: Store) -> None:
-    """Also of steps whose checkpoints are gone."""
+    """Also for steps whose checkpoints are deleted."""
     position = Position(step=1, losses=(3.0,)).measured(2.5, 0.1)
     writer = Writer(store, "jobs/j/checkpoints/c", "run", rank=0, workers=1, keep=1)
     for step, loss in ((2, 2.0), (3, 1.0)):
@@ -69,7 +69,7 @@ def test_every_step_is_a_line_of_the_file(store: Store) -> None:
         writer.wait()
     writer.close()
     (left,) = checkpoint.committed(store, "jobs/j/checkpoints/c")
-    assert left.position == position  # as it was written
+    assert left.position == position
     key = metrics.write_csv(store, "j", [left])
     assert key == "jobs/j/metrics.csv"
     assert store.get(key).decode() == (
@@ -77,14 +77,14 @@ def test_every_step_is_a_line_of_the_file(store: Store) -> None:
     )
 
 
-def test_a_step_that_was_not_measured_has_empty_places(store: Store) -> None:
+def test_a_step_without_evaluation_has_empty_columns(store: Store) -> None:
     key = metrics.write_csv(store, "j", [Checkpoint("k", 1, Position(step=2, losses=(3.0, 2.0)))])
     assert key is not None
     assert store.get(key).decode().splitlines()[1:] == ["1,3.0,,", "2,2.0,,"]
     assert metrics.write_csv(store, "none", []) is None
 
 
-def test_a_checkpoint_of_an_older_version_is_still_read(store: Store) -> None:
+def test_a_checkpoint_of_an_older_version_is_read(store: Store) -> None:
     position = {"step": 3, "held_out_loss": 1.0, "held_out_accuracy": 0.5, "losses": [3.0, 2.0, 1.0]}
     store.commit("old/step-3", [], {"workers": 1, "position": position})
     (found,) = checkpoint.committed(store, "old")
@@ -92,8 +92,8 @@ def test_a_checkpoint_of_an_older_version_is_still_read(store: Store) -> None:
 
 
 @pytest.mark.heavy
-def test_no_evaluation_is_lost_between_two_looks() -> None:
-    """The driver looks once a second, and steps may take far less."""
+def test_no_evaluation_is_lost_between_two_polls() -> None:
+    """The driver polls once a second, and steps may take far less."""
     ray_workers.connect()
     seen: list[float] = []
     with ray_workers._sink(lambda done, *_: seen.append(done)) as sink:

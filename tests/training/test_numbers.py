@@ -1,4 +1,4 @@
-"""The same numbers however training is spread: against a plain PyTorch loop, over ZeRO stages, workers and resumes."""
+"""Training has the losses of a plain PyTorch loop in every ZeRO stage, on any number of workers, after a resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS, HELD_OUT = tiny_models.chat_rows(30), tiny_models.chat_rows(40)[30:]
 
 @dataclass(frozen=True)
 class Case:
-    """A training run: the inputs, and at which step it is asked to stop (None: never)."""
+    """A training run: its inputs, and the step at which it stops (None: at its end)."""
 
     store: Store
     inputs: TrainInputs
@@ -48,7 +48,7 @@ class Answer:
 
 
 def run_case(case: Case) -> Answer:
-    """Train, and compare every weight with the base's files afterwards. Runs on each process."""
+    """Train, then compare every weight with the base's files. Runs on each process."""
     from deepspeed import zero as deepspeed_zero
 
     run = _Run(case.inputs, case.store)
@@ -135,13 +135,13 @@ def test_every_zero_stage_reaches_the_losses_of_a_plain_loop(store: Store, base:
     }
     cases = [Case(store, inputs_for(store, base, name, compute=compute)) for name, compute in computes.items()]
     reference = plain_losses(cases[0].inputs, store)
-    assert reference[-1] < reference[0] * 0.9  # it does learn, so that the comparison means something
+    assert reference[-1] < reference[0] * 0.9  # it learns, so that the comparison means something
     assert relative(tuple(reference), json.loads(GOLDEN.read_text())["losses"]) < CLOSE
     for name, answer in zip(computes, on_workers(2, run_case, cases), strict=True):
         assert relative(answer.losses, reference) < CLOSE, name
 
 
-def test_a_job_goes_on_with_other_workers_and_another_stage(store: Store, base: Path) -> None:
+def test_a_job_resumes_with_other_workers_and_another_stage(store: Store, base: Path) -> None:
     whole = inputs_for(store, base, "whole", training={"checkpoint_every_steps": 3})
     shrinks = inputs_for(store, base, "shrinks", compute={"zero_stage": 2})
     grows = inputs_for(store, base, "grows", compute={"zero_stage": 3})
@@ -202,7 +202,7 @@ def test_lora_trains_adapters_alone_and_bf16_runs_in_every_stage(store: Store, b
 
 
 def test_training_stops_early_and_the_best_checkpoint_is_kept(store: Store, base: Path) -> None:
-    """At a rate that makes it ever worse: after `patience` evaluations, and not one step further on a resume."""
+    """At a rate at which the loss rises: after `patience` evaluations, and no further step after a resume."""
     worse = {"learning_rate": 0.3, "schedule": "constant", "eval_every_steps": 1, "early_stopping_patience": 2}
     inputs = inputs_for(store, base, "worse", training=worse)
     first, resumed = on_workers(2, run_case, [Case(store, inputs), Case(store, inputs)])
@@ -244,7 +244,7 @@ def test_an_empty_pass_changes_nothing(base: Path) -> None:
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_state_survives_the_way_through_the_store(store: Store, base: Path) -> None:
+def test_training_state_is_read_back_from_the_store(store: Store, base: Path) -> None:
     inputs = inputs_for(store, base, "kept", training={"checkpoint_every_steps": 1, "checkpoints_to_keep": 1})
     on_workers(2, run_case, [Case(store, inputs)])
     whole = checkpoint.committed(store, inputs.checkpoints)

@@ -1,4 +1,4 @@
-"""The benchmarks' pure parts: pairs and tables, turns, and the report. No timings are asserted."""
+"""The pure parts of the benchmarks: pairs, tables, turns and the report. Asserts no timings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_figures_are_written_with_three_digits() -> None:
     assert largest_gap([1.0, 2.0], [1.0, 4.0, 9.0]) == 0.5
 
 
-def test_overhead_says_how_the_job_stands_to_the_bare_loop() -> None:
+def test_overhead_compares_the_job_with_the_bare_loop() -> None:
     sides = {
         overhead.ONE: side(5, 2.0),
         overhead.BARE: side(5, 1.96),
@@ -78,14 +78,14 @@ def test_trainer_is_compared_with_its_better_tuning() -> None:
     assert "1.0e-03 |" in text
 
 
-def test_costs_are_told_a_save() -> None:
+def test_costs_are_listed_a_save() -> None:
     run = {"workers": 1, "saves": 4, "stall_s": 2.0, "steps_s": 20.0, "wall_s": 40.0, "peak_memory_bytes": 2**30}
     assert "| 1 worker(s) | 4 | 0.50 s | 20.0 s | 18.0 s | 1.00 GiB |" in costs.describe(
         {"runs": [run], "ray_start_s": 3}
     )
 
 
-def test_the_report_is_written_anew_between_its_marks() -> None:
+def test_the_report_is_replaced_between_its_marks() -> None:
     setting = report.setting(datetime(2026, 1, 2, tzinfo=UTC), quick=True)
     assert setting["date"] == "2026-01-02"
     assert set(setting["versions"]) == set(report.PACKAGES)
@@ -103,19 +103,19 @@ def test_the_report_is_written_anew_between_its_marks() -> None:
 
 
 class Player:
-    """A side that is a thread."""
+    """A side that runs in a thread."""
 
-    def __init__(self, port: int, name: str, steps: int, told: list[str]) -> None:
-        self._work = (port, name, steps, told)
+    def __init__(self, port: int, name: str, steps: int, log: list[str]) -> None:
+        self._work = (port, name, steps, log)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        port, name, steps, told = self._work
+        port, name, steps, log = self._work
         turn = Turn(port, name)
         for step in range(steps):
             turn.next(None if step == 0 else float(step))
-            told.append(f"{name}{step}")
+            log.append(f"{name}{step}")
 
     def failure(self) -> str | None:
         return None
@@ -133,25 +133,25 @@ class Broken(Player):
 
 
 def test_sides_take_turns_and_only_one_computes() -> None:
-    told: list[str] = []
+    log: list[str] = []
     with Umpire() as umpire:
-        umpire.admit("a", 1, lambda: Player(umpire.port, "a", 4, told))
-        umpire.admit("b", 1, lambda: Player(umpire.port, "b", 4, told))
+        umpire.admit("a", 1, lambda: Player(umpire.port, "a", 4, log))
+        umpire.admit("b", 1, lambda: Player(umpire.port, "b", 4, log))
         measures = umpire.run_steps(2, lambda *_: None)
-    assert told[:6] == ["a0", "b0", "a1", "b1", "a2", "b2"]
-    assert sorted(told[6:]) == ["a3", "b3"]
+    assert log[:6] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert sorted(log[6:]) == ["a3", "b3"]
     assert measures["a"].losses == (1.0, 2.0, 3.0)
     assert len(measures["b"].step_seconds) == 3
 
 
-def test_a_side_that_breaks_off_ends_the_match() -> None:
+def test_a_side_that_fails_ends_the_match() -> None:
     with Umpire() as umpire:
         umpire.admit("a", 1, lambda: Broken(umpire.port, "a", 4, []))
         with pytest.raises(MachineError, match="it broke"):
             umpire.run_steps(2, lambda *_: None)
 
 
-def test_jobs_are_what_trainer_does_by_default() -> None:
+def test_jobs_have_the_defaults_of_trainer() -> None:
     training = make_spec(steps=3, batch_size=4).training
     assert (training.max_steps, training.warmup_fraction, training.schedule) == (3, 0.0, "linear")
     assert (training.weight_decay, training.max_grad_norm, training.precision) == (0.0, 1.0, "fp32")
@@ -169,7 +169,7 @@ def test_mixed_rows_are_the_faq_and_as_many_mails(tmp_path: Path) -> None:
     assert rows[4]["messages"][1]["content"] == "ham"
 
 
-def test_a_search_is_told_in_shares_of_the_grids_cost() -> None:
+def test_a_search_is_described_in_shares_of_the_grids_cost() -> None:
     assert search.until([(10, 1.0, 3.0), (30, 2.0, 2.0), (60, 3.0, 1.0)], 2.0, 0) == 30.0
     assert search.until([(10, 1.0, 3.0), (30, 2.0, 2.0)], 1.0, 0) is None
     assert interval([5.0] * 7) == (5.0, 5.0)
@@ -185,7 +185,7 @@ def test_a_search_is_told_in_shares_of_the_grids_cost() -> None:
     assert "ASHA takes 0.100 of the grid's tokens (goal ≤ 1/8: reached) and 0.11 of random search's" in text
 
 
-def test_trials_that_share_stand_beside_a_process_each() -> None:
+def test_shared_trials_are_compared_with_a_process_each() -> None:
     side = {"wall_s": 40.0, "peak_memory_bytes": 2**31, "start_s": [9.0, 0.5, 0.7], "statuses": ["ok"]}
     separate = {
         "wall_s": 100.0, "start_s": [15.0, 16.0, 17.0], "trial_s": [24.0, 25.0, 26.0], "peak_memory_bytes": [2**30] * 2
@@ -208,7 +208,7 @@ def test_trials_that_share_stand_beside_a_process_each() -> None:
     assert "LoRA" not in cut_off
 
 
-def test_quantiles_lie_between_values() -> None:
+def test_quantiles_are_interpolated() -> None:
     assert [quantile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.75, 1.0)] == [1.0, 2.0, 2.5, 3.0]
     assert quantile([7.0], 0.99) == 7.0
     assert within(5.0, 5.0, "ms") == "goal ≤ 5 ms: reached"
@@ -222,7 +222,7 @@ def test_engine_arguments_are_flags_of_vllms_server() -> None:
     ]
 
 
-def test_every_prompt_is_another_and_the_same_on_both_sides() -> None:
+def test_prompts_differ_from_each_other_and_agree_on_both_sides() -> None:
     assert prompt_ids(1) == prompt_ids(1) != prompt_ids(2)
     assert len(prompt_ids(1)) == 16
 
@@ -232,7 +232,7 @@ def test_throughput_counts_from_the_first_question_to_the_last_answer() -> None:
     assert tokens_per_s(answers, Kind(8)) == 6.0
 
 
-def test_an_overload_is_told_by_what_became_of_its_requests() -> None:
+def test_an_overload_is_described_by_the_outcome_of_its_requests() -> None:
     refused = [Answer(0.0, 0.02, 429, retry_after="1"), Answer(0.0, 0.04, 429)]
     answers = [Answer(0.0, 1.0, 200), Answer(0.0, 3.0, 200), *refused, Answer(0.0, 0.1, 0)]
     found = endpoint.outcome(answers, seconds=4.0)
