@@ -1,6 +1,7 @@
 """Fixtures for every test: an S3 server a test process, an empty store a test, and one Ray cluster for the session.
 
-Also decides which heavy tests run in one process: those that share the cluster, and otherwise those of one file.
+Also marks the slow tests, and decides which heavy tests run in one process: those that share the cluster, and
+otherwise those of one file.
 """
 
 from __future__ import annotations
@@ -32,12 +33,22 @@ HEAVY_ORDER = ("ray_service", "test_end_to_end", "test_endpoint")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the heavy tests for `--dist loadgroup`, and put them behind the others."""
+    """Mark the slow tests; group the heavy ones for `--dist loadgroup`, and put them behind the others."""
+    slow = slow_tests()
+    for item in items:
+        if any(item.nodeid.startswith(name) for name in slow):
+            item.add_marker(pytest.mark.slow)
     groups = {item: _group(item) for item in items if item.get_closest_marker("heavy")}
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     order = {group: place for place, group in enumerate(HEAVY_ORDER)}
     items.sort(key=lambda item: -1 if item not in groups else order.get(groups[item], len(order)))
+
+
+def slow_tests() -> tuple[str, ...]:
+    """The lines of slow.txt: beginnings of test ids."""
+    lines = (Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 def _group(item: pytest.Item) -> str:

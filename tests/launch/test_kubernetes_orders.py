@@ -306,7 +306,7 @@ def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool =
     with fake_kubernetes(watch_ends_when_idle=True) as server:
         world = World(server, store)
         server.objects.deletion_lingers = lingers
-        with patch.object(jobs, "_now", world.time):
+        with patch("ray_jobs.jobs.record._now", world.time):
             act(world)
             world.settle()
 
