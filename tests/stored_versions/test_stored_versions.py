@@ -77,7 +77,7 @@ def kitae(stored: Store, store_server: StoreServer, tmp_path: Path, monkeypatch:
 
 
 def id_of(store: Store, name: str) -> str:
-    (found,) = [record.job_id for record in jobs.list_jobs(store) if record.spec["name"] == name]
+    (found,) = [record.id for record in jobs.list_jobs(store) if record.spec["name"] == name]
     return found
 
 
@@ -150,7 +150,7 @@ def test_models_shows_versions_with_their_metrics_and_lineage(kitae: Kitae, stor
 def test_a_dataset_is_loaded(stored: Store, name: str, rows: int, labels: list[str]) -> None:
     (record,) = [record for record in jobs.stages(stored, id_of(stored, name)) if record.name == "dataset"]
     files = dataset.load(stored, record.outputs["digest"])
-    assert len(files.train) + len(files.held_out) == rows
+    assert len(files.train_rows) + len(files.held_out_rows) == rows
     assert record.outputs["labels"] == labels
 
 
@@ -197,9 +197,9 @@ def test_jobs_of_the_api_are_answered(stored: Store) -> None:
         def get(path: str) -> Any:
             return client.get(path).raise_for_status().json()
 
-        found = {job["user_provided_suffix"]: job for job in get("/fine_tuning/jobs")["data"]}
-        assert {suffix: job["status"] for suffix, job in found.items()} == {"api": "succeeded", "stopped": "cancelled"}
-        job = found["api"]
+        found = {job["status"]: job for job in get("/fine_tuning/jobs")["data"]}
+        assert set(found) == {"succeeded", "cancelled"}
+        job = found["succeeded"]
         assert get(f"/fine_tuning/jobs/{job['id']}")["fine_tuned_model"] == job["fine_tuned_model"]
         assert len(get(f"/fine_tuning/jobs/{job['id']}/checkpoints")["data"]) == 2
         assert get(f"/fine_tuning/jobs/{job['id']}/events")["data"]
