@@ -1,1 +1,1 @@
-"""The registry as HTTP: generative models through vLLM, everything else through predictors. Importing does nothing."""
+"""HTTP: the OpenAI-compatible API over Ray Serve. Knows no training code; importing it does nothing."""

@@ -1,7 +1,7 @@
-"""The endpoint: OpenAI's routes and health. Wiring only.
+"""The endpoint: OpenAI's routes and health. Wires the rooms together and decides nothing.
 
-Each group of routes is in a module of its own (`*_api`); around them are the layers that admit a request (`auth`) and
-measure it (`metrics`), beside them what is done in the background.
+Serve imports `serving.app:build`. Routes are in `routes/`; middleware admits (`access.auth`) and measures
+(`observability.middleware`) each request; periodic tasks run on a `BackgroundLoop`.
 """
 
 from __future__ import annotations
@@ -26,56 +26,56 @@ from ray_jobs.launch.launcher import Launcher
 from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
-from serving.access.auth import Gate
+from serving.access.auth import AccessMiddleware
 from serving.access.keys import KeySource, StoredKeys
-from serving.access.limits import Limiter
-from serving.files.stored_files import Files, RowCheck
+from serving.access.rate_limiter import RateLimiter
+from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
-from serving.fine_tuning import endings
-from serving.fine_tuning.service import FineTuning
+from serving.fine_tuning.job_end import publish_job_end
+from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
-from serving.http.background import Background, Chore
+from serving.http.background import BackgroundLoop, PeriodicTask
 from serving.http.openai_types import Health, Readiness
 from serving.inference.backends import Backend, ServeBackend
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
-from serving.observability.metrics import Finished, Metrics, Observed, log_requests
-from serving.observability.usage import Ledger
+from serving.observability.finished_request import FinishedRequest
+from serving.observability.metrics import Metrics
+from serving.observability.middleware import ObservabilityMiddleware, log_requests
+from serving.observability.usage_ledger import UsageLedger
 from serving.routes import files as files_api
 from serving.routes import fine_tuning, inference, models, openapi_document
-from serving.settings import Settings
+from serving.settings import EndpointSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 logger = logging.getLogger(__name__)
 
-_TICK_S = 2.0
+_RECONCILE_JOBS_S = 2.0
+_RECONCILE_DEPLOYMENTS_S = 3.0
 _SWEEP_S = 3600.0
-_KEEP_S = 3.0
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Serve's builder (`serving.app:build`): the application that takes the requests."""
+    """Build the ingress application for Serve (`serving.app:build`)."""
     from ray import serve
     from ray.serve.config import BackpressureConfig
 
-    ongoing = Settings.from_env(os.environ).max_ongoing_requests
-    # Who refuses what is too much, from the inside out:
-    # - Each engine has its own limits (the record's `serving`): so many are worked on, so many wait, the next is 429
-    #   `queue_full`. One full model leaves the others alone.
-    # - The Gate counts all requests of this replica, whatever they are for, and answers the next 429 `overloaded`.
-    # - Serve lets in twice as many, so that there is room for those that are just being refused, and they do not wait
-    #   where nobody counts them. What comes faster than even a refusal is said waits in the proxy, and as many as that
-    #   may; the next is refused there, without the body that ours have.
-    # So what all of them hold is bounded, however much is sent.
+    ongoing = EndpointSettings.from_env(os.environ).max_ongoing_requests
+    # Load is shed at three levels, from the inside out, so that memory stays bounded under any load:
+    # - Each engine has its own limits (the record's `serving`) for running and queued requests; the next is answered
+    #   429 `queue_full`. One full model does not affect the others.
+    # - AccessMiddleware counts all requests of this replica and answers further ones 429 `overloaded`.
+    # - Serve admits twice as many to leave room for requests that are being refused, queues as many as `ongoing` in the
+    #   proxy, and refuses further ones there, without OpenAI's error body.
     deployment = serve.deployment(
         name="Ingress",
         num_replicas=1,
         max_ongoing_requests=2 * ongoing,
         max_queued_requests=ongoing,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        logging_config={"enable_access_log": False},  # each request has its line from `metrics`
+        logging_config={"enable_access_log": False},  # the middleware writes a line for each request
         ray_actor_options={"num_cpus": 0.01},
         max_constructor_retry_count=1,
     )(serve.ingress(app_from_environment)())
@@ -84,10 +84,10 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def app_from_environment() -> ASGIApp:
-    """The app of a Serve replica, from that process's environment."""
-    from serving.files.row_checks import on_ray
+    """Create the app of a Serve replica from the process's environment."""
+    from serving.files.row_validators import on_ray
 
-    settings = Settings.from_env(os.environ)
+    settings = EndpointSettings.from_env(os.environ)
     store = Store.from_env(check=False)
     log_requests()
     return create_app(
@@ -97,15 +97,17 @@ def app_from_environment() -> ASGIApp:
         check_rows=on_ray(store),
         launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
-        keep=partial(deploy.keep, store, deploy.ServeSettings.from_env()) if settings.keep_deployments else None,
+        reconcile_deployments=(
+            partial(deploy.keep, store, deploy.ServeSettings.from_env()) if settings.reconcile_deployments else None
+        ),
         behind_proxy=True,
     )
 
 
 def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
-    """Where jobs run: the Kubernetes cluster that KITAE_CLUSTER describes, else the Ray cluster of this process.
+    """Return the launcher of the Kubernetes cluster in KITAE_CLUSTER, else of this process's Ray cluster.
 
-    SpecError where the description is wrong, ClusterUnreachable where there are no credentials.
+    Raises SpecError if KITAE_CLUSTER is invalid, ClusterUnreachable if there are no credentials.
     """
     from ray_jobs.cluster import settings
 
@@ -120,45 +122,51 @@ def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
 
 
 def create_app(
-    settings: Settings,
+    settings: EndpointSettings,
     store: Store,
     backend: Backend,
     *,
-    check_rows: RowCheck,
+    check_rows: RowValidator,
     launcher: Launcher,
     keys: KeySource | None = None,
     router: Router | None = None,
     traffic: Traffic | None = None,
-    limiter: Limiter | None = None,
-    keep: Callable[[], object] | None = None,
+    limiter: RateLimiter | None = None,
+    reconcile_deployments: Callable[[], object] | None = None,
     behind_proxy: bool = False,
-) -> Observed:
-    """The endpoint as an ASGI app. `keys`: where teams' keys are looked up; None: only the operator's opens it.
-    `router`, `traffic`, `limiter` None: new ones. `keep`: makes Serve run what is recorded; None: others see to that.
-    `behind_proxy`: Serve's proxy gives requests their ids."""
+) -> ObservabilityMiddleware:
+    """Create the endpoint as an ASGI app.
+
+    `keys`: source of the teams' keys; None: only the operator's key is accepted. `router`, `traffic`, `limiter`: None
+    for new ones. `reconcile_deployments`: called periodically to apply the deployment records to Serve; None: another
+    process does. `behind_proxy`: Serve's proxy sets request ids.
+    """
     traffic = traffic or Traffic(store)
     router = router or Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
-    limiter = limiter or Limiter(max_ongoing_requests=settings.max_ongoing_requests)
-    metrics, ledger = Metrics(), Ledger(store)
+    limiter = limiter or RateLimiter(max_ongoing_requests=settings.max_ongoing_requests)
+    metrics, ledger = Metrics(), UsageLedger(store)
     files = Files(store, check_rows)
     uploads = Uploads(store, files)
-    tuning = FineTuning(store, files, launcher, defaults=settings.job_defaults, when_over=partial(endings.tell, store))
+    tuning = FineTuningService(
+        store, files, launcher, defaults=settings.job_defaults, on_job_end=partial(publish_job_end, store)
+    )
     sender = Sender(store, Policy.from_env(os.environ), told=metrics.webhook_delivery)
-    background = Background(
+    reconcile = reconcile_deployments
+    background = BackgroundLoop(
         [
-            Chore("jobs", _TICK_S, lambda: metrics.set_jobs(tuning.tick())),
-            *([Chore("deployments", _KEEP_S, keep)] if keep is not None else []),
-            Chore("usage", settings.usage_every_s, ledger.flush, at_end=True),
-            Chore("expired files", _SWEEP_S, partial(_sweep, files, uploads)),
+            PeriodicTask("jobs", _RECONCILE_JOBS_S, lambda: metrics.set_jobs(tuning.reconcile())),
+            *([PeriodicTask("deployments", _RECONCILE_DEPLOYMENTS_S, reconcile)] if reconcile is not None else []),
+            PeriodicTask("usage", settings.usage_every_s, ledger.flush, at_shutdown=True),
+            PeriodicTask("expired files", _SWEEP_S, partial(_sweep, files, uploads)),
         ],
         wake=tuning.wake,
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if keep is not None:
-            # Before this process counts as running: nobody may take a new cluster for ready while it lacks the models.
-            await asyncio.to_thread(_keep_first, keep)
+        if reconcile is not None:
+            # Before this process counts as running: a new cluster is not ready while it lacks its models.
+            await asyncio.to_thread(_reconcile_once, reconcile)
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
         background.start()
@@ -170,10 +178,10 @@ def create_app(
     app = FastAPI(
         title="Kitae",
         version=__version__,
-        summary="Fine-tuning and inference, as the OpenAI API has them.",
+        summary="Fine-tuning and inference with an OpenAI-compatible API.",
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would name the host that the request names
+        redirect_slashes=False,  # a redirect would repeat the untrusted Host header
         lifespan=lifespan,
     )
     errors.install(app)
@@ -197,13 +205,15 @@ def create_app(
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.documented(403))
     async def show_metrics() -> Response:
-        """Prometheus' text format."""
+        """Metrics in Prometheus' text format."""
         body, content_type = metrics.render()
         return Response(body, media_type=content_type)
 
-    # Around the app, not among its middleware: what those let through must carry a request id too.
-    gate = Gate(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
-    return Observed(gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)])
+    # Wrapped around the app, not added to its middleware: FastAPI's own error responses need a request id too.
+    gate = AccessMiddleware(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
+    return ObservabilityMiddleware(
+        gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)]
+    )
 
 
 def _sweep(files: Files, uploads: Uploads) -> None:
@@ -211,15 +221,15 @@ def _sweep(files: Files, uploads: Uploads) -> None:
     uploads.sweep(time.time())
 
 
-def _keep_first(keep: Callable[[], object]) -> None:
+def _reconcile_once(reconcile: Callable[[], object]) -> None:
     try:
-        keep()
-    except KitaeError as error:  # the background tries again, and what needs no model is answered meanwhile
-        logger.warning("deployments wait: %s", error)
+        reconcile()
+    except KitaeError as error:  # the background loop retries; requests that need no model are answered meanwhile
+        logger.warning("the deployments are not reconciled yet: %s", error)
 
 
-def _charge(limiter: Limiter, done: Finished) -> None:
-    """Count an answer's tokens against its key's limit."""
+def _charge(limiter: RateLimiter, done: FinishedRequest) -> None:
+    """Take a response's tokens from its key's rate limit."""
     tokens = (done.prompt_tokens or 0) + (done.completion_tokens or 0)
     if done.key_id is not None and tokens:
         limiter.charge(done.key_id, tokens)

@@ -1,6 +1,6 @@
-"""What the endpoint is told by its environment, read once where a process begins.
+"""Settings of the endpoint, read from environment variables once at an entry point.
 
-Owns names, defaults and checks of the variables. Knows nothing of what they are used for.
+Owns the variables' names, defaults and validation. Does not know what they are used for.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ _MIN_KEY_CHARACTERS = 16
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of the process that takes requests."""
+class EndpointSettings:
+    """Settings of an ingress process."""
 
     api_key: str | None
-    """The operator's bearer key, which may everything. None: no key is asked for (KITAE_AUTH=off)."""
+    """The operator's bearer key, with access to everything. None: no authentication (KITAE_AUTH=off)."""
     max_body_bytes: int = 4 * 2**20
-    """A larger request is answered 413, but for uploads."""
+    """Largest request body except uploads; a larger one is answered 413."""
     max_file_bytes: int = 512 * 2**20
     """Largest file of one upload."""
     max_ongoing_requests: int = 1000
-    """Requests one ingress process works on at once; the next is answered 429."""
+    """Concurrent requests of one ingress process; further ones are answered 429."""
     metrics_open: bool = False
-    """Whether /metrics is answered without a key."""
+    """Whether /metrics needs no key."""
     key_ttl_s: float = 5.0
-    """How long API keys are believed before the store is asked again: how late a revocation may act."""
+    """Seconds that API keys are cached, and so the latest time at which a revocation takes effect."""
     route_ttl_s: float = 2.0
-    """How long records and aliases are believed before the store is asked again."""
+    """Seconds that deployment records and aliases are cached."""
     usage_every_s: float = 10.0
-    """How often what was used is written down: so much of it is lost with a process that is killed."""
-    keep_deployments: bool = False
-    """Whether this process sees to it that Serve runs what is recorded (`ray_jobs.deploy.keep`)."""
+    """Seconds between writes of the usage ledger, and so the usage that a killed process loses."""
+    reconcile_deployments: bool = False
+    """Whether this process reconciles Serve's applications with the deployment records."""
     job_defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Sections of a job file that every job made through the API begins with."""
+    """Sections of a job file used as defaults for every job created through the API."""
 
     @classmethod
-    def from_env(cls, environment: Mapping[str, str]) -> Settings:
-        """Of KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS and KITAE_JOB_DEFAULTS. SpecError where one of them is unusable."""
+    def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
+        """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
+        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS and KITAE_JOB_DEFAULTS. Raises SpecError for an invalid value."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_bytes(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes),
             max_file_bytes=_bytes(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes),
             max_ongoing_requests=_count(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
-            keep_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.keep_deployments),
+            reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
         )
 
@@ -60,7 +60,7 @@ def _api_key(environment: Mapping[str, str]) -> str:
     if len(key) < _MIN_KEY_CHARACTERS:
         raise SpecError(
             f"KITAE_API_KEY has {len(key)} characters and needs at least {_MIN_KEY_CHARACTERS}: set it in the "
-            "environment of Ray's nodes, or KITAE_AUTH=off where nobody else reaches the endpoint"
+            "environment of Ray's nodes, or KITAE_AUTH=off if the endpoint is not reachable by others"
         )
     return key
 
@@ -72,7 +72,7 @@ def _sections(environment: Mapping[str, str], name: str) -> dict[str, Any]:
         raise SpecError(f"{name} is not JSON: {error}") from error
     known = ("training", "compute", "evaluation", "serving", "data")
     if not isinstance(found, dict) or (unknown := sorted(set(found) - set(known))):
-        what = f"has {', '.join(unknown)}" if isinstance(found, dict) else "is no object"
+        what = f"has {', '.join(unknown)}" if isinstance(found, dict) else "is not an object"
         raise SpecError(f"{name} {what}; it may have the sections {', '.join(known)} of a job file")
     return found
 

@@ -1,6 +1,6 @@
 """`usage`: what teams used of the service.
 
-Prints; counting usage is `serving.observability.usage`, storing it is `ray_jobs.tenancy.usage`.
+Prints; counting usage is `serving.observability.usage_ledger`, storing it is `ray_jobs.tenancy.usage`.
 """
 
 from __future__ import annotations

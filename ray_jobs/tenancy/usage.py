@@ -3,7 +3,7 @@
 Owns `usage/{team}/{YYYY-MM-DD}/{writer}-{n:06d}.json` (days are UTC's). An object is written once under a name that was
 chosen before the first try and never changed, so that replicas do not conflict, and a write that is tried again, after
 an answer that was lost, is not counted twice. What a team used is the sum of what is there. Knows no prices, no limits
-and not who counts (`serving.observability.usage` for requests).
+and not who counts (`serving.observability.usage_ledger` for requests).
 
     write(store, "blue", day, "replica-1f3a", 7, [row])
     write_training(store, row, writer=job_id, number=launch)

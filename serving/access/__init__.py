@@ -1,1 +1,1 @@
-"""Access: API keys, teams and rate limits of requests."""
+"""Access: API keys, callers, body sizes and rate limits. Knows no routes beyond their paths."""

@@ -1,12 +1,12 @@
-"""A request's key → its record, as the object store has it.
+"""Looks up API keys in the object store, with a cache.
 
-Owns how long what was read is believed and what answers while the store is away. Does not know HTTP beyond the refusal,
+Owns the cache's time to live and its behaviour while the store does not answer. Does not know HTTP beyond the refusal,
 nor what a key may do (`auth`).
 
-What is asked of the store does not grow with what is sent here: one listing of the keys each time to live says which
-there are and which of them changed, and only a record that is new or changed is read. A key that is in no listing costs
-nothing, however many of such arrive, but that a listing older than a moment is made anew: the key may have been made
-meanwhile. A revocation acts after a time to live at most; while the store is away, what was known last goes on to hold.
+Store reads do not grow with the number of requests: once a time to live, one listing returns every key id and which
+records changed, and only new or changed records are read. A key missing from the listing costs no read, except that a
+listing older than `_MISS_TTL_S` is repeated, since the key may be new. A revocation takes effect within the time to
+live; while the store does not answer, the last known records stay valid.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from serving.http.errors import ApiError
 logger = logging.getLogger(__name__)
 
 _MISS_TTL_S = 0.25
-"""How long a key that is not there is believed not to be there, and a store that is away to be away."""
+"""Seconds that a missing key, or a failed listing, is cached."""
 _PATIENCE_S = 2.0
-"""How long a request waits for a store that does not answer, before what was known last holds."""
+"""Seconds that a request waits for the store before it falls back to the last known records."""
 
 
 class KeySource(Protocol):
-    """Where keys are looked up."""
+    """Source of API keys."""
 
     async def find(self, key: str) -> ApiKey | None:
-        """The record of a key that may be used now; None for any other text. Raises ApiError 503: it is not known."""
+        """Return the record of a valid key, or None. Raises ApiError 503 if validity is unknown."""
         ...
 
 
 class StoredKeys:
-    """The keys of a store. Remembers the ids there are and the records of those that were used, and nothing else."""
+    """The keys of a store. Caches all ids and the records of used keys, and nothing else."""
 
     def __init__(
         self,
@@ -57,17 +57,17 @@ class StoredKeys:
         self._patience_s = patience_s
         self._clock = clock
         self._etags: dict[str, str] | None = None
-        """Id → etag of its record, as last listed. None: they never were."""
+        """Id → etag of its record in the latest listing. None: never listed."""
         self._listed_at_s = 0.0
         self._failed_at_s: float | None = None
-        """When a listing last failed. None: none has since the last that did not."""
+        """Time of the latest listing, if it failed."""
         self._records: dict[str, tuple[str, ApiKey | None]] = {}
-        """Id → (etag, record; None for a document that is none)."""
+        """Id → (etag, record; None if the document is not a valid record)."""
         self._reads: dict[str, tuple[asyncio.Task[bool], float]] = {}
-        """What is being read: the listing or an id → (its task, since when)."""
+        """Reads in progress: `listing` or an id → (task, start time)."""
 
     async def find(self, key: str) -> ApiKey | None:
-        """As KeySource says."""
+        """See `KeySource.find`."""
         key_id = api_keys.id_of(key)
         if key_id is None:
             return None
@@ -76,7 +76,7 @@ class StoredKeys:
             known = await self._list(min(_MISS_TTL_S, self._ttl_s))
         etag = self._etag(key_id)
         if etag is None:
-            if not known:  # it may have been made since
+            if not known:  # the key may be newer than the listing
                 raise _not_known()
             return None
         record = await self._record(key_id, etag)
@@ -86,20 +86,20 @@ class StoredKeys:
         return None if self._etags is None else self._etags.get(key_id)
 
     async def _list(self, max_age_s: float) -> bool:
-        """See to it that the listing is no older. False: it is, for the store does not answer."""
+        """Refresh the listing if it is older than `max_age_s`. Returns False if the store does not answer."""
         now_s = self._clock()
         if self._etags is not None and now_s - self._listed_at_s <= max_age_s:
             return True
         if self._failed_at_s is not None and now_s - self._failed_at_s <= _MISS_TTL_S:
             return False
-        return await self._once("listing", self._list_anew)
+        return await self._once("listing", self._refresh_listing)
 
-    async def _list_anew(self) -> bool:
+    async def _refresh_listing(self) -> bool:
         began_s = self._clock()
         try:
             etags = await asyncio.to_thread(api_keys.etags, self._store)
         except StoreError as error:
-            logger.warning("the object store does not answer; the API keys known last still open: %s", error)
+            logger.warning("the object store does not answer; API keys are checked against cached records: %s", error)
             self._failed_at_s = self._clock()
             return False
         self._etags, self._listed_at_s, self._failed_at_s = etags, began_s, None
@@ -107,7 +107,7 @@ class StoredKeys:
         return True
 
     async def _record(self, key_id: str, etag: str) -> ApiKey | None:
-        """As it was when it was listed, or later. Raises ApiError 503: what is known of it is known to be outdated."""
+        """Return the record with this etag. Raises ApiError 503 if only an older one is known."""
         found = self._records.get(key_id)
         if found is None or found[0] != etag:
             await self._once(key_id, partial(self._read, key_id, etag))
@@ -120,7 +120,7 @@ class StoredKeys:
         try:
             record = await asyncio.to_thread(api_keys.read, self._store, key_id)
         except CorruptObject:
-            logger.exception("API key %s opens nothing", key_id)
+            logger.exception("API key %s has an invalid record and is not accepted", key_id)
             record = None
         except StoreError as error:
             logger.warning("API key %s cannot be read: %s", key_id, error)
@@ -129,7 +129,7 @@ class StoredKeys:
         return True
 
     async def _once(self, what: str, read: Callable[[], Coroutine[Any, Any, bool]]) -> bool:
-        """Let all who want the same share one read, and none of them wait longer for it than patience lasts."""
+        """Share one read among all requests that need it; each waits at most `patience_s`. Returns its result."""
 
         async def reading() -> bool:
             try:
@@ -145,5 +145,5 @@ class StoredKeys:
 
 
 def _not_known() -> ApiError:
-    message = "the object store does not answer, so whether this key is one is not known: try again in a moment"
+    message = "the object store does not answer, so this key cannot be checked: try again in a moment"
     return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"})

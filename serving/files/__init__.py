@@ -1,1 +1,1 @@
-"""Files of rows: stored, uploaded in parts, validated."""
+"""Files: uploaded rows, stored and validated. Knows no HTTP beyond its errors, and no job."""

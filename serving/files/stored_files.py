@@ -1,9 +1,9 @@
-"""Files of rows in the store: looked at before they are taken, a team's own, gone when they expire.
+"""Files in the store, owned by a team, validated on upload, deleted when they expire.
 
-    teams/{team}/files/{file_id}.json    the record, written last: without it there is no file
-    files/{team}/{file_id}/rows.jsonl    what was sent
+    teams/{team}/files/{file_id}.json    the record; written last, so a file without it does not exist
+    files/{team}/{file_id}/rows.jsonl    the content
 
-Owns records and contents. Does not know HTTP; who looks at the rows is behind `RowCheck`.
+Owns records and contents. Does not know HTTP routes; `RowValidator` hides where rows are validated.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
 from ray_jobs.tasks import DEFAULT_TASK
-from serving.http import openai_types as wire
+from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
-from serving.http.ids import is_id, made_at_s, new_id
+from serving.http.ids import created_at_s, is_id, new_id
 from serving.http.paging import Order, page
 
 FINE_TUNE = "fine-tune"
 RESULTS = "fine-tune-results"
 _ENDINGS = (".csv", ".tsv")
-"""Read as such; everything else is a JSON object a line."""
+"""Suffixes kept in the store key; any other content is stored as JSON Lines."""
 _FOREIGN = (".parquet", ".xlsx", ".xls", ".zip", ".gz", ".zst", ".7z", ".tar")
 _ORPHAN_AFTER_S = 86_400
 _CHUNK_BYTES = 2**20
 _LINES_IN_MESSAGE = 20
-_LONGEST_NAME = 255
+_MAX_NAME = 255
 
 
 class FileRecord(BaseModel):
@@ -52,11 +52,11 @@ class FileRecord(BaseModel):
     created_at: int
     expires_at: int | None = None
     key: str
-    """Where its content is."""
+    """Store key of the content."""
     report: RowReport | None = None
 
-    def as_wire(self) -> wire.File:
-        return wire.File(
+    def to_openai(self) -> openai_types.File:
+        return openai_types.File(
             id=self.id,
             bytes=self.bytes,
             created_at=self.created_at,
@@ -68,8 +68,8 @@ class FileRecord(BaseModel):
         )
 
 
-class RowCheck(Protocol):
-    """Looks at a file of the store; see `ray_jobs.data.row_validation.check_rows`. Raises DataError."""
+class RowValidator(Protocol):
+    """Validates a file of the store; see `ray_jobs.data.row_validation.check_rows`. Raises DataError."""
 
     def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport: ...
 
@@ -77,7 +77,7 @@ class RowCheck(Protocol):
 class Files:
     """The files of every team."""
 
-    def __init__(self, store: Store, check: RowCheck) -> None:
+    def __init__(self, store: Store, check: RowValidator) -> None:
         self._store = store
         self._check = check
 
@@ -89,14 +89,14 @@ class Files:
         *,
         filename: str,
         purpose: str,
-        lives_s: int | None = None,
+        expires_after_s: int | None = None,
         task: str | None = None,
         model: str | None = None,
         identifier: str | None = None,
     ) -> FileRecord:
-        """Take a file in. ApiError 400 with every bad line where rows are wrong; nothing is left then.
+        """Store a file. Raises ApiError 400 with every invalid line, and then leaves nothing in the store.
 
-        `identifier`: an id of the caller's choice, under which it is taken once; None: a new one.
+        `identifier`: an id chosen by the caller, which makes the call idempotent; None: a new id.
         """
         name = safe_filename(filename)
         size_bytes = content.stat().st_size
@@ -116,7 +116,7 @@ class Files:
             with suppress(KitaeError):
                 self._store.delete_tree(_folder(team, identifier))
             raise _refused(error) from error
-        created_at = int(made_at_s(identifier))
+        created_at = int(created_at_s(identifier))
         record = FileRecord(
             id=identifier,
             team=team,
@@ -125,16 +125,16 @@ class Files:
             purpose=purpose,
             bytes=size_bytes,
             created_at=created_at,
-            expires_at=None if lives_s is None else created_at + lives_s,
+            expires_at=None if expires_after_s is None else created_at + expires_after_s,
             key=key,
             report=report,
         )
-        with suppress(ConflictError):  # it was taken by a try that was cut off
+        with suppress(ConflictError):  # stored by an earlier try
             self._store.put_json(_record_key(team, identifier), record.model_dump(mode="json"), if_absent=True)
         return record
 
     def put_result(self, team: str, identifier: str, filename: str, content: bytes) -> FileRecord:
-        """A file that the service itself gives, under an id of the caller's choice; once."""
+        """Store a file that the service produces, under an id chosen by the caller. Idempotent."""
         key = f"{_folder(team, identifier)}/{filename}"
         record = FileRecord(
             id=identifier,
@@ -147,12 +147,12 @@ class Files:
             key=key,
         )
         self._store.put(key, content)
-        with suppress(ConflictError):  # another process has given it
+        with suppress(ConflictError):  # stored by another process
             self._store.put_json(_record_key(team, identifier), record.model_dump(mode="json"), if_absent=True)
         return record
 
     def find(self, team: str, identifier: str) -> FileRecord | None:
-        """None: there is none, not of this team, or not any more."""
+        """Return the team's file, or None if it does not exist or has expired."""
         if not is_id("file", identifier):
             return None
         try:
@@ -162,10 +162,10 @@ class Files:
         return None if record.expires_at is not None and record.expires_at <= time.time() else record
 
     def get(self, team: str, identifier: str, *, param: str | None = None) -> FileRecord:
-        """ApiError 404 where there is none."""
+        """Return the team's file. Raises ApiError 404."""
         record = self.find(team, identifier)
         if record is None:
-            raise ApiError(404, f"there is no file {identifier!r}", code="file_not_found", param=param)
+            raise ApiError(404, f"the file {identifier!r} does not exist", code="file_not_found", param=param)
         return record
 
     def page(
@@ -178,20 +178,20 @@ class Files:
         return page(self._ids(team), read, limit=limit, after=after, order=order)
 
     def content(self, record: FileRecord) -> Iterator[bytes]:
-        """The bytes as they were sent, a piece at a time."""
+        """Yield the content in chunks."""
         yield from self._store.read_in_pieces(record.key, _CHUNK_BYTES)
 
     def delete(self, team: str, identifier: str) -> None:
-        """ApiError 404 where there is none. The record goes first: nobody finds a file without its content."""
+        """Delete a file: first its record, so that no file is found without its content. Raises ApiError 404."""
         record = self.get(team, identifier)
         self._store.delete(_record_key(team, identifier))
         self._store.delete_tree(_folder(team, record.id))
 
     def sweep(self, now_s: float) -> None:
-        """Delete what has expired, and contents whose record was never written."""
+        """Delete expired files, and contents without a record that are older than a day."""
         for team in self._store.list_dirs("files/"):
             for identifier in self._store.list_dirs(f"files/{team}/"):
-                old = is_id("file", identifier) and made_at_s(identifier) < now_s - _ORPHAN_AFTER_S
+                old = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
                 try:
                     record = FileRecord.model_validate(self._store.get_json(_record_key(team, identifier)))
                     over = record.expires_at is not None and record.expires_at <= now_s
@@ -206,11 +206,11 @@ class Files:
         return [key.rpartition("/")[2].removesuffix(".json") for key in keys]
 
     def _counting_base(self, task: str | None, model: str | None) -> CatalogueEntry | None:
-        """Whose tokenizer counts: the model's that was named, else of the only one there is."""
+        """Return the base whose tokenizer counts: the named model, else the task's only base, else None."""
         if model is not None:
             entry = catalogue.find(self._store, model)
             if entry is None:
-                raise bad_request(f"there is no base model {model!r} to count tokens with", param="model")
+                raise bad_request(f"the base model {model!r}, which would count tokens, does not exist", param="model")
             return entry
         entries = catalogue.entries(self._store)
         fitting = [entry for entry in entries if (task or DEFAULT_TASK) in entry.tasks]
@@ -218,11 +218,11 @@ class Files:
 
 
 def safe_filename(given: str) -> str:
-    """The last part of a name from outside, as text to show; never used as a path. ApiError 400 for none at all."""
+    """Return the last part of an untrusted file name, for display only. Raises ApiError 400 if it is unusable."""
     name = PurePosixPath(given.replace("\\", "/")).name
     name = "".join(character for character in name if character.isprintable())
-    if len(name) > _LONGEST_NAME:  # cut, it would have another ending
-        message = f"the file's name has {len(name)} characters; it may have {_LONGEST_NAME}"
+    if len(name) > _MAX_NAME:  # not truncated: the suffix decides the format
+        message = f"the file's name has {len(name)} characters; it may have {_MAX_NAME}"
         raise bad_request(message, param="file")
     if not name.strip(". "):
         raise bad_request(f"the file's name is {given[:80]!r}: send one such as rows.jsonl", param="file")
@@ -230,7 +230,7 @@ def safe_filename(given: str) -> str:
 
 
 def _refused(error: DataError) -> ApiError:
-    """Every bad line: the first in the message, which is what people read, all in `details`."""
+    """Build a 400 with the first invalid lines in the message and all of them in `details`."""
     found = []
     for detail in error.details:
         where, _, reason = detail.partition(": ")

@@ -1,5 +1,5 @@
-"""Fine-tuning jobs as the OpenAI API has them, on Kitae's own jobs.
+"""Fine-tuning jobs as OpenAI's API has them, on Kitae's own jobs. Knows no HTTP routes.
 
-`request`: what was asked → a job file. `records`: what is written down of it. `lifecycle`: what a job's records amount
-to, and what is to be done next; pure. `answers`: what is told of them. `service`: does it.
+`request`: a request → a job file. `records`: what the API stores of a job. `lifecycle`: status and next action of a
+job, decided purely. `responses`: a job in OpenAI's shapes. `service`: carries the actions out.
 """

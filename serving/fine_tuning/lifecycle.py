@@ -1,12 +1,11 @@
-"""What a job's records and its launcher amount to, and what is to be done about it next. Pure.
+"""Status and next action of a job, from its records and its launcher. Pure.
 
-A runner writes into the job's record how far it is; a launcher knows only whether a runner is alive. Each may be wrong
-by itself: a record says `running` of a runner that was killed, a launcher that was started anew knows none of its
-runners. Whoever asks must look at the launcher first and at the record after: then a runner that has ended has said in
-the record what it had to say.
+A runner writes its progress into the job's record; a launcher knows only whether the runner is alive. Either may be
+outdated: the record says `running` after a runner was killed, and a restarted launcher knows none of its runners. A
+caller therefore reads the launcher first and the record second: then the record of an ended runner is complete.
 
-A launcher may take a runner's machines away and give it others later (preemption). The runner is the same, and nothing
-was lost but its attempt: the job is queued again until another attempt begins.
+A launcher may preempt a runner and resume it later on other machines. It remains the same runner and loses only its
+attempt: the job is queued until the next attempt begins.
 """
 
 from __future__ import annotations
@@ -16,26 +15,25 @@ from dataclasses import dataclass
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Runner
 from serving.fine_tuning.records import ApiJob, Launch
-from serving.http import openai_types as wire
+from serving.http import openai_types
 
-MOST_LAUNCHES = 10
-"""So many runners may vanish, since the job was created or last resumed, before it is given up."""
-STOP_AFTER_S = 12.0
-"""A runner that was told to stop by its record has so long to write a checkpoint before its launcher stops it."""
-SILENCE_PATIENCE_S = 600.0
-"""A job that was stopped is not closed while its launcher does not answer, for so long: its runner may still wait
-there."""
+MAX_LAUNCHES = 10
+"""Runners that may be lost, since the job was created or last resumed, before the job fails."""
+STOP_GRACE_S = 12.0
+"""Seconds that a runner has to write a checkpoint, after its record asks it to stop, before its launcher stops it."""
+UNREACHABLE_PATIENCE_S = 600.0
+"""Seconds that a cancelled job stays open while its launcher is unreachable, where its runner may still be queued."""
 RUNNER_FAILED = "runner_failed"
-"""Code of a job whose runner could never start, or never end in time."""
+"""Error code of a job whose runner cannot start, or did not end in time."""
 _OVER = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What to answer whoever asks for a job's status."""
+class ReportedStatus:
+    """A job's status as the API reports it."""
 
-    status: wire.JobStatus
-    error: wire.JobError | None = None
+    status: openai_types.FineTuningJobStatus
+    error: openai_types.FineTuningJobError | None = None
 
     @property
     def over(self) -> bool:
@@ -43,129 +41,131 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Start:
-    """A runner is to be started: `launch` anew, or the newest one again, which its launcher never heard of."""
+class StartRunner:
+    """Start a runner: for a new launch, or again for the newest one, which its launcher does not know."""
 
     launch: Launch
     is_new: bool
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A runner is to be stopped."""
+class StopRunner:
+    """Stop a runner."""
 
     launch: Launch
 
 
 @dataclass(frozen=True)
-class Close:
-    """It is over: write that down, and do what follows from it."""
+class CloseJob:
+    """Close an ended job: publish its end and record the final status."""
 
-    verdict: Verdict
-
-
-Action = Start | Stop | Close | None
+    reported: ReportedStatus
 
 
-def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> Verdict:
-    """The status of a job. `job` None: its own record is not written yet. `runner`: of the newest launch."""
+Action = StartRunner | StopRunner | CloseJob | None
+
+
+def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> ReportedStatus:
+    """Return a job's status. `job`: None if its own record is not written yet. `runner`: that of the newest launch."""
     if api.closed is not None:
-        return Verdict(api.closed.status, api.closed.error)
+        return ReportedStatus(api.closed.status, api.closed.error)
     if job is None:
-        return Verdict("validating_files")
+        return ReportedStatus("validating_files")
     if job.status == "cancelled" or job.status == "succeeded":
-        return Verdict(job.status)
+        return ReportedStatus(job.status)
     if job.status == "failed":
-        return Verdict("failed", wire.JobError(code="job_failed", message=job.error or "the job failed"))
+        return ReportedStatus(
+            "failed", openai_types.FineTuningJobError(code="job_failed", message=job.error or "the job failed")
+        )
     if job.status == "paused" and not _is_resumed(api, job):
-        return Verdict("paused")
+        return ReportedStatus("paused")
     if runner.hopeless and api.launches:
-        message = runner.message or "its launcher gives it up"
-        return Verdict("failed", wire.JobError(code=RUNNER_FAILED, message=message))
-    if lost(api, job, runner) and launches_so_far(api) >= MOST_LAUNCHES:
-        message = runner.message or "its launcher does not know it any more"
-        text = f"its runner was lost {MOST_LAUNCHES} times, last: {message}"
-        return Verdict("failed", wire.JobError(code="runner_lost", message=text))
+        message = runner.message or "its launcher cannot run it"
+        return ReportedStatus("failed", openai_types.FineTuningJobError(code=RUNNER_FAILED, message=message))
+    if is_lost(api, job, runner) and launches_so_far(api) >= MAX_LAUNCHES:
+        message = runner.message or "its launcher does not know it"
+        text = f"its runner was lost {MAX_LAUNCHES} times, last: {message}"
+        return ReportedStatus("failed", openai_types.FineTuningJobError(code="runner_lost", message=text))
     if not api.launches:
-        return Verdict("validating_files" if job.status == "queued" else "running")
+        return ReportedStatus("validating_files" if job.status == "queued" else "running")
     alive = runner.state in ("running", "pending", "unreachable")
-    return Verdict("running" if has_begun(api, job) and alive and not _is_interrupted(job, runner) else "queued")
+    return ReportedStatus("running" if has_begun(api, job) and alive and not _is_interrupted(job, runner) else "queued")
 
 
 def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> Action:
-    """What to do next about a job. Doing it twice, or in two processes at once, must come to the same."""
+    """Return the next action for a job. Actions are idempotent, also across processes."""
     if api.closed is not None or job is None:
         return None
-    verdict, launch = status_of(api, job, runner), api.launch
+    reported, launch = status_of(api, job, runner), api.launch
     alive = runner.state in ("running", "pending")
-    if verdict.over or verdict.status == "paused":
-        told_at = job.cancelled_at if verdict.status == "cancelled" else job.paused_at
-        # What waits has nothing to write, also where it ran before.
-        writes = has_begun(api, job) and not _is_interrupted(job, runner)
-        patience_s = STOP_AFTER_S if writes else 0.0
-        if alive and launch is not None and told_at is not None and now_s - told_at.timestamp() >= patience_s:
-            return Stop(launch)
-        silent = runner.state == "unreachable" and launch is not None and verdict.status == "cancelled"
-        if silent and told_at is not None and now_s - told_at.timestamp() < SILENCE_PATIENCE_S:
+    if reported.over or reported.status == "paused":
+        requested_at = job.cancelled_at if reported.status == "cancelled" else job.paused_at
+        # A queued runner has no checkpoint to write, even if it ran before.
+        can_write = has_begun(api, job) and not _is_interrupted(job, runner)
+        grace_s = STOP_GRACE_S if can_write else 0.0
+        if alive and launch is not None and requested_at is not None and now_s - requested_at.timestamp() >= grace_s:
+            return StopRunner(launch)
+        unreachable = runner.state == "unreachable" and launch is not None and reported.status == "cancelled"
+        if unreachable and requested_at is not None and now_s - requested_at.timestamp() < UNREACHABLE_PATIENCE_S:
             return None
-        return Close(verdict) if verdict.over else None
+        return CloseJob(reported) if reported.over else None
     if launch is None:
-        return Start(_next(api, job, now_s), is_new=True, why="")
+        return StartRunner(_next(api, job, now_s), is_new=True, reason="")
     if runner.state == "unknown" and not has_begun(api, job):
-        return Start(launch, is_new=False, why="")
-    if lost(api, job, runner) and now_s >= launch.at + wait_s(launches_so_far(api)):
-        why = f"its runner ended: {runner.message}" if runner.message else "its runner was lost"
-        return Start(_next(api, job, now_s), is_new=True, why=why)
+        return StartRunner(launch, is_new=False, reason="")
+    if is_lost(api, job, runner) and now_s >= launch.at + relaunch_delay_s(launches_so_far(api)):
+        reason = f"its runner ended: {runner.message}" if runner.message else "its runner was lost"
+        return StartRunner(_next(api, job, now_s), is_new=True, reason=reason)
     return None
 
 
-def takes_for_lost(action: Action, api: ApiJob, job: JobRecord | None) -> bool:
-    """Whether an action rests on a launcher's word that a runner is no more."""
-    if isinstance(action, Start):
+def assumes_runner_lost(action: Action, api: ApiJob, job: JobRecord | None) -> bool:
+    """Return whether an action relies on the launcher's report that a runner is gone."""
+    if isinstance(action, StartRunner):
         return action.is_new and bool(api.launches)
-    return isinstance(action, Close) and job is not None and not job.over()
+    return isinstance(action, CloseJob) and job is not None and not job.over()
 
 
 def has_begun(api: ApiJob, job: JobRecord) -> bool:
-    """Whether the newest launch's runner has made its attempt at the job."""
+    """Return whether the newest launch's runner has started its attempt."""
     return api.launch is not None and job.attempt > api.launch.attempt_before
 
 
 def waits_for(api: ApiJob, job: JobRecord | None, runner: Runner) -> str | None:
-    """What a job that is queued waits for, where its launcher says so."""
+    """Return the launcher's reason for a queued job's waiting, if it gives one."""
     if job is None or api.launch is None or status_of(api, job, runner).status != "queued":
         return None
     return runner.message or None if runner.state == "pending" else None
 
 
 def _is_interrupted(job: JobRecord, runner: Runner) -> bool:
-    """Whether the newest attempt is of machines that were taken away."""
+    """Return whether the newest attempt was preempted."""
     if runner.interrupted_at is None or job.started_at is None:
         return False
     return job.started_at.timestamp() < runner.interrupted_at
 
 
-def lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:
-    """Whether the newest launch's runner is gone without having ended the job."""
+def is_lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:
+    """Return whether the newest launch's runner is gone without having ended the job."""
     gone = runner.state == "ended" or (runner.state == "unknown" and has_begun(api, job))
     return gone and api.launch is not None
 
 
 def launches_so_far(api: ApiJob) -> int:
-    """How many runners were started since the job was created or last resumed."""
+    """Count the runners started since the job was created or last resumed."""
     pauses = [launch.resumes for launch in api.launches]
     newest = next((pause for pause in reversed(pauses) if pause is not None), None)
     return len(pauses) - (0 if newest is None else pauses.index(newest))
 
 
-def wait_s(launches: int) -> float:
-    """Between the start of a runner that was lost and the next one's: 5 s, 10 s, 20 s, … at most 5 minutes."""
+def relaunch_delay_s(launches: int) -> float:
+    """Return the seconds between the start of a lost runner and the next start: 5, 10, 20, … at most 300."""
     return float(min(5 * 2 ** (launches - 1), 300))
 
 
 def resumed(api: ApiJob, job: JobRecord, now_s: float) -> ApiJob:
-    """The job with a launch that ends its pause; unchanged where it has one."""
+    """Return the job with a launch that ends its pause; unchanged if it already has one."""
     if job.paused_at is None or _is_resumed(api, job):
         return api
     launch = _next(api, job, now_s).model_copy(update={"resumes": job.paused_at.isoformat()})
@@ -182,6 +182,6 @@ def _is_resumed(api: ApiJob, job: JobRecord) -> bool:
 
 
 def _next(api: ApiJob, job: JobRecord, now_s: float) -> Launch:
-    # A runner that was lost before it began has not ended the pause.
+    # A runner lost before it began has not ended the pause.
     resumes = api.launch.resumes if api.launch is not None and _is_resumed(api, job) else None
     return Launch(number=len(api.launches) + 1, at=now_s, attempt_before=job.attempt, resumes=resumes)

@@ -1,11 +1,11 @@
-"""What the API writes down of a job, and how it is written once.
+"""The API's records of fine-tuning jobs, and the conditional writes that make creating a job idempotent.
 
-    teams/{team}/jobs/{ftjob_id}.json     what was asked, each launch of a runner, and how it ended
-    teams/{team}/creates/{hash}.json      which job a create made, so that it makes one however often it arrives
-    open/{key_id}/{ftjob_id}.json         jobs that are not over; written before the job's own record
-    places/{key_id}.json                  jobs of a key that may have only so many at once; written before the marker
+    teams/{team}/jobs/{ftjob_id}.json     the request, each launch of a runner, and the final status
+    teams/{team}/creates/{hash}.json      the job that a create request made, so that a repeated request makes no other
+    open/{key_id}/{ftjob_id}.json         marker of a job that has not ended; written before the job's record
+    places/{key_id}.json                  slots of a key with a limit of concurrent jobs; written before the marker
 
-How far a job is stands in its own record, `jobs/{job_id}/job.json`, which its runner writes.
+A job's progress is in its own record, `jobs/{job_id}/job.json`, which its runner writes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pydantic import BaseModel, ConfigDict
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
 from ray_jobs.storage import Store
-from serving.http import openai_types as wire
+from serving.http import openai_types
 from serving.http.errors import ApiError
 from serving.http.ids import is_id
 
 KIND = JOB_PREFIX.rstrip("-")
 RETRY_WINDOW_S = 600.0
-"""A client gives up on a request after as long (its `timeout`), and tries again within seconds of it."""
-CUT_OFF_AFTER_S = 120.0
-"""A place or a marker without a record is of a create that was cut off, once it is so old."""
+"""Seconds after which a retry counts as a new request. The official client's `timeout` is as long."""
+ORPHAN_AFTER_S = 120.0
+"""Age in seconds at which a slot or a marker without a record is left from an interrupted create."""
 
 
 class Launch(BaseModel):
-    """One runner that was started for a job."""
+    """One start of a runner for a job."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,23 +39,23 @@ class Launch(BaseModel):
     at: float
     """Unix seconds."""
     attempt_before: int
-    """The attempt of the job's record then: once it is greater, a runner has begun."""
+    """The job's attempt at the launch; a greater one means that the runner has begun."""
     resumes: str | None = None
     """The `paused_at` of the pause that this launch ends."""
 
 
-class Closed(BaseModel):
-    """How a job ended."""
+class ClosedJob(BaseModel):
+    """Final status of a job."""
 
     model_config = ConfigDict(frozen=True)
 
-    status: wire.JobStatus
+    status: openai_types.FineTuningJobStatus
     finished_at: int
-    error: wire.JobError | None = None
+    error: openai_types.FineTuningJobError | None = None
 
 
 class ApiJob(BaseModel):
-    """One job of one team."""
+    """One team's fine-tuning job as the API stores it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,58 +75,62 @@ class ApiJob(BaseModel):
     spec: dict[str, Any]
     """The job file."""
     job_id: str
-    """Of the job that runs."""
+    """Id of Kitae's own job."""
     launches: tuple[Launch, ...] = ()
-    closed: Closed | None = None
-    """None while it is not over, or not all that follows from its end is done."""
+    closed: ClosedJob | None = None
+    """None until the job has ended and its end is published."""
 
     @property
     def launch(self) -> Launch | None:
-        """The newest."""
+        """The newest launch."""
         return self.launches[-1] if self.launches else None
 
     @property
     def digits(self) -> str:
-        """Of its id: what the names of its model, events and checkpoints end with or have in them."""
+        """The id without its prefix, part of the names of its model, events and checkpoints."""
         return self.id.removeprefix(JOB_PREFIX)
 
     def runner_id(self, launch: Launch) -> str:
-        """What a launch is called by its launcher: always the same, so that it is not started twice."""
+        """Return the launcher's id of a launch. Deterministic, so it is not started twice."""
         return f"{self.id}-{launch.number}"
 
 
-def made_before(store: Store, team: str, key: str | None, request: str, *, retried: bool, now_s: float) -> str | None:
-    """The id that a create before this one has claimed for both of them; claims nothing. None: this is a new one, or
-    the claim must tell. ApiError as `claim_by_key`."""
+def claimed_before(
+    store: Store, team: str, key: str | None, request: str, *, retried: bool, now_s: float
+) -> str | None:
+    """Return the id of the job that an earlier equal create claimed, without claiming one.
+
+    None: the request is new, or only a claim decides. Raises ApiError as `claim_by_key` does.
+    """
     if key is None and not retried:
         return None
     try:
-        there = store.get_json(_by_content(team, request) if key is None else _by_key(team, key))
+        claim = store.get_json(_by_content(team, request) if key is None else _by_key(team, key))
     except ObjectNotFound:
         return None
     if key is not None:
-        return _same_request(there, request)
-    return str(there["id"]) if now_s - there["at"] < RETRY_WINDOW_S else None
+        return _id_of_equal_request(claim, request)
+    return str(claim["id"]) if now_s - claim["at"] < RETRY_WINDOW_S else None
 
 
 def claim_by_key(store: Store, team: str, key: str, request: str, new: str) -> str:
-    """The id of the job that creates with this Idempotency-Key make: `new`, or the one made before.
+    """Claim a job id for an Idempotency-Key. Returns `new`, or the id claimed earlier with the same key.
 
-    ApiError 409 where the key came with another request.
+    Raises ApiError 409 if the key was used with another request.
     """
     try:
         store.put_json(_by_key(team, key), {"id": new, "request": request}, if_absent=True)
         return new
     except ConflictError:
-        return _same_request(store.get_json(_by_key(team, key)), request)
+        return _id_of_equal_request(store.get_json(_by_key(team, key)), request)
 
 
 def claim_by_content(store: Store, team: str, request: str, new: str, *, retried: bool, now_s: float) -> str:
-    """The id of the job that a create without a key makes.
+    """Claim a job id for a create without an Idempotency-Key. Returns `new` or the id claimed by an equal request.
 
-    The official client sends a request that got no answer again, with `x-stainless-retry-count` and no key. Such a one
-    gets the job that the same request made in the last ten minutes; or, where it overtook the first one, makes it, and
-    the first one gets that.
+    The official client repeats an unanswered request with `x-stainless-retry-count` and without a key. A retry gets the
+    job that an equal request created in the last ten minutes. If it overtakes the first try, the retry creates the job
+    and the first try gets it.
     """
 
     def change(old: dict[str, Any] | None) -> dict[str, Any]:
@@ -140,23 +144,24 @@ def claim_by_content(store: Store, team: str, request: str, new: str, *, retried
     return str(store.update_json(_by_content(team, request), change)["id"])
 
 
-def take_place(store: Store, team: str, key_id: str, identifier: str, most: int, now_s: float) -> None:
-    """Give a job one of its key's `most` places, before it is marked as open. ApiError 429 where none is free.
+def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: int, now_s: float) -> None:
+    """Reserve one of a key's `most` slots for a job before its marker is written. Raises ApiError 429 if none is free.
 
-    A place is held by its job's marker; a moment old, also without one, for whoever took it may be about to write it.
+    A slot counts as taken while its job's marker exists. A slot younger than `ORPHAN_AFTER_S` also counts as taken
+    without its marker, which its create may be about to write.
     """
 
     def held(other: str, taken_at: float) -> bool:
-        if now_s - taken_at >= CUT_OFF_AFTER_S:
+        if now_s - taken_at >= ORPHAN_AFTER_S:
             return False
         job = find(store, team, other)
         return job is None or job.closed is None
 
     def change(old: dict[str, Any] | None) -> dict[str, Any]:
-        places: dict[str, float] = {} if old is None else old["jobs"]
-        marked = set(open_of(store, key_id))  # after the places were read: who took one of them before is seen
-        kept = {other: at for other, at in places.items() if other in marked or held(other, at)}
-        kept |= dict.fromkeys(marked - kept.keys(), now_s)  # from before the key had a limit
+        slots: dict[str, float] = {} if old is None else old["jobs"]
+        marked = set(open_of(store, key_id))  # after the slots were read, so that a marker written meanwhile counts
+        kept = {other: at for other, at in slots.items() if other in marked or held(other, at)}
+        kept |= dict.fromkeys(marked - kept.keys(), now_s)  # jobs from before the key had a limit
         if identifier not in kept and len(kept) >= most:
             message = f"this key may have {most} jobs at once: wait until one has ended, or cancel one"
             raise ApiError(429, message, code="concurrent_jobs_exceeded", headers={"x-should-retry": "false"})
@@ -166,7 +171,7 @@ def take_place(store: Store, team: str, key_id: str, identifier: str, most: int,
 
 
 def put_new(store: Store, job: ApiJob) -> ApiJob:
-    """Write a job down; what was written before stays, and is returned."""
+    """Store a new job. Returns the stored one if it exists already."""
     try:
         store.put_json(_key(job.team, job.id), job.model_dump(mode="json"), if_absent=True)
     except ConflictError:
@@ -184,15 +189,15 @@ def find(store: Store, team: str, identifier: str) -> ApiJob | None:
 
 
 def load(store: Store, team: str, identifier: str) -> ApiJob:
-    """ApiError 404 where a team has no such job."""
+    """Return a team's job. Raises ApiError 404."""
     job = find(store, team, identifier)
     if job is None:
-        raise ApiError(404, f"there is no fine-tuning job {identifier!r}", code="job_not_found")
+        raise ApiError(404, f"the fine-tuning job {identifier!r} does not exist", code="job_not_found")
     return job
 
 
 def update(store: Store, job: ApiJob, change: Callable[[ApiJob], ApiJob]) -> ApiJob:
-    """Change a job by compare-and-swap; `change` may run several times."""
+    """Change a job by a conditional write; `change` may run several times."""
 
     def apply(old: dict[str, Any] | None) -> dict[str, Any]:
         return change(ApiJob.model_validate(old)).model_dump(mode="json")
@@ -201,7 +206,7 @@ def update(store: Store, job: ApiJob, change: Callable[[ApiJob], ApiJob]) -> Api
 
 
 def ids(store: Store, team: str) -> list[str]:
-    """Of a team's jobs, the oldest first."""
+    """List the ids of a team's jobs, oldest first."""
     return [_id_of(info.key) for info in store.list(f"teams/{team}/jobs")]
 
 
@@ -214,28 +219,28 @@ def unmark_open(store: Store, key_id: str, identifier: str) -> None:
 
 
 def open_of(store: Store, key_id: str) -> list[str]:
-    """Ids of a key's jobs that are not over, the oldest first."""
+    """List the ids of a key's open jobs, oldest first."""
     return [_id_of(info.key) for info in store.list(f"open/{key_id}")]
 
 
 def all_open(store: Store) -> list[tuple[str, str]]:
-    """(key id, job id) of every job that is not over."""
+    """List (key id, job id) of every open job."""
     return [(info.key.split("/")[1], _id_of(info.key)) for info in store.list("open")]
 
 
 def team_of_open(store: Store, key_id: str, identifier: str) -> str | None:
-    """None: it is over by now."""
+    """Return the team of an open job; None if it is not open."""
     try:
         return str(store.get_json(_open_key(key_id, identifier))["team"])
     except ObjectNotFound:
         return None
 
 
-def _same_request(there: dict[str, Any], request: str) -> str:
-    if there["request"] != request:
-        message = "this Idempotency-Key came with another request before: send a new key with a new request"
+def _id_of_equal_request(claim: dict[str, Any], request: str) -> str:
+    if claim["request"] != request:
+        message = "this Idempotency-Key was used with another request: send a new key with a new request"
         raise ApiError(409, message, code="idempotency_key_reused", headers={"x-should-retry": "false"})
-    return str(there["id"])
+    return str(claim["id"])
 
 
 def _by_key(team: str, key: str) -> str:

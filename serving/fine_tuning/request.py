@@ -1,7 +1,6 @@
-"""From a request to a job file. Pure: what is wrong is told all at once, each with the field's own name.
+"""Resolves a create request to a job file. Pure; reports all invalid fields at once, each by its name.
 
-OpenAI's hyperparameters and Kitae's own sections meet here; where both speak of the same, the section, which is the
-more exact, wins.
+Combines OpenAI's hyperparameters with Kitae's own sections; where both set the same option, the section wins.
 """
 
 from __future__ import annotations
@@ -17,21 +16,23 @@ from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec, TrainingSection, parse_spec
 from ray_jobs.training.lr_schedule import default_learning_rate
 from serving.files.stored_files import FINE_TUNE, FileRecord
-from serving.http import openai_types as wire
+from serving.fine_tuning.records import ApiJob
+from serving.http import openai_types
 from serving.http.errors import ApiError
+from serving.http.ids import created_at_s
 
 LEAST_ROWS = 10
-"""OpenAI's own limit; with fewer there is nothing to hold out."""
+"""OpenAI's minimum; fewer rows leave none to hold out."""
 _KEPT_CHECKPOINTS = 3
-"""As many as OpenAI keeps."""
-_MOST_PAIRS, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
+"""The number that OpenAI keeps."""
+_MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _PASS_TOKENS = 2048
-_TARGET_EXAMPLES, _MOST_EXAMPLES, _EPOCHS, _MOST_EPOCHS = 100, 25_000, 3, 25
+_TARGET_EXAMPLES, _MAX_EXAMPLES, _EPOCHS, _MAX_EPOCHS = 100, 25_000, 3, 25
 
 
 @dataclass
 class Problems:
-    """What is wrong with a request: (field, what)."""
+    """Collects the invalid fields of a request as (field, message)."""
 
     found: list[tuple[str, str]] = field(default_factory=list)
 
@@ -47,32 +48,34 @@ class Problems:
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """What a request comes to."""
+class ResolvedRequest:
+    """Result of resolving a request."""
 
     spec: JobSpec
     hyperparameters: dict[str, Any]
-    """As the API tells them: no `auto` is left."""
+    """The values that replace each `auto`."""
     method: dict[str, Any]
 
 
 def auto_epochs(examples: int) -> int:
-    """Epochs for `auto`: three, more for a few rows, fewer for very many (OpenAI's cookbook, "Data preparation and
-    analysis for chat model fine-tuning")."""
+    """Epochs for `auto`: 3, more for few rows, fewer for very many.
+
+    Source: OpenAI's cookbook, "Data preparation and analysis for chat model fine-tuning".
+    """
     if examples * _EPOCHS < _TARGET_EXAMPLES:
-        return min(_MOST_EPOCHS, max(1, _TARGET_EXAMPLES // examples))
-    if examples * _EPOCHS > _MOST_EXAMPLES:
-        return max(1, _MOST_EXAMPLES // examples)
+        return min(_MAX_EPOCHS, max(1, _TARGET_EXAMPLES // examples))
+    if examples * _EPOCHS > _MAX_EXAMPLES:
+        return max(1, _MAX_EXAMPLES // examples)
     return _EPOCHS
 
 
 def auto_batch_size(examples: int) -> int:
-    """Rows a step for `auto`: 16, and fewer where an epoch would have less than eight steps."""
+    """Batch size for `auto`: 16, or less so that an epoch has at least 8 steps."""
     return max(1, min(16, examples // 8))
 
 
 def resolve(
-    body: wire.CreateJob,
+    body: openai_types.CreateFineTuningJob,
     *,
     identifier: str,
     team: str,
@@ -82,19 +85,18 @@ def resolve(
     address_of: Mapping[str, str],
     bases: Mapping[str, CatalogueEntry],
     defaults: Mapping[str, Any],
-) -> Resolved:
-    """The job file of a request. ApiError 400 with everything that is wrong.
+) -> ResolvedRequest:
+    """Resolve a request. Raises ApiError 400 with every invalid field.
 
-    `entry`, `training`, `validation` are what the request's names stand for, None where there is no such thing.
-    `address_of`: the `s3://` address of each file by its id. `bases`: the catalogue. `defaults`: sections that every
-    job of this endpoint has.
+    `entry`, `training`, `validation`: the base and the files that the request names; None if they do not exist.
+    `address_of`: file id → `s3://` address. `bases`: the catalogue. `defaults`: default sections of this endpoint.
     """
     problems = Problems()
     _check_method(body, problems)
     _check_metadata(body, problems)
     if entry is None:
-        known = ", ".join(bases) or "none yet; `kitae bases add SOURCE` brings one"
-        problems.add("model", f"there is no base model {body.model!r} to fine-tune; there are: {known}")
+        known = ", ".join(bases) or "none; `kitae bases add SOURCE` adds one"
+        problems.add("model", f"the base model {body.model!r} does not exist; available: {known}")
     for param, record, wanted in (
         ("training_file", training, body.training_file),
         ("validation_file", validation, body.validation_file),
@@ -108,7 +110,7 @@ def resolve(
     assert training.report is not None
     task = body.task or training.report.task
     if task not in entry.tasks:
-        problems.add("model", f"{entry.name} cannot do {task}; it does {', '.join(entry.tasks)}")
+        problems.add("model", f"{entry.name} does not support {task}; it supports {', '.join(entry.tasks)}")
     for param, record in (("training_file", training), ("validation_file", validation)):
         if record is None or record.report is None:
             continue
@@ -119,7 +121,7 @@ def resolve(
             lines = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
             fix = "shorten them, or set data.too_long to drop or truncate"
             problems.add(
-                param, f"lines {lines} are longer than the {entry.max_tokens} tokens {entry.name} takes: {fix}"
+                param, f"lines {lines} are longer than {entry.name}'s maximum of {entry.max_tokens} tokens: {fix}"
             )
     if training.report.rows < LEAST_ROWS:
         problems.add(
@@ -153,7 +155,7 @@ def resolve(
         own["search"] = {} if body.search is True else body.search
     sections = {name: getattr(body, name) or {} for name in ("training", "compute", "evaluation", "serving")}
     document = merged(merged(defaults, own), sections)
-    document["training"] = _rated(document["training"], hyper, task)
+    document["training"] = _with_learning_rate(document["training"], hyper, task)
     longest = document["data"].get("max_tokens")
     if isinstance(longest, int):
         document["training"].setdefault("micro_batch_tokens", max(_PASS_TOKENS, longest))
@@ -161,73 +163,96 @@ def resolve(
     searched = (spec.search.space or {}).get("base_model", ()) if spec.search is not None else ()
     for name in searched if isinstance(searched, tuple) else ():
         if name not in bases:
-            problems.add("search.space.base_model", f"there is no base model {name!r}")
+            problems.add("search.space.base_model", f"the base model {name!r} does not exist")
     problems.raise_if_any()
-    told = {
+    resolved = {
         "n_epochs": spec.training.epochs,
         "batch_size": spec.training.batch_size,
         "learning_rate_multiplier": _multiplier(spec),
     }
-    return Resolved(spec, told, {"type": "supervised", "supervised": {"hyperparameters": told}})
+    return ResolvedRequest(spec, resolved, {"type": "supervised", "supervised": {"hyperparameters": resolved}})
+
+
+def new_api_job(
+    body: openai_types.CreateFineTuningJob, team: str, key_id: str, identifier: str, resolved: ResolvedRequest
+) -> ApiJob:
+    """Build the API's record of a resolved request."""
+    return ApiJob(
+        id=identifier,
+        team=team,
+        key_id=key_id,
+        created_at=int(created_at_s(identifier)),
+        model=body.model,
+        training_file=body.training_file,
+        validation_file=body.validation_file,
+        suffix=body.suffix,
+        seed=resolved.spec.training.seed,
+        metadata=body.metadata,
+        integrations=None,
+        method=resolved.method,
+        hyperparameters=resolved.hyperparameters,
+        spec=resolved.spec.model_dump(mode="json"),
+        job_id=resolved.spec.job_id,
+    )
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested documents as one; where both have a value, the second's."""
+    """Merge two nested documents; values of the second win."""
     result = dict(first)
     for name, value in second.items():
-        there = result.get(name)
-        both = isinstance(there, Mapping) and isinstance(value, Mapping)
-        result[name] = merged(there, value) if both else value  # type: ignore[arg-type]  # `both` has narrowed it
+        current = result.get(name)
+        both = isinstance(current, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(current, value) if both else value  # type: ignore[arg-type]  # `both` has narrowed it
     return result
 
 
-def _check_method(body: wire.CreateJob, problems: Problems) -> None:
-    if isinstance(body.method, wire.Method) and body.method.type != "supervised":
-        problems.add("method.type", f"{body.method.type} is not there yet; supervised is")
+def _check_method(body: openai_types.CreateFineTuningJob, problems: Problems) -> None:
+    if isinstance(body.method, openai_types.Method) and body.method.type != "supervised":
+        problems.add("method.type", f"{body.method.type} is not supported; supervised is")
     if body.integrations:
-        problems.add("integrations", "there are none here; `GET /fine_tuning/jobs/{id}/events` has a job's metrics")
+        problems.add("integrations", "not supported; `GET /fine_tuning/jobs/{id}/events` returns a job's metrics")
 
 
-def _check_metadata(body: wire.CreateJob, problems: Problems) -> None:
+def _check_metadata(body: openai_types.CreateFineTuningJob, problems: Problems) -> None:
     pairs = body.metadata or {}
-    if len(pairs) > _MOST_PAIRS:
-        problems.add("metadata", f"it has {len(pairs)} pairs; at most {_MOST_PAIRS}")
+    if len(pairs) > _MAX_PAIRS:
+        problems.add("metadata", f"it has {len(pairs)} pairs; at most {_MAX_PAIRS}")
     for key, value in pairs.items():
-        if len(key) > _LONGEST_KEY:
-            problems.add("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_LONGEST_KEY}")
-        if len(value) > _LONGEST_VALUE:
-            problems.add(f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_LONGEST_VALUE}")
+        if len(key) > _MAX_KEY:
+            problems.add("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_MAX_KEY}")
+        if len(value) > _MAX_VALUE:
+            problems.add(f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_MAX_VALUE}")
 
 
 def _check_file(param: str, record: FileRecord | None, wanted: str, problems: Problems) -> None:
     if record is None:
-        problems.add(param, f"there is no file {wanted!r}")
+        problems.add(param, f"the file {wanted!r} does not exist")
     elif record.purpose != FINE_TUNE or record.report is None:
         problems.add(param, f"{wanted} was uploaded for {record.purpose}, not with purpose {FINE_TUNE}")
 
 
-def _check_data(body: wire.CreateJob, problems: Problems) -> None:
+def _check_data(body: openai_types.CreateFineTuningJob, problems: Problems) -> None:
     for name in sorted({"train", "held_out"} & set(body.data or {})):
         instead = "training_file" if name == "train" else "validation_file"
         problems.add(f"data.{name}", f"rows come from files: upload them and name the file in {instead}")
 
 
-def _hyperparameters(body: wire.CreateJob) -> wire.Hyperparameters:
-    """Those of the method go before the old ones at the top."""
-    old = body.hyperparameters or wire.Hyperparameters()
-    new = body.method.supervised if isinstance(body.method, wire.Method) else None
+def _hyperparameters(body: openai_types.CreateFineTuningJob) -> openai_types.Hyperparameters:
+    """Merge the method's hyperparameters over OpenAI's deprecated top-level ones."""
+    old = body.hyperparameters or openai_types.Hyperparameters()
+    new = body.method.supervised if isinstance(body.method, openai_types.Method) else None
     named = {} if new is None else new.hyperparameters.model_dump(exclude_unset=True)
     return old.model_copy(update=named)
 
 
 def _data(
-    body: wire.CreateJob,
+    body: openai_types.CreateFineTuningJob,
     entry: CatalogueEntry,
     training: FileRecord,
     validation: FileRecord | None,
     address_of: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The longest row decides how long rows may be, as far as the model goes."""
+    """Build the data section; `max_tokens` is the longest row's length, at least 1024, at most the model's maximum."""
     reports = [record.report for record in (training, validation) if record is not None and record.report is not None]
     known = [report.longest_tokens for report in reports if report.longest_tokens is not None]
     most = entry.max_tokens or max([1024, *known])
@@ -239,21 +264,21 @@ def _data(
     return document | (body.data or {})
 
 
-def _rated(training: Mapping[str, Any], hyper: wire.Hyperparameters, task: str) -> dict[str, Any]:
-    """With a rate, where a multiplier names one and the training section does not."""
+def _with_learning_rate(training: Mapping[str, Any], hyper: openai_types.Hyperparameters, task: str) -> dict[str, Any]:
+    """Set the learning rate from the multiplier, unless the training section sets one."""
     document = dict(training)
     if document.get("learning_rate") is None and hyper.learning_rate_multiplier != "auto":
         try:
             section = TrainingSection.model_validate(document)
         except ValidationError:
-            return document  # what is wrong with it is told with the rest
+            return document  # `_parsed` reports what is invalid
         document["learning_rate"] = hyper.learning_rate_multiplier * default_learning_rate(section, task)
     return document
 
 
 def _multiplier(spec: JobSpec) -> float:
-    usual = default_learning_rate(spec.training, spec.task)
-    return round((spec.training.learning_rate or usual) / usual, 6)
+    default = default_learning_rate(spec.training, spec.task)
+    return round((spec.training.learning_rate or default) / default, 6)
 
 
 def _parsed(document: dict[str, Any], problems: Problems) -> JobSpec:

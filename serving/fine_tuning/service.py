@@ -1,9 +1,7 @@
-"""The jobs of every team: created once, watched, and brought on their way.
+"""The fine-tuning service: creates, reads, changes and reconciles the jobs of all teams.
 
-Any number of processes may do this on the same store at once, and any of them may die at any moment: each step is a
-conditional write or can be done twice, and what was begun is found by its marker and gone on with (`tick`).
-
-A little over 400 lines, so that a job's whole way is read in one place.
+Carries out the actions that `lifecycle` decides. Any number of processes may run it on one store, and any may be killed
+at any time: each step is a conditional write or idempotent, and `reconcile` finds open jobs by their markers.
 """
 
 from __future__ import annotations
@@ -29,14 +27,14 @@ from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving.files.stored_files import Files
 from serving.fine_tuning import lifecycle, records
-from serving.fine_tuning.answers import as_wire, checkpoints_of, dry_run, event_of, result_file_id
-from serving.fine_tuning.lifecycle import Close, Start, Stop, Verdict
-from serving.fine_tuning.records import ApiJob, Closed
-from serving.fine_tuning.request import Resolved, resolve
+from serving.fine_tuning.lifecycle import CloseJob, ReportedStatus, StartRunner, StopRunner
+from serving.fine_tuning.records import ApiJob, ClosedJob
+from serving.fine_tuning.request import ResolvedRequest, new_api_job, resolve
+from serving.fine_tuning.responses import checkpoints_of, dry_run, event_to_openai, result_file_id, to_openai
 from serving.fine_tuning.runners import Runners
-from serving.http import openai_types as wire
 from serving.http.errors import ApiError, bad_request
-from serving.http.ids import made_at_s, new_id
+from serving.http.ids import created_at_s, new_id
+from serving.http.openai_types import CreateFineTuningJob, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
 from serving.http.paging import page
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,7 @@ _STEPS_AT_ONCE = 4
 
 
 class Owner(Protocol):
-    """Who asks; `serving.access.auth.Caller`."""
+    """The caller of a request; `serving.access.auth.Caller` implements it."""
 
     @property
     def key_id(self) -> str: ...
@@ -56,225 +54,235 @@ class Owner(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A job, as its records and its launcher showed it a moment ago."""
+class ObservedJob:
+    """A job's records and status at one moment."""
 
     api: ApiJob
     job: JobRecord | None
-    verdict: Verdict
+    reported: ReportedStatus
 
 
 @dataclass
-class FineTuning:
-    """See the module."""
+class FineTuningService:
+    """The fine-tuning jobs of one store and launcher. Thread-safe."""
 
     store: Store
     files: Files
     launcher: Launcher
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Sections of a job file that every job begins with."""
-    when_over: Callable[[ApiJob, JobRecord, Verdict], None] = lambda *_: None
-    """Called once or more when a job has ended; what it does must be done once."""
+    """Default sections of every job file."""
+    on_job_end: Callable[[ApiJob, JobRecord, ReportedStatus], None] = lambda *_: None
+    """Called at least once when a job has ended; must be idempotent."""
     now: Callable[[], float] = time.time
     wake: threading.Event = field(default_factory=threading.Event)
-    """Set when there is something to do before the next tick."""
-    looked_at_once: int = 8
-    """Jobs that a tick looks at at the same time; each waits for the store several times."""
+    """Set when `reconcile` is due at once."""
+    parallel_jobs: int = 8
+    """Jobs reconciled concurrently; each waits for the store several times."""
     runners: Runners = field(init=False)
 
     def __post_init__(self) -> None:
         self.runners = Runners(self.store, self.launcher, self.now)
 
-    # ---- what the routes ask -------------------------------------------------------------------------------------
+    # ---- requests ------------------------------------------------------------------------------------------------
 
     def create(
-        self, body: wire.CreateJob, owner: Owner, *, key: str | None, retried: bool, most_open: int | None
-    ) -> wire.Job:
-        """Make a job, or answer with the one that this request has made. ApiError for what is wrong with it."""
+        self,
+        body: CreateFineTuningJob,
+        owner: Owner,
+        *,
+        key: str | None,
+        retried: bool,
+        max_open: int | None,
+    ) -> FineTuningJob:
+        """Create a job, or return the one that this request has created. Raises ApiError for an invalid request."""
         team = self._team_of(body, owner)
         request = _fingerprint(body, team)
         if not body.dry_run:
-            made = records.made_before(self.store, team, key, request, retried=retried, now_s=self.now())
-            if made is not None and (there := records.find(self.store, team, made)) is not None:
-                return self._as_wire(self._advance(there))
+            made = records.claimed_before(self.store, team, key, request, retried=retried, now_s=self.now())
+            if made is not None and (existing := records.find(self.store, team, made)) is not None:
+                return self._to_openai(self._reconcile(existing))
         identifier = new_id(records.KIND, now_s=self.now())
         resolved = self._resolve(body, team, identifier)
-        self.runners.must_fit(resolved.spec)
+        self.runners.check_fits(resolved.spec)
         if body.dry_run:
-            return dry_run(self._api_job(body, owner, team, identifier, resolved), resolved, self._rows_of(body, team))
+            return dry_run(
+                new_api_job(body, team, owner.key_id, identifier, resolved), resolved, self._rows_of(body, team)
+            )
         if key is not None:
             claimed = records.claim_by_key(self.store, team, key, request, identifier)
         else:
             claimed = records.claim_by_content(self.store, team, request, identifier, retried=retried, now_s=self.now())
         if claimed != identifier:
-            there = records.find(self.store, team, claimed)
-            if there is not None:
-                return self._as_wire(self._advance(there))
+            existing = records.find(self.store, team, claimed)
+            if existing is not None:
+                return self._to_openai(self._reconcile(existing))
             identifier, resolved = claimed, self._resolve(body, team, claimed)
-        if most_open is not None:
-            records.take_place(self.store, team, owner.key_id, identifier, most_open, self.now())
+        if max_open is not None:
+            records.reserve_slot(self.store, team, owner.key_id, identifier, max_open, self.now())
         records.mark_open(self.store, team, owner.key_id, identifier)
-        api = records.put_new(self.store, self._api_job(body, owner, team, identifier, resolved))
+        api = records.put_new(self.store, new_api_job(body, team, owner.key_id, identifier, resolved))
         self._create_job(api)
         self.wake.set()
-        return self._as_wire(self._look(api))
+        return self._to_openai(self._observe(api))
 
-    def get(self, team: str, identifier: str) -> wire.Job:
-        return self._as_wire(self._advance(records.load(self.store, team, identifier)))
+    def get(self, team: str, identifier: str) -> FineTuningJob:
+        return self._to_openai(self._reconcile(records.load(self.store, team, identifier)))
 
     def page(
         self, team: str, *, limit: int, after: str | None, metadata: Mapping[str, str]
-    ) -> tuple[list[wire.Job], bool]:
-        def read(identifier: str) -> wire.Job | None:
+    ) -> tuple[list[FineTuningJob], bool]:
+        def read(identifier: str) -> FineTuningJob | None:
             api = records.find(self.store, team, identifier)
             if api is None or any((api.metadata or {}).get(key) != value for key, value in metadata.items()):
                 return None
-            seen = self._look(api)
-            if seen.verdict.over and api.closed is None:
-                seen = self._advance(api)  # nobody is told of an end before it is written down
-            return self._as_wire(seen)
+            observed = self._observe(api)
+            if observed.reported.over and api.closed is None:
+                observed = self._reconcile(api)  # an end is reported only once it is recorded
+            return self._to_openai(observed)
 
         return page(records.ids(self.store, team), read, limit=limit, after=after)
 
-    # `retried`: the client asks again, for an answer that it did not get; then what was done is the answer.
+    # `retried`: the client repeats an unanswered request; the answer is what the first try did.
 
-    def cancel(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
-        seen = self._advance(records.load(self.store, team, identifier))
-        if retried and seen.verdict.status == "cancelled":
-            return self._as_wire(seen)
-        api = self._changeable(seen, "cancelled", "running", "queued", "validating_files", "paused")
-        return self._told(api, jobs.request_cancel, "cancelled on request")
+    def cancel(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
+        observed = self._reconcile(records.load(self.store, team, identifier))
+        if retried and observed.reported.status == "cancelled":
+            return self._to_openai(observed)
+        api = self._changeable(observed, "cancelled", "running", "queued", "validating_files", "paused")
+        return self._apply_request(api, jobs.request_cancel, "cancelled on request")
 
-    def pause(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
-        seen = self._advance(records.load(self.store, team, identifier))
-        if retried and seen.verdict.status == "paused":
-            return self._as_wire(seen)
-        api = self._changeable(seen, "paused", "running", "queued", "validating_files")
+    def pause(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
+        observed = self._reconcile(records.load(self.store, team, identifier))
+        if retried and observed.reported.status == "paused":
+            return self._to_openai(observed)
+        api = self._changeable(observed, "paused", "running", "queued", "validating_files")
         ended = None if api.launch is None else api.launch.resumes
-        return self._told(api, partial(jobs.request_pause, ended=ended), "paused on request")
+        return self._apply_request(api, partial(jobs.request_pause, ended=ended), "paused on request")
 
-    def resume(self, team: str, identifier: str, *, retried: bool = False) -> wire.Job:
-        seen = self._advance(records.load(self.store, team, identifier))
-        if retried and seen.verdict.status != "paused" and any(launch.resumes for launch in seen.api.launches):
-            return self._as_wire(seen)
-        api = self._changeable(seen, "resumed", "paused")
+    def resume(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
+        observed = self._reconcile(records.load(self.store, team, identifier))
+        if retried and observed.reported.status != "paused" and any(launch.resumes for launch in observed.api.launches):
+            return self._to_openai(observed)
+        api = self._changeable(observed, "resumed", "paused")
         job = jobs.load(self.store, api.job_id)
         api = records.update(self.store, api, lambda old: lifecycle.resumed(old, job, self.now()))
         jobs.note(self.store, api.job_id, "info", "resumed on request")
         self.wake.set()
-        return self._as_wire(self._advance(api))
+        return self._to_openai(self._reconcile(api))
 
-    def events(self, team: str, identifier: str, *, limit: int, after: str | None) -> tuple[list[wire.Event], bool]:
+    def events(
+        self, team: str, identifier: str, *, limit: int, after: str | None
+    ) -> tuple[list[FineTuningJobEvent], bool]:
         api = records.load(self.store, team, identifier)
         prefix = f"ftevent-{api.digits}-"
 
-        def read(event_id: str) -> wire.Event | None:
-            return event_of(jobs.event(self.store, api.job_id, event_id.removeprefix(prefix)), event_id)
+        def read(event_id: str) -> FineTuningJobEvent | None:
+            return event_to_openai(jobs.event(self.store, api.job_id, event_id.removeprefix(prefix)), event_id)
 
         names = jobs.event_names(self.store, api.job_id)
         return page([prefix + name for name in names], read, limit=limit, after=after)
 
     def checkpoints(
         self, team: str, identifier: str, *, limit: int, after: str | None
-    ) -> tuple[list[wire.Checkpoint], bool]:
-        seen = self._advance(records.load(self.store, team, identifier))
-        found = {item.id: item for item in checkpoints_of(seen.api, seen.job)}
+    ) -> tuple[list[FineTuningJobCheckpoint], bool]:
+        observed = self._reconcile(records.load(self.store, team, identifier))
+        found = {item.id: item for item in checkpoints_of(observed.api, observed.job)}
         return page(sorted(found), lambda key: found[key], limit=limit, after=after)
 
-    def open_with_file(self, team: str, file_id: str) -> list[str]:
-        """The team's jobs that are not over and name this file."""
+    def open_jobs_using(self, team: str, file_id: str) -> list[str]:
+        """List the team's open jobs that read this file."""
         found = []
         for key_id, identifier in records.all_open(self.store):
             if records.team_of_open(self.store, key_id, identifier) == team:
                 api = records.find(self.store, team, identifier)
                 if api is None or file_id not in (api.training_file, api.validation_file):
                     continue
-                if not self._look(api).verdict.over:
+                if not self._observe(api).reported.over:
                     found.append(identifier)
         return found
 
-    # ---- bringing them on their way ---------------------------------------------------------------------------------
+    # ---- reconciling -------------------------------------------------------------------------------------------------
 
-    def tick(self) -> dict[str, int]:
-        """Look at every job that is not over and do what is due. How many there are of each status."""
+    def reconcile(self) -> dict[str, int]:
+        """Carry out the due action of every open job. Returns the number of jobs of each status."""
 
-        def look(found: tuple[str, str]) -> str | None:
+        def reconcile_one(found: tuple[str, str]) -> str | None:
             try:
-                return self._tick_one(*found)
+                return self._reconcile_open(*found)
             except KitaeError as error:
-                logger.warning("job %s is looked at again later: %s", found[1], error)
-            except Exception:  # one that is broken must not hold up the others
-                logger.exception("job %s cannot be looked at", found[1])
+                logger.warning("job %s is reconciled again later: %s", found[1], error)
+            except Exception:  # one broken job must not block the others
+                logger.exception("job %s cannot be reconciled", found[1])
             return None
 
-        with ThreadPoolExecutor(self.looked_at_once, thread_name_prefix="jobs") as pool:
-            statuses = list(pool.map(look, records.all_open(self.store)))
+        with ThreadPoolExecutor(self.parallel_jobs, thread_name_prefix="jobs") as pool:
+            statuses = list(pool.map(reconcile_one, records.all_open(self.store)))
         return dict(Counter(status for status in statuses if status is not None))
 
-    def _tick_one(self, key_id: str, identifier: str) -> str | None:
+    def _reconcile_open(self, key_id: str, identifier: str) -> str | None:
         team = records.team_of_open(self.store, key_id, identifier)
         if team is None:
             return None
         api = records.find(self.store, team, identifier)
         if api is None:
-            if made_at_s(identifier) < self.now() - records.CUT_OFF_AFTER_S:
+            if created_at_s(identifier) < self.now() - records.ORPHAN_AFTER_S:
                 records.unmark_open(self.store, key_id, identifier)
-                if records.find(self.store, team, identifier) is not None:  # it was sent again just now
+                if records.find(self.store, team, identifier) is not None:  # its create was repeated just now
                     records.mark_open(self.store, team, key_id, identifier)
             return None
         if api.closed is not None:
             records.unmark_open(self.store, key_id, identifier)
             return None
-        seen = self._advance(api)
-        if seen.job is None:  # whoever created it was cut off
+        observed = self._reconcile(api)
+        if observed.job is None:  # its create was interrupted
             self._create_job(api)
-            seen = self._advance(api)
-        return seen.verdict.status
+            observed = self._reconcile(api)
+        return observed.reported.status
 
-    def _advance(self, api: ApiJob) -> Seen:
-        """Do what is due for one job, and look at it."""
-        seen, runner = self._look_closely(api)
+    def _reconcile(self, api: ApiJob) -> ObservedJob:
+        """Carry out one job's due actions and return its state."""
+        observed, runner = self._observe_with_runner(api)
         for _ in range(_STEPS_AT_ONCE):
-            action = lifecycle.decide(seen.api, seen.job, runner, self.now())
-            if seen.job is not None:
-                self.runners.tell_waiting(seen.api, lifecycle.waits_for(seen.api, seen.job, runner))
-            if lifecycle.takes_for_lost(action, seen.api, seen.job):
-                # Two looks before a runner is taken for lost: the first may be a moment old.
-                seen, runner = self._look_closely(seen.api, anew=True)
-                action = lifecycle.decide(seen.api, seen.job, runner, self.now())
+            action = lifecycle.decide(observed.api, observed.job, runner, self.now())
+            if observed.job is not None:
+                self.runners.report_waiting(observed.api, lifecycle.waits_for(observed.api, observed.job, runner))
+            if lifecycle.assumes_runner_lost(action, observed.api, observed.job):
+                # Confirmed without the cache, which may be outdated.
+                observed, runner = self._observe_with_runner(observed.api, fresh=True)
+                action = lifecycle.decide(observed.api, observed.job, runner, self.now())
             if action is None:
-                return seen
+                return observed
             try:
-                api = self._act(seen, action)
+                api = self._act(observed, action)
             except MachineError as error:
                 logger.warning("job %s: %s", api.id, error)
-                if isinstance(action, Start):
-                    self.runners.tell_waiting(seen.api, f"waiting: its runner cannot be started: {error.message}")
-                return seen
-            if isinstance(action, Stop):
-                return seen
-            seen, runner = self._look_closely(api)
-        return seen
+                if isinstance(action, StartRunner):
+                    self.runners.report_waiting(observed.api, f"waiting: its runner cannot be started: {error.message}")
+                return observed
+            if isinstance(action, StopRunner):
+                return observed
+            observed, runner = self._observe_with_runner(api)
+        return observed
 
-    def _act(self, seen: Seen, action: Start | Stop | Close) -> ApiJob:
-        api, job = seen.api, seen.job
-        if isinstance(action, Stop):
+    def _act(self, observed: ObservedJob, action: StartRunner | StopRunner | CloseJob) -> ApiJob:
+        api, job = observed.api, observed.job
+        if isinstance(action, StopRunner):
             self.launcher.stop(api.runner_id(action.launch))
             return api
-        if isinstance(action, Close):
+        if isinstance(action, CloseJob):
             assert job is not None
-            return self._close(api, job, action.verdict)
+            return self._close(api, job, action.reported)
         launch = action.launch
         if action.is_new:
 
             def add(old: ApiJob) -> ApiJob:
-                # Another process may have been as quick; then its launch is the one.
+                # Another process may have added this launch; then its launch counts.
                 known = len(old.launches) >= launch.number or old.closed is not None
                 return old if known else old.model_copy(update={"launches": (*old.launches, launch)})
 
             api = records.update(self.store, api, add)
-            if launch in api.launches and action.why:
-                message = f"{action.why}; a new one goes on from the last checkpoint"
+            if launch in api.launches and action.reason:
+                message = f"{action.reason}; a new one resumes from the last checkpoint"
                 jobs.note(self.store, api.job_id, "warning", message)
             elif launch in api.launches and launch.number == 1:
                 jobs.note(self.store, api.job_id, "info", "files validated, job queued")
@@ -282,23 +290,23 @@ class FineTuning:
             self.runners.start(api)
         return api
 
-    def _close(self, api: ApiJob, job: JobRecord, verdict: Verdict) -> ApiJob:
-        """Everything that follows from a job's end, in an order in which each may be done again."""
-        if verdict.error is not None and verdict.error.code == lifecycle.RUNNER_FAILED and api.launch is not None:
-            self.launcher.stop(api.runner_id(api.launch))  # it would wait for ever
-        if not job.over():  # its runner was lost: the record does not say so
-            job = jobs.give_up(self.store, api.job_id, verdict.error.message if verdict.error else "lost")
-            if job.status != verdict.status:  # it ended just now, by itself
+    def _close(self, api: ApiJob, job: JobRecord, reported: ReportedStatus) -> ApiJob:
+        """Publish a job's end and record it. Every step is idempotent, and recording is last."""
+        if reported.error is not None and reported.error.code == lifecycle.RUNNER_FAILED and api.launch is not None:
+            self.launcher.stop(api.runner_id(api.launch))  # it would be queued forever
+        if not job.over():  # its runner was lost without recording an end
+            job = jobs.give_up(self.store, api.job_id, reported.error.message if reported.error else "lost")
+            if job.status != reported.status:  # the runner ended the job meanwhile
                 return api
         if api.launch is not None and not lifecycle.has_begun(api, job):
-            self.runners.stop_for_good(api, job)  # nobody else ends it
+            self.runners.stop_after_end(api, job)  # it has not read that the job has ended
         finished_at = int((job.finished_at or job.cancelled_at or job.created_at).timestamp())
-        if (csv_key := (job.result or {}).get("metrics_csv")) is not None and verdict.status == "succeeded":
+        if (csv_key := (job.result or {}).get("metrics_csv")) is not None and reported.status == "succeeded":
             with suppress(ObjectNotFound):
                 content = self.store.get(csv_key)
                 self.files.put_result(api.team, result_file_id(api, finished_at), "step_metrics.csv", content)
-        self.when_over(api, job, verdict)
-        closed = Closed(status=verdict.status, finished_at=finished_at, error=verdict.error)
+        self.on_job_end(api, job, reported)
+        closed = ClosedJob(status=reported.status, finished_at=finished_at, error=reported.error)
         api = records.update(
             self.store, api, lambda old: old if old.closed is not None else old.model_copy(update={"closed": closed})
         )
@@ -306,28 +314,28 @@ class FineTuning:
         self.runners.forget(api)
         return api
 
-    # ---- how ---------------------------------------------------------------------------------------------------------
+    # ---- steps -------------------------------------------------------------------------------------------------------
 
-    def _look(self, api: ApiJob) -> Seen:
-        return self._look_closely(api)[0]
+    def _observe(self, api: ApiJob) -> ObservedJob:
+        return self._observe_with_runner(api)[0]
 
-    def _look_closely(self, api: ApiJob, *, anew: bool = False) -> tuple[Seen, Runner]:
-        """The launcher first, then the record; see `lifecycle`."""
-        runner = self.runners.newest(api, fresh=anew)
+    def _observe_with_runner(self, api: ApiJob, *, fresh: bool = False) -> tuple[ObservedJob, Runner]:
+        """Read the launcher first, then the record; see `lifecycle`."""
+        runner = self.runners.newest(api, fresh=fresh)
         try:
             job = jobs.load(self.store, api.job_id)
         except JobError:
             job = None
-        return Seen(api, job, lifecycle.status_of(api, job, runner)), runner
+        return ObservedJob(api, job, lifecycle.status_of(api, job, runner)), runner
 
-    def _team_of(self, body: wire.CreateJob, owner: Owner) -> str:
+    def _team_of(self, body: CreateFineTuningJob, owner: Owner) -> str:
         if body.team is None or body.team == owner.team or owner.admin:
             return body.team or owner.team
         raise ApiError(
             403, f"this key is of team {owner.team!r}, not of {body.team!r}", param="team", code="wrong_team"
         )
 
-    def _resolve(self, body: wire.CreateJob, team: str, identifier: str) -> Resolved:
+    def _resolve(self, body: CreateFineTuningJob, team: str, identifier: str) -> ResolvedRequest:
         bases = {entry.name: entry for entry in catalogue.entries(self.store)}
         training = self.files.find(team, body.training_file)
         validation = None if body.validation_file is None else self.files.find(team, body.validation_file)
@@ -344,55 +352,36 @@ class FineTuning:
             defaults=self.defaults,
         )
 
-    def _rows_of(self, body: wire.CreateJob, team: str) -> dict[str, Any]:
+    def _rows_of(self, body: CreateFineTuningJob, team: str) -> dict[str, Any]:
         record = self.files.get(team, body.training_file)
         return {} if record.report is None else record.report.model_dump(mode="json")
-
-    def _api_job(self, body: wire.CreateJob, owner: Owner, team: str, identifier: str, resolved: Resolved) -> ApiJob:
-        return ApiJob(
-            id=identifier,
-            team=team,
-            key_id=owner.key_id,
-            created_at=int(made_at_s(identifier)),
-            model=body.model,
-            training_file=body.training_file,
-            validation_file=body.validation_file,
-            suffix=body.suffix,
-            seed=resolved.spec.training.seed,
-            metadata=body.metadata,
-            integrations=None,
-            method=resolved.method,
-            hyperparameters=resolved.hyperparameters,
-            spec=resolved.spec.model_dump(mode="json"),
-            job_id=resolved.spec.job_id,
-        )
 
     def _create_job(self, api: ApiJob) -> None:
         jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
         jobs.create(self.store, JobSpec.model_validate(api.spec))
 
-    def _changeable(self, seen: Seen, what: str, *statuses: str) -> ApiJob:
-        if seen.verdict.status not in statuses:
-            message = f"{seen.api.id} is {seen.verdict.status} and cannot be {what}"
+    def _changeable(self, observed: ObservedJob, what: str, *statuses: str) -> ApiJob:
+        if observed.reported.status not in statuses:
+            message = f"{observed.api.id} is {observed.reported.status} and cannot be {what}"
             raise bad_request(message, code="invalid_state")
-        if seen.job is None:
-            self._create_job(seen.api)
-        return seen.api
+        if observed.job is None:
+            self._create_job(observed.api)
+        return observed.api
 
-    def _told(self, api: ApiJob, request: Callable[[Store, str], JobRecord], message: str) -> wire.Job:
+    def _apply_request(self, api: ApiJob, request: Callable[[Store, str], JobRecord], message: str) -> FineTuningJob:
         try:
             request(self.store, api.job_id)
         except JobError as error:
             raise bad_request(error.message, code="invalid_state") from error
         jobs.note(self.store, api.job_id, "info", message)
         self.wake.set()
-        return self._as_wire(self._advance(api))
+        return self._to_openai(self._reconcile(api))
 
-    def _as_wire(self, seen: Seen) -> wire.Job:
-        return as_wire(seen.api, seen.job, seen.verdict)
+    def _to_openai(self, observed: ObservedJob) -> FineTuningJob:
+        return to_openai(observed.api, observed.job, observed.reported)
 
 
-def _fingerprint(body: wire.CreateJob, team: str) -> str:
+def _fingerprint(body: CreateFineTuningJob, team: str) -> str:
     try:
         document = body.model_dump(mode="json", exclude_unset=True)
     except ValueError as error:  # pydantic's own limit

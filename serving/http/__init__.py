@@ -1,1 +1,1 @@
-"""HTTP in OpenAI's shapes: bodies, paging, ids, errors, retries."""
+"""HTTP in OpenAI's shapes: bodies, errors, ids, pages, retries and the background loop. Knows no store and no model."""

@@ -1,6 +1,6 @@
-"""What the API process does besides answering: jobs brought on their way, webhooks, what has expired.
+"""Runs the periodic tasks of the API process on one thread, beside its requests.
 
-One thread, that no request waits for. What fails is done again at the next turn, in this process or another.
+Owns the schedule. Does not know what the tasks do: each must tolerate being repeated, here or in another process.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Chore:
-    """Something to be done every so often."""
+class PeriodicTask:
+    """A function to call at an interval."""
 
     name: str
     every_s: float
-    do: Callable[[], object]
-    at_end: bool = False
-    due_s: float = 0.0
+    run: Callable[[], object]
+    at_shutdown: bool = False
+    """Whether to call it once more when the process stops."""
+    due_at_s: float = 0.0
 
 
 @dataclass
-class Background:
-    """A process's chores."""
+class BackgroundLoop:
+    """The periodic tasks of one process."""
 
-    chores: list[Chore]
+    tasks: list[PeriodicTask]
     wake: threading.Event = field(default_factory=threading.Event)
-    """Set: the first chore, jobs, is done at once."""
+    """Set it to run the first task at once."""
     _stopped: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -42,31 +43,31 @@ class Background:
         self._thread.start()
 
     def stop(self) -> None:
-        """Do every chore that is `at_end` once more; returns when that is done."""
+        """Stop the thread, then run the `at_shutdown` tasks. Blocks until they are done."""
         self._stopped.set()
         self.wake.set()
         if self._thread is not None:
             self._thread.join()
-        for chore in self.chores:
-            if chore.at_end:
-                self._do(chore)
+        for task in self.tasks:
+            if task.at_shutdown:
+                self._run(task)
 
     def _work(self) -> None:
         while not self._stopped.is_set():
             if self.wake.is_set():
                 self.wake.clear()
-                self.chores[0].due_s = 0.0
-            for chore in self.chores:
-                if time.monotonic() >= chore.due_s and not self._stopped.is_set():
-                    self._do(chore)
-            nearest = min(chore.due_s for chore in self.chores)
-            self.wake.wait(max(0.05, nearest - time.monotonic()))
+                self.tasks[0].due_at_s = 0.0
+            for task in self.tasks:
+                if time.monotonic() >= task.due_at_s and not self._stopped.is_set():
+                    self._run(task)
+            next_at_s = min(task.due_at_s for task in self.tasks)
+            self.wake.wait(max(0.05, next_at_s - time.monotonic()))
 
-    def _do(self, chore: Chore) -> None:
+    def _run(self, task: PeriodicTask) -> None:
         try:
-            chore.do()
+            task.run()
         except KitaeError as error:
-            logger.warning("%s wait: %s", chore.name, error)
-        except Exception:  # a mistake of ours in one chore must not end the others
-            logger.exception("%s wait", chore.name)
-        chore.due_s = time.monotonic() + chore.every_s
+            logger.warning("background task %s failed and is retried: %s", task.name, error)
+        except Exception:  # a bug in one task must not stop the others
+            logger.exception("background task %s failed and is retried", task.name)
+        task.due_at_s = time.monotonic() + task.every_s

@@ -1,6 +1,6 @@
-"""Refusals in the one shape that OpenAI clients read: `{"error": {message, type, param, code}}`.
+"""Errors in the shape that OpenAI clients read: `{"error": {message, type, param, code}}`.
 
-Owns the body and the status of every 4xx and 5xx, and how vLLM's own refusals are put into it. Does not know routes.
+Owns the body and the status of every 4xx and 5xx, and the translation of vLLM's errors. Does not know the routes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from serving.http.openai_types import ErrorBody
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
-"""The status of a request whose caller went away before an answer began (nginx's convention)."""
+"""Status of a request whose client disconnected before the response began (nginx's convention)."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-_MOST_DETAILS = 100
-_LONGEST_QUOTE = 200
+_MAX_DETAILS = 100
+_MAX_QUOTE = 200
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
 
 
 class ApiError(Exception):
-    """A request that is refused, or failed."""
+    """An error response, raised as an exception."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
         details: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """`details`: single findings, where there are several; `error.details` of the body."""
+        """`details`: the single findings, returned as `error.details`."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -52,44 +52,44 @@ class ApiError(Exception):
         self.details = [dict(detail) for detail in details]
 
     def body(self) -> dict[str, Any]:
-        """The response body."""
+        """Return the response body."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error | ({"details": self.details} if self.details else {})}
 
     def response(self) -> JSONResponse:
-        """The response."""
+        """Return the response."""
         return _SafeJson(self.body(), status_code=self.status, headers=self.headers)
 
 
 class _SafeJson(JSONResponse):
-    """A refusal may quote what it refuses, so also text that UTF-8 cannot express."""
+    """JSON that may quote a request's lone surrogates, which UTF-8 cannot encode."""
 
     def render(self, content: Any) -> bytes:
-        # What a lone surrogate is replaced by, `\udXXX`, is its escape in JSON.
+        # backslashreplace writes a lone surrogate as `\udXXX`, its JSON escape.
         text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8", "backslashreplace")
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-    """400: the request cannot be answered as it is."""
+    """400: the request is invalid."""
     return ApiError(400, message, param=param, code=code)
 
 
 def queue_full(model: str) -> ApiError:
-    """429: as many requests wait for the model as may."""
+    """429: the model's queue has its maximum length."""
     message = f"the queue of {model!r} is full; try again in a moment"
     return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
 
 
 def not_ready(model: str) -> ApiError:
-    """503: deployed, and not up yet or not any more."""
-    message = f"{model!r} is deployed and not ready; try again in a moment"
+    """503: the model is deployed but not running."""
+    message = f"{model!r} is deployed but not ready; try again in a moment"
     return ApiError(503, message, code="model_not_ready", headers={"Retry-After": "5"})
 
 
 def from_engine(error: Mapping[str, Any]) -> ApiError:
-    """vLLM's refusal: its status and words, our types and codes."""
+    """Translate vLLM's error: its status and message, our types and codes."""
     status = error.get("code")
     status = status if isinstance(status, int) and 400 <= status < 600 else 500
     if status == 503:
@@ -107,18 +107,18 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
 
 
 def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Every field of a request that does not fit, in one refusal."""
+    """Translate FastAPI's validation errors into one 400 that names every invalid field."""
     details: list[dict[str, Any]] = []
-    for item in found[:_MOST_DETAILS]:
+    for item in found[:_MAX_DETAILS]:
         where = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
-        what = {"missing": "required, and missing", "extra_forbidden": "unknown field"}.get(item["type"], item["msg"])
+        what = {"missing": "required but missing", "extra_forbidden": "unknown field"}.get(item["type"], item["msg"])
         if item["type"] == "value_error":
-            what = "no file with a name" if "UploadFile" in what else what.removeprefix("Value error, ")
+            what = "not a file with a name" if "UploadFile" in what else what.removeprefix("Value error, ")
         if item["type"] == "json_invalid":
             where, what = "", f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}"
-        details.append({"param": where[:_LONGEST_QUOTE] or None, "message": what})
-    told = [f"{each['param']}: {each['message']}" if each["param"] else str(each["message"]) for each in details]
-    message = "; ".join([*told, *([f"and {len(found) - len(told)} more"] if len(found) > len(told) else [])])
+        details.append({"param": where[:_MAX_QUOTE] or None, "message": what})
+    shown = [f"{each['param']}: {each['message']}" if each["param"] else str(each["message"]) for each in details]
+    message = "; ".join([*shown, *([f"and {len(found) - len(shown)} more"] if len(found) > len(shown) else [])])
     is_json = any(item["type"] == "json_invalid" for item in found)
     return ApiError(
         400, message, param=details[0]["param"], code="invalid_json" if is_json else "invalid_request", details=details
@@ -126,12 +126,12 @@ def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These refusals, for the OpenAPI document of a route."""
+    """Return FastAPI's `responses` for these error statuses."""
     return {status: {"model": ErrorBody, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of the app in this shape."""
+    """Install the exception handlers that answer every error in this shape."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
@@ -143,20 +143,20 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StoreError)
     async def store_failed(request: Request, error: StoreError) -> JSONResponse:
-        logger.warning("the store failed: %s", error)
+        logger.warning("the object store failed: %s", error)
         message = "the object store does not answer; try again in a moment"
         return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"}).response()
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error.__cause__, ApiError):  # of a body that was cut off where it became too long
+        if isinstance(error.__cause__, ApiError):  # raised while the body was read, such as 413
             return error.__cause__.response()
-        what = {404: "no such path", 405: "this path does not take that method"}.get(error.status_code)
-        # Not request.url, whose Host header may be no host at all.
-        message = error.detail if what is None else f"{what}: {request.method} {request.scope['path'][:_LONGEST_QUOTE]}"
+        what = {404: "no such path", 405: "this path does not accept that method"}.get(error.status_code)
+        # Not request.url: the Host header may be invalid.
+        message = error.detail if what is None else f"{what}: {request.method} {request.scope['path'][:_MAX_QUOTE]}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        # Starlette logs the traceback; what the client sees names no internals.
+        # Starlette logs the traceback; the client sees no internals.
         return ApiError(500, "the service failed to answer; its log has the reason").response()

@@ -1,7 +1,7 @@
-"""The wire: what the OpenAI-compatible routes take and give, as the official client reads it.
+"""Request and response bodies of the OpenAI-compatible routes, as the official client reads them.
 
-Owns shapes only: field names, kinds, limits. Times are Unix seconds. Responses may have fields of Kitae's own beside
-OpenAI's, which the client keeps; requests may too (`extra_body`), and a field that nobody knows is refused.
+Owns field names, types and limits only. Times are Unix seconds. Responses have fields of Kitae's beside OpenAI's, which
+the client keeps; requests may have them too (`extra_body`). An unknown field is refused.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ray_jobs.spec import Name
 from ray_jobs.tasks import TaskName
 
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
-JobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
-MOST_JOBS_PAGE = 100
-MOST_FILES_PAGE = 10_000
+FineTuningJobStatus = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+MAX_JOBS_PAGE = 100
+MAX_FILES_PAGE = 10_000
 
 
-class Wire(BaseModel):
-    """Read and written as JSON; what it does not name is an error."""
+class OpenAIObject(BaseModel):
+    """A JSON object; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class ErrorDetail(Wire):
+class ErrorDetail(OpenAIObject):
     message: str
     type: str
     param: str | None
@@ -35,23 +35,23 @@ class ErrorDetail(Wire):
     """Single findings, such as each bad line of a file with its number and reason."""
 
 
-class ErrorBody(Wire):
-    """Every 4xx and 5xx."""
+class ErrorBody(OpenAIObject):
+    """Body of every 4xx and 5xx."""
 
     error: ErrorDetail
 
 
-class Health(Wire):
+class Health(OpenAIObject):
     status: Literal["ok"]
 
 
-class Readiness(Wire):
+class Readiness(OpenAIObject):
     status: Literal["ok", "waits"]
     waits_for: dict[str, str]
-    """Serve application → its state, of each that does not run."""
+    """Serve application → state, for each that is not running."""
 
 
-class Deleted(Wire):
+class Deleted(OpenAIObject):
     id: str
     object: str
     deleted: Literal[True] = True
@@ -60,7 +60,7 @@ class Deleted(Wire):
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-class File(Wire):
+class File(OpenAIObject):
     id: str
     object: Literal["file"] = "file"
     bytes: int
@@ -71,10 +71,10 @@ class File(Wire):
     expires_at: int | None = None
     status_details: str | None = None
     rows: RowReport | None = None
-    """For `fine-tune`: what was found in it."""
+    """Validation report of a `fine-tune` file."""
 
 
-class FileList(Wire):
+class FileList(OpenAIObject):
     object: Literal["list"] = "list"
     data: list[File]
     has_more: bool
@@ -82,7 +82,7 @@ class FileList(Wire):
     last_id: str | None = None
 
 
-class CreateUpload(Wire):
+class CreateUpload(OpenAIObject):
     filename: Annotated[str, Field(min_length=1, max_length=255)]
     purpose: Purpose
     bytes: Annotated[int, Field(ge=1)]
@@ -90,12 +90,12 @@ class CreateUpload(Wire):
     expires_after: dict[str, Any] | None = None
 
 
-class CompleteUpload(Wire):
+class CompleteUpload(OpenAIObject):
     part_ids: Annotated[list[str], Field(min_length=1, max_length=1000)]
     md5: str | None = None
 
 
-class Upload(Wire):
+class Upload(OpenAIObject):
     id: str
     object: Literal["upload"] = "upload"
     bytes: int
@@ -107,7 +107,7 @@ class Upload(Wire):
     file: File | None = None
 
 
-class Part(Wire):
+class UploadPart(OpenAIObject):
     id: str
     object: Literal["upload.part"] = "upload.part"
     created_at: int
@@ -121,27 +121,26 @@ BatchSize = Literal["auto"] | Annotated[int, Field(ge=1, le=256)]
 RateMultiplier = Literal["auto"] | Annotated[float, Field(gt=0, le=1000)]
 
 
-class Hyperparameters(Wire):
+class Hyperparameters(OpenAIObject):
     n_epochs: Epochs = "auto"
     batch_size: BatchSize = "auto"
     learning_rate_multiplier: RateMultiplier = "auto"
-    """Of Kitae's default rate for the method."""
+    """Multiplies Kitae's default learning rate of the method."""
 
 
-class Supervised(Wire):
+class Supervised(OpenAIObject):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class Method(Wire):
+class Method(OpenAIObject):
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
     dpo: dict[str, Any] | None = None
     reinforcement: dict[str, Any] | None = None
 
 
-class CreateJob(Wire):
-    """OpenAI's fields first, then Kitae's, which a client sends through `extra_body`; they are named as in a job
-    file."""
+class CreateFineTuningJob(OpenAIObject):
+    """OpenAI's fields, then Kitae's, which a client sends through `extra_body` and which are named as in a job file."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     training_file: Annotated[str, Field(min_length=1, max_length=64)]
@@ -151,34 +150,34 @@ class CreateJob(Wire):
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] | None = None
     method: Method | Literal["full", "lora", "qlora", "frozen"] | None = None
-    """OpenAI's object, or the name of a training method, short for `training.method`."""
+    """OpenAI's object, or the name of a training method as a short form of `training.method`."""
     hyperparameters: Hyperparameters | None = None
 
     task: TaskName | None = None
-    """None: by the columns of the training file."""
+    """None: derived from the columns of the training file."""
     lora_rank: Annotated[int, Field(ge=1, le=512)] | None = None
-    """Short for `training.lora.rank`."""
+    """Short form of `training.lora.rank`."""
     data: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
     search: dict[str, Any] | bool | None = None
-    """Options of a search; true: with its defaults."""
+    """Options of a search; true: the defaults."""
     compute: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     serving: dict[str, Any] | None = None
     team: Name | None = None
-    """On whose behalf; only the operator's key may name another than its own."""
+    """Team that owns the job; only the operator's key may name another team than its own."""
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     dry_run: bool = False
-    """Answer with what would run, and run nothing."""
+    """Return the job that would run without creating it."""
 
 
-class JobError(Wire):
+class FineTuningJobError(OpenAIObject):
     code: str
     message: str
     param: str | None = None
 
 
-class Job(Wire):
+class FineTuningJob(OpenAIObject):
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: int
@@ -187,31 +186,31 @@ class Job(Wire):
     fine_tuned_model: str | None = None
     organization_id: str
     """The team."""
-    status: JobStatus
+    status: FineTuningJobStatus
     hyperparameters: dict[str, Any]
     training_file: str
     validation_file: str | None = None
     result_files: list[str] = []
     trained_tokens: int | None = None
-    error: JobError | None = None
+    error: FineTuningJobError | None = None
     seed: int
     method: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
     integrations: list[dict[str, Any]] | None = None
     estimated_finish: int | None = None
     result: dict[str, Any] | None = None
-    """What it came to: held-out figures of the base and of the tuned model, and the search."""
+    """Held-out metrics of the base and the tuned model, and the result of the search."""
     dry_run: dict[str, Any] | None = None
-    """Only in answer to a dry run: the job file that would run, and how long its stages are."""
+    """Set for a dry run: the job file that would run, and its numbers of steps and tokens."""
 
 
-class JobList(Wire):
+class FineTuningJobList(OpenAIObject):
     object: Literal["list"] = "list"
-    data: list[Job]
+    data: list[FineTuningJob]
     has_more: bool
 
 
-class Event(Wire):
+class FineTuningJobEvent(OpenAIObject):
     id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
     created_at: int
@@ -221,13 +220,13 @@ class Event(Wire):
     data: dict[str, Any] = {}
 
 
-class EventList(Wire):
+class FineTuningJobEventList(OpenAIObject):
     object: Literal["list"] = "list"
-    data: list[Event]
+    data: list[FineTuningJobEvent]
     has_more: bool
 
 
-class CheckpointMetrics(Wire):
+class FineTuningJobCheckpointMetrics(OpenAIObject):
     step: int
     train_loss: float | None = None
     train_mean_token_accuracy: float | None = None
@@ -237,19 +236,19 @@ class CheckpointMetrics(Wire):
     full_valid_mean_token_accuracy: float | None = None
 
 
-class Checkpoint(Wire):
+class FineTuningJobCheckpoint(OpenAIObject):
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
     step_number: int
     fine_tuned_model_checkpoint: str
     fine_tuning_job_id: str
-    metrics: CheckpointMetrics
+    metrics: FineTuningJobCheckpointMetrics
 
 
-class CheckpointList(Wire):
+class FineTuningJobCheckpointList(OpenAIObject):
     object: Literal["list"] = "list"
-    data: list[Checkpoint]
+    data: list[FineTuningJobCheckpoint]
     has_more: bool
     first_id: str | None = None
     last_id: str | None = None
@@ -258,30 +257,30 @@ class CheckpointList(Wire):
 # ---- models and inference ------------------------------------------------------------------------------------------
 
 
-class Model(Wire):
+class Model(OpenAIObject):
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     task: str | None = None
     deployed: bool = True
-    """Whether it answers now; a base that does not can still be fine-tuned."""
+    """Whether it answers requests; a base that does not can still be fine-tuned."""
     fine_tunable: bool = False
 
 
-class ModelList(Wire):
+class ModelList(OpenAIObject):
     object: Literal["list"] = "list"
     data: list[Model]
     has_more: bool = False
 
 
-class Open(Wire):
-    """With more fields than are named: those of vLLM."""
+class OpenRequest(OpenAIObject):
+    """A request that may have vLLM's fields beside those listed."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class ChatRequest(Open):
+class ChatRequest(OpenRequest):
     model: str
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     stream: bool | None = None
@@ -290,7 +289,7 @@ class ChatRequest(Open):
     temperature: float | None = None
 
 
-class CompletionRequest(Open):
+class CompletionRequest(OpenRequest):
     model: str
     prompt: str | list[str]
     stream: bool | None = None
@@ -302,42 +301,42 @@ class CompletionRequest(Open):
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=1024)]
 
 
-class EmbeddingRequest(Open):
+class EmbeddingRequest(OpenRequest):
     model: str
     input: Texts
     encoding_format: Literal["float", "base64"] | None = None
 
 
-class ClassifyRequest(Open):
+class ClassifyRequest(OpenRequest):
     model: str
     input: Texts
 
 
-class TextUsage(Wire):
+class TextUsage(OpenAIObject):
     prompt_tokens: int
     total_tokens: int
 
 
-class Embedding(Wire):
+class Embedding(OpenAIObject):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
 
 
-class EmbeddingList(Wire):
+class EmbeddingList(OpenAIObject):
     object: Literal["list"] = "list"
     model: str
     data: list[Embedding]
     usage: TextUsage
 
 
-class Classified(Wire):
+class Classified(OpenAIObject):
     index: int
     label: str
     scores: dict[str, float]
 
 
-class ClassifyList(Wire):
+class ClassifyList(OpenAIObject):
     object: Literal["list"] = "list"
     model: str
     data: list[Classified]

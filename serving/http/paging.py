@@ -1,4 +1,4 @@
-"""A page of a list whose ids sort by time. Pure, but for what `read` does."""
+"""Cursor pages over lists whose ids sort by creation time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Order = Literal["asc", "desc"]
 def page(
     ids: Sequence[str], read: Callable[[str], T | None], *, limit: int, after: str | None, order: Order = "desc"
 ) -> tuple[list[T], bool]:
-    """At most `limit` items that come after the id `after`, and whether there are more.
+    """Return up to `limit` items after the id `after`, and whether more follow.
 
-    `ids` ascend. `after` need not exist any more. What `read` gives None for is passed over, and not counted.
+    `ids` ascend. `after` may have been deleted. Items for which `read` returns None are skipped.
     """
     if after is not None and ids and after.partition("-")[0] != ids[0].partition("-")[0]:
-        raise bad_request(f"after is {after!r}, which is no id of this list", param="after")
+        raise bad_request(f"after is {after!r}, which is not an id of this list", param="after")
     if order == "asc":
         wanted = list(ids[0 if after is None else bisect_right(ids, after) :])
     else:

@@ -1,12 +1,12 @@
-"""Whether a request is a client's own second try of one that got no answer. Pure.
+"""Detects retries of the official client.
 
-The official client sends a request again after a broken connection, a timeout, 408, 409, 429 and 5xx, and says so in
-`x-stainless-retry-count`. What the first try did is then the answer to the second.
+The client repeats a request after a broken connection, a timeout, 408, 409, 429 and 5xx, and counts the repeats in
+`x-stainless-retry-count`. A retry is answered with the result of the first try.
 """
 
 from __future__ import annotations
 
 
 def is_retry(count: str | None) -> bool:
-    """By the header `x-stainless-retry-count`; None: it was not sent."""
+    """Return whether the header `x-stainless-retry-count` marks a retry. None: the header is missing."""
     return (count or "0").strip() not in ("", "0")

@@ -1,1 +1,1 @@
-"""Inference: a model's name resolved to the replica that answers."""
+"""Inference: resolves a model name to the Serve application that answers, and calls it. Knows no HTTP routes."""

@@ -1,6 +1,7 @@
-"""From a route to whoever answers it: Serve handles behind a small interface.
+"""Calls the Serve application of a route.
 
-Owns how a running deployment is called and what its failures mean to a client. Does not know HTTP routes or the store.
+Owns how a running deployment is called and how its failures are reported to a client. Does not know HTTP routes or the
+store.
 """
 
 from __future__ import annotations
@@ -17,67 +18,67 @@ from serving.http import errors
 
 _HANDLES_KEPT = 256
 
-Pieces = AsyncIterator[dict[str, Any] | str]
-"""An answer: pieces of text/event-stream, or a single `{"response": …}` or `{"error": …}`."""
+Chunks = AsyncIterator[dict[str, Any] | str]
+"""A response: chunks of text/event-stream, or a single `{"response": …}` or `{"error": …}`."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a request goes."""
+    """Destination of a request."""
 
     model: str
-    """The exact model that answers, version included; what the engine is asked for."""
+    """The exact model, including its version, as requested from the engine."""
     application: str
     """The Serve application."""
     task: str
     adapter: str | None = None
-    """The adapter to use there, as `name@version`. None: the model itself."""
-    wire: str | None = None
-    """What clients call the model, where that is another name."""
-    trial: Canary | Watch | None = None
-    """The trial that this answer counts for."""
+    """Adapter to use, as `name@version`. None: the model itself."""
+    api_name: str | None = None
+    """The model's API name (`ft:…`), if it has one."""
+    rollout: Canary | Watch | None = None
+    """The canary or watched promotion whose outcomes include this request."""
     shadow: Route | None = None
-    """Where a copy of the request goes."""
+    """Destination of a copy of the request."""
 
     @property
-    def shown(self) -> str:
-        """What the response and every message name."""
-        return self.wire or self.model
+    def public_name(self) -> str:
+        """The model's name in responses and messages."""
+        return self.api_name or self.model
 
 
 class Backend(Protocol):
-    """Calls whoever answers a route."""
+    """Calls the deployment of a route."""
 
     def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
-        """`method` is chat or completions. A streamed answer comes as pieces of text/event-stream, another one as a
-        single `{"response": …}`; a refusal as `{"error": …}`. Closing the iterator cancels the request."""
+        """Yield a streamed response as chunks of text/event-stream, another one as a single `{"response": …}`, an error
+        as `{"error": …}`. `method` is chat or completions. Closing the iterator cancels the request."""
         ...
 
     async def classify(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
-        """One `{"scores": {label: score}, "tokens": n}` a text, in order."""
+        """Return `{"scores": {label: score}, "tokens": n}` for each text, in order."""
         ...
 
     async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
-        """One `{"embedding": [numbers], "tokens": n}` a text, in order."""
+        """Return `{"embedding": [numbers], "tokens": n}` for each text, in order."""
         ...
 
     async def statuses(self) -> dict[str, str]:
-        """State of each Serve application, RUNNING when it can answer."""
+        """Return the state of each Serve application; RUNNING if it answers requests."""
         ...
 
 
-async def named(route: Route, pieces: Pieces) -> Pieces:
-    """An answer under the name that clients know the model by."""
+async def with_api_name(route: Route, chunks: Chunks) -> Chunks:
+    """Replace the model's exact name in a response by its API name."""
     try:
-        async for piece in pieces:
-            yield piece if route.wire is None else _renamed(piece, route.model, route.wire)
+        async for chunk in chunks:
+            yield chunk if route.api_name is None else _renamed(chunk, route.model, route.api_name)
     finally:
-        await close(pieces)
+        await close(chunks)
 
 
-async def close(pieces: AsyncIterator[Any]) -> None:
-    """End an iterator that may not be exhausted, so that the engine stops working on it."""
-    aclose = getattr(pieces, "aclose", None)
+async def close(chunks: AsyncIterator[Any]) -> None:
+    """Close an iterator that may not be exhausted, so that the engine stops generating."""
+    aclose = getattr(chunks, "aclose", None)
     if aclose is not None:
         await aclose()
 
@@ -88,35 +89,35 @@ class ServeBackend:
     def __init__(self) -> None:
         self._handles: OrderedDict[tuple[str, str | None, bool], Any] = OrderedDict()
         self._roots: dict[str, Any] = {}
-        """Of each application the handle that the others are made from: they share its queue, and so its limit."""
+        """Application → the handle that others are derived from; they share its queue, and so its limit."""
         self._opening = asyncio.Lock()
 
     async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
         handle = await self._handle(route, stream=True)
-        pieces = getattr(handle, method).remote(body)
+        chunks = getattr(handle, method).remote(body)
         ended = False
         try:
-            async for piece in pieces:
-                yield piece
+            async for chunk in chunks:
+                yield chunk
             ended = True
-        except Exception as error:  # translated, or raised again
+        except Exception as error:  # translated or re-raised
             ended = True
             raise _translated(error, route) from error
         finally:
             if not ended:
-                pieces.cancel()  # whoever asked has gone: the engine must not go on generating
+                chunks.cancel()  # the client disconnected: the engine must stop generating
 
     async def classify(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
-        return await self._ask(route, "classify", texts)
+        return await self._call(route, "classify", texts)
 
     async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
-        return await self._ask(route, "embed", texts)
+        return await self._call(route, "embed", texts)
 
-    async def _ask(self, route: Route, method: str, texts: list[str]) -> list[dict[str, Any]]:
+    async def _call(self, route: Route, method: str, texts: list[str]) -> list[dict[str, Any]]:
         handle = await self._handle(route, stream=False)
         try:
             answers: list[dict[str, Any]] = await getattr(handle, method).remote(texts)
-        except Exception as error:  # translated, or raised again
+        except Exception as error:  # translated or re-raised
             raise _translated(error, route) from error
         return answers
 
@@ -127,7 +128,7 @@ class ServeBackend:
         return {name: str(application.status.value) for name, application in status.applications.items()}
 
     async def _handle(self, route: Route, *, stream: bool) -> Any:
-        """Configured handles are kept: making one takes longer than finding it."""
+        """Return a cached handle: configuring a new one is slow."""
         key = (route.application, route.adapter, stream)
         if key not in self._handles:
             root = await self._root(route)
@@ -142,29 +143,29 @@ class ServeBackend:
             if route.application not in self._roots:
                 try:
                     handle = await asyncio.to_thread(_find_handle, route.application)
-                    # Here, not in that thread: it belongs to this event loop from now on.
+                    # Outside the thread: the handle is bound to the event loop that configures it.
                     self._roots[route.application] = handle.options()
-                except Exception as error:  # translated, or raised again
+                except Exception as error:  # translated or re-raised
                     raise _translated(error, route) from error
         return self._roots[route.application]
 
 
-def _renamed(piece: dict[str, Any] | str, model: str, wire: str) -> dict[str, Any] | str:
-    if isinstance(piece, dict):
-        return piece | {"response": piece["response"] | {"model": wire}} if "response" in piece else piece
-    # Inside a JSON text the quotes would be escaped: only the field itself looks like this.
-    return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{wire}"', piece)
+def _renamed(chunk: dict[str, Any] | str, model: str, api_name: str) -> dict[str, Any] | str:
+    if isinstance(chunk, dict):
+        return chunk | {"response": chunk["response"] | {"model": api_name}} if "response" in chunk else chunk
+    # Within generated text the quotes are escaped: the pattern matches only the field itself.
+    return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{api_name}"', chunk)
 
 
 def _find_handle(application: str) -> Any:
-    """Asks the controller."""
+    """Get an application's handle from the Serve controller."""
     from ray import serve
 
     return serve.get_app_handle(application)
 
 
 def _translated(error: Exception, route: Route) -> Exception:
-    """Serve's errors as a client's; anything else stays what it is."""
+    """Translate Serve's errors to API errors; return any other error unchanged."""
     from ray.exceptions import ActorDiedError, ActorUnavailableError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
@@ -174,5 +175,5 @@ def _translated(error: Exception, route: Route) -> Exception:
     ]
     for kinds, make in cases:
         if isinstance(error, kinds):
-            return make(route.shown)
+            return make(route.public_name)
     return error

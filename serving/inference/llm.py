@@ -1,10 +1,10 @@
 """Generative models: one Serve application a base (with all its adapters) or full fine-tune, on ray.serve.llm and vLLM.
 
-Owns the deployment around `ray.serve.llm.LLMServer`: what it loads, what it reserves, and plain dictionaries in and out
-so that whoever calls it imports neither vllm nor torch. How vLLM itself is set up is `ray_jobs.engine`'s alone.
+Owns the deployment around `ray.serve.llm.LLMServer`: what it loads and reserves. Exchanges plain dictionaries, so that
+callers import neither vllm nor torch. `ray_jobs.engine` alone configures vLLM.
 
-Start-up is kept short: nothing heavy is imported to build the application, the weights come from our store instead of a
-download task on every node, and a CPU engine has one process of its own, not two.
+Start-up is short: building the application imports nothing heavy, weights come from the store instead of a download
+task on every node, and a CPU engine runs in one process instead of two.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CPU_SHARE = 0.01
-"""Ray CPUs an engine without a GPU reserves: on a small machine training and serving take turns at the same cores."""
+"""Ray CPUs reserved by an engine without a GPU: on a small machine training and serving share the same cores."""
 
 
 def engine_settings(record: Deployment, hardware: Hardware) -> EngineSettings:
-    """The engine of a deployment record."""
+    """Return the engine settings of a deployment record."""
     serving = record.serving
     return EngineSettings(
         dtype=serving_dtype(record.precision, hardware),
@@ -52,7 +52,7 @@ def engine_settings(record: Deployment, hardware: Hardware) -> EngineSettings:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Serve's builder (`serving.inference.llm:build`): the application of one record, given as its JSON."""
+    """Build the application of a deployment record, given as JSON, for Serve (`serving.inference.llm:build`)."""
     from ray import serve
 
     record = Deployment.model_validate(args)
@@ -62,18 +62,17 @@ def build(args: dict[str, Any]) -> Application:
         num_replicas=1,
         max_ongoing_requests=record.serving.max_ongoing_requests,
         max_queued_requests=record.serving.max_queued_requests,
-        # A request that waits asks for a free place again and again: at Serve's default every half second, in which
-        # places stay empty while requests wait for them.
+        # A queued request polls for a free slot. Serve's default backoff of 0.5 s leaves free slots unused.
         request_router_config={"max_backoff_s": 0.05},
         logging_config={"enable_access_log": False},  # the ingress has a line for each request
         ray_actor_options={"num_cpus": 1.0 if gpu else CPU_SHARE},
         placement_group_bundles=[{"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": CPU_SHARE}],
         placement_group_strategy="STRICT_PACK",
-        # Serve replaces a replica after three failures; a dead engine must not refuse requests for longer than that.
+        # Serve replaces a replica after three failed checks; this bounds the time that a dead engine refuses requests.
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_timeout_s=10.0,
-        # A wrong model does not become right by trying: fail with its message at once.
+        # Retries do not repair an invalid model: fail at once with its message.
         max_constructor_retry_count=1,
     )(Engine)
     application: Application = deployment.bind(record.model_dump(mode="json"), "gpu" if gpu else "cpu")
@@ -81,7 +80,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def has_gpu() -> bool:
-    """Whether this Ray cluster has GPUs; engines then run on them, and on CPUs only where there are none."""
+    """Return whether this Ray cluster has GPUs. Engines run on CPUs only if it has none."""
     import ray
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's is not annotated
@@ -89,13 +88,13 @@ def has_gpu() -> bool:
 
 
 class Engine:
-    """One replica: an LLMServer, and the adapters that requests ask for."""
+    """One replica: an LLMServer and the adapters that requests name."""
 
     async def __init__(self, args: dict[str, Any], device: str) -> None:  # type: ignore[misc]  # Serve awaits it
         record = Deployment.model_validate(args)
         assert record.key is not None
         settings = engine_settings(record, GPU if device == "gpu" else cpu_hardware())
-        os.environ.update(engine_environment(settings))  # before torch or vllm are imported, here and in the engine
+        os.environ.update(engine_environment(settings))  # before torch or vllm is imported, here and in the engine
         store = Store.from_env(check=False)
         directory = await asyncio.to_thread(store.fetch, record.key)
 
@@ -127,26 +126,26 @@ class Engine:
         await self._server.start()  # type: ignore[no-untyped-call]  # Ray's is not annotated
 
     async def chat(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
-        """A chat completion; see `serving.inference.backends.Backend.generate`."""
+        """Answer a chat completion; see `serving.inference.backends.Backend.generate`."""
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
-        async for piece in self._answer("chat", ChatCompletionRequest, body):
-            yield piece
+        async for chunk in self._answer("chat", ChatCompletionRequest, body):
+            yield chunk
 
     async def completions(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
-        """A text completion; see `serving.inference.backends.Backend.generate`."""
+        """Answer a text completion; see `serving.inference.backends.Backend.generate`."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
-        async for piece in self._answer("completions", CompletionRequest, body):
-            yield piece
+        async for chunk in self._answer("completions", CompletionRequest, body):
+            yield chunk
 
     async def in_flight(self) -> int:
-        """Requests the engine works on or has queued."""
+        """Return the number of running and queued requests of the engine."""
         engine: Any = self._server.engine
         return len(engine._engine_client.output_processor.request_states)
 
     async def check_health(self) -> None:
-        """Serve's health check: raises when the engine is dead, so that the replica is replaced."""
+        """Raise if the engine is dead, so that Serve replaces the replica."""
         await self._server.check_health()
 
     async def _answer(self, method: str, schema: Any, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
@@ -158,8 +157,8 @@ class Engine:
             yield {"error": _first_problem(invalid)}
             return
         try:
-            async for piece in await getattr(self._server, method)(request):
-                for item in piece if isinstance(piece, list) else [piece]:
+            async for chunk in await getattr(self._server, method)(request):
+                for item in chunk if isinstance(chunk, list) else [chunk]:
                     if isinstance(item, str):
                         yield item
                     elif (error := getattr(item, "error", None)) is not None:
@@ -167,15 +166,15 @@ class Engine:
                     else:
                         yield {"response": item.model_dump(mode="json")}
         except Exception as failure:
-            # Told, not raised: whoever asked cannot even unpickle vLLM's exceptions without importing it.
+            # Returned, not raised: the caller cannot unpickle vLLM's exceptions without importing vllm.
             logger.exception("a request failed")
             engine: Any = self._server.engine
-            passing = isinstance(failure, StoreError) or engine._engine_client.errored
-            yield {"error": {"message": type(failure).__name__, "code": 503 if passing else 500}}
+            temporary = isinstance(failure, StoreError) or engine._engine_client.errored
+            yield {"error": {"message": type(failure).__name__, "code": 503 if temporary else 500}}
 
 
 def _first_problem(error: Any) -> dict[str, Any]:
-    """A request that does not fit vLLM's schema, as vLLM's own refusals look."""
+    """Convert a validation error into the shape of vLLM's own errors."""
     problem = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return {"message": f"{where}: {problem['msg']}" if where else problem["msg"], "param": where or None, "code": 400}

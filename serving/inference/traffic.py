@@ -1,14 +1,14 @@
-"""How versions on trial do, in this process: their outcomes, the end of those that pass a bound, and shadow requests.
+"""Measures rollouts in this process, ends those that exceed a bound, and sends shadow requests.
 
-Owns the sliding window of each trial and what is done when it passes a bound: this process stops sending to the version
-at once, then tells the store, for as long as it takes. Does not know which version a request goes to (`router`), nor
-what the document looks like that says so (`ray_jobs.deploy.traffic`).
+A rollout is a canary or a watched promotion. Owns its sliding window of outcomes and its end: this process stops
+routing to the version at once and records the end in the store, with retries. Does not route requests (`router`), nor
+know the format of the traffic policy (`ray_jobs.deploy.traffic`).
 
     traffic = Traffic(store)
     router = Router(store, ttl_s=2.0, stopped=traffic.stopped)
-    traffic.mirror(route, ask)                            # the copy, if the route has a shadow
-    pieces = traffic.measured(route, ask(route))          # an answer in pieces
-    async with traffic.watched(route): …                  # an answer in one
+    traffic.mirror(route, ask)                            # sends a copy if the route has a shadow
+    chunks = traffic.measured(route, ask(route))          # measures a response in chunks
+    async with traffic.watched(route): …                  # measures a single response
 """
 
 from __future__ import annotations
@@ -30,94 +30,92 @@ from ray_jobs.errors import KitaeError, StoreError
 from ray_jobs.storage import Store
 from serving.http import errors
 from serving.http.errors import ApiError
-from serving.inference.backends import Pieces, Route, close
+from serving.inference.backends import Chunks, Route, close
 
 logger = logging.getLogger(__name__)
 
 _WINDOW = 200
-"""Outcomes that are remembered of a trial, unless it needs more to be judged by."""
-_TRIALS_KEPT = 1024
-_SHADOWS_AT_ONCE = 8
+"""Outcomes kept for a rollout, unless its `min_requests` is larger."""
+_ROLLOUTS_KEPT = 1024
+_MAX_SHADOWS = 8
 _SHADOW_TIMEOUT_S = 120.0
-_LONGEST_RETRY_S = 60.0
+_MAX_RETRY_S = 60.0
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How one request went."""
+class RequestOutcome:
+    """Outcome of one request."""
 
     ok: bool
     seconds: float
-    """To the answer, or to a stream's first piece: how fast a client reads on is no matter of the version."""
+    """Time to the response, or to a stream's first chunk; later chunks depend on the client's reading speed."""
 
 
 @dataclass
-class ShadowFigures:
-    """What became of the copies for one shadow version, since this process began."""
+class ShadowCounts:
+    """Shadow requests to one version since the process started."""
 
     answered: int = 0
     failed: int = 0
     dropped: int = 0
-    """Not sent, since as many as may were in flight."""
+    """Not sent, because the maximum number was in flight."""
 
 
-def judge(bounds: Bounds, outcomes: Sequence[Outcome]) -> str | None:
-    """Why a version must go, in words; None while it may stay. Pure."""
+def judge(bounds: Bounds, outcomes: Sequence[RequestOutcome]) -> str | None:
+    """Return which bound the outcomes exceed, in words, or None. Pure."""
     count = len(outcomes)
     if count < bounds.min_requests:
         return None
     failed = sum(not outcome.ok for outcome in outcomes)
     if failed / count > bounds.max_error_rate:
-        return f"{failed} of {count} requests failed, and at most {bounds.max_error_rate:.3g} of them may"
+        return f"{failed} of {count} requests failed; the maximum error rate is {bounds.max_error_rate:.3g}"
     seconds = sorted(outcome.seconds for outcome in outcomes if outcome.ok)
     if bounds.max_p95_s is not None and len(seconds) >= bounds.min_requests:
         p95_s = seconds[math.ceil(0.95 * len(seconds)) - 1]
         if p95_s > bounds.max_p95_s:
-            return f"the p95 of {len(seconds)} requests is {p95_s:.3g} s, and may be {bounds.max_p95_s:g} s"
+            return f"the p95 of {len(seconds)} requests is {p95_s:.3g} s; the maximum is {bounds.max_p95_s:g} s"
     return None
 
 
 class Traffic:
-    """One process's trials and shadows. Belongs to the event loop it is used in."""
+    """The rollouts and shadow requests of one process. Bound to one event loop."""
 
-    def __init__(
-        self, store: Store | None = None, *, retry_s: float = 1.0, shadows_at_once: int = _SHADOWS_AT_ONCE
-    ) -> None:
-        """`store` None: a version that passes a bound is stopped here and nowhere else."""
+    def __init__(self, store: Store | None = None, *, retry_s: float = 1.0, max_shadows: int = _MAX_SHADOWS) -> None:
+        """`store` None: a rollout that exceeds a bound ends in this process only."""
         self.stopped: set[str] = set()
-        """Ids of the trials that ended here; the router heeds them before the store does."""
-        self.shadows: dict[str, ShadowFigures] = {}
-        """By shadow, as `name@version`."""
+        """Ids of the rollouts ended here; the router ignores them before the store is updated."""
+        self.shadows: dict[str, ShadowCounts] = {}
+        """Shadow version (`name@version`) → its counts."""
         self._store = store
         self._retry_s = retry_s
-        self._shadows_at_once = shadows_at_once
-        self._windows: OrderedDict[str, deque[Outcome]] = OrderedDict()
+        self._max_shadows = max_shadows
+        self._windows: OrderedDict[str, deque[RequestOutcome]] = OrderedDict()
         self._writing: set[asyncio.Task[None]] = set()
         self._shadowing: set[asyncio.Task[None]] = set()
 
     def observe(self, route: Route, *, ok: bool, seconds: float) -> None:
-        """Count one outcome for the trial that the route belonged to when the request came; act if it is one too many.
+        """Count one outcome for the route's rollout, and end the rollout if it exceeds a bound.
 
-        What a caller did wrong (4xx) is no outcome of the version, and must not be told.
+        Errors of the client (4xx) are not outcomes of the version and must not be passed.
         """
-        trial = route.trial
-        if trial is None or trial.id in self.stopped:
+        rollout = route.rollout
+        if rollout is None or rollout.id in self.stopped:
             return
-        if isinstance(trial, Watch) and datetime.now(UTC) > trial.until:
-            self._windows.pop(trial.id, None)
+        if isinstance(rollout, Watch) and datetime.now(UTC) > rollout.until:
+            self._windows.pop(rollout.id, None)
             return
-        window = self._windows.setdefault(trial.id, deque(maxlen=max(_WINDOW, trial.bounds.min_requests)))
-        self._windows.move_to_end(trial.id)
-        while len(self._windows) > _TRIALS_KEPT:
+        window = self._windows.setdefault(rollout.id, deque(maxlen=max(_WINDOW, rollout.bounds.min_requests)))
+        self._windows.move_to_end(rollout.id)
+        while len(self._windows) > _ROLLOUTS_KEPT:
             self._windows.popitem(last=False)
-        window.append(Outcome(ok, seconds))
-        reason = judge(trial.bounds, window)
+        window.append(RequestOutcome(ok, seconds))
+        reason = judge(rollout.bounds, window)
         if reason is not None:
-            self._stop(route.model.partition("@")[0], trial, reason)
+            self._stop(route.model.partition("@")[0], rollout, reason)
 
     @asynccontextmanager
     async def watched(self, route: Route) -> AsyncIterator[None]:
-        """Counts what happens inside as one outcome."""
+        """Measure the block as one outcome."""
         started = time.monotonic()
         try:
             yield
@@ -127,17 +125,17 @@ class Traffic:
             raise
         self.observe(route, ok=True, seconds=time.monotonic() - started)
 
-    async def measured(self, route: Route, pieces: Pieces) -> Pieces:
-        """An answer's pieces as they are; counts it as one outcome. Closing it closes the answer."""
+    async def measured(self, route: Route, chunks: Chunks) -> Chunks:
+        """Yield a response's chunks unchanged and count it as one outcome. Closing it closes the response."""
         started = time.monotonic()
         first_s: float | None = None
         ok: bool | None = None
         try:
-            async for piece in pieces:
+            async for chunk in chunks:
                 first_s = time.monotonic() - started if first_s is None else first_s
-                status = _refused(piece)
+                status = _error_status(chunk)
                 ok = None if 400 <= status < 500 else status < 500
-                yield piece
+                yield chunk
                 if status:
                     return
             ok = first_s is not None
@@ -145,82 +143,82 @@ class Traffic:
             ok = False if _is_failure(error) else None
             raise
         finally:
-            # A client that goes away has had its first piece, or it has waited too long for it, or it tells nothing.
+            # A client that disconnects before the first chunk counts only if it waited longer than the bound.
             seconds = time.monotonic() - started if first_s is None else first_s
-            slow_s = route.trial.bounds.max_p95_s if route.trial is not None else None
+            slow_s = route.rollout.bounds.max_p95_s if route.rollout is not None else None
             if ok is not None:
                 self.observe(route, ok=ok, seconds=seconds)
             elif first_s is None and slow_s is not None and seconds > slow_s:
                 self.observe(route, ok=True, seconds=seconds)
-            await close(pieces)
+            await close(chunks)
 
-    def mirror(self, route: Route, ask: Callable[[Route], Pieces]) -> None:
-        """Send a copy to the route's shadow, if it has one; nobody waits for it, and its answer is only counted."""
+    def mirror(self, route: Route, ask: Callable[[Route], Chunks]) -> None:
+        """Send a copy to the route's shadow, if it has one, in the background; its response is only counted."""
         shadow = route.shadow
         if shadow is None:
             return
-        figures = self.shadows.setdefault(shadow.model, ShadowFigures())
-        if len(self._shadowing) >= self._shadows_at_once:
-            figures.dropped += 1
+        counts = self.shadows.setdefault(shadow.model, ShadowCounts())
+        if len(self._shadowing) >= self._max_shadows:
+            counts.dropped += 1
             return
-        _start(self._shadow(figures, shadow, ask), self._shadowing)
+        _start(self._shadow(counts, shadow, ask), self._shadowing)
 
     async def settled(self) -> None:
-        """Wait until nothing is under way: shadows answered, ended trials told to the store."""
+        """Wait for all shadow requests and for the recording of ended rollouts."""
         while tasks := [*self._writing, *self._shadowing]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _shadow(self, figures: ShadowFigures, shadow: Route, ask: Callable[[Route], Pieces]) -> None:
-        pieces = ask(shadow)
+    async def _shadow(self, counts: ShadowCounts, shadow: Route, ask: Callable[[Route], Chunks]) -> None:
+        chunks = ask(shadow)
         try:
             async with asyncio.timeout(_SHADOW_TIMEOUT_S):
-                statuses = [_refused(piece) async for piece in pieces]
+                statuses = [_error_status(chunk) async for chunk in chunks]
             failed = not statuses or statuses[-1] >= 500
-        except Exception as error:  # noqa: BLE001  # a shadow's failure is a figure, and nobody's error
+        except Exception as error:  # noqa: BLE001  # a shadow's failure is only counted
             logger.info("the shadow %s failed: %s", shadow.model, error)
             failed = True
         finally:
-            await close(pieces)
-        figures.failed += failed
-        figures.answered += not failed
+            await close(chunks)
+        counts.failed += failed
+        counts.answered += not failed
 
-    def _stop(self, name: str, trial: Canary | Watch, reason: str) -> None:
-        self.stopped.add(trial.id)
-        self._windows.pop(trial.id, None)
-        logger.warning("%s@%s is taken away: %s", name, trial.version, reason)
+    def _stop(self, name: str, rollout: Canary | Watch, reason: str) -> None:
+        self.stopped.add(rollout.id)
+        self._windows.pop(rollout.id, None)
+        logger.warning("%s@%s gets no more requests: %s", name, rollout.version, reason)
         if self._store is not None:
-            _start(self._tell(self._store, name, trial, reason), self._writing)
+            _start(self._record_end(self._store, name, rollout, reason), self._writing)
 
-    async def _tell(self, store: Store, name: str, trial: Canary | Watch, reason: str) -> None:
-        """Write it down, again and again while the store does not answer: the other processes may not have noticed."""
+    async def _record_end(self, store: Store, name: str, rollout: Canary | Watch, reason: str) -> None:
+        """Record the end of a rollout for all processes; retries while the store does not answer."""
         delay_s = self._retry_s
         while True:
             try:
-                if isinstance(trial, Canary):
-                    ours = await asyncio.to_thread(policies.end_canary, store, name, trial, reason)
+                if isinstance(rollout, Canary):
+                    ours = await asyncio.to_thread(policies.end_canary, store, name, rollout, reason)
                 else:
-                    ours = await asyncio.to_thread(policies.undo_promotion, store, name, trial, reason)
+                    ours = await asyncio.to_thread(policies.undo_promotion, store, name, rollout, reason)
             except StoreError as error:
-                logger.warning("%s@%s could not be rolled back yet: %s", name, trial.version, error)
+                logger.warning("%s@%s is not rolled back yet: %s", name, rollout.version, error)
                 await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+                delay_s = min(2 * delay_s, _MAX_RETRY_S)
             except KitaeError as error:
-                logger.error("%s@%s cannot be rolled back for everybody: %s", name, trial.version, error)
+                logger.error("%s@%s cannot be rolled back in other processes: %s", name, rollout.version, error)
                 return
             else:
-                logger.warning("%s@%s is rolled back%s", name, trial.version, "" if ours else " by another process")
+                logger.warning("%s@%s is rolled back%s", name, rollout.version, "" if ours else " by another process")
                 return
 
 
 def _start(work: Any, among: set[asyncio.Task[None]]) -> None:
     task = asyncio.get_running_loop().create_task(work)
-    among.add(task)  # the loop itself holds its tasks only weakly
+    among.add(task)  # the event loop holds only weak references
     task.add_done_callback(among.discard)
 
 
-def _refused(piece: dict[str, Any] | str) -> int:
-    """The status of a refusal; 0 for a piece of an answer."""
-    return errors.from_engine(piece["error"]).status if isinstance(piece, dict) and "error" in piece else 0
+def _error_status(chunk: dict[str, Any] | str) -> int:
+    """Return the status of an error chunk; 0 for any other."""
+    return errors.from_engine(chunk["error"]).status if isinstance(chunk, dict) and "error" in chunk else 0
 
 
 def _is_failure(error: Exception) -> bool:

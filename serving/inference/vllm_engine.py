@@ -1,7 +1,7 @@
-"""The places where ray.serve.llm is told to do otherwise. Imports vllm: only an engine's replica loads this.
+"""Overrides of ray.serve.llm. Imports vllm: only an engine's replica loads this module.
 
-`Server`: sends no usage reports. `KeepLocal`: the weights are on this node already. `AdapterLoader`: adapters come
-verified from our store. `SingleProcessEngine`: a CPU engine's scheduler and worker share one process.
+`Server` sends no usage reports. `KeepLocal` skips the download of weights. `AdapterLoader` fetches verified adapters
+from the store. `SingleProcessEngine` runs a CPU engine's scheduler and worker in one process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ray_jobs.storage import Store
 
 
 class Server(LLMServer):
-    """Starts its engine and nothing else: Ray's would start a process of 400 MiB that reports usage to its makers."""
+    """Starts only the engine: Ray's server also starts a process of 400 MiB that reports usage."""
 
     async def _start_engine(self) -> None:
         assert self.engine is not None
@@ -28,14 +28,14 @@ class Server(LLMServer):
 
 
 class KeepLocal(CallbackBase):
-    """Skips the task that downloads a model on every node: it costs a process and ten seconds to find nothing to do."""
+    """Skips the download task on every node, which takes a process and ten seconds to find that nothing is missing."""
 
     async def on_before_node_init(self) -> None:
         self.ctx.run_init_node = False
 
 
 class AdapterLoader(LoraModelLoader):
-    """Adapters by `name@version`, fetched with every checksum verified and kept in the node's cache."""
+    """Loads adapters by `name@version` from the store, with verified checksums, into the node's cache."""
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: Any) -> DiskMultiplexConfig:
         if lora_model_id not in self.disk_cache:
@@ -52,10 +52,10 @@ class AdapterLoader(LoraModelLoader):
 
 
 class SingleProcessEngine(VLLMEngine):
-    """vLLM gives a CPU engine a worker process beside its scheduler's, to bind threads to cores.
+    """Runs the worker of a CPU engine in its scheduler's process.
 
-    With one worker and no binding (see `ray_jobs.engine`) that is a second import of vllm, about ten seconds and half
-    a GiB, for nothing.
+    vLLM uses a separate worker process to bind threads to cores. With one worker and no binding (see `ray_jobs.engine`)
+    it would only import vllm a second time: about 10 s and 0.5 GiB.
     """
 
     def _prepare_engine_config(self, callback_ctx: Any) -> Any:

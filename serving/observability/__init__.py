@@ -1,1 +1,1 @@
-"""Observability: metrics, request logs and usage counts."""
+"""Observability: metrics, the request log and the usage ledger. Knows no routes."""

@@ -1,1 +1,1 @@
-"""Routes: one file a resource; request validation only."""
+"""Routes: a file a resource; they validate requests and call the rooms below."""

@@ -1,6 +1,6 @@
-"""`/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/classify`: routes and request checks.
+"""`/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/classify`: routes and request validation.
 
-Does not know how a name is resolved (`router`) nor who answers (`backends`).
+Does not know how a name is resolved (`router`) or how a model is called (`backends`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from serving.access.auth import caller_of
-from serving.http import errors
-from serving.http import openai_types as wire
+from serving.http import errors, openai_types
 from serving.http.bodies import parse_json
 from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
-from serving.inference.backends import Backend, Pieces, Route, close, named
+from serving.inference.backends import Backend, Chunks, Route, close, with_api_name
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
 
@@ -32,9 +31,9 @@ _MAX_CHOICES = 16
 _MAX_INPUTS = 1024
 
 GENERATE = "/v1/chat/completions"
-"""`Task.route` of the models that the routes for generation answer for."""
+"""`Task.route` of the models that generate."""
 CLASSIFY = "/v1/classify"
-"""`Task.route` of the models that the routes about texts answer for."""
+"""`Task.route` of the models that classify and embed texts."""
 
 
 Answers = list[dict[str, Any]]
@@ -43,17 +42,17 @@ Answers = list[dict[str, Any]]
 def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
 
-    @api.post("/chat/completions", openapi_extra=_body(wire.ChatRequest), responses=_answer("chat.completion"))
+    @api.post("/chat/completions", openapi_extra=_body(openai_types.ChatRequest), responses=_answer("chat.completion"))
     async def chat(request: Request) -> Response:
-        """A chat completion; with `stream`, server-sent events. Beside the fields named here, all that vLLM takes."""
+        """Create a chat completion; with `stream`, as server-sent events. Accepts vLLM's fields beside those listed."""
         body = await read_json(request)
         check_generation(body)
         check_messages(body)
         return await generate(request, "chat", body)
 
-    @api.post("/completions", openapi_extra=_body(wire.CompletionRequest), responses=_answer("text_completion"))
+    @api.post("/completions", openapi_extra=_body(openai_types.CompletionRequest), responses=_answer("text_completion"))
     async def completions(request: Request) -> Response:
-        """A text completion, as above."""
+        """Create a text completion; with `stream`, as server-sent events. Accepts vLLM's fields beside those listed."""
         body = await read_json(request)
         check_generation(body)
         if not body.get("prompt"):
@@ -63,60 +62,61 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
     async def generate(request: Request, method: str, body: dict[str, Any]) -> Response:
         route = await router.resolve(body.get("model"), GENERATE, caller_of(request))
         request.state.model = route.model
-        told = _asks_for_usage(body)
+        include_usage = _asks_for_usage(body)
 
-        def ask(route: Route) -> Pieces:
-            # An id of ours: a client that sends one twice must not touch its other request.
+        def ask(route: Route) -> Chunks:
+            # Our own id: a client that reuses an id must not affect its other request.
             ours: dict[str, Any] = {"model": route.model, "request_id": uuid.uuid4().hex}
             if body.get("stream"):
                 ours["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
             return backend.generate(route, method, body | ours)
 
         traffic.mirror(route, ask)
-        pieces = counted(request, named(route, traffic.measured(route, ask(route))), told=told)
-        first = await anext(pieces, None)
+        measured = traffic.measured(route, ask(route))
+        chunks = counted(request, with_api_name(route, measured), include_usage=include_usage)
+        first = await anext(chunks, None)
         if first is None:
-            raise ApiError(500, "the engine gave no answer")
+            raise ApiError(500, "the engine returned no response")
         if isinstance(first, str):
-            return StreamingResponse(_stream(first, pieces), media_type="text/event-stream")
-        async for _ in pieces:
-            pass  # to its end, which is at hand; closing it before would cancel the request
+            return StreamingResponse(_stream(first, chunks), media_type="text/event-stream")
+        async for _ in chunks:
+            pass  # exhausts the iterator; closing it earlier would cancel the request
         if "error" in first:
             raise errors.from_engine(first["error"])
         return JSONResponse(first["response"])
 
-    @api.post("/embeddings", openapi_extra=_body(wire.EmbeddingRequest), response_model=wire.EmbeddingList)
+    @api.post(
+        "/embeddings", openapi_extra=_body(openai_types.EmbeddingRequest), response_model=openai_types.EmbeddingList
+    )
     async def embeddings(request: Request) -> Response:
-        """The mean of an encoder's last hidden states, of length 1, for each text."""
+        """Return each text's embedding: the mean of the encoder's last hidden states, normalized to length 1."""
         body = await read_json(request)
         texts = check_texts(body)
         encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise bad_request(f"encoding_format is {encoding!r}; it must be float or base64", param="encoding_format")
         if body.get("dimensions") is not None:
-            raise bad_request(
-                "dimensions cannot be chosen: a model's vectors have the length they have", param="dimensions"
-            )
-        route, answers, usage = await about_texts(request, body, texts, backend.embed)
+            raise bad_request("dimensions is not supported: a model's vectors have a fixed length", param="dimensions")
+        route, answers, usage = await answer_texts(request, body, texts, backend.embed)
         data = [
             {"object": "embedding", "index": i, "embedding": _encoded(answer["embedding"], encoding)}
             for i, answer in enumerate(answers)
         ]
-        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": route.public_name, "data": data, "usage": usage})
 
-    @api.post("/classify", openapi_extra=_body(wire.ClassifyRequest), response_model=wire.ClassifyList)
+    @api.post("/classify", openapi_extra=_body(openai_types.ClassifyRequest), response_model=openai_types.ClassifyList)
     async def classify(request: Request) -> Response:
-        """The probability of each label, for each text."""
+        """Return the probability of each label for each text."""
         body = await read_json(request)
         texts = check_texts(body)
-        route, answers, usage = await about_texts(request, body, texts, backend.classify)
+        route, answers, usage = await answer_texts(request, body, texts, backend.classify)
         data = [
             {"index": i, "label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
             for i, answer in enumerate(answers)
         ]
-        return JSONResponse({"object": "list", "model": route.shown, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": route.public_name, "data": data, "usage": usage})
 
-    async def about_texts(
+    async def answer_texts(
         request: Request, body: dict[str, Any], texts: list[str], ask: Callable[[Route, list[str]], Awaitable[Answers]]
     ) -> tuple[Route, Answers, dict[str, int]]:
         route = await router.resolve(body.get("model"), CLASSIFY, caller_of(request))
@@ -130,19 +130,20 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
     return api
 
 
-async def counted(request: Request, pieces: Pieces, *, told: bool) -> Pieces:
-    """An answer as it is, its usage noted for the ledger. `told` False: the client did not ask a stream to tell it."""
+async def counted(request: Request, chunks: Chunks, *, include_usage: bool) -> Chunks:
+    """Yield a response unchanged and note its usage for the ledger. `include_usage` False: omit a stream's usage event,
+    which the client did not request."""
     try:
-        async for piece in pieces:
-            if isinstance(piece, dict):
-                _note_usage(request, piece.get("response", {}).get("usage"))
-            elif '"usage"' in piece and (only := _usage_alone(piece)) is not None:
+        async for chunk in chunks:
+            if isinstance(chunk, dict):
+                _note_usage(request, chunk.get("response", {}).get("usage"))
+            elif '"usage"' in chunk and (only := _usage_alone(chunk)) is not None:
                 _note_usage(request, only)
-                if not told:
+                if not include_usage:
                     continue
-            yield piece
+            yield chunk
     finally:
-        await close(pieces)
+        await close(chunks)
 
 
 def _asks_for_usage(body: dict[str, Any]) -> bool:
@@ -150,12 +151,12 @@ def _asks_for_usage(body: dict[str, Any]) -> bool:
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
-def _usage_alone(piece: str) -> dict[str, Any] | None:
-    """The usage of a stream's event that has nothing else; None for any other."""
+def _usage_alone(chunk: str) -> dict[str, Any] | None:
+    """Return the usage of a stream's event that contains nothing else; None for any other chunk."""
     try:
-        event = json.loads(piece.removeprefix("data:"))
+        event = json.loads(chunk.removeprefix("data:"))
     except ValueError:
-        return None  # of several events, or their end
+        return None  # several events, or [DONE]
     return event.get("usage") if isinstance(event, dict) and event.get("choices") == [] else None
 
 
@@ -165,11 +166,11 @@ def _note_usage(request: Request, usage: dict[str, Any] | None) -> None:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """The body as an object. Raises ApiError 400 for anything else."""
+    """Return the body as a JSON object. Raises ApiError 400 for anything else."""
     try:
         raw = await request.body()
     except ClientDisconnect as error:
-        raise ApiError(CLIENT_GONE, "the client went away") from error
+        raise ApiError(CLIENT_GONE, "the client disconnected") from error
     body = parse_json(raw)
     if not isinstance(body, dict):
         raise bad_request(f"the body must be a JSON object, not {type(body).__name__}", code="invalid_json")
@@ -177,7 +178,7 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 def check_generation(body: dict[str, Any]) -> None:
-    """What vLLM does not limit, and a client must not ask for without limit."""
+    """Validate the options that vLLM leaves unlimited."""
     choices = body.get("n")
     if choices is not None and (type(choices) is not int or not 1 <= choices <= _MAX_CHOICES):
         raise bad_request(f"n is {choices!r}; it must be a number from 1 to {_MAX_CHOICES}", param="n")
@@ -189,7 +190,7 @@ def check_generation(body: dict[str, Any]) -> None:
 
 
 def check_messages(body: dict[str, Any]) -> None:
-    """A conversation's outer shape; its contents are vLLM's to check."""
+    """Validate a conversation's outer shape; vLLM validates its contents."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("messages must be a non-empty list", param="messages")
@@ -201,7 +202,7 @@ def check_messages(body: dict[str, Any]) -> None:
 
 
 def check_texts(body: dict[str, Any]) -> list[str]:
-    """`input` as a list of texts."""
+    """Return `input` as a list of texts."""
     given = body.get("input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -211,15 +212,15 @@ def check_texts(body: dict[str, Any]) -> list[str]:
     return texts
 
 
-async def _stream(first: str, pieces: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
-    """Server-sent events. A failure after the first one can only be told inside the stream."""
+async def _stream(first: str, chunks: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
+    """Yield server-sent events. A failure after the first one is reported inside the stream."""
     try:
         yield first
-        async for piece in pieces:
-            if isinstance(piece, str):
-                yield piece
-            elif "error" in piece:
-                yield _event(errors.from_engine(piece["error"]))
+        async for chunk in chunks:
+            if isinstance(chunk, str):
+                yield chunk
+            elif "error" in chunk:
+                yield _event(errors.from_engine(chunk["error"]))
                 return
     except ApiError as error:
         yield _event(error)
@@ -227,7 +228,7 @@ async def _stream(first: str, pieces: AsyncIterator[dict[str, Any] | str]) -> As
         logger.exception("a stream broke off")
         yield _event(ApiError(500, "the service failed to answer; its log has the reason"))
     finally:
-        await close(pieces)
+        await close(chunks)
 
 
 def _event(error: ApiError) -> str:
@@ -235,18 +236,18 @@ def _event(error: ApiError) -> str:
 
 
 def _encoded(vector: list[float], encoding: str) -> list[float] | str:
-    """`base64`: little-endian float32, which the official client asks for unasked."""
+    """Encode a vector; `base64` means little-endian float32, the official client's default."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if encoding == "base64" else vector
 
 
-def _body(model: type[wire.Wire]) -> dict[str, Any]:
-    """The body's schema, for a route that reads it itself."""
+def _body(model: type[openai_types.OpenAIObject]) -> dict[str, Any]:
+    """Document the body of a route that reads it itself."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _answer(kind: str) -> dict[int | str, dict[str, Any]]:
-    """The answer of an engine, which has OpenAI's shape."""
+    """Document an engine's response, which has OpenAI's shape."""
     schema = {"type": "object", "properties": {"object": {"const": kind}}, "required": ["id", "object", "choices"]}
     content = {"application/json": {"schema": schema}, "text/event-stream": {}}
     return {200: {"description": "The completion.", "content": content}}

@@ -1,4 +1,4 @@
-"""`/v1/models`: what a caller may ask, fine-tune and delete. Routes only."""
+"""`/v1/models`: the models that a caller may use, fine-tune and delete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray_jobs.storage import Store
 from serving.access.auth import Caller, caller_of
 from serving.http import openai_types
 from serving.http.errors import ApiError, documented
-from serving.inference.router import Router, Snapshot, resolve
+from serving.inference.router import Router, RoutingSnapshot, resolve
 
 _OWNER = "kitae"
 
@@ -24,11 +24,11 @@ def routes(store: Store, router: Router) -> APIRouter:
 
     @api.get("", response_model=openai_types.ModelList)
     async def models(request: Request) -> openai_types.ModelList:
-        """What answers, and the bases that can be fine-tuned."""
+        """List the deployed models and the bases that can be fine-tuned."""
         caller, snapshot = caller_of(request), await router.snapshot()
         cards = [card(snapshot, name, caller) for name in snapshot.names(caller)]
-        there = {each.id for each in cards}
-        others = [_base(entry) for entry in snapshot.bases.values() if entry.name not in there]
+        deployed = {each.id for each in cards}
+        others = [_base(entry) for entry in snapshot.bases.values() if entry.name not in deployed]
         return openai_types.ModelList(data=[*cards, *others])
 
     @api.get("/{model:path}", response_model=openai_types.Model)
@@ -40,7 +40,7 @@ def routes(store: Store, router: Router) -> APIRouter:
 
     @api.delete("/{model:path}", response_model=openai_types.Deleted, responses=documented(403))
     def delete(request: Request, model: str) -> openai_types.Deleted:
-        """Delete a fine-tuned model of one's own team, with its checkpoints."""
+        """Delete a fine-tuned model of the caller's team, with its checkpoints."""
         caller = caller_of(request)
         name, at, _ = api_names.registry_ref(model).partition("@")
         versions = registry.versions(store, name)
@@ -48,7 +48,7 @@ def routes(store: Store, router: Router) -> APIRouter:
         if not versions or (caller.team not in owners and not caller.admin):
             raise ApiError(404, f"the model {model!r} does not exist", code="model_not_found", param="model")
         if owners != {caller.team} and not caller.admin:
-            message = f"{model!r} has versions of other teams too: only the operator's key deletes it"
+            message = f"{model!r} has versions of other teams: only the operator's key may delete it"
             raise ApiError(403, message, code="not_deletable", param="model")
         if at:
             message = (
@@ -63,10 +63,10 @@ def routes(store: Store, router: Router) -> APIRouter:
 
 
 def delete_model(store: Store, name: str) -> None:
-    """Take a model off the endpoint, then delete every alias and version."""
+    """Undeploy a model, then delete its aliases and versions."""
     record = records.read(store, name)
     if record is not None and record.kind == "adapter":
-        records.remove(store, name)  # its base's engine goes on, and forgets the adapter when it needs the room
+        records.remove(store, name)  # its base's engine keeps running and evicts the adapter when it needs memory
     elif record is not None:
         deploy.undeploy(store, name, deploy.ServeSettings.from_env())
     for alias in registry.aliases(store, name):
@@ -75,8 +75,8 @@ def delete_model(store: Store, name: str) -> None:
         registry.delete_version(store, name, version.version)
 
 
-def card(snapshot: Snapshot, model: str, caller: Caller) -> openai_types.Model:
-    """One model that answers. ApiError 404 where it does not, or not for this caller."""
+def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.Model:
+    """Return a deployed model. Raises ApiError 404 if it is not deployed or not visible to the caller."""
     route = resolve(snapshot, model, caller)
     name, _, number = route.model.partition("@")
     versions = {version.version: version for version in snapshot.versions.get(name, ())}
@@ -84,7 +84,11 @@ def card(snapshot: Snapshot, model: str, caller: Caller) -> openai_types.Model:
     created = int(datetime.fromisoformat(version.lineage.created_at).timestamp()) if version is not None else 0
     owner = _OWNER if version is None else api_names.owner(version)
     return openai_types.Model(
-        id=route.wire or model, created=created, owned_by=owner, task=route.task, fine_tunable=model in snapshot.bases
+        id=route.api_name or model,
+        created=created,
+        owned_by=owner,
+        task=route.task,
+        fine_tunable=model in snapshot.bases,
     )
 
 

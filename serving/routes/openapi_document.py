@@ -1,7 +1,7 @@
-"""The OpenAPI document, `/openapi.json`: what FastAPI reads off the routes, and what is true of all of them.
+"""The OpenAPI document, `/openapi.json`.
 
-Owns what the layers around the routes add: the key, and the refusals that any request may get. Does not know the
-routes; what only one of them answers is said there.
+Adds to FastAPI's document what the middleware does on every path: the API key, and the errors of any request. Does not
+know the routes, which document their own errors.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from serving.http.openai_types import ErrorBody
 _ANYWHERE = (500,)
 _WITH_A_KEY = (401, 413, 429, 503)
 _OF_FASTAPI = ("HTTPValidationError", "ValidationError")
-_KEY = {"key": {"type": "http", "scheme": "bearer", "description": "An API key of a team, or the operator's."}}
+_KEY = {"key": {"type": "http", "scheme": "bearer", "description": "A team's API key, or the operator's."}}
 
 
 def install(app: FastAPI) -> None:
-    """Let the app tell this document."""
+    """Replace the app's OpenAPI document by this one."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = make(app)
+            app.openapi_schema = build_document(app)
         return app.openapi_schema
 
-    app.openapi = document  # type: ignore[method-assign]  # FastAPI's own way to replace it
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to replace it
 
 
-def make(app: FastAPI) -> dict[str, Any]:
-    """The document of an app."""
+def build_document(app: FastAPI) -> dict[str, Any]:
+    """Build the document of an app."""
     found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     components = found.setdefault("components", {})
     schemas = components.setdefault("schemas", {})

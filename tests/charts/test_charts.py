@@ -17,7 +17,7 @@ from ray_jobs import __version__
 from ray_jobs.deploy import ServeSettings
 from ray_jobs.deploy.serve_api import serve_config
 from serving.observability.metrics import Metrics
-from serving.settings import Settings
+from serving.settings import EndpointSettings
 from tests.charts import chart_values, helm
 from tests.charts.manifests import Object, findings, pod_templates
 from tests.repository import ROOT
@@ -109,7 +109,7 @@ def test_the_operator_and_the_endpoint_tell_serve_the_same(component: str, monke
         monkeypatch.setenv(name, value)
     told = yaml.safe_load(one(documents, "RayService")["spec"]["serveConfigV2"])
     assert told == serve_config([], ServeSettings.from_env()), "else each would undo what the other did"
-    settings = Settings.from_env(os.environ)
+    settings = EndpointSettings.from_env(os.environ)
     assert settings.keep_deployments
     assert settings.job_defaults == {"compute": {"gpus_per_worker": 1, "cpus_per_worker": 8}}
     assert (settings.max_body_bytes, settings.max_file_bytes, settings.max_ongoing_requests) == (2**22, 2**29, 1000)

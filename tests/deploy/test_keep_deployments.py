@@ -22,7 +22,7 @@ def test_models_are_put_back_before_the_first_request_and_again_and_again() -> N
             raise ServingError("Ray does not answer yet")
         again.set()
 
-    with TestClient(make_app(Router(nowhere(), ttl_s=1.0), keep=keep)) as client:
+    with TestClient(make_app(Router(nowhere(), ttl_s=1.0), reconcile_deployments=keep)) as client:
         assert starts, "a new cluster must not count as running without its models"
         assert client.get("/healthz").status_code == 200
         assert again.wait(30), "what failed is tried again"

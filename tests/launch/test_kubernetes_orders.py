@@ -33,7 +33,7 @@ from ray_jobs.storage import Store
 from serving.files.stored_files import Files
 from serving.fine_tuning import records
 from serving.fine_tuning.records import ApiJob
-from serving.fine_tuning.service import FineTuning
+from serving.fine_tuning.service import FineTuningService
 from serving.http.errors import ApiError
 from serving.http.ids import new_id
 from tests.builders import make_spec
@@ -82,9 +82,9 @@ class World:
     def time(self) -> datetime:
         return datetime.fromtimestamp(self.now_s, UTC)
 
-    def _service(self) -> FineTuning:
+    def _service(self) -> FineTuningService:
         launcher = KubernetesLauncher(self.server.connect(), parse(SETTINGS), now=lambda: self.now_s, watches=False)
-        return FineTuning(self.store, Files(self.store, NoTokens(self.store)), launcher, now=lambda: self.now_s)
+        return FineTuningService(self.store, Files(self.store, NoTokens(self.store)), launcher, now=lambda: self.now_s)
 
     def _create(self, number: int) -> None:
         identifier = new_id(records.KIND, now_s=self.now_s)
@@ -121,9 +121,9 @@ class World:
                 for step in ("tick", "reconcile", "advance", "advance", "advance", "begin", "watch"):
                     self.happen(step, which)
             case "tick":
-                self.shown.tick()
+                self.shown.reconcile()
             case "other tick":
-                self.other.tick()
+                self.other.reconcile()
             case "watch":
                 for mirror in list(self.shown.launcher._mirrors.values()):  # type: ignore[attr-defined]
                     with suppress(ClusterError):
@@ -375,9 +375,9 @@ def test_a_launch_that_is_too_late_for_its_job_is_taken_back(store_server: Store
             world.server.drop(after=True, when=lambda request: request.verb == "create")
             launch(runner_id, *given)  # type: ignore[arg-type]
 
-        world.shown.looked_at_once = 1
+        world.shown.parallel_jobs = 1
         with patch.object(world.shown.launcher, "launch", slow):
-            world.shown.tick()
+            world.shown.reconcile()
         assert world.made
         assert world.live() == []
 

@@ -34,11 +34,11 @@ from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import Settings as StoreSettings
 from serving.access.keys import StoredKeys
 from serving.app import create_app
-from serving.files.row_checks import in_process
+from serving.files.row_validators import in_process
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
-from serving.observability.metrics import Observed
-from serving.settings import Settings
+from serving.observability.middleware import ObservabilityMiddleware
+from serving.settings import EndpointSettings
 from tests.builders import make_spec
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.fake_backend import FakeBackend
@@ -56,8 +56,8 @@ class ApiServer:
     port: int
     launcher: FakeLauncher = field(default_factory=FakeLauncher)
     backend: FakeBackend = field(default_factory=FakeBackend)
-    settings: Settings = field(default_factory=lambda: Settings(api_key=KEY))
-    app: Observed | None = None
+    settings: EndpointSettings = field(default_factory=lambda: EndpointSettings(api_key=KEY))
+    app: ObservabilityMiddleware | None = None
 
     @property
     def url(self) -> str:
@@ -163,10 +163,10 @@ def nowhere() -> Store:
 def make_app(
     router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any
 ) -> ASGIApp:
-    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, `keep`, and settings."""
-    given = {name: more.pop(name) for name in ("keys", "limiter", "keep") if name in more}
+    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, `reconcile_deployments`, and settings."""
+    given = {name: more.pop(name) for name in ("keys", "limiter", "reconcile_deployments") if name in more}
     return create_app(
-        Settings(**{"api_key": KEY} | more),
+        EndpointSettings(**{"api_key": KEY} | more),
         nowhere(),
         backend or FakeBackend(),
         check_rows=in_process(nowhere()),
@@ -183,7 +183,7 @@ def api_server(
 ) -> Iterator[ApiServer]:
     """The endpoint on a free port, until the block ends."""
     server = ApiServer(
-        store, port or free_port(), launcher or FakeLauncher(), settings=Settings(**{"api_key": KEY} | settings)
+        store, port or free_port(), launcher or FakeLauncher(), settings=EndpointSettings(**{"api_key": KEY} | settings)
     )
     app = server.app = create_app(
         server.settings,

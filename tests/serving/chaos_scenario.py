@@ -27,10 +27,11 @@ from ray_jobs.launch.launcher import Runner
 from ray_jobs.storage import Store
 from serving.files.stored_files import FINE_TUNE, Files
 from serving.files.uploads import Uploads
-from serving.fine_tuning import endings, records
-from serving.fine_tuning.lifecycle import MOST_LAUNCHES
-from serving.fine_tuning.service import FineTuning
-from serving.http import openai_types as wire
+from serving.fine_tuning import records
+from serving.fine_tuning.job_end import publish_job_end
+from serving.fine_tuning.lifecycle import MAX_LAUNCHES
+from serving.fine_tuning.service import FineTuningService
+from serving.http import openai_types
 from serving.http.errors import ApiError
 from serving.routes.models import delete_model
 from tests.launch.fake_launcher import FakeLauncher
@@ -75,13 +76,13 @@ class Process:
         self.store = mortal_store(store, life)
         self.files = Files(self.store, NoTokens(self.store))
         self.uploads = Uploads(self.store, self.files)
-        self.tuning = FineTuning(
+        self.tuning = FineTuningService(
             self.store,
             self.files,
             MortalLauncher(launcher, life),
-            when_over=partial(endings.tell, self.store),
+            on_job_end=partial(publish_job_end, self.store),
             now=now,
-            looked_at_once=1,  # for the same requests in the same order
+            parallel_jobs=1,  # for the same requests in the same order
         )
 
     def delete_file(self, identifier: str, retried: bool) -> None:
@@ -89,7 +90,7 @@ class Process:
         if retried and self.files.find(TEAM, identifier) is None:
             return
         self.files.get(TEAM, identifier)
-        if needed_by := self.tuning.open_with_file(TEAM, identifier):
+        if needed_by := self.tuning.open_jobs_using(TEAM, identifier):
             raise ApiError(409, f"{identifier} is read by {needed_by}", code="file_in_use")
         self.files.delete(TEAM, identifier)
 
@@ -106,7 +107,7 @@ class History:
     """Job ids by the number of their create."""
     unanswered: set[str] = field(default_factory=set)
     """Numbers of creates that got no answer."""
-    told: dict[str, wire.Job] = field(default_factory=dict)
+    told: dict[str, openai_types.FineTuningJob] = field(default_factory=dict)
     """Each job, as it was told last."""
     events: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """Id and message of each job's events, the oldest first, as they were listed last."""
@@ -116,7 +117,7 @@ class History:
     models: set[str] = field(default_factory=set)
     models_deleted: set[str] = field(default_factory=set)
 
-    def tell(self, job: wire.Job) -> None:
+    def tell(self, job: openai_types.FineTuningJob) -> None:
         """A client was told of a job."""
         before = self.told.get(job.id)
         if before is not None and before.status in OVER:
@@ -189,7 +190,7 @@ class Day:
 
     def upload_in_parts(self) -> None:
         content = rows(12, start=self.random.randrange(10_000))
-        body = wire.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(content))
+        body = openai_types.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(content))
         made = self.ask(lambda process, _: process.uploads.create(TEAM, "key", body, None))
         if made is None:
             return
@@ -205,7 +206,7 @@ class Day:
         if self.random.random() < 0.2:
             self.ask(lambda process, _: process.uploads.cancel(TEAM, made.id))
             return
-        wanted = wire.CompleteUpload(part_ids=parts)
+        wanted = openai_types.CompleteUpload(part_ids=parts)
         done = self.ask(lambda process, _: process.uploads.complete(TEAM, made.id, wanted))
         if done is not None:
             assert done.status == "completed"
@@ -221,11 +222,13 @@ class Day:
             return
         number = str(self.creates)
         self.creates += 1
-        body = wire.CreateJob(model=BASE, training_file=self.random.choice(files), metadata={"number": number})
+        body = openai_types.CreateFineTuningJob(
+            model=BASE, training_file=self.random.choice(files), metadata={"number": number}
+        )
         key = f"key {number}" if self.random.random() < 0.5 else None
         most = self.random.choice([None, 10_000])
         job = self.ask(lambda process, retried: process.tuning.create(
-            body, Developer(), key=key, retried=retried, most_open=most
+            body, Developer(), key=key, retried=retried, max_open=most
         ))  # fmt: skip
         if job is None:
             self.history.unanswered.add(number)
@@ -349,7 +352,7 @@ class Day:
 
     def tick(self) -> None:
         self.clock_s += self.random.choice([1, 10, 60, 400])
-        self.ask(lambda process, _: process.tuning.tick())
+        self.ask(lambda process, _: process.tuning.reconcile())
 
     def sweep(self) -> None:
         self.ask(lambda process, _: process.files.sweep(time.time()))
@@ -465,7 +468,7 @@ class Day:
         while records.all_open(self.store):
             assert time.monotonic() < deadline, f"still open: {records.all_open(self.store)}"
             self.clock_s += 400
-            self.ask(lambda process, _: process.tuning.tick())
+            self.ask(lambda process, _: process.tuning.reconcile())
             for runner_id, runner in list(self.launcher.known.items()):
                 if runner.state == "pending":
                     self.begin(runner_id)
@@ -495,7 +498,7 @@ def check_jobs(day: Day) -> None:
         if job.id in history.ended:
             assert told.status == history.ended[job.id]
         elif told.status == "failed":
-            assert len(job.launches) >= MOST_LAUNCHES
+            assert len(job.launches) >= MAX_LAUNCHES
         else:
             assert told.status == "cancelled"
             assert job.id in history.maybe_cancelled

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-MOST_BYTES = 4 * 2**20
+MAX_BYTES = 4 * 2**20
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -28,7 +28,7 @@ def check_error(response: httpx.Response) -> Refusal:
     assert 400 <= status < 500, (status, response.text[:500])
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
-    assert len(response.content) < MOST_BYTES
+    assert len(response.content) < MAX_BYTES
     body = response.json()
     assert list(body) == ["error"]
     error = body["error"]

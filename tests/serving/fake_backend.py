@@ -17,7 +17,7 @@ class FakeBackend:
     failure: Exception | None = None
     refusal: dict[str, Any] | None = None
     fail_after: int | None = None
-    """Pieces of a stream before `failure`. None: at once."""
+    """Chunks of a stream before `failure`. None: at once."""
     calls: list[tuple[Route, str, dict[str, Any]]] = field(default_factory=list)
     closed: int = 0
     """Answers that were ended, by their own end or by whoever asked."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.storage import Store
-from serving.http.openai_types import CreateJob
+from serving.http.openai_types import CreateFineTuningJob
 from tests.repository import ROOT
 from tests.serving.api_harness import BASE, KEY, add_base, api_server, rows
 
@@ -51,7 +51,7 @@ def test_the_examples_run_from_top_to_bottom(store: Store, tmp_path: Path, monke
 
 def test_the_table_of_extra_fields_has_all_of_them() -> None:
     openai = {"model", "training_file", "validation_file", "suffix", "seed", "metadata", "integrations", "method"}
-    own = set(CreateJob.model_fields) - openai - {"hyperparameters"}
+    own = set(CreateFineTuningJob.model_fields) - openai - {"hyperparameters"}
     table = TEXT.partition("| field |")[2].partition("\n\n")[0]
     assert own <= set(re.findall(r"`([a-z_]+)`", table))
 

@@ -31,9 +31,9 @@ from serving.access.auth import OPERATOR, key_matches
 from serving.http import errors
 from serving.http.errors import ApiError
 from serving.inference.backends import Route
-from serving.inference.router import Router, Snapshot, resolve
+from serving.inference.router import Router, RoutingSnapshot, resolve
 from serving.routes.inference import _stream
-from serving.settings import Settings
+from serving.settings import EndpointSettings
 from tests.builders import make_spec
 from tests.serving.api_harness import make_app
 from tests.serving.fake_backend import FakeBackend
@@ -50,7 +50,7 @@ def make_version(number: str = "1", *, name: str = "greeter", task: str = "chat"
     return replace(version, **changes)
 
 
-def make_snapshot(*versions: ModelVersion, aliases: dict[str, dict[str, str]] | None = None) -> Snapshot:
+def make_snapshot(*versions: ModelVersion, aliases: dict[str, dict[str, str]] | None = None) -> RoutingSnapshot:
     """The last version of each name is the deployed one."""
     deployed: dict[str, Deployment] = {}
     by_name: dict[str, tuple[ModelVersion, ...]] = {}
@@ -59,7 +59,7 @@ def make_snapshot(*versions: ModelVersion, aliases: dict[str, dict[str, str]] | 
         for record in needed_records(version, None, ServingSection(), lora_rank=rank):
             deployed[record.name] = record
         by_name[version.name] = (*by_name.get(version.name, ()), version)
-    return Snapshot(deployed, by_name, aliases or {})
+    return RoutingSnapshot(deployed, by_name, aliases or {})
 
 
 ADAPTERS = make_snapshot(make_version("1"), make_version("2"), make_version("10"))
@@ -68,14 +68,16 @@ ADAPTERS = make_snapshot(make_version("1"), make_version("2"), make_version("10"
 class FixedRouter(Router):
     """A router whose snapshot is given."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: RoutingSnapshot) -> None:
         self._given = snapshot
 
-    async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
+    async def snapshot(self, *, max_age_s: float | None = None) -> RoutingSnapshot:
         return self._given
 
 
-def make_client(backend: FakeBackend | None = None, snapshot: Snapshot = ADAPTERS, **settings: Any) -> TestClient:
+def make_client(
+    backend: FakeBackend | None = None, snapshot: RoutingSnapshot = ADAPTERS, **settings: Any
+) -> TestClient:
     app = make_app(FixedRouter(snapshot), backend, **{"api_key": KEY} | settings)
     return TestClient(app, headers={"Authorization": f"Bearer {KEY}"}, raise_server_exceptions=False)
 
@@ -193,7 +195,7 @@ async def test_while_requests_come_none_waits_for_what_is_deployed(
     """It is read beside them, before the time to live is over; a store that is away holds nobody up for long."""
     now, may_read, reads = 0.0, threading.Event(), 0
 
-    def read(store: Store) -> Snapshot:
+    def read(store: Store) -> RoutingSnapshot:
         nonlocal reads
         reads += 1
         assert may_read.wait(10)
@@ -244,7 +246,7 @@ async def test_what_was_known_answers_while_the_store_is_away(
         records.write(store, record)
     reached = await router.snapshot()
 
-    def away(store: Store) -> Snapshot:
+    def away(store: Store) -> RoutingSnapshot:
         raise StoreUnreachable("no answer")
 
     monkeypatch.setattr("serving.inference.router.read_snapshot", away)
@@ -310,12 +312,12 @@ def test_no_key_is_needed_only_where_the_settings_say_so() -> None:
 )
 def test_unusable_settings_are_refused(environment: dict[str, str], match: str) -> None:
     with pytest.raises(SpecError, match=match):
-        Settings.from_env(environment)
+        EndpointSettings.from_env(environment)
 
 
 def test_settings_come_from_the_environment() -> None:
-    assert Settings.from_env({"KITAE_AUTH": "off"}).api_key is None
-    settings = Settings.from_env({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "2048"})
+    assert EndpointSettings.from_env({"KITAE_AUTH": "off"}).api_key is None
+    settings = EndpointSettings.from_env({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "2048"})
     assert (settings.api_key, settings.max_body_bytes) == (KEY, 2048)
 
 

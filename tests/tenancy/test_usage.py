@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,8 +25,9 @@ from ray_jobs.errors import CorruptObject, SpecError, StoreAccessDenied, StoreUn
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
-from serving.observability.metrics import Finished
-from serving.observability.usage import Ledger
+from serving.http.background import BackgroundLoop, PeriodicTask
+from serving.observability.finished_request import FinishedRequest
+from serving.observability.usage_ledger import UsageLedger
 from tests.conftest import StoreServer
 from tests.storage.faulty_store import Forward, Request, Response, faulty
 
@@ -39,7 +40,7 @@ def row(**changes: Any) -> UsageRow:
     return UsageRow(**(fields | {"requests": 1} | changes))
 
 
-def finished(**changes: Any) -> Finished:
+def finished(**changes: Any) -> FinishedRequest:
     fields: dict[str, Any] = {
         "request_id": "r",
         "method": "POST",
@@ -47,7 +48,7 @@ def finished(**changes: Any) -> Finished:
         "status": 200,
         "complete": True,
         "duration_s": 0.5,
-        "first_piece_s": None,
+        "first_chunk_s": None,
         "response_bytes": 10,
         "team": "blue",
         "key_id": "k1",
@@ -55,11 +56,11 @@ def finished(**changes: Any) -> Finished:
         "prompt_tokens": 3,
         "completion_tokens": 1,
     }
-    return Finished(**(fields | changes))
+    return FinishedRequest(**(fields | changes))
 
 
-def make_ledger(store: Store, **options: Any) -> Ledger:
-    return Ledger(store, **({"today": lambda: DAY} | options))
+def make_ledger(store: Store, **options: Any) -> UsageLedger:
+    return UsageLedger(store, **({"today": lambda: DAY} | options))
 
 
 def in_store(store: Store, team: str | None = None) -> list[UsageRow]:
@@ -208,7 +209,7 @@ def test_while_the_store_is_away_memory_grows_with_names_and_not_with_requests(s
 def test_replicas_and_threads_count_side_by_side(store: Store) -> None:
     ledgers = [make_ledger(store) for _ in range(3)]
 
-    def work(ledger: Ledger) -> None:
+    def work(ledger: UsageLedger) -> None:
         for _ in range(5):
             for _ in range(20):
                 ledger.add("blue", "k1", "m", prompt_tokens=1)
@@ -224,28 +225,22 @@ def test_replicas_and_threads_count_side_by_side(store: Store) -> None:
     assert in_store(store) == [row(requests=600, prompt_tokens=600)]
 
 
-def test_the_task_flushes_now_and_then_and_at_the_end_and_outlives_failures(store: Store) -> None:
+def test_the_background_loop_flushes_periodically_and_at_shutdown_and_survives_failures(store: Store) -> None:
     unsteady = Unsteady(store)
     unsteady.faults = ["before"]
-    ledger = make_ledger(unsteady, every_s=0.02)
-
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.02)
-
-    async def scenario() -> None:
-        stop = asyncio.Event()
-        task = asyncio.create_task(ledger.run(stop))
-        ledger.add("blue", "k1", "m")
-        await until(lambda: in_store(store) == [row()])
-        ledger._every_s = 60
-        await asyncio.sleep(0.1)
-        ledger.add("blue", "k1", "m")
-        stop.set()
-        await asyncio.wait_for(task, 20)
-
-    asyncio.run(scenario())
+    ledger = make_ledger(unsteady)
+    task = PeriodicTask("usage", 0.02, ledger.flush, at_shutdown=True)
+    loop = BackgroundLoop([task])
+    ledger.add("blue", "k1", "m")
+    loop.start()
+    deadline = time.monotonic() + 20
+    while in_store(store) != [row()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    task.every_s = 60
+    time.sleep(0.1)
+    ledger.add("blue", "k1", "m")
+    loop.stop()
     assert unsteady.faults == []
     assert in_store(store) == [row(requests=2)]
 

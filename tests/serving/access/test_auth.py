@@ -26,11 +26,11 @@ from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.auth import OPERATOR, Caller, Gate, body_limit_bytes
+from serving.access.auth import OPERATOR, AccessMiddleware, Caller, body_limit_bytes
 from serving.access.keys import StoredKeys
-from serving.access.limits import Limiter
+from serving.access.rate_limiter import RateLimiter
 from serving.http.errors import ApiError
-from serving.settings import Settings
+from serving.settings import EndpointSettings
 from tests.serving.api_harness import make_app
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.test_serving_unit import ADAPTERS, ASK, FixedRouter
@@ -90,10 +90,10 @@ class App:
             await self.afterwards()
 
 
-def make_gate(app: ASGIApp, source: StoredKeys | None = None, **settings: Any) -> Gate:
-    made = Settings(**{"api_key": KEY} | settings)
-    limiter = Limiter(max_ongoing_requests=made.max_ongoing_requests)
-    return Gate(app, made, limiter=limiter, keys=source, behind_proxy=False)
+def make_gate(app: ASGIApp, source: StoredKeys | None = None, **settings: Any) -> AccessMiddleware:
+    made = EndpointSettings(**{"api_key": KEY} | settings)
+    limiter = RateLimiter(max_ongoing_requests=made.max_ongoing_requests)
+    return AccessMiddleware(app, made, limiter=limiter, keys=source, behind_proxy=False)
 
 
 def client_of(app: ASGIApp, key: str | None = None) -> httpx.AsyncClient:
@@ -416,7 +416,7 @@ async def test_no_key_is_in_any_log_or_answer(store: Store, reads: Reads, caplog
     ],
 )
 def test_how_long_a_body_may_be(method: str, path: str, own: int | None, limit_bytes: int) -> None:
-    settings = Settings(api_key=KEY)
+    settings = EndpointSettings(api_key=KEY)
     assert body_limit_bytes(method, path, settings, Limits(max_body_bytes=own)) == limit_bytes
 
 
@@ -458,13 +458,15 @@ async def test_metrics_are_for_the_operator_or_open(store: Store) -> None:
 
 
 def test_the_new_settings_come_from_the_environment() -> None:
-    defaults = Settings.from_env({"KITAE_API_KEY": KEY})
+    defaults = EndpointSettings.from_env({"KITAE_API_KEY": KEY})
     assert (defaults.max_file_bytes, defaults.metrics_open) == (512 * MIB, False)
-    given = Settings.from_env({"KITAE_API_KEY": KEY, "KITAE_MAX_FILE_BYTES": "2048", "KITAE_METRICS_OPEN": "on"})
+    given = EndpointSettings.from_env(
+        {"KITAE_API_KEY": KEY, "KITAE_MAX_FILE_BYTES": "2048", "KITAE_METRICS_OPEN": "on"}
+    )
     assert (given.max_file_bytes, given.metrics_open) == (2048, True)
     for name, value in (("KITAE_MAX_FILE_BYTES", "1 GB"), ("KITAE_METRICS_OPEN", "yes")):
         with pytest.raises(SpecError, match=f"{name} is '{value}'"):
-            Settings.from_env({"KITAE_API_KEY": KEY, name: value})
+            EndpointSettings.from_env({"KITAE_API_KEY": KEY, name: value})
 
 
 # --- how often -------------------------------------------------------------------------------------------------------
@@ -510,13 +512,13 @@ async def test_the_official_client_reads_the_refusal(store: Store) -> None:
 
 
 @pytest.fixture
-def one_at_a_time(store: Store) -> tuple[App, Gate, str]:
+def one_at_a_time(store: Store) -> tuple[App, AccessMiddleware, str]:
     _, secret = api_keys.create(store, "search", "app", Limits(concurrent_requests=1))
     app = App()
     return app, make_gate(app, StoredKeys(store, ttl_s=60.0)), secret
 
 
-async def test_a_place_is_held_until_the_answer_ends(one_at_a_time: tuple[App, Gate, str]) -> None:
+async def test_a_place_is_held_until_the_answer_ends(one_at_a_time: tuple[App, AccessMiddleware, str]) -> None:
     app, gate, secret = one_at_a_time
     app.waits = asyncio.Event()
     first = asyncio.create_task(get(gate, secret))
@@ -530,7 +532,9 @@ async def test_a_place_is_held_until_the_answer_ends(one_at_a_time: tuple[App, G
     assert (await get(gate, secret)).status_code == 200
 
 
-async def test_a_place_is_free_again_after_failures_and_cancellations(one_at_a_time: tuple[App, Gate, str]) -> None:
+async def test_a_place_is_free_again_after_failures_and_cancellations(
+    one_at_a_time: tuple[App, AccessMiddleware, str],
+) -> None:
     app, gate, secret = one_at_a_time
     app.fails = True
     for _ in range(3):
@@ -547,7 +551,9 @@ async def test_a_place_is_free_again_after_failures_and_cancellations(one_at_a_t
     assert (await get(gate, secret)).status_code == 200
 
 
-async def test_the_next_may_begin_once_the_last_piece_is_there(one_at_a_time: tuple[App, Gate, str]) -> None:
+async def test_the_next_may_begin_once_the_last_piece_is_there(
+    one_at_a_time: tuple[App, AccessMiddleware, str],
+) -> None:
     """Even where the app goes on with something after its answer."""
     app, gate, secret = one_at_a_time
     after = asyncio.Event()

@@ -23,9 +23,9 @@ from tests.serving.api_process import ApiProcess, api_process
 from tests.serving.error_shape import Refusal, check_error
 
 MIB = 2**20
-MOST_BYTES = 110 * MIB
+MAX_BYTES = 110 * MIB
 """That a file may have here."""
-MOST_GROWTH_BYTES = 192 * MIB
+MAX_GROWTH_BYTES = 192 * MIB
 """Parts of 16 MiB are sent to the store at the same time; a file of any length takes no more."""
 BOUNDARY = "boundary-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -54,7 +54,7 @@ class Endpoint:
 def endpoint(store_server: StoreServer, module_store: Store) -> Iterator[Endpoint]:
     store = module_store
     with (
-        api_process(store_server.environment(store.uri()), max_file_bytes=MOST_BYTES) as process,
+        api_process(store_server.environment(store.uri()), max_file_bytes=MAX_BYTES) as process,
         httpx.Client(base_url=process.url, headers=HEADERS, timeout=120) as client,
     ):
         for content in (rows(), b"{}\n"):
@@ -71,7 +71,7 @@ def untouched(endpoint: Endpoint) -> Iterator[None]:
     assert endpoint.objects() == before
     grown = endpoint.process.peak_bytes() - endpoint.resident_bytes
     print(f"{grown / MIB:.0f} MiB more than at rest")
-    assert grown < MOST_GROWTH_BYTES, f"{grown / MIB:.0f} MiB more than at rest"
+    assert grown < MAX_GROWTH_BYTES, f"{grown / MIB:.0f} MiB more than at rest"
     assert endpoint.client.get("/healthz").status_code == 200
 
 
@@ -312,7 +312,7 @@ def test_a_length_that_lies(endpoint: Endpoint) -> None:
     body = form(rows(1000))
     assert raw(endpoint, f"Content-Length: {len(body) + 1000}", body, close=True) == b""
     assert raw(endpoint, f"Content-Length: {len(body) - 1000}", body).startswith(b"HTTP/1.1 400")
-    assert raw(endpoint, f"Content-Length: {MOST_BYTES + 2 * MIB}").startswith(b"HTTP/1.1 413")
+    assert raw(endpoint, f"Content-Length: {MAX_BYTES + 2 * MIB}").startswith(b"HTTP/1.1 413")
     assert raw(endpoint, "Content-Length: 99999999999999999999999999").startswith(b"HTTP/1.1 4")
     assert raw(endpoint, "Content-Length: -1").startswith(b"HTTP/1.1 4")
     assert raw(endpoint, "Content-Length: 1_0").startswith(b"HTTP/1.1 4")
@@ -327,7 +327,7 @@ def test_a_body_without_a_length_that_is_too_long(endpoint: Endpoint) -> None:
         endpoint,
         "Transfer-Encoding: chunked",
         b"%x\r\n" % len(first) + first + b"\r\n",
-        *[piece] * (MOST_BYTES // MIB + 1),  # with what the form itself may add: past the limit by the form's head
+        *[piece] * (MAX_BYTES // MIB + 1),  # with what the form itself may add: past the limit by the form's head
     )
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413"), head

@@ -213,15 +213,15 @@ def test_a_create_that_was_slow_takes_no_place_that_is_taken(store: Store) -> No
     """Its id is older than those of the jobs that found a place while it was on its way."""
     slow = new_id("ftjob", now_s=1000.0)
     for identifier in (new_id("ftjob", now_s=1001.0), new_id("ftjob", now_s=1002.0)):
-        records.take_place(store, "red", "key", identifier, 2, 1002.0)
+        records.reserve_slot(store, "red", "key", identifier, 2, 1002.0)
         records.mark_open(store, "red", "key", identifier)
     with pytest.raises(ApiError, match="2 jobs at once"):
-        records.take_place(store, "red", "key", slow, 2, 1003.0)
-    records.take_place(store, "red", "key", identifier, 2, 1003.0)  # a second try of one that has its place
+        records.reserve_slot(store, "red", "key", slow, 2, 1003.0)
+    records.reserve_slot(store, "red", "key", identifier, 2, 1003.0)  # a second try of one that has its place
 
 
 def test_the_place_of_a_create_that_was_cut_off_is_free_after_a_while(store: Store) -> None:
-    records.take_place(store, "red", "key", new_id("ftjob"), 1, 1000.0)
+    records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0)
     with pytest.raises(ApiError):
-        records.take_place(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.CUT_OFF_AFTER_S - 1)
-    records.take_place(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.CUT_OFF_AFTER_S)
+        records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.ORPHAN_AFTER_S - 1)
+    records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.ORPHAN_AFTER_S)

@@ -72,7 +72,7 @@ class Served:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, str(ROOT / "tests" / "served_api.py"), str(self.port), str(self.folder)]
+        command = [sys.executable, str(ROOT / "tests" / "serving" / "served_api.py"), str(self.port), str(self.folder)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, env=environment)
         deadline = time.monotonic() + PATIENCE_S

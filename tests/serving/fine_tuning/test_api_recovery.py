@@ -16,8 +16,8 @@ from ray_jobs.launch.launcher import Runner
 from ray_jobs.storage import Store
 from serving.files.stored_files import FINE_TUNE
 from serving.fine_tuning import records
-from serving.fine_tuning.lifecycle import MOST_LAUNCHES
-from serving.http import openai_types as wire
+from serving.fine_tuning.lifecycle import MAX_LAUNCHES
+from serving.http import openai_types
 from serving.http.errors import ApiError
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import BASE, add_base, begin_job, rows
@@ -53,14 +53,16 @@ class Service:
         path = self.written(rows(12))
         return process.files.create(TEAM, "key", path, filename="rows.jsonl", purpose=FINE_TUNE).id
 
-    def create(self, process: Process | None = None, *, retried: bool = False, key: str | None = None) -> wire.Job:
-        body = wire.CreateJob(model=BASE, training_file=self.file)
+    def create(
+        self, process: Process | None = None, *, retried: bool = False, key: str | None = None
+    ) -> openai_types.FineTuningJob:
+        body = openai_types.CreateFineTuningJob(model=BASE, training_file=self.file)
         tuning = (process or self.process).tuning
-        return tuning.create(body, Developer(), key=key, retried=retried, most_open=10_000)
+        return tuning.create(body, Developer(), key=key, retried=retried, max_open=10_000)
 
     def tick(self, seconds: float = 1.0) -> None:
         self.clock_s += seconds
-        self.process.tuning.tick()
+        self.process.tuning.reconcile()
 
     def job_id(self, identifier: str) -> str:
         return records.load(self.store, TEAM, identifier).job_id
@@ -133,9 +135,9 @@ def test_an_upload_whose_end_is_cut_off_becomes_one_file_or_none(service: Servic
     files, uploads = service.process.files, service.process.uploads
     for number in range(1, 100):
         before = set(files._ids(TEAM))
-        body = wire.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(content))
+        body = openai_types.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(content))
         upload = uploads.create(TEAM, "key", body, None).id
-        whole = wire.CompleteUpload(part_ids=[uploads.add_part(TEAM, upload, service.written(content)).id])
+        whole = openai_types.CompleteUpload(part_ids=[uploads.add_part(TEAM, upload, service.written(content)).id])
         try:
             service.born(number, answers=answers).uploads.complete(TEAM, upload, whole)
             break
@@ -157,14 +159,14 @@ def test_an_upload_whose_end_is_cut_off_becomes_one_file_or_none(service: Servic
 
 def test_a_part_whose_answer_was_lost_is_sent_again(service: Service) -> None:
     uploads = service.process.uploads
-    body = wire.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(rows(12)))
+    body = openai_types.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(rows(12)))
     upload = uploads.create(TEAM, "key", body, None).id
     lines = rows(12).splitlines(keepends=True)
     halves = [b"".join(lines[:6]), b"".join(lines[6:])]
     uploads.add_part(TEAM, upload, service.written(halves[0]))  # nobody hears of it
     parts = [uploads.add_part(TEAM, upload, service.written(half)).id for half in halves]
-    assert uploads.complete(TEAM, upload, wire.CompleteUpload(part_ids=parts)).file is not None
-    with pytest.raises(ApiError, match="were announced"):
+    assert uploads.complete(TEAM, upload, openai_types.CompleteUpload(part_ids=parts)).file is not None
+    with pytest.raises(ApiError, match="were declared"):
         uploads.add_part(TEAM, uploads.create(TEAM, "key", body, None).id, service.written(rows(13)))
 
 
@@ -205,7 +207,7 @@ def test_a_resumed_job_too_is_given_up_after_so_many_runners(service: Service) -
     service.tick()
     service.process.tuning.pause(TEAM, identifier)
     service.process.tuning.resume(TEAM, identifier)
-    for number in range(2, MOST_LAUNCHES + 2):
+    for number in range(2, MAX_LAUNCHES + 2):
         assert service.process.tuning.get(TEAM, identifier).status == "queued"
         service.launcher.become(f"{identifier}-{number}", "ended", "no room")
         service.tick(400)
@@ -215,7 +217,7 @@ def test_a_resumed_job_too_is_given_up_after_so_many_runners(service: Service) -
 def lose_all(service: Service) -> tuple[str, jobs.Job]:
     """A job whose runners were all lost, the last of them a moment ago, and that runner."""
     identifier = service.create().id
-    for number in range(1, MOST_LAUNCHES + 1):
+    for number in range(1, MAX_LAUNCHES + 1):
         service.tick(400)
         runner = service.begin(f"{identifier}-{number}")
         service.launcher.become(f"{identifier}-{number}", "ended", "killed")
@@ -239,7 +241,7 @@ def test_a_runner_is_looked_at_twice_before_its_job_is_given_up(service: Service
     """The first answer is a moment old, and the runner has ended its job since."""
     identifier, runner = lose_all(service)
     service.process.tuning.runners._all(service.clock_s, fresh=False)  # remembers that it is gone
-    service.launcher.become(f"{identifier}-{MOST_LAUNCHES}", "running")
+    service.launcher.become(f"{identifier}-{MAX_LAUNCHES}", "running")
     assert service.process.tuning.get(TEAM, identifier).status == "running"
     runner.finish("succeeded")
     assert service.process.tuning.get(TEAM, identifier).status == "succeeded"
@@ -248,7 +250,7 @@ def test_a_runner_is_looked_at_twice_before_its_job_is_given_up(service: Service
 def test_one_job_that_cannot_be_read_holds_up_no_other(service: Service) -> None:
     broken, whole = service.create().id, service.create(key="another").id
     service.store.put(f"teams/{TEAM}/jobs/{broken}.json", b"{}")
-    assert service.process.tuning.tick() == {"queued": 1}
+    assert service.process.tuning.reconcile() == {"queued": 1}
     assert list(service.launcher.known) == [f"{whole}-1"]
 
 

@@ -10,8 +10,8 @@ import pytest
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Runner, RunnerState
 from serving.fine_tuning import lifecycle
-from serving.fine_tuning.lifecycle import Close, Start, Stop, decide, resumed, status_of
-from serving.fine_tuning.records import ApiJob, Closed, Launch
+from serving.fine_tuning.lifecycle import CloseJob, StartRunner, StopRunner, decide, resumed, status_of
+from serving.fine_tuning.records import ApiJob, ClosedJob, Launch
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 PAUSED_AT = NOW - timedelta(minutes=5)
@@ -114,9 +114,9 @@ def test_the_tables_have_every_combination() -> None:
 @pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
 def test_status(job: str, launch: str, runner: RunnerState) -> None:
     wanted = TABLE[job, launch].split()[RUNNERS.index(runner)]
-    verdict = status_of(api_of(launch), job_of(job), Runner(runner))
-    assert verdict.status == {"validating": "validating_files"}.get(wanted, wanted)
-    assert (verdict.error is not None) == (wanted == "failed")
+    reported = status_of(api_of(launch), job_of(job), Runner(runner))
+    assert reported.status == {"validating": "validating_files"}.get(wanted, wanted)
+    assert (reported.error is not None) == (wanted == "failed")
 
 
 @pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
@@ -126,20 +126,20 @@ def test_what_is_done_next(job: str, launch: str, runner: RunnerState) -> None:
     match action:
         case None:
             found = "-"
-        case Start(is_new=True):
+        case StartRunner(is_new=True):
             found = "s"
-        case Start():
+        case StartRunner():
             found = "a"
-        case Stop():
+        case StopRunner():
             found = "x"
-        case Close():
+        case CloseJob():
             found = "c"
     assert found == wanted
 
 
 @pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
 def test_a_closed_job_stays_as_it_is(job: str, launch: str, runner: RunnerState) -> None:
-    api = api_of(launch, closed=Closed(status="succeeded", finished_at=1))
+    api = api_of(launch, closed=ClosedJob(status="succeeded", finished_at=1))
     assert status_of(api, job_of(job), Runner(runner)).status == "succeeded"
     assert decide(api, job_of(job), Runner(runner), NOW.timestamp()) is None
 
@@ -147,29 +147,29 @@ def test_a_closed_job_stays_as_it_is(job: str, launch: str, runner: RunnerState)
 def test_a_runner_has_time_to_write_a_checkpoint_before_it_is_stopped() -> None:
     api, job = api_of("begun"), job_of("paused")
     told = PAUSED_AT.timestamp()
-    assert decide(api, job, Runner("running"), told + lifecycle.STOP_AFTER_S - 1) is None
-    assert isinstance(decide(api, job, Runner("running"), told + lifecycle.STOP_AFTER_S), Stop)
-    assert isinstance(decide(api_of("waiting"), job, Runner("pending"), told), Stop)  # it has nothing to write
+    assert decide(api, job, Runner("running"), told + lifecycle.STOP_GRACE_S - 1) is None
+    assert isinstance(decide(api, job, Runner("running"), told + lifecycle.STOP_GRACE_S), StopRunner)
+    assert isinstance(decide(api_of("waiting"), job, Runner("pending"), told), StopRunner)  # it has nothing to write
 
 
 def test_lost_runners_are_started_again_later_and_later_and_then_no_more() -> None:
     job = job_of("running")
-    for launches in range(1, lifecycle.MOST_LAUNCHES):
+    for launches in range(1, lifecycle.MAX_LAUNCHES):
         api = api_of("begun", launches=launches)
         assert api.launch is not None
-        wait_s = lifecycle.wait_s(launches)
+        wait_s = lifecycle.relaunch_delay_s(launches)
         assert decide(api, job, Runner("ended"), api.launch.at + wait_s - 0.1) is None
         action = decide(api, job, Runner("ended", "evicted"), api.launch.at + wait_s)
-        assert isinstance(action, Start)
+        assert isinstance(action, StartRunner)
         assert action.launch.number == launches + 1
         assert action.launch.attempt_before == 3
-        assert "evicted" in action.why
-    given_up = status_of(api_of("begun", launches=lifecycle.MOST_LAUNCHES), job, Runner("ended", "evicted"))
+        assert "evicted" in action.reason
+    given_up = status_of(api_of("begun", launches=lifecycle.MAX_LAUNCHES), job, Runner("ended", "evicted"))
     assert given_up.status == "failed"
     assert given_up.error is not None
     assert given_up.error.code == "runner_lost"
     assert "evicted" in given_up.error.message
-    waits = [lifecycle.wait_s(n) for n in range(1, 10)]
+    waits = [lifecycle.relaunch_delay_s(n) for n in range(1, 10)]
     assert waits == sorted(waits)
     assert waits[0] == 5
     assert waits[-1] == 300
@@ -180,8 +180,8 @@ def test_a_stopped_job_is_closed_in_the_end_though_its_launcher_never_answers() 
     assert job is not None
     assert job.cancelled_at is not None
     told = job.cancelled_at.timestamp()
-    assert decide(api, job, Runner("unreachable"), told + lifecycle.SILENCE_PATIENCE_S - 1) is None
-    assert isinstance(decide(api, job, Runner("unreachable"), told + lifecycle.SILENCE_PATIENCE_S), Close)
+    assert decide(api, job, Runner("unreachable"), told + lifecycle.UNREACHABLE_PATIENCE_S - 1) is None
+    assert isinstance(decide(api, job, Runner("unreachable"), told + lifecycle.UNREACHABLE_PATIENCE_S), CloseJob)
 
 
 def test_a_preempted_job_is_queued_again_and_its_runner_is_not_lost() -> None:
@@ -211,19 +211,19 @@ def test_a_preempted_job_that_is_stopped_has_nothing_to_write() -> None:
         told = job.paused_at or job.cancelled_at
         assert told is not None
         waits = Runner("pending", interrupted_at=job.started_at.timestamp() + 1)
-        assert not isinstance(decide(api_of("begun"), job, Runner("pending"), told.timestamp()), Stop)
-        assert isinstance(decide(api_of("begun"), job, waits, told.timestamp()), Stop)
+        assert not isinstance(decide(api_of("begun"), job, Runner("pending"), told.timestamp()), StopRunner)
+        assert isinstance(decide(api_of("begun"), job, waits, told.timestamp()), StopRunner)
 
 
 @pytest.mark.parametrize("launch", ["waiting", "begun"])
 @pytest.mark.parametrize("state", ["pending", "ended"])
 def test_a_runner_that_can_never_start_fails_its_job_at_once(launch: str, state: RunnerState) -> None:
     runner = Runner(state, "the image x cannot be pulled", hopeless=True)
-    verdict = status_of(api_of(launch), job_of("running"), runner)
-    assert verdict.status == "failed"
-    assert verdict.error is not None
-    assert (verdict.error.code, verdict.error.message) == ("runner_failed", "the image x cannot be pulled")
-    assert decide(api_of(launch), job_of("running"), runner, NOW.timestamp()) == Close(verdict)
+    reported = status_of(api_of(launch), job_of("running"), runner)
+    assert reported.status == "failed"
+    assert reported.error is not None
+    assert (reported.error.code, reported.error.message) == ("runner_failed", "the image x cannot be pulled")
+    assert decide(api_of(launch), job_of("running"), runner, NOW.timestamp()) == CloseJob(reported)
     assert status_of(api_of(launch), job_of("succeeded"), runner).status == "succeeded"
     assert status_of(api_of(launch), job_of("paused"), runner).status == "paused"
 
@@ -239,8 +239,8 @@ def test_only_a_job_that_is_queued_waits_for_something(job: str, launch: str, ru
 def test_a_resume_counts_lost_runners_anew() -> None:
     paused = job_of("paused")
     assert paused is not None
-    api = resumed(api_of("begun", launches=lifecycle.MOST_LAUNCHES), paused, NOW.timestamp())
-    assert len(api.launches) == lifecycle.MOST_LAUNCHES + 1
+    api = resumed(api_of("begun", launches=lifecycle.MAX_LAUNCHES), paused, NOW.timestamp())
+    assert len(api.launches) == lifecycle.MAX_LAUNCHES + 1
     assert status_of(api, paused, Runner("ended")).status == "queued"
     assert resumed(api, paused, NOW.timestamp()) == api  # twice is once
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ray_jobs.data.report import RowReport
 from ray_jobs.registry.catalogue import CatalogueEntry
 from serving.files.stored_files import FileRecord
-from serving.fine_tuning.request import Resolved, auto_batch_size, auto_epochs, merged, resolve
-from serving.http import openai_types as wire
+from serving.fine_tuning.request import ResolvedRequest, auto_batch_size, auto_epochs, merged, resolve
+from serving.http import openai_types
 from serving.http.errors import ApiError
 
 ENTRY = CatalogueEntry(
@@ -34,9 +34,9 @@ def file_of(count: int = 50, **facts: Any) -> FileRecord:
 
 def ask(
     body: dict[str, Any], *, training: FileRecord | None = None, validation: FileRecord | None = None, **more: Any
-) -> Resolved:
+) -> ResolvedRequest:
     training = file_of() if training is None else training
-    request = wire.CreateJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
+    request = openai_types.CreateFineTuningJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
     found = [record for record in (training, validation) if record is not None]
     arguments: dict[str, Any] = {
         "identifier": "ftjob-1", "team": "a", "entry": ENTRY, "training": training, "validation": validation,
@@ -134,8 +134,8 @@ def test_everything_wrong_is_told_at_once() -> None:
         ({"search": {"space": {"base_model": ["tiny", "other"]}}}, "search.space.base_model", "'other'"),
         ({"serving": {"max_model_len": 1}}, "serving.max_model_len", "64"),
         ({"data": {"max_tokens": "long"}}, "data.max_tokens", "integer"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "none here"),
-        ({"task": "text_classification"}, "model", "cannot do text_classification"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations", "not supported"),
+        ({"task": "text_classification"}, "model", "does not support text_classification"),
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(body: dict[str, Any], param: str, words: str) -> None:
@@ -151,7 +151,7 @@ def test_too_few_rows() -> None:
 
 def test_rows_longer_than_the_model_are_named_unless_something_is_to_be_done_about_them() -> None:
     long = file_of(report={"model": "tiny", "longest_tokens": 9000, "too_long": (3, 8)})
-    assert "lines 3, 8 are longer than the 4096 tokens" in refusal_of({}, training=long).message
+    assert "maximum of 4096 tokens" in refusal_of({}, training=long).message
     spec = ask({"data": {"too_long": "drop"}}, training=long).spec
     assert (spec.data.max_tokens, spec.data.too_long) == (4096, "drop")
 

@@ -18,11 +18,11 @@ from ray_jobs.models import bases
 from ray_jobs.registry import catalogue
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage, webhooks
-from serving.files.row_checks import in_process
+from serving.files.row_validators import in_process
 from serving.files.stored_files import Files
 from serving.fine_tuning import lifecycle, records
-from serving.fine_tuning.service import FineTuning
-from serving.http.ids import is_id, made_at_s, new_id
+from serving.fine_tuning.service import FineTuningService
+from serving.http.ids import created_at_s, is_id, new_id
 from serving.http.paging import page
 from tests.builders import make_spec
 from tests.launch.fake_launcher import FakeLauncher
@@ -70,7 +70,7 @@ def test_ids_sort_by_time_and_tell_it() -> None:
     ids = [new_id("file", now_s=1_700_000_000 + i / 1000) for i in range(50)]
     assert ids == sorted(ids)
     assert len(set(ids)) == 50
-    assert made_at_s(ids[7]) == pytest.approx(1_700_000_000.007)
+    assert created_at_s(ids[7]) == pytest.approx(1_700_000_000.007)
     assert is_id("file", ids[0])
     assert not is_id("ftjob", ids[0])
     assert not is_id("file", "file-../../x")
@@ -196,7 +196,7 @@ def test_a_file_in_parts(http: httpx.Client) -> None:
     parts = [http.post(f"/uploads/{made['id']}/parts", files={"data": piece}).json()["id"] for piece in pieces]
     wrong = http.post(f"/uploads/{made['id']}/complete", json={"part_ids": parts[:2]})
     assert wrong.status_code == 400
-    assert "announced" in wrong.json()["error"]["message"]
+    assert "declared" in wrong.json()["error"]["message"]
     md5 = {"part_ids": parts, "md5": "0" * 32}
     assert http.post(f"/uploads/{made['id']}/complete", json=md5).json()["error"]["param"] == "md5"
     done = http.post(f"/uploads/{made['id']}/complete", json={"part_ids": parts}).json()
@@ -240,7 +240,7 @@ def test_a_job_is_launched_watched_and_ends(http: httpx.Client, server: ApiServe
 def test_a_lost_runner_is_started_again_and_the_job_goes_on(
     http: httpx.Client, server: ApiServer, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "wait_s", lambda launches: 0.0)
+    monkeypatch.setattr(lifecycle, "relaunch_delay_s", lambda launches: 0.0)
     job = create(http)
     wait_for(http, job["id"], "queued")
     begin_job(store, server.launcher.arguments[f"{job['id']}-1"][1])
@@ -333,21 +333,21 @@ def test_a_job_whose_runner_never_comes_back_fails_and_says_why(store: Store, tm
     now = [1_800_000_000.0]
     launcher = FakeLauncher()
     files = Files(store, lambda key, filename, task, base: in_process(store)(key, filename, task, None))
-    tuning = FineTuning(store, files, launcher, now=lambda: now[0])
+    tuning = FineTuningService(store, files, launcher, now=lambda: now[0])
     add_base(store)
     (tmp_path / "rows.jsonl").write_bytes(rows(12))
     file = files.create("a", "k", tmp_path / "rows.jsonl", filename="r.jsonl", purpose="fine-tune")
     from serving.access.auth import OPERATOR
-    from serving.http import openai_types as wire
+    from serving.http import openai_types
 
-    body = wire.CreateJob(model=BASE, training_file=file.id, team="a")
-    job = tuning.create(body, OPERATOR, key=None, retried=False, most_open=None)
-    for number in range(1, lifecycle.MOST_LAUNCHES + 1):
-        tuning.tick()
+    body = openai_types.CreateFineTuningJob(model=BASE, training_file=file.id, team="a")
+    job = tuning.create(body, OPERATOR, key=None, retried=False, max_open=None)
+    for number in range(1, lifecycle.MAX_LAUNCHES + 1):
+        tuning.reconcile()
         assert len(launcher.known) == number
         launcher.become(f"{job.id}-{number}", "ended", "no image")
         now[0] += 301
-    tuning.tick()
+    tuning.reconcile()
     failed = tuning.get("a", job.id)
     assert failed.status == "failed"
     assert failed.error is not None

@@ -22,7 +22,7 @@ from ray_jobs.spec import (
     TrainingSection,
 )
 from ray_jobs.storage import Store
-from serving.http import openai_types as wire
+from serving.http import openai_types
 from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, rows
 from tests.serving.error_shape import check_error
 
@@ -199,13 +199,13 @@ def bodies(world: World) -> dict[str, dict[str, Any]]:
 
 
 FIELDS: dict[str, list[str]] = {
-    "/v1/fine_tuning/jobs": list(wire.CreateJob.model_fields),
-    "/v1/uploads": list(wire.CreateUpload.model_fields),
-    "/v1/uploads/upload-x/complete": list(wire.CompleteUpload.model_fields),
-    "/v1/chat/completions": [*wire.ChatRequest.model_fields, "stream_options", "logit_bias"],
-    "/v1/completions": [*wire.CompletionRequest.model_fields],
-    "/v1/embeddings": [*wire.EmbeddingRequest.model_fields, "dimensions"],
-    "/v1/classify": list(wire.ClassifyRequest.model_fields),
+    "/v1/fine_tuning/jobs": list(openai_types.CreateFineTuningJob.model_fields),
+    "/v1/uploads": list(openai_types.CreateUpload.model_fields),
+    "/v1/uploads/upload-x/complete": list(openai_types.CompleteUpload.model_fields),
+    "/v1/chat/completions": [*openai_types.ChatRequest.model_fields, "stream_options", "logit_bias"],
+    "/v1/completions": [*openai_types.CompletionRequest.model_fields],
+    "/v1/embeddings": [*openai_types.EmbeddingRequest.model_fields, "dimensions"],
+    "/v1/classify": list(openai_types.ClassifyRequest.model_fields),
 }
 
 

@@ -32,8 +32,8 @@ from serving.access.auth import OPERATOR
 from serving.http import errors
 from serving.http.errors import ApiError
 from serving.inference.backends import Route
-from serving.inference.router import Router, Snapshot, read_snapshot, resolve
-from serving.inference.traffic import Outcome, Traffic, judge
+from serving.inference.router import Router, RoutingSnapshot, read_snapshot, resolve
+from serving.inference.traffic import RequestOutcome, Traffic, judge
 from tests.builders import make_spec
 from tests.serving.api_harness import make_app
 from tests.serving.fake_backend import FakeBackend
@@ -70,14 +70,14 @@ def make_version(number: str = "1", *, name: str = "greeter", team: str | None =
     return version if team is None else owned(version, team)
 
 
-def make_snapshot(*versions: ModelVersion, **parts: Any) -> Snapshot:
+def make_snapshot(*versions: ModelVersion, **parts: Any) -> RoutingSnapshot:
     deployed = {}
     by_name: dict[str, tuple[ModelVersion, ...]] = {}
     for version in versions:
         for record in needed_records(version, None, ServingSection(), lora_rank=8):
             deployed[record.name] = record
         by_name[version.name] = (*by_name.get(version.name, ()), version)
-    return Snapshot(deployed, by_name, **{"aliases": {}} | parts)
+    return RoutingSnapshot(deployed, by_name, **{"aliases": {}} | parts)
 
 
 def register(store: Store, tmp_path: Path, name: str = "greeter", *, adapter: bool = True) -> ModelVersion:
@@ -148,7 +148,7 @@ WIRE = f"ft:base:support::{JOB[6:]}"
 def test_models_made_through_the_api_are_listed_by_their_wire_names_with_their_checkpoints() -> None:
     names = TUNED.names(OPERATOR)
     assert names == ["base", WIRE, f"{WIRE}:ckpt-step-4", f"{WIRE}:ckpt-step-12"]
-    assert [resolve(TUNED, name, OPERATOR).shown for name in names] == names
+    assert [resolve(TUNED, name, OPERATOR).public_name for name in names] == names
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_models_made_through_the_api_are_listed_by_their_wire_names_with_their_c
 )
 def test_a_wire_name_is_answered_and_shown(asked: str, exact: str, shown: str) -> None:
     route = resolve(TUNED, asked, OPERATOR)
-    assert (route.adapter, route.shown) == (exact, shown)
+    assert (route.adapter, route.public_name) == (exact, shown)
 
 
 @pytest.mark.parametrize("missing", [f"{WIRE}:ckpt-step-5", "ft:base:support::nobody"])
@@ -177,15 +177,15 @@ def test_an_unknown_wire_name_is_not_found(missing: str) -> None:
 class FixedRouter(Router):
     """A router whose snapshot is given."""
 
-    def __init__(self, snapshot: Snapshot, traffic: Traffic) -> None:
+    def __init__(self, snapshot: RoutingSnapshot, traffic: Traffic) -> None:
         self._given = snapshot
         self.stopped = traffic.stopped
 
-    async def snapshot(self, *, max_age_s: float | None = None) -> Snapshot:
+    async def snapshot(self, *, max_age_s: float | None = None) -> RoutingSnapshot:
         return self._given
 
 
-def make_client(backend: FakeBackend, snapshot: Snapshot, traffic: Traffic | None = None) -> TestClient:
+def make_client(backend: FakeBackend, snapshot: RoutingSnapshot, traffic: Traffic | None = None) -> TestClient:
     traffic = traffic or Traffic()
     app = make_app(FixedRouter(snapshot, traffic), backend, traffic, api_key=None)
     return TestClient(app, raise_server_exceptions=False)
@@ -202,9 +202,9 @@ def test_answers_streams_and_cards_name_the_model_as_clients_do() -> None:
     with make_client(backend, TUNED) as client:
         assert ask(client, WIRE).json()["model"] == WIRE
         events = [line.removeprefix("data: ") for line in ask(client, WIRE, text=said, stream=True).text.splitlines()]
-        pieces = [json.loads(event) for event in events if event.startswith("{")]
-        assert {piece["model"] for piece in pieces} == {WIRE}
-        assert " ".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == said
+        chunks = [json.loads(event) for event in events if event.startswith("{")]
+        assert {chunk["model"] for chunk in chunks} == {WIRE}
+        assert " ".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == said
         assert client.get(f"/v1/models/{JOB}").json()["id"] == WIRE
         assert WIRE in [card["id"] for card in client.get("/v1/models").json()["data"]]
     assert {body["model"] for _, _, body in backend.calls} == {f"{JOB}@3"}
@@ -385,7 +385,7 @@ def test_one_alias_has_the_trials(store: Store, greeter: str) -> None:
 # --- which version a request gets ------------------------------------------------------------------------------------
 
 
-def on_trial(**policy: Any) -> Snapshot:
+def on_rollout(**policy: Any) -> RoutingSnapshot:
     """greeter@1 is the champion of three versions."""
     return make_snapshot(
         *(make_version(number) for number in ("1", "2", "3")),
@@ -410,12 +410,12 @@ def test_a_canary_gets_its_share(percent: float) -> None:
 
 @pytest.mark.anyio
 async def test_drawn_at_random_the_share_converges() -> None:
-    router = FixedRouter(on_trial(canary=CANARY), Traffic())
-    routes = [await router.resolve("greeter", "/v1/chat/completions", OPERATOR) for _ in range(4000)]
+    router = FixedRouter(on_rollout(canary=CANARY), Traffic())
+    routes = [await router.resolve("greeter", "chat", OPERATOR) for _ in range(4000)]
     share = sum(route.model == "greeter@2" for route in routes) / len(routes)
     assert abs(share - 0.3) < 0.04  # five standard deviations
-    assert {route.trial for route in routes if route.model == "greeter@2"} == {CANARY}
-    assert {route.trial for route in routes if route.model == "greeter@1"} == {None}
+    assert {route.rollout for route in routes if route.model == "greeter@2"} == {CANARY}
+    assert {route.rollout for route in routes if route.model == "greeter@1"} == {None}
 
 
 @pytest.mark.parametrize(
@@ -428,23 +428,23 @@ async def test_drawn_at_random_the_share_converges() -> None:
     ],
 )
 def test_only_requests_to_the_alias_get_the_canary(asked: str, model: str) -> None:
-    assert resolve(on_trial(canary=CANARY), asked, OPERATOR, draw=0.0).model == model
+    assert resolve(on_rollout(canary=CANARY), asked, OPERATOR, draw=0.0).model == model
 
 
 @pytest.mark.parametrize("number", ["9", "4"])
 def test_a_canary_that_cannot_answer_is_none(number: str) -> None:
-    snapshot = on_trial(canary=CANARY.model_copy(update={"version": number}))
+    snapshot = on_rollout(canary=CANARY.model_copy(update={"version": number}))
     stranger = make_version("4", base_digest="c" * 16)
     snapshot = replace(snapshot, versions={"greeter": (*snapshot.versions["greeter"], stranger)})
     assert resolve(snapshot, "greeter", OPERATOR, draw=0.0) == resolve(snapshot, "greeter@1", OPERATOR)
 
 
 def test_a_stopped_trial_counts_at_once() -> None:
-    assert resolve(on_trial(canary=CANARY), "greeter", OPERATOR, draw=0.0, stopped={"c"}).model == "greeter@1"
-    watched = on_trial(watch=WATCH)
-    assert resolve(watched, "greeter", OPERATOR).trial == WATCH
+    assert resolve(on_rollout(canary=CANARY), "greeter", OPERATOR, draw=0.0, stopped={"c"}).model == "greeter@1"
+    watched = on_rollout(watch=WATCH)
+    assert resolve(watched, "greeter", OPERATOR).rollout == WATCH
     back = resolve(watched, "greeter", OPERATOR, stopped={"w"})
-    assert (back.model, back.trial) == ("greeter@3", None)
+    assert (back.model, back.rollout) == ("greeter@3", None)
     moved = replace(watched, aliases={"greeter": {"champion": "2"}})
     assert resolve(moved, "greeter", OPERATOR, stopped={"w"}).model == "greeter@2"
 
@@ -463,8 +463,8 @@ async def test_a_started_canary_counts_without_a_restart(store: Store, greeter: 
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.builds(Outcome, st.booleans(), st.floats(0, 10)), max_size=60))
-def test_judging_follows_its_bounds(outcomes: list[Outcome]) -> None:
+@given(st.lists(st.builds(RequestOutcome, st.booleans(), st.floats(0, 10)), max_size=60))
+def test_judging_follows_its_bounds(outcomes: list[RequestOutcome]) -> None:
     reason = judge(BOUNDS, outcomes)
     failed = sum(not outcome.ok for outcome in outcomes)
     slow = sum(outcome.ok and outcome.seconds > 1.0 for outcome in outcomes)
@@ -472,7 +472,7 @@ def test_judging_follows_its_bounds(outcomes: list[Outcome]) -> None:
     if len(outcomes) < 5:
         assert reason is None
     elif failed > 0.1 * len(outcomes):
-        assert reason == f"{failed} of {len(outcomes)} requests failed, and at most 0.1 of them may"
+        assert reason == f"{failed} of {len(outcomes)} requests failed; the maximum error rate is 0.1"
     elif answered >= 5 and slow > 0.05 * answered:
         assert reason is not None
         assert reason.startswith(f"the p95 of {answered} requests is ")
@@ -481,15 +481,17 @@ def test_judging_follows_its_bounds(outcomes: list[Outcome]) -> None:
 
 
 def test_a_bound_is_passed_by_more_than_it_says() -> None:
-    good, slow, bad = Outcome(True, 0.5), Outcome(True, 2.0), Outcome(False, 0.5)
+    good, slow, bad = RequestOutcome(True, 0.5), RequestOutcome(True, 2.0), RequestOutcome(False, 0.5)
     assert judge(BOUNDS, [good] * 9 + [bad]) is None
     assert judge(BOUNDS, [good] * 8 + [bad] * 2) is not None
     assert judge(BOUNDS, [good] * 95 + [slow] * 5) is None
-    assert judge(BOUNDS, [good] * 94 + [slow] * 6) == "the p95 of 100 requests is 2 s, and may be 1 s"
+    assert judge(BOUNDS, [good] * 94 + [slow] * 6) == "the p95 of 100 requests is 2 s; the maximum is 1 s"
 
 
-def route_on(trial: Canary | Watch) -> Route:
-    return Route(f"greeter@{trial.version}", "kitae-base", "chat", adapter=f"greeter@{trial.version}", trial=trial)
+def route_on(rollout: Canary | Watch) -> Route:
+    return Route(
+        f"greeter@{rollout.version}", "kitae-base", "chat", adapter=f"greeter@{rollout.version}", rollout=rollout
+    )
 
 
 def started_canary(store: Store) -> Canary:
@@ -520,7 +522,7 @@ async def test_a_canary_that_fails_is_taken_off_once_by_whoever_is_first(store: 
     policy = policy_of(store)
     assert policy.canary is None
     assert policy.rolled_back is not None
-    assert policy.rolled_back.reason == "5 of 5 requests failed, and at most 0.1 of them may"
+    assert policy.rolled_back.reason == "5 of 5 requests failed; the maximum error rate is 0.1"
     assert champion(store) == "1"
     assert "rolled back  greeter@2 (canary)" in "\n".join(traffic.told(policy, greeter))
 
@@ -551,7 +553,7 @@ def test_a_promotion_that_was_followed_by_another_does_not_go_back(store: Store,
 
 @pytest.mark.anyio
 async def test_a_late_judgement_does_not_touch_the_next_trial(store: Store, greeter: str) -> None:
-    """A process that was cut off judges an old trial of a version that is on trial again by now."""
+    """A process that was cut off judges an old rollout of a version that is on rollout again by now."""
     old = started_canary(store)
     traffic.roll_back(store, greeter)
     started_canary(store)
@@ -633,7 +635,7 @@ async def test_the_window_slides() -> None:
 def test_5xx_is_the_versions_error_and_4xx_is_not(backend: FakeBackend, stops: bool, stream: bool) -> None:
     stops = stops and (stream or backend.fail_after is None)  # an answer in one does not break off half way
     replica = Traffic()
-    whole = on_trial(canary=CANARY.model_copy(update={"percent": 100}))
+    whole = on_rollout(canary=CANARY.model_copy(update={"percent": 100}))
     with make_client(replace(backend, calls=[]), whole, replica) as client:
         for _ in range(12):
             ask(client, "greeter", stream=stream)
@@ -656,9 +658,9 @@ async def test_what_a_client_waits_for_in_vain_is_slow_and_what_it_leaves_is_not
     backend = FakeBackend()
     for _ in range(10):
         body = {"messages": [{"content": "one two three"}], "stream": True, "model": "greeter@2"}
-        pieces = replica.measured(route_on(WATCH), backend.generate(route_on(WATCH), "chat", body))
-        await anext(pieces)
-        await pieces.aclose()  # type: ignore[attr-defined]  # an async generator, typed by its protocol
+        chunks = replica.measured(route_on(WATCH), backend.generate(route_on(WATCH), "chat", body))
+        await anext(chunks)
+        await chunks.aclose()  # type: ignore[attr-defined]  # an async generator, typed by its protocol
     assert backend.closed == 10
     assert replica.stopped == {"c"}
     assert [outcome.ok for outcome in replica._windows["w"]] == [True] * 10
@@ -681,7 +683,7 @@ async def test_watched_counts_what_happens_inside() -> None:
 
 def test_a_shadow_gets_a_copy_and_nobody_sees_its_answer() -> None:
     replica, backend = Traffic(), FakeBackend()
-    with make_client(backend, on_trial(shadow="3"), replica) as client:
+    with make_client(backend, on_rollout(shadow="3"), replica) as client:
         answer = ask(client, "greeter")
         ask(client, "greeter@3")
         assert client.portal is not None
@@ -707,7 +709,7 @@ async def test_shadows_are_bounded_never_waited_for_and_their_failures_are_figur
             raise RuntimeError("broken")
         yield {"error": {"message": "broken", "code": 500}} if begun == 2 else {"response": {}}
 
-    replica = Traffic(shadows_at_once=2)
+    replica = Traffic(max_shadows=2)
     route = replace(route_on(CANARY), shadow=Route("greeter@3", "kitae-base", "chat"))
     for _ in range(5):
         replica.mirror(route, slow)

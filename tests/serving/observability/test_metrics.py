@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access.auth import Gate
-from serving.access.limits import Limiter
+from serving.access.auth import AccessMiddleware
+from serving.access.rate_limiter import RateLimiter
 from serving.observability import metrics as module
-from serving.observability.metrics import Finished, Metrics, Observed, log_requests
-from serving.settings import Settings
+from serving.observability.finished_request import FinishedRequest
+from serving.observability.metrics import Metrics
+from serving.observability.middleware import ObservabilityMiddleware, log_requests
+from serving.settings import EndpointSettings
 
 KEY = "a-key-of-the-tests"
 PROMPT = "the prompt is nobody's business"
@@ -65,7 +67,7 @@ def make_app() -> FastAPI:
         body = await request.json()
         request.state.model = "greeter@1"
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncIterator[bytes]:
             yield b"data: one\n\n"
             if body.get("breaks"):
                 raise RuntimeError("the engine is gone")
@@ -73,7 +75,7 @@ def make_app() -> FastAPI:
             request.state.usage = (11, 2)
 
         if body.get("stream"):
-            return StreamingResponse(pieces(), media_type="text/event-stream")
+            return StreamingResponse(chunks(), media_type="text/event-stream")
         request.state.usage = (11, 7)
         return JSONResponse({"answer": "yes"})
 
@@ -90,11 +92,13 @@ class Seen:
     def __init__(self) -> None:
         self.metrics = Metrics()
         self.lines: list[str] = []
-        self.done: list[Finished] = []
+        self.done: list[FinishedRequest] = []
         inner = make_app()
-        settings = Settings(api_key=KEY, max_body_bytes=1000)
-        gate = Gate(Named(inner), settings, limiter=Limiter(max_ongoing_requests=100), behind_proxy=False)
-        app = Observed(
+        settings = EndpointSettings(api_key=KEY, max_body_bytes=1000)
+        gate = AccessMiddleware(
+            Named(inner), settings, limiter=RateLimiter(max_ongoing_requests=100), behind_proxy=False
+        )
+        app = ObservabilityMiddleware(
             gate, self.metrics, routes=lambda: inner.routes, on_end=[self.done.append], write=self.lines.append
         )
         self.client = TestClient(app, headers={"Authorization": f"Bearer {KEY}"}, raise_server_exceptions=False)
@@ -181,7 +185,7 @@ def test_models_beyond_a_number_share_a_label(monkeypatch: pytest.MonkeyPatch) -
     assert values == {"a": 6, "b": 3, "other": 6}
 
 
-def finished(**changes: Any) -> Finished:
+def finished(**changes: Any) -> FinishedRequest:
     fields: dict[str, Any] = {
         "request_id": "r",
         "method": "POST",
@@ -189,7 +193,7 @@ def finished(**changes: Any) -> Finished:
         "status": 200,
         "complete": True,
         "duration_s": 0.5,
-        "first_piece_s": None,
+        "first_chunk_s": None,
         "response_bytes": 10,
         "team": "blue",
         "key_id": "key-1",
@@ -197,7 +201,7 @@ def finished(**changes: Any) -> Finished:
         "prompt_tokens": 3,
         "completion_tokens": 1,
     }
-    return Finished(**(fields | changes))
+    return FinishedRequest(**(fields | changes))
 
 
 def test_a_stream_is_measured_to_its_first_piece_and_to_its_end(seen: Seen) -> None:
@@ -205,9 +209,9 @@ def test_a_stream_is_measured_to_its_first_piece_and_to_its_end(seen: Seen) -> N
     seen.client.post("/v1/chat/completions", json={})
     assert seen.value("kitae_time_to_first_token_seconds_count", route="/v1/chat/completions") == 1
     stream, plain = seen.done
-    assert plain.first_piece_s is None
-    assert stream.first_piece_s is not None
-    assert 0 < stream.first_piece_s <= stream.duration_s
+    assert plain.first_chunk_s is None
+    assert stream.first_chunk_s is not None
+    assert 0 < stream.first_chunk_s <= stream.duration_s
     assert (stream.complete, stream.completion_tokens) == (True, 2)
 
 
@@ -255,7 +259,7 @@ def test_lines_go_to_the_stream_and_nowhere_else(capsys: pytest.CaptureFixture[s
     stream = StringIO()
     log_requests(stream)
     log_requests(stream)
-    client = TestClient(Observed(make_app(), Metrics()))
+    client = TestClient(ObservabilityMiddleware(make_app(), Metrics()))
     client.get("/v1/files/f")
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["route"] == "/v1/files/{file_id}"
@@ -286,8 +290,8 @@ def test_a_caller_that_goes_away_before_the_answer_is_no_error_of_ours() -> None
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    metrics, done = Metrics(), list[Finished]()
-    app = Observed(waits, metrics, on_end=[done.append], write=lambda line: None)
+    metrics, done = Metrics(), list[FinishedRequest]()
+    app = ObservabilityMiddleware(waits, metrics, on_end=[done.append], write=lambda line: None)
     asyncio.run(cancelled())
     assert [(one.status, one.complete, one.request_id) for one in done] == [(499, False, "from-the-proxy")]
     assert metrics.registry.get_sample_value("kitae_requests_in_progress") == 0
@@ -297,8 +301,8 @@ def test_an_app_that_raises_before_it_answers_counts_as_500() -> None:
     async def raises(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("boom")
 
-    done: list[Finished] = []
-    app = Observed(raises, Metrics(), on_end=[done.append], write=lambda line: None)
+    done: list[FinishedRequest] = []
+    app = ObservabilityMiddleware(raises, Metrics(), on_end=[done.append], write=lambda line: None)
     with pytest.raises(RuntimeError, match="boom"):
         asyncio.run(app(scope(), nothing, swallow))
     assert [one.status for one in done] == [500]
@@ -312,8 +316,8 @@ def test_a_requests_state_is_its_own() -> None:
             scope["state"]["model"] = "greeter@1"
 
     shared: dict[str, Any] = {"from": "the lifespan"}
-    done: list[Finished] = []
-    app = Observed(names_a_model, Metrics(), on_end=[done.append], write=lambda line: None)
+    done: list[FinishedRequest] = []
+    app = ObservabilityMiddleware(names_a_model, Metrics(), on_end=[done.append], write=lambda line: None)
     for path in ("/named", "/"):
         asyncio.run(app(scope(path=path, state=shared), nothing, swallow))
     assert [one.model for one in done] == ["greeter@1", None]
@@ -326,7 +330,7 @@ def test_what_is_not_http_passes_by() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         passed.append(scope["type"])
 
-    asyncio.run(Observed(app, Metrics(), write=passed.append)({"type": "lifespan"}, nothing, swallow))
+    asyncio.run(ObservabilityMiddleware(app, Metrics(), write=passed.append)({"type": "lifespan"}, nothing, swallow))
     assert passed == ["lifespan"]
 
 

@@ -1,24 +1,21 @@
-"""The ledger: what this process answered for whom, added up in memory and written to the store every few seconds.
+"""The usage ledger of one process: counts requests and tokens in memory and writes them to the store.
 
-Owns what is not written yet; storing and reading usage is `ray_jobs.tenancy.usage`. Knows no price and no limit.
+Owns unwritten rows; `ray_jobs.tenancy.usage` stores and reads usage. Knows no price and no limit.
 
-    ledger = Ledger(store)
-    app = Observed(app, metrics, on_end=[ledger.count])
-    await ledger.run(stop)  # a background task; `stop` set: one last flush
+    ledger = UsageLedger(store)
+    app = ObservabilityMiddleware(app, metrics, on_end=[ledger.count])
+    BackgroundLoop([PeriodicTask("usage", 10.0, ledger.flush, at_shutdown=True)])
 
-A process that is killed loses what it counted since its last flush, at most `every_s` seconds' worth. One whose store
-is away loses nothing and keeps one row for each day, team, key and model, up to a number; from there on the team's and
-the day's sums stay right, and only the split by key and model is lost.
+A killed process loses the usage since its last flush. While the store does not answer, nothing is lost: memory holds
+one row for each day, team, key and model, up to `max_rows`; beyond it new rows are counted under the key and model
+`other`, so that sums by team and day stay correct.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import secrets
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -26,36 +23,32 @@ from ray_jobs.errors import KitaeError, StoreUnreachable
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
-from serving.observability.metrics import OTHER, Finished
-
-logger = logging.getLogger(__name__)
+from serving.observability.finished_request import OTHER, FinishedRequest
 
 _MAX_ROWS = 10_000
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows that have a name in the store, which they keep until they are known to be there."""
+    """Rows with an assigned store key, kept until they are known to be written."""
 
     number: int
     rows: tuple[UsageRow, ...]
 
 
-class Ledger:
-    """Safe to share between threads."""
+class UsageLedger:
+    """Thread-safe."""
 
     def __init__(
         self,
         store: Store,
         *,
-        every_s: float = 10.0,
         writer: str | None = None,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
         max_rows: int = _MAX_ROWS,
     ) -> None:
-        """`writer` names this process among all that ever write; None: a random name."""
+        """`writer`: name of this process, unique among all processes that ever write; None: a random name."""
         self._store = store
-        self._every_s = every_s
         self._writer = writer or f"api-{secrets.token_hex(8)}"
         self._today = today
         self._max_rows = max_rows
@@ -65,8 +58,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
 
-    def count(self, done: Finished) -> None:
-        """Count a request that a model answered; what was refused, or is no model's, costs nobody anything."""
+    def count(self, done: FinishedRequest) -> None:
+        """Count a request that a model answered. Refused requests and requests without a model are not counted."""
         if done.model is None or done.team is None or done.key_id is None:
             return
         if done.prompt_tokens is None and done.status >= 400:
@@ -89,7 +82,7 @@ class Ledger:
         prompt_tokens: int = 0,
         completion_tokens: int = 0,
     ) -> None:
-        """Count what one request used. Takes microseconds; nothing is written."""
+        """Add usage in memory. Takes microseconds."""
         row = UsageRow(
             day=self._today(),
             team=team,
@@ -107,19 +100,19 @@ class Ledger:
             self._rows[row.identity] = row if known is None else known.plus(row)
 
     def flush(self) -> None:
-        """Write what is not written yet. Raises the first StoreError; what was not written is kept for the next time.
+        """Write all unwritten rows. Raises the first StoreError; unwritten rows are kept for the next flush.
 
-        Blocks as long as the store's patience lasts.
+        Blocks for up to the store's patience.
         """
         failure: KitaeError | None = None
         with self._flushing:
-            self._name_rows()
+            self._assign_batches()
             for (team, day), batch in list(self._batches.items()):
                 try:
-                    # Refused because it is there: an earlier try got through, and only its answer was lost.
+                    # A conflict means that an earlier try was written and only its answer was lost.
                     usage.write(self._store, team, day, self._writer, batch.number, batch.rows)
                 except StoreUnreachable:
-                    raise  # the others would wait as long, for nothing
+                    raise  # the other batches would time out too
                 except KitaeError as error:
                     failure = failure or error
                     continue
@@ -127,21 +120,9 @@ class Ledger:
         if failure is not None:
             raise failure
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Flush every few seconds until `stop` is set, and once more then. A store that fails ends nothing."""
-        stopped = False
-        while not stopped:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._every_s)
-            stopped = stop.is_set()
-            try:
-                await asyncio.to_thread(self.flush)
-            except KitaeError as error:
-                logger.warning("usage is not written yet, and kept: %s", error)
-
-    def _name_rows(self) -> None:
-        """Give rows their name in the store. Those of a team and day whose last batch is not written yet wait for it,
-        so that a store that is away makes this process hold no more than two rows for each identity."""
+    def _assign_batches(self) -> None:
+        """Assign rows to batches. Rows of a team and day with an unwritten batch wait for it, which limits memory to
+        two rows for each identity while the store does not answer."""
         with self._lock:
             waiting: dict[tuple[str, date], list[UsageRow]] = {}
             for row in self._rows.values():

@@ -1,6 +1,6 @@
-"""Who looks at the rows of a file: a Ray task, away from the process that answers requests.
+"""Runs row validation: in this process, or in a Ray task outside the process that answers requests.
 
-A file of rows is somebody's own making: whatever it does to the process that reads it, the endpoint goes on.
+Row files are untrusted: a file that exhausts the memory of the validating process must not stop the endpoint.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from ray_jobs.data.report import RowReport
 from ray_jobs.errors import DataError, KitaeError
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
-from serving.files.stored_files import RowCheck
+from serving.files.stored_files import RowValidator
 
 _CPUS = 0.01
 _TIMEOUT_S = 600.0
 
 
-def in_process(store: Store) -> RowCheck:
-    """In this process."""
+def in_process(store: Store) -> RowValidator:
+    """Validate in this process."""
 
     def check(key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport:
         return row_validation.check_rows(store, key, filename, task, base)
@@ -27,8 +27,8 @@ def in_process(store: Store) -> RowCheck:
     return check
 
 
-def on_ray(store: Store) -> RowCheck:
-    """In a worker of the Ray cluster that this process belongs to."""
+def on_ray(store: Store) -> RowValidator:
+    """Validate in a worker of this process's Ray cluster."""
 
     def check(key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport:
         import ray
@@ -42,7 +42,7 @@ def on_ray(store: Store) -> RowCheck:
             cause = error.cause
             raise cause if isinstance(cause, KitaeError) else error from error
         except (WorkerCrashedError, GetTimeoutError) as error:
-            raise DataError(f"{filename} could not be read: looking at it took too much memory or time") from error
+            raise DataError(f"{filename} could not be validated: it needs too much memory or time") from error
         return report
 
     return check

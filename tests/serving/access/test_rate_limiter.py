@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.limits import Limiter, Window, check_tokens, duration
+from serving.access.rate_limiter import RateLimiter, duration
+from serving.access.token_bucket import SlidingWindow
 from serving.http.errors import ApiError
 
 GAPS_S = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 5.0), st.floats(20.0, 70.0)), min_size=1, max_size=200)
@@ -25,11 +26,11 @@ class Clock:
         return self.now_s
 
 
-def make_limiter(clock: Callable[[], float], *, max_ongoing_requests: int = 10**6) -> Limiter:
-    return Limiter(max_ongoing_requests=max_ongoing_requests, clock=clock)
+def make_limiter(clock: Callable[[], float], *, max_ongoing_requests: int = 10**6) -> RateLimiter:
+    return RateLimiter(max_ongoing_requests=max_ongoing_requests, clock=clock)
 
 
-def ask(limiter: Limiter, limits: Limits, *, tokens: int = 0, key_id: str = "k") -> int | None:
+def ask(limiter: RateLimiter, limits: Limits, *, tokens: int = 0, key_id: str = "k") -> int | None:
     """One whole request. The seconds of its Retry-After; None: it was answered."""
     try:
         with limiter.request(key_id, limits):
@@ -196,20 +197,11 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
     assert duration(seconds) == text
 
 
-def test_more_tokens_than_a_minute_has_are_not_worth_another_try() -> None:
-    check_tokens(Limits(tokens_per_minute=100), 100)
-    check_tokens(Limits(), 10**9)
-    with pytest.raises(ApiError, match="asks for 101 tokens, and its key may have 100") as caught:
-        check_tokens(Limits(tokens_per_minute=100), 101)
-    assert caught.value.status == 429
-    assert caught.value.headers == {"x-should-retry": "false"}
-
-
 def test_the_process_takes_so_many_and_no_more() -> None:
     limiter = make_limiter(Clock(), max_ongoing_requests=2)
     for _ in range(3):
-        with limiter.place(), limiter.place():
-            with pytest.raises(ApiError) as caught, limiter.place():
+        with limiter.slot(), limiter.slot():
+            with pytest.raises(ApiError) as caught, limiter.slot():
                 pass
             assert (caught.value.status, caught.value.code) == (429, "overloaded")
             assert caught.value.headers["Retry-After"] == "1"
@@ -232,7 +224,7 @@ def test_keys_at_rest_are_forgotten_and_those_in_use_are_not() -> None:
 
 
 def test_a_window_is_as_small_for_many_as_for_few() -> None:
-    window = Window()
+    window = SlidingWindow()
     for number in range(200_000):
         window.add(number / 1000)
         window.total(number / 1000)

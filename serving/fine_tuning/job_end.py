@@ -1,4 +1,7 @@
-"""What others are told when a job ends: webhooks, and the ledger. Each is told once, however often it is said."""
+"""Publishes the end of a job: its webhook event and its usage row. Idempotent: each is written once.
+
+Does not decide when a job has ended (`lifecycle`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import webhooks
 from ray_jobs.tenancy.usage import UsageRow, write_training
-from serving.fine_tuning.lifecycle import Verdict
+from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob
 
 Ended = Literal["succeeded", "failed", "cancelled"]
@@ -22,12 +25,12 @@ _EVENTS: dict[str, webhooks.EventType] = {
 _WITH_WORKERS = ("search", "train", "evaluate", "parity", "publish")
 
 
-def tell(store: Store, api: ApiJob, job: JobRecord, verdict: Verdict) -> None:
-    """A job has ended."""
+def publish_job_end(store: Store, api: ApiJob, job: JobRecord, reported: ReportedStatus) -> None:
+    """Queue the webhook event of an ended job and write its training usage."""
     ended_at = job.finished_at or job.cancelled_at or job.created_at
-    webhooks.enqueue(store, api.team, _EVENTS[verdict.status], api.id, attempt=max(1, job.attempt), at=ended_at)
+    webhooks.enqueue(store, api.team, _EVENTS[reported.status], api.id, attempt=max(1, job.attempt), at=ended_at)
     if job.attempt == 0:
-        return  # nothing has run
+        return  # no attempt ran
     spec = JobSpec.model_validate(job.spec)
     seconds = training_seconds(store, job)
     workers = spec.compute.workers
@@ -46,10 +49,10 @@ def tell(store: Store, api: ApiJob, job: JobRecord, verdict: Verdict) -> None:
 
 
 def training_seconds(store: Store, job: JobRecord) -> float:
-    """How long the job has held its workers: its finished stages' time; of an attempt that broke off, all of it."""
+    """Return how long the job held its workers: its finished stages, or all of an attempt that did not finish."""
     stages = [stage for stage in jobs.stages(store, job.id) if stage.name in _WITH_WORKERS]
     if job.result is not None:
         return sum(stage.seconds for stage in stages)
-    begun, ended = job.started_at, job.finished_at or job.cancelled_at
-    broken_off_s = (ended - begun).total_seconds() if begun is not None and ended is not None else 0.0
-    return sum(stage.seconds for stage in stages if stage.attempt < job.attempt) + broken_off_s
+    started, ended = job.started_at, job.finished_at or job.cancelled_at
+    last_attempt_s = (ended - started).total_seconds() if started is not None and ended is not None else 0.0
+    return sum(stage.seconds for stage in stages if stage.attempt < job.attempt) + last_attempt_s

@@ -1,0 +1,174 @@
+"""Rate limits: requests and tokens a minute and concurrent requests of a key, concurrent requests of the process.
+
+Owns the counting and the text of a refusal. Does not know who the caller is (`auth`), nor HTTP beyond response headers.
+
+A limiter counts the requests of one ingress replica; with R replicas a key gets up to R times its limit. It is not
+thread-safe: all calls happen on one event loop.
+
+Guarantees for a limit of N a minute:
+- requests: at most N begin in any 60 seconds. They are counted by the second, so capacity may return a second late.
+- tokens: a token bucket. Tokens are known when an answer is complete: a request begins while any are left and may
+  overdraw the bucket; then no request begins until the bucket is positive again. In any period a key uses at most N a
+  minute, one minute's N at once, and the tokens of requests already running when the bucket became empty.
+- Retry-After: the time at which a request begins if no other request does before. For concurrent requests, which end at
+  an unknown time, it is one second.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ray_jobs.tenancy.api_keys import Limits
+from serving.access.token_bucket import MINUTE_S, ROUNDING, SlidingWindow, TokenBucket
+from serving.http.errors import ApiError
+
+_FIRST_SWEEP_KEYS = 1024
+"""Number of tracked keys at which idle keys are first dropped."""
+
+
+@dataclass
+class _KeyUsage:
+    """Usage of one key."""
+
+    limits: Limits
+    """The key's limits at its latest request."""
+    used_at_s: float
+    requests: SlidingWindow = field(default_factory=SlidingWindow)
+    tokens: TokenBucket = field(default_factory=TokenBucket)
+    ongoing: int = 0
+
+    def is_idle(self, now_s: float) -> bool:
+        """Return whether this object equals a new one, so that it can be dropped."""
+        limit = self.limits.tokens_per_minute
+        is_full = limit is None or self.tokens.used(limit, now_s) == 0
+        return self.ongoing == 0 and is_full and now_s - self.used_at_s > MINUTE_S + 1
+
+
+@dataclass(frozen=True)
+class RateLimited:
+    """A limit that does not allow a request now."""
+
+    what: str
+    limit: int
+    wait_s: float
+
+    def error(self) -> ApiError:
+        """429 with a Retry-After of at least one second."""
+        wait_s = max(1, math.ceil(self.wait_s))
+        message = f"this key may have {self.limit} {self.what}: try again in {wait_s} s"
+        return ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait_s)})
+
+
+class RateLimiter:
+    """Counts the requests and tokens of each key, and the concurrent requests of the process.
+
+    Memory is bounded by the valid keys used in the last minute: a request without a valid key is refused earlier.
+    """
+
+    def __init__(self, *, max_ongoing_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_ongoing_requests = max_ongoing_requests
+        self._clock = clock
+        self._ongoing = 0
+        self._usage: dict[str, _KeyUsage] = {}
+        self._sweep_at_keys = _FIRST_SWEEP_KEYS
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the process's request slots. Raises ApiError 429 `overloaded` if none is free."""
+        if self._ongoing >= self._max_ongoing_requests:
+            message = f"the endpoint already answers {self._ongoing} requests, its maximum: try again in a moment"
+            raise ApiError(429, message, code="overloaded", headers={"Retry-After": "1"})
+        self._ongoing += 1
+        try:
+            yield
+        finally:
+            self._ongoing -= 1
+
+    @contextmanager
+    def request(self, key_id: str, limits: Limits) -> Iterator[None]:
+        """Count a request of a key while it runs. Raises ApiError 429, and counts nothing, if a limit is reached."""
+        if not _has_rate_limits(limits):
+            yield
+            return
+        now_s = self._clock()
+        usage = self._usage_of(key_id, limits, now_s)
+        refusal = decide(usage, now_s)
+        if refusal is not None:
+            error = refusal.error()
+            error.headers |= self.headers(key_id, limits)
+            raise error
+        if limits.requests_per_minute is not None:
+            usage.requests.add(now_s)
+        usage.ongoing += 1
+        try:
+            yield
+        finally:
+            usage.ongoing -= 1
+            usage.used_at_s = self._clock()
+
+    def charge(self, key_id: str, tokens: int) -> None:
+        """Take the prompt and completion tokens of a request from its key's bucket. Call before the request ends."""
+        usage = self._usage.get(key_id)
+        if usage is not None and usage.limits.tokens_per_minute is not None:
+            usage.tokens.take(tokens, usage.limits.tokens_per_minute, self._clock())
+
+    def headers(self, key_id: str, limits: Limits) -> dict[str, str]:
+        """OpenAI's `x-ratelimit-…` headers: limit, remaining and reset time of each limit a minute."""
+        now_s = self._clock()
+        usage = self._usage.get(key_id) or _KeyUsage(limits, now_s)
+        found: dict[str, str] = {}
+        if (limit := limits.requests_per_minute) is not None:
+            remaining = max(0, limit - usage.requests.total(now_s))
+            found |= _headers("requests", limit, remaining, usage.requests.reset_s(now_s))
+        if (limit := limits.tokens_per_minute) is not None:
+            remaining = max(0, math.floor(limit - usage.tokens.used(limit, now_s) + ROUNDING))
+            found |= _headers("tokens", limit, remaining, usage.tokens.reset_s(limit, now_s))
+        return found
+
+    def _usage_of(self, key_id: str, limits: Limits, now_s: float) -> _KeyUsage:
+        usage = self._usage.get(key_id)
+        if usage is None:
+            if len(self._usage) >= self._sweep_at_keys:
+                self._usage = {key: used for key, used in self._usage.items() if not used.is_idle(now_s)}
+                self._sweep_at_keys = max(_FIRST_SWEEP_KEYS, 2 * len(self._usage))
+            usage = self._usage[key_id] = _KeyUsage(limits, now_s)
+        usage.limits, usage.used_at_s = limits, now_s
+        return usage
+
+
+def decide(usage: _KeyUsage, now_s: float) -> RateLimited | None:
+    """Return the limit that takes longest to allow a request, or None if it may begin. Pure."""
+    limits = usage.limits
+    refusals = []
+    if (limit := limits.requests_per_minute) is not None:
+        refusals.append(RateLimited("requests a minute", limit, usage.requests.wait_s(limit, now_s)))
+    if (limit := limits.tokens_per_minute) is not None:
+        refusals.append(RateLimited("tokens a minute", limit, usage.tokens.wait_s(limit, now_s)))
+    if (limit := limits.concurrent_requests) is not None and usage.ongoing >= limit:
+        refusals.append(RateLimited("requests at the same time", limit, 1.0))
+    longest = max(refusals, key=lambda refusal: refusal.wait_s, default=None)
+    return longest if longest is not None and longest.wait_s > 0 else None
+
+
+def _has_rate_limits(limits: Limits) -> bool:
+    return any((limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests))
+
+
+def _headers(what: str, limit: int, remaining: int, reset_s: float) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{what}": str(limit),
+        f"x-ratelimit-remaining-{what}": str(remaining),
+        f"x-ratelimit-reset-{what}": duration(reset_s),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Format a duration as OpenAI does, rounded up: `17ms`, `42s`, `6m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest_s = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest_s}s" if minutes else f"{rest_s}s"

@@ -1,0 +1,148 @@
+"""ASGI middleware that measures every request and writes one JSON line for it.
+
+Owns the measuring and the request log. Does not know the routes or the consumers of finished requests.
+
+    app = ObservabilityMiddleware(app, metrics, routes=lambda: fastapi_app.routes, on_end=[ledger.count])
+
+A route reports what only it knows, at any time before its response ends: `request.state.model`, the *resolved* model
+name (never the client's spelling, which would make the label's cardinality unbounded), and
+`request.state.usage = (prompt_tokens, completion_tokens)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TextIO
+
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.http.errors import CLIENT_GONE
+from serving.observability.finished_request import OTHER, FinishedRequest
+from serving.observability.metrics import Metrics
+
+LOGGER = "serving.requests"
+"""Logger of the request log; each message is a whole JSON object."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_MAX_ID_CHARACTERS = 128
+_STREAM = "text/event-stream"
+
+
+class ObservabilityMiddleware:
+    """Measures every request. It is the outermost middleware, so that refusals of `AccessMiddleware` count too."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        routes: Callable[[], Iterable[BaseRoute]] = tuple,
+        on_end: Sequence[Callable[[FinishedRequest], None]] = (),
+        write: Callable[[str], None] | None = None,
+    ) -> None:
+        """`routes`: used to find the route of a request that was refused before routing. `write`: receives log lines;
+        None: the logger `LOGGER`."""
+        self._app = app
+        self._metrics = metrics
+        self.routes = routes
+        self._on_end = tuple(on_end)
+        self._write = write or logging.getLogger(LOGGER).info
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["state"] = dict(scope.get("state") or {})  # copied: no request may see another's model
+        response = _MeasuredResponse(send, time.monotonic())
+        self._metrics.in_progress.inc()
+        failed = True
+        try:
+            await self._app(scope, receive, response.send)
+            failed = False
+        except Exception:
+            raise
+        except BaseException:  # cancelled: the client disconnected
+            failed = False
+            raise
+        finally:
+            self._metrics.in_progress.dec()
+            self._report(self._finished(scope, response, failed=failed))
+
+    def _finished(self, scope: Scope, response: _MeasuredResponse, *, failed: bool) -> FinishedRequest:
+        state = scope["state"]
+        caller = state.get("caller")
+        prompt_tokens, completion_tokens = state.get("usage") or (None, None)
+        request_id = response.request_id or Headers(scope=scope).get("x-request-id") or ""
+        return FinishedRequest(
+            request_id=request_id[:_MAX_ID_CHARACTERS],
+            method=scope["method"] if scope["method"] in _METHODS else OTHER,
+            route=self._route(scope),
+            status=response.status or (500 if failed else CLIENT_GONE),
+            complete=response.complete,
+            duration_s=time.monotonic() - response.began_s,
+            first_chunk_s=response.first_chunk_s,
+            response_bytes=response.size_bytes,
+            team=getattr(caller, "team", None),
+            key_id=getattr(caller, "key_id", None),
+            model=state.get("model"),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+
+    def _route(self, scope: Scope) -> str:
+        if (template := getattr(scope.get("route"), "path", None)) is not None:
+            return str(template)
+        for route in self.routes():
+            if route.matches(scope)[0] is not Match.NONE:
+                return str(getattr(route, "path", OTHER))
+        return OTHER
+
+    def _report(self, done: FinishedRequest) -> None:
+        self._metrics.observe(done)
+        for listener in self._on_end:
+            listener(done)
+        self._write(done.to_log_line(datetime.now(UTC)))
+
+
+def log_requests(stream: TextIO | None = None) -> None:
+    """Write the request log to a stream (stdout), unformatted, and nowhere else. Call once at an entry point."""
+    logger = logging.getLogger(LOGGER)
+    handler = logging.StreamHandler(stream or sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _MeasuredResponse:
+    """Sends a response and measures it."""
+
+    def __init__(self, send: Send, began_s: float) -> None:
+        self._send = send
+        self.began_s = began_s
+        self.status: int | None = None
+        self.request_id: str | None = None
+        self.size_bytes = 0
+        self.first_chunk_s: float | None = None
+        self.complete = False
+        self._streams = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message.get("headers", []))
+            self.status = message["status"]
+            self.request_id = headers.get("x-request-id")
+            self._streams = headers.get("content-type", "").startswith(_STREAM)
+        await self._send(message)
+        if message["type"] == "http.response.body":
+            body_bytes = len(message.get("body", b""))
+            if self._streams and body_bytes and self.first_chunk_s is None:
+                self.first_chunk_s = time.monotonic() - self.began_s
+            self.size_bytes += body_bytes
+            self.complete = not message.get("more_body", False)
