@@ -96,7 +96,7 @@ class FineTuningService:
     ) -> FineTuningJob:
         """Create a job, or return the one that this request has created. Raises ApiError for an invalid request."""
         team = self._team_of(body, owner)
-        request = _fingerprint(body, team)
+        request = _request_digest(body, team)
         if not body.dry_run:
             made = records.claimed_before(self.store, team, key, request, retried=retried, now_s=self.now())
             if made is not None and (existing := records.find(self.store, team, made)) is not None:
@@ -381,7 +381,7 @@ class FineTuningService:
         return to_openai(observed.api, observed.job, observed.reported)
 
 
-def _fingerprint(body: CreateFineTuningJob, team: str) -> str:
+def _request_digest(body: CreateFineTuningJob, team: str) -> str:
     try:
         document = body.model_dump(mode="json", exclude_unset=True)
     except ValueError as error:  # pydantic's own limit

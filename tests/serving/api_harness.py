@@ -1,6 +1,6 @@
-"""The endpoint in this process, on a real port and a real store; engines and runners are honest fakes.
+"""The endpoint in this process, on a real port and a real store; engines and runners are fakes.
 
-What a runner does to a store, `run_job` does: it claims the attempt, tells events, registers a version, and ends.
+`run_job` does to the store what a runner does: it starts an attempt, adds events, registers versions, and finishes.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ class ApiServer:
         return f"http://127.0.0.1:{self.port}"
 
     def paths(self) -> set[str]:
-        """Of every route, as the document writes them."""
+        """Paths of all routes, as in the OpenAPI document."""
         assert self.app is not None
         return {re.sub(r":\w+}", "}", getattr(route, "path", "")) for route in self.app.routes()}
 
     def deploy_classifier(self, name: str) -> None:
-        """A model that sorts texts, as if it had been trained and deployed."""
+        """Register and deploy a text classifier without training it."""
         register(self.store, make_spec(name, task="text_classification", base_model=BASE), name)
         for record in needed_records(registry.get(self.store, name), None, ServingSection(), lora_rank=8):
             records.write(self.store, record)
 
     def run_launched(self, *, epochs: int = 2) -> list[str]:
-        """Let every pending runner run to its end. Ids of their jobs."""
+        """Run every pending runner to its end. Returns the ids of their jobs."""
         done = []
         for runner_id, runner in list(self.launcher.known.items()):
             if runner.state != "pending":
@@ -83,7 +83,7 @@ class ApiServer:
             self.launcher.known[runner_id] = Runner("running")
             arguments = self.launcher.arguments[runner_id]
             paused_at = arguments[arguments.index("--paused-at") + 1] if "--paused-at" in arguments else None
-            with suppress(JobError):  # it was stopped before it began
+            with suppress(JobError):  # stopped before it began
                 run_job(self.store, arguments[1], Launched(paused_at), epochs=epochs)
             self.launcher.known[runner_id] = Runner("ended")
             done.append(arguments[1])
@@ -91,7 +91,7 @@ class ApiServer:
 
 
 def begin_job(store: Store, job_id: str, launched: Launched | None = None) -> Job:
-    """What a runner does first."""
+    """Start an attempt, as a runner does first."""
     spec = JobSpec.model_validate(jobs.load(store, job_id).spec)
     job = jobs.start_attempt(store, spec, launched=launched or Launched())
     job.event("info", f"attempt {job.attempt} started")
@@ -99,16 +99,16 @@ def begin_job(store: Store, job_id: str, launched: Launched | None = None) -> Jo
 
 
 def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epochs: int = 2) -> None:
-    """A whole training, without the training."""
+    """Do what a runner does to the store, without training: events, versions, deployment records, result."""
     job = begin_job(store, job_id, launched)
     spec = JobSpec.model_validate(job.record.spec)
     checkpoints: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
-        figures = {"step": 10 * epoch, "train_loss": 2.0 / epoch, "valid_loss": 2.5 / epoch}
-        job.event("info", f"step {10 * epoch}", figures, kind="metrics")
+        metrics = {"step": 10 * epoch, "train_loss": 2.0 / epoch, "valid_loss": 2.5 / epoch}
+        job.event("info", f"step {10 * epoch}", metrics, kind="metrics")
         version = register(store, spec, f"{job_id}-{epoch}")
         registry.set_alias(store, spec.name, f"ckpt-step-{10 * epoch}", version)
-        checkpoints.append(figures | {"version": version})
+        checkpoints.append(metrics | {"version": version})
     registry.set_alias(store, spec.name, "champion", checkpoints[-1]["version"])
     store.put(f"jobs/{job_id}/metrics.csv", b"step,train_loss\n10,2.0\n20,1.0\n")
     version_record = registry.get(store, spec.name)
@@ -129,24 +129,25 @@ def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epoc
     )
 
 
-def register(store: Store, spec: JobSpec, mark: str) -> str:
-    """A version of a model, with weights in name only. Its number."""
+def register(store: Store, spec: JobSpec, mark: str, *, adapter: bool = True) -> str:
+    """Register a version with placeholder weights that contain `mark`. Returns its number."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
+        if adapter:
+            (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
         save_file({"w": np.zeros(1, dtype=np.float32)}, directory / "adapter_model.safetensors", {"mark": mark})
         lineage = Lineage("d" * 16, DIGEST, spec, "0.1.0", spec.job_id, {"loss": 1.0})
         return registry.register(store, spec.name, directory, lineage=lineage, lineage_digest=mark).version
 
 
 def add_base(store: Store, name: str = BASE, tasks: tuple[str, ...] = ("chat",)) -> CatalogueEntry:
-    """A base that is in the catalogue and nowhere else: nothing counts its tokens."""
+    """Add a base to the catalogue without its files, so that no tokens can be counted."""
     entry = CatalogueEntry(name=name, digest=DIGEST, source="tests", architecture="LlamaForCausalLM", tasks=tasks)
     return catalogue.add(store, entry)
 
 
 class NoTokens:
-    """Looks at rows as the service does, but for the tokens, since the base of these tests has no files."""
+    """Validates rows without counting tokens, since the base of these tests has no files."""
 
     def __init__(self, store: Store) -> None:
         self._check = in_process(store)
@@ -156,14 +157,17 @@ class NoTokens:
 
 
 def nowhere() -> Store:
-    """A store that never answers."""
+    """Return a store that never answers."""
     return Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
 
 
 def make_app(
     router: Router, backend: FakeBackend | None = None, traffic: Traffic | None = None, **more: Any
 ) -> ASGIApp:
-    """The endpoint over a router that is given; there is no store. `more`: `keys`, `limiter`, `reconcile_deployments`, and settings."""
+    """Create the endpoint over a given router, without a store.
+
+    `more`: `keys`, `limiter`, `reconcile_deployments`, and settings.
+    """
     given = {name: more.pop(name) for name in ("keys", "limiter", "reconcile_deployments") if name in more}
     return create_app(
         EndpointSettings(**{"api_key": KEY} | more),
@@ -181,7 +185,7 @@ def make_app(
 def api_server(
     store: Store, *, port: int | None = None, launcher: FakeLauncher | None = None, **settings: Any
 ) -> Iterator[ApiServer]:
-    """The endpoint on a free port, until the block ends."""
+    """Run the endpoint on a free port until the block ends."""
     server = ApiServer(
         store, port or free_port(), launcher or FakeLauncher(), settings=EndpointSettings(**{"api_key": KEY} | settings)
     )
@@ -215,7 +219,7 @@ def free_port() -> int:
 
 
 def rows(count: int = 12, *, start: int = 0) -> bytes:
-    """So many conversations as JSONL."""
+    """Return conversations as JSON Lines."""
     lines = [
         json.dumps(
             {

@@ -1,8 +1,8 @@
-"""The endpoint in a process of its own, so that a test can see what memory it takes.
+"""The endpoint in a separate process, so that a test can measure its memory.
 
     KITAE_STORE=… AWS_…=… python -m tests.serving.api_process MAX_FILE_BYTES
 
-Prints its port, and ends when its standard input does.
+Prints its port; exits when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class ApiProcess:
         return self._status("VmRSS")
 
     def peak_bytes(self) -> int:
-        """The most since `forget_peak`."""
+        """Peak of resident memory since `reset_peak`."""
         return self._status("VmHWM")
 
-    def forget_peak(self) -> None:
+    def reset_peak(self) -> None:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _status(self, name: str) -> int:
@@ -49,7 +49,7 @@ class ApiProcess:
 
 @contextmanager
 def api_process(environment: Mapping[str, str], *, max_file_bytes: int) -> Iterator[ApiProcess]:
-    """The endpoint on the store that these variables name, until the block ends."""
+    """Run the endpoint with these environment variables until the block ends."""
     command = [sys.executable, "-m", "tests.serving.api_process", str(max_file_bytes)]
     process = subprocess.Popen(
         command,

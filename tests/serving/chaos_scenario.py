@@ -1,10 +1,8 @@
-"""A day of work during which the API process dies again and again; what clients were told must hold.
+"""A chaos scenario: clients, runners and two API replicas that crash at random requests.
 
-Clients upload, create, watch, pause, resume, cancel and delete, asking three times where no answer comes, as the
-official client does. Runners begin, tell, end, fail and vanish. Two replicas answer, and each dies at a random request
-to the store or the launcher, before it is made or before its answer arrives. The history is what clients were told.
-
-Over 400 lines: clients, runners and the history they are held to are one world.
+Clients upload, create, read, pause, resume, cancel and delete, with three tries where no response comes, as the
+official client does. Runners begin, report, end, fail and vanish. A replica crashes at a random request to the store or
+the launcher, before the request is made or before its response arrives. `client_history` records the responses.
 """
 
 from __future__ import annotations
@@ -12,164 +10,77 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ray_jobs import jobs, registry
 from ray_jobs.errors import JobError
 from ray_jobs.jobs import Job, Launched
 from ray_jobs.launch.launcher import Runner
 from ray_jobs.storage import Store
-from serving.files.stored_files import FINE_TUNE, Files
-from serving.files.uploads import Uploads
+from serving.files.stored_files import FINE_TUNE
 from serving.fine_tuning import records
-from serving.fine_tuning.job_end import publish_job_end
-from serving.fine_tuning.lifecycle import MAX_LAUNCHES
-from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
 from serving.http.errors import ApiError
 from serving.routes.models import delete_model
-from tests.launch.fake_launcher import FakeLauncher
-from tests.serving.api_harness import BASE, NoTokens, add_base, begin_job, rows, run_job
-from tests.serving.crash_injector import Killed, Life, MortalLauncher, mortal_store
+from tests.serving.api_harness import BASE, add_base, begin_job, rows, run_job
+from tests.serving.api_replica import TEAM, ApiReplica, Developer, SingleRunnerLauncher
+from tests.serving.client_history import ENDED, ClientHistory
+from tests.serving.crash_injector import Crashed, CrashPoint
 
 T = TypeVar("T")
 
-TEAM = "blue"
-LONGEST_LIFE = 30
-"""Requests, to the store and the launcher together."""
+
+MAX_REQUESTS = 30
+"""Requests to store and launcher before a replica crashes, at most."""
+
+
 TRIES = 3
-OVER = ("succeeded", "failed", "cancelled")
+
+
 CSV = b"step,train_loss\n1,2.0\n"
 
 
-@dataclass(frozen=True)
-class Developer:
-    """Whoever asks; `serving.access.auth.Caller`."""
+class ChaosScenario:
+    """A random sequence of client requests, runner events and reconciliations; deterministic for a seed."""
 
-    key_id: str = "key"
-    team: str = TEAM
-    admin: bool = False
-
-
-class OneRunnerAJob(FakeLauncher):
-    """Takes no runner for a job while another one works on it, unless that was told to stop."""
-
-    def launch(self, runner_id: str, arguments: list[str], environment: Any, needs: Any) -> None:
-        job, _, number = runner_id.rpartition("-")
-        last = self.known.get(f"{job}-{int(number) - 1}")
-        if runner_id not in self.known and "--paused-at" not in arguments:
-            assert last is None or last.state == "ended", f"{runner_id} is launched beside the last one: {last}"
-        super().launch(runner_id, arguments, environment, needs)
-
-
-class Process:
-    """One replica: what `serving.app` wires, without HTTP."""
-
-    def __init__(self, store: Store, launcher: FakeLauncher, now: Callable[[], float], life: Life) -> None:
-        self.life = life
-        self.store = mortal_store(store, life)
-        self.files = Files(self.store, NoTokens(self.store))
-        self.uploads = Uploads(self.store, self.files)
-        self.tuning = FineTuningService(
-            self.store,
-            self.files,
-            MortalLauncher(launcher, life),
-            on_job_end=partial(publish_job_end, self.store),
-            now=now,
-            parallel_jobs=1,  # for the same requests in the same order
-        )
-
-    def delete_file(self, identifier: str, retried: bool) -> None:
-        """As the route does it."""
-        if retried and self.files.find(TEAM, identifier) is None:
-            return
-        self.files.get(TEAM, identifier)
-        if needed_by := self.tuning.open_jobs_using(TEAM, identifier):
-            raise ApiError(409, f"{identifier} is read by {needed_by}", code="file_in_use")
-        self.files.delete(TEAM, identifier)
-
-
-@dataclass
-class History:
-    """What clients were told, and what runners did."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    deleted: set[str] = field(default_factory=set)
-    maybe_deleted: set[str] = field(default_factory=set)
-    """A delete got no answer."""
-    created: dict[str, str] = field(default_factory=dict)
-    """Job ids by the number of their create."""
-    unanswered: set[str] = field(default_factory=set)
-    """Numbers of creates that got no answer."""
-    told: dict[str, openai_types.FineTuningJob] = field(default_factory=dict)
-    """Each job, as it was told last."""
-    events: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    """Id and message of each job's events, the oldest first, as they were listed last."""
-    ended: dict[str, str] = field(default_factory=dict)
-    """Of each job that a runner or a client has ended, how."""
-    maybe_cancelled: set[str] = field(default_factory=set)
-    models: set[str] = field(default_factory=set)
-    models_deleted: set[str] = field(default_factory=set)
-
-    def tell(self, job: openai_types.FineTuningJob) -> None:
-        """A client was told of a job."""
-        before = self.told.get(job.id)
-        if before is not None and before.status in OVER:
-            assert job == before, "a job that was over is told otherwise"
-        if job.status in OVER:
-            assert job.finished_at is not None
-            assert job.id not in self.ended or job.status == self.ended[job.id]
-        self.told[job.id] = job
-
-    def end(self, identifier: str, how: str) -> None:
-        """A runner or a client has ended a job, and was told so."""
-        assert self.ended.setdefault(identifier, how) == how, f"{identifier} was {self.ended[identifier]} before"
-
-
-class Day:
-    """The script. Every choice is the seed's."""
-
-    def __init__(self, store: Store, seed: int, kills: int) -> None:
+    def __init__(self, store: Store, seed: int, crashes: int) -> None:
         add_base(store)
         self.store = store
         self.random = random.Random(seed)
-        self.kills_left = kills
-        self.history = History()
-        self.launcher = OneRunnerAJob()
+        self.crashes_left = crashes
+        self.history = ClientHistory()
+        self.launcher = SingleRunnerLauncher()
         self.runners: dict[str, Job] = {}
         self.zombies: list[Job] = []
-        """Runners that their launcher has lost sight of."""
+        """Runners that run although their launcher reports them as gone."""
         self.clock_s = time.time()
         self.creates = 0
         self.requests = 0
-        self.processes = [self.born(), self.born()]
+        self.replicas = [self.new_replica(), self.new_replica()]
 
     def now(self) -> float:
         self.clock_s += 0.001
         return self.clock_s
 
-    def born(self) -> Process:
-        most = self.random.randint(1, LONGEST_LIFE) if self.kills_left > 0 else None
-        life = Life(most, answers=self.random.random() < 0.5)
-        return Process(self.store, self.launcher, self.now, life)
+    def new_replica(self) -> ApiReplica:
+        crash_at = self.random.randint(1, MAX_REQUESTS) if self.crashes_left > 0 else None
+        crash = CrashPoint(crash_at, answers=self.random.random() < 0.5)
+        return ApiReplica(self.store, self.launcher, self.now, crash)
 
-    def ask(self, do: Callable[[Process, bool], T]) -> T | None:
-        """What a client gets. None: no answer, three times."""
+    def ask(self, do: Callable[[ApiReplica, bool], T]) -> T | None:
+        """Make a client's request, with retries. None: no response to any try."""
         for number in range(TRIES):
-            at = self.random.randrange(len(self.processes))
-            process = self.processes[at]
+            at = self.random.randrange(len(self.replicas))
+            process = self.replicas[at]
             try:
                 return do(process, number > 0)
-            except Killed:
-                self.requests += process.life.requests
-                self.kills_left -= 1
-                self.processes[at] = self.born()
+            except Crashed:
+                self.requests += process.crash.requests
+                self.crashes_left -= 1
+                self.replicas[at] = self.new_replica()
         return None
 
     # ---- clients ---------------------------------------------------------------------------------------------------
@@ -179,7 +90,7 @@ class Day:
         with tempfile.NamedTemporaryFile() as file:
             Path(file.name).write_bytes(content)
 
-            def send(process: Process, retried: bool) -> str:
+            def send(process: ApiReplica, retried: bool) -> str:
                 path = Path(file.name)
                 return process.files.create(TEAM, "key", path, filename="rows.jsonl", purpose=FINE_TUNE).id
 
@@ -234,23 +145,23 @@ class Day:
             self.history.unanswered.add(number)
             return
         assert job.metadata == {"number": number}
-        assert job.id not in self.history.told
+        assert job.id not in self.history.jobs
         self.history.created[number] = job.id
-        self.history.tell(job)
+        self.history.record(job)
 
     def any_job(self) -> str | None:
-        return self.random.choice(sorted(self.history.told)) if self.history.told else None
+        return self.random.choice(sorted(self.history.jobs)) if self.history.jobs else None
 
     def open_job(self) -> str | None:
-        """One that was not over when it was last told of."""
-        found = sorted(name for name, job in self.history.told.items() if job.status not in OVER)
+        """A random job that had not ended in its latest response."""
+        found = sorted(name for name, job in self.history.jobs.items() if job.status not in ENDED)
         return self.random.choice(found) if found else None
 
-    def look(self) -> None:
+    def get_job(self) -> None:
         if (identifier := self.any_job()) is not None:
             job = self.ask(lambda process, _: process.tuning.get(TEAM, identifier))
             if job is not None:
-                self.history.tell(job)
+                self.history.record(job)
 
     def change(self, what: Literal["cancel", "pause", "resume"]) -> None:
         if (identifier := self.open_job()) is None:
@@ -264,15 +175,15 @@ class Day:
         if job is None:
             self.history.maybe_cancelled |= {identifier} if what == "cancel" else set()
             return
-        self.history.tell(job)
+        self.history.record(job)
         if what == "cancel":
             assert job.status == "cancelled"
             self.history.end(identifier, "cancelled")
         else:
             assert job.status in (("paused",) if what == "pause" else ("queued", "running")), (what, job)
 
-    def pages(self, fetch: Callable[[Process, str | None], tuple[list[Any], bool]]) -> list[Any] | None:
-        """All of a list, as the official client's pager reads it. None: a page did not come."""
+    def pages(self, fetch: Callable[[ApiReplica, str | None], tuple[list[Any], bool]]) -> list[Any] | None:
+        """Read a whole list as the official client's pager does. None: a page got no response."""
         found: list[Any] = []
         more = True
         while more:
@@ -292,18 +203,18 @@ class Day:
         if found is not None:
             assert set(self.history.created.values()) <= {job.id for job in found}
             for job in found:
-                self.history.tell(job)
+                self.history.record(job)
 
     def list_events(self, identifier: str | None = None) -> None:
         if (identifier := identifier or self.any_job()) is None:
             return
         found = self.pages(lambda process, after: process.tuning.events(TEAM, identifier, limit=4, after=after))
         if found is not None:
-            told = [(event.id, event.message) for event in reversed(found)]
-            seen = self.history.events.get(identifier, [])
-            assert told[: len(seen)] == seen, "events changed before one that was seen"
-            assert not told or told[0][1] == f"created fine-tuning job {identifier}"
-            self.history.events[identifier] = told
+            events = [(event.id, event.message) for event in reversed(found)]
+            earlier = self.history.events.get(identifier, [])
+            assert events[: len(earlier)] == earlier, "an event listed earlier has changed"
+            assert not events or events[0][1] == f"created fine-tuning job {identifier}"
+            self.history.events[identifier] = events
 
     def list_files(self) -> None:
         found = self.pages(
@@ -325,7 +236,7 @@ class Day:
             return
         identifier = self.random.choice(files)
 
-        def delete(process: Process, retried: bool) -> bool:
+        def delete(process: ApiReplica, retried: bool) -> bool:
             process.delete_file(identifier, retried)
             return True
 
@@ -338,19 +249,19 @@ class Day:
         (self.history.deleted if answered else self.history.maybe_deleted).add(identifier)
 
     def delete_model(self) -> None:
-        if there := sorted(self.history.models - self.history.models_deleted):
-            name = self.random.choice(there)
+        if models := sorted(self.history.models - self.history.models_deleted):
+            name = self.random.choice(models)
 
-            def delete(process: Process, retried: bool) -> bool:
+            def delete(process: ApiReplica, retried: bool) -> bool:
                 delete_model(process.store, name)
                 return True
 
             if self.ask(delete):
                 self.history.models_deleted.add(name)
 
-    # ---- what the processes do by themselves -------------------------------------------------------------------------
+    # ---- background tasks ----------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
+    def reconcile(self) -> None:
         self.clock_s += self.random.choice([1, 10, 60, 400])
         self.ask(lambda process, _: process.tuning.reconcile())
 
@@ -360,8 +271,8 @@ class Day:
 
     # ---- runners ---------------------------------------------------------------------------------------------------
 
-    def work(self) -> None:
-        """One runner does something, or something is done to it."""
+    def advance_runner(self) -> None:
+        """Advance one random runner, or make it fail."""
         alive = sorted(name for name, runner in self.launcher.known.items() if runner.state in ("pending", "running"))
         if not alive:
             return
@@ -369,9 +280,9 @@ class Day:
         if self.launcher.known[runner_id].state == "pending":
             self.begin(runner_id)
             return
-        what = self.random.choices(["tell", "finish", "fail", "die", "vanish", "check"], [40, 25, 8, 8, 8, 11])[0]
+        what = self.random.choices(["report", "finish", "fail", "die", "vanish", "check"], [40, 25, 8, 8, 8, 11])[0]
         job = self.runners[runner_id]
-        if what == "tell":
+        if what == "report":
             job.event("info", "a step", {"step": 1}, kind="metrics")
         elif what in ("finish", "fail"):
             self.finish(runner_id.rpartition("-")[0], job, "succeeded" if what == "finish" else "failed")
@@ -394,11 +305,11 @@ class Day:
         launched = Launched(arguments[arguments.index("--paused-at") + 1] if "--paused-at" in arguments else None)
         identifier, job_id = runner_id.rpartition("-")[0], arguments[1]
         chance = self.random.random()
-        if chance < 0.1:  # its launcher forgets it, or it ends before its first line
+        if chance < 0.1:  # lost before its first line
             del self.launcher.known[runner_id]
         elif chance < 0.2:
             self.launcher.known[runner_id] = Runner("ended", "no room")
-        elif chance < 0.3:  # a whole training, with a model
+        elif chance < 0.3:  # a whole training with a model
             self.launcher.known[runner_id] = Runner("running")
             with suppress(JobError):
                 run_job(self.store, job_id, launched, epochs=1)
@@ -424,11 +335,11 @@ class Day:
             return
         self.history.end(identifier, how)
 
-    def haunt(self) -> None:
-        """A runner that was taken for lost was not."""
+    def run_zombie(self) -> None:
+        """Advance a runner that was reported as lost but still runs."""
         if self.zombies:
             job = self.zombies.pop(self.random.randrange(len(self.zombies)))
-            job.event("info", "still here")
+            job.event("info", "still running")
             if self.random.random() < 0.5:
                 self.finish(job.record.spec["name"], job, "succeeded")
             elif self.random.random() < 0.8:
@@ -436,13 +347,13 @@ class Day:
 
     # ---- the whole ---------------------------------------------------------------------------------------------------
 
-    def live(self) -> None:
-        """Until the processes have died as often as they shall."""
-        script: dict[Callable[[], None], int] = {
+    def run(self) -> None:
+        """Take random steps until all crashes have happened."""
+        steps: dict[Callable[[], None], int] = {
             self.upload: 5,
             self.upload_in_parts: 4,
             self.create: 9,
-            self.look: 5,
+            self.get_job: 5,
             partial(self.change, "cancel"): 3,
             partial(self.change, "pause"): 6,
             partial(self.change, "resume"): 6,
@@ -452,18 +363,18 @@ class Day:
             self.read_file: 2,
             self.delete_file: 2,
             self.delete_model: 2,
-            self.tick: 8,
+            self.reconcile: 8,
             self.sweep: 1,
-            self.work: 30,
-            self.haunt: 4,
+            self.advance_runner: 30,
+            self.run_zombie: 4,
         }
-        while self.kills_left > 0:
-            self.random.choices(list(script), list(script.values()))[0]()
+        while self.crashes_left > 0:
+            self.random.choices(list(steps), list(steps.values()))[0]()
 
-    def end(self) -> None:
-        """Nobody dies any more: everything comes to its end by itself."""
-        self.kills_left = 0
-        self.processes = [self.born(), self.born()]
+    def finish_all(self) -> None:
+        """Run all jobs to their end without further crashes."""
+        self.crashes_left = 0
+        self.replicas = [self.new_replica(), self.new_replica()]
         deadline = time.monotonic() + 60
         while records.all_open(self.store):
             assert time.monotonic() < deadline, f"still open: {records.all_open(self.store)}"
@@ -477,62 +388,4 @@ class Day:
                     self.launcher.known[runner_id] = Runner("ended")
             for _, identifier in records.all_open(self.store):
                 with suppress(ApiError):
-                    self.processes[0].tuning.resume(TEAM, identifier)
-
-
-def check_jobs(day: Day) -> None:
-    """Each create made one job, which has ended as it should, once."""
-    history, (process, _) = day.history, day.processes
-    made = [records.load(day.store, TEAM, identifier) for identifier in records.ids(day.store, TEAM)]
-    numbers = Counter((job.metadata or {})["number"] for job in made)
-    assert set(numbers.values()) <= {1}, "a create made several jobs"
-    assert {number: job.id for job in made if (number := (job.metadata or {})["number"]) in history.created} == (
-        history.created
-    )
-    assert set(numbers) <= set(history.created) | history.unanswered
-    assert sorted(day.store.list_dirs("jobs/")) == sorted(job.job_id for job in made)
-    for job in made:
-        told = process.tuning.get(TEAM, job.id)
-        history.tell(told)
-        assert told.status in OVER
-        if job.id in history.ended:
-            assert told.status == history.ended[job.id]
-        elif told.status == "failed":
-            assert len(job.launches) >= MAX_LAUNCHES
-        else:
-            assert told.status == "cancelled"
-            assert job.id in history.maybe_cancelled
-        for file in told.result_files:
-            assert b"".join(process.files.content(process.files.get(TEAM, file))).startswith(b"step,")
-        assert [launch.number for launch in job.launches] == list(range(1, len(job.launches) + 1))
-        day.list_events(job.id)
-        events = [event for _, event in jobs.events(day.store, job.job_id)]
-        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
-        messages = Counter(event.message for event in events)
-        assert messages[f"created fine-tuning job {job.id}"] == 1
-        assert messages["files validated, job queued"] <= 1
-        record = jobs.load(day.store, job.job_id)
-        begun = [message for message in messages.elements() if message.startswith("attempt ") and "started" in message]
-        assert len(begun) == len(set(begun)) == record.attempt <= len(job.launches)
-        counted = [info.key for info in day.store.list(f"usage/{TEAM}") if job.job_id in info.key]
-        assert len(counted) == (1 if record.attempt else 0), counted
-
-
-def check_files(day: Day) -> None:
-    """Every file is there with its bytes, and nothing else is left behind."""
-    history, (process, _) = day.history, day.processes
-    for identifier in day.usable_files():
-        content = b"".join(process.files.content(process.files.get(TEAM, identifier)))
-        assert content == history.files[identifier]
-    for identifier in history.deleted:
-        assert process.files.find(TEAM, identifier) is None
-    process.files.sweep(time.time() + 2 * 86_400)
-    process.uploads.sweep(time.time() + 2 * 3600)
-    there = {info.key.rpartition("/")[2].removesuffix(".json") for info in day.store.list(f"teams/{TEAM}/files")}
-    assert set(day.usable_files()) <= there
-    contents = {info.key.split("/")[2] for info in day.store.list(f"files/{TEAM}")}
-    assert contents == there, (contents - there, there - contents)
-    assert list(day.store.list("uploads")) == []
-    for name in history.models_deleted:
-        assert registry.versions(day.store, name) == []
-        assert registry.aliases(day.store, name) == {}
+                    self.replicas[0].tuning.resume(TEAM, identifier)

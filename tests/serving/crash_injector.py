@@ -1,7 +1,8 @@
-"""A process that dies at one of its requests, without the process: its store and its launcher raise `Killed`.
+"""Injects a process crash at a chosen request to the store or the launcher, within the test process.
 
-Whatever it holds in memory is gone with it; what it had written stays. It dies before the request is made, or when the
-request has been made and its answer has not arrived, which is all that a `kill -9` can do to a store.
+A crash raises `Crashed`, after which all further requests of the simulated process raise too. Written data stays. The
+crash happens before the request is made, or after it is made and before its response arrives: the two effects that
+`kill -9` can have on a store.
 """
 
 from __future__ import annotations
@@ -17,72 +18,72 @@ from ray_jobs.storage import Store
 T = TypeVar("T")
 
 
-class Killed(BaseException):
-    """No code that goes on after an error may go on after this."""
+class Crashed(BaseException):
+    """Not an Exception, so that no error handler of the code under test catches it."""
 
 
-class Life:
-    """Of one process."""
+class CrashPoint:
+    """The request at which one simulated process crashes."""
 
-    def __init__(self, requests: int | None = None, *, answers: bool = True) -> None:
-        """It ends at request number `requests` (None: never): before it is made, or, if `answers`, after."""
+    def __init__(self, crash_at: int | None = None, *, answers: bool = True) -> None:
+        """Crash at request number `crash_at` (None: never): before it is made or, if `answers`, after it."""
         self.requests = 0
-        self.over = False
-        self._most = requests
+        self.crashed = False
+        self._crash_at = crash_at
         self._answers = answers
         self._lock = threading.Lock()
 
-    def spend(self, request: Callable[[], T]) -> T:
-        """Make a request."""
+    def call(self, request: Callable[[], T]) -> T:
+        """Make a request, or crash."""
         with self._lock:
-            if self.over:  # another thread of the same process
-                raise Killed
+            if self.crashed:  # by another thread of the same process
+                raise Crashed
             self.requests += 1
-            last = self.requests == self._most
-            self.over = last
+            last = self.requests == self._crash_at
+            self.crashed = last
         if last and not self._answers:
-            raise Killed
+            raise Crashed
         try:
             return request()
         finally:
             if last:
-                raise Killed
+                raise Crashed
 
 
-class _Client:
-    """An S3 client."""
+class _CrashingClient:
+    """An S3 client whose requests may crash."""
 
-    def __init__(self, client: Any, life: Life) -> None:
+    def __init__(self, client: Any, crash: CrashPoint) -> None:
         self._client = client
-        self._life = life
+        self._crash = crash
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
-        return lambda **arguments: self._life.spend(lambda: method(**arguments))
+        return lambda **arguments: self._crash.call(lambda: method(**arguments))
 
 
-def mortal_store(store: Store, life: Life) -> Store:
-    """The same store, as a process with this life reaches it."""
+def crashing_store(store: Store, crash: CrashPoint) -> Store:
+    """Return the store with requests that count toward a crash point. Replaces the S3 client, which is private."""
     twin = Store(store.uri(), store._bucket.settings, cache=store._cache)
-    twin._bucket._clients[os.getpid()] = _Client(store._bucket._client(), life)  # type: ignore[assignment]
+    twin._bucket._clients[os.getpid()] = _CrashingClient(store._bucket._client(), crash)  # type: ignore[assignment]
     return twin
 
 
-class MortalLauncher:
-    """The same launcher, as a process with this life reaches it."""
+class CrashingLauncher:
+    """A launcher with calls that count toward a crash point."""
 
-    def __init__(self, launcher: Launcher, life: Life) -> None:
+    def __init__(self, launcher: Launcher, crash: CrashPoint) -> None:
         self._launcher = launcher
-        self._life = life
+        self._crash = crash
 
     def check(self, needs: Needs) -> None:
-        self._life.spend(lambda: self._launcher.check(needs))
+        self._crash.call(lambda: self._launcher.check(needs))
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
-        self._life.spend(lambda: self._launcher.launch(runner_id, arguments, environment, needs))
+        self._crash.call(lambda: self._launcher.launch(runner_id, arguments, environment, needs))
 
     def stop(self, runner_id: str) -> None:
-        self._life.spend(lambda: self._launcher.stop(runner_id))
+        self._crash.call(lambda: self._launcher.stop(runner_id))
 
     def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
-        return self._life.spend(lambda: self._launcher.runners(prefix, fresh=fresh))
+        return self._crash.call(lambda: self._launcher.runners(prefix, fresh=fresh))

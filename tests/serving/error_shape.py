@@ -1,4 +1,4 @@
-"""What every refusal of the endpoint looks like."""
+"""The shape of every error response of the endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 @dataclass(frozen=True)
 class Refusal:
-    """A refusal that has the shape."""
+    """An error response in the expected shape."""
 
     status: int
     message: str
@@ -23,7 +23,7 @@ class Refusal:
 
 
 def check_error(response: httpx.Response) -> Refusal:
-    """The refusal in a response. Fails where it is none, or not in OpenAI's shape, or says what it must not."""
+    """Return a response's error. Fails if it is not a 4xx in OpenAI's shape, or if it reveals internals."""
     status = response.status_code
     assert 400 <= status < 500, (status, response.text[:500])
     assert response.headers["content-type"] == "application/json"

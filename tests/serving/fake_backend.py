@@ -1,4 +1,4 @@
-"""A backend that answers as the engines do, without engines: an honest fake of `serving.inference.backends.Backend`."""
+"""A fake of `serving.inference.backends.Backend` that answers as engines do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from serving.inference.backends import Route
 
 @dataclass
 class FakeBackend:
-    """Echoes the last message; raises `failure` instead where one is set, or answers `refusal`."""
+    """Echoes the last message, or raises `failure` or returns `refusal` if one is set."""
 
     failure: Exception | None = None
     refusal: dict[str, Any] | None = None
     fail_after: int | None = None
-    """Chunks of a stream before `failure`. None: at once."""
+    """Chunks of a stream before `failure`. None: raised at once."""
     calls: list[tuple[Route, str, dict[str, Any]]] = field(default_factory=list)
     closed: int = 0
-    """Answers that were ended, by their own end or by whoever asked."""
+    """Responses that ended or were closed by the caller."""
     states: dict[str, str] = field(default_factory=dict)
 
     async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:

@@ -1,7 +1,7 @@
-"""The endpoint is what its OpenAPI document says: Schemathesis sends what the document allows, and what it does not.
+"""The endpoint conforms to its OpenAPI document: Schemathesis sends valid and invalid requests to every operation.
 
-Every operation, on a real store and port; engines and runners are fakes. Nobody guesses an identifier, so a part of the
-requests is made to name what is there.
+Uses a real store and port; engines and runners are fakes. Random identifiers do not exist, so a third of the requests
+is changed to name existing things.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.serving.error_shape import check_error
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 EXAMPLES = 15
-"""Random requests of each operation; those at the edges of what the document allows come on top."""
+"""Random requests of each operation, in addition to Schemathesis' boundary values."""
 CHECKS = [
     not_a_server_error,
     openapi.status_code_conformance,
@@ -43,9 +43,9 @@ CHECKS = [
     openapi.unsupported_method,
     openapi.ignored_auth,
 ]
-"""Not: that all is accepted which the document allows. Whether a file or a model is there, no document says."""
+"""Without the check that every valid request is accepted: a document does not say which files and models exist."""
 ENGINES = {"/v1/chat/completions", "/v1/completions"}
-"""What an engine is to check of a request, their fake does not."""
+"""Paths whose requests an engine validates, which the fake does not."""
 DOCUMENT = TestClient(make_app(Router(nowhere(), ttl_s=1.0)), headers=HEADERS).get("/openapi.json").json()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = {f"{method.upper()} {path}" for path, item in DOCUMENT["paths"].items() for method in item}
@@ -53,7 +53,7 @@ OPERATIONS = {f"{method.upper()} {path}" for path, item in DOCUMENT["paths"].ite
 
 @dataclass
 class World:
-    """The endpoint, what is there to be named, and what was answered."""
+    """The endpoint, existing things that requests may name, and counts of responses."""
 
     server: ApiServer
     client: httpx.Client
@@ -63,7 +63,7 @@ class World:
     model: str = ""
 
     def settle(self) -> None:
-        """A file, a job that is over and its model, unless they are there."""
+        """Create a file, a finished job and its model, if they do not exist."""
         if not self.file or self.client.get(f"/v1/files/{self.file}").status_code != 200:
             files = {"file": ("rows.jsonl", rows())}
             self.file = self.client.post("/v1/files", files=files, data={"purpose": "fine-tune"}).json()["id"]
@@ -81,8 +81,8 @@ class World:
         described = {"filename": "x.jsonl", "purpose": "user_data", "bytes": 1}
         return str(self.client.post("/v1/uploads", json=described).json()["id"])
 
-    def name_what_is_there(self, case: schemathesis.Case[Any]) -> None:
-        """Let a request name a file, job, upload or model that there is, where it has a place for one."""
+    def use_existing_names(self, case: schemathesis.Case[Any]) -> None:
+        """Change a request to name an existing file, job, upload or model."""
         self.settle()
         parameters = case.path_parameters or {}
         if "file_id" in parameters:
@@ -143,9 +143,9 @@ def test_an_operation_is_as_documented(case: schemathesis.Case[Any], world: Worl
     documented = {given["name"] for given in case.operation.definition.raw.get("parameters", [])}
     unjudged = case.path in ENGINES or bool(
         (case.query or {}).keys() - documented
-    )  # which is passed over, as OpenAI does
-    if zlib.crc32(sent) % 3 == 0:  # chosen by what it is, so that it stays so when it is tried again
-        world.name_what_is_there(case)
+    )  # unknown query parameters are ignored, as by OpenAI
+    if zlib.crc32(sent) % 3 == 0:  # depends on the request, so that a repeated one is treated equally
+        world.use_existing_names(case)
         unjudged = True
     checks = [check for check in CHECKS if not (unjudged and check is openapi.negative_data_rejection)]
     response = case.call(base_url=world.server.url, headers=HEADERS)
@@ -160,8 +160,8 @@ def flat(headers: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_an_operation_was_answered_and_refused(world: World, operation: str) -> None:
-    """The requests above did reach what an operation is for."""
+def test_every_operation_had_a_successful_request(world: World, operation: str) -> None:
+    """The requests of the test above were not only refused."""
     method, path = operation.split(" ")
     if not any(known == operation for known, _ in world.statuses):
         pytest.skip("its requests were not sent in this process")
@@ -173,7 +173,7 @@ def test_an_operation_was_answered_and_refused(world: World, operation: str) -> 
         assert {str(status) for status in found} <= documented.keys() | {"405"}
 
 
-def test_the_document_says_what_is_true_of_all(world: World) -> None:
+def test_the_document_has_key_and_errors_of_every_operation(world: World) -> None:
     for path, item in DOCUMENT["paths"].items():
         for operation in item.values():
             statuses = operation["responses"].keys()

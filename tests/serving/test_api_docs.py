@@ -1,4 +1,4 @@
-"""docs/api.md: its code runs, and its tables name what there is."""
+"""docs/api.md: its code runs, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def test_the_examples_run_from_top_to_bottom(store: Store, tmp_path: Path, monke
             stop.set()
             runner.join()
     said = output.getvalue()
-    assert "2 not JSON" in said  # the second bad line, by its number
+    assert "2 not JSON" in said  # the second invalid line, by its number
     assert "succeeded ft:tiny-chat:default:support:" in said
     assert "invalid_request metadata.k ['metadata.k', 'model', 'training_file']" in said
     assert re.search(r"^\d+ 6 \{'rank': 8", said, flags=re.MULTILINE)  # the dry run
 
 
-def test_the_table_of_extra_fields_has_all_of_them() -> None:
+def test_the_table_of_extra_fields_is_complete() -> None:
     openai = {"model", "training_file", "validation_file", "suffix", "seed", "metadata", "integrations", "method"}
     own = set(CreateFineTuningJob.model_fields) - openai - {"hyperparameters"}
     table = TEXT.partition("| field |")[2].partition("\n\n")[0]
     assert own <= set(re.findall(r"`([a-z_]+)`", table))
 
 
-def test_the_table_of_refusals_has_every_code() -> None:
+def test_the_table_of_errors_has_every_code() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (PAGE.parent.parent / "serving").rglob("*.py")]
     codes = {code for source in sources for code in re.findall(r'code="([a-z_]+)"', source)}
     rare = {"unsupported_file", "empty_file", "upload_not_pending", "wrong_team", "not_deletable", "permission_denied"}

@@ -1,7 +1,7 @@
-"""What is another team's answers as what does not exist: the same status, the same words, and nothing changes.
+"""Another team's things get the same response as things that do not exist, and requests do not change them.
 
-Every operation of the API that names a thing is asked with another team's and with one that there never was. One that
-is not here fails `test_every_operation_is_asked`, so that none is forgotten.
+Every operation that names a thing is called with another team's name and with an unknown name.
+`test_every_operation_is_probed` fails for an operation that is missing here.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server
 
 OURS, THEIRS = "alpha", "bravo"
 SECRETS = (THEIRS, "bravos-rows", "bravos-suffix", "bravos-metadata", "question 1000")
-"""What of theirs no answer of ours may hold, besides their ids."""
+"""Texts of the other team that no response may contain, besides its ids."""
 QUESTION = [{"role": "user", "content": "who are you"}]
 ID = re.compile(r"(?<=[-_:])[0-9a-hjkmnp-tv-z]{26}")
 
 
 @dataclass(frozen=True)
 class Team:
-    """One team's client, and what it has."""
+    """One team's client and things."""
 
     client: httpx.Client
     key_id: str
@@ -44,10 +44,10 @@ class Team:
     part: str
     done_upload: str
     job: str
-    """It has succeeded."""
+    """A job that has succeeded."""
     running_job: str
     model: str
-    """Its name on the wire."""
+    """API name of its model."""
 
     @property
     def ids(self) -> list[str]:
@@ -56,16 +56,16 @@ class Team:
 
     @property
     def models(self) -> list[str]:
-        """Every name that its model goes by."""
+        """All names of its model."""
         name = self.job
         labels = ("1", "2", "3", "champion", "ckpt-step-10", "nothing")
-        wire = [self.model, f"{self.model}:ckpt-step-10", f"ft:x:y:z:{self.job.removeprefix('ftjob-')}"]
-        return [*wire, name, *(f"{name}@{label}" for label in labels)]
+        api_names = [self.model, f"{self.model}:ckpt-step-10", f"ft:x:y:z:{self.job.removeprefix('ftjob-')}"]
+        return [*api_names, name, *(f"{name}@{label}" for label in labels)]
 
 
 @dataclass(frozen=True)
 class World:
-    """Two teams at one endpoint, and its operator."""
+    """An endpoint with two teams and its operator."""
 
     server: ApiServer
     ours: Team
@@ -77,7 +77,7 @@ class World:
         return self.server.store
 
     def objects_of(self, team: Team) -> dict[str, str]:
-        """Whatever is about one of a team's things."""
+        """Key → etag of all objects of a team's things."""
         return {info.key: info.etag for info in self.store.list() if any(found in info.key for found in team.ids)}
 
 
@@ -101,7 +101,7 @@ def world(module_store: Store) -> Iterator[World]:
 
 
 def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
-    """Give a team one of everything."""
+    """Create one thing of each kind for a team."""
     content = rows(12, start=1000 if team == THEIRS else 0)
 
     def post(path: str, **arguments: Any) -> dict[str, Any]:
@@ -151,11 +151,11 @@ def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
     )
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- probes ----------------------------------------------------------------------------------------------------------
 
 Ask = Callable[[httpx.Client, str], httpx.Response]
 Named = Callable[[Team], list[str]]
-"""What a request names, of a team's."""
+"""Names of a team's things to put into a request."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ class Probe:
     names: Named
     ask: Ask
     status: int = 404
-    why: str = ""
+    param: str = ""
+    """The error's `param`, if it is set."""
 
 
 def at(method: str, path: str, names: Named, **arguments: Any) -> Probe:
@@ -197,7 +198,7 @@ def creating(field: str, names: Named, **body: Any) -> Probe:
         own = client.get("/v1/files?purpose=fine-tune&limit=1").json()["data"][0]["id"]
         return client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": own, **body, field: name})
 
-    return Probe(names, ask, status=400, why=field)
+    return Probe(names, ask, status=400, param=field)
 
 
 def searching(client: httpx.Client, name: str) -> httpx.Response:
@@ -207,7 +208,7 @@ def searching(client: httpx.Client, name: str) -> httpx.Response:
 
 
 def completing(client: httpx.Client, name: str) -> httpx.Response:
-    """An upload of one's own with a part of others."""
+    """Complete the client's own upload with another team's part."""
     described = {"filename": "x.jsonl", "purpose": "fine-tune", "bytes": 1}
     upload = client.post("/v1/uploads", json=described).json()["id"]
     answer = client.post(f"/v1/uploads/{upload}/complete", json={"part_ids": [name]})
@@ -220,7 +221,7 @@ def uploading(client: httpx.Client, name: str) -> httpx.Response:
 
 
 def reading(client: httpx.Client, name: str) -> httpx.Response:
-    """Rows from the store, past the files."""
+    """Name rows by store address instead of file id."""
     return client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": name, "data": {"train": name}})
 
 
@@ -275,32 +276,32 @@ FIELDS = {
     "POST /v1/embeddings": {"model"},
     "POST /v1/classify": {"model"},
 }
-"""Of a body, those that can name a thing; each has its probe."""
+"""Body fields that can name a thing; each has a probe."""
 HARMLESS = {
     *("file", "purpose", "task", "expires_after", "expires_after[anchor]", "expires_after[seconds]", "md5"),
     *("filename", "bytes", "mime_type", "suffix", "seed", "metadata", "integrations", "method"),
     *("hyperparameters", "lora_rank", "training", "compute", "evaluation", "serving", "priority", "dry_run"),
     *("messages", "prompt", "input", "stream", "n", "max_tokens", "temperature", "encoding_format"),
 }
-"""Those that cannot."""
+"""Body fields that cannot name a thing."""
 NAMES_NOTHING = {"POST /v1/uploads", "GET /healthz", "GET /readyz", "GET /metrics"}
 
 
-def test_every_operation_is_asked(world: World) -> None:
+def test_every_operation_is_probed(world: World) -> None:
     document = world.operator.get("/openapi.json").json()
-    there = {
+    operations = {
         f"{method.upper()} {path}": operation
         for path, item in document["paths"].items()
         for method, operation in item.items()
     }
-    assert there.keys() == PROBES.keys() | LISTS.keys() | NAMES_NOTHING
+    assert operations.keys() == PROBES.keys() | LISTS.keys() | NAMES_NOTHING
     assert not [name for name in NAMES_NOTHING | LISTS.keys() if "{" in name]
-    named = {name: fields_of(document, operation) - HARMLESS for name, operation in there.items()}
+    named = {name: fields_of(document, operation) - HARMLESS for name, operation in operations.items()}
     assert {name: fields for name, fields in named.items() if fields} == FIELDS
 
 
 def fields_of(document: dict[str, Any], operation: dict[str, Any]) -> set[str]:
-    """Names of the fields of its body."""
+    """Return the field names of an operation's body."""
     found: set[str] = set()
     for body in operation.get("requestBody", {}).get("content", {}).values():
         schema = body["schema"]
@@ -315,16 +316,16 @@ def test_no_route_is_outside_the_document(world: World) -> None:
     assert world.server.paths() - document.keys() == {"/openapi.json"}
 
 
-# --- what is answered ------------------------------------------------------------------------------------------------
+# --- responses -------------------------------------------------------------------------------------------------------
 
 
 def unknown(name: str, theirs: Team) -> str:
-    """A name of the same form that nobody has."""
+    """Return an unknown name of the same form."""
     return ID.sub(lambda found: new_id("x").removeprefix("x-"), name)
 
 
 def masked(answer: httpx.Response, name: str) -> tuple[int, dict[str, str], Any]:
-    """An answer without what differs from one request to the next, and without the names that are suggested."""
+    """Return a response without request-specific parts and without suggested names."""
     body = answer.json()
     for holder in (body["error"], *body["error"].get("details", [])):
         text = ID.sub("ID", holder["message"].replace(name, "NAME"))
@@ -337,8 +338,8 @@ def masked(answer: httpx.Response, name: str) -> tuple[int, dict[str, str], Any]
     )
 
 
-def tells_nothing(answer: httpx.Response, world: World, *, asked: str) -> None:
-    """No id, name or text of theirs is in an answer, but for what was asked itself."""
+def reveals_nothing(answer: httpx.Response, world: World, *, asked: str) -> None:
+    """Assert that a response contains nothing of the other team except the requested name."""
     text = (answer.text + json.dumps(dict(answer.headers))).replace(asked, "")
     for found in ID.findall(asked):
         text = text.replace(found, "")
@@ -347,7 +348,7 @@ def tells_nothing(answer: httpx.Response, world: World, *, asked: str) -> None:
 
 
 @pytest.mark.parametrize("operation", PROBES)
-def test_another_teams_is_as_if_it_were_not(world: World, operation: str) -> None:
+def test_another_teams_things_get_the_response_of_unknown_ones(world: World, operation: str) -> None:
     before = world.objects_of(world.theirs)
     asked = 0
     for probe in PROBES[operation]:
@@ -356,9 +357,9 @@ def test_another_teams_is_as_if_it_were_not(world: World, operation: str) -> Non
             mine, none = probe.ask(world.ours.client, name), probe.ask(world.ours.client, other)
             assert mine.status_code == probe.status, (name, mine.text)
             assert masked(mine, name) == masked(none, other)
-            if probe.why:
-                assert mine.json()["error"]["param"] == probe.why
-            tells_nothing(mine, world, asked=name)
+            if probe.param:
+                assert mine.json()["error"]["param"] == probe.param
+            reveals_nothing(mine, world, asked=name)
             asked += 1
     assert asked
     assert before
@@ -366,19 +367,19 @@ def test_another_teams_is_as_if_it_were_not(world: World, operation: str) -> Non
 
 
 @pytest.mark.parametrize("operation", LISTS)
-def test_lists_have_ones_own(world: World, operation: str) -> None:
+def test_lists_contain_only_the_teams_own_things(world: World, operation: str) -> None:
     path = operation.removeprefix("GET ")
     for query in LISTS[operation]:
         full = path + query.format(file=world.theirs.file, job=world.theirs.job)
         answer = world.ours.client.get(full)
         assert answer.status_code == 200, answer.text
-        tells_nothing(answer, world, asked="")
+        reveals_nothing(answer, world, asked="")
     assert world.ours.client.get(path).json()["data"]
-    assert THEIRS in world.theirs.client.get(path).text  # which is what would be seen here
+    assert THEIRS in world.theirs.client.get(path).text  # so the check above could fail
 
 
-def test_a_probe_that_is_ones_own_is_answered(world: World) -> None:
-    """The same requests do reach what is there: otherwise the others would say nothing."""
+def test_probes_of_the_teams_own_things_succeed(world: World) -> None:
+    """The same requests work for own things; otherwise the other tests would prove nothing."""
     client, own = world.ours.client, world.ours
     reached = 0
     for operation, probes in PROBES.items():
@@ -394,18 +395,18 @@ def test_a_probe_that_is_ones_own_is_answered(world: World) -> None:
     assert reached == 10
 
 
-def test_a_key_says_for_whom_only_of_its_own_team(world: World) -> None:
+def test_a_key_may_create_jobs_of_its_own_team_only(world: World) -> None:
     body = {"model": BASE, "training_file": world.ours.file}
-    there, nowhere = (
+    existing, unknown_team = (
         world.ours.client.post("/v1/fine_tuning/jobs", json=body | {"team": team}) for team in (THEIRS, "nowhere")
     )
-    assert there.status_code == nowhere.status_code == 403
-    assert there.text.replace(THEIRS, "TEAM") == nowhere.text.replace("nowhere", "TEAM")
+    assert existing.status_code == unknown_team.status_code == 403
+    assert existing.text.replace(THEIRS, "TEAM") == unknown_team.text.replace("nowhere", "TEAM")
     assert world.ours.client.post("/v1/fine_tuning/jobs", json=body | {"team": OURS, "dry_run": True}).is_success
 
 
-def test_keys_of_creates_are_a_teams_own(world: World) -> None:
-    """Another team's `Idempotency-Key` neither finds its job nor says that it was used."""
+def test_idempotency_keys_are_scoped_to_their_team(world: World) -> None:
+    """Another team's `Idempotency-Key` neither finds its job nor reveals that it was used."""
     for key in ("the same", "another"):
         body = {"model": BASE, "training_file": world.ours.file, "seed": 77, "metadata": {"of": key}}
         headers = {"Idempotency-Key": f"{key} of {OURS}"}
@@ -417,7 +418,7 @@ def test_keys_of_creates_are_a_teams_own(world: World) -> None:
         assert answer.json()["organization_id"] == THEIRS
 
 
-def test_a_shared_model_is_there_and_gone_again(world: World) -> None:
+def test_a_model_is_visible_while_it_is_shared(world: World) -> None:
     client, name = world.ours.client, world.theirs.model
 
     def answers() -> tuple[int, int, bool]:
@@ -434,7 +435,7 @@ def test_a_shared_model_is_there_and_gone_again(world: World) -> None:
     for whom in ({"teams": [OURS]}, {"everyone": True}):
         shares.share(world.store, world.theirs.job, **whom)
         becomes((200, 200, True))
-        # It is theirs all the same: its job stays unseen, and it cannot be deleted.
+        # Sharing does not reveal its job or allow deleting it.
         assert client.get(f"/v1/fine_tuning/jobs/{world.theirs.job}").status_code == 404
         assert client.delete(f"/v1/models/{name}").status_code in (403, 404)
         shares.unshare(world.store, world.theirs.job)
@@ -453,8 +454,7 @@ def test_the_operator_sees_every_model_and_its_own_teams_files_and_jobs(world: W
         assert operator.get(f"/v1/fine_tuning/jobs/{team.job}").status_code == 404
 
 
-def test_one_team_has_a_part_of_a_model(world: World) -> None:
-    """A name whose versions are of two teams: neither deletes the other's."""
+def test_a_model_with_versions_of_two_teams_is_deleted_by_neither(world: World) -> None:
     for team in (OURS, THEIRS):
         register(world.store, make_spec("mixed", team=team, base_model=BASE), team)
     assert world.ours.client.delete("/v1/models/mixed").status_code == 403

@@ -1,4 +1,4 @@
-"""What the limiter promises, under any traffic: its own clock, no waiting."""
+"""The rate limiter's guarantees under arbitrary traffic, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_limiter(clock: Callable[[], float], *, max_ongoing_requests: int = 10**
 
 
 def ask(limiter: RateLimiter, limits: Limits, *, tokens: int = 0, key_id: str = "k") -> int | None:
-    """One whole request. The seconds of its Retry-After; None: it was answered."""
+    """Make one request. Returns its Retry-After in seconds, or None if it was admitted."""
     try:
         with limiter.request(key_id, limits):
             limiter.charge(key_id, tokens)
@@ -44,7 +44,7 @@ def ask(limiter: RateLimiter, limits: Limits, *, tokens: int = 0, key_id: str = 
 
 
 @given(start_s=st.floats(0, 1e6), limit=st.integers(1, 12), gaps_s=GAPS_S)
-def test_no_minute_sees_more_requests_than_the_limit(start_s: float, limit: int, gaps_s: list[float]) -> None:
+def test_no_minute_has_more_requests_than_the_limit(start_s: float, limit: int, gaps_s: list[float]) -> None:
     clock = Clock(start_s)
     limiter, limits, begun_s = make_limiter(clock), Limits(requests_per_minute=limit), []
     for gap_s in gaps_s:
@@ -58,7 +58,7 @@ def test_no_minute_sees_more_requests_than_the_limit(start_s: float, limit: int,
 
 @given(start_s=st.floats(0, 1e6), limit=st.integers(1, 50), gap_s=st.floats(0.0, 3.0))
 def test_nearly_the_whole_limit_can_be_used(start_s: float, limit: int, gap_s: float) -> None:
-    """Whoever asks as often as may be gets the limit each 61 seconds, not less."""
+    """A client that always retries in time gets at least the limit in every 61 seconds."""
     clock = Clock(start_s)
     limiter, limits = make_limiter(clock), Limits(requests_per_minute=limit)
     begun = 0
@@ -75,7 +75,7 @@ def test_nearly_the_whole_limit_can_be_used(start_s: float, limit: int, gap_s: f
     tokens=st.one_of(st.none(), st.integers(1, 1000)),
     steps=st.lists(st.tuples(st.floats(0.0, 8.0), st.integers(0, 3000)), max_size=60),
 )
-def test_retry_after_is_true_and_no_longer_than_it_must(
+def test_retry_after_is_sufficient_and_minimal(
     start_s: float, requests: int | None, tokens: int | None, steps: list[tuple[float, int]]
 ) -> None:
     clock = Clock(start_s)
@@ -99,7 +99,7 @@ def test_retry_after_is_true_and_no_longer_than_it_must(
     limit=st.integers(1, 1000),
     steps=st.lists(st.tuples(st.floats(0.0, 30.0), st.integers(0, 3000)), min_size=1, max_size=80),
 )
-def test_tokens_over_any_time_are_the_rate_and_one_minute_at_once(
+def test_tokens_of_any_period_are_at_most_the_rate_and_one_full_bucket(
     start_s: float, limit: int, steps: list[tuple[float, int]]
 ) -> None:
     clock = Clock(start_s)
@@ -115,18 +115,18 @@ def test_tokens_over_any_time_are_the_rate_and_one_minute_at_once(
             charged.append((clock.now_s, used))
 
 
-def test_a_debt_is_paid_off_at_the_rate_of_the_limit() -> None:
+def test_an_overdrawn_bucket_refills_at_the_rate_of_the_limit() -> None:
     clock = Clock()
     limiter, limits = make_limiter(clock), Limits(tokens_per_minute=60)
     assert ask(limiter, limits, tokens=300) is None
-    assert ask(limiter, limits) == 241  # 240 above the limit at one a second, and one for the request
+    assert ask(limiter, limits) == 241  # overdrawn by 240 tokens at one a second, and one token for the request
     clock.now_s += 240
     assert ask(limiter, limits) == 1
     clock.now_s += 1
     assert ask(limiter, limits) is None
 
 
-def test_requests_at_the_same_time_are_counted_until_they_end_however_they_do() -> None:
+def test_concurrent_requests_are_counted_until_they_return_or_raise() -> None:
     limiter, limits = make_limiter(Clock()), Limits(concurrent_requests=2)
     with ExitStack() as held:
         held.enter_context(limiter.request("k", limits))
@@ -139,7 +139,7 @@ def test_requests_at_the_same_time_are_counted_until_they_end_however_they_do() 
     assert ask(limiter, limits) is None
 
 
-def test_what_is_refused_is_not_counted() -> None:
+def test_a_refused_request_is_not_counted() -> None:
     clock = Clock()
     limiter, limits = make_limiter(clock), Limits(requests_per_minute=1, concurrent_requests=5)
     assert ask(limiter, limits) is None
@@ -150,7 +150,7 @@ def test_what_is_refused_is_not_counted() -> None:
     assert ask(limiter, limits) is None
 
 
-def test_the_longest_wait_is_told() -> None:
+def test_the_longest_wait_is_reported() -> None:
     clock = Clock()
     limiter, limits = make_limiter(clock), Limits(requests_per_minute=1, tokens_per_minute=60)
     assert ask(limiter, limits, tokens=360) is None
@@ -158,19 +158,19 @@ def test_the_longest_wait_is_told() -> None:
         pass
 
 
-def test_a_limit_that_is_changed_counts_from_the_next_request() -> None:
+def test_a_changed_limit_applies_from_the_next_request() -> None:
     clock = Clock()
     limiter = make_limiter(clock)
     for _ in range(3):
         assert ask(limiter, Limits(requests_per_minute=5)) is None
         clock.now_s += 1
-    assert ask(limiter, Limits(requests_per_minute=2)) == 59  # the second must go too, 61 s after it began
+    assert ask(limiter, Limits(requests_per_minute=2)) == 59  # when the second request leaves the window
     assert ask(limiter, Limits(requests_per_minute=4)) is None
     assert ask(limiter, Limits(requests_per_minute=4)) is not None
     assert ask(limiter, Limits()) is None
 
 
-def test_headers_say_what_is_left_and_when_all_is() -> None:
+def test_headers_contain_limit_remaining_and_reset() -> None:
     clock = Clock()
     limiter, limits = make_limiter(clock), Limits(requests_per_minute=10, tokens_per_minute=600)
     assert limiter.headers("k", Limits(concurrent_jobs=1)) == {}
@@ -193,11 +193,11 @@ def test_headers_say_what_is_left_and_when_all_is() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0ms"), (0.0161, "17ms"), (1.0, "1s"), (41.2, "42s"), (60.0, "1m0s"), (360.0, "6m0s")]
 )
-def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None:
+def test_durations_are_formatted_as_by_openai(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_the_process_takes_so_many_and_no_more() -> None:
+def test_the_process_has_a_maximum_of_concurrent_requests() -> None:
     limiter = make_limiter(Clock(), max_ongoing_requests=2)
     for _ in range(3):
         with limiter.slot(), limiter.slot():
@@ -207,10 +207,10 @@ def test_the_process_takes_so_many_and_no_more() -> None:
             assert caught.value.headers["Retry-After"] == "1"
 
 
-def test_keys_at_rest_are_forgotten_and_those_in_use_are_not() -> None:
+def test_idle_keys_are_dropped_and_others_are_kept() -> None:
     clock = Clock()
     limiter, limits = make_limiter(clock), Limits(requests_per_minute=1, tokens_per_minute=60)
-    assert ask(limiter, limits, key_id="in debt", tokens=60 * 60 * 24) is None
+    assert ask(limiter, limits, key_id="overdrawn", tokens=60 * 60 * 24) is None
     with limiter.request("at work", Limits(concurrent_requests=1)):
         most = 0
         for number in range(20_000):
@@ -219,11 +219,11 @@ def test_keys_at_rest_are_forgotten_and_those_in_use_are_not() -> None:
             most = max(most, len(limiter._usage))
         assert most <= 2 * (61 / 0.05 + 2)
         assert ask(limiter, Limits(concurrent_requests=1), key_id="at work") == 1
-    assert ask(limiter, limits, key_id="in debt") is not None
+    assert ask(limiter, limits, key_id="overdrawn") is not None
     assert ask(limiter, limits, key_id=f"key {number}") is not None
 
 
-def test_a_window_is_as_small_for_many_as_for_few() -> None:
+def test_a_sliding_window_has_constant_memory() -> None:
     window = SlidingWindow()
     for number in range(200_000):
         window.add(number / 1000)

@@ -1,4 +1,4 @@
-"""Whatever is sent to `/v1/files`: refused in the error shape, nothing of it stays, and memory stays flat."""
+"""Hostile uploads to `/v1/files` are refused in the error shape, leave nothing in the store and need little memory."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.serving.error_shape import Refusal, check_error
 
 MIB = 2**20
 MAX_BYTES = 110 * MIB
-"""That a file may have here."""
+"""Largest file accepted in these tests."""
 MAX_GROWTH_BYTES = 192 * MIB
-"""Parts of 16 MiB are sent to the store at the same time; a file of any length takes no more."""
+"""Limit of memory growth for a file of any length; parts of 16 MiB are sent to the store concurrently."""
 BOUNDARY = "boundary-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 JAPANESE = json.dumps({"prompt": "こんにちは、元気ですか", "completion": "はい、元気です"}, ensure_ascii=False) + "\n"
@@ -34,16 +34,16 @@ JAPANESE = json.dumps({"prompt": "こんにちは、元気ですか", "completio
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The process, the store it writes to, and a client of it."""
+    """The process, its store, and a client of it."""
 
     process: ApiProcess
     store: Store
     client: httpx.Client
     resident_bytes: int
-    """When nothing had been sent but what every file goes through."""
+    """Resident memory after warm-up uploads."""
 
     def objects(self) -> dict[str, str]:
-        """Everything in the store but what is counted of requests."""
+        """Key → etag of all objects except usage counts."""
         return {info.key: info.etag for info in self.store.list() if not info.key.startswith("usage/")}
 
     def post(self, body: bytes, content_type: str = f"multipart/form-data; boundary={BOUNDARY}") -> httpx.Response:
@@ -59,19 +59,19 @@ def endpoint(store_server: StoreServer, module_store: Store) -> Iterator[Endpoin
     ):
         for content in (rows(), b"{}\n"):
             client.post("/v1/files", files={"file": ("x.jsonl", content)}, data={"purpose": "fine-tune"})
-        process.forget_peak()
+        process.reset_peak()
         yield Endpoint(process, store, client, process.resident_bytes())
 
 
 @pytest.fixture(autouse=True)
 def untouched(endpoint: Endpoint) -> Iterator[None]:
-    """Nothing stays, and nothing is held."""
+    """Assert after each test that the store is unchanged and that memory has not grown."""
     before = endpoint.objects()
     yield
     assert endpoint.objects() == before
     grown = endpoint.process.peak_bytes() - endpoint.resident_bytes
-    print(f"{grown / MIB:.0f} MiB more than at rest")
-    assert grown < MAX_GROWTH_BYTES, f"{grown / MIB:.0f} MiB more than at rest"
+    print(f"{grown / MIB:.0f} MiB more than idle")
+    assert grown < MAX_GROWTH_BYTES, f"{grown / MIB:.0f} MiB more than idle"
     assert endpoint.client.get("/healthz").status_code == 200
 
 
@@ -108,7 +108,7 @@ def nested(depth: int) -> bytes:
 
 
 CONTENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
-    # name → content, the file's name, what the message says
+    # name → content, file name, part of the message
     "empty": (lambda: b"", "x.jsonl", "is empty"),
     "newlines alone": (lambda: b"\n" * 50_000, "x.jsonl", "no rows"),
     "carriage returns alone": (lambda: b"\r" * 50_000, "x.jsonl", "no rows"),
@@ -161,14 +161,14 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_contents_that_are_no_rows(endpoint: Endpoint, name: str) -> None:
+def test_invalid_contents_are_refused(endpoint: Endpoint, name: str) -> None:
     make, filename, message = CONTENTS[name]
     error = refused(endpoint.post(form(make(), filename)))
     assert message in error.message
     assert error.param == "file"
 
 
-def test_every_wrong_line_is_told_up_to_a_limit(endpoint: Endpoint) -> None:
+def test_every_invalid_line_is_reported_up_to_a_limit(endpoint: Endpoint) -> None:
     error = refused(endpoint.post(form(b'{"prompt": 1}\n' * 200_000)))
     assert error.message.startswith("200000 problems in rows.jsonl; line 1: prompt must be")
     lines = [detail["line"] for detail in error.details]
@@ -177,7 +177,7 @@ def test_every_wrong_line_is_told_up_to_a_limit(endpoint: Endpoint) -> None:
 
 
 NAMES: dict[str, tuple[str | bytes, str | None]] = {
-    # name → what is sent, and what it is called then; None: refused
+    # name → file name sent, file name stored; None: refused
     "a path": ("../../etc/passwd", "passwd"),
     "an absolute path": ("/etc/passwd.jsonl", "passwd.jsonl"),
     "a path of Windows": (rb"C:\\x", "x"),
@@ -201,12 +201,12 @@ NAMES: dict[str, tuple[str | bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_files_are_text_and_no_paths(endpoint: Endpoint, name: str) -> None:
+def test_a_file_name_is_never_used_as_a_path(endpoint: Endpoint, name: str) -> None:
     given, shown = NAMES[name]
     before = endpoint.objects()
     response = endpoint.post(form(rows(), given))
     if response.status_code != 200:
-        assert shown is None or name == "a NUL", response.text  # a parser of forms may refuse that one
+        assert shown is None or name == "a NUL", response.text  # a form parser may refuse it
         refused(response)
         return
     file = response.json()
@@ -258,37 +258,37 @@ FORMS: dict[str, tuple[bytes, str]] = {
         f"--{BOUNDARY}\r\nContent-Disposition: form-data\r\n\r\nx\r\n".encode() + END,
         f"multipart/form-data; boundary={BOUNDARY}",
     ),
-    "a purpose of no kind": (
+    "an unknown purpose": (
         part(b"nothing", name="purpose", filename=None) + part(rows()) + END,
         f"multipart/form-data; boundary={BOUNDARY}",
     ),
-    "a purpose that is no UTF-8": (
+    "a purpose that is not UTF-8": (
         part(b"\xff\xfe", name="purpose", filename=None) + part(rows()) + END,
         f"multipart/form-data; boundary={BOUNDARY}",
     ),
-    "an encoding of no kind": (
+    "an unknown encoding": (
         part(b"x", name="purpose", filename=None) + part(rows()) + END,
         f"multipart/form-data; boundary={BOUNDARY}; charset=rot13",
     ),
-    "halves of surrogates": (
+    "lone surrogates": (
         PURPOSE + part(b"+2AA-", name="model", filename=None) + part(rows()) + END,
         f"multipart/form-data; boundary={BOUNDARY}; charset=utf-7",
     ),
     "JSON": (b'{"file": "x", "purpose": "fine-tune"}', "application/json"),
-    "a form of another kind": (b"file=x&purpose=fine-tune", "application/x-www-form-urlencoded"),
-    "100,000 fields of another kind": (b"a=b&" * 100_000, "application/x-www-form-urlencoded"),
-    "no kind at all": (rows(), ""),
+    "a URL-encoded form": (b"file=x&purpose=fine-tune", "application/x-www-form-urlencoded"),
+    "a URL-encoded form of 100,000 fields": (b"a=b&" * 100_000, "application/x-www-form-urlencoded"),
+    "no content type": (rows(), ""),
 }
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_forms_that_are_none(endpoint: Endpoint, name: str) -> None:
+def test_invalid_forms_are_refused(endpoint: Endpoint, name: str) -> None:
     body, content_type = FORMS[name]
     refused(endpoint.post(body, content_type))
 
 
 def raw(endpoint: Endpoint, head: str, *pieces: bytes, close: bool = False) -> bytes:
-    """What is answered to bytes as they are. `close`: the client goes away then, without an answer."""
+    """Send raw bytes. Returns the response. `close`: disconnect without reading a response."""
     with socket.create_connection(("127.0.0.1", endpoint.process.port), timeout=30) as connection:
         lines = ["POST /v1/files HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", head, "Connection: close"]
         kind = f"Content-Type: multipart/form-data; boundary={BOUNDARY}"
@@ -297,18 +297,18 @@ def raw(endpoint: Endpoint, head: str, *pieces: bytes, close: bool = False) -> b
         try:
             for piece in pieces:
                 connection.sendall(piece)
-                if select.select([connection], [], [], 0)[0]:  # it has heard enough
+                if select.select([connection], [], [], 0)[0]:  # the response has begun
                     break
             if close:
                 return b""
             while data := connection.recv(65536):
                 answer += data
-        except ConnectionError:  # it need not read on to the end of what it refuses
+        except ConnectionError:  # the server may close the connection before it has read the whole request
             pass
         return answer
 
 
-def test_a_length_that_lies(endpoint: Endpoint) -> None:
+def test_a_wrong_content_length_is_refused(endpoint: Endpoint) -> None:
     body = form(rows(1000))
     assert raw(endpoint, f"Content-Length: {len(body) + 1000}", body, close=True) == b""
     assert raw(endpoint, f"Content-Length: {len(body) - 1000}", body).startswith(b"HTTP/1.1 400")
@@ -320,21 +320,21 @@ def test_a_length_that_lies(endpoint: Endpoint) -> None:
     assert raw(endpoint, "Transfer-Encoding: chunked", b"ff\r\n" + body[:100], close=True) == b""
 
 
-def test_a_body_without_a_length_that_is_too_long(endpoint: Endpoint) -> None:
+def test_a_chunked_body_over_the_limit_is_refused(endpoint: Endpoint) -> None:
     piece = b"100000\r\n" + b"a" * MIB + b"\r\n"
     first = PURPOSE + part(b"")[:-2]
     answer = raw(
         endpoint,
         "Transfer-Encoding: chunked",
         b"%x\r\n" % len(first) + first + b"\r\n",
-        *[piece] * (MAX_BYTES // MIB + 1),  # with what the form itself may add: past the limit by the form's head
+        *[piece] * (MAX_BYTES // MIB + 1),  # one more than the limit, which includes an allowance for the form
     )
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 413"), head
     assert json.loads(body)["error"]["code"] == "request_too_large"
 
 
-def test_parts_of_uploads(endpoint: Endpoint) -> None:
+def test_hostile_parts_of_uploads_are_refused(endpoint: Endpoint) -> None:
     described = {"filename": "rows.jsonl", "purpose": "fine-tune", "bytes": 10}
     upload = endpoint.client.post("/v1/uploads", json=described).json()
     parts = f"/v1/uploads/{upload['id']}/parts"

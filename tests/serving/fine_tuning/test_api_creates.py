@@ -1,4 +1,4 @@
-"""Creates that arrive many times, at several replicas at once: one job for one wish, no more than a key may have."""
+"""Concurrent create requests at two replicas: one job for equal requests, and no more jobs than a key's limit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Replicas:
     def post_at_once(
         self, requests: Sequence[tuple[Mapping[str, Any], Headers]], *, key: str = KEY
     ) -> list[httpx.Response]:
-        """Creates, all of them under way together, at both in turn."""
+        """Send create requests concurrently, alternating between the replicas."""
 
         async def send() -> list[httpx.Response]:
             limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
@@ -74,7 +74,7 @@ class Replicas:
         return records.ids(self.store, team)
 
     def events(self, identifier: str) -> list[str]:
-        """Messages, the oldest first."""
+        """Messages of a job's events, oldest first."""
         answer = httpx.get(
             f"{self.servers[1].url}/v1/fine_tuning/jobs/{identifier}/events?limit=100",
             headers={"Authorization": f"Bearer {KEY}"},
@@ -84,7 +84,7 @@ class Replicas:
         return [event["message"] for event in reversed(answer.json()["data"])]
 
     def launched(self, count: int) -> list[str]:
-        """Runner ids, once there are so many."""
+        """Wait for `count` runners. Returns their ids."""
         deadline = time.monotonic() + PATIENCE_S
         while len(self.launcher.known) < count:
             assert time.monotonic() < deadline, self.launcher.known
@@ -102,7 +102,7 @@ def replicas(store: Store) -> Iterator[Replicas]:
 
 
 def assert_one_job(replicas: Replicas, answers: Sequence[httpx.Response]) -> str:
-    """Every answer is the same job, and nothing of it was made twice."""
+    """Assert that every response is the same job, which was created and launched once."""
     assert Counter(answer.status_code for answer in answers) == {200: len(answers)}
     (identifier,) = {answer.json()["id"] for answer in answers}
     assert replicas.jobs() == [identifier]
@@ -112,9 +112,9 @@ def assert_one_job(replicas: Replicas, answers: Sequence[httpx.Response]) -> str
     assert replicas.store.list_dirs("jobs/") == [job.job_id]
     assert records.all_open(replicas.store) == [("operator", identifier)]
     deadline = time.monotonic() + PATIENCE_S
-    while len(told := replicas.events(identifier)) < 2:  # another launched it than the one that tells of it
-        assert time.monotonic() < deadline, told
-    assert told == [f"created fine-tuning job {identifier}", "files validated, job queued"]
+    while len(events := replicas.events(identifier)) < 2:  # written by the replica that launched it
+        assert time.monotonic() < deadline, events
+    assert events == [f"created fine-tuning job {identifier}", "files validated, job queued"]
     return str(identifier)
 
 
@@ -133,14 +133,14 @@ def test_a_thousand_creates_with_one_key_make_one_job(replicas: Replicas) -> Non
     ("tries", "original_at"), [(200, 0), (MANY, MANY // 2), (200, 199)], ids=["first", "in the middle", "last"]
 )
 def test_all_tries_of_the_client_make_one_job(replicas: Replicas, tries: int, original_at: int) -> None:
-    """With no key, and the first try arriving where it likes."""
+    """Without an Idempotency-Key, and with the first try arriving at any position."""
     body = {"model": BASE, "training_file": replicas.upload()}
     counts = [0 if number == original_at else 1 + number % 5 for number in range(tries)]
     answers = replicas.post_at_once([(body, {"x-stainless-retry-count": str(count)}) for count in counts])
     assert_one_job(replicas, answers)
 
 
-def test_two_wishes_are_two_jobs(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_requests_that_are_not_retries_make_two_jobs(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"model": BASE, "training_file": replicas.upload()}
     retried = {"x-stainless-retry-count": "1"}
     first, second = replicas.post(body).json()["id"], replicas.post(body, {"x-stainless-retry-count": "0"}).json()["id"]
@@ -154,7 +154,7 @@ def test_two_wishes_are_two_jobs(replicas: Replicas, monkeypatch: pytest.MonkeyP
     assert len(replicas.jobs()) == 5
 
 
-def test_a_key_of_another_team_makes_a_job_of_its_own(replicas: Replicas) -> None:
+def test_an_idempotency_key_is_scoped_to_its_team(replicas: Replicas) -> None:
     _, red = api_keys.create(replicas.store, "red", "tests")
     _, blue = api_keys.create(replicas.store, "blue", "tests")
     made = []
@@ -166,7 +166,7 @@ def test_a_key_of_another_team_makes_a_job_of_its_own(replicas: Replicas) -> Non
     assert made[0].isdisjoint(made[1])
 
 
-def test_what_was_made_is_the_answer_even_when_its_file_is_gone(replicas: Replicas) -> None:
+def test_a_retry_returns_the_job_after_its_file_was_deleted(replicas: Replicas) -> None:
     body = {"model": BASE, "training_file": replicas.upload()}
     made = [replicas.post(body, headers).json()["id"] for headers in ({"Idempotency-Key": "k"}, {})]
     replicas.store.delete(f"teams/default/files/{body['training_file']}.json")
@@ -175,7 +175,7 @@ def test_what_was_made_is_the_answer_even_when_its_file_is_gone(replicas: Replic
     assert replicas.post(body).status_code == 400
 
 
-def test_creates_at_once_are_no_more_than_a_key_may_have(replicas: Replicas) -> None:
+def test_concurrent_creates_do_not_exceed_the_keys_limit(replicas: Replicas) -> None:
     most = 3
     key, secret = api_keys.create(replicas.store, "red", "tests", Limits(concurrent_jobs=most))
     file = replicas.upload(key=secret)
@@ -209,18 +209,18 @@ def test_creates_at_once_are_no_more_than_a_key_may_have(replicas: Replicas) -> 
     assert len(replicas.jobs("red")) == most + 2
 
 
-def test_a_create_that_was_slow_takes_no_place_that_is_taken(store: Store) -> None:
-    """Its id is older than those of the jobs that found a place while it was on its way."""
+def test_a_slow_create_takes_no_slot_that_is_taken(store: Store) -> None:
+    """Its id is older than those of the jobs that reserved the slots before it."""
     slow = new_id("ftjob", now_s=1000.0)
     for identifier in (new_id("ftjob", now_s=1001.0), new_id("ftjob", now_s=1002.0)):
         records.reserve_slot(store, "red", "key", identifier, 2, 1002.0)
         records.mark_open(store, "red", "key", identifier)
     with pytest.raises(ApiError, match="2 jobs at once"):
         records.reserve_slot(store, "red", "key", slow, 2, 1003.0)
-    records.reserve_slot(store, "red", "key", identifier, 2, 1003.0)  # a second try of one that has its place
+    records.reserve_slot(store, "red", "key", identifier, 2, 1003.0)  # a retry of a job that has a slot
 
 
-def test_the_place_of_a_create_that_was_cut_off_is_free_after_a_while(store: Store) -> None:
+def test_the_slot_of_an_interrupted_create_is_free_after_two_minutes(store: Store) -> None:
     records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0)
     with pytest.raises(ApiError):
         records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.ORPHAN_AFTER_S - 1)

@@ -1,7 +1,7 @@
-"""The API process dies at any instant: what clients were told holds, and the work goes on.
+"""The API process is killed at any moment: responses that clients received stay true, and jobs finish.
 
-Five hundred deaths are raised within the process, each at a random request of a scripted day (`day_of_work`); a few are
-real, of a server process, while the official client goes on.
+Five hundred crashes are injected in this process, at random requests of a chaos scenario. Five real kills hit a server
+process while the official client uses it.
 """
 
 from __future__ import annotations
@@ -29,33 +29,34 @@ from ray_jobs.storage import Store
 from serving.fine_tuning import records
 from tests.repository import ROOT
 from tests.serving.api_harness import BASE, KEY, add_base, free_port, rows, run_job
-from tests.serving.chaos_scenario import Day, check_files, check_jobs
+from tests.serving.chaos_checks import check_files, check_jobs
+from tests.serving.chaos_scenario import ChaosScenario
 from tests.serving.served_api import FolderLauncher
 
-KILLS_A_DAY = 100
-DAYS = 5
+CRASHES = 100
+SEEDS = 5
 REAL_KILLS = 5
 PATIENCE_S = 60.0
 
 
-@pytest.mark.parametrize("seed", range(DAYS))
-def test_what_was_told_holds_though_the_process_dies_a_hundred_times(
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_responses_stay_true_over_a_hundred_crashes(
     seed: int, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    day = Day(store, seed, KILLS_A_DAY)
-    day.live()
-    day.end()
-    check_jobs(day)
-    check_files(day)
-    history = day.history
+    scenario = ChaosScenario(store, seed, CRASHES)
+    scenario.run()
+    scenario.finish_all()
+    check_jobs(scenario)
+    check_files(scenario)
+    history = scenario.history
     assert len(history.created) > 5
     assert len(history.files) > 5
     assert "succeeded" in history.ended.values()
     facts = {
         "seed": seed,
-        "requests": day.requests,
+        "requests": scenario.requests,
         "files": len(history.files),
-        "jobs": Counter(job.status for job in history.told.values()),
+        "jobs": Counter(job.status for job in history.jobs.values()),
         "events": sum(map(len, history.events.values())),
         "unanswered creates": len(history.unanswered),
     }
@@ -64,7 +65,7 @@ def test_what_was_told_holds_though_the_process_dies_a_hundred_times(
 
 
 class Served:
-    """A server process that is started again each time it is killed."""
+    """A server process that a test kills and starts again."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -79,7 +80,7 @@ class Served:
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
-            assert self.process.poll() is None, "the server ended by itself"
+            assert self.process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server did not come up"
             time.sleep(0.05)
 
@@ -90,14 +91,14 @@ class Served:
 
 @contextmanager
 def working(store: Store, launcher: FolderLauncher) -> Iterator[None]:
-    """Runners that begin and end by themselves, whoever has launched them."""
+    """Run the launcher's runners to their end on a thread."""
     stop = threading.Event()
 
     def work() -> None:
         while not stop.wait(0.2):
             for runner_id, runner in launcher.runners("ftjob-").items():
                 if runner.state == "running":
-                    with suppress(JobError):  # cancelled before it began, or while it ran
+                    with suppress(JobError):  # cancelled before or while it ran
                         run_job(store, launcher.arguments(runner_id)[1], epochs=1)
                     launcher.stop(runner_id)
 
@@ -110,7 +111,7 @@ def working(store: Store, launcher: FolderLauncher) -> Iterator[None]:
         thread.join()
 
 
-def test_the_official_client_goes_on_over_real_kills(
+def test_the_official_client_works_across_real_kills(
     store: Store, store_environment: dict[str, str], tmp_path: Path
 ) -> None:
     add_base(store)
@@ -131,32 +132,32 @@ def test_the_official_client_goes_on_over_real_kills(
     killer = threading.Thread(target=kill)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=KEY, max_retries=20, timeout=60)
     files: dict[str, bytes] = {}
-    told: dict[str, str] = {}
+    created: dict[str, str] = {}
     cancelled: set[str] = set()
     try:
         with working(store, launcher):
             killer.start()
-            while not killed.is_set() or len(told) < 6:
-                number = len(told)
+            while not killed.is_set() or len(created) < 6:
+                number = len(created)
                 content = rows(12, start=100 * number)
                 file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune")
                 files[file.id] = content
                 job = client.fine_tuning.jobs.create(
                     model=BASE, training_file=file.id, metadata={"number": str(number)}
                 )
-                told[str(number)] = job.id
+                created[str(number)] = job.id
                 if number % 3 == 0:
-                    with suppress(openai.BadRequestError):  # it was faster
+                    with suppress(openai.BadRequestError):  # it has already ended
                         assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
                         cancelled.add(job.id)
-                assert {found.id for found in client.fine_tuning.jobs.list(limit=2)} >= set(told.values())
+                assert {found.id for found in client.fine_tuning.jobs.list(limit=2)} >= set(created.values())
             deadline = time.monotonic() + PATIENCE_S
             while records.all_open(store):
                 assert time.monotonic() < deadline, records.all_open(store)
                 time.sleep(0.2)
             ended = {job.id: job for job in client.fine_tuning.jobs.list(limit=100)}
-        assert {(job.metadata or {})["number"]: job.id for job in ended.values()} == told
-        assert len(ended) == len(told)
+        assert {(job.metadata or {})["number"]: job.id for job in ended.values()} == created
+        assert len(ended) == len(created)
         for job in ended.values():
             assert job.status == ("cancelled" if job.id in cancelled else "succeeded")
             events = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=3)]

@@ -1,4 +1,4 @@
-"""What was begun and cut off is gone on with: single cases, each at every request where it can be cut off."""
+"""Interrupted operations are completed: each is interrupted at every request that it makes to store and launcher."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ray_jobs.errors import JobPaused, JobSuperseded
 from ray_jobs.jobs import Launched
 from ray_jobs.launch.launcher import Runner
 from ray_jobs.storage import Store
-from serving.files.stored_files import FINE_TUNE
+from serving.files.stored_files import FINE_TUNE, Files
 from serving.fine_tuning import records
 from serving.fine_tuning.lifecycle import MAX_LAUNCHES
 from serving.http import openai_types
 from serving.http.errors import ApiError
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import BASE, add_base, begin_job, rows
-from tests.serving.chaos_scenario import TEAM, Developer, Process
-from tests.serving.crash_injector import Killed, Life
+from tests.serving.api_replica import TEAM, ApiReplica, Developer
+from tests.serving.crash_injector import Crashed, CrashPoint
 
 
 class Service:
-    """Processes on one store, and a clock that a test moves."""
+    """API processes on one store, with a simulated clock."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         add_base(store)
@@ -34,33 +34,33 @@ class Service:
         self.folder = folder
         self.launcher = FakeLauncher()
         self.clock_s = time.time()
-        self.process = self.born()
+        self.process = self.new_process()
         self.file = self.upload(self.process)
 
     def now(self) -> float:
         self.clock_s += 0.001
         return self.clock_s
 
-    def born(self, requests: int | None = None, *, answers: bool = True) -> Process:
-        return Process(self.store, self.launcher, self.now, Life(requests, answers=answers))
+    def new_process(self, crash_at: int | None = None, *, answers: bool = True) -> ApiReplica:
+        return ApiReplica(self.store, self.launcher, self.now, CrashPoint(crash_at, answers=answers))
 
     def written(self, content: bytes) -> Path:
         path = self.folder / "rows.jsonl"
         path.write_bytes(content)
         return path
 
-    def upload(self, process: Process) -> str:
+    def upload(self, process: ApiReplica) -> str:
         path = self.written(rows(12))
         return process.files.create(TEAM, "key", path, filename="rows.jsonl", purpose=FINE_TUNE).id
 
     def create(
-        self, process: Process | None = None, *, retried: bool = False, key: str | None = None
+        self, process: ApiReplica | None = None, *, retried: bool = False, key: str | None = None
     ) -> openai_types.FineTuningJob:
         body = openai_types.CreateFineTuningJob(model=BASE, training_file=self.file)
         tuning = (process or self.process).tuning
         return tuning.create(body, Developer(), key=key, retried=retried, max_open=10_000)
 
-    def tick(self, seconds: float = 1.0) -> None:
+    def reconcile(self, seconds: float = 1.0) -> None:
         self.clock_s += seconds
         self.process.tuning.reconcile()
 
@@ -82,25 +82,25 @@ def service(store: Store, tmp_path: Path) -> Service:
     return Service(store, tmp_path)
 
 
-def cut_off(service: Service, do: Callable[[Process], object]) -> Iterator[str]:
-    """Once for each request that `do` makes, with it cut off there, before and after the request is made."""
+def interrupted(service: Service, do: Callable[[ApiReplica], object]) -> Iterator[str]:
+    """Interrupt `do` at each of its requests, before and after the request is made; yields where."""
     for answers in (False, True):
         number = 0
         while True:
             number += 1
             try:
-                do(service.born(number, answers=answers))
-            except Killed:
+                do(service.new_process(number, answers=answers))
+            except Crashed:
                 yield f"{'after' if answers else 'before'} request {number}"
             else:
                 break
-        assert number > 3, "nothing was cut off"
+        assert number > 3, "nothing was interrupted"
 
 
-def test_a_create_that_is_cut_off_is_a_whole_job_or_none(service: Service) -> None:
-    for where in cut_off(service, service.create):
-        service.tick(1000)
-        service.tick(1000)
+def test_an_interrupted_create_makes_a_whole_job_or_none(service: Service) -> None:
+    for where in interrupted(service, service.create):
+        service.reconcile(1000)
+        service.reconcile(1000)
         made = records.ids(service.store, TEAM)
         assert {identifier for _, identifier in records.all_open(service.store)} == set(made), where
         for identifier in made:
@@ -114,15 +114,15 @@ def test_a_create_that_is_cut_off_is_a_whole_job_or_none(service: Service) -> No
 
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("answers", [True, False])
-def test_a_create_that_is_cut_off_and_sent_again_is_one_job(service: Service, keyed: bool, answers: bool) -> None:
+def test_a_retry_of_an_interrupted_create_makes_one_job(service: Service, keyed: bool, answers: bool) -> None:
     for number in range(1, 100):
         before = set(records.ids(service.store, TEAM))
         key = f"key {number}" if keyed else None
         service.clock_s += records.RETRY_WINDOW_S
         try:
-            service.create(service.born(number, answers=answers), key=key)
+            service.create(service.new_process(number, answers=answers), key=key)
             break
-        except Killed:
+        except Crashed:
             job = service.create(retried=True, key=key)
         assert set(records.ids(service.store, TEAM)) - before == {job.id}
     assert number > 5
@@ -130,40 +130,40 @@ def test_a_create_that_is_cut_off_and_sent_again_is_one_job(service: Service, ke
 
 @pytest.mark.parametrize("then", ["complete", "cancel"])
 @pytest.mark.parametrize("answers", [True, False])
-def test_an_upload_whose_end_is_cut_off_becomes_one_file_or_none(service: Service, then: str, answers: bool) -> None:
+def test_an_upload_with_an_interrupted_end_becomes_one_file_or_none(service: Service, then: str, answers: bool) -> None:
     content = rows(12)
     files, uploads = service.process.files, service.process.uploads
     for number in range(1, 100):
-        before = set(files._ids(TEAM))
+        before = file_ids(files)
         body = openai_types.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(content))
         upload = uploads.create(TEAM, "key", body, None).id
         whole = openai_types.CompleteUpload(part_ids=[uploads.add_part(TEAM, upload, service.written(content)).id])
         try:
-            service.born(number, answers=answers).uploads.complete(TEAM, upload, whole)
+            service.new_process(number, answers=answers).uploads.complete(TEAM, upload, whole)
             break
-        except Killed:
+        except Crashed:
             expected = set()
             try:
                 done = uploads.complete(TEAM, upload, whole) if then == "complete" else uploads.cancel(TEAM, upload)
             except ApiError as error:
-                if "is completed" not in error.message:  # cut off when it had become one
+                if "is completed" not in error.message:  # interrupted after the upload was completed
                     raise
                 done = uploads.complete(TEAM, upload, whole)
             if done.file is not None:
                 expected = {done.file.id}
                 assert b"".join(files.content(files.get(TEAM, done.file.id))) == content
             assert (done.status == "completed") == bool(expected)
-        assert set(files._ids(TEAM)) - before == expected
+        assert file_ids(files) - before == expected
     assert number > 5
 
 
-def test_a_part_whose_answer_was_lost_is_sent_again(service: Service) -> None:
+def test_a_part_whose_response_was_lost_is_sent_again(service: Service) -> None:
     uploads = service.process.uploads
     body = openai_types.CreateUpload(filename="rows.jsonl", purpose=FINE_TUNE, bytes=len(rows(12)))
     upload = uploads.create(TEAM, "key", body, None).id
     lines = rows(12).splitlines(keepends=True)
     halves = [b"".join(lines[:6]), b"".join(lines[6:])]
-    uploads.add_part(TEAM, upload, service.written(halves[0]))  # nobody hears of it
+    uploads.add_part(TEAM, upload, service.written(halves[0]))  # its response is lost
     parts = [uploads.add_part(TEAM, upload, service.written(half)).id for half in halves]
     assert uploads.complete(TEAM, upload, openai_types.CompleteUpload(part_ids=parts)).file is not None
     with pytest.raises(ApiError, match="were declared"):
@@ -171,27 +171,27 @@ def test_a_part_whose_answer_was_lost_is_sent_again(service: Service) -> None:
 
 
 @pytest.mark.parametrize("how", ["ended", "unknown"])
-def test_a_resumed_job_whose_runner_is_lost_before_it_begins_goes_on(
+def test_a_resumed_job_whose_runner_is_lost_before_it_begins_is_launched_again(
     service: Service, how: Literal["ended", "unknown"]
 ) -> None:
     identifier = service.create().id
-    service.tick()
+    service.reconcile()
     service.process.tuning.pause(TEAM, identifier)
     assert service.process.tuning.resume(TEAM, identifier).status == "queued"
     if how == "ended":
         service.launcher.become(f"{identifier}-2", "ended", "no room")
     else:
         del service.launcher.known[f"{identifier}-2"]
-    service.tick(10)
+    service.reconcile(10)
     assert service.process.tuning.get(TEAM, identifier).status == "queued"
     runner_id = f"{identifier}-{3 if how == 'ended' else 2}"
     service.begin(runner_id).finish("succeeded")
     assert service.process.tuning.get(TEAM, identifier).status == "succeeded"
 
 
-def test_a_job_is_paused_again_before_its_next_runner_has_begun(service: Service) -> None:
+def test_a_resumed_job_can_be_paused_before_its_next_runner_begins(service: Service) -> None:
     identifier = service.create().id
-    service.tick()
+    service.reconcile()
     tuning = service.process.tuning
     assert [tuning.pause(TEAM, identifier).status, tuning.resume(TEAM, identifier).status] == ["paused", "queued"]
     assert tuning.pause(TEAM, identifier).status == "paused"
@@ -202,62 +202,67 @@ def test_a_job_is_paused_again_before_its_next_runner_has_begun(service: Service
     assert tuning.get(TEAM, identifier).status == "running"
 
 
-def test_a_resumed_job_too_is_given_up_after_so_many_runners(service: Service) -> None:
+def test_a_resumed_job_fails_after_the_maximum_of_launches(service: Service) -> None:
     identifier = service.create().id
-    service.tick()
+    service.reconcile()
     service.process.tuning.pause(TEAM, identifier)
     service.process.tuning.resume(TEAM, identifier)
     for number in range(2, MAX_LAUNCHES + 2):
         assert service.process.tuning.get(TEAM, identifier).status == "queued"
         service.launcher.become(f"{identifier}-{number}", "ended", "no room")
-        service.tick(400)
+        service.reconcile(400)
     assert service.process.tuning.get(TEAM, identifier).status == "failed"
 
 
+def file_ids(files: Files) -> set[str]:
+    return {record.id for record in files.page(TEAM, purpose=None, limit=10_000, after=None, order="asc")[0]}
+
+
 def lose_all(service: Service) -> tuple[str, jobs.Job]:
-    """A job whose runners were all lost, the last of them a moment ago, and that runner."""
+    """Create a job whose runners are all lost, the last of them just now. Returns its id and the last runner's job."""
     identifier = service.create().id
     for number in range(1, MAX_LAUNCHES + 1):
-        service.tick(400)
+        service.reconcile(400)
         runner = service.begin(f"{identifier}-{number}")
         service.launcher.become(f"{identifier}-{number}", "ended", "killed")
     service.clock_s += 400
     return identifier, runner
 
 
-def test_an_end_is_written_down_before_a_list_tells_it(service: Service) -> None:
+def test_an_end_is_recorded_before_a_list_reports_it(service: Service) -> None:
     identifier, runner = lose_all(service)
-    (told,), _ = service.process.tuning.page(TEAM, limit=20, after=None, metadata={})
-    assert (told.id, told.status) == (identifier, "failed")
+    (listed,), _ = service.process.tuning.page(TEAM, limit=20, after=None, metadata={})
+    assert (listed.id, listed.status) == (identifier, "failed")
     with pytest.raises(JobSuperseded, match="is over"):
         runner.check(fresh=True)
     with pytest.raises(JobSuperseded):
         runner.finish("succeeded")
-    assert service.process.tuning.get(TEAM, identifier) == told
+    assert service.process.tuning.get(TEAM, identifier) == listed
     assert records.all_open(service.store) == []
 
 
-def test_a_runner_is_looked_at_twice_before_its_job_is_given_up(service: Service) -> None:
-    """The first answer is a moment old, and the runner has ended its job since."""
+def test_a_lost_runner_is_confirmed_without_the_cache_before_its_job_fails(service: Service) -> None:
+    """The cached state is outdated: the runner has ended its job since."""
     identifier, runner = lose_all(service)
-    service.process.tuning.runners._all(service.clock_s, fresh=False)  # remembers that it is gone
+    api = records.load(service.store, TEAM, identifier)
+    assert service.process.tuning.runners.newest(api).state == "ended"  # is cached
     service.launcher.become(f"{identifier}-{MAX_LAUNCHES}", "running")
     assert service.process.tuning.get(TEAM, identifier).status == "running"
     runner.finish("succeeded")
     assert service.process.tuning.get(TEAM, identifier).status == "succeeded"
 
 
-def test_one_job_that_cannot_be_read_holds_up_no_other(service: Service) -> None:
+def test_an_unreadable_job_does_not_block_others(service: Service) -> None:
     broken, whole = service.create().id, service.create(key="another").id
     service.store.put(f"teams/{TEAM}/jobs/{broken}.json", b"{}")
     assert service.process.tuning.reconcile() == {"queued": 1}
     assert list(service.launcher.known) == [f"{whole}-1"]
 
 
-def test_what_the_first_try_did_answers_the_second(service: Service) -> None:
+def test_a_retry_is_answered_with_the_result_of_the_first_try(service: Service) -> None:
     tuning = service.process.tuning
     identifier = service.create().id
-    service.tick()
+    service.reconcile()
     for do, status in ((tuning.pause, "paused"), (tuning.resume, "queued"), (tuning.cancel, "cancelled")):
         assert do(TEAM, identifier).status == status
         assert do(TEAM, identifier, retried=True).status == status
@@ -267,24 +272,24 @@ def test_what_the_first_try_did_answers_the_second(service: Service) -> None:
         tuning.pause(TEAM, identifier, retried=True)
 
 
-def test_a_cut_off_delete_or_cancel_is_gone_on_with(service: Service) -> None:
-    for where in cut_off(service, lambda process: process.tuning.cancel(TEAM, service.create().id)):
-        service.tick(20)
-        service.tick(20)
+def test_an_interrupted_cancel_is_completed(service: Service) -> None:
+    for where in interrupted(service, lambda process: process.tuning.cancel(TEAM, service.create().id)):
+        service.reconcile(20)
+        service.reconcile(20)
         for _, identifier in records.all_open(service.store):
             assert service.process.tuning.cancel(TEAM, identifier).status == "cancelled", where
-        service.tick(20)
+        service.reconcile(20)
         assert records.all_open(service.store) == [], where
 
 
-def test_events_keep_their_order_whoever_writes_late(store: Store, service: Service) -> None:
+def test_events_of_a_superseded_runner_do_not_change_the_order(store: Store, service: Service) -> None:
     identifier = service.create().id
-    service.tick()
+    service.reconcile()
     first = service.begin(f"{identifier}-1")
     second = begin_job(store, first.id)
     seen = service.messages(identifier)
-    first.event("info", "from the grave")
+    first.event("info", "from the superseded runner")
     jobs.note(store, first.id, "info", "from outside")
-    second.event("info", "goes on")
-    assert service.messages(identifier) == [*seen, "from the grave", "from outside", "goes on"]
+    second.event("info", "continues")
+    assert service.messages(identifier) == [*seen, "from the superseded runner", "from outside", "continues"]
     assert Runner("running") == service.launcher.known[f"{identifier}-1"]

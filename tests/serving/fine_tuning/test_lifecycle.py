@@ -1,4 +1,4 @@
-"""A job's status and what is done next, for every combination of its records and its launcher."""
+"""A job's status and next action, for every combination of its records and its launcher's answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TABLE = {
     ("cancelled", "begun"): "cancelled cancelled cancelled cancelled cancelled",
 }
 DUE = {
-    # what is done about it, a while later: s(tart anew), a(gain), x (stop), c(lose), - nothing
+    # the next action, a while later: s(tart a new launch), start a(gain), x (stop), c(lose), - none
     ("none", "none"): "-----",
     ("queued", "none"): "sssss",
     ("queued", "waiting"): "--sa-",
@@ -104,7 +104,7 @@ def test_the_tables_have_every_combination() -> None:
     assert {job for job, _ in TABLE} == jobs
     assert set(TABLE) == set(DUE)
     assert set(get_args(RunnerState)) == set(RUNNERS)
-    # A job that never began has no runner that did; only a paused one is resumed.
+    # A job without an attempt has no runner that has begun; only a paused job is resumed.
     possible = {(job, launch) for job in jobs for launch in ("none", "waiting", "begun", "resumed")}
     impossible = {("none", "waiting"), ("none", "begun"), ("queued", "begun")}
     impossible |= {(job, "resumed") for job in jobs - {"paused"}}
@@ -120,7 +120,7 @@ def test_status(job: str, launch: str, runner: RunnerState) -> None:
 
 
 @pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
-def test_what_is_done_next(job: str, launch: str, runner: RunnerState) -> None:
+def test_the_next_action(job: str, launch: str, runner: RunnerState) -> None:
     wanted = DUE[job, launch][RUNNERS.index(runner)]
     action = decide(api_of(launch), job_of(job), Runner(runner), NOW.timestamp())
     match action:
@@ -138,7 +138,7 @@ def test_what_is_done_next(job: str, launch: str, runner: RunnerState) -> None:
 
 
 @pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
-def test_a_closed_job_stays_as_it_is(job: str, launch: str, runner: RunnerState) -> None:
+def test_a_closed_job_does_not_change(job: str, launch: str, runner: RunnerState) -> None:
     api = api_of(launch, closed=ClosedJob(status="succeeded", finished_at=1))
     assert status_of(api, job_of(job), Runner(runner)).status == "succeeded"
     assert decide(api, job_of(job), Runner(runner), NOW.timestamp()) is None
@@ -146,13 +146,13 @@ def test_a_closed_job_stays_as_it_is(job: str, launch: str, runner: RunnerState)
 
 def test_a_runner_has_time_to_write_a_checkpoint_before_it_is_stopped() -> None:
     api, job = api_of("begun"), job_of("paused")
-    told = PAUSED_AT.timestamp()
-    assert decide(api, job, Runner("running"), told + lifecycle.STOP_GRACE_S - 1) is None
-    assert isinstance(decide(api, job, Runner("running"), told + lifecycle.STOP_GRACE_S), StopRunner)
-    assert isinstance(decide(api_of("waiting"), job, Runner("pending"), told), StopRunner)  # it has nothing to write
+    paused_at = PAUSED_AT.timestamp()
+    assert decide(api, job, Runner("running"), paused_at + lifecycle.STOP_GRACE_S - 1) is None
+    assert isinstance(decide(api, job, Runner("running"), paused_at + lifecycle.STOP_GRACE_S), StopRunner)
+    assert isinstance(decide(api_of("waiting"), job, Runner("pending"), paused_at), StopRunner)  # nothing to write
 
 
-def test_lost_runners_are_started_again_later_and_later_and_then_no_more() -> None:
+def test_lost_runners_are_relaunched_with_a_growing_delay_up_to_a_maximum() -> None:
     job = job_of("running")
     for launches in range(1, lifecycle.MAX_LAUNCHES):
         api = api_of("begun", launches=launches)
@@ -175,13 +175,14 @@ def test_lost_runners_are_started_again_later_and_later_and_then_no_more() -> No
     assert waits[-1] == 300
 
 
-def test_a_stopped_job_is_closed_in_the_end_though_its_launcher_never_answers() -> None:
+def test_a_cancelled_job_is_closed_although_its_launcher_stays_unreachable() -> None:
     api, job = api_of("waiting"), job_of("cancelled")
     assert job is not None
     assert job.cancelled_at is not None
-    told = job.cancelled_at.timestamp()
-    assert decide(api, job, Runner("unreachable"), told + lifecycle.UNREACHABLE_PATIENCE_S - 1) is None
-    assert isinstance(decide(api, job, Runner("unreachable"), told + lifecycle.UNREACHABLE_PATIENCE_S), CloseJob)
+    cancelled_at = job.cancelled_at.timestamp()
+    end = cancelled_at + lifecycle.UNREACHABLE_PATIENCE_S
+    assert decide(api, job, Runner("unreachable"), end - 1) is None
+    assert isinstance(decide(api, job, Runner("unreachable"), end), CloseJob)
 
 
 def test_a_preempted_job_is_queued_again_and_its_runner_is_not_lost() -> None:
@@ -189,17 +190,17 @@ def test_a_preempted_job_is_queued_again_and_its_runner_is_not_lost() -> None:
     assert job is not None
     assert job.started_at is not None
     began = job.started_at.timestamp()
-    waits = Runner("pending", "preempted: another job goes first; waiting", interrupted_at=began + 60)
+    waits = Runner("pending", "preempted by another job; waiting", interrupted_at=began + 60)
     assert status_of(api, job, Runner("running")).status == "running"
     assert status_of(api, job, waits).status == "queued"
     assert lifecycle.waits_for(api, job, waits) == waits.message
-    assert decide(api, job, waits, NOW.timestamp()) is None  # the launcher brings it back under its own name
-    # Its machines are there again, and its next attempt has not begun: what the record says is of the last one.
+    assert decide(api, job, waits, NOW.timestamp()) is None  # the launcher resumes the same runner
+    # The runner has machines again, but its next attempt has not begun: the record describes the previous one.
     again = Runner("running", interrupted_at=began + 60)
     assert status_of(api, job, again).status == "queued"
     assert lifecycle.waits_for(api, job, again) is None
-    goes_on = job.model_copy(update={"attempt": 4, "started_at": job.started_at + timedelta(seconds=90)})
-    assert status_of(api, goes_on, again).status == "running"
+    next_attempt = job.model_copy(update={"attempt": 4, "started_at": job.started_at + timedelta(seconds=90)})
+    assert status_of(api, next_attempt, again).status == "running"
     assert lifecycle.launches_so_far(api) == 1
 
 
@@ -208,16 +209,16 @@ def test_a_preempted_job_that_is_stopped_has_nothing_to_write() -> None:
         job = job_of(status)
         assert job is not None
         assert job.started_at is not None
-        told = job.paused_at or job.cancelled_at
-        assert told is not None
+        requested_at = job.paused_at or job.cancelled_at
+        assert requested_at is not None
         waits = Runner("pending", interrupted_at=job.started_at.timestamp() + 1)
-        assert not isinstance(decide(api_of("begun"), job, Runner("pending"), told.timestamp()), StopRunner)
-        assert isinstance(decide(api_of("begun"), job, waits, told.timestamp()), StopRunner)
+        assert not isinstance(decide(api_of("begun"), job, Runner("pending"), requested_at.timestamp()), StopRunner)
+        assert isinstance(decide(api_of("begun"), job, waits, requested_at.timestamp()), StopRunner)
 
 
 @pytest.mark.parametrize("launch", ["waiting", "begun"])
 @pytest.mark.parametrize("state", ["pending", "ended"])
-def test_a_runner_that_can_never_start_fails_its_job_at_once(launch: str, state: RunnerState) -> None:
+def test_a_runner_that_cannot_start_fails_its_job_at_once(launch: str, state: RunnerState) -> None:
     runner = Runner(state, "the image x cannot be pulled", hopeless=True)
     reported = status_of(api_of(launch), job_of("running"), runner)
     assert reported.status == "failed"
@@ -229,23 +230,23 @@ def test_a_runner_that_can_never_start_fails_its_job_at_once(launch: str, state:
 
 
 @pytest.mark.parametrize(("job", "launch", "runner"), COMBINATIONS)
-def test_only_a_job_that_is_queued_waits_for_something(job: str, launch: str, runner: RunnerState) -> None:
+def test_only_a_queued_job_has_a_reason_for_waiting(job: str, launch: str, runner: RunnerState) -> None:
     found = Runner(runner, "waiting: for others")
     waits = lifecycle.waits_for(api_of(launch), job_of(job), found)
     queued = status_of(api_of(launch), job_of(job), found).status == "queued"
     assert waits == ("waiting: for others" if queued and runner == "pending" else None)
 
 
-def test_a_resume_counts_lost_runners_anew() -> None:
+def test_a_resume_resets_the_count_of_lost_runners() -> None:
     paused = job_of("paused")
     assert paused is not None
     api = resumed(api_of("begun", launches=lifecycle.MAX_LAUNCHES), paused, NOW.timestamp())
     assert len(api.launches) == lifecycle.MAX_LAUNCHES + 1
     assert status_of(api, paused, Runner("ended")).status == "queued"
-    assert resumed(api, paused, NOW.timestamp()) == api  # twice is once
+    assert resumed(api, paused, NOW.timestamp()) == api  # idempotent
 
 
-def test_a_pause_after_a_resume_stands() -> None:
+def test_a_pause_after_a_resume_takes_effect() -> None:
     paused = job_of("paused")
     assert paused is not None
     api = resumed(api_of("begun"), paused, NOW.timestamp())

@@ -1,4 +1,4 @@
-"""From a request to a job file: OpenAI's hyperparameters, Kitae's sections, and everything wrong at once."""
+"""A create request resolved to a job file: OpenAI's hyperparameters, Kitae's sections, and all errors at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refusal_of(body: dict[str, Any], **more: Any) -> ApiError:
     return caught.value
 
 
-def test_the_plainest_request() -> None:
+def test_a_minimal_request() -> None:
     resolved = ask({})
     spec = resolved.spec
     assert (spec.name, spec.team, spec.task, spec.base_model) == ("ftjob-1", "a", "chat", "tiny")
@@ -75,14 +75,14 @@ def test_auto_is_within_what_the_api_allows(examples: int) -> None:
     assert 1 <= auto_batch_size(examples) <= 16
 
 
-def test_hyperparameters_of_the_method_go_before_those_at_the_top() -> None:
+def test_hyperparameters_of_the_method_override_top_level_ones() -> None:
     new = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5, "learning_rate_multiplier": 0.5}}}
     spec = ask({"method": new, "hyperparameters": {"n_epochs": 2, "batch_size": 3}}).spec
     assert (spec.training.epochs, spec.training.batch_size) == (5, 3)
     assert spec.training.learning_rate == pytest.approx(1e-4)  # half of LoRA's
 
 
-def test_sections_go_before_hyperparameters_and_defaults() -> None:
+def test_sections_override_hyperparameters_and_defaults() -> None:
     resolved = ask(
         {"training": {"epochs": 7, "lora": {"rank": 4}}, "lora_rank": 8, "search": {"trials": 5}, "priority": 3},
         defaults={"training": {"epochs": 9, "precision": "fp32"}, "compute": {"workers": 2}},
@@ -95,7 +95,7 @@ def test_sections_go_before_hyperparameters_and_defaults() -> None:
     assert resolved.hyperparameters["n_epochs"] == 7
 
 
-def test_a_search_with_its_defaults_and_none() -> None:
+def test_search_is_a_section_or_a_switch() -> None:
     assert ask({"search": True}).spec.search is not None
     assert ask({"search": {}}).spec.search is not None
     assert ask({"search": False}).spec.search is None
@@ -107,13 +107,13 @@ def test_a_method_by_its_name() -> None:
     assert spec.training.learning_rate is None
 
 
-def test_the_longest_row_decides_how_long_rows_may_be() -> None:
+def test_max_tokens_is_at_least_the_longest_row() -> None:
     assert ask({}, training=file_of(report={"longest_tokens": 90})).spec.data.max_tokens == 1024
     spec = ask({}, training=file_of(report={"longest_tokens": 3000})).spec
     assert (spec.data.max_tokens, spec.training.micro_batch_tokens) == (3000, 3000)
 
 
-def test_everything_wrong_is_told_at_once() -> None:
+def test_all_invalid_fields_are_reported_at_once() -> None:
     body = {
         "model": "tinny", "training_file": "file-2", "validation_file": "file-3",
         "method": {"type": "dpo"}, "metadata": {"k" * 65: "v", "w": "v" * 513}, "data": {"train": "/etc/passwd"},
@@ -138,23 +138,23 @@ def test_everything_wrong_is_told_at_once() -> None:
         ({"task": "text_classification"}, "model", "does not support text_classification"),
     ],
 )  # fmt: skip
-def test_a_wrong_field_is_named(body: dict[str, Any], param: str, words: str) -> None:
+def test_an_invalid_field_is_named(body: dict[str, Any], param: str, words: str) -> None:
     error = refusal_of(body)
     assert error.param == param
     assert words in error.message
 
 
-def test_too_few_rows() -> None:
+def test_fewer_than_ten_rows_are_refused() -> None:
     assert "at least 10" in refusal_of({}, training=file_of(9)).message
     assert ask({}, training=file_of(10)).spec.training.epochs == 10
 
 
-def test_rows_longer_than_the_model_are_named_unless_something_is_to_be_done_about_them() -> None:
+def test_rows_longer_than_the_model_are_named_unless_they_are_dropped_or_truncated() -> None:
     long = file_of(report={"model": "tiny", "longest_tokens": 9000, "too_long": (3, 8)})
     assert "maximum of 4096 tokens" in refusal_of({}, training=long).message
     spec = ask({"data": {"too_long": "drop"}}, training=long).spec
     assert (spec.data.max_tokens, spec.data.too_long) == (4096, "drop")
 
 
-def test_merging_keeps_what_only_one_has() -> None:
+def test_merging_keeps_values_of_either_document() -> None:
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}

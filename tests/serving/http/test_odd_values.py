@@ -1,4 +1,4 @@
-"""Values that nobody means, wherever a request has a place for one: a refusal in the error shape, never a failure."""
+"""Unusual values in every position of a request: an error in the error shape, never a 5xx."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server
 from tests.serving.error_shape import check_error
 
 TEXTS = {
-    "nothing": "",
+    "an empty text": "",
     "a blank": " ",
     "a NUL": "\x00",
-    "a line end": "a\r\nX-Injected: yes",
+    "a line break": "a\r\nX-Injected: yes",
     "an escape": "\x1b[31m",
     "a right-to-left mark": "\u202e",
     "emoji": "🙂" * 100,
-    "not normalised": "e\u0301\uff21",
-    "a way up": "../../../../etc/passwd",
+    "not normalized": "e\u0301\uff21",
+    "a parent path": "../../../../etc/passwd",
     "a wildcard": "*",
     "per cent": "%00%2e%2e%2f%zz",
-    "an at": "@",
-    "a name and an at": f"{BASE}@",
+    "an at sign": "@",
+    "a name and an at sign": f"{BASE}@",
     "colons": "ft::::",
     "5,000 digits": "9" * 5000,
     "a million": "a" * 10_000,
@@ -48,24 +48,24 @@ TEXTS = {
 VALUES = {
     # as JSON
     **{name: json.dumps(text) for name, text in TEXTS.items()},
-    "half of a pair": r'"\ud800"',
-    "the other half": r'"a\udfff"',
-    "a pair": r'"\ud83d\ude42"',
+    "a high surrogate": r'"\ud800"',
+    "a low surrogate": r'"a\udfff"',
+    "a surrogate pair": r'"\ud83d\ude42"',
     "NaN": "NaN",
     "infinity": "-Infinity",
     "1e999": "1e999",
     "1e308": "1e308",
     "1e-320": "1e-320",
-    "minus nothing": "-0.0",
+    "minus zero": "-0.0",
     "a huge number": "1" + "0" * 400,
     "a number of 5,000 digits": "9" * 5000,
     "a negative number": "-1",
     "true": "true",
     "null": "null",
-    "no objects": "{}",
+    "an empty object": "{}",
     "an object": r'{"\u0000": {"a": [null]}}',
-    "an object with half a pair": r'{"\ud800": 1}',
-    "no list": "[]",
+    "an object with a surrogate": r'{"\ud800": 1}',
+    "an empty list": "[]",
     "a list": "[[1, null, {}]]",
     "100 lists": "[" * 100 + "]" * 100,
     "900 lists": "[" * 900 + "]" * 900,
@@ -106,7 +106,7 @@ def world(module_store: Store) -> Iterator[World]:
 
 
 def fine(answer: httpx.Response) -> None:
-    """An answer, or a refusal in the error shape."""
+    """Assert success or an error in the error shape."""
     if answer.status_code != 200:
         check_error(answer)
 
@@ -138,22 +138,22 @@ HEADERS = ["Authorization", "Idempotency-Key", "X-Stainless-Retry-Count", "X-Req
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_in_paths(world: World, name: str) -> None:
+def test_odd_texts_in_paths(world: World, name: str) -> None:
     for method, path in PATHS:
         answer = world.ask(method, path.format(quote(TEXTS[name], safe="")))
         assert answer.status_code != 200 or TEXTS[name] == "", (method, path)
         fine(answer)
         fine(world.ask(method, path.format(quote(f"file-{TEXTS[name]}", safe="/"))))
-    assert world.ask("GET", f"/v1/files/{world.file}").status_code == 200  # nothing was deleted by any of it
+    assert world.ask("GET", f"/v1/files/{world.file}").status_code == 200  # no request has deleted it
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_in_queries(world: World, name: str) -> None:
+def test_odd_texts_in_queries(world: World, name: str) -> None:
     for query in QUERIES:
         fine(world.ask("GET", query.format(quote(TEXTS[name], safe=""))))
 
 
-def test_bytes_in_paths_and_queries(world: World) -> None:
+def test_odd_bytes_in_paths_and_queries(world: World) -> None:
     for given in ("%ff%fe", "%c0%80", "%ed%a0%80", "%00", "%", "%%%", "%u0000"):
         for method, path in PATHS:
             fine(world.ask(method, path.format(given)))
@@ -162,7 +162,7 @@ def test_bytes_in_paths_and_queries(world: World) -> None:
 
 
 @pytest.mark.parametrize("header", HEADERS)
-def test_in_headers(world: World, header: str) -> None:
+def test_odd_headers(world: World, header: str) -> None:
     for value in ("", "a" * 5000, "Bearer", "Bearer \xff\xfe", "\xff", "9" * 5000, "-1", "a, b", '"'):
         body = json.dumps({"model": BASE, "training_file": world.file, "dry_run": True})
         for method, path, content in (("POST", "/v1/fine_tuning/jobs", body), ("GET", "/v1/models", None)):
@@ -172,8 +172,8 @@ def test_in_headers(world: World, header: str) -> None:
             fine(world.client.request(method, path, content=content, headers=sent))
 
 
-def test_a_host_that_is_none(world: World) -> None:
-    """Neither a failure nor a redirect to it."""
+def test_an_invalid_host_header(world: World) -> None:
+    """Causes neither a 5xx nor a redirect to it."""
     for host in ("[", "a b", "", "evil.example", "\xff", "x" * 5000, "a:99999999"):
         for path in ("/nowhere", "/v1/files/", "/v1/files/?limit=1", "/v1/models/"):
             with socket.create_connection(("127.0.0.1", world.server.port), timeout=10) as connection:
@@ -185,7 +185,7 @@ def test_a_host_that_is_none(world: World) -> None:
 
 
 def bodies(world: World) -> dict[str, dict[str, Any]]:
-    """Of every operation that takes JSON, one that is right."""
+    """Return a valid body for each operation that takes JSON."""
     question = [{"role": "user", "content": "x"}]
     return {
         "/v1/fine_tuning/jobs": {"model": BASE, "training_file": world.file, "dry_run": True},
@@ -210,13 +210,13 @@ FIELDS: dict[str, list[str]] = {
 
 
 def with_value(body: dict[str, Any], field: str, value: str) -> str:
-    """A body as JSON, with a field's value as it is written."""
+    """Return a body as JSON with a field set to raw JSON text."""
     rest = json.dumps({name: given for name, given in body.items() if name != field})
     return f"{{{json.dumps(field)}: {value}, {rest.removeprefix('{')}".replace(", }", "}")
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_in_bodies(world: World, name: str) -> None:
+def test_odd_values_in_bodies(world: World, name: str) -> None:
     for path, body in bodies(world).items():
         for field in [*FIELDS[path], "unknown", "\x00"]:
             fine(world.ask("POST", path, with_value(body, field, VALUES[name])))
@@ -224,19 +224,19 @@ def test_in_bodies(world: World, name: str) -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_in_sections_of_the_job_file(world: World, section: str) -> None:
+def test_odd_values_in_sections_of_the_job_file(world: World, section: str) -> None:
     body = bodies(world)["/v1/fine_tuning/jobs"]
     fields = [*SECTIONS[section].model_fields, "unknown", "\x00"]
-    for value in VALUES.values():  # all at once: what is wrong with them is told together
+    for value in VALUES.values():  # all fields at once: their errors are reported together
         wrong = "{" + ", ".join(f"{json.dumps(field)}: {value}" for field in fields) + "}"
         fine(world.ask("POST", "/v1/fine_tuning/jobs", with_value(body, section, wrong)))
-    for field in fields:  # one by one: what may be right is gone on with
+    for field in fields:  # one field at a time: a valid one is resolved further
         for name in ("1e308", "1e-320", "a huge number", "true", "emoji"):
             wrong = with_value({}, field, VALUES[name])
             fine(world.ask("POST", "/v1/fine_tuning/jobs", with_value(body, section, wrong)))
 
 
-def test_bodies_that_are_no_json(world: World) -> None:
+def test_bodies_that_are_not_json(world: World) -> None:
     for path, body in bodies(world).items():
         text = json.dumps(body)
         for content in (
@@ -257,8 +257,8 @@ def test_bodies_that_are_no_json(world: World) -> None:
             fine(world.client.post(path, content=text, headers={"Content-Type": kind}))
 
 
-def test_many_mistakes_are_told_in_few_words(world: World) -> None:
-    """What takes long to refuse could be sent again and again."""
+def test_many_errors_get_a_short_and_fast_response(world: World) -> None:
+    """A slow refusal would allow denial of service."""
     many = json.dumps({f"field-{i}": i for i in range(40_000)})
     values = with_value({}, "search", json.dumps({"space": {"epochs": list(range(100_000))}}))
     for value in (
@@ -276,8 +276,8 @@ def test_many_mistakes_are_told_in_few_words(world: World) -> None:
         assert answer.elapsed.total_seconds() < 5
 
 
-def test_a_suffix_is_a_part_of_a_name_that_answers(world: World) -> None:
-    """Whatever is in it, the model is found by the name that the job says."""
+def test_any_suffix_makes_a_usable_model_name(world: World) -> None:
+    """The model is found by the name that the job reports, for any characters of the suffix."""
     for suffix in ("my model: v1", "a/b/Ünï", "::", "\x00"):
         body = {"model": BASE, "training_file": world.file, "suffix": suffix}
         job = world.ask("POST", "/v1/fine_tuning/jobs", json.dumps(body)).json()

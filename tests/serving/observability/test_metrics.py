@@ -1,4 +1,4 @@
-"""What the endpoint tells of itself: labels that stay few, figures that are right, lines that hold no secret."""
+"""Metrics and request log: bounded labels, correct values, and no secrets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from serving.observability.middleware import ObservabilityMiddleware, log_reques
 from serving.settings import EndpointSettings
 
 KEY = "a-key-of-the-tests"
-PROMPT = "the prompt is nobody's business"
+PROMPT = "a private prompt"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Caller:
 
 
 class Named:
-    """In the place of the gate: says who asks."""
+    """Sets the caller, in place of the access middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -86,8 +86,8 @@ def make_app() -> FastAPI:
     return app
 
 
-class Seen:
-    """An observed app, and all that it told."""
+class MeasuredApp:
+    """An app behind the observability middleware, with its metrics and log lines."""
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -122,56 +122,56 @@ class Seen:
 
 
 @pytest.fixture
-def seen() -> Iterator[Seen]:
-    made = Seen()
-    with made.client:
-        yield made
+def measured() -> Iterator[MeasuredApp]:
+    app = MeasuredApp()
+    with app.client:
+        yield app
 
 
-def test_a_request_is_counted_by_its_routes_template(seen: Seen) -> None:
+def test_a_request_is_counted_by_its_routes_template(measured: MeasuredApp) -> None:
     for name in ("file-1", "file-2"):
-        assert seen.client.get(f"/v1/files/{name}").status_code == 200
-    assert seen.client.get("/v1/models/org/base").status_code == 200
-    assert seen.value("kitae_requests_total", route="/v1/files/{file_id}", method="GET", status="200") == 2
-    assert seen.labels("kitae_requests", "route") == {"/v1/files/{file_id}", "/v1/models/{model:path}"}
-    assert seen.value("kitae_request_duration_seconds_count", route="/v1/files/{file_id}", method="GET") == 2
+        assert measured.client.get(f"/v1/files/{name}").status_code == 200
+    assert measured.client.get("/v1/models/org/base").status_code == 200
+    assert measured.value("kitae_requests_total", route="/v1/files/{file_id}", method="GET", status="200") == 2
+    assert measured.labels("kitae_requests", "route") == {"/v1/files/{file_id}", "/v1/models/{model:path}"}
+    assert measured.value("kitae_request_duration_seconds_count", route="/v1/files/{file_id}", method="GET") == 2
     # {"id":"file-1"}, twice
-    assert seen.value("kitae_response_size_bytes_sum", route="/v1/files/{file_id}") == 30
-    assert seen.value("kitae_requests_in_progress") == 0
+    assert measured.value("kitae_response_size_bytes_sum", route="/v1/files/{file_id}") == 30
+    assert measured.value("kitae_requests_in_progress") == 0
 
 
 @given(
     paths=st.lists(st.text("abc/%.", min_size=1, max_size=20), min_size=1, max_size=8),
     method=st.text("ABZ", min_size=1),
 )
-def test_no_path_and_no_method_that_a_caller_invents_becomes_a_label(paths: list[str], method: str) -> None:
-    seen = Seen()
+def test_unknown_paths_and_methods_do_not_become_labels(paths: list[str], method: str) -> None:
+    measured = MeasuredApp()
     for path in paths:
-        seen.client.request(method, f"/nowhere/{path}")
-    assert seen.labels("kitae_requests", "route") == {"other"}
-    assert seen.labels("kitae_requests", "method") == {"other"}
-    assert not any("nowhere" in line for line in seen.lines)
+        measured.client.request(method, f"/nowhere/{path}")
+    assert measured.labels("kitae_requests", "route") == {"other"}
+    assert measured.labels("kitae_requests", "method") == {"other"}
+    assert not any("nowhere" in line for line in measured.lines)
 
 
-def test_what_is_refused_before_routing_still_has_its_route(seen: Seen) -> None:
-    assert seen.client.post("/v1/chat/completions", headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert seen.client.get("/v1/files/f", headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert seen.client.put("/v1/chat/completions").status_code == 405
-    assert seen.value("kitae_requests_total", route="/v1/chat/completions", method="POST", status="401") == 1
-    assert seen.value("kitae_requests_total", route="/v1/chat/completions", method="PUT", status="405") == 1
-    assert seen.value("kitae_requests_total", route="/v1/files/{file_id}", method="GET", status="401") == 1
-    assert [done.team for done in seen.done] == [None, None, "blue"]
+def test_a_request_refused_before_routing_has_its_route(measured: MeasuredApp) -> None:
+    assert measured.client.post("/v1/chat/completions", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert measured.client.get("/v1/files/f", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert measured.client.put("/v1/chat/completions").status_code == 405
+    assert measured.value("kitae_requests_total", route="/v1/chat/completions", method="POST", status="401") == 1
+    assert measured.value("kitae_requests_total", route="/v1/chat/completions", method="PUT", status="405") == 1
+    assert measured.value("kitae_requests_total", route="/v1/files/{file_id}", method="GET", status="401") == 1
+    assert [done.team for done in measured.done] == [None, None, "blue"]
 
 
-def test_tokens_are_counted_by_model_kind_and_team(seen: Seen) -> None:
-    seen.client.post("/v1/chat/completions", json={"model": "a spelling of the caller"})
-    seen.client.post("/v1/chat/completions", json={"stream": True})
-    assert seen.value("kitae_tokens_total", model="greeter@1", kind="prompt", team="blue") == 22
-    assert seen.value("kitae_tokens_total", model="greeter@1", kind="completion", team="blue") == 9
-    assert seen.labels("kitae_tokens", "model") == {"greeter@1"}
+def test_tokens_are_counted_by_model_kind_and_team(measured: MeasuredApp) -> None:
+    measured.client.post("/v1/chat/completions", json={"model": "a spelling of the caller"})
+    measured.client.post("/v1/chat/completions", json={"stream": True})
+    assert measured.value("kitae_tokens_total", model="greeter@1", kind="prompt", team="blue") == 22
+    assert measured.value("kitae_tokens_total", model="greeter@1", kind="completion", team="blue") == 9
+    assert measured.labels("kitae_tokens", "model") == {"greeter@1"}
 
 
-def test_models_beyond_a_number_share_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_beyond_the_maximum_share_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_MODELS", 2)
     metrics = Metrics()
     for name in ("a", "b", "c", "d", "a"):
@@ -204,33 +204,33 @@ def finished(**changes: Any) -> FinishedRequest:
     return FinishedRequest(**(fields | changes))
 
 
-def test_a_stream_is_measured_to_its_first_piece_and_to_its_end(seen: Seen) -> None:
-    seen.client.post("/v1/chat/completions", json={"stream": True})
-    seen.client.post("/v1/chat/completions", json={})
-    assert seen.value("kitae_time_to_first_token_seconds_count", route="/v1/chat/completions") == 1
-    stream, plain = seen.done
+def test_a_stream_is_measured_to_its_first_chunk_and_to_its_end(measured: MeasuredApp) -> None:
+    measured.client.post("/v1/chat/completions", json={"stream": True})
+    measured.client.post("/v1/chat/completions", json={})
+    assert measured.value("kitae_time_to_first_token_seconds_count", route="/v1/chat/completions") == 1
+    stream, plain = measured.done
     assert plain.first_chunk_s is None
     assert stream.first_chunk_s is not None
     assert 0 < stream.first_chunk_s <= stream.duration_s
     assert (stream.complete, stream.completion_tokens) == (True, 2)
 
 
-def test_a_stream_that_breaks_off_is_not_complete(seen: Seen) -> None:
-    seen.client.post("/v1/chat/completions", json={"stream": True, "breaks": True})
-    assert (seen.line["status"], seen.line["complete"]) == (200, False)
-    assert "completion_tokens" not in seen.line
+def test_a_stream_that_breaks_off_is_not_complete(measured: MeasuredApp) -> None:
+    measured.client.post("/v1/chat/completions", json={"stream": True, "breaks": True})
+    assert (measured.line["status"], measured.line["complete"]) == (200, False)
+    assert "completion_tokens" not in measured.line
 
 
-def test_an_error_of_ours_is_counted_as_one_and_logged_at_that_level(seen: Seen) -> None:
-    assert seen.client.get("/broken").status_code == 500
-    assert seen.value("kitae_requests_total", route="/broken", method="GET", status="500") == 1
-    assert seen.line["level"] == "error"
-    assert seen.value("kitae_requests_in_progress") == 0
+def test_a_server_error_is_counted_and_logged_as_an_error(measured: MeasuredApp) -> None:
+    assert measured.client.get("/broken").status_code == 500
+    assert measured.value("kitae_requests_total", route="/broken", method="GET", status="500") == 1
+    assert measured.line["level"] == "error"
+    assert measured.value("kitae_requests_in_progress") == 0
 
 
-def test_the_line_has_what_is_needed_and_no_secret(seen: Seen) -> None:
-    answered = seen.client.post("/v1/chat/completions?token=abc", json={"prompt": PROMPT})
-    line = seen.line
+def test_a_log_line_has_all_fields_and_no_secret(measured: MeasuredApp) -> None:
+    answered = measured.client.post("/v1/chat/completions?token=abc", json={"prompt": PROMPT})
+    line = measured.line
     assert line.pop("time").endswith("+00:00")
     assert line.pop("duration_ms") >= 0
     assert line == {
@@ -246,16 +246,16 @@ def test_the_line_has_what_is_needed_and_no_secret(seen: Seen) -> None:
         "prompt_tokens": 11,
         "completion_tokens": 7,
     }
-    assert not any(secret in seen.lines[0] for secret in (KEY, PROMPT, "abc"))
+    assert not any(secret in measured.lines[0] for secret in (KEY, PROMPT, "abc"))
 
 
-def test_a_caller_cannot_write_a_line_of_their_own(seen: Seen) -> None:
-    seen.client.get("/healthz", headers={"x-request-id": 'x"} {"level": "error' + "y" * 500})
-    assert len(seen.lines[0].splitlines()) == 1
-    assert len(seen.line["request_id"]) == 128
+def test_a_client_cannot_inject_log_lines(measured: MeasuredApp) -> None:
+    measured.client.get("/healthz", headers={"x-request-id": 'x"} {"level": "error' + "y" * 500})
+    assert len(measured.lines[0].splitlines()) == 1
+    assert len(measured.line["request_id"]) == 128
 
 
-def test_lines_go_to_the_stream_and_nowhere_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_are_written_to_the_stream_only(capsys: pytest.CaptureFixture[str]) -> None:
     stream = StringIO()
     log_requests(stream)
     log_requests(stream)
@@ -278,7 +278,7 @@ async def swallow(message: Message) -> None:
     pass
 
 
-def test_a_caller_that_goes_away_before_the_answer_is_no_error_of_ours() -> None:
+def test_a_client_that_disconnects_before_the_response_counts_as_499() -> None:
     async def waits(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(60)
 
@@ -297,7 +297,7 @@ def test_a_caller_that_goes_away_before_the_answer_is_no_error_of_ours() -> None
     assert metrics.registry.get_sample_value("kitae_requests_in_progress") == 0
 
 
-def test_an_app_that_raises_before_it_answers_counts_as_500() -> None:
+def test_an_app_that_raises_before_its_response_counts_as_500() -> None:
     async def raises(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("boom")
 
@@ -308,8 +308,8 @@ def test_an_app_that_raises_before_it_answers_counts_as_500() -> None:
     assert [one.status for one in done] == [500]
 
 
-def test_a_requests_state_is_its_own() -> None:
-    """A server may hand every request the same state."""
+def test_requests_do_not_share_state() -> None:
+    """A server may pass the same state to every request."""
 
     async def names_a_model(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/named":
@@ -324,7 +324,7 @@ def test_a_requests_state_is_its_own() -> None:
     assert shared == {"from": "the lifespan"}
 
 
-def test_what_is_not_http_passes_by() -> None:
+def test_other_protocols_are_passed_through() -> None:
     passed: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -334,7 +334,7 @@ def test_what_is_not_http_passes_by() -> None:
     assert passed == ["lifespan"]
 
 
-def test_jobs_and_deliveries() -> None:
+def test_jobs_and_webhook_deliveries_are_counted() -> None:
     metrics = Metrics()
     metrics.set_jobs({"queued": 3, "running": 1})
     metrics.set_jobs({"running": 2, "failed": 1})
@@ -348,15 +348,15 @@ def test_jobs_and_deliveries() -> None:
     assert value("kitae_webhook_deliveries_total", {"outcome": "delivered"}) == 1
 
 
-def test_the_page_is_one_that_prometheus_reads_with_units_in_its_names(seen: Seen) -> None:
-    seen.client.post("/v1/chat/completions", json={"stream": True})
-    seen.metrics.set_jobs({"running": 1})
-    body, content_type = seen.metrics.render()
+def test_prometheus_parses_the_metrics_and_their_names_have_units(measured: MeasuredApp) -> None:
+    measured.client.post("/v1/chat/completions", json={"stream": True})
+    measured.metrics.set_jobs({"running": 1})
+    body, content_type = measured.metrics.render()
     assert content_type.startswith("text/plain")
     families = {family.name for family in text_string_to_metric_families(body.decode())}
     families = {name for name in families if not name.endswith("_created")}
     assert families == {
-        "kitae_requests",  # the parser takes _total off a counter's name
+        "kitae_requests",  # the parser strips _total from a counter's name
         "kitae_request_duration_seconds",
         "kitae_time_to_first_token_seconds",
         "kitae_tokens",
@@ -367,8 +367,8 @@ def test_the_page_is_one_that_prometheus_reads_with_units_in_its_names(seen: See
     }
 
 
-def test_two_apps_in_one_process_do_not_share_figures() -> None:
-    one, two = Seen(), Seen()
+def test_two_apps_in_one_process_do_not_share_metrics() -> None:
+    one, two = MeasuredApp(), MeasuredApp()
     one.client.get("/v1/files/f")
     assert one.value("kitae_requests_total", route="/v1/files/{file_id}", method="GET", status="200") == 1
     assert two.value("kitae_requests_total", route="/v1/files/{file_id}", method="GET", status="200") is None

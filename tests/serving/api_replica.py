@@ -1,0 +1,67 @@
+"""One API process without HTTP, on a store and a launcher that crash it, and the caller that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ray_jobs.storage import Store
+from serving.files.stored_files import Files
+from serving.files.uploads import Uploads
+from serving.fine_tuning.job_end import publish_job_end
+from serving.fine_tuning.service import FineTuningService
+from serving.http.errors import ApiError
+from tests.launch.fake_launcher import FakeLauncher
+from tests.serving.api_harness import NoTokens
+from tests.serving.crash_injector import CrashingLauncher, CrashPoint, crashing_store
+
+TEAM = "blue"
+
+
+@dataclass(frozen=True)
+class Developer:
+    """The caller, in place of `serving.access.auth.Caller`."""
+
+    key_id: str = "key"
+    team: str = TEAM
+    admin: bool = False
+
+
+class SingleRunnerLauncher(FakeLauncher):
+    """Asserts that a job has no second runner, except one that resumes it after a pause."""
+
+    def launch(self, runner_id: str, arguments: list[str], environment: Any, needs: Any) -> None:
+        job, _, number = runner_id.rpartition("-")
+        last = self.known.get(f"{job}-{int(number) - 1}")
+        if runner_id not in self.known and "--paused-at" not in arguments:
+            assert last is None or last.state == "ended", f"{runner_id} is launched beside the previous one: {last}"
+        super().launch(runner_id, arguments, environment, needs)
+
+
+class ApiReplica:
+    """One API process: what `serving.app` wires, without HTTP, which crashes at its crash point."""
+
+    def __init__(self, store: Store, launcher: FakeLauncher, now: Callable[[], float], crash: CrashPoint) -> None:
+        self.crash = crash
+        self.store = crashing_store(store, crash)
+        self.files = Files(self.store, NoTokens(self.store))
+        self.uploads = Uploads(self.store, self.files)
+        self.tuning = FineTuningService(
+            self.store,
+            self.files,
+            CrashingLauncher(launcher, crash),
+            on_job_end=partial(publish_job_end, self.store),
+            now=now,
+            parallel_jobs=1,  # makes the order of requests deterministic
+        )
+
+    def delete_file(self, identifier: str, retried: bool) -> None:
+        """Delete a file as the route does."""
+        if retried and self.files.find(TEAM, identifier) is None:
+            return
+        self.files.get(TEAM, identifier)
+        if needed_by := self.tuning.open_jobs_using(TEAM, identifier):
+            raise ApiError(409, f"{identifier} is read by {needed_by}", code="file_in_use")
+        self.files.delete(TEAM, identifier)

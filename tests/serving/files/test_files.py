@@ -1,0 +1,124 @@
+"""Files over HTTP: validation, listing, expiry and uploads in parts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ray_jobs.models import bases
+from ray_jobs.storage import Store
+from serving.files.row_validators import in_process
+from serving.files.stored_files import Files
+from serving.http.ids import new_id
+from tests.models.tiny_models import save_causal
+from tests.serving.api_calls import upload
+from tests.serving.api_harness import rows
+
+
+def test_every_invalid_line_is_reported_in_one_error_and_nothing_is_stored(http: httpx.Client, store: Store) -> None:
+    good = rows(1).decode().strip()
+    lines = [good, "not JSON", '{"messages": []}', good, '{"messages": [{"role": "king", "content": "x"}]}', "[1]"]
+    before = sorted(info.key for info in store.list())
+    answer = upload(http, "\n".join(lines).encode())
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_rows", "file")
+    assert [finding["line"] for finding in error["details"]] == [2, 3, 5, 6]
+    assert "role is 'king'" in error["details"][2]["reason"]
+    assert "line 5" in error["message"]
+    assert sorted(info.key for info in store.list()) == before
+
+
+def test_the_report_counts_tokens_duplicates_and_long_rows(store: Store, http: httpx.Client, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    bases.add(store, str(save_causal(directory)), "counting")
+    content = rows(3) + rows(2) + json.dumps({"prompt": "word " * 400, "completion": "yes"}).encode()
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    files = Files(store, in_process(store))
+    record = files.create("a", "k", tmp_path / "rows.jsonl", filename="r.jsonl", purpose="fine-tune", model="counting")
+    report = record.report
+    assert report is not None
+    assert (report.rows, report.duplicates, report.task, report.model) == (6, 2, "chat", "counting")
+    assert report.too_long == (6,)  # the tiny model has 256 tokens
+    assert report.tokens is not None
+    assert report.supervised_tokens is not None
+    assert report.longest_tokens is not None
+    assert report.tokens > report.longest_tokens > 256
+    assert 0 < report.supervised_tokens < report.tokens
+
+
+def test_classification_rows_are_detected_by_columns_and_preference_rows_are_refused(http: httpx.Client) -> None:
+    lines = b"".join(json.dumps({"text": f"t{i}", "label": "ab"[i % 2]}).encode() + b"\n" for i in range(12))
+    assert upload(http, lines).json()["rows"]["task"] == "text_classification"
+    assert upload(http, b"text,label\nhello,a\nbye,b\n", "rows.csv").json()["rows"]["rows"] == 2
+    row = {"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}
+    answer = upload(http, json.dumps(row).encode())
+    assert answer.status_code == 400
+    assert "preferences" in answer.json()["error"]["message"]
+
+
+def test_japanese_rows_and_names(http: httpx.Client) -> None:
+    pair = {"prompt": "返品はできますか。", "completion": "はい、三十日以内であればできます。"}
+    content = "\n".join(json.dumps(pair | {"prompt": f"{pair['prompt']}{i}"}, ensure_ascii=False) for i in range(10))
+    file = upload(http, content.encode(), "質問.jsonl").json()
+    assert (file["filename"], file["rows"]["rows"]) == ("質問.jsonl", 10)
+    assert http.get(f"/files/{file['id']}/content").content == content.encode()
+    wrong = upload(http, content.encode("shift_jis"))
+    assert wrong.status_code == 400
+    assert "CP932" in wrong.json()["error"]["message"]
+
+
+def test_files_are_listed_by_purpose_paged_and_deleted(http: httpx.Client) -> None:
+    ids = [upload(http, rows(1, start=i)).json()["id"] for i in range(3)]
+    other = http.post("/files", files={"file": ("x.bin", b"\x00\x01")}, data={"purpose": "user_data"}).json()["id"]
+    listed = http.get("/files", params={"purpose": "fine-tune", "limit": 2}).json()
+    assert [file["id"] for file in listed["data"]] == [ids[2], ids[1]]
+    assert (listed["has_more"], listed["first_id"], listed["last_id"]) == (True, ids[2], ids[1])
+    rest = http.get("/files", params={"purpose": "fine-tune", "after": listed["last_id"]}).json()
+    assert [file["id"] for file in rest["data"]] == [ids[0]]
+    assert http.get(f"/files/{other}/content").content == b"\x00\x01"
+    assert http.delete(f"/files/{ids[0]}").json() == {"id": ids[0], "object": "file", "deleted": True}
+    assert http.get(f"/files/{ids[0]}").status_code == 404
+
+
+def test_expired_files_and_contents_without_a_record_are_swept(store: Store, http: httpx.Client) -> None:
+    file = upload(http, rows(1), **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}).json()
+    assert file["expires_at"] == file["created_at"] + 3600
+    kept = upload(http, rows(1)).json()["id"]
+    orphan = new_id("file", now_s=time.time() - 100_000)
+    store.put(f"files/default/{orphan}/rows.jsonl", b"x")
+    files = Files(store, in_process(store))
+    files.sweep(time.time())
+    assert not store.exists(f"files/default/{orphan}/rows.jsonl")
+    assert http.get(f"/files/{file['id']}").status_code == 200
+    files.sweep(time.time() + 3601)
+    assert [info.key for info in store.list("files")] == [f"files/default/{kept}/rows.jsonl"]
+
+
+@pytest.mark.parametrize("seconds", ["3599", "2592001", "soon"])
+def test_an_expiry_out_of_range_is_refused(http: httpx.Client, seconds: str) -> None:
+    answer = upload(http, rows(1), **{"expires_after[anchor]": "created_at", "expires_after[seconds]": seconds})
+    assert answer.status_code == 400
+    assert "seconds" in answer.json()["error"]["param"]
+
+
+def test_a_file_uploaded_in_parts(http: httpx.Client) -> None:
+    content = rows(20)
+    described = {"filename": "big.jsonl", "purpose": "fine-tune", "bytes": len(content), "mime_type": "text/jsonl"}
+    made = http.post("/uploads", json=described).json()
+    pieces = [content[:100], content[100:500], content[500:]]
+    parts = [http.post(f"/uploads/{made['id']}/parts", files={"data": piece}).json()["id"] for piece in pieces]
+    wrong = http.post(f"/uploads/{made['id']}/complete", json={"part_ids": parts[:2]})
+    assert wrong.status_code == 400
+    assert "declared" in wrong.json()["error"]["message"]
+    md5 = {"part_ids": parts, "md5": "0" * 32}
+    assert http.post(f"/uploads/{made['id']}/complete", json=md5).json()["error"]["param"] == "md5"
+    done = http.post(f"/uploads/{made['id']}/complete", json={"part_ids": parts}).json()
+    assert done["status"] == "completed"
+    assert http.get(f"/files/{done['file']['id']}/content").content == content
+    assert http.post(f"/uploads/{made['id']}/cancel").json()["error"]["code"] == "upload_not_pending"

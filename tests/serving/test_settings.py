@@ -1,0 +1,42 @@
+"""Settings of the endpoint from environment variables."""
+
+from __future__ import annotations
+
+import pytest
+
+from ray_jobs.errors import SpecError
+from serving.settings import EndpointSettings
+from tests.serving.access.gate import KEY, MIB
+
+
+@pytest.mark.parametrize(
+    ("environment", "match"),
+    [
+        ({}, "KITAE_API_KEY has 0 characters"),
+        ({"KITAE_API_KEY": "short"}, "KITAE_API_KEY has 5 characters"),
+        ({"KITAE_AUTH": "maybe", "KITAE_API_KEY": KEY}, "KITAE_AUTH is 'maybe'"),
+        ({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "-1"}, "KITAE_MAX_BODY_BYTES is '-1'"),
+        ({"KITAE_API_KEY": KEY, "KITAE_MAX_ONGOING_REQUESTS": "0"}, "KITAE_MAX_ONGOING_REQUESTS is '0'"),
+    ],
+)
+def test_invalid_settings_are_refused(environment: dict[str, str], match: str) -> None:
+    with pytest.raises(SpecError, match=match):
+        EndpointSettings.from_env(environment)
+
+
+def test_key_and_body_limit_are_read_from_the_environment() -> None:
+    assert EndpointSettings.from_env({"KITAE_AUTH": "off"}).api_key is None
+    settings = EndpointSettings.from_env({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "2048"})
+    assert (settings.api_key, settings.max_body_bytes) == (KEY, 2048)
+
+
+def test_file_limit_and_open_metrics_are_read_from_the_environment() -> None:
+    defaults = EndpointSettings.from_env({"KITAE_API_KEY": KEY})
+    assert (defaults.max_file_bytes, defaults.metrics_open) == (512 * MIB, False)
+    given = EndpointSettings.from_env(
+        {"KITAE_API_KEY": KEY, "KITAE_MAX_FILE_BYTES": "2048", "KITAE_METRICS_OPEN": "on"}
+    )
+    assert (given.max_file_bytes, given.metrics_open) == (2048, True)
+    for name, value in (("KITAE_MAX_FILE_BYTES", "1 GB"), ("KITAE_METRICS_OPEN", "yes")):
+        with pytest.raises(SpecError, match=f"{name} is '{value}'"):
+            EndpointSettings.from_env({"KITAE_API_KEY": KEY, name: value})
