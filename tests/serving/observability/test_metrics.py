@@ -13,7 +13,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -94,9 +94,9 @@ class MeasuredApp:
         self.lines: list[str] = []
         self.done: list[FinishedRequest] = []
         inner = make_app()
-        settings = EndpointSettings(api_key=KEY, max_body_bytes=1000)
+        endpoint_settings = EndpointSettings(api_key=KEY, max_body_bytes=1000)
         gate = AccessMiddleware(
-            Named(inner), settings, limiter=RateLimiter(max_ongoing_requests=100), behind_proxy=False
+            Named(inner), endpoint_settings, limiter=RateLimiter(max_ongoing_requests=100), behind_proxy=False
         )
         app = ObservabilityMiddleware(
             gate, self.metrics, routes=lambda: inner.routes, on_end=[self.done.append], write=self.lines.append
@@ -140,6 +140,7 @@ def test_a_request_is_counted_by_its_routes_template(measured: MeasuredApp) -> N
     assert measured.value("kitae_requests_in_progress") == 0
 
 
+@settings(deadline=None)
 @given(
     paths=st.lists(st.text("abc/%.", min_size=1, max_size=20), min_size=1, max_size=8),
     method=st.text("ABZ", min_size=1),
