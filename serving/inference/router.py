@@ -201,11 +201,13 @@ class Router:
         *,
         ttl_s: float,
         stopped: Collection[str] = (),
+        patience_s: float = _PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stopped = stopped
         self._store = store
         self._ttl_s = ttl_s
+        self._patience_s = patience_s
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._since = 0.0
@@ -247,7 +249,7 @@ class Router:
                 break
             task = self._reading()
             # Not cancelled with this request: others wait for it too. With a snapshot, waiting is limited.
-            patience_s = None if self._snapshot is None else max(0.0, self._since + _PATIENCE_S - self._clock())
+            patience_s = None if self._snapshot is None else max(0.0, self._since + self._patience_s - self._clock())
             await asyncio.wait({task}, timeout=patience_s)
             if not task.done():
                 break

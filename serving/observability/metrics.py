@@ -22,7 +22,9 @@ _BYTES = tuple(float(4**power) for power in range(4, 16))  # 256 bytes to 1 GiB
 class Metrics:
     """The metrics of one process, in their own registry. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_models: int = _MAX_MODELS) -> None:
+        """`max_models`: models with a label of their own; further ones share `other`."""
+        self._max_models = max_models
         self.registry = registry = CollectorRegistry()
         self._models: set[str] = set()
         self._statuses: set[str] = set()
@@ -85,7 +87,7 @@ class Metrics:
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def _label_of(self, model: str) -> str:
-        if model not in self._models and len(self._models) >= _MAX_MODELS:
+        if model not in self._models and len(self._models) >= self._max_models:
             return OTHER
         self._models.add(model)
         return model

@@ -78,7 +78,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
         if first is None:
             raise ApiError(500, "the engine returned no response")
         if isinstance(first, str):
-            return StreamingResponse(_stream(first, chunks), media_type="text/event-stream")
+            return StreamingResponse(stream_events(first, chunks), media_type="text/event-stream")
         async for _ in chunks:
             pass  # exhausts the iterator; closing it earlier would cancel the request
         if "error" in first:
@@ -212,7 +212,7 @@ def check_texts(body: dict[str, Any]) -> list[str]:
     return texts
 
 
-async def _stream(first: str, chunks: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
+async def stream_events(first: str, chunks: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
     """Yield server-sent events. A failure after the first one is reported inside the stream."""
     try:
         yield first

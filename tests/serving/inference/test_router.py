@@ -101,8 +101,7 @@ async def test_the_snapshot_is_refreshed_in_the_background_under_steady_traffic(
         return replace(ADAPTERS)
 
     monkeypatch.setattr("serving.inference.router.read_snapshot", read)
-    monkeypatch.setattr("serving.inference.router._PATIENCE_S", 0.05)
-    router = Router(store, ttl_s=2.0, clock=lambda: now)
+    router = Router(store, ttl_s=2.0, patience_s=0.05, clock=lambda: now)
     may_read.set()
     first = await router.snapshot()
     may_read.clear()

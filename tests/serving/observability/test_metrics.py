@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access.auth import AccessMiddleware
 from serving.access.rate_limiter import RateLimiter
-from serving.observability import metrics as module
 from serving.observability.finished_request import FinishedRequest
 from serving.observability.metrics import Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
@@ -172,9 +171,8 @@ def test_tokens_are_counted_by_model_kind_and_team(measured: MeasuredApp) -> Non
     assert measured.labels("kitae_tokens", "model") == {"greeter@1"}
 
 
-def test_models_beyond_the_maximum_share_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_MODELS", 2)
-    metrics = Metrics()
+def test_models_beyond_the_maximum_share_a_label() -> None:
+    metrics = Metrics(max_models=2)
     for name in ("a", "b", "c", "d", "a"):
         metrics.observe(finished(model=name))
     values = {

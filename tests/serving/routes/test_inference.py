@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from serving.http import errors
 from serving.inference.backends import Route
-from serving.routes.inference import _stream
+from serving.routes.inference import stream_events
 from tests.serving.fake_backend import FakeBackend
 from tests.serving.routing import ASK, error_of, make_client, make_snapshot, make_version
 
@@ -70,7 +70,7 @@ async def test_a_disconnecting_client_ends_the_request() -> None:
     pieces = backend.generate(Route("m", "a", "chat"), "chat", body)
     first = await anext(pieces)
     assert isinstance(first, str)
-    async with aclosing(_stream(first, pieces)) as stream:  # type: ignore[type-var]  # an async generator, typed by its protocol
+    async with aclosing(stream_events(first, pieces)) as stream:  # type: ignore[type-var]  # an async generator, typed by its protocol
         await anext(stream)
     assert backend.closed == 1
 
