@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from ray_jobs.quota.pool import Limits, Pool, Team
-from ray_jobs.quota.simulate import Work, simulate
+from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
+from ray_jobs.kueue.simulate import simulate
+from ray_jobs.kueue.work import Work
 
 JOBS, RUNS, TEAMS, NOMINAL = 10_000, 5, 10, 16
 
@@ -39,7 +40,7 @@ def trace(load: float, jobs: int = JOBS) -> list[Work]:
 
 
 def pool(**policy: str) -> Pool:
-    teams = {f"team-{i}": Team({"h100": Limits(Decimal(NOMINAL))}, **policy) for i in range(TEAMS)}  # type: ignore[arg-type]  # policies by name
+    teams = {f"team-{i}": TeamQuota({"h100": QuotaLimits(Decimal(NOMINAL))}, **policy) for i in range(TEAMS)}  # type: ignore[arg-type]  # policies by name
     return Pool(teams, {"h100": "gpu"})
 
 

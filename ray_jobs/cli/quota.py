@@ -1,7 +1,7 @@
-"""`quota`: what teams may use of a cluster, what they use, and what another quota would do.
+"""`quota show` and `quota set`: quotas, usage and waiting jobs of a cluster, and changes of a quota.
 
-Owns what `quota show` and `quota set` print; `quota simulate` and `quota report` are in
-`quota_past`. Does not know how anything is worked out (`ray_jobs.quota`). Only `set --apply` writes.
+Owns arguments and output; `quota simulate` and `quota report` are in `quota_past`. Does not know the arithmetic
+(`ray_jobs.quota`, `ray_jobs.kueue`). Only `set --apply` writes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ray_jobs.cli import quota_past, session
 from ray_jobs.errors import suggestion
 
 if TYPE_CHECKING:
-    from ray_jobs.quota.pool import Limits
-    from ray_jobs.quota.status import Row, Waiting
+    from ray_jobs.kueue.pool import QuotaLimits
+    from ray_jobs.quota.status import QuotaRow, WaitingWorkload
 
-HISTORY_DAYS = 30
-"""How long ago jobs may have come that the estimates of `show` are made from."""
+TRACE_DAYS = 30
+"""Age of the oldest past jobs on which `show` bases estimates."""
 
 
 def team_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a team that has a quota."""
+    """Complete the name of a team with a quota."""
     return session.matching(incomplete, lambda: sorted(_known()[0]))
 
 
 def flavor_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a flavour."""
+    """Complete the name of a flavor."""
     return session.matching(incomplete, lambda: sorted(_known()[1]))
 
 
@@ -51,12 +51,12 @@ def quota() -> None:
 
 @quota.command()
 @click.option("--team", metavar="TEAM", shell_complete=team_names, help="Only this team's.  [default: every team's]")
-@click.option("--all", "everything", is_flag=True, help="CPU and memory of GPU flavours, too.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--all", "everything", is_flag=True, help="Also CPU and memory of GPU flavors.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(team: str | None, everything: bool, as_json: bool) -> None:
-    """Show what each team has of each flavour, uses, borrows and waits for; and what waits, why, and until when.
+    """Show quota, usage and waiting jobs of each team and flavor, and for each waiting job the reason and a start.
 
-    When a job starts is estimated from how long the last jobs ran: it is no promise.
+    The start is an estimate from the durations of past jobs.
 
     \b
     Example:
@@ -65,40 +65,43 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
     """
     from ray_jobs.cluster.client import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, WORKLOAD
     from ray_jobs.errors import SpecError
-    from ray_jobs.quota import queues, status
+    from ray_jobs.kueue.queues import Queues, local_queues, team_of
+    from ray_jobs.quota import status
 
     cluster = session.connect_cluster()
     found = cluster.list(CLUSTER_QUEUE)
-    teams = {queues.team_of(queue) for queue in found}
+    teams = {team_of(queue) for queue in found}
     if team is not None and team not in teams:
         raise SpecError(f"no team {team!r} in this cluster; {suggestion(team, teams)}")
-    local, workloads = cluster.list(LOCAL_QUEUE), cluster.list(WORKLOAD)
-    cohorts = session.list_if_allowed(cluster, COHORT)
+    queues = Queues(found, session.list_if_allowed(cluster, COHORT), local_queues(cluster.list(LOCAL_QUEUE)))
+    workloads = cluster.list(WORKLOAD)
     now = datetime.now(UTC)
-    waits = status.waiting(found, workloads, local, now=now, durations=_durations(now), cohorts=cohorts)
+    waits = status.waiting(queues, workloads, now=now, older=_durations(now))
     waits = [each for each in waits if team in (None, each.team)]
-    rows = [row for row in status.rows(found, workloads, local, cohorts) if team in (None, row.team)]
+    rows = [row for row in status.rows(queues, workloads) if team in (None, row.team)]
     if as_json:
-        session.print_json({"at": now, "quotas": [_row_json(row) for row in rows], "waiting": list(map(_json, waits))})
+        session.print_json(
+            {"at": now, "quotas": [_row_json(row) for row in rows], "waiting": list(map(_waiting_json, waits))}
+        )
         return
-    columns = ["team", "flavour", "resource", "nominal", "used", "borrowed", "lent", "may borrow", "free", "waiting"]
+    columns = ["team", "flavor", "resource", "nominal", "used", "borrowed", "lent", "may borrow", "free", "waiting"]
     shown = [_row_cells(row) for row in rows if everything or row.counted]
     session.print_table(columns, shown, empty="no ClusterQueue in this cluster: install the chart with `teams:`")
     if waits:
         click.echo()
-        columns = ["waits", "team", "asks for", "since", "starts", "because"]
+        columns = ["waiting", "team", "requests", "since", "starts", "reason"]
         session.print_table(columns, [_waiting_cells(each, now) for each in waits], empty="")
 
 
 @quota.command("set")
 @click.argument("team", shell_complete=team_names)
-@click.option("--flavor", required=True, metavar="FLAVOR", shell_complete=flavor_names, help="Of which flavour.")
-@click.option("--nominal", metavar="N", help="What the team can always have.")
-@click.option("--borrow", metavar="N", help="Most it may use beyond that of what others lend; `none`: no limit.")
-@click.option("--lend", metavar="N", help="Most of its nominal quota that others may use; `none`: all of it.")
-@click.option("--resource", metavar="NAME", help="Such as cpu or memory.  [default: GPUs, of a CPU flavour cpu]")
-@click.option("--apply", "apply_it", is_flag=True, help="Change the cluster.  [default: only print the change]")
-@click.option("--values", "as_values", is_flag=True, help="Print the chart's values instead, for a repository.")
+@click.option("--flavor", required=True, metavar="FLAVOR", shell_complete=flavor_names, help="Flavor of the quota.")
+@click.option("--nominal", metavar="N", help="Quota that the team can always use.")
+@click.option("--borrow", metavar="N", help="Limit of what it may borrow beyond that; `none`: no limit.")
+@click.option("--lend", metavar="N", help="Limit of what others may borrow from it; `none`: no limit.")
+@click.option("--resource", metavar="NAME", help="For example cpu or memory.  [default: GPUs; cpu for a CPU flavor]")
+@click.option("--apply", "apply_it", is_flag=True, help="Change the cluster.  [default: only print the diff]")
+@click.option("--values", "as_values", is_flag=True, help="Print the change as values of the chart.")
 def set_quota(
     team: str,
     flavor: str,
@@ -109,9 +112,9 @@ def set_quota(
     apply_it: bool,
     as_values: bool,
 ) -> None:
-    """Change the quota of TEAM: print the change as a diff, or make it (--apply). What is not given stays.
+    """Change the quota of TEAM: print the diff, or apply it (--apply). Options that are not given stay unchanged.
 
-    If somebody else changed the queue meanwhile, nothing is changed.
+    If another client changed the queue in the meantime, nothing is changed.
 
     \b
     Example:
@@ -121,7 +124,8 @@ def set_quota(
     """
     from ray_jobs.cluster.client import CLUSTER_QUEUE, NODE, RESOURCE_FLAVOR
     from ray_jobs.errors import ObjectChanged
-    from ray_jobs.quota import change, queues
+    from ray_jobs.kueue import queues
+    from ray_jobs.quota import change
 
     if apply_it and as_values:
         raise click.UsageError("--apply changes the cluster and --values only prints: leave one out")
@@ -145,18 +149,18 @@ def set_quota(
         click.echo(planned.values, nl=False)
         return
     if not planned.diff:
-        click.echo(f"{flavor} of team {team} is so already: nothing to change")
+        click.echo(f"{flavor} of team {team} already has these limits: nothing to change")
         return
     click.echo(planned.diff)
     if not apply_it:
-        click.echo("\nnothing was changed; --apply makes the change, --values prints it for the chart")
+        click.echo("\nnothing was changed; --apply applies the change, --values prints it for the chart")
         return
     try:
         cluster.patch(CLUSTER_QUEUE, planned.queue, planned.patch)
     except ObjectChanged as error:
-        details = ("nothing was changed here: run the command again, and look at the new diff",)
+        details = ("nothing was changed: run the command again and check the new diff",)
         raise ObjectChanged(error.message, details=details) from error
-    click.echo(f"\nchanged; back again: {planned.undo}")
+    click.echo(f"\nchanged; to undo: {planned.undo}")
 
 
 for command in (quota_past.simulate, quota_past.report):
@@ -164,10 +168,10 @@ for command in (quota_past.simulate, quota_past.report):
 
 
 def _known() -> tuple[set[str], set[str]]:
-    """Teams and flavours: of the settings if they are at hand, else of the cluster."""
+    """Teams and flavors, from the settings if KITAE_CLUSTER is set, else from the cluster."""
     from ray_jobs.cluster import settings
     from ray_jobs.cluster.client import CLUSTER_QUEUE
-    from ray_jobs.quota import queues
+    from ray_jobs.kueue import queues
 
     read = settings.from_environment(os.environ)
     if read is not None:
@@ -177,45 +181,45 @@ def _known() -> tuple[set[str], set[str]]:
 
 
 def _durations(now: datetime) -> dict[str, list[float]]:
-    """Seconds that jobs ran, by team and ("") over all teams; empty where the store cannot tell."""
+    """Durations of past jobs in seconds, by team and (`""`) over all teams. Empty if the store cannot be read."""
     from ray_jobs.errors import KitaeError
     from ray_jobs.quota import job_trace
 
     try:
         store = session.open_store(check=False)
-        past = job_trace.read(store, since=(now - timedelta(days=HISTORY_DAYS)).date())
+        trace = job_trace.read(store, since=(now - timedelta(days=TRACE_DAYS)).date())
     except KitaeError as error:
-        click.echo(f"warning: no estimates of starts, for they need past jobs: {error.message}", err=True)
+        click.echo(f"warning: no past jobs for the estimates: {error.message}", err=True)
         return {}
     found: dict[str, list[float]] = {}
-    for job in past.jobs:
+    for job in trace.jobs:
         for name in (job.team, ""):
             found.setdefault(name, []).append(job.seconds)
     return found
 
 
-def _row_cells(row: Row) -> list[str]:
+def _row_cells(row: QuotaRow) -> list[str]:
     most = _most(row.limits)
     numbers = [row.limits.nominal, row.used, row.borrowed, row.lent]
     waiting = f"{_text(row.waiting, row.resource)} ({row.waiting_jobs})" if row.waiting_jobs else "0"
-    figures = [_text(number, row.resource) for number in numbers]
-    return [row.team, row.flavor, row.resource, *figures, most, _text(row.available, row.resource), waiting]
+    amounts = [_text(number, row.resource) for number in numbers]
+    return [row.team, row.flavor, row.resource, *amounts, most, _text(row.available, row.resource), waiting]
 
 
-def _most(limits: Limits) -> str:
+def _most(limits: QuotaLimits) -> str:
     from ray_jobs.quota import amounts
 
-    return "what is lent" if limits.borrow is None else amounts.text(limits.borrow)
+    return "no limit" if limits.borrow is None else amounts.text(limits.borrow)
 
 
-def _waiting_cells(each: Waiting, now: datetime) -> list[str]:
+def _waiting_cells(each: WaitingWorkload, now: datetime) -> list[str]:
     from ray_jobs.jobs.progress import duration
 
-    asks = [f"{_text(amount, name)} {name}" for name, amount in each.asks.items() if amount]
-    gpus = [text for text in asks if not text.endswith((" cpu", " memory"))]
-    starts = "not known" if each.starts_at is None else f"in about {duration((each.starts_at - now).total_seconds())}"
+    requested = [f"{_text(amount, name)} {name}" for name, amount in each.asks.items() if amount]
+    gpus = [text for text in requested if not text.endswith((" cpu", " memory"))]
+    starts = "unknown" if each.starts_at is None else f"in about {duration((each.starts_at - now).total_seconds())}"
     since = f"{duration((now - each.since).total_seconds())} ago"
-    return [each.name, each.team, ", ".join(gpus or asks), since, starts, each.reason]
+    return [each.name, each.team, ", ".join(gpus or requested), since, starts, each.reason]
 
 
 def _text(amount: Decimal, resource: str) -> str:
@@ -224,13 +228,13 @@ def _text(amount: Decimal, resource: str) -> str:
     return f"{float(amount / 2**30):.4g}Gi" if resource == "memory" else amounts.text(amount)
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: QuotaRow) -> dict[str, Any]:
     document = asdict(row)
     limits = document.pop("limits")
     return _numbers({**document, **limits})
 
 
-def _json(each: Waiting) -> dict[str, Any]:
+def _waiting_json(each: WaitingWorkload) -> dict[str, Any]:
     return _numbers(asdict(each) | {"asks": _numbers(dict(each.asks))})
 
 

@@ -1,11 +1,10 @@
-"""The Kubernetes API: objects as plain documents, and every failure as an error that says what to do.
+"""The Kubernetes API: objects as plain documents, and every failure as an error with its fix.
 
 Owns requests, pages, watches and the reading of refusals, over the official client's connection and credentials. Does
-not know what the objects mean. Nothing is kept here but the connection: whoever lists again sees what is there now.
+not know what the objects mean, and caches nothing.
 
-Credentials that have expired are read anew and the request is sent once more; a read whose connection broke is sent up
-to three times. A write is sent once, for nobody can tell whether it was done: its caller makes it so that a second one
-finds the first.
+A request refused with 401 is sent once more with new credentials; a read whose connection broke is sent up to three
+times. A write is sent once, because a lost answer does not show whether it was done: its caller makes it idempotent.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLUSTER_QUEUE", "COHORT", "CONFIG_MAP", "CRD", "EVENT", "LOCAL_QUEUE", "NODE", "POD", "PRIORITY_CLASS",
-    "RAY_CLUSTER", "RAY_JOB", "RESOURCE_FLAVOR", "WORKLOAD", "Cluster", "Event", "Kind", "Listing", "Object",
+    "RAY_CLUSTER", "RAY_JOB", "RESOURCE_FLAVOR", "WORKLOAD", "Cluster", "Kind", "Listing", "Object", "WatchEvent",
 ]  # fmt: skip
 
 Object = dict[str, Any]
@@ -67,22 +66,22 @@ _MERGE_PATCH = "application/merge-patch+json"
 
 
 @dataclass(frozen=True)
-class Event:
+class WatchEvent:
     """One line of a watch."""
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
     object: Object
-    """Of a BOOKMARK only `metadata.resourceVersion` counts."""
+    """A BOOKMARK has only `metadata.resourceVersion`."""
 
     @property
     def version(self) -> str:
-        """From which a watch goes on after this."""
+        """resourceVersion from which the next watch starts."""
         return str(self.object["metadata"]["resourceVersion"])
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Every object of a kind, and the version from which a watch goes on."""
+    """Every object of a kind, and the resourceVersion from which a watch starts."""
 
     items: list[Object]
     version: str
@@ -92,57 +91,57 @@ class Cluster:
     """See the module. Safe to use from several threads."""
 
     def __init__(self, log_in: Callable[[], ApiClient]) -> None:
-        """`log_in` reads the credentials; it is called again where they have expired."""
+        """`log_in` reads the credentials; it is called again when they have expired."""
         self._log_in = log_in
         self._lock = threading.Lock()
         self._api = log_in()
 
     @classmethod
     def connect(cls) -> Self:
-        """With a pod's service account, else with KUBECONFIG (~/.kube/config). ClusterUnreachable where neither is."""
+        """Log in with the pod's service account, else KUBECONFIG (~/.kube/config). ClusterUnreachable without both."""
         return cls(_from_environment)
 
     def list(
         self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
     ) -> list[Object]:
-        """Every object of a kind, of one namespace or of all, that has these labels."""
+        """Objects of a kind with these labels, in one namespace or in all."""
         return self.listing(kind, namespace, labels=labels).items
 
     def listing(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> Listing:
-        """As `list`, with the version of what was seen."""
+        """As `list`, with the resourceVersion."""
         try:
             return self._pages(kind, namespace, labels, limit=_PAGE)
-        except Expired:  # a later page, of a version that is no longer kept
+        except Expired:  # a later page of an expired version
             return self._pages(kind, namespace, labels, limit=None)
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
-        """An object. None: there is none."""
+        """One object. None: it does not exist."""
         try:
             return self._ask("GET", kind, namespace, name)
         except _Absent:
             return None
 
     def create(self, kind: Kind, body: Object, namespace: str | None = None, *, dry_run: bool = False) -> Object:
-        """Make an object. AlreadyExists where its name is taken; ObjectRefused where it is not valid."""
+        """Create an object. AlreadyExists if its name is taken; ObjectRefused if it is invalid."""
         query = {"dryRun": "All"} if dry_run else {}
         try:
             return self._ask("POST", kind, namespace, body=body, query=query)
         except _Absent as error:
-            raise ObjectRefused(f"{kind.kind} cannot be made in namespace {namespace!r}: {error.message}") from error
+            raise ObjectRefused(f"{kind.kind} cannot be created in namespace {namespace!r}: {error.message}") from error
 
     def patch(
         self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
     ) -> Object:
-        """Change an object (JSON merge patch). With `metadata.resourceVersion` in the body ObjectChanged is raised
-        where it has changed since. ObjectRefused where there is none, or it would not be valid."""
+        """Change an object (JSON merge patch). ObjectChanged if the body has a `metadata.resourceVersion` that is no
+        longer current; ObjectRefused if the object does not exist or would be invalid."""
         query = {"dryRun": "All"} if dry_run else {}
         try:
             return self._ask("PATCH", kind, namespace, name, body=body, query=query)
         except _Absent as error:
-            raise ObjectRefused(f"{_place(kind, name, namespace)} is not there to be changed") from error
+            raise ObjectRefused(f"{_place(kind, name, namespace)} does not exist") from error
 
     def delete(self, kind: Kind, name: str, namespace: str | None = None) -> bool:
-        """Delete an object, and before it whatever it owns. False: there was none."""
+        """Delete an object after those that it owns. False: it does not exist."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         try:
             self._ask("DELETE", kind, namespace, name, body=body)
@@ -158,10 +157,10 @@ class Cluster:
         labels: Mapping[str, str] | None = None,
         since: str,
         timeout_s: float,
-    ) -> Iterator[Event]:
-        """What changes after the version `since`, until the server ends it, after `timeout_s` at the latest.
+    ) -> Iterator[WatchEvent]:
+        """Changes after the version `since`, until the server ends the watch, after `timeout_s` at the latest.
 
-        Expired where so old a version is no longer kept: list again. ClusterUnreachable where the connection breaks.
+        Expired if the server no longer has that version: list again. ClusterUnreachable if the connection breaks.
         """
         from urllib3.exceptions import HTTPError
 
@@ -182,12 +181,12 @@ class Cluster:
                 for line in lines:
                     if line.strip():
                         yield _event(json.loads(line), kind)
-        except (HTTPError, OSError, ValueError) as error:  # ValueError: half a line, or a body that is no JSON
+        except (HTTPError, OSError, ValueError) as error:  # ValueError: a truncated line, or no JSON
             raise ClusterUnreachable(f"the watch of {kind.resource} broke ({type(error).__name__})") from error
         finally:
             response.response.close()
 
-    # ---- how ---------------------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def _pages(
         self, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None, *, limit: int | None
@@ -199,7 +198,7 @@ class Cluster:
                 page = self._ask("GET", kind, namespace, query=query)
             except _Absent as error:
                 raise ClusterError(f"{kind.resource} cannot be listed: {error.message}") from error
-            # The items of a list leave out what the list says.
+            # The items of a list lack apiVersion and kind.
             items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or []]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
@@ -226,13 +225,13 @@ class Cluster:
             raise self._refusal(response, verb, kind, namespace, name or made)
         answer = self._json(response)
         if answer is None:
-            raise ClusterUnreachable(f"what answers at {self._api.configuration.host} is no Kubernetes API")
+            raise ClusterUnreachable(f"{self._api.configuration.host} does not answer as a Kubernetes API")
         return answer
 
     def _send(
         self, method: str, kind: Kind, path: str, query: Mapping[str, str], body: Object | None, *, timeout_s: float
     ) -> Any:
-        """The raw response; of a 401 the one after logging in again."""
+        """The raw response; after a 401, the one with new credentials."""
         api = self._api
         response = self._send_once(api, method, path, query, body, timeout_s)
         if response.status != 401:
@@ -244,8 +243,8 @@ class Cluster:
         response = self._send_once(self._api, method, path, query, body, timeout_s)
         if response.status == 401:
             raise ClusterUnreachable(
-                f"the Kubernetes API at {api.configuration.host} does not take these credentials, also after they "
-                "were read anew: log in again, or look whether the pod's service account still exists"
+                f"the Kubernetes API at {api.configuration.host} refuses these credentials, also after reading them "
+                "again: log in again, or check that the pod's service account still exists"
             )
         return response
 
@@ -276,24 +275,24 @@ class Cluster:
     def _refusal(self, response: Any, verb: str, kind: Kind, namespace: str | None, name: str | None) -> ClusterError:
         status = self._json(response) or {}
         code, reason = response.status, str(status.get("reason", ""))
-        said = str(status.get("message") or response.reason or "")[:2000]
+        detail = str(status.get("message") or response.reason or "")[:2000]
         details = status.get("details") or {}
         where = _place(kind, name, namespace)
         if code == 404:
-            # An object that is missing is named; a kind that is missing is not.
-            return _Absent(said) if details.get("name") else self._no_such_kind(kind)
-        if code == 403 and _is_rbac(said):
-            return _forbidden(said, verb, kind, namespace)
+            # The answer names a missing object, but not a missing kind.
+            return _Absent(detail) if details.get("name") else self._no_such_kind(kind)
+        if code == 403 and _is_rbac(detail):
+            return _forbidden(detail, verb, kind, namespace)
         if code == 409:
             if reason == "AlreadyExists":
-                return AlreadyExists(f"{where} is there already")
-            return ObjectChanged(f"{where} was changed by somebody else: {said}")
+                return AlreadyExists(f"{where} already exists")
+            return ObjectChanged(f"{where} was changed by another client: {detail}")
         if code == 410:
-            return Expired(f"{kind.resource}: the version asked for is no longer kept")
+            return Expired(f"{kind.resource}: the server no longer has the requested version")
         if code in (400, 403, 422):
             causes = [f"{cause.get('field')}: {cause.get('message')}" for cause in details.get("causes") or []]
-            return ObjectRefused(f"{where} is refused: {said}", details=causes)
-        return ClusterUnreachable(f"the Kubernetes API answered {code} to {verb} {where}: {said}")
+            return ObjectRefused(f"{where} is refused: {detail}", details=causes)
+        return ClusterUnreachable(f"the Kubernetes API answered {code} to {verb} {where}: {detail}")
 
     def _no_such_kind(self, kind: Kind) -> NoSuchKind:
         operator = OPERATORS.get(kind.group, "a newer Kubernetes")
@@ -315,23 +314,25 @@ class Cluster:
         try:
             document = json.loads(response.read() or b"null")
         except HTTPError as error:
-            raise ClusterUnreachable(f"the answer of the Kubernetes API broke off ({type(error).__name__})") from error
+            raise ClusterUnreachable(
+                f"the connection to the Kubernetes API broke while reading its answer ({type(error).__name__})"
+            ) from error
         except ValueError:
             return None
         return document if isinstance(document, dict) else None
 
 
 class _Absent(ClusterError):
-    """The object, or the namespace it would be in, is not there."""
+    """The object or its namespace does not exist."""
 
 
-def _event(line: Object, kind: Kind) -> Event:
+def _event(line: Object, kind: Kind) -> WatchEvent:
     if line["type"] == "ERROR":
         status = line["object"]
         if status.get("code") == 410:
-            raise Expired(f"{kind.resource}: the version to watch from is no longer kept")
+            raise Expired(f"{kind.resource}: the server no longer has the version to watch from")
         raise ClusterUnreachable(f"the watch of {kind.resource} ended: {status.get('message')}")
-    return Event(line["type"], line["object"])
+    return WatchEvent(line["type"], line["object"])
 
 
 def _selected(labels: Mapping[str, str] | None) -> dict[str, str]:
@@ -343,13 +344,13 @@ def _place(kind: Kind, name: str | None, namespace: str | None) -> str:
     return whole if namespace is None else f"{whole} in namespace {namespace}"
 
 
-def _is_rbac(said: str) -> bool:
-    """Whether a 403 is of the authorizer; admission webhooks and quotas answer 403, too."""
-    return re.search(r"cannot \w+ (resource|path)", said) is not None
+def _is_rbac(detail: str) -> bool:
+    """The 403 is the authorizer's; admission webhooks and quotas also answer 403."""
+    return re.search(r"cannot \w+ (resource|path)", detail) is not None
 
 
-def _forbidden(said: str, verb: str, kind: Kind, namespace: str | None) -> Forbidden:
-    found = re.search(r'User "([^"]+)"', said)
+def _forbidden(detail: str, verb: str, kind: Kind, namespace: str | None) -> Forbidden:
+    found = re.search(r'User "([^"]+)"', detail)
     user = found[1] if found else "this user"
     scope = f"-n {namespace} " if namespace else ""
     role, binding = ("role", "rolebinding") if namespace else ("clusterrole", "clusterrolebinding")
@@ -376,7 +377,7 @@ def _from_environment() -> ApiClient:
     configuration = Configuration()
     try:
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # as the client has it
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # the client is untyped
         else:
             path = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
             config.load_kube_config(  # type: ignore[no-untyped-call]  # likewise
@@ -384,14 +385,14 @@ def _from_environment() -> ApiClient:
             )
     except (config.ConfigException, OSError, ValueError) as error:
         raise ClusterUnreachable(
-            f"no way to the Kubernetes API: {error}; outside of a cluster KUBECONFIG must name a file with a context, "
-            "inside of one the pod needs a service account with automountServiceAccountToken: true"
+            f"no access to the Kubernetes API: {error}; outside a cluster KUBECONFIG must name a file with a context, "
+            "inside a cluster the pod needs a service account with automountServiceAccountToken: true"
         ) from error
     return ApiClient(prepared(configuration))
 
 
 def prepared(configuration: Configuration) -> Configuration:
-    """With the number of tries and connections that `Cluster` promises."""
+    """Set the number of tries and connections that `Cluster` relies on."""
     from urllib3.util.retry import Retry
 
     configuration.retries = Retry(_TRIES_OF_A_READ - 1, status=0, other=0, backoff_factor=0.2, raise_on_status=False)

@@ -1,7 +1,7 @@
-"""What a cluster has of one kind in one namespace, kept up to date by a list and then a watch.
+"""An informer: a local copy of the objects of one kind, kept up to date by a list and then watches.
 
-Owns the version that the watch goes on from. Whatever breaks (the connection, the API's restart, a version that is no
-longer kept) ends in another watch or another list; nothing is ever taken for gone because nobody answered.
+Owns the resourceVersion from which the next watch starts. A broken connection, a restart of the API server or an
+expired version leads to another watch or another list. An object is removed only when the server reports so.
 """
 
 from __future__ import annotations
@@ -20,44 +20,45 @@ from ray_jobs.errors import ClusterError, Expired
 logger = logging.getLogger(__name__)
 
 _WATCH_S = 45.0
-"""A watch is ended and begun anew so often: a connection that is dead without knowing it is noticed by then."""
-BELIEVED_S = 90.0
-"""After so long without an answer what is known is not told any more."""
+"""Length of a watch: a connection that died silently is noticed after this time."""
+FRESH_S = 90.0
+"""Seconds without an answer after which the copy is no longer given out."""
 _LONGEST_WAIT_S = 30.0
 
 
 @dataclass
-class Mirror:
-    """See the module. `follow` runs in a thread of its own; the rest may be called from any."""
+class Informer:
+    """See the module. `follow` runs in a thread of its own; the other methods may be called from any thread."""
 
     cluster: Cluster
     kind: Kind
     namespace: str | None
     labels: Mapping[str, str] | None = None
     watch_s: float = _WATCH_S
-    _there: dict[str, Object] = field(default_factory=dict)
+    _objects: dict[str, Object] = field(default_factory=dict)
+    """By uid."""
     _version: str | None = None
-    _heard_at: float = float("-inf")
+    _answered_at: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def items(self) -> list[Object] | None:
-        """Every object, as told a moment ago. None: nothing was heard for too long, or not yet."""
+        """Every object in the copy. None: no answer yet, or none for FRESH_S."""
         with self._lock:
-            if time.monotonic() - self._heard_at > BELIEVED_S:
+            if time.monotonic() - self._answered_at > FRESH_S:
                 return None
-            return list(self._there.values())
+            return list(self._objects.values())
 
     def list(self) -> list[Object]:
-        """Every object as it is now. ClusterError."""
+        """Every object, listed from the server. ClusterError."""
         return self.cluster.list(self.kind, self.namespace, labels=self.labels)
 
     def step(self) -> None:
-        """One list, or one watch to its end. ClusterError; what was heard before it stays, and is gone on from."""
+        """One list, or one watch until it ends. ClusterError; events received before it are kept."""
         if self._version is None:
             listing = self.cluster.listing(self.kind, self.namespace, labels=self.labels)
             with self._lock:
-                self._there = {found["metadata"]["uid"]: found for found in listing.items}
-                self._version, self._heard_at = listing.version, time.monotonic()
+                self._objects = {found["metadata"]["uid"]: found for found in listing.items}
+                self._version, self._answered_at = listing.version, time.monotonic()
             return
         try:
             watch = self.cluster.watch(
@@ -66,31 +67,31 @@ class Mirror:
             for event in watch:
                 with self._lock:
                     if event.type == "DELETED":
-                        self._there.pop(event.object["metadata"]["uid"], None)
+                        self._objects.pop(event.object["metadata"]["uid"], None)
                     elif event.type != "BOOKMARK":
-                        self._there[event.object["metadata"]["uid"]] = event.object
-                    self._version, self._heard_at = event.version, time.monotonic()
+                        self._objects[event.object["metadata"]["uid"]] = event.object
+                    self._version, self._answered_at = event.version, time.monotonic()
         except Expired:
-            self._version = None  # what is known stays until the next list
+            self._version = None  # the copy stays until the next list
             raise
         with self._lock:
-            self._heard_at = time.monotonic()
+            self._answered_at = time.monotonic()
 
     def follow(self, stop: threading.Event) -> None:
-        """Step until told to stop."""
+        """Step until `stop` is set."""
         failures = 0
         while not stop.is_set():
             try:
                 self.step()
                 failures = 0
             except Expired as error:
-                logger.info("%s; listed again", error)
+                logger.info("%s; listing again", error)
             except ClusterError as error:
                 failures += 1
-                logger.warning("%s in %s cannot be watched: %s", self.kind.resource, self.namespace or "all", error)
+                logger.warning("cannot watch %s in %s: %s", self.kind.resource, self.namespace or "all", error)
                 stop.wait(random.uniform(0.5, 1.0) * min(2.0**failures, _LONGEST_WAIT_S))
-            except Exception:  # an object that nobody foresaw must not end the watching
+            except Exception:  # a malformed object must not end the thread
                 failures += 1
-                logger.exception("%s in %s cannot be watched", self.kind.resource, self.namespace or "all")
+                logger.exception("cannot watch %s in %s", self.kind.resource, self.namespace or "all")
                 self._version = None
                 stop.wait(_LONGEST_WAIT_S)

@@ -1,4 +1,4 @@
-"""The kinds of Kubernetes objects that Kitae reads and writes, and the labels it puts on its own. Data only."""
+"""The kinds of Kubernetes objects that Kitae reads and writes, and the labels of its own objects. Data only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 MANAGER_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "kitae"
-"""Of what the launcher makes, and takes away; Helm's releases are Helm's."""
+"""Manager of the RayJobs that the launcher creates and deletes; Helm manages its own releases."""
 OURS = {"app.kubernetes.io/part-of": "kitae"}
-"""On every object that Kitae makes."""
+"""Label of every object that Kitae creates."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Kind:
 
     @property
     def resource(self) -> str:
-        """As RBAC and `kubectl` name it: `rayjobs.ray.io`."""
+        """Name in RBAC and `kubectl`: `rayjobs.ray.io`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str | None = None) -> str:
-        """Of the collection. ValueError where a namespace is missing or too much for one object of this kind."""
+        """URL path of the collection. ValueError for the namespace of a cluster-scoped kind."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         if namespace is not None and not self.namespaced:
-            raise ValueError(f"{self.kind} belongs to no namespace, and {namespace!r} was named")
+            raise ValueError(f"{self.kind} is cluster-scoped, and namespace {namespace!r} was given")
         return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
 
 
@@ -65,4 +65,4 @@ KINDS = (
     NODE, CONFIG_MAP, CRD,
 )  # fmt: skip
 OPERATORS = {"ray.io": "KubeRay 1.7", _KUEUE: "Kueue 0.19"}
-"""Which operator serves a group, in the oldest version that Kitae works with."""
+"""The operator that serves a group, in the oldest supported version."""

@@ -1,4 +1,4 @@
-"""Kubernetes' quantities (`500m`, `16Gi`) as numbers, and numbers as people read them. Pure."""
+"""Kubernetes' quantities (`500m`, `16Gi`) as numbers, and numbers for display. Pure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _FACTORS = {
 
 
 def parse(quantity: str | int | float) -> Decimal:
-    """In CPUs, bytes or pieces. ValueError for what is no quantity."""
+    """In CPUs, bytes or pieces. ValueError if the text is no quantity."""
     found = _QUANTITY.fullmatch(str(quantity))
     if found is None or found[2] not in _FACTORS:
-        raise ValueError(f"{quantity!r} is no quantity of Kubernetes")
+        raise ValueError(f"{quantity!r} is no Kubernetes quantity")
     return Decimal(found[1]) * _FACTORS[found[2]]
 
 
 def cpus(amount: float) -> str:
-    """As Kubernetes writes CPUs: `4`, `500m`."""
+    """CPUs in Kubernetes' notation: `4`, `500m`."""
     return str(int(amount)) if amount == int(amount) else f"{round(amount * 1000)}m"
 
 
 def shown(resource: str, amount: Decimal) -> str:
-    """For people: `8`, `1.5`, `64 GiB` of memory."""
+    """For display: `8`, `1.5`, `64 GiB` of memory."""
     if resource == "memory":
         return f"{float(amount / 2**30):.4g} GiB"
     return f"{float(amount):g}"

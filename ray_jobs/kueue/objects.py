@@ -1,6 +1,6 @@
-"""Kueue's objects (v1beta2), read: quotas, what is held of them, conditions and times. Pure.
+"""Fields of Kueue's objects (v1beta2): quotas, reservations, conditions and times. Pure.
 
-What may be missing (a status, a group, a limit) may be missing here. Does not know what any of it means for a job.
+Every optional field may be missing (a status, a resource group, a limit). Does not interpret what it reads.
 """
 
 from __future__ import annotations
@@ -12,60 +12,72 @@ from decimal import Decimal
 from typing import Any
 
 from ray_jobs.cluster.quantities import parse
+from ray_jobs.kueue.pool import QuotaLimits
 
 Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Held:
-    """Of one flavour's resource, in one queue."""
+class Reservation:
+    """What a queue's workloads reserve of one flavor's resource."""
 
     used: Decimal
-    """Reserved by its workloads, borrowed quota included."""
+    """Borrowed quota included."""
     borrowed: Decimal
 
 
-NOTHING = Held(Decimal(0), Decimal(0))
+NO_RESERVATION = Reservation(Decimal(0), Decimal(0))
 
 
 def resources_of(queue: Object) -> Iterator[tuple[str, str, Object]]:
-    """(flavour, resource, its quota's object) of a ClusterQueue or Cohort, in the order in which Kueue tries them."""
+    """(flavor, resource, quota object) of a ClusterQueue or Cohort, in the order in which Kueue tries them."""
     for group in (queue.get("spec") or {}).get("resourceGroups") or []:
         for flavor in group.get("flavors") or []:
             for quota in flavor.get("resources") or []:
                 yield flavor["name"], quota["name"], quota
 
 
-def limits(quota: Object) -> tuple[Decimal, Decimal | None, Decimal | None]:
-    """(nominal quota, borrowing limit, lending limit) of one resource's object. None: no limit."""
+def limits_of(quota: Object) -> QuotaLimits:
+    """Nominal quota, borrowing limit and lending limit of a quota object."""
     borrow, lend = quota.get("borrowingLimit"), quota.get("lendingLimit")
-    return (
+    return QuotaLimits(
         parse(quota.get("nominalQuota", 0)),
         None if borrow is None else parse(borrow),
         None if lend is None else parse(lend),
     )
 
 
-def held(queue: Object) -> dict[tuple[str, str], Held]:
-    """By flavour and resource, as Kueue last said."""
+def reservations(queue: Object) -> dict[tuple[str, str], Reservation]:
+    """Reserved amounts by (flavor, resource), from the queue's status."""
     return {
-        (flavor["name"], each["name"]): Held(parse(each.get("total", 0)), parse(each.get("borrowed", 0)))
+        (flavor["name"], each["name"]): Reservation(parse(each.get("total", 0)), parse(each.get("borrowed", 0)))
         for flavor in (queue.get("status") or {}).get("flavorsReservation") or []
         for each in flavor.get("resources") or []
     }
 
 
 def condition(subject: Object, name: str) -> Object | None:
-    """Of any object that has conditions. None: it has none of this type."""
+    """The condition of this type. None: the object has none."""
     found = (subject.get("status") or {}).get("conditions") or []
     return next((each for each in found if each.get("type") == name), None)
 
 
 def is_true(subject: Object, name: str) -> bool:
-    """Whether a condition is there and holds."""
+    """The condition exists and its status is True."""
     return (condition(subject, name) or {}).get("status") == "True"
 
 
+def true_since(subject: Object, name: str) -> float | None:
+    """Unix seconds since when the condition is True. None: it is not."""
+    found = condition(subject, name)
+    return seconds_of(found["lastTransitionTime"]) if found is not None and found["status"] == "True" else None
+
+
 def time_of(text: str) -> datetime:
-    """A time as Kubernetes writes it."""
+    """A time in Kubernetes' format."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+
+
+def seconds_of(text: str) -> float:
+    """A time in Kubernetes' format, as Unix seconds."""
+    return time_of(text).timestamp()

@@ -1,1 +1,1 @@
-"""Launchers: runners of jobs as Ray jobs or as RayJobs on Kubernetes, behind one interface."""
+"""Launchers: runners as Ray jobs or as RayJobs on Kubernetes, behind one interface. Knows no HTTP API and no store."""

@@ -14,21 +14,21 @@ from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.spec import JobSpec
 
 RunnerState = Literal["pending", "running", "ended", "unknown", "unreachable"]
-"""`unknown`: the launcher answers and has never heard of it, or has forgotten it. `unreachable`: it does not answer."""
+"""`unknown`: the launcher answers and does not have the runner. `unreachable`: it does not answer."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What a launcher says of one runner."""
+    """The state of a runner."""
 
     state: RunnerState
     message: str = ""
-    """Why it ended, or why it waits, where the launcher knows."""
+    """Why it ended or why it waits, if the launcher knows."""
     interrupted_at: float | None = None
-    """Unix seconds. When the launcher last took its machines away; it waits for others, or runs anew on them. An
-    attempt at its job from before is no more."""
+    """Unix seconds of the last eviction. The runner waits for other machines or runs on them; its job's attempts from
+    before the eviction have ended."""
     hopeless: bool = False
-    """Whatever is wrong would be wrong with the next one, too."""
+    """The cause would also end the next runner of the job."""
 
 
 UNKNOWN, UNREACHABLE = Runner("unknown"), Runner("unreachable")
@@ -36,11 +36,11 @@ UNKNOWN, UNREACHABLE = Runner("unknown"), Runner("unreachable")
 
 @dataclass(frozen=True)
 class Needs:
-    """What a runner's job asks of the machines, and on whose account."""
+    """What a job requests of the cluster, and the team that it counts for."""
 
     job_id: str
     digest: str
-    """16 hex digits that tell the job from others."""
+    """16 hex digits that identify the job."""
     team: str
     priority: int
     """-100 to 100."""
@@ -50,7 +50,7 @@ class Needs:
 
     @classmethod
     def of(cls, spec: JobSpec) -> Needs:
-        """Of a job file."""
+        """Read a job file."""
         return cls(
             job_id=spec.job_id,
             digest=spec.digest(),
@@ -63,21 +63,21 @@ class Needs:
 
 
 class Launcher(Protocol):
-    """Where runners run. Raises MachineError where it does not answer or refuses."""
+    """Starts, stops and lists runners. Raises MachineError if the cluster does not answer or refuses."""
 
     def check(self, needs: Needs) -> None:
-        """RequestTooLarge where no more than the cluster has could ever do, UnknownQueue where the team has no place
-        in it."""
+        """RequestTooLarge if no state of the cluster could ever admit the job, UnknownQueue if the team has no
+        queue."""
         ...
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
-        """Start `kitae ARGUMENTS` under this id; a second call with an id that is taken does nothing."""
+        """Start `kitae ARGUMENTS` under this id. Does nothing if the id is taken."""
         ...
 
     def stop(self, runner_id: str) -> None:
-        """Ask a runner to end, and end it if it does not; no error where there is none."""
+        """Send SIGTERM, and SIGKILL after the grace period. No error if the runner does not exist."""
         ...
 
     def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
-        """Every runner it knows whose id begins so; `fresh`: as it is now, not as it was seconds ago."""
+        """The runners whose id begins with `prefix`. `fresh`: read from the cluster, not from a copy seconds old."""
         ...

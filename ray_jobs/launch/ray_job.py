@@ -27,7 +27,7 @@ _RAY_STATES: Mapping[str, RunnerState] = {
 }
 _TIMEOUT_S = 30.0
 _RUNNER_CPUS = 0.01
-"""A runner waits for its workers, which reserve what they need."""
+"""CPUs reserved for a runner; its workers reserve their own."""
 
 
 class RayLauncher:
@@ -39,7 +39,7 @@ class RayLauncher:
         self._http = httpx.Client(base_url=dashboard_url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
 
     def check(self, needs: Needs) -> None:
-        """Nothing is known before: the runner itself compares what it needs with what its cluster has."""
+        """Always passes: the runner itself compares its needs with its Ray cluster."""
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         request = {
@@ -80,16 +80,16 @@ class RayLauncher:
 
 @dataclass(frozen=True)
 class RayAddress:
-    """Where a Ray cluster's dashboard is, and the token it asks for."""
+    """URL and token of a Ray cluster's dashboard."""
 
     dashboard_url: str
-    """Such as http://127.0.0.1:8265."""
+    """For example http://127.0.0.1:8265."""
     token: str | None
-    """None: it asks for none."""
+    """None: it requires no token."""
 
     @classmethod
     def from_env(cls) -> RayAddress:
-        """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL) and RAY_AUTH_*."""
+        """Read RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS if it is a URL) and RAY_AUTH_*."""
         address = os.environ.get("RAY_DASHBOARD_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
         return cls(
             dashboard_url=address if address.startswith("http") else "http://127.0.0.1:8265",

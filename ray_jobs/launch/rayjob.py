@@ -1,7 +1,7 @@
-"""What a runner needs → a RayJob. Pure: the same runner is the same document, byte for byte.
+"""The RayJob of a runner. Pure: the same runner gives the same document, byte for byte.
 
-Owns names, labels and the shape of the pods. Does not know whether there is room: the RayJob begins suspended, and
-Kueue, whose queue its label names, starts it. Every pod satisfies Pod Security `restricted`.
+Owns names, labels and the shape of the pods. Does not know quotas: the RayJob is created suspended, and Kueue, whose
+queue its label names, starts it. Every pod satisfies Pod Security `restricted`.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ from ray_jobs.cluster.kinds import (
     TEAM_LABEL,
 )
 from ray_jobs.cluster.quantities import cpus, parse
-from ray_jobs.cluster.settings import ClusterSettings, Team
+from ray_jobs.cluster.settings import ClusterSettings, TeamQueue
 from ray_jobs.errors import ClusterError, UnknownQueue
 from ray_jobs.jobs.sigterm import STOP_WAIT
+from ray_jobs.kueue.workload import PodSet
 from ray_jobs.launch.launcher import Needs
 
 Object = dict[str, Any]
 
 LONGEST_NAME = 47
-"""KubeRay's limit; it appends to the name."""
+"""KubeRay's limit: it appends suffixes to the name."""
 GPU = "nvidia.com/gpu"
 WORKERS = "workers"
-"""The one worker group."""
-NOTICE_WAIT_S = 90
+"""Name of the only worker group."""
+CHECKPOINT_WAIT_S = 90
+"""Seconds that preStop waits for a checkpoint."""
 GRACE_S = 120
-"""From the order to end to the kill; the notice has all but half a minute of it."""
+"""Seconds from SIGTERM to SIGKILL: those of the checkpoint request, and half a minute more."""
 STOP_WAIT_S = 100
-"""What Ray gives a runner that is to stop, as KubeRay has it when a RayJob is deleted: also a notice."""
+"""Seconds that Ray leaves a runner between SIGTERM and SIGKILL when the job is stopped, e.g. with its RayJob."""
 SUBMITTER = {"cpu": "500m", "memory": "200Mi"}
-"""What Kueue counts for the pod that submits the entrypoint."""
+"""Requests of the pod that submits the entrypoint."""
 HOME, CACHE, CA = "/home/kitae", "/cache", "/etc/kitae/ca"
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
-def team_of(settings: ClusterSettings, name: str) -> Team:
-    """Where a team's jobs go. UnknownQueue lists the teams that have a queue."""
+def team_of(settings: ClusterSettings, name: str) -> TeamQueue:
+    """The queue of a team. UnknownQueue lists the teams that have one."""
     try:
         return settings.teams[name]
     except KeyError:
@@ -68,8 +70,11 @@ def manifest(
     *,
     ray_version: str,
 ) -> Object:
-    """The RayJob of a runner of `python -m ray_jobs ARGUMENTS`. UnknownQueue for a team without one; ClusterError for
-    an id that can be no name. `ray_version`: of the image; KubeRay sets no token up without it."""
+    """The RayJob of a runner of `python -m ray_jobs ARGUMENTS`.
+
+    `ray_version`: the image's; KubeRay needs it to set up the token. UnknownQueue if the team has no queue;
+    ClusterError if the id is no valid name.
+    """
     if len(runner_id) > LONGEST_NAME or not _NAME.fullmatch(runner_id):
         raise ClusterError(
             f"{runner_id!r} cannot name a RayJob: at most {LONGEST_NAME} characters of a-z, 0-9 and -, a letter first"
@@ -84,7 +89,7 @@ def manifest(
         JOB_LABEL: needs.digest,
         RUNNER_LABEL: runner_id,
     }
-    # KubeRay finds the head by `app.kubernetes.io/name: kuberay`, which it sets itself: a pod has no other name.
+    # KubeRay sets `app.kubernetes.io/name: kuberay` itself and selects the head by it.
     pod_labels = {name: value for name, value in labels.items() if name != "app.kubernetes.io/name"}
     priority = settings.priority_class(needs.priority)
     queued = {**labels, QUEUE_LABEL: team.queue, **({} if priority is None else {PRIORITY_LABEL: priority})}
@@ -123,25 +128,25 @@ def manifest(
 
 
 def worker_resources(settings: ClusterSettings, needs: Needs) -> dict[str, str]:
-    """What one worker's pod asks for, and may use: the job file's, and at least what the platform team has set."""
+    """Requests and limits of a worker's pod: the job file's CPUs and GPUs, at least the platform's CPUs."""
     cpu = max(Decimal(str(needs.cpus_per_worker)), parse(settings.worker.cpu))
     gpus = {gpu_resource(settings): str(needs.gpus_per_worker)} if needs.gpus_per_worker else {}
     return {"cpu": cpus(float(cpu)), "memory": settings.worker.memory, **gpus}
 
 
 def gpu_resource(settings: ClusterSettings) -> str:
-    """What the cluster calls its GPUs."""
+    """Resource name of the cluster's GPUs."""
     return next((flavor.resource for flavor in settings.flavors.values() if flavor.resource is not None), GPU)
 
 
-def requests(settings: ClusterSettings, needs: Needs) -> list[tuple[str, int, dict[str, Decimal]]]:
-    """(pod set, pods, what one asks for) of a runner, as Kueue counts it."""
+def requests(settings: ClusterSettings, needs: Needs) -> list[PodSet]:
+    """Pod sets of a runner, as Kueue counts them."""
     sets = [
         ("head", 1, {"cpu": settings.head.cpu, "memory": settings.head.memory}),
         (WORKERS, needs.workers, worker_resources(settings, needs)),
         ("submitter", 1, SUBMITTER),
     ]
-    return [(name, count, {key: parse(value) for key, value in each.items()}) for name, count, each in sets]
+    return [PodSet(name, count, {key: parse(value) for key, value in each.items()}) for name, count, each in sets]
 
 
 class _Pods:
@@ -176,7 +181,7 @@ class _Pods:
         return self._pod("ray-worker", worker_resources(self._settings, self._needs), shared_memory=shared)
 
     def submitter(self) -> Object:
-        """It only talks to the head."""
+        """The pod that submits the entrypoint to the head."""
         container = {
             "name": "ray-job-submitter",
             "image": self._settings.image,
@@ -199,7 +204,15 @@ class _Pods:
         if settings.store_ca is not None:
             mounts.append({**_mounted("store-ca", CA), "readOnly": True})
             volumes.append({"name": "store-ca", "configMap": {"name": settings.store_ca.config_map}})
-        notice = ["python", "-m", "ray_jobs", "notice", self._needs.job_id, "--wait-s", str(NOTICE_WAIT_S)]
+        checkpoint_request = [
+            "python",
+            "-m",
+            "ray_jobs",
+            "notice",
+            self._needs.job_id,
+            "--wait-s",
+            str(CHECKPOINT_WAIT_S),
+        ]
         container = {
             "name": name,
             "image": settings.image,
@@ -208,7 +221,7 @@ class _Pods:
             "env": self._environment,
             "envFrom": [{"secretRef": {"name": settings.store_secret}}],
             "resources": {"requests": dict(resources), "limits": dict(resources)},
-            "lifecycle": {"preStop": {"exec": {"command": notice}}},
+            "lifecycle": {"preStop": {"exec": {"command": checkpoint_request}}},
             "volumeMounts": mounts,
         }
         return {"metadata": {"labels": dict(self._labels)}, "spec": self._spec(container, volumes)}

@@ -1,24 +1,23 @@
-"""RayJob, Workload and ClusterQueues → what a launcher says of a runner, in words for whoever waits. Pure.
+"""RayJob, Workload and pods → the state of a runner, with the message for its job's events. Pure.
 
-KubeRay tells what became of the job, Kueue whether and why it waits. Statuses of either may be missing or a moment old.
-What neither knows of, such as a phase of a newer version, is a runner that is there and has not begun.
+KubeRay's status has the outcome of the job; Kueue's has the reason for waiting (`kueue.waiting`). Either may be missing
+or out of date. An unknown phase, such as one of a newer version, is that of a runner that has not started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ray_jobs.cluster.kinds import RUNNER_LABEL, TEAM_LABEL
-from ray_jobs.cluster.quantities import parse
-from ray_jobs.cluster.settings import ClusterSettings
-from ray_jobs.kueue.capacity import PodSets, Quota, lacking, use_of
-from ray_jobs.kueue.objects import Object, condition, is_true, time_of
+from ray_jobs.cluster.kinds import RUNNER_LABEL
+from ray_jobs.kueue.objects import Object, condition, seconds_of
+from ray_jobs.kueue.queues import NO_QUEUES, Queues
+from ray_jobs.kueue.waiting import NOT_PROCESSED, waiting_reason
+from ray_jobs.kueue.workload import admitted_at
 from ray_jobs.launch.launcher import Runner
 
 IMAGE_PATIENCE_S = 900.0
-"""A pod that cannot get its image has so long before its runner is given up: registries have bad minutes."""
+"""Age of a pod whose image cannot be pulled before its runner is given up: registries have short outages."""
 _STARTING = ("Initializing", "Waiting", "Retrying", "New", "")
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _POD_REASONS = (*_IMAGE_REASONS, "CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -29,92 +28,61 @@ _HOPELESS_ENDS = {
 
 
 @dataclass(frozen=True)
-class View:
-    """What is seen of one runner."""
+class RunnerObjects:
+    """The cluster's objects about one runner."""
 
     rayjob: Object
     workload: Object | None = None
-    """None: Kueue has not made one yet, or is not there."""
+    """None: Kueue has not made one yet, or is not installed."""
     pods: Sequence[Object] = ()
-    """Of a runner that is starting; they tell why it does not."""
-    quotas: Sequence[Quota] = ()
-    """Of its team's queue."""
-    start_in_s: float | None = None
-    """Until it starts, by guess. None: nothing to tell it from."""
+    """Pods of a starting runner; they show why it does not start."""
+    queues: Queues = NO_QUEUES
+    starts_in_s: float | None = None
+    """Estimated seconds until it starts. None: unknown."""
     now_s: float = 0.0
 
 
-def runner_of(view: View, settings: ClusterSettings) -> Runner:
-    """What to say of a runner."""
-    status = view.rayjob.get("status") or {}
-    phase, said = str(status.get("jobDeploymentStatus", "")), str(status.get("message") or "")
-    interrupted_at = _interrupted_at(view.workload)
+def runner_of(found: RunnerObjects) -> Runner:
+    """The state of a runner."""
+    status = found.rayjob.get("status") or {}
+    phase, detail = str(status.get("jobDeploymentStatus", "")), str(status.get("message") or "")
+    interrupted_at = _interrupted_at(found.workload)
     if phase in ("Complete", "Failed", "ValidationFailed"):
         reason = "ValidationFailed" if phase == "ValidationFailed" else str(status.get("reason") or "")
         why = _HOPELESS_ENDS.get(reason)
-        message = ": ".join(part for part in (why or reason, said) if part)
+        message = ": ".join(part for part in (why or reason, detail) if part)
         return Runner("ended", message[:500] or phase, interrupted_at, hopeless=why is not None)
-    if "deletionTimestamp" in view.rayjob["metadata"]:
-        # Its pods may be there still; once they are not, nobody knows it any more.
+    if "deletionTimestamp" in found.rayjob["metadata"]:
+        # Its pods may still run; it becomes unknown once the RayJob is gone.
         return Runner("running", "being stopped", interrupted_at)
     if phase == "Running":
         state = "pending" if status.get("jobStatus") in ("", None, "PENDING") else "running"
         return Runner(state, "", interrupted_at)  # type: ignore[arg-type]  # one of two words
-    if phase == "Suspending" or not _is_admitted(view.workload) or phase == "Suspended":
-        return Runner("pending", waiting(view, settings), interrupted_at)
-    trouble, since_s = _pod_trouble(view.pods)
+    admitted = found.workload is not None and admitted_at(found.workload) is not None
+    if phase in ("Suspending", "Suspended") or not admitted:
+        return Runner("pending", waiting_message(found), interrupted_at)
+    trouble, since_s = _pod_trouble(found.pods)
     if trouble:
-        hopeless = since_s is not None and view.now_s - since_s >= IMAGE_PATIENCE_S
+        hopeless = since_s is not None and found.now_s - since_s >= IMAGE_PATIENCE_S
         return Runner("pending", f"cannot start: {trouble}", interrupted_at, hopeless)
-    again = int(status.get("failed") or 0)
-    message = f"starting again after {again} failed start(s)" if again and phase in _STARTING else "starting"
+    failed = int(status.get("failed") or 0)
+    message = f"starting again after {failed} failed start(s)" if failed and phase in _STARTING else "starting"
     return Runner("pending", message, interrupted_at)
 
 
-def waiting(view: View, settings: ClusterSettings) -> str:
-    """Why a runner is not admitted, and for how long: `waiting: blue uses 8 of 8 h100; 2 can be borrowed; about 40
-    min`."""
-    team = str(view.rayjob["metadata"].get("labels", {}).get(TEAM_LABEL, ""))
-    if view.workload is None:
-        return "waiting: Kueue has not looked at it yet"
-    evicted, reserved = condition(view.workload, "Evicted"), condition(view.workload, "QuotaReserved")
-    begins = "waiting"
-    if evicted is not None and evicted["status"] == "True":
-        begins = _EVICTIONS.get(evicted["reason"], f"stopped by Kueue ({evicted['reason']})") + "; waiting"
-    has_quota = reserved is not None and reserved["status"] == "True"
-    # Kueue takes the quota away once the pods are ordered to end; until then the condition tells of the old admission.
-    said = "" if has_quota else str((reserved or {}).get("message") or "")
-    if not (view.workload.get("spec") or {}).get("active", True):
-        return f"{begins}: its Workload is deactivated; an administrator has to activate it"
-    if "doesn't exist" in said or "inactive" in said or "Inadmissible" in str((reserved or {}).get("reason")):
-        known = f"; the queues of this cluster's teams: {_queues(settings)}" if "doesn't exist" in said else ""
-        return f"{begins}: not admitted: {said}{known}"
-    rejected = [
-        f"{check['name']}: {check.get('message') or check['state']}"
-        for check in (view.workload.get("status") or {}).get("admissionChecks") or []
-        if check["state"] != "Ready"
-    ]
-    if has_quota and rejected:
-        return f"{begins}: has its quota, and waits for {'; '.join(rejected)}"
-    scarce = lacking(_pod_sets(view.workload), view.quotas, settings.flavors)
-    reason = use_of(team, scarce) if scarce else said
-    left = "" if view.start_in_s is None else f"; about {roughly(view.start_in_s)}"
-    return f"{begins}: {reason}{left}" if reason else f"{begins}{left}"
-
-
-_EVICTIONS: Mapping[str, str] = {
-    "Preempted": "preempted: another job goes first",
-    "PodsReadyTimeout": "stopped: its pods were not ready in time",
-    "AdmissionCheck": "stopped: an admission check no longer holds",
-    "ClusterQueueStopped": "stopped: its ClusterQueue is stopped",
-    "LocalQueueStopped": "stopped: its LocalQueue is stopped",
-    "NodeFailures": "stopped: its nodes failed",
-    "Deactivated": "stopped: its Workload was deactivated",
-}
+def waiting_message(found: RunnerObjects) -> str:
+    """`waiting: blue uses 8 of 8 h100; 2 can be borrowed; about 40 min`."""
+    if found.workload is None:
+        return f"waiting: {NOT_PROCESSED}"
+    reason = waiting_reason(found.workload, found.queues)
+    begin = f"{reason.eviction}; waiting" if reason.eviction else "waiting"
+    estimate = "" if found.starts_in_s is None else f"about {roughly(found.starts_in_s)}"
+    rest = "; ".join(part for part in (reason.cause, estimate) if part)
+    return f"{begin}: {rest}" if rest else begin
 
 
 def roughly(seconds: float) -> str:
-    """A guess, no more exact than it is: `5 min`, `40 min`, `3 h`, `2 days`."""
+    """A duration, rounded as coarsely as an estimate deserves: `5 min`, `40 min`, `3 h`, `2 days`."""
     minutes = max(1.0, seconds / 60)
     if minutes <= 90:
         step = 5 if minutes <= 30 else 10
@@ -123,126 +91,39 @@ def roughly(seconds: float) -> str:
     return f"{round(hours)} h" if hours <= 36 else f"{round(hours / 24)} days"
 
 
-@dataclass(frozen=True)
-class Running:
-    """A workload that holds quota, for a guess of when it gives it back."""
-
-    since_s: float
-    holds: Mapping[str, float] = field(default_factory=dict)
-    """By resource."""
-
-
-def start_in_s(
-    ahead: Sequence[Mapping[str, float]],
-    asks: Mapping[str, float],
-    running: Sequence[Running],
-    free: Mapping[str, float],
-    typical_s: float | None,
-    now_s: float,
-) -> float | None:
-    """When a workload starts if everything takes as long as it usually does. Pure.
-
-    `ahead`: what those ask for that go first. `free`: what nobody holds. `typical_s` None: nothing has ended yet that
-    could tell. What runs longer than usual is taken to be half done.
-    """
-    if typical_s is None:
-        return None
-    resources = [name for name, amount in asks.items() if amount > 0 and name in free]
-    ends = [(max(one.since_s + typical_s - now_s, 0.0) or typical_s / 2, one.holds) for one in running]
-    left, at_s = dict(free), 0.0
-    for wanted in [*ahead, asks]:
-        while any(wanted.get(name, 0.0) > left.get(name, 0.0) for name in resources):
-            if not ends:
-                return None
-            ends.sort(key=lambda end: end[0])
-            at_s, holds = ends.pop(0)
-            left = {name: left.get(name, 0.0) + holds.get(name, 0.0) for name in left}
-        left = {name: amount - wanted.get(name, 0.0) for name, amount in left.items()}
-        ends.append((at_s + typical_s, wanted))
-    return at_s
-
-
 def runner_id(found: Object) -> str | None:
-    """Whose object it is. None: none of ours."""
+    """The runner of an object. None: the object is not of a runner."""
     label = (found["metadata"].get("labels") or {}).get(RUNNER_LABEL)
     return None if label is None else str(label)
 
 
-def admitted_at(workload: Object) -> float | None:
-    """Unix seconds. None: it is not admitted."""
-    return _true_since(workload, "Admitted")
-
-
-def finished_at(workload: Object) -> float | None:
-    """Unix seconds. None: it has not finished."""
-    return _true_since(workload, "Finished")
-
-
 def ended_at(rayjob: Object) -> float | None:
-    """Unix seconds. None: it has not ended for good, or KubeRay does not say when."""
+    """Unix seconds. None: it has not ended permanently, or KubeRay gives no time."""
     status = rayjob.get("status") or {}
-    over = status.get("jobDeploymentStatus") in ("Complete", "Failed")
-    return seconds(status["endTime"]) if over and status.get("endTime") else None
-
-
-def holds(workload: Object) -> dict[str, float]:
-    """What a workload asks for, by resource."""
-    total: dict[str, float] = {}
-    for _, count, each in _pod_sets(workload):
-        for name, amount in each.items():
-            total[name] = total.get(name, 0.0) + count * float(amount)
-    return total
-
-
-def seconds(text: str) -> float:
-    """Unix seconds of a time as Kubernetes writes it."""
-    return time_of(text).timestamp()
-
-
-def _true_since(workload: Object, name: str) -> float | None:
-    found = condition(workload, name)
-    return seconds(found["lastTransitionTime"]) if found is not None and found["status"] == "True" else None
-
-
-def _is_admitted(workload: Object | None) -> bool:
-    return workload is not None and is_true(workload, "Admitted")
+    ended = status.get("jobDeploymentStatus") in ("Complete", "Failed")
+    return seconds_of(status["endTime"]) if ended and status.get("endTime") else None
 
 
 def _interrupted_at(workload: Object | None) -> float | None:
-    """Kueue leaves the condition there, as False, once it has admitted it again."""
+    """Unix seconds of the last eviction. Kueue sets the condition to False when it admits the Workload again."""
     evicted = None if workload is None else condition(workload, "Evicted")
-    return None if evicted is None else seconds(evicted["lastTransitionTime"])
-
-
-def _pod_sets(workload: Object) -> PodSets:
-    found = []
-    for pod_set in (workload.get("spec") or {}).get("podSets") or []:
-        each: dict[str, Any] = {}
-        for container in pod_set["template"]["spec"].get("containers") or []:
-            for name, amount in ((container.get("resources") or {}).get("requests") or {}).items():
-                each[name] = each.get(name, 0) + parse(amount)
-        found.append((str(pod_set.get("name", "main")), int(pod_set["count"]), each))
-    return found
+    return None if evicted is None else seconds_of(evicted["lastTransitionTime"])
 
 
 def _pod_trouble(pods: Sequence[Object]) -> tuple[str, float | None]:
-    """(why a pod cannot start, since when it is there); ("", None) where none has trouble."""
+    """(why a pod cannot start, Unix seconds of its creation); ("", None) if none has trouble."""
     for pod in pods:
         status = pod.get("status") or {}
         containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
         for container in containers:
             waits = (container.get("state") or {}).get("waiting") or {}
             if waits.get("reason") in _POD_REASONS:
-                made = pod["metadata"].get("creationTimestamp")
+                created = pod["metadata"].get("creationTimestamp")
                 what = f"{waits['reason']}: {str(waits.get('message') or '').strip()}"[:300]
                 if waits["reason"] in _IMAGE_REASONS:
                     what = f"the image {container.get('image')} cannot be pulled ({what})"
-                return what, None if made is None else seconds(made)
+                return what, None if created is None else seconds_of(created)
         scheduled = condition(pod, "PodScheduled")
         if scheduled is not None and scheduled["status"] == "False":
             return f"no node has room for a pod: {str(scheduled.get('message') or '')[:300]}", None
     return "", None
-
-
-def _queues(settings: ClusterSettings) -> str:
-    return ", ".join(f"{team.queue} in {team.namespace}" for team in settings.teams.values())

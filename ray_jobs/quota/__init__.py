@@ -1,14 +1,14 @@
-"""Quotas of teams: what there are, what changing them would do, and what became of them.
+"""Quotas of teams: what they use, what another quota would change, what past jobs cost. Knows no client and no CLI.
 
-    amounts   quantities as Kubernetes writes them
-    pool      nominal quotas, borrowing and lending of teams in a cohort
-    simulate  jobs played through the queues of a pool
-    history   past jobs, from the store's records
-    compare   a trace played against two pools: waiting times, utilisation, cost
-    report    hours, idle hours and cost of past jobs
-    standing  what a cluster's queues hold now, why something waits, and when it may start
-    change    a quota change: checked, as a diff, with what undoes it
-    page      plots as one HTML page
+    amounts     quantities in Kubernetes' notation
+    quota_file  a quota file and `--set` settings, applied to a pool
+    status      present quotas, usage and waiting Workloads
+    change      a quota change: checks, diff, patch, undo
+    job_trace   past jobs, from the store's records
+    compare     a job trace replayed in two pools: waiting times, utilisation, cost
+    report      hours, idle hours and cost of past jobs
+    tables      results as rows of text
+    page        results as an HTML page
 
-All of it is pure but `history`, which reads the store. It knows no client: whoever calls it brings the objects.
+Everything is pure except `job_trace`, which reads the store. The arithmetic of Kueue is in `ray_jobs.kueue`.
 """

@@ -1,6 +1,6 @@
-"""Amounts of GPUs, cores and bytes: read with an error that helps, and spelled as Kubernetes does. Pure.
+"""Amounts of GPUs, cores and bytes, read from and written in Kubernetes' notation. Pure.
 
-Amounts are Decimals, so that adding up loses nothing. The grammar is in `cluster.quantities`.
+Amounts are Decimals, so that sums are exact. The grammar is in `cluster.quantities`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PARTS = {"m": 10**3, "u": 10**6, "n": 10**9}
 
 
 def parse(quantity: str | int | float) -> Amount:
-    """`"500m"` is 0.5, `"16Gi"` is 17179869184. SpecError for what is no quantity."""
+    """`"500m"` is 0.5, `"16Gi"` is 17179869184. SpecError if the text is no quantity."""
     try:
         amount = quantities.parse(quantity)
     except ValueError:

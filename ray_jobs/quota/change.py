@@ -1,7 +1,7 @@
-"""A quota change: checked as a whole, as a diff to review, as a patch to apply, and with what undoes it. Pure.
+"""A quota change: the checks, a diff to review, a patch to apply, and the command that undoes it. Pure.
 
 change = plan(queues, "blue", "h100", {"nominal": "8", "borrow": "none"})
-cluster.patch(CLUSTER_QUEUE, change.queue, change.patch)    # refused if somebody changed it meanwhile
+cluster.patch(CLUSTER_QUEUE, change.queue, change.patch)    # refused if the queue has changed since
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any, Literal
 import yaml
 
 from ray_jobs.errors import KitaeError, SpecError, suggestion
-from ray_jobs.kueue.objects import Object, held, resources_of
+from ray_jobs.kueue.objects import Object, limits_of, reservations, resources_of
+from ray_jobs.kueue.pool import QuotaLimits
+from ray_jobs.kueue.queues import counted, team_of
 from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
-from ray_jobs.quota.pool import NONE, Limits, lendable, problems_of, with_field
-from ray_jobs.quota.queues import counted, limits_of, team_of
+from ray_jobs.quota.quota_file import NO_LIMIT, problems_of, with_field
 
 Field = Literal["nominal", "borrow", "lend"]
 _NAMES: dict[Field, str] = {"nominal": "nominalQuota", "borrow": "borrowingLimit", "lend": "lendingLimit"}
@@ -29,29 +30,29 @@ _CONTEXT_LINES = 5
 
 @dataclass(frozen=True)
 class Change:
-    """What would be done."""
+    """A planned change."""
 
     team: str
     flavor: str
     resource: str
     queue: str
     """The ClusterQueue."""
-    before: Limits
-    after: Limits
+    before: QuotaLimits
+    after: QuotaLimits
     patch: Object
-    """A merge patch that holds the version it is made from."""
+    """A merge patch with the resourceVersion that it is based on."""
     diff: str
-    """Of the ClusterQueue as YAML; empty if nothing changes."""
+    """Unified diff of the ClusterQueue as YAML; empty if nothing changes."""
     warnings: tuple[str, ...] = ()
 
     @property
     def undo(self) -> str:
-        """The command that brings back what was."""
+        """The command that restores the previous limits."""
         return _command(self.team, self.flavor, self.resource, self.before)
 
     @property
     def values(self) -> str:
-        """The same as values of the chart, for a repository."""
+        """The change as values of the chart."""
         fields = {_VALUES[field]: _plain(amount) for field, amount in _fields(self.after).items() if amount is not None}
         kind = self.resource if self.resource in ("cpu", "memory") else "gpu"
         document = {"teams": {self.team: {"quotas": {self.flavor: {kind: fields}}}}}
@@ -67,8 +68,10 @@ def plan(
     resource: str | None = None,
     capacity: Amount | None = None,
 ) -> Change:
-    """`given`: what is to change. `resource` None: the one by which the flavour is counted. `capacity`: what the
-    flavour's nodes have of it; None: not known. SpecError naming everything that is wrong."""
+    """Plan a change of the `given` fields. SpecError lists every problem.
+
+    `resource`: None means the flavor's counted one. `capacity`: what the flavor's nodes have of it; None: unknown.
+    """
     problems: list[str] = []
     queue = next((each for each in queues if team_of(each) == team), None)
     if queue is None:
@@ -80,17 +83,17 @@ def plan(
             f"team {team} has no quota of {flavor} yet: add it to the chart's values (teams.{team}.quotas.{flavor}), "
             f"for it needs every resource of the queue; it has: {', '.join(flavors) or 'none'}"
             if elsewhere
-            else f"no flavour {flavor!r}; {suggestion(flavor, flavors)}"
+            else f"no flavor {flavor!r}; {suggestion(flavor, flavors)}"
         )
-    # By all teams: one with a nominal quota of 0 may borrow GPUs.
+    # Counted over all teams: one with a nominal quota of 0 may borrow GPUs.
     resource = resource or counted(queues).get(flavor, "cpu")
     quota = None if queue is None else _quota(queue, flavor, resource)
     if queue is not None and flavor in flavors and quota is None:
         known = [name for where, name, _ in resources_of(queue) if where == flavor]
         problems.append(f"{flavor} of team {team} has no resource {resource!r}; {suggestion(resource, known)}")
     if not given:
-        problems.append("nothing is to change: give --nominal, --borrow or --lend")
-    before = Limits(Amount(0)) if quota is None else limits_of(quota)
+        problems.append("no change: give --nominal, --borrow or --lend")
+    before = QuotaLimits(Amount(0)) if quota is None else limits_of(quota)
     after = before
     for field, text in given.items():
         try:
@@ -99,18 +102,18 @@ def plan(
             problems.append(f"--{field}: {error.message}")
     problems += problems_of(after)
     if queue is not None and not (queue.get("spec") or {}).get("cohortName"):
-        limited = [f"--{field}" for field in ("borrow", "lend") if given.get(field, NONE) != NONE]
+        limited = [f"--{field}" for field in ("borrow", "lend") if given.get(field, NO_LIMIT) != NO_LIMIT]
         if limited:
-            problems.append(f"{' and '.join(limited)}: the queue of team {team} is in no cohort, so nobody lends")
+            problems.append(f"{' and '.join(limited)}: the queue of team {team} is in no cohort, so no queue lends")
     if problems:
-        raise SpecError(f"the quota of team {team!r} cannot be set so", details=problems)
-    assert queue is not None, "else there was a problem"
+        raise SpecError(f"the quota of team {team!r} cannot be changed", details=problems)
+    assert queue is not None, "an unknown team is a problem"
     made = _change(queue, flavor, resource, before, after)
     return replace(made, warnings=tuple(_warnings(queues, queue, made, capacity)))
 
 
 def capacity_of(nodes: Sequence[Object], flavor: Object | None, resource: str) -> Amount | None:
-    """What the nodes that a ResourceFlavor means can give. None: there is no such flavour."""
+    """Allocatable amount of a resource on the nodes of a ResourceFlavor. None: the flavor does not exist."""
     if flavor is None:
         return None
     labels = (flavor.get("spec") or {}).get("nodeLabels") or {}
@@ -119,13 +122,13 @@ def capacity_of(nodes: Sequence[Object], flavor: Object | None, resource: str) -
     return sum((amounts.parse(amount) for amount in given), Amount(0))
 
 
-def _change(queue: Object, flavor: str, resource: str, before: Limits, after: Limits) -> Change:
+def _change(queue: Object, flavor: str, resource: str, before: QuotaLimits, after: QuotaLimits) -> Change:
     changed = copy.deepcopy(queue)
     quota, was = _quota(changed, flavor, resource), _fields(before)
     assert quota is not None
     for field, amount in _fields(after).items():
         if amount == was[field]:
-            continue  # what is there stays as it is spelled, and in its place
+            continue  # an unchanged field keeps its spelling and its place
         if amount is None:
             quota.pop(_NAMES[field])
         else:
@@ -160,25 +163,25 @@ def _warnings(queues: Sequence[Object], queue: Object, made: Change, capacity: A
     if capacity is not None and total > capacity:
         found.append(
             f"all teams together would have {amounts.text(total)} of {flavor} {resource}, and its nodes have "
-            f"{amounts.text(capacity)}: jobs would be admitted whose pods find no node"
+            f"{amounts.text(capacity)}: Kueue would admit jobs whose pods fit on no node"
         )
-    used = held(queue).get((flavor, resource))
+    used = reservations(queue).get((flavor, resource))
     if used is not None:
         most = None if after.borrow is None else after.nominal + after.borrow
         if most is not None and used.used > most:
             found.append(
-                f"running jobs of {team} hold {amounts.text(used.used)}, more than the {amounts.text(most)} it could "
-                "have then: they run on, and nothing of it starts until it is below"
+                f"running jobs of {team} use {amounts.text(used.used)}, more than its new maximum of "
+                f"{amounts.text(most)}: they keep running, and no other job of the team starts until usage is below it"
             )
         if used.used > after.nominal and after.nominal < before.nominal:
             over = used.used - after.nominal
             found.append(
-                f"{amounts.text(over)} of what running jobs of {team} hold would be borrowed: other teams' jobs may "
-                "preempt them, where their queues reclaim (preemption.reclaimWithinCohort)"
+                f"{amounts.text(over)} of the quota that running jobs of {team} use would be borrowed: other teams' "
+                "jobs may preempt them, if their queues reclaim (preemption.reclaimWithinCohort)"
             )
     for each in queues:
-        borrowed = held(each).get((flavor, resource))
-        if each is not queue and borrowed is not None and borrowed.borrowed > 0 and lendable(after) < lendable(before):
+        borrowed = reservations(each).get((flavor, resource))
+        if each is not queue and borrowed is not None and borrowed.borrowed > 0 and after.lendable < before.lendable:
             found.append(
                 f"{team_of(each)} borrows {amounts.text(borrowed.borrowed)} now, and {team} would lend less: "
                 "its jobs may be preempted"
@@ -191,15 +194,17 @@ def _warnings(queues: Sequence[Object], queue: Object, made: Change, capacity: A
         ]
         if with_it:
             found.append(
-                f"{', '.join(with_it)} of {flavor} stay as they are: jobs need them with their GPUs (--resource cpu, "
+                f"{', '.join(with_it)} of {flavor} stay unchanged: jobs need them beside their GPUs (--resource cpu, "
                 "--resource memory)"
             )
     if ((queue["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by")) == "Helm":
-        found.append("Helm made this queue: the next `helm upgrade` brings back its values, unless --values goes there")
+        found.append(
+            "Helm manages this queue: add the output of --values to its values, or `helm upgrade` undoes the change"
+        )
     return found
 
 
-def _fields(limits: Limits) -> dict[Field, Amount | None]:
+def _fields(limits: QuotaLimits) -> dict[Field, Amount | None]:
     return {"nominal": limits.nominal, "borrow": limits.borrow, "lend": limits.lend}
 
 
@@ -207,8 +212,10 @@ def _quota(queue: Object, flavor: str, resource: str) -> Object | None:
     return next((q for where, name, q in resources_of(queue) if (where, name) == (flavor, resource)), None)
 
 
-def _command(team: str, flavor: str, resource: str, limits: Limits) -> str:
-    parts = [f"--{name} {NONE if amount is None else amounts.text(amount)}" for name, amount in _fields(limits).items()]
+def _command(team: str, flavor: str, resource: str, limits: QuotaLimits) -> str:
+    parts = [
+        f"--{name} {NO_LIMIT if amount is None else amounts.text(amount)}" for name, amount in _fields(limits).items()
+    ]
     which = f" --resource {resource}" if resource in ("cpu", "memory") else ""
     return f"kitae quota set {team} --flavor {flavor}{which} {' '.join(parts)} --apply"
 

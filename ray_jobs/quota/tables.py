@@ -1,22 +1,22 @@
-"""A simulation's and a report's figures as rows of text, for the terminal and for the page. Pure."""
+"""Results of a simulation and of a report as rows of text, for the terminal and the page. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from ray_jobs.jobs.progress import duration
-from ray_jobs.quota.compare import Played, Use, Waits
-from ray_jobs.quota.report import Report, Row
+from ray_jobs.quota.compare import FlavorUse, Replay, TeamWaits
+from ray_jobs.quota.report import Report, ReportRow
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
 ARROW = " → "
 
 
-def team_rows(before: Played, after: Played) -> Table:
-    """Present → proposed, a row a team; what does not change is there once."""
+def team_rows(before: Replay, after: Replay) -> Table:
+    """One row a team, `present → proposed`; an unchanged value appears once."""
     columns = ["team", "jobs", "wait p50", "wait p95", "mean wait", "hours", "cost", "preempted", "never start"]
-    shown: list[Callable[[Waits], str]] = [
+    shown: list[Callable[[TeamWaits], str]] = [
         lambda waits: _time(waits.p50_s),
         lambda waits: _time(waits.p95_s),
         lambda waits: _time(waits.mean_s),
@@ -29,10 +29,10 @@ def team_rows(before: Played, after: Played) -> Table:
     return columns, [[a.team, str(a.jobs), *(_change(show(a), show(b)) for show in shown)] for a, b in pairs]
 
 
-def flavor_rows(before: Played, after: Played) -> Table:
-    """The same, a row a flavour."""
-    columns = ["flavour", "nominal", "utilisation", "hours used", "hours idle", "cost of use", "cost of the quota"]
-    shown: list[Callable[[Use | None], str]] = [
+def flavor_rows(before: Replay, after: Replay) -> Table:
+    """One row a flavor, `present → proposed`."""
+    columns = ["flavor", "nominal", "utilisation", "hours used", "hours idle", "cost of use", "cost of the quota"]
+    shown: list[Callable[[FlavorUse | None], str]] = [
         lambda use: "–" if use is None else f"{use.nominal:g}",
         lambda use: "–" if use is None or use.utilisation is None else f"{use.utilisation:.1%}",
         lambda use: "–" if use is None else f"{use.hours:,.1f}",
@@ -46,8 +46,8 @@ def flavor_rows(before: Played, after: Played) -> Table:
 
 
 def report_rows(report: Report) -> Table:
-    """A row each, and the total; columns in which nothing is are left out."""
-    every: list[tuple[str, Callable[[Row], float | None], str]] = [
+    """One row each, and the total. Empty columns are left out."""
+    every: list[tuple[str, Callable[[ReportRow], float | None], str]] = [
         ("GPU h", lambda row: row.gpu_hours, ",.2f"),
         ("idle GPU h", lambda row: row.idle_gpu_hours, ",.2f"),
         ("core h", lambda row: row.core_hours, ",.2f"),

@@ -1,4 +1,4 @@
-"""`kitae quota` on a cluster that behaves: what is printed, what is written, and what is refused."""
+"""`kitae quota` on the fake cluster: what it prints, writes and refuses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
 
 @pytest.fixture
 def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
-    """Runs a command; an error of ours is raised."""
+    """Run a command; a KitaeError is raised."""
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
 
     def run(*arguments: str, code: int = 0) -> Result:
@@ -80,8 +80,8 @@ def line_of(output: str, *words: str) -> list[str]:
 def test_show(cluster: FakeKubernetes, kitae: Kitae) -> None:
     out = kitae("show").output
     quotas, _, waiting = out.partition("\n\n")
-    assert " ".join(line_of(quotas, "blue", "h100")) == f"blue h100 {GPU} 4 6 2 0 what is lent 0 0"
-    assert " ".join(line_of(quotas, "red", "h100")) == f"red h100 {GPU} 4 2 0 2 what is lent 0 3 (1)"
+    assert " ".join(line_of(quotas, "blue", "h100")) == f"blue h100 {GPU} 4 6 2 0 no limit 0 0"
+    assert " ".join(line_of(quotas, "red", "h100")) == f"red h100 {GPU} 4 2 0 2 no limit 0 3 (1)"
     assert "memory" not in out
     waits = line_of(waiting, "r-waits")
     assert waits[:4] == ["r-waits", "red", "3", GPU]
@@ -93,7 +93,7 @@ def test_show(cluster: FakeKubernetes, kitae: Kitae) -> None:
     assert {request.method for request in cluster.requests} == {"GET"}
 
 
-def test_show_for_programs_with_an_estimate_from_past_jobs(cluster: FakeKubernetes, kitae: Kitae, store: Store) -> None:
+def test_show_json_has_an_estimate_from_past_jobs(cluster: FakeKubernetes, kitae: Kitae, store: Store) -> None:
     now = datetime.now(UTC)
     hours_ago = {n: now - timedelta(hours=n) for n in (3, 4, 5)}
     put(store, make_record("a", created_at=hours_ago[5], started_at=hours_ago[4], finished_at=hours_ago[3]))
@@ -118,7 +118,7 @@ def test_set_prints_a_diff_and_changes_nothing(cluster: FakeKubernetes, kitae: K
     assert {request.method for request in cluster.requests} == {"GET"}
 
 
-def test_set_apply_changes_the_queue_and_says_how_to_go_back(cluster: FakeKubernetes, kitae: Kitae) -> None:
+def test_set_apply_changes_the_queue_and_prints_the_undo(cluster: FakeKubernetes, kitae: Kitae) -> None:
     before = cluster.objects.get(CLUSTER_QUEUE, "kitae-blue")["spec"]
     shown = kitae("set", "blue", "--flavor", "h100", "--nominal", "8", "--borrow", "4", "--apply")
     assert quota_of(cluster) == {"name": GPU, "nominalQuota": "8", "borrowingLimit": "4"}
@@ -133,7 +133,7 @@ def quota_of(cluster: FakeKubernetes) -> Any:
     return next(r for f in group["flavors"] if f["name"] == "h100" for r in f["resources"] if r["name"] == GPU)
 
 
-def test_a_change_that_somebody_else_made_meanwhile_is_not_overwritten(
+def test_a_concurrent_change_is_not_overwritten(
     cluster: FakeKubernetes, kitae: Kitae, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def list_and_interfere(listed: Any, kind: Any) -> Any:
@@ -142,17 +142,17 @@ def test_a_change_that_somebody_else_made_meanwhile_is_not_overwritten(
         return listed.list(kind)
 
     monkeypatch.setattr(session, "list_if_allowed", list_and_interfere)
-    with pytest.raises(ObjectChanged, match="nothing was changed here: run the command again"):
+    with pytest.raises(ObjectChanged, match="nothing was changed: run the command again"):
         kitae("set", "blue", "--flavor", "h100", "--nominal", "8", "--apply")
     assert quota_of(cluster)["nominalQuota"] == "4"
     assert cluster.objects.get(CLUSTER_QUEUE, "kitae-blue")["spec"]["stopPolicy"] == "Hold"
 
 
-def test_what_may_not_be_done_names_verb_and_resource(cluster: FakeKubernetes, kitae: Kitae) -> None:
+def test_a_missing_permission_is_reported_with_verb_and_resource(cluster: FakeKubernetes, kitae: Kitae) -> None:
     cluster.rules = [Rule(("list", "get"), ("clusterqueues", "resourceflavors"))]
     with pytest.raises(Forbidden, match=r"may not patch clusterqueues\.kueue\.x-k8s\.io"):
         kitae("set", "blue", "--flavor", "h100", "--nominal", "5", "--apply")
-    # Nodes are not to be read: the change is shown all the same, and what is not known is not warned of.
+    # Nodes cannot be listed: the diff is printed without a warning about their capacity.
     shown = kitae("set", "blue", "--flavor", "h100", "--nominal", "9")
     assert "may not list nodes" in shown.stderr
     assert "its nodes have" not in shown.stderr
@@ -192,7 +192,7 @@ def test_simulate(cluster: FakeKubernetes, kitae: Kitae, store: Store, tmp_path:
     assert " ".join(line_of(shown.output, "blue")).startswith("blue 6 0s → 2h30m")
     assert "jobs of teams without a quota left out: green (1)" in shown.stderr
     assert "1 job(s) left out: still runs or waits" in shown.stderr
-    assert page.read_text().count("<svg") >= 2
+    assert page.read_text().count("Plotly.newPlot(") >= 2
     document = json.loads(kitae("simulate", "--set", "blue.h100=2,borrow=0", *DAYS, "--json").stdout)
     (before,), (after,) = document["present"]["teams"], document["proposed"]["teams"]
     # At present blue has 4 and borrows 4: four jobs of two GPUs at once. Then one at a time.
@@ -224,7 +224,7 @@ def test_simulate_and_report_without_a_cluster(
     assert float(row[3]) == pytest.approx(float(row[5].replace(",", "")) / 3, rel=0.01)
     kitae("report", "--quota", str(values), *day, "--by", "model", "--csv", str(lines), "--html", str(page))
     assert lines.read_text().splitlines()[1].startswith("a,1,2,,0,,6,")
-    assert "<svg" in page.read_text()
+    assert "Plotly.newPlot(" in page.read_text()
     assert kitae("report", "--quota", str(values), *day, "--csv", "-").stdout.startswith("team,jobs,gpu_hours")
     document = json.loads(kitae("report", *day, "--json").stdout)
     assert document["total"]["gpu_hours"] == 2

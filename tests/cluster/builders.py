@@ -1,4 +1,4 @@
-"""Settings and queues for tests of the cluster."""
+"""Settings and queues for tests of a cluster."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cluster_queue(
     cohort: str | None = "kitae",
     flavor: str = "h100",
 ) -> Object:
-    """A team's quota: GPUs, with the CPUs and memory that go with them."""
+    """A team's ClusterQueue with GPUs, CPUs and memory in one flavor."""
     limits = {} if borrowing is None else {"borrowingLimit": borrowing}
     limits |= {} if lending is None else {"lendingLimit": lending}
     resources = [
@@ -63,7 +63,7 @@ def cluster_queue(
 
 
 def local_queue(name: str, cluster_queue: str) -> Object:
-    """Where a team's jobs wait."""
+    """A LocalQueue."""
     return {
         "apiVersion": "kueue.x-k8s.io/v1beta2",
         "kind": "LocalQueue",
@@ -73,7 +73,7 @@ def local_queue(name: str, cluster_queue: str) -> Object:
 
 
 def priority_class(name: str, value: int) -> Object:
-    """One of Kueue's."""
+    """A WorkloadPriorityClass."""
     return {
         "apiVersion": "kueue.x-k8s.io/v1beta2",
         "kind": "WorkloadPriorityClass",

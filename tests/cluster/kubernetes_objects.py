@@ -159,8 +159,13 @@ class Objects:
                 return new
             return self._put(kind, new, "MODIFIED")
 
+    def set_created(self, kind: Kind, name: str, namespace: str | None, at: str) -> None:
+        """Change the creationTimestamp, as if the object were older."""
+        with self.changed:
+            self._found(kind, name, namespace)["metadata"]["creationTimestamp"] = at
+
     def delete(self, kind: Kind, name: str, namespace: str | None = None) -> Object:
-        """With everything it owns."""
+        """Delete an object with everything that it owns."""
         with self.changed:
             old = copy.deepcopy(self._found(kind, name, namespace))
             if self.deletion_lingers or old["metadata"].get("finalizers"):

@@ -1,4 +1,4 @@
-"""The client of the Kubernetes API against the fake server: every answer, every refusal, and what breaks on the way."""
+"""The Kubernetes client against the fake server: answers, refusals and broken connections."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ray_jobs.cluster.client import (
     RAY_JOB,
     WORKLOAD,
     Cluster,
-    Event,
     Object,
+    WatchEvent,
 )
 from ray_jobs.errors import (
     AlreadyExists,
@@ -64,23 +64,23 @@ def names(found: list[Object]) -> list[str]:
     return [o["metadata"]["name"] for o in found]
 
 
-def test_an_object_from_its_making_to_its_end(cluster: Cluster) -> None:
+def test_create_get_patch_and_delete(cluster: Cluster) -> None:
     made = cluster.create(CONFIG_MAP, config_map("a"), "blue")
     assert made["metadata"]["uid"]
     assert cluster.get(CONFIG_MAP, "a", "blue") == made
     assert cluster.get(CONFIG_MAP, "b", "blue") is None
     assert cluster.get(CONFIG_MAP, "a", "red") is None
-    with pytest.raises(AlreadyExists, match="ConfigMap a in namespace blue is there already"):
+    with pytest.raises(AlreadyExists, match="ConfigMap a in namespace blue already exists"):
         cluster.create(CONFIG_MAP, config_map("a"), "blue")
     changed = cluster.patch(CONFIG_MAP, "a", {"data": {"value": None, "other": "2"}}, "blue")
     assert changed["data"] == {"other": "2"}
     assert cluster.delete(CONFIG_MAP, "a", "blue") is True
     assert cluster.delete(CONFIG_MAP, "a", "blue") is False
-    with pytest.raises(ObjectRefused, match="is not there to be changed"):
+    with pytest.raises(ObjectRefused, match="does not exist"):
         cluster.patch(CONFIG_MAP, "a", {"data": {}}, "blue")
 
 
-def test_a_dry_run_writes_nothing_and_finds_what_is_wrong(cluster: Cluster) -> None:
+def test_a_dry_run_validates_and_writes_nothing(cluster: Cluster) -> None:
     cluster.create(LOCAL_QUEUE, local_queue("kitae"), "blue", dry_run=True)
     assert cluster.list(LOCAL_QUEUE, "blue") == []
     with pytest.raises(ObjectRefused, match="clusterqueue") as caught:
@@ -103,9 +103,7 @@ def test_a_patch_of_an_old_version_changes_nothing(cluster: Cluster) -> None:
     assert found["data"]["value"] == "first"
 
 
-def test_a_list_has_what_was_asked_for_over_all_pages(
-    server: FakeKubernetes, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_spans_all_pages(server: FakeKubernetes, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_jobs.cluster.client._PAGE", 3)
     for i in range(10):
         cluster.create(CONFIG_MAP, config_map(f"m{i}", team="blue" if i % 2 else "red"), f"ns{i % 3}")
@@ -117,7 +115,7 @@ def test_a_list_has_what_was_asked_for_over_all_pages(
     assert names(cluster.list(CONFIG_MAP, "ns1", labels={"team": "red"})) == ["m4"]
 
 
-def test_a_page_that_is_no_longer_kept_makes_the_list_begin_again(
+def test_an_expired_page_restarts_the_list(
     server: FakeKubernetes, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray_jobs.cluster.client._PAGE", 3)
@@ -129,7 +127,7 @@ def test_a_page_that_is_no_longer_kept_makes_the_list_begin_again(
         if len([r for r in server.requests if r.verb == "list"]) == 1:
             server.objects.create(CONFIG_MAP, config_map("m0-new"), "blue")
             server.objects.forget()
-            server.objects.version -= 1  # what the first page was of
+            server.objects.version -= 1  # the first page's version
             try:
                 return whole(*given)
             finally:
@@ -142,11 +140,11 @@ def test_a_page_that_is_no_longer_kept_makes_the_list_begin_again(
     assert [r.query.get("limit") for r in server.requests if r.verb == "list"] == ["3", "3", None]
 
 
-def told(cluster: Cluster, since: str, **given: Any) -> list[Event]:
+def watched(cluster: Cluster, since: str, **given: Any) -> list[WatchEvent]:
     return list(cluster.watch(CONFIG_MAP, "blue", since=since, timeout_s=1, **given))
 
 
-def test_a_watch_tells_what_changed_since_and_where_to_go_on(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_a_watch_has_the_changes_and_the_next_version(server: FakeKubernetes, cluster: Cluster) -> None:
     server.watch_ends_when_idle = True
     cluster.create(CONFIG_MAP, config_map("before"), "blue")
     listing = cluster.listing(CONFIG_MAP, "blue")
@@ -156,27 +154,27 @@ def test_a_watch_tells_what_changed_since_and_where_to_go_on(server: FakeKuberne
     cluster.patch(CONFIG_MAP, "a", {"metadata": {"labels": {"team": "red"}}}, "blue")
     cluster.patch(CONFIG_MAP, "a", {"metadata": {"labels": {"team": "red"}}}, "blue")  # changes nothing
     cluster.delete(CONFIG_MAP, "b", "blue")
-    events = told(cluster, listing.version)
+    events = watched(cluster, listing.version)
     assert [(e.type, e.object["metadata"].get("name")) for e in events] == [
         ("ADDED", "a"), ("ADDED", "b"), ("MODIFIED", "a"), ("DELETED", "b"), ("BOOKMARK", None),
     ]  # fmt: skip
-    assert [e.type for e in told(cluster, events[-1].version)] == ["BOOKMARK"]
-    selected = told(cluster, listing.version, labels={"team": "blue"})
+    assert [e.type for e in watched(cluster, events[-1].version)] == ["BOOKMARK"]
+    selected = watched(cluster, listing.version, labels={"team": "blue"})
     assert [e.type for e in selected] == ["ADDED", "DELETED", "BOOKMARK"]  # it left the selector
 
 
-def test_a_watch_from_a_version_that_is_gone(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_a_watch_from_an_expired_version(server: FakeKubernetes, cluster: Cluster) -> None:
     version = cluster.listing(CONFIG_MAP, "blue").version
     cluster.create(CONFIG_MAP, config_map("a"), "blue")
     server.objects.forget()
     with pytest.raises(Expired):
-        told(cluster, version)
-    server.fail(410)  # some servers say it before the stream begins
+        watched(cluster, version)
+    server.fail(410)  # some servers answer before the stream begins
     with pytest.raises(Expired):
-        told(cluster, version)
+        watched(cluster, version)
 
 
-def test_a_watch_that_breaks_in_the_middle_says_so_after_what_it_told(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_a_broken_watch_raises_after_the_received_events(server: FakeKubernetes, cluster: Cluster) -> None:
     version = cluster.listing(CONFIG_MAP, "blue").version
     cluster.create(CONFIG_MAP, config_map("a"), "blue")
     cluster.create(CONFIG_MAP, config_map("b"), "blue")
@@ -187,7 +185,7 @@ def test_a_watch_that_breaks_in_the_middle_says_so_after_what_it_told(server: Fa
         next(events)
 
 
-def test_reads_are_sent_again_and_writes_are_not(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_reads_are_retried_and_writes_are_not(server: FakeKubernetes, cluster: Cluster) -> None:
     server.drop(times=2)
     assert cluster.list(CONFIG_MAP, "blue") == []
     server.drop(after=True)
@@ -204,16 +202,16 @@ def test_reads_are_sent_again_and_writes_are_not(server: FakeKubernetes, cluster
         cluster.get(CONFIG_MAP, "a", "blue")
 
 
-def test_credentials_that_expired_are_read_anew_once(server: FakeKubernetes) -> None:
+def test_expired_credentials_are_read_again_once(server: FakeKubernetes) -> None:
     cluster = server.connect()
     server.expire_token()
     assert cluster.list(CONFIG_MAP, "blue") == []
     stuck = server.connect(token=lambda: "token-1")
-    with pytest.raises(ClusterUnreachable, match="does not take these credentials"):
+    with pytest.raises(ClusterUnreachable, match="refuses these credentials"):
         stuck.list(CONFIG_MAP, "blue")
 
 
-def test_no_permission_names_the_verb_the_resource_and_what_grants_it(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_a_missing_permission_names_the_command_that_grants_it(server: FakeKubernetes, cluster: Cluster) -> None:
     server.rules = [Rule(("get",), ("*",)), Rule(("*",), ("configmaps",), ("blue",))]
     cluster.create(CONFIG_MAP, config_map("a"), "blue")
     with pytest.raises(Forbidden) as caught:
@@ -235,7 +233,7 @@ def test_no_permission_names_the_verb_the_resource_and_what_grants_it(server: Fa
         cluster.delete(CONFIG_MAP, "a", "red")
 
 
-def test_no_operator_and_a_wrong_version(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_a_missing_operator_and_another_version(server: FakeKubernetes, cluster: Cluster) -> None:
     from dataclasses import replace
 
     server.objects.kinds -= {RAY_JOB}
@@ -259,7 +257,7 @@ def test_no_operator_and_a_wrong_version(server: FakeKubernetes, cluster: Cluste
         cluster.list(WORKLOAD, "blue")
 
 
-def test_refusals_that_are_not_about_permission(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_refusals_other_than_permissions(server: FakeKubernetes, cluster: Cluster) -> None:
     server.objects.namespaces = {"blue"}
     with pytest.raises(ObjectRefused, match='namespaces "red" not found'):
         cluster.create(CONFIG_MAP, config_map("a"), "red")
@@ -275,9 +273,7 @@ def test_refusals_that_are_not_about_permission(server: FakeKubernetes, cluster:
         cluster.create(CONFIG_MAP, config_map("a"), "blue")
 
 
-def test_what_a_service_account_or_a_kubeconfig_says(
-    server: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_login_with_a_kubeconfig(server: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(ClusterUnreachable, match="KUBECONFIG must name a file"):
@@ -299,11 +295,11 @@ def test_what_a_service_account_or_a_kubeconfig_says(
         ("a notin (1,2)", False), ("b=2,a in (2,1)", True), ("", True),
     ],
 )  # fmt: skip
-def test_the_fake_selects_as_a_real_server(selector: str, has_it: bool) -> None:
+def test_the_fakes_label_selectors(selector: str, has_it: bool) -> None:
     assert selects(selector, {"metadata": {"labels": {"a": "1", "b": "2"}}}) is has_it
 
 
-def test_the_fake_takes_away_what_is_owned_and_lets_a_deletion_linger(server: FakeKubernetes, cluster: Cluster) -> None:
+def test_the_fake_deletes_owned_objects_and_can_delay_a_deletion(server: FakeKubernetes, cluster: Cluster) -> None:
     owner = cluster.create(CONFIG_MAP, config_map("owner"), "blue")
     owned = config_map("owned")
     reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}

@@ -1,4 +1,4 @@
-"""A kind kept up to date by watching: what breaks on the way changes nothing but how long it takes."""
+"""The informer: lists, watches, and recovery from every fault."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ray_jobs.cluster import informer as mirrors
+from ray_jobs.cluster import informer as informers
 from ray_jobs.cluster.client import CONFIG_MAP
-from ray_jobs.cluster.informer import Mirror
+from ray_jobs.cluster.informer import Informer
 from ray_jobs.errors import ClusterError, ClusterUnreachable, Expired
 from tests.cluster.fake_kubernetes import FakeKubernetes, fake_kubernetes
 from tests.cluster.kubernetes_objects import Object
@@ -23,8 +23,8 @@ def server() -> Iterator[FakeKubernetes]:
 
 
 @pytest.fixture
-def mirror(server: FakeKubernetes) -> Mirror:
-    return Mirror(server.connect(), CONFIG_MAP, "blue", {"app": "kitae"})
+def informer(server: FakeKubernetes) -> Informer:
+    return Informer(server.connect(), CONFIG_MAP, "blue", {"app": "kitae"})
 
 
 def add(server: FakeKubernetes, name: str, app: str = "kitae") -> None:
@@ -33,76 +33,76 @@ def add(server: FakeKubernetes, name: str, app: str = "kitae") -> None:
     server.objects.create(CONFIG_MAP, body, "blue")
 
 
-def names(mirror: Mirror) -> list[str] | None:
-    items = mirror.items()
+def names(informer: Informer) -> list[str] | None:
+    items = informer.items()
     return None if items is None else sorted(found["metadata"]["name"] for found in items)
 
 
-def test_a_list_and_then_what_changes(server: FakeKubernetes, mirror: Mirror) -> None:
-    assert names(mirror) is None  # nothing was heard yet
+def test_a_list_and_then_changes(server: FakeKubernetes, informer: Informer) -> None:
+    assert names(informer) is None  # no answer yet
     add(server, "a")
-    mirror.step()
-    assert names(mirror) == ["a"]
+    informer.step()
+    assert names(informer) == ["a"]
     add(server, "b")
     add(server, "c", app="other")
     server.objects.patch(CONFIG_MAP, "a", {"data": {"x": "1"}}, "blue")
-    mirror.step()
-    assert names(mirror) == ["a", "b"]
-    assert [found["data"] for found in mirror.items() or [] if found["metadata"]["name"] == "a"] == [{"x": "1"}]
+    informer.step()
+    assert names(informer) == ["a", "b"]
+    assert [found["data"] for found in informer.items() or [] if found["metadata"]["name"] == "a"] == [{"x": "1"}]
     server.objects.delete(CONFIG_MAP, "a", "blue")
     server.objects.patch(CONFIG_MAP, "b", {"metadata": {"labels": {"app": "other"}}}, "blue")
-    mirror.step()
-    assert names(mirror) == []
+    informer.step()
+    assert names(informer) == []
     assert [r.verb for r in server.requests] == ["list", "watch", "watch"]
 
 
-def test_a_name_that_is_deleted_and_made_again_is_another_object(server: FakeKubernetes, mirror: Mirror) -> None:
+def test_a_deleted_and_recreated_name_is_another_object(server: FakeKubernetes, informer: Informer) -> None:
     add(server, "a")
-    mirror.step()
+    informer.step()
     server.objects.delete(CONFIG_MAP, "a", "blue")
     add(server, "a")
-    mirror.step()
-    assert names(mirror) == ["a"]
+    informer.step()
+    assert names(informer) == ["a"]
 
 
-def test_a_version_that_is_no_longer_kept_is_listed_again(server: FakeKubernetes, mirror: Mirror) -> None:
+def test_an_expired_version_is_listed_again(server: FakeKubernetes, informer: Informer) -> None:
     add(server, "a")
-    mirror.step()
+    informer.step()
     server.objects.delete(CONFIG_MAP, "a", "blue")
     add(server, "b")
     server.objects.forget()
     with pytest.raises(Expired):
-        mirror.step()
-    assert names(mirror) == ["a"]  # until it is known better
-    mirror.step()
-    assert names(mirror) == ["b"]
+        informer.step()
+    assert names(informer) == ["a"]  # until the next list
+    informer.step()
+    assert names(informer) == ["b"]
 
 
-def test_a_broken_watch_goes_on_from_what_it_has_told(server: FakeKubernetes, mirror: Mirror) -> None:
-    mirror.step()
+def test_a_broken_watch_resumes_after_the_last_event(server: FakeKubernetes, informer: Informer) -> None:
+    informer.step()
     add(server, "a")
     add(server, "b")
     server.drop(after=True, when=lambda request: request.verb == "watch")
     with pytest.raises(ClusterUnreachable):
-        mirror.step()
-    assert names(mirror) == ["a"]
-    mirror.step()
-    assert names(mirror) == ["a", "b"]
+        informer.step()
+    assert names(informer) == ["a"]
+    informer.step()
+    assert names(informer) == ["a", "b"]
     assert [r.verb for r in server.requests] == ["list", "watch", "watch"]
 
 
-def test_after_a_long_silence_nothing_is_said(
-    server: FakeKubernetes, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+def test_an_old_copy_is_not_given_out(
+    server: FakeKubernetes, informer: Informer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mirror.step()
-    assert names(mirror) == []
+    informer.step()
+    assert names(informer) == []
     server.down = True
     with pytest.raises(ClusterError):
-        mirror.step()
-    monkeypatch.setattr(mirrors, "BELIEVED_S", -1.0)
-    assert names(mirror) is None
+        informer.step()
+    monkeypatch.setattr(informers, "FRESH_S", -1.0)
+    assert names(informer) is None
     with pytest.raises(ClusterError):
-        mirror.list()
+        informer.list()
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -112,12 +112,14 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_it_follows_through_everything(server: FakeKubernetes, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "_LONGEST_WAIT_S", 0.05)
+def test_follow_recovers_from_every_fault(
+    server: FakeKubernetes, informer: Informer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(informers, "_LONGEST_WAIT_S", 0.05)
     server.watch_ends_when_idle = False
     stop = threading.Event()
-    mirror.watch_s = 1.0
-    thread = threading.Thread(target=mirror.follow, args=(stop,), daemon=True)
+    informer.watch_s = 1.0
+    thread = threading.Thread(target=informer.follow, args=(stop,), daemon=True)
     thread.start()
     try:
         for number, trouble in enumerate(
@@ -134,7 +136,7 @@ def test_it_follows_through_everything(server: FakeKubernetes, mirror: Mirror, m
             trouble()
             add(server, f"m{number}")
             if not server.down:
-                eventually(lambda: len(names(mirror) or []) == number + 1)  # noqa: B023  # called at once
+                eventually(lambda: len(names(informer) or []) == number + 1)  # noqa: B023  # called at once
     finally:
         stop.set()
         server.objects.create(

@@ -1,18 +1,21 @@
-"""Kueue and KubeRay, as far as RayJobs notice: their webhooks, and controllers that a test moves by hand.
+"""Kueue and KubeRay for RayJobs: their webhooks, and controllers that a test moves by hand.
 
-Works on the objects of the fake API server as the real controllers do, through conditions and status. What it has:
-a RayJob with a queue is suspended until its Workload is admitted; workloads are admitted by priority and age while
-their ClusterQueue's quota lasts (borrowing in a cohort, one flavor); the queue's status tells what is reserved;
-preemption suspends the RayJob, ends its pods, and takes the quota once they are ordered to end; it is queued again
-under the same name. A RayJob that has ended stays, as it does unless KubeRay's operator was told otherwise (`expire`).
+Works on the objects of the fake API server through conditions and status, as the real controllers do:
+- a RayJob with a queue is suspended until its Workload is admitted;
+- Workloads are admitted by priority and age while their ClusterQueue's quota lasts (cohort borrowing, one flavor);
+- the queue's status has what is reserved;
+- a preempted RayJob is suspended; once its pods are ordered to end its quota is free, and it is queued again under the
+  same name;
+- an ended RayJob stays, as it does without DELETE_RAYJOB_CR_AFTER_JOB_FINISHES (`expire`).
 
-Nothing happens by itself: `reconcile` brings what is due, `advance` lets a RayJob take its next step.
+Nothing happens automatically: `reconcile` does what is due, `advance` moves a RayJob by one phase. Computes quotas in
+its own way and imports no arithmetic of `ray_jobs`.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 from ray_jobs.cluster.kinds import (
@@ -26,17 +29,13 @@ from ray_jobs.cluster.kinds import (
     WORKLOAD,
     Kind,
 )
-from ray_jobs.cluster.quantities import parse
-from ray_jobs.kueue import capacity
-from ray_jobs.launch import runner_state
-from ray_jobs.launch.rayjob import SUBMITTER
 from tests.cluster.kubernetes_objects import Object, Objects, Refused, now
 
-PHASES = ("", "Initializing", "Running")
+UNITS = {"m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def webhook(kind: Kind, new: Object, old: Object | None) -> None:
-    """What Kueue's and KubeRay's refuse, or change."""
+    """Refuse and default as Kueue's and KubeRay's webhooks do."""
     if kind != RAY_JOB:
         return
     spec, name = new["spec"], new["metadata"].get("name")
@@ -62,18 +61,18 @@ class FakeKueue:
 
     objects: Objects
     clock: Any = now
-    """Gives the time as Kubernetes writes it."""
+    """Gives the time in Kubernetes' format."""
     made: list[str] = field(default_factory=list)
-    """Names of all RayJobs that it has seen, once for each object."""
+    """Names of all RayJobs so far, once for each object."""
     _uids: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.objects.webhooks.append(webhook)
 
-    # ---- what a test says --------------------------------------------------------------------------------------------
+    # ---- moves of a test ---------------------------------------------------------------------------------------------
 
     def reconcile(self) -> None:
-        """Workloads for new RayJobs, quota for those that wait, the queues' status."""
+        """Make Workloads for new RayJobs, admit waiting Workloads, update the queues' status."""
         for rayjob in self.objects.list(RAY_JOB):
             if rayjob["metadata"]["uid"] not in self._uids:
                 self._uids.add(rayjob["metadata"]["uid"])
@@ -85,10 +84,10 @@ class FakeKueue:
             waiting, key=lambda w: (-w["spec"].get("priority", 0), w["metadata"]["resourceVersion"])
         ):
             self._try_to_admit(workload)
-        self._tell_queues()
+        self._update_queues()
 
     def advance(self, name: str, namespace: str) -> str:
-        """A RayJob's next step while it is admitted; its phase after it."""
+        """Move an admitted RayJob to its next phase, and return it."""
         rayjob = self.objects.get(RAY_JOB, name, namespace)
         status = rayjob.get("status") or {}
         phase = status.get("jobDeploymentStatus", "")
@@ -104,7 +103,7 @@ class FakeKueue:
         return str(found.get("jobDeploymentStatus", ""))
 
     def preempt(self, name: str, namespace: str) -> None:
-        """Its quota goes to another job."""
+        """Evict a RayJob in favor of another one."""
         rayjob = self.objects.get(RAY_JOB, name, namespace)
         workload = self.workload_of(rayjob)
         assert workload is not None
@@ -117,20 +116,20 @@ class FakeKueue:
     def finish(
         self, name: str, namespace: str, *, ok: bool = True, reason: str = "AppFailed", message: str = ""
     ) -> None:
-        """Its entrypoint has ended."""
+        """End the entrypoint."""
         facts = {"jobStatus": "SUCCEEDED"} if ok else {"jobStatus": "FAILED", "reason": reason, "message": message}
         self._phase(name, namespace, "Complete" if ok else "Failed", endTime=self.clock(), **facts)
         workload = self.workload_of(self.objects.get(RAY_JOB, name, namespace))
         if workload is not None:
             self._conditions(workload, Finished=("True", "Succeeded" if ok else "Failed", message or "Job finished"))
-        self._tell_queues()
+        self._update_queues()
 
     def expire(self, name: str, namespace: str) -> None:
-        """Its time to live after its end is over, where DELETE_RAYJOB_CR_AFTER_JOB_FINISHES is set."""
+        """Delete an ended RayJob, as KubeRay does with DELETE_RAYJOB_CR_AFTER_JOB_FINISHES."""
         self.objects.delete(RAY_JOB, name, namespace)
 
     def cannot_pull(self, name: str, namespace: str, *, made_at: str | None = None) -> None:
-        """Its head has no image."""
+        """Give a RayJob a head pod whose image cannot be pulled."""
         rayjob = self.objects.get(RAY_JOB, name, namespace)
         template = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
         pod = {
@@ -147,7 +146,7 @@ class FakeKueue:
             POD, f"{name}-head", namespace, {"containerStatuses": [{**container, "state": {"waiting": waits}}]}
         )
         if made_at is not None:
-            self.objects._found(POD, f"{name}-head", namespace)["metadata"]["creationTimestamp"] = made_at
+            self.objects.set_created(POD, f"{name}-head", namespace, made_at)
 
     def workload_of(self, rayjob: Object) -> Object | None:
         uid = rayjob["metadata"]["uid"]
@@ -164,17 +163,14 @@ class FakeKueue:
             if (o.get("status") or {}).get("jobStatus") == "RUNNING" and o["status"]["jobDeploymentStatus"] == "Running"
         ]
 
-    # ---- how ---------------------------------------------------------------------------------------------------------
+    # ---- admission ---------------------------------------------------------------------------------------------------
 
     def _make_workload(self, rayjob: Object) -> None:
         metadata, spec = rayjob["metadata"], rayjob["spec"]
         cluster = spec["rayClusterSpec"]
         sets = [("head", 1, cluster["headGroupSpec"]["template"])]
         sets += [(group["groupName"], group["replicas"], group["template"]) for group in cluster["workerGroupSpecs"]]
-        submitter = {
-            "spec": {"containers": [{"name": "submitter", "image": "i", "resources": {"requests": dict(SUBMITTER)}}]}
-        }
-        sets.append(("submitter", 1, submitter))
+        sets.append(("submitter", 1, spec["submitterPodTemplate"]))
         labels = metadata.get("labels", {})
         priority = self.objects.find(PRIORITY_CLASS, labels.get(PRIORITY_LABEL, ""))
         body: Object = {
@@ -205,49 +201,78 @@ class FakeKueue:
 
     def _try_to_admit(self, workload: Object) -> None:
         namespace, owner = workload["metadata"]["namespace"], workload["metadata"]["ownerReferences"][0]
-        queue = self.objects.find(LOCAL_QUEUE, workload["spec"]["queueName"], namespace)
-        if queue is None:
-            said = f"LocalQueue {workload['spec']['queueName']} doesn't exist"
-            self._conditions(workload, QuotaReserved=("False", "Inadmissible", said))
+        local = self.objects.find(LOCAL_QUEUE, workload["spec"]["queueName"], namespace)
+        if local is None:
+            message = f"LocalQueue {workload['spec']['queueName']} doesn't exist"
+            self._conditions(workload, QuotaReserved=("False", "Inadmissible", message))
             return
-        self._tell_queues()
-        queues = self.objects.list(CLUSTER_QUEUE)
-        found = capacity.quotas(queue["spec"]["clusterQueue"], queues)
-        asks = runner_state.holds(workload)
-        short = [q for q in found if asks.get(q.resource, 0.0) > float(q.free)]
-        if short:
-            more = Decimal(asks[short[0].resource]) - short[0].free
-            said = (
-                f"couldn't assign flavors to pod set workers: insufficient unused quota for {short[0].resource} in "
-                f"flavor {short[0].flavor}, {more:g} more needed"
+        queue = local["spec"]["clusterQueue"]
+        flavor = self._flavor(queue)
+        short = next((name for name, asked in _total(workload).items() if not self._fits(queue, name, asked)), None)
+        if short is not None:
+            message = (
+                f"couldn't assign flavors to pod set workers: insufficient unused quota for {short} in flavor {flavor}"
             )
-            self._conditions(workload, QuotaReserved=("False", "Pending", said))
+            self._conditions(workload, QuotaReserved=("False", "Pending", message))
             return
-        flavor = found[0].flavor
         assignments = [
             {
                 "name": pod_set["name"],
                 "count": pod_set["count"],
                 "flavors": dict.fromkeys(_requests(pod_set), flavor),
-                "resourceUsage": {name: str(amount) for name, amount in _requests(pod_set).items()},
+                "resourceUsage": {name: f"{amount * 1000:.0f}m" for name, amount in _requests(pod_set).items()},
             }
             for pod_set in workload["spec"]["podSets"]
         ]
-        admission = {"clusterQueue": queue["spec"]["clusterQueue"], "podSetAssignments": assignments}
+        admission = {"clusterQueue": queue, "podSetAssignments": assignments}
         self.objects.set_status(WORKLOAD, workload["metadata"]["name"], namespace, {"admission": admission})
-        reserved = f"Quota reserved in ClusterQueue {queue['spec']['clusterQueue']}"
         was_evicted = _is(workload, "Evicted")
         self._conditions(
             self.objects.get(WORKLOAD, workload["metadata"]["name"], namespace),
-            QuotaReserved=("True", "QuotaReserved", reserved),
+            QuotaReserved=("True", "QuotaReserved", f"Quota reserved in ClusterQueue {queue}"),
             Admitted=("True", "Admitted", "The workload is admitted"),
             **({"Evicted": ("False", "QuotaReserved", "Previously: Preempted")} if was_evicted else {}),
         )
         if self.objects.find(RAY_JOB, owner["name"], namespace) is not None:
             self.objects.patch(RAY_JOB, owner["name"], {"spec": {"suspend": False}}, namespace)
 
+    def _fits(self, name: str, resource: str, asked: float) -> bool:
+        """The queue stays within its limits, and its cohort lends no more than it has."""
+        used = self._used()
+        used[name, resource] += asked
+        queues = {queue["metadata"]["name"]: queue for queue in self.objects.list(CLUSTER_QUEUE)}
+        cohort = queues[name]["spec"].get("cohortName")
+        nominal, borrow, _ = _limits(queues[name], resource)
+        if used[name, resource] > nominal + (borrow if cohort else 0):
+            return False
+        lent = taken = 0.0
+        for other, queue in queues.items():
+            if other == name or (cohort and queue["spec"].get("cohortName") == cohort):
+                own, _, lend = _limits(queue, resource)
+                lent += min(own, lend)
+                taken += max(0.0, used[other, resource] - (own - min(own, lend)))
+        return taken <= lent
+
+    def _used(self) -> dict[tuple[str, str], float]:
+        """What Workloads with quota use, by (ClusterQueue, resource)."""
+        used: dict[tuple[str, str], float] = defaultdict(float)
+        for workload in self.objects.list(WORKLOAD):
+            if _is(workload, "QuotaReserved") and not _is(workload, "Finished"):
+                queue = self._queue_of(workload)
+                for resource, amount in _total(workload).items():
+                    used[queue, resource] += amount
+        return used
+
+    def _queue_of(self, workload: Object) -> str:
+        local = self.objects.find(LOCAL_QUEUE, workload["spec"]["queueName"], workload["metadata"]["namespace"])
+        return "" if local is None else str(local["spec"]["clusterQueue"])
+
+    def _flavor(self, name: str) -> str:
+        (group,) = self.objects.get(CLUSTER_QUEUE, name)["spec"]["resourceGroups"]
+        return str(group["flavors"][0]["name"])
+
     def _take_quota(self, rayjob: Object) -> None:
-        """Of an evicted one, once its RayJob is suspended."""
+        """Free the quota of an evicted RayJob, once it is suspended."""
         workload = self.workload_of(rayjob)
         if workload is None or not _is(workload, "Evicted"):
             return
@@ -258,40 +283,31 @@ class FakeKueue:
             Admitted=("False", "NoReservation", "The workload has no reservation"),
             Requeued=("True", evicted["reason"], evicted["message"]),
         )
-        self._tell_queues()
+        self._update_queues()
 
-    def _tell_queues(self) -> None:
+    def _update_queues(self) -> None:
+        used = self._used()
+        waiting = [w for w in self.objects.list(WORKLOAD) if not _is(w, "QuotaReserved") and not _is(w, "Finished")]
+        pending = Counter(map(self._queue_of, waiting))
         for queue in self.objects.list(CLUSTER_QUEUE):
-            name = queue["metadata"]["name"]
-            used: dict[str, float] = {}
-            waits = 0
-            for workload in self.objects.list(WORKLOAD):
-                local = self.objects.find(LOCAL_QUEUE, workload["spec"]["queueName"], workload["metadata"]["namespace"])
-                if local is None or local["spec"]["clusterQueue"] != name or _is(workload, "Finished"):
-                    continue
-                if not _is(workload, "QuotaReserved"):
-                    waits += 1
-                    continue
-                for resource, amount in runner_state.holds(workload).items():
-                    used[resource] = used.get(resource, 0.0) + amount
+            name, (group,) = queue["metadata"]["name"], queue["spec"]["resourceGroups"]
             usage = []
-            for group in queue["spec"]["resourceGroups"]:
-                for flavor in group["flavors"]:
-                    resources = []
-                    for one in flavor["resources"]:
-                        total, nominal = Decimal(str(used.get(one["name"], 0.0))), parse(one["nominalQuota"])
-                        borrowed = max(Decimal(0), total - nominal)
-                        resources.append({"name": one["name"], "total": f"{total:f}", "borrowed": f"{borrowed:f}"})
-                    usage.append({"name": flavor["name"], "resources": resources})
-            status = {"flavorsReservation": usage, "flavorsUsage": usage, "pendingWorkloads": waits}
+            for flavor in group["flavors"]:
+                resources = []
+                for one in flavor["resources"]:
+                    total = used[name, one["name"]]
+                    borrowed = max(0.0, total - _amount(one["nominalQuota"]))
+                    resources.append({"name": one["name"], "total": f"{total:f}", "borrowed": f"{borrowed:f}"})
+                usage.append({"name": flavor["name"], "resources": resources})
+            status = {"flavorsReservation": usage, "flavorsUsage": usage, "pendingWorkloads": pending[name]}
             self.objects.set_status(CLUSTER_QUEUE, name, None, status)
 
     def _phase(self, name: str, namespace: str, phase: str, **facts: Any) -> None:
         self.objects.set_status(RAY_JOB, name, namespace, {"jobDeploymentStatus": phase, **facts})
 
-    def _conditions(self, workload: Object, **told: tuple[str, str, str]) -> None:
+    def _conditions(self, workload: Object, **changes: tuple[str, str, str]) -> None:
         before = {c["type"]: c for c in (workload.get("status") or {}).get("conditions", [])}
-        for name, (status, reason, message) in told.items():
+        for name, (status, reason, message) in changes.items():
             changed = before.get(name, {}).get("status") != status
             at = self.clock() if changed else before[name]["lastTransitionTime"]
             before[name] = {
@@ -308,9 +324,32 @@ def _is(workload: Object, condition: str) -> bool:
     return any(c["type"] == condition and c["status"] == "True" for c in found)
 
 
-def _requests(pod_set: Object) -> dict[str, Decimal]:
-    total: dict[str, Decimal] = {}
-    for container in pod_set["template"]["spec"]["containers"]:
-        for name, amount in container["resources"]["requests"].items():
-            total[name] = total.get(name, Decimal(0)) + parse(amount)
+def _limits(queue: Object, resource: str) -> tuple[float, float, float]:
+    """Nominal quota, borrowing limit, lending limit; infinite where there is no limit."""
+    (group,) = queue["spec"]["resourceGroups"]
+    (found,) = (one for one in group["flavors"][0]["resources"] if one["name"] == resource)
+    nominal, *limits = (found.get(name, "inf") for name in ("nominalQuota", "borrowingLimit", "lendingLimit"))
+    return _amount(nominal), _amount(limits[0]), _amount(limits[1])
+
+
+def _total(workload: Object) -> dict[str, float]:
+    total: dict[str, float] = defaultdict(float)
+    for pod_set in workload["spec"]["podSets"]:
+        for name, amount in _requests(pod_set).items():
+            total[name] += amount
     return total
+
+
+def _requests(pod_set: Object) -> dict[str, float]:
+    """Requests of all pods of the set."""
+    total: dict[str, float] = {}
+    for container in pod_set["template"]["spec"]["containers"]:
+        for name, quantity in container["resources"]["requests"].items():
+            total[name] = total.get(name, 0.0) + pod_set["count"] * _amount(quantity)
+    return total
+
+
+def _amount(quantity: str | int) -> float:
+    text = str(quantity)
+    suffix = next((suffix for suffix in UNITS if text.endswith(suffix)), "")
+    return float(text.removesuffix(suffix)) * UNITS.get(suffix, 1)

@@ -1,4 +1,4 @@
-"""A launcher that starts nothing: a test says what became of its runners. An honest fake of `ray_jobs.launch`."""
+"""A launcher that starts no process: a test sets the state of its runners."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ray_jobs.launch.launcher import Needs, Runner
 
 @dataclass
 class FakeLauncher:
-    """Keeps every runner it was asked for, `pending`."""
+    """Keeps every launched runner, at first `pending`."""
 
     known: dict[str, Runner] = field(default_factory=dict)
     arguments: dict[str, list[str]] = field(default_factory=dict)
     needs: dict[str, Needs] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     too_large: MachineError | None = None
-    """What `check` raises."""
+    """Raised by `check`."""
     answers: bool = True
 
     def check(self, needs: Needs) -> None:
@@ -45,8 +45,8 @@ class FakeLauncher:
         return {runner_id: runner for runner_id, runner in self.known.items() if runner_id.startswith(prefix)}
 
     def become(self, runner_id: str, state: str, message: str = "", **facts: Any) -> None:
-        """What the launcher tells of a runner from now on."""
-        self.known[runner_id] = Runner(state, message, **facts)  # type: ignore[arg-type]  # a test names a state
+        """Set the state of a runner."""
+        self.known[runner_id] = Runner(state, message, **facts)  # type: ignore[arg-type]  # a test gives a valid state
 
     def _must_answer(self) -> None:
         if not self.answers:

@@ -1,4 +1,4 @@
-"""Runners as RayJobs: the launcher on the fake API server, with Kueue and KubeRay played by hand."""
+"""The launcher of a Kubernetes cluster on the fake API server, with fake Kueue and KubeRay controllers."""
 
 from __future__ import annotations
 
@@ -48,12 +48,13 @@ class Place:
         return self.launcher.runners("ftjob-").get(runner_id)
 
     def start(self, runner_id: str = ID, namespace: str = BLUE) -> None:
-        """Up to its first line."""
+        """Move a runner to the first line of its entrypoint."""
         self.kueue.reconcile()
         for _ in range(3):
             self.kueue.advance(runner_id, namespace)
 
-    def there(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Names of the RayJobs."""
         return [found["metadata"]["name"] for found in self.server.objects.list(RAY_JOB)]
 
 
@@ -75,7 +76,7 @@ def place() -> Iterator[Place]:
 # ---- the manifest --------------------------------------------------------------------------------------------
 
 
-def test_a_runner_is_a_rayjob_that_waits_for_its_queue(place: Place) -> None:
+def test_a_runner_is_a_suspended_rayjob_with_a_queue(place: Place) -> None:
     place.launch()
     made = place.server.objects.get(RAY_JOB, ID, BLUE)
     labels, spec = made["metadata"]["labels"], made["spec"]
@@ -123,7 +124,7 @@ def test_every_pod_is_restricted_and_has_no_token() -> None:
             assert {mount["name"] for mount in container["volumeMounts"]} <= named
 
 
-def test_pods_that_train_are_asked_for_a_checkpoint_before_they_end() -> None:
+def test_training_pods_request_a_checkpoint_before_they_end() -> None:
     body = manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     *training, _ = pods_of(body)
     for template in training:
@@ -135,7 +136,7 @@ def test_pods_that_train_are_asked_for_a_checkpoint_before_they_end() -> None:
         assert container["envFrom"] == [{"secretRef": {"name": "kitae-store"}}]
 
 
-def test_the_same_runner_is_the_same_document() -> None:
+def test_the_same_runner_gives_the_same_document() -> None:
     settings = parse(SETTINGS)
     first = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     assert first == manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
@@ -145,12 +146,12 @@ def test_the_same_runner_is_the_same_document() -> None:
 
 
 @pytest.mark.parametrize("name", ["1-ftjob", "ftjob-A", "f" * 48, "ftjob-", ""])
-def test_an_id_that_can_be_no_name_is_refused(name: str) -> None:
+def test_an_id_that_is_no_valid_name_is_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="cannot name a RayJob"):
         manifest(parse(SETTINGS), name, ARGUMENTS, ENVIRONMENT, NEEDS)
 
 
-def test_the_deadlines_of_the_platform_team() -> None:
+def test_the_platforms_deadlines() -> None:
     scheduling = {"backoff_limit": 1, "deadline_s": 3600, "waiting_deadline_s": 600, "ttl_s": 5}
     settings = parse({**SETTINGS, "scheduling": scheduling})
     spec = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)["spec"]
@@ -165,8 +166,8 @@ def test_a_runner_from_its_launch_to_its_end(place: Place) -> None:
     assert place.launcher.runners("ftjob-") == {}
     place.launch()
     place.launch()  # again, as another process may
-    assert place.there() == [ID]
-    assert place.runner() == Runner("pending", "waiting: Kueue has not looked at it yet")
+    assert place.names() == [ID]
+    assert place.runner() == Runner("pending", "waiting: Kueue has not processed it yet")
     place.kueue.reconcile()
     assert place.runner() == Runner("pending", "starting")
     place.kueue.advance(ID, BLUE)
@@ -181,7 +182,7 @@ def test_a_runner_from_its_launch_to_its_end(place: Place) -> None:
     assert place.runner() is None
 
 
-def test_a_rayjob_that_kuberay_leaves_there_is_taken_away_after_a_day(place: Place) -> None:
+def test_an_ended_rayjob_is_deleted_after_a_day(place: Place) -> None:
     place.launch()
     place.start()
     place.kueue.finish(ID, BLUE)
@@ -194,15 +195,15 @@ def test_a_rayjob_that_kuberay_leaves_there_is_taken_away_after_a_day(place: Pla
     assert place.runner() == Runner("ended", "Complete")
     place.now_s += 86400
     place.server.fail(500, when=lambda request: request.verb == "delete")
-    assert place.runner() == Runner("ended", "Complete")  # it is told what nobody may have heard
-    assert ID in place.there()
+    assert place.runner() == Runner("ended", "Complete")  # reported again: no endpoint may have seen it
+    assert ID in place.names()
     place.now_s += 600
     place.runner()
-    assert place.there() == ["ftjob-by-helm"]
+    assert place.names() == ["ftjob-by-helm"]
     assert place.runner() is None
 
 
-def test_an_endpoint_that_was_away_for_days_still_hears_how_a_runner_ended(place: Place) -> None:
+def test_an_endpoint_that_was_down_for_days_still_sees_how_a_runner_ended(place: Place) -> None:
     place.launch()
     place.start()
     place.kueue.finish(ID, BLUE, ok=False, reason="DeadlineExceeded", message="3600 s")
@@ -214,14 +215,14 @@ def test_an_endpoint_that_was_away_for_days_still_hears_how_a_runner_ended(place
         place.now_s += 100
 
 
-def test_a_failed_runner_tells_why(place: Place) -> None:
+def test_a_failed_runner_has_the_reason(place: Place) -> None:
     place.launch()
     place.start()
     place.kueue.finish(ID, BLUE, ok=False, message="exit code 9")
     assert place.runner() == Runner("ended", "AppFailed: exit code 9")
 
 
-def test_a_runner_that_took_too_long_is_not_tried_again(place: Place) -> None:
+def test_a_runner_past_its_deadline_is_hopeless(place: Place) -> None:
     place.launch()
     place.start()
     place.kueue.finish(ID, BLUE, ok=False, reason="DeadlineExceeded", message="3600 s")
@@ -231,7 +232,7 @@ def test_a_runner_that_took_too_long_is_not_tried_again(place: Place) -> None:
     assert "scheduling.deadline_s" in found.message
 
 
-def test_what_a_runner_waits_for_is_told_in_numbers(place: Place) -> None:
+def test_a_waiting_runner_has_the_numbers_of_its_quota(place: Place) -> None:
     for number, workers, message in (
         (1, 6, "starting"),
         (2, 5, "waiting: blue uses 6 of 8 h100; 2 can be borrowed"),
@@ -247,12 +248,11 @@ def test_what_a_runner_waits_for_is_told_in_numbers(place: Place) -> None:
     assert place.runner("ftjob-5-1") == Runner("pending", waits)
 
 
-def test_how_long_it_may_take_is_guessed_from_what_has_ended(place: Place) -> None:
+def test_the_start_is_estimated_from_ended_runners(place: Place) -> None:
     place.launch("ftjob-a-1", replace(NEEDS, workers=8))
     place.start("ftjob-a-1")
     place.now_s += 3600
     place.kueue.finish("ftjob-a-1", BLUE)
-    place.runner()  # sees that it took an hour
     place.launch("ftjob-b-1", replace(NEEDS, workers=8))
     place.start("ftjob-b-1")
     place.now_s += 1200
@@ -263,7 +263,7 @@ def test_how_long_it_may_take_is_guessed_from_what_has_ended(place: Place) -> No
     assert found.message == "waiting: blue uses 8 of 8 h100; 2 can be borrowed; about 40 min"
 
 
-def test_a_preempted_runner_waits_under_its_own_name_and_goes_on(place: Place) -> None:
+def test_a_preempted_runner_waits_under_its_own_name_and_resumes(place: Place) -> None:
     place.launch()
     place.start()
     place.now_s += 100
@@ -272,7 +272,7 @@ def test_a_preempted_runner_waits_under_its_own_name_and_goes_on(place: Place) -
     found = place.runner()
     assert found is not None
     assert (found.state, found.interrupted_at) == ("pending", preempted_at)
-    # Nothing of a quota reserved, as it still is.
+    # Its quota is still reserved: the message does not mention it.
     assert found.message == "preempted: another job goes first; waiting"
     place.kueue.advance(ID, BLUE)
     found = place.runner()
@@ -284,7 +284,7 @@ def test_a_preempted_runner_waits_under_its_own_name_and_goes_on(place: Place) -
     assert place.kueue.made == [ID]
 
 
-def test_an_image_that_cannot_be_pulled_is_told_and_given_up_in_the_end(place: Place) -> None:
+def test_an_image_that_cannot_be_pulled_is_reported_and_later_hopeless(place: Place) -> None:
     place.launch()
     place.kueue.reconcile()
     place.kueue.advance(ID, BLUE)
@@ -299,13 +299,13 @@ def test_an_image_that_cannot_be_pulled_is_told_and_given_up_in_the_end(place: P
     assert found.hopeless
 
 
-def test_stopping_deletes_it_and_is_no_error_where_there_is_none(place: Place) -> None:
+def test_stop_deletes_a_runner_and_ignores_an_unknown_one(place: Place) -> None:
     place.launch()
     place.launcher.stop("ftjob-x-1")
-    assert place.there() == [ID]
+    assert place.names() == [ID]
     place.server.objects.deletion_lingers = True
     place.launcher.stop(ID)
-    assert place.runner() == Runner("running", "being stopped")  # so nobody starts another beside it
+    assert place.runner() == Runner("running", "being stopped")  # so no second one starts beside it
     place.launcher.stop(ID)
     place.server.objects.collect()
     assert place.runner() is None
@@ -315,39 +315,39 @@ def test_stopping_deletes_it_and_is_no_error_where_there_is_none(place: Place) -
 # ---- what fits ---------------------------------------------------------------------------------------------
 
 
-def test_what_no_quota_could_ever_admit_is_refused_with_the_largest(place: Place) -> None:
+def test_a_request_beyond_every_quota_is_refused_with_the_largest_possible(place: Place) -> None:
     place.launcher.check(replace(NEEDS, workers=10))  # with what the other team lends
     with pytest.raises(RequestTooLarge) as caught:
         place.launcher.check(replace(NEEDS, workers=11))
     assert "lower compute.workers" in caught.value.message
     assert caught.value.details == (
-        "nvidia.com/gpu: 11 workers with 1 each ask for 11, and the most of h100 is 10 (8 of its own, 2 borrowed); "
+        "nvidia.com/gpu: 11 workers with 1 each request 11, and the most of h100 is 10 (8 of its own, 2 borrowed); "
         "10 would fit",
     )
     with pytest.raises(RequestTooLarge) as caught:
         place.launcher.check(replace(NEEDS, workers=8, cpus_per_worker=100))
-    assert "cpu: 8 workers with 100 each ask for 800, and the most of h100 is 128" in caught.value.details[0]
+    assert "cpu: 8 workers with 100 each request 800, and the most of h100 is 128" in caught.value.details[0]
 
 
-def test_a_team_and_a_queue_that_are_not_there(place: Place) -> None:
+def test_an_unknown_team_and_a_missing_queue(place: Place) -> None:
     with pytest.raises(UnknownQueue, match="team 'green' has no queue in this cluster; these have: blue, red"):
         place.launcher.check(replace(NEEDS, team="green"))
     place.server.objects.delete(LOCAL_QUEUE, "kitae", BLUE)
     place.server.objects.create(LOCAL_QUEUE, local_queue("other", "kitae-blue"), BLUE)
-    with pytest.raises(UnknownQueue, match="no LocalQueue 'kitae' in namespace kitae-blue; there are: other"):
+    with pytest.raises(UnknownQueue, match="no LocalQueue 'kitae' in namespace kitae-blue; existing: other"):
         place.launcher.check(NEEDS)
     place.launch()
     place.kueue.reconcile()
     found = place.runner()
     assert found is not None
     assert "LocalQueue kitae doesn't exist" in found.message
-    assert "kitae in kitae-red" in found.message  # those that there are
+    assert "kitae in kitae-red" in found.message  # the existing ones
 
 
-# ---- a cluster that is not as it should be ---------------------------------------------------------------------
+# ---- faults ----------------------------------------------------------------------------------------------------
 
 
-def test_no_operator_no_permission_no_answer(place: Place) -> None:
+def test_a_missing_operator_permission_or_answer(place: Place) -> None:
     kinds = set(place.server.objects.kinds)
     place.server.objects.kinds = {kind for kind in kinds if kind.group != "ray.io"}
     for act in (place.launch, place.runner):
@@ -363,10 +363,10 @@ def test_no_operator_no_permission_no_answer(place: Place) -> None:
         place.runner()
     place.server.heal()
     place.launch()
-    assert place.there() == [ID]
+    assert place.names() == [ID]
 
 
-def test_a_launch_whose_answer_was_lost_is_found_by_the_next(place: Place) -> None:
+def test_a_second_launch_finds_the_rayjob_of_a_lost_answer(place: Place) -> None:
     place.server.drop(after=True, when=lambda request: request.verb == "create")
     with pytest.raises(ClusterUnreachable):
         place.launch()
@@ -375,7 +375,7 @@ def test_a_launch_whose_answer_was_lost_is_found_by_the_next(place: Place) -> No
     assert place.kueue.made == [ID]
 
 
-def test_the_endpoint_launches_where_its_environment_says(
+def test_the_endpoints_environment_selects_the_launcher(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
@@ -386,4 +386,4 @@ def test_the_endpoint_launches_where_its_environment_says(
     launcher = launcher_from_environment({"KITAE_CLUSTER": str(tmp_path / "cluster.yaml")})
     assert isinstance(launcher, KubernetesLauncher)
     launcher.launch(ID, ARGUMENTS, ENVIRONMENT, NEEDS)
-    assert place.there() == [ID]
+    assert place.names() == [ID]

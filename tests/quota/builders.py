@@ -1,4 +1,4 @@
-"""Queues, workloads and past jobs for tests of quotas: what matters to a test is said in it."""
+"""Queues, Workloads and past jobs for tests of quotas; a test gives the fields that matter to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_queue(
     flavor: str = "h100",
     spec: Mapping[str, Any] | None = None,
 ) -> Object:
-    """A team's ClusterQueue, as the chart makes it. `gpus`: nominalQuota and perhaps limits."""
+    """A team's ClusterQueue as in the chart. `gpus`: nominalQuota and limits."""
     cpus = [{"name": "cpu", "nominalQuota": "16"}, {"name": "memory", "nominalQuota": "64Gi"}]
     flavors = [
         {"name": "cpu", "resources": [*cpus, {"name": GPU, "nominalQuota": "0"}]},
@@ -71,10 +71,10 @@ def make_workload(
     spec: Mapping[str, Any] | None = None,
     priority: int = 0,
 ) -> Object:
-    """A RayJob's: one head, and workers with a GPU each. It came `minutes_ago`, and if it runs, began then."""
+    """The Workload of a RayJob: a head, and workers with a GPU each. Created (and admitted, if it runs) then."""
 
-    def pods(group: str, count: int, asks: Mapping[str, str]) -> Object:
-        container = {"name": "ray", "image": "kitae", "resources": {"requests": dict(asks)}}
+    def pods(group: str, count: int, requests: Mapping[str, str]) -> Object:
+        container = {"name": "ray", "image": "kitae", "resources": {"requests": dict(requests)}}
         return {"name": group, "count": count, "template": {"spec": {"containers": [container]}}}
 
     worker = {"cpu": "2", "memory": "8Gi"} | ({GPU: "1"} if gpus else {})
@@ -117,8 +117,18 @@ def make_workload(
     }
 
 
+def make_finished(name: str, team: str, gpus: int, *, began_minutes_ago: float, ended_minutes_ago: float) -> Object:
+    """The Workload of an ended RayJob."""
+    times = {"Admitted": began_minutes_ago, "Finished": ended_minutes_ago}
+    conditions = [
+        {"type": what, "status": "True", "reason": what, "message": "", "lastTransitionTime": stamp(minutes)}
+        for what, minutes in times.items()
+    ]
+    return make_workload(name, team, gpus, minutes_ago=began_minutes_ago, running=True, conditions=conditions)
+
+
 def make_record(name: str, **changes: Any) -> JobRecord:
-    """A job that came at 10:00, ran from 10:30 to 11:30 on two GPUs for team blue, and is done."""
+    """A succeeded job of team blue: arrived at 10:00, ran from 10:30 to 11:30 on two GPUs."""
     spec = make_spec(name, team="blue", compute={"workers": 2, "gpus_per_worker": 1})
     day = NOW.replace(hour=10)
     fields: dict[str, Any] = {

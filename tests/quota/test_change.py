@@ -1,4 +1,4 @@
-"""A quota change: checked as a whole, shown as a diff, warned of, and undone. Quota files and settings."""
+"""Quota changes: checks, diff, warnings and undo. Quota files and settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from ray_jobs.errors import SpecError
-from ray_jobs.quota import pool
+from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
+from ray_jobs.quota import quota_file
 from ray_jobs.quota.change import Change, capacity_of, plan
-from ray_jobs.quota.pool import Limits, Pool, Team
 from tests.quota.builders import GPU, make_queue
 from tests.repository import ROOT
 
@@ -29,7 +29,7 @@ def changed(**given: Any) -> Change:
     return plan(queues(), "blue", "h100", fields)
 
 
-def test_the_diff_has_the_lines_that_change_and_says_of_which_flavour() -> None:
+def test_the_diff_has_only_the_changed_lines_under_their_flavor() -> None:
     change = changed(nominal="8", borrow="none", lend="2")
     lines = change.diff.splitlines()
     assert lines[:2] == ["--- ClusterQueue/kitae-blue (now)", "+++ ClusterQueue/kitae-blue (proposed)"]
@@ -39,12 +39,12 @@ def test_the_diff_has_the_lines_that_change_and_says_of_which_flavour() -> None:
         "+        nominalQuota: '8'",
         "+        lendingLimit: '2'",
     ]
-    assert change.before == Limits(Decimal(4), Decimal(2))
-    assert change.after == Limits(Decimal(8), None, Decimal(2))
+    assert change.before == QuotaLimits(Decimal(4), Decimal(2))
+    assert change.after == QuotaLimits(Decimal(8), None, Decimal(2))
 
 
-def test_lines_that_do_not_change_stay_where_and_as_they_are() -> None:
-    """An API server gives fields in the order of their names."""
+def test_unchanged_lines_keep_their_place_and_spelling() -> None:
+    """An API server returns fields in alphabetical order."""
     found = queues(lendingLimit=4)
     for group in found[0]["spec"]["resourceGroups"]:
         for flavor in group["flavors"]:
@@ -56,7 +56,7 @@ def test_lines_that_do_not_change_stay_where_and_as_they_are() -> None:
     ]
 
 
-def test_the_patch_holds_the_version_it_was_made_from_and_every_flavour() -> None:
+def test_the_patch_has_the_resource_version_and_every_flavor() -> None:
     found = queues()
     found[0]["metadata"]["resourceVersion"] = "17"
     change = plan(found, "blue", "h100", {"nominal": "8"})
@@ -66,10 +66,10 @@ def test_the_patch_holds_the_version_it_was_made_from_and_every_flavour() -> Non
     assert quotas["h100"][GPU] == {"name": GPU, "nominalQuota": "8", "borrowingLimit": "2"}
     assert quotas["h100"]["memory"] == {"name": "memory", "nominalQuota": "64Gi"}
     assert quotas["cpu"][GPU]["nominalQuota"] == "0"
-    assert found[0] == queues()[0] | {"metadata": found[0]["metadata"]}  # what was read is not touched
+    assert found[0] == queues()[0] | {"metadata": found[0]["metadata"]}  # the object read is unchanged
 
 
-def test_the_undo_and_the_charts_values() -> None:
+def test_undo_and_chart_values() -> None:
     change = changed(nominal="8", borrow="none")
     assert change.undo == "kitae quota set blue --flavor h100 --nominal 4 --borrow 2 --lend none --apply"
     assert yaml.safe_load(change.values) == {"teams": {"blue": {"quotas": {"h100": {"gpu": {"nominal": 8}}}}}}
@@ -82,7 +82,7 @@ def test_the_undo_and_the_charts_values() -> None:
     assert quotas == {"cpu": {"cpu": {"nominal": 16, "lendingLimit": "500m"}}}
 
 
-def test_the_same_quota_is_no_change_however_it_is_spelled() -> None:
+def test_another_spelling_of_the_same_quota_is_no_change() -> None:
     assert changed(nominal="4000m").diff == ""
 
 
@@ -91,21 +91,21 @@ def test_the_same_quota_is_no_change_however_it_is_spelled() -> None:
     [
         ("green", "h100", {"nominal": "1"}, None, ["no team 'green'; known: blue, red"]),
         ("bleu", "h100", {"nominal": "1"}, None, ["no team 'bleu'; did you mean 'blue'?"]),
-        ("blue", "h200", {"nominal": "1"}, None, ["no flavour 'h200'; did you mean 'h100'?"]),
-        ("blue", "gb200x", {"nominal": "1"}, None, ["no flavour 'gb200x'; known: cpu, h100"]),
-        ("blue", "h100", {}, None, ["nothing is to change"]),
+        ("blue", "h200", {"nominal": "1"}, None, ["no flavor 'h200'; did you mean 'h100'?"]),
+        ("blue", "gb200x", {"nominal": "1"}, None, ["no flavor 'gb200x'; known: cpu, h100"]),
+        ("blue", "h100", {}, None, ["no change: give --nominal"]),
         ("blue", "h100", {"nominal": "1"}, "disk", ["no resource 'disk'; known: cpu, memory, nvidia.com/gpu"]),
         (
             "green",
             "h200",
             {"nominal": "many", "borrow": "-1", "lend": "-2"},
             None,
-            ["no team 'green'", "no flavour 'h200'", "--nominal: 'many'", "borrow is -1", "lend is -2"],
+            ["no team 'green'", "no flavor 'h200'", "--nominal: 'many'", "borrow is -1", "lend is -2"],
         ),
-        ("blue", "h100", {"lend": "5"}, None, ["lend is 5, more than nominal 4: lower the first or raise the second"]),
+        ("blue", "h100", {"lend": "5"}, None, ["lend is 5, more than nominal 4: lower lend or raise nominal"]),
     ],
 )
-def test_everything_wrong_is_told_at_once(
+def test_every_problem_is_reported_at_once(
     team: str, flavor: str, given: Any, resource: str | None, findings: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
@@ -115,7 +115,7 @@ def test_everything_wrong_is_told_at_once(
         assert finding in detail
 
 
-def test_a_flavour_that_only_another_team_has_and_a_queue_without_a_cohort() -> None:
+def test_a_flavor_of_another_team_and_a_queue_without_a_cohort() -> None:
     found = [*queues(), make_queue("solo", {"nominalQuota": "1"}, cohort=None, flavor="a100")]
     with pytest.raises(SpecError, match=r"no quota of a100 yet.*teams\.blue\.quotas\.a100"):
         plan(found, "blue", "a100", {"nominal": "1"})
@@ -128,23 +128,23 @@ def warned(given: Any, *, capacity: int | None = None, found: Any = None) -> str
     return "\n".join(plan(found or queues(), "blue", "h100", given, capacity=limit).warnings)
 
 
-def test_warnings_of_what_a_change_brings_about() -> None:
+def test_warnings_about_the_effects_of_a_change() -> None:
     assert "together would have 12 of h100 nvidia.com/gpu, and its nodes have 8" in warned({"nominal": "8"}, capacity=8)
     assert "its nodes have" not in warned({"nominal": "8"}, capacity=12)
     less = warned({"nominal": "1"})
-    assert "hold 5, more than the 3 it could have then" in less
-    assert "4 of what running jobs of blue hold would be borrowed" in less
-    assert "hold" not in warned({"nominal": "6"})
-    assert "cpu 16, memory 64Gi of h100 stay as they are" in less
-    assert "stay as they are" not in warned({"borrow": "3"})
+    assert "running jobs of blue use 5, more than its new maximum of 3" in less
+    assert "4 of the quota that running jobs of blue use would be borrowed" in less
+    assert "running jobs" not in warned({"nominal": "6"})
+    assert "cpu 16, memory 64Gi of h100 stay unchanged" in less
+    assert "stay unchanged" not in warned({"borrow": "3"})
     borrower = [make_queue("blue", {"nominalQuota": "4"}), make_queue("red", {"nominalQuota": "1"}, used=4, borrowed=3)]
     assert "red borrows 3 now, and blue would lend less" in warned({"lend": "1"}, found=borrower)
     helm = queues()
     helm[0]["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "Helm"
-    assert "next `helm upgrade`" in warned({"nominal": "6"}, found=helm)
+    assert "`helm upgrade` undoes the change" in warned({"nominal": "6"}, found=helm)
 
 
-def test_what_a_flavours_nodes_have() -> None:
+def test_the_capacity_of_a_flavors_nodes() -> None:
     flavor = {"spec": {"nodeLabels": {"gpu": "h100"}}}
     nodes: list[dict[str, Any]] = [
         {"metadata": {"labels": {"gpu": "h100", "zone": "a"}}, "status": {"allocatable": {GPU: "8", "cpu": "64"}}},
@@ -178,25 +178,25 @@ teams:
 """
 
 
-def read(tmp_path: Path, text: str) -> pool.QuotaFile:
+def read(tmp_path: Path, text: str) -> quota_file.QuotaFile:
     path = tmp_path / "values.yaml"
     path.write_text(text)
-    return pool.load(path)
+    return quota_file.load(path)
 
 
 def test_the_charts_values_are_a_quota_file(tmp_path: Path) -> None:
-    found = pool.pool_of(read(tmp_path, VALUES), source="values.yaml")
-    assert found.teams["blue"] == Team(
-        {"cpu": Limits(Decimal(16)), "h100": Limits(Decimal(8), Decimal(4), Decimal(2))},
+    found = quota_file.pool_of(read(tmp_path, VALUES), source="values.yaml")
+    assert found.teams["blue"] == TeamQuota(
+        {"cpu": QuotaLimits(Decimal(16)), "h100": QuotaLimits(Decimal(8), Decimal(4), Decimal(2))},
         within="LowerPriority",
         reclaim="Any",
     )
     assert (found.kinds, found.prices) == ({"h100": "gpu", "cpu": "cpu"}, {"h100": 3.2})
 
 
-def test_what_a_file_leaves_out_of_its_queues_is_as_in_the_chart(tmp_path: Path) -> None:
+def test_policies_missing_in_a_file_are_the_charts_defaults(tmp_path: Path) -> None:
     file = read(tmp_path, "teams: {blue: {quotas: {h100: {gpu: {nominal: 1}}}}}")
-    team = pool.pool_of(file, source="values.yaml").teams["blue"]
+    team = quota_file.pool_of(file, source="values.yaml").teams["blue"]
     assert (team.cohort, team.within, team.reclaim) == ("kitae", "LowerPriority", "Any")
     values = ROOT / "charts/kitae/values.yaml"
     if values.is_file():
@@ -207,11 +207,11 @@ def test_what_a_file_leaves_out_of_its_queues_is_as_in_the_chart(tmp_path: Path)
         )
 
 
-def test_what_set_prints_is_a_proposal_and_what_it_leaves_out_stays(tmp_path: Path) -> None:
-    present = pool.pool_of(read(tmp_path, VALUES), source="v")
+def test_the_values_of_a_change_are_a_proposal_that_leaves_the_rest_unchanged(tmp_path: Path) -> None:
+    present = quota_file.pool_of(read(tmp_path, VALUES), source="v")
     proposal = read(tmp_path, changed(nominal="16").values)
-    proposed = pool.with_file(present, proposal, source="v")
-    assert proposed.teams["blue"].limits["h100"] == Limits(Decimal(16), Decimal(2), Decimal(2))
+    proposed = quota_file.with_file(present, proposal, source="v")
+    assert proposed.teams["blue"].limits["h100"] == QuotaLimits(Decimal(16), Decimal(2), Decimal(2))
     assert proposed.teams["red"] == present.teams["red"]
     assert proposed.prices == present.prices
 
@@ -232,19 +232,21 @@ def test_what_set_prints_is_a_proposal_and_what_it_leaves_out_stays(tmp_path: Pa
         ),
     ],
 )
-def test_a_wrong_file_is_told_in_full(tmp_path: Path, text: str, findings: list[str]) -> None:
+def test_every_problem_of_a_file_is_reported(tmp_path: Path, text: str, findings: list[str]) -> None:
     with pytest.raises(SpecError) as caught:
-        pool.pool_of(read(tmp_path, text), source="values.yaml")
+        quota_file.pool_of(read(tmp_path, text), source="values.yaml")
     assert all(finding in str(caught.value) for finding in findings)
     assert len(caught.value.details) in (0, len(findings))
 
 
 def test_settings_on_the_command_line() -> None:
-    present = Pool({"blue": Team({"h100": Limits(Decimal(4), Decimal(1))}), "team.b": Team({})}, {"h100": "gpu"})
-    found = pool.with_settings(present, ["blue.h100=8,borrow=none,lend=2", "team.b.h100=1"])
-    assert found.teams["blue"].limits["h100"] == Limits(Decimal(8), None, Decimal(2))
-    assert found.teams["team.b"].limits["h100"] == Limits(Decimal(1))
-    assert pool.with_settings(present, ["blue.h100=borrow=3"]).teams["blue"].limits["h100"].borrow == 3
+    present = Pool(
+        {"blue": TeamQuota({"h100": QuotaLimits(Decimal(4), Decimal(1))}), "team.b": TeamQuota({})}, {"h100": "gpu"}
+    )
+    found = quota_file.with_settings(present, ["blue.h100=8,borrow=none,lend=2", "team.b.h100=1"])
+    assert found.teams["blue"].limits["h100"] == QuotaLimits(Decimal(8), None, Decimal(2))
+    assert found.teams["team.b"].limits["h100"] == QuotaLimits(Decimal(1))
+    assert quota_file.with_settings(present, ["blue.h100=borrow=3"]).teams["blue"].limits["h100"].borrow == 3
     wrong = {
         "blue": "'blue' is not TEAM",
         "green.h100=1": "no team 'green'",
@@ -255,6 +257,6 @@ def test_settings_on_the_command_line() -> None:
         "blue.h100=-1": "nominal is -1",
     }
     with pytest.raises(SpecError) as caught:
-        pool.with_settings(present, wrong)
-    for finding, told in zip(wrong.values(), caught.value.details, strict=True):
-        assert finding in told
+        quota_file.with_settings(present, wrong)
+    for finding, detail in zip(wrong.values(), caught.value.details, strict=True):
+        assert finding in detail

@@ -1,4 +1,4 @@
-"""What is made of two plays of one trace: waits, use and cost."""
+"""Two replays of one job trace: waiting times, utilisation and cost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import random
 
 import pytest
 
+from ray_jobs.kueue.simulate import simulate
 from ray_jobs.quota.compare import ALL, compare, measure, quantile
-from ray_jobs.quota.simulate import simulate
-from tests.quota.test_simulate import limits, make_pool, work
+from tests.kueue.builders import limits, make_pool, work
 
 
-def test_present_and_proposed_are_measured_over_the_same_time() -> None:
+def test_present_and_proposed_are_measured_over_the_same_window() -> None:
     works = [work(f"w{i}", "blue", 0, 3600) for i in range(4)] + [work("r", "red", 0, 7200)]
     present = make_pool(blue=limits(1, borrow=0), red=limits(1, borrow=0), prices={"h100": 2.0})
     proposed = make_pool(blue=limits(2, borrow=0), red=limits(1, borrow=0), prices={"h100": 2.0})
@@ -34,7 +34,7 @@ def test_a_team_whose_jobs_never_start_has_no_waiting_time() -> None:
     assert (blue.never, blue.p50_s, blue.mean_s, blue.hours) == (1, None, None, 0)
 
 
-def test_quantiles_are_numpys() -> None:
+def test_quantiles_match_numpy() -> None:
     import numpy as np
 
     values = sorted(random.Random(1).random() for _ in range(37))

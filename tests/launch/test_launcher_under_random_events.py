@@ -1,9 +1,8 @@
-"""Launcher and service in any order of events: a job's status never goes backwards, no RayJob is made twice, none is
-left behind.
+"""Launcher and job service under random sequences of events.
 
-One job service watches and shows, another only works beside it; Kueue preempts, runners crash, people pause and resume,
-and the API server fails in every way that the fake one knows. At the end everything is mended, and every job must have
-come to its end.
+A job's status never goes backwards, no RayJob is created twice, none is left behind. One job service is the one that
+users see, a second one works beside it; Kueue preempts, runners crash, users pause and resume, and the API server fails
+in every way that the fake offers. At the end all faults are removed, and every job must end.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 
 from ray_jobs import jobs
 from ray_jobs.cluster.client import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB, Object
+from ray_jobs.cluster.informer import Informer
 from ray_jobs.cluster.kinds import Kind
 from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import ClusterError, JobError
@@ -51,14 +51,14 @@ LATER = {
     "running": {"paused", "succeeded", "failed", "cancelled"},
     "paused": {"queued", "running", "succeeded", "failed", "cancelled"},
 }
-"""What may follow a status if nothing took a runner's machines."""
+"""Statuses that may follow a status without an eviction."""
 OVER = ("succeeded", "failed", "cancelled")
 CONTROLLERS = ("reconcile", "advance", "preempt", "begin", "check", "finish", "crash", "expire", "collect")
-"""What works on the server's objects as Kueue, KubeRay and the pods do, without asking the server."""
+"""Events that change the server's objects directly, as Kueue, KubeRay and the pods do."""
 
 
 class World:
-    """A cluster whose GPUs are enough for one job at a time, two services, and time."""
+    """A cluster with GPUs for one job at a time, two services, and a clock."""
 
     def __init__(self, server: FakeKubernetes, store: Store) -> None:
         self.server, self.store = server, store
@@ -75,7 +75,7 @@ class World:
         self.statuses: list[str] = []
         self.disturbed: Counter[int] = Counter()
         self.attempts: dict[str, Job] = {}
-        """By RayJob: what its entrypoint has begun."""
+        """By RayJob: the attempt that its entrypoint began."""
         for number in range(JOBS):
             self._create(number)
 
@@ -100,24 +100,28 @@ class World:
         self.shown._create_job(api)
         self.statuses.append("validating_files")
 
+    def informers(self) -> list[Informer]:
+        assert isinstance(self.shown.launcher, KubernetesLauncher)
+        return self.shown.launcher.informers()
+
     def _count(self, kind: Kind, new: Object, old: Object | None) -> None:
         if kind == RAY_JOB and old is None:
             self.made.append(new["metadata"]["name"])
 
-    # ---- what happens ------------------------------------------------------------------------------------------------
+    # ---- events ------------------------------------------------------------------------------------------------------
 
     def happen(self, what: str, which: int) -> None:
-        # A request whose answer was lost may be at work in the server still: what a controller does is one step.
+        # A request with a lost answer may still be running in the server: a controller's event is atomic.
         with self.server.objects.changed if what in CONTROLLERS else nullcontext():
             self._happen(what, which)
-        self.look()
+        self.check_statuses()
 
     def _happen(self, what: str, which: int) -> None:
         self.now_s += 2.0
         number = which % JOBS
         api = self.apis[number]
         match what:
-            case "start":  # without it hardly any order would bring a runner to its first line
+            case "start":  # otherwise few sequences would start a runner
                 for step in ("tick", "reconcile", "advance", "advance", "advance", "begin", "watch"):
                     self.happen(step, which)
             case "tick":
@@ -125,9 +129,9 @@ class World:
             case "other tick":
                 self.other.reconcile()
             case "watch":
-                for mirror in list(self.shown.launcher._mirrors.values()):  # type: ignore[attr-defined]
+                for informer in self.informers():
                     with suppress(ClusterError):
-                        mirror.step()
+                        informer.step()
             case "reconcile":
                 self.kueue.reconcile()
             case "advance":
@@ -137,7 +141,7 @@ class World:
                 for name, namespace in self.kueue.running()[:1]:
                     self.disturb(name)
                     self.kueue.preempt(name, namespace)
-                    self.attempts.pop(name, None)  # with its pods
+                    self.attempts.pop(name, None)  # its pods end
             case "begin":
                 for name, _ in self.kueue.running():
                     self.begin(name)
@@ -176,7 +180,7 @@ class World:
                 self.server.heal()
 
     def begin(self, name: str) -> None:
-        """The entrypoint's first line, of a RayJob that has not come to it."""
+        """Run the first line of an entrypoint that has not begun."""
         if name in self.attempts:
             return
         api = next(api for api in self.apis if name.startswith(api.id))
@@ -187,10 +191,10 @@ class World:
             self.attempts[name] = jobs.start_attempt(self.store, JobSpec.model_validate(api.spec), launched=launched)
             self.begun_runners.add(name)
         except JobError:
-            self.finish(name)  # nothing to do: `--launched` ends well
+            self.finish(name)  # no work: with `--launched` the exit code is 0
 
     def check(self, name: str) -> None:
-        """The runner looks whether it is to go on."""
+        """The runner checks whether its job is paused, cancelled or taken over."""
         if self.server.objects.find(RAY_JOB, name, BLUE) is None:
             self.attempts.pop(name)
             return
@@ -217,9 +221,9 @@ class World:
     def disturb(self, name: str) -> None:
         self.disturbed[next(i for i, api in enumerate(self.apis) if name.startswith(api.id))] += 1
 
-    # ---- what must hold ----------------------------------------------------------------------------------------------
+    # ---- invariants --------------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def check_statuses(self) -> None:
         for number, api in enumerate(self.apis):
             status = self.shown.get(TEAM, api.id).status
             before, self.statuses[number] = self.statuses[number], status
@@ -227,23 +231,23 @@ class World:
                 continue
             if (before, status) == ("running", "queued"):
                 self.disturbed[number] -= 1
-                assert self.disturbed[number] >= 0, "queued again, though nothing took its machines"
+                assert self.disturbed[number] >= 0, "queued again without an eviction"
                 continue
             assert before not in OVER, f"{before} → {status}"
             assert status in LATER[before], f"{before} → {status}"
         again = [name for name, count in Counter(self.made).items() if count > 1 and name in self.begun_runners]
-        assert not again, f"made twice: {again}"
+        assert not again, f"created twice: {again}"
         alive = Counter(found["metadata"]["name"].rpartition("-")[0] for found in self.live())
-        assert all(count == 1 for count in alive.values()), f"beside each other: {alive}"
+        assert all(count == 1 for count in alive.values()), f"two runners of one job: {alive}"
 
-    def nobody_is_said_to_run_who_does_not(self) -> None:
-        """Of what is known a moment later."""
+    def check_running(self) -> None:
+        """A job with status `running` has an attempt."""
         for api, status in zip(self.apis, self.statuses, strict=True):
             runs = any(name.startswith(api.id) for name in self.attempts)
-            assert runs or status != "running", f"{api.id} is said to run"
+            assert runs or status != "running", f"{api.id} has no attempt"
 
     def live(self) -> list[Object]:
-        """RayJobs that hold quota, or wait for it."""
+        """RayJobs that have quota or wait for it."""
         return [
             found
             for found in self.server.objects.list(RAY_JOB)
@@ -252,14 +256,14 @@ class World:
         ]
 
     def settle(self) -> None:
-        """Everything is mended, and goes its way."""
+        """Remove all faults, and run everything to its end."""
         self.server.heal()
         self.server.objects.deletion_lingers = False
         for _ in range(60):
             self.happen("watch", 0)
-            self.happen("watch", 0)  # where the history was forgotten, the first one only learns that
+            self.happen("watch", 0)  # after `forgotten` the first one only expires
             self.happen("tick", 0)
-            self.nobody_is_said_to_run_who_does_not()
+            self.check_running()
             for what in ("watch", "tick", "other tick", "reconcile", "advance", "begin", "check", "collect", "wait"):
                 self.happen(what, 30)
             for name in list(self.attempts):
@@ -282,18 +286,18 @@ class World:
 
 STARTS = ("start",) * 6
 USUAL = ("tick", "other tick", "watch", "reconcile", "advance", "advance", "begin", "check", "wait")
-PEOPLE = ("pause", "resume", "cancel", "finish", "crash", "preempt", "expire", "collect")
+OTHERS = ("pause", "resume", "cancel", "finish", "crash", "preempt", "expire", "collect")
 FAULTS = ("500", "409", "lost answer", "lost request", "expired token", "forgotten", "down", "heal")
 events = st.lists(
-    st.tuples(st.sampled_from((*STARTS, *USUAL, *PEOPLE, *FAULTS)), st.integers(0, 40)), min_size=10, max_size=30
+    st.tuples(st.sampled_from((*STARTS, *USUAL, *OTHERS, *FAULTS)), st.integers(0, 40)),
+    min_size=10,
+    max_size=30,
 )
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(happened=events, lingers=st.booleans())
-def test_whatever_happens_in_whatever_order(
-    store_server: StoreServer, happened: list[tuple[str, int]], lingers: bool
-) -> None:
+def test_random_events(store_server: StoreServer, happened: list[tuple[str, int]], lingers: bool) -> None:
     def act(world: World) -> None:
         for event in happened:
             world.happen(*event)
@@ -313,26 +317,26 @@ def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool =
 
 BEGUN = "tick reconcile advance advance advance begin"
 SCRIPTS = {
-    "a runner that the watch has not told of yet is not lost": (
+    "a runner before its watch event is not lost": (
         f"{BEGUN} watch watch crash wait:2 other_tick reconcile advance advance advance begin finish "
         "reconcile advance advance advance begin wait:2 tick"
     ),
-    "a preempted runner that was paused unheard makes room for its successor": (
+    "a preempted runner that was paused unnoticed makes room for its successor": (
         f"{BEGUN} watch preempt advance down pause:0 pause:1 resume:0 resume:1 heal tick watch tick reconcile"
     ),
-    "the shown service hears late of a preemption": f"{BEGUN} watch tick preempt other_tick tick watch tick",
-    "a crash in the last breath of a pause": f"{BEGUN} pause:0 pause:1 crash resume:0 resume:1 tick check tick",
+    "the shown service receives a preemption late": f"{BEGUN} watch tick preempt other_tick tick watch tick",
+    "a crash at the end of a pause": f"{BEGUN} pause:0 pause:1 crash resume:0 resume:1 tick check tick",
     "a preemption while the API is away": f"{BEGUN} watch down tick preempt advance heal watch tick reconcile tick",
     "cancelled while it waits and the API is away": "tick reconcile down cancel:0 cancel:1 tick heal tick watch tick",
     "the history is forgotten while everything moves": f"{BEGUN} watch forgotten preempt watch watch tick finish tick",
-    "the history is forgotten before anybody hears of a preemption": f"{BEGUN} watch tick preempt forgotten",
+    "the history is forgotten before a preemption is received": f"{BEGUN} watch tick preempt forgotten",
     "resumed while it is being deleted": f"{BEGUN} pause:0 pause:1 wait:2 tick resume:0 resume:1 tick collect",
 }
 
 
-@pytest.mark.parametrize("lingers", [False, True], ids=["gone at once", "lingering"])
+@pytest.mark.parametrize("lingers", [False, True], ids=["deleted at once", "deletion lingers"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_orders_that_were_thought_of(store_server: StoreServer, script: str, lingers: bool) -> None:
+def test_chosen_sequences(store_server: StoreServer, script: str, lingers: bool) -> None:
     def act(world: World) -> None:
         for event in SCRIPTS[script].split():
             what, _, which = event.replace("_", " ").partition(":")
@@ -341,7 +345,7 @@ def test_orders_that_were_thought_of(store_server: StoreServer, script: str, lin
     run(store_server, act, lingers)
 
 
-def test_a_preempted_job_is_queued_again_and_comes_to_its_end(store_server: StoreServer) -> None:
+def test_a_preempted_job_is_queued_again_and_ends(store_server: StoreServer) -> None:
     def act(world: World) -> None:
         for what in ("tick", "reconcile", "advance", "advance", "advance", "begin", "tick"):
             world.happen(what, 0)
@@ -354,17 +358,17 @@ def test_a_preempted_job_is_queued_again_and_comes_to_its_end(store_server: Stor
         assert world.statuses == ["queued", "queued"]
         assert len(world.made) == JOBS
         (api,) = [api for api in world.apis if jobs.load(world.store, api.job_id).attempt == 1]
-        told = [event.message for _, event in jobs.events(world.store, api.job_id)]
-        assert any(message.startswith("preempted: another job goes first") for message in told)
+        messages = [event.message for _, event in jobs.events(world.store, api.job_id)]
+        assert any(message.startswith("preempted: another job goes first") for message in messages)
         other = next(found for found in world.apis if found is not api)
-        told = [event.message for _, event in jobs.events(world.store, other.job_id)]
-        assert "waiting: blue uses 2 of 2 h100" in told
+        messages = [event.message for _, event in jobs.events(world.store, other.job_id)]
+        assert "waiting: blue uses 2 of 2 h100" in messages
 
     run(store_server, act)
 
 
-def test_a_launch_that_is_too_late_for_its_job_is_taken_back(store_server: StoreServer) -> None:
-    """Its job was cancelled, and closed, while the request was on its way; then its answer was lost."""
+def test_a_launch_after_its_jobs_end_is_undone(store_server: StoreServer) -> None:
+    """The job is cancelled and closed while the request is in flight; then the answer is lost."""
 
     def act(world: World) -> None:
         launch = world.shown.launcher.launch

@@ -1,31 +1,55 @@
-"""A cluster's ClusterQueues as a pool: whose they are, and which resource of a flavour is counted. Pure."""
+"""A cluster's ClusterQueues, LocalQueues and Cohorts: the team of a queue, and all of them as a pool. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ray_jobs.cluster.kinds import TEAM_LABEL
-from ray_jobs.kueue.objects import Object, limits, resources_of
-from ray_jobs.quota.pool import Kind, Limits, Pool, Team
+from ray_jobs.kueue.objects import Object, limits_of, resources_of
+from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
+from ray_jobs.kueue.workload import queue_key
 
 PREFIX = "kitae-"
-"""Of the names that the chart gives a team's objects."""
+"""Prefix of the names that the chart gives a team's objects."""
 _NOT_COUNTED = ("cpu", "memory", "pods", "ephemeral-storage")
 
 
+@dataclass(frozen=True)
+class Queues:
+    """The queues of a cluster at one moment."""
+
+    cluster_queues: Sequence[Object] = ()
+    cohorts: Sequence[Object] = ()
+    local: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """By (namespace, LocalQueue), the name of the ClusterQueue behind it."""
+
+    def of(self, workload: Object) -> Object | None:
+        """The ClusterQueue of a Workload. None: its LocalQueue or ClusterQueue does not exist."""
+        name = self.local.get(queue_key(workload))
+        return next((queue for queue in self.cluster_queues if queue["metadata"]["name"] == name), None)
+
+
+NO_QUEUES = Queues()
+
+
+def local_queues(objects: Sequence[Object]) -> dict[tuple[str, str], str]:
+    """LocalQueue objects as `Queues.local`."""
+    return {
+        (local["metadata"]["namespace"], local["metadata"]["name"]): str(local["spec"]["clusterQueue"])
+        for local in objects
+        if (local.get("spec") or {}).get("clusterQueue")
+    }
+
+
 def team_of(queue: Object) -> str:
-    """Whose ClusterQueue it is: by its label, else by its name."""
+    """The team of a ClusterQueue: its label, else its name."""
     labels = queue["metadata"].get("labels") or {}
     return str(labels.get(TEAM_LABEL) or queue["metadata"]["name"].removeprefix(PREFIX))
 
 
-def limits_of(quota: Object) -> Limits:
-    """Of one resource's object."""
-    return Limits(*limits(quota))
-
-
 def counted(queues: Sequence[Object]) -> dict[str, str]:
-    """By flavour the resource that is counted: GPUs where some queue has any there, else CPU."""
+    """The counted resource of each flavor: GPUs where any queue has a quota of them, else CPU."""
     found: dict[str, str] = {}
     for queue in queues:
         for flavor, resource, quota in resources_of(queue):
@@ -38,9 +62,11 @@ def counted(queues: Sequence[Object]) -> dict[str, str]:
 def pool_of(
     queues: Sequence[Object], cohorts: Sequence[Object] = (), prices: Mapping[str, float] | None = None
 ) -> Pool:
-    """The ClusterQueues as a pool. Of each flavour the `counted` resource."""
+    """The ClusterQueues as a pool, with the `counted` resource of each flavor."""
     resources = counted(queues)
-    kinds: dict[str, Kind] = {flavor: "cpu" if resource == "cpu" else "gpu" for flavor, resource in resources.items()}
+    kinds: dict[str, UnitKind] = {
+        flavor: "cpu" if resource == "cpu" else "gpu" for flavor, resource in resources.items()
+    }
     shared = {
         (cohort["metadata"]["name"], flavor): limits_of(quota).nominal
         for cohort in cohorts
@@ -50,10 +76,10 @@ def pool_of(
     return Pool({team_of(queue): _team(queue, resources) for queue in queues}, kinds, dict(prices or {}), shared)
 
 
-def _team(queue: Object, resources: Mapping[str, str]) -> Team:
+def _team(queue: Object, resources: Mapping[str, str]) -> TeamQuota:
     spec = queue.get("spec") or {}
     preemption, fungibility = spec.get("preemption") or {}, spec.get("flavorFungibility") or {}
-    return Team(
+    return TeamQuota(
         limits={
             flavor: limits_of(quota) for flavor, resource, quota in resources_of(queue) if resources[flavor] == resource
         },

@@ -1,4 +1,4 @@
-"""The simulation: against queueing theory, against a trace stepped second by second, and rule by rule."""
+"""The simulation, compared with queueing theory and with a simulation in steps of a second, and rule by rule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import heapq
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,28 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import replay
+from ray_jobs.kueue.pool import Pool, TeamQuota
+from ray_jobs.kueue.simulate import simulate
+from ray_jobs.kueue.work import Allocation, Work, WorkOutcome
 from ray_jobs.quota.compare import quantile, steps
-from ray_jobs.quota.pool import Limits, Pool, Team
-from ray_jobs.quota.simulate import Outcome, Stretch, Work, simulate
+from tests.kueue.builders import limits, make_pool, work
 
 
-def limits(nominal: float, borrow: float | None = None, lend: float | None = None) -> Limits:
-    return Limits(*(None if value is None else Decimal(str(value)) for value in (nominal, borrow, lend)))  # type: ignore[arg-type]  # the first is a number
-
-
-def make_pool(*, flavors: Sequence[str] = ("h100",), prices: dict[str, float] | None = None, **teams: Any) -> Pool:
-    """Teams by name: a Team, or the Limits that it has in every flavour."""
-    made = {n: t if isinstance(t, Team) else Team(dict.fromkeys(flavors, t)) for n, t in teams.items()}
-    return Pool(made, {name: "cpu" if name == "cpu" else "gpu" for name in flavors}, prices or {})
-
-
-def work(name: str, team: str, arrival_s: float, duration_s: float, units: float = 1, priority: int = 0) -> Work:
-    return Work(name, team, arrival_s, duration_s, units, "gpu", priority)
-
-
-def starts(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
-    return {o.work.name: [stretch.start_s for stretch in o.stretches] for o in outcomes}
+def starts(outcomes: Sequence[WorkOutcome]) -> dict[str, list[float]]:
+    return {o.work.name: [allocation.start_s for allocation in o.allocations] for o in outcomes}
 
 
 # ---- theory
@@ -89,14 +75,39 @@ def test_each_wait_of_m_m_c_is_that_of_the_recursion_for_first_come_first_served
     assert [o.wait_s for o in simulate(make_pool(a=limits(3)), works)] == pytest.approx(expected)
 
 
-def test_one_team_by_priority_is_as_the_benchmarks_plain_simulator_has_it() -> None:
-    works = [replace(each, team="a") for each in replay.trace(1.1, 2_000)]
-    waits = [outcome.wait_s for outcome in simulate(make_pool(a=limits(replay.TEAMS * replay.NOMINAL)), works)]
-    assert sum(waits) / len(waits) == pytest.approx(replay.plain(works))
+def mean_wait_of_a_scan(works: Sequence[Work], gpus: int) -> float:
+    """One pool by priority: at each event all waiting jobs are tried in order."""
+    free, total_s, waiting = gpus, 0.0, list[Work]()
+    ends: list[tuple[float, int]] = []
+    arrivals = list(works)
+    while arrivals or ends:
+        now_s = min([end for end, _ in ends[:1]] + [each.arrival_s for each in arrivals[:1]])
+        while ends and ends[0][0] <= now_s:
+            free += heapq.heappop(ends)[1]
+        while arrivals and arrivals[0].arrival_s <= now_s:
+            waiting.append(arrivals.pop(0))
+        for each in sorted(waiting, key=lambda each: (-each.priority, each.arrival_s)):
+            if each.units <= free:
+                free -= int(each.units)
+                total_s += now_s - each.arrival_s
+                heapq.heappush(ends, (now_s + each.duration_s, int(each.units)))
+                waiting.remove(each)
+    return total_s / len(works)
+
+
+def test_one_team_by_priority_waits_as_long_as_in_a_scan_of_the_whole_queue() -> None:
+    drawn, gpus, now_s = random.Random(5), 16, 0.0
+    works = []
+    for i in range(500):
+        now_s += drawn.expovariate(1.1 * gpus / 3.75 / 3600)  # 110 % of the GPUs, of 3.75 a job
+        size, priority = drawn.choice((1, 2, 4, 8)), drawn.choice((-100, 0, 0, 100))
+        works.append(work(str(i), "a", now_s, drawn.expovariate(1 / 3600), size, priority))
+    waits = [outcome.wait_s for outcome in simulate(make_pool(a=limits(gpus)), works)]
+    assert sum(waits) / len(waits) == pytest.approx(mean_wait_of_a_scan(works, gpus))
     assert max(waits) > 0
 
 
-# ---- a trace, second by second
+# ---- in steps of a second
 
 
 Numbers = dict[str, tuple[int, int | None, int | None]]
@@ -200,7 +211,7 @@ def test_a_team_borrows_what_others_lend_and_no_more() -> None:
 
 
 def test_a_cohorts_own_quota_is_there_for_every_team() -> None:
-    pool = Pool({"blue": Team({"h100": limits(1)})}, {"h100": "gpu"}, shared={("kitae", "h100"): Decimal(2)})
+    pool = Pool({"blue": TeamQuota({"h100": limits(1)})}, {"h100": "gpu"}, shared={("kitae", "h100"): Decimal(2)})
     assert starts(simulate(pool, [work("big", "blue", 0, 10, 3), work("huge", "blue", 1, 10, 4)])) == {
         "big": [0],
         "huge": [],
@@ -209,8 +220,8 @@ def test_a_cohorts_own_quota_is_there_for_every_team() -> None:
 
 def test_teams_without_a_cohort_or_of_different_ones_do_not_share() -> None:
     own = {"h100": limits(1)}
-    alone, other = Team(own, cohort=None), Team(own, cohort="other")
-    teams: dict[str, Any] = {"a": alone, "b": alone, "c": Team(own), "d": other}
+    alone, other = TeamQuota(own, cohort=None), TeamQuota(own, cohort="other")
+    teams: dict[str, Any] = {"a": alone, "b": alone, "c": TeamQuota(own), "d": other}
     pool = make_pool(**teams)
     works = [work(f"{team}{i}", team, i, 10) for team in teams for i in (0, 1)]
     assert starts(simulate(pool, works)) == {w.name: [0 if w.name[1] == "0" else 10] for w in works}
@@ -218,8 +229,8 @@ def test_teams_without_a_cohort_or_of_different_ones_do_not_share() -> None:
 
 def test_strict_fifo_waits_behind_a_large_job_and_best_effort_passes_it() -> None:
     works = [work("first", "blue", 0, 10, 3), work("large", "blue", 1, 10, 4), work("small", "blue", 2, 5)]
-    best = make_pool(blue=Team({"h100": limits(4)}))
-    strict = make_pool(blue=Team({"h100": limits(4)}, strategy="StrictFIFO"))
+    best = make_pool(blue=TeamQuota({"h100": limits(4)}))
+    strict = make_pool(blue=TeamQuota({"h100": limits(4)}, strategy="StrictFIFO"))
     assert starts(simulate(best, works)) == {"first": [0], "large": [10], "small": [2]}
     assert starts(simulate(strict, works)) == {"first": [0], "large": [10], "small": [20]}
 
@@ -231,7 +242,7 @@ def test_a_strict_teams_head_holds_back_what_it_will_need_from_borrowers() -> No
         work("large", "blue", 2, 10, 4),  # has to wait for b0, also once red's three are free
         work("r1", "red", 3, 30, 1),  # would have to borrow, and one is free
     ]
-    strict = make_pool(blue=Team({"h100": limits(4)}, strategy="StrictFIFO"), red=limits(2))
+    strict = make_pool(blue=TeamQuota({"h100": limits(4)}, strategy="StrictFIFO"), red=limits(2))
     best = make_pool(blue=limits(4), red=limits(2))
     assert starts(simulate(best, works)) == {"r0": [0], "b0": [1], "large": [21], "r1": [3]}
     assert starts(simulate(strict, works)) == {"r0": [0], "b0": [1], "large": [21], "r1": [10]}
@@ -243,16 +254,16 @@ def test_priority_comes_before_arrival_and_nothing_running_is_touched_by_default
 
 
 def test_a_job_preempts_a_lower_priority_of_its_team_the_latest_start_first_and_no_more_than_it_needs() -> None:
-    pool = make_pool(blue=Team({"h100": limits(4)}, within="LowerPriority"))
+    pool = make_pool(blue=TeamQuota({"h100": limits(4)}, within="LowerPriority"))
     works = [work(f"low{i}", "blue", i, 100, 1) for i in range(3)]
     works += [work("mid", "blue", 3, 100, 1, 5), work("high", "blue", 10, 20, 2, 10)]
     found = {o.work.name: o for o in simulate(pool, works, restart_s=7)}
-    assert found["low0"].stretches == (Stretch(0, 100, "h100"),)
-    assert found["low2"].stretches == (Stretch(2, 10, "h100"), Stretch(30, 30 + 92 + 7, "h100"))
-    assert found["low1"].stretches == (Stretch(1, 10, "h100"), Stretch(30, 30 + 91 + 7, "h100"))
+    assert found["low0"].allocations == (Allocation(0, 100, "h100"),)
+    assert found["low2"].allocations == (Allocation(2, 10, "h100"), Allocation(30, 30 + 92 + 7, "h100"))
+    assert found["low1"].allocations == (Allocation(1, 10, "h100"), Allocation(30, 30 + 91 + 7, "h100"))
     assert found["low1"].wait_s == 20
     assert found["low1"].run_s == 107
-    assert found["high"].stretches == (Stretch(10, 30, "h100"),)
+    assert found["high"].allocations == (Allocation(10, 30, "h100"),)
     equal = [work("old", "blue", 1, 50, 4), work("new", "blue", 0.5, 50, 4)]
     assert starts(simulate(pool, equal)) == {"old": [50.5], "new": [0.5]}
 
@@ -263,8 +274,8 @@ def test_among_equals_an_older_job_preempts_a_newer_one_only_if_the_queue_says_s
         work("older", "blue", 1, 10, 4),
         work("newer", "blue", 2, 50, 1),
     ]
-    never = make_pool(blue=Team({"h100": limits(4)}, within="LowerPriority"))
-    newer = make_pool(blue=Team({"h100": limits(4)}, within="LowerOrNewerEqualPriority"))
+    never = make_pool(blue=TeamQuota({"h100": limits(4)}, within="LowerPriority"))
+    newer = make_pool(blue=TeamQuota({"h100": limits(4)}, within="LowerOrNewerEqualPriority"))
     assert starts(simulate(never, works, restart_s=0)) == {"block": [0], "newer": [2], "older": [52]}
     assert starts(simulate(newer, works, restart_s=0)) == {"block": [0], "newer": [2, 20], "older": [10]}
 
@@ -274,7 +285,7 @@ def test_among_equals_an_older_job_preempts_a_newer_one_only_if_the_queue_says_s
     [("Never", 0, 100), ("LowerPriority", 0, 100), ("LowerPriority", 9, 5), ("Any", 0, 5)],
 )
 def test_what_others_borrowed_is_reclaimed_as_the_queue_says(reclaim: Any, priority: int, at: float) -> None:
-    blue = Team({"h100": limits(2)}, reclaim=reclaim)
+    blue = TeamQuota({"h100": limits(2)}, reclaim=reclaim)
     pool = make_pool(blue=blue, red=limits(2))
     works = [work("r0", "red", 0, 100, 2), work("r1", "red", 1, 99, 2), work("b", "blue", 5, 10, 2, priority)]
     found = starts(simulate(pool, works, restart_s=0))
@@ -284,34 +295,38 @@ def test_what_others_borrowed_is_reclaimed_as_the_queue_says(reclaim: Any, prior
 
 
 def test_nobody_reclaims_beyond_its_own_nominal_quota() -> None:
-    pool = make_pool(blue=Team({"h100": limits(2)}, reclaim="Any"), red=limits(2))
+    pool = make_pool(blue=TeamQuota({"h100": limits(2)}, reclaim="Any"), red=limits(2))
     works = [work("r", "red", 0, 100, 1), work("r1", "red", 0.5, 100, 3), work("b", "blue", 5, 10, 3)]
     assert starts(simulate(pool, works))["b"] == [100.5]
 
 
 def test_two_teams_that_take_turns_in_reclaiming_come_to_an_end() -> None:
     """Each has a small job that reclaims the team's quota, and a large one that preempts it, then borrows."""
-    both = Team({"h100": limits(8)}, within="LowerPriority", reclaim="Any")
+    both = TeamQuota({"h100": limits(8)}, within="LowerPriority", reclaim="Any")
     works = [work("b-base", "blue", 0, 500, 5, 9), work("r-base", "red", 0, 500, 6, 9)]
     works += [work("b-large", "blue", 1, 50, 8, 0), work("r-large", "red", 2, 50, 8, 0)]
     works += [work("b-small", "blue", 3, 50, 2, -9), work("r-small", "red", 4, 50, 2, -9)]
     outcomes = simulate(make_pool(blue=both, red=both, teal=limits(4)), works, restart_s=10)
     assert all(outcome.started for outcome in outcomes)
-    preemptions = sum(len(outcome.stretches) - 1 for outcome in outcomes)
+    preemptions = sum(len(outcome.allocations) - 1 for outcome in outcomes)
     assert 1 <= preemptions < 20
 
 
 def test_the_first_flavour_with_room_is_taken_and_the_next_one_if_there_is_none() -> None:
     pool = make_pool(flavors=("h100", "a100"), blue=limits(1, borrow=0), red=limits(1, borrow=0))
     found = simulate(pool, [work(f"b{i}", "blue", i, 10) for i in range(3)])
-    assert [(o.stretches[0].flavor, o.stretches[0].start_s) for o in found] == [("h100", 0), ("a100", 1), ("h100", 10)]
+    assert [(o.allocations[0].flavor, o.allocations[0].start_s) for o in found] == [
+        ("h100", 0),
+        ("a100", 1),
+        ("h100", 10),
+    ]
     borrowing = make_pool(flavors=("h100", "a100"), blue=limits(1), red=limits(1))
     found = simulate(borrowing, [work(f"b{i}", "blue", i, 10) for i in range(2)])
-    assert [o.stretches[0].flavor for o in found] == ["h100", "h100"]
+    assert [o.allocations[0].flavor for o in found] == ["h100", "h100"]
     own = dict.fromkeys(("h100", "a100"), limits(1))
-    patient = make_pool(flavors=("h100", "a100"), blue=Team(own, borrow_first=False), red=limits(1))
+    patient = make_pool(flavors=("h100", "a100"), blue=TeamQuota(own, borrow_first=False), red=limits(1))
     found = simulate(patient, [work(f"b{i}", "blue", i, 10) for i in range(2)])
-    assert [o.stretches[0].flavor for o in found] == ["h100", "a100"]
+    assert [o.allocations[0].flavor for o in found] == ["h100", "a100"]
 
 
 def test_cores_and_gpus_are_different_flavours() -> None:
@@ -322,11 +337,15 @@ def test_cores_and_gpus_are_different_flavours() -> None:
         Work("d", "blue", 0, 10, 0.5, "cpu"),
     ]
     found = simulate(pool, works)
-    assert [o.stretches[0] for o in found] == [Stretch(0, 10, "h100"), Stretch(0, 10, "cpu"), Stretch(0, 10, "cpu")]
+    assert [o.allocations[0] for o in found] == [
+        Allocation(0, 10, "h100"),
+        Allocation(0, 10, "cpu"),
+        Allocation(0, 10, "cpu"),
+    ]
 
 
 def test_what_fits_into_no_quota_never_starts_and_holds_nobody_up() -> None:
-    pool = make_pool(blue=Team({"h100": limits(2)}, strategy="StrictFIFO"))
+    pool = make_pool(blue=TeamQuota({"h100": limits(2)}, strategy="StrictFIFO"))
     found = simulate(pool, [work("huge", "blue", 0, 10, 3), work("fine", "blue", 1, 10, 2)])
     assert starts(found) == {"huge": [], "fine": [1]}
     with pytest.raises(ValueError, match="never started"):
@@ -352,15 +371,15 @@ def test_whatever_is_preempted_the_books_are_kept(trace: tuple[Numbers, list[Wor
     given_teams, works = trace
     teams: dict[str, Any] = {}
     for name, numbers in given_teams.items():
-        teams[name] = Team({"h100": limits(*numbers)}, within=within, reclaim=reclaim)
+        teams[name] = TeamQuota({"h100": limits(*numbers)}, within=within, reclaim=reclaim)
     pool = make_pool(**teams)
     outcomes = simulate(pool, works, restart_s=2)
     for outcome in outcomes:
-        preempted = len(outcome.stretches) - 1
-        lost_s = sum(min(2.0, stretch.end_s - stretch.start_s) for stretch in outcome.stretches[:-1])
+        preempted = len(outcome.allocations) - 1
+        lost_s = sum(min(2.0, allocation.end_s - allocation.start_s) for allocation in outcome.allocations[:-1])
         assert outcome.run_s == pytest.approx(outcome.work.duration_s + lost_s)
         assert outcome.wait_s >= 0
-        assert all(a.end_s <= b.start_s for a, b in zip(outcome.stretches, outcome.stretches[1:], strict=False))
+        assert all(a.end_s <= b.start_s for a, b in zip(outcome.allocations, outcome.allocations[1:], strict=False))
         if within == "Never" and reclaim == "Never":
             assert preempted == 0
     levels = steps(outcomes, "h100")

@@ -1,0 +1,354 @@
+"""Jobs replayed through the queues of a pool: when each would have started, and in which flavor. Pure.
+
+A discrete-event simulation of Kueue 0.19's admission: nominal quotas, borrowing and lending limits in a flat cohort,
+priority and then FIFO (BestEffortFIFO, StrictFIFO), preemption within a queue, and reclaiming of borrowed quota.
+`docs/decisions/quota.md` lists what is not modelled.
+
+    outcomes = simulate(pool, works)
+
+A cycle considers every team's head, as Kueue's scheduler does: those that need not borrow first, then by priority, then
+by arrival. A head that does not fit is set aside until some job ends. All works of one kind and size of a team fit or
+do not fit together, so a queue is one heap for each kind and size, and only the heaps' heads are considered: a queue of
+thousands costs no more than a short one.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from ray_jobs.kueue.cohort_usage import CohortUsage, thousandths, usage_of
+from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
+from ray_jobs.kueue.work import Allocation, Work, WorkOutcome
+
+RESTART_S = 300.0
+"""Seconds of work that a preemption costs: those since the last checkpoint, and a start. At most the time it ran."""
+
+
+def simulate(
+    pool: Pool,
+    works: Sequence[Work],
+    *,
+    running: Sequence[tuple[Work, str]] = (),
+    restart_s: float = RESTART_S,
+) -> list[WorkOutcome]:
+    """An outcome for each of `works`, in their order.
+
+    `running`: works that have their units from their arrival on, each with its flavor; the duration is the remaining
+    one. They have no outcomes. ValueError for a work of a team that the pool does not have.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, work in enumerate(works):
+        groups[_group_of(pool, work.team)].append(i)
+    outcomes: list[WorkOutcome | None] = [None] * len(works)
+    for name, members in groups.items():
+        begun = [(work, flavor) for work, flavor in running if _group_of(pool, work.team) == name]
+        simulated = _CohortSimulation(pool, name, restart_s).run([works[i] for i in members], begun)
+        for i, outcome in zip(members, simulated, strict=True):
+            outcomes[i] = outcome
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _group_of(pool: Pool, team: str) -> str:
+    """Teams of one cohort share their quotas; a team without a cohort is alone."""
+    if team not in pool.teams:
+        raise ValueError(f"no team {team!r} in the pool")
+    cohort = pool.teams[team].cohort
+    return f"cohort {cohort}" if cohort is not None else f"team {team}"
+
+
+@dataclass(slots=True)
+class _SimulatedJob:
+    """A work in the simulation. Ordered in a queue by `key`."""
+
+    work: Work
+    number: int
+    """Index among the works; below 0 for one that is running at the start."""
+    units: int
+    left_s: float
+    key: tuple[float, float, int]
+    epoch: int = 0
+    """Number of preemptions; the end of an earlier allocation is ignored."""
+    start_s: float = 0.0
+    flavor: str = ""
+    allocations: list[Allocation] = field(default_factory=list)
+
+
+_Class = tuple[UnitKind, int]
+
+
+class _TeamQueue:
+    """Waiting jobs of one team, by kind and size."""
+
+    def __init__(self, name: str, team: TeamQuota) -> None:
+        self.name, self.team = name, team
+        self.heaps: dict[_Class, list[tuple[tuple[float, float, int], _SimulatedJob]]] = {}
+        self.aside: set[_Class] = set()
+        """Classes whose head did not fit since a job last ended."""
+        self.strict = team.strategy == "StrictFIFO"
+        self.running: dict[int, _SimulatedJob] = {}
+
+    def push(self, job: _SimulatedJob) -> None:
+        kind: _Class = (job.work.kind, job.units)
+        heap = self.heaps.setdefault(kind, [])
+        heapq.heappush(heap, (job.key, job))
+        if heap[0][1] is job:  # else its predecessor did not fit either
+            self.aside.discard(kind)
+
+    def head(self) -> _SimulatedJob | None:
+        best: tuple[tuple[float, float, int], _SimulatedJob] | None = None
+        for kind, heap in self.heaps.items():
+            if heap and (self.strict or kind not in self.aside) and (best is None or heap[0][0] < best[0]):
+                best = heap[0]
+        return None if best is None else best[1]
+
+    def pop(self, job: _SimulatedJob) -> None:
+        _, popped = heapq.heappop(self.heaps[job.work.kind, job.units])
+        assert popped is job, "only a head is taken"
+
+    def set_aside(self, job: _SimulatedJob) -> None:
+        self.aside.add((job.work.kind, job.units))
+
+
+class _CohortSimulation:
+    """One simulation: the teams that share their quotas."""
+
+    def __init__(self, pool: Pool, name: str, restart_s: float) -> None:
+        teams = {team: own for team, own in pool.teams.items() if _group_of(pool, team) == name}
+        self.queues = {team: _TeamQueue(team, own) for team, own in teams.items()}
+        flavors = dict.fromkeys(flavor for own in teams.values() for flavor in own.limits)
+        self.usage = {flavor: _usage(pool, flavor, teams) for flavor in flavors}
+        self.flavors = {(team, kind): pool.flavors_of(team, kind) for team in teams for kind in _KINDS}
+        self.restart_s = restart_s
+        self.now_s = 0.0
+        self.ends: list[tuple[float, int, int, _SimulatedJob]] = []
+        self.preempted: list[_SimulatedJob] = []
+        """Preempted at this moment; they return to their queues at the next one. Otherwise two teams could alternate
+        without end: each reclaims what the other's job borrows after preempting its own team's."""
+
+    def run(self, works: Sequence[Work], running: Sequence[tuple[Work, str]]) -> list[WorkOutcome]:
+        jobs = [self._job(work, i) for i, work in enumerate(works)]
+        for i, (work, flavor) in enumerate(running):
+            self.now_s = work.arrival_s
+            self._start(self._job(work, -1 - i), flavor)
+        arrivals = sorted(jobs, key=lambda job: (job.work.arrival_s, job.number))
+        for batch in self._moments(arrivals):
+            back, self.preempted = self.preempted, []
+            for job in [*back, *filter(self._could_ever, batch)]:
+                self.queues[job.work.team].push(job)
+            while self._cycle():
+                pass
+        return [WorkOutcome(job.work, tuple(job.allocations)) for job in jobs]
+
+    def _moments(self, arrivals: Sequence[_SimulatedJob]) -> Iterator[list[_SimulatedJob]]:
+        """Advance to each time at which jobs end or arrive: end the ending ones, yield the arriving ones."""
+        i = 0
+        while i < len(arrivals) or self.ends:
+            next_end = self.ends[0][0] if self.ends else float("inf")
+            next_arrival = arrivals[i].work.arrival_s if i < len(arrivals) else float("inf")
+            self.now_s = min(next_end, next_arrival)
+            ended = False
+            while self.ends and self.ends[0][0] <= self.now_s:
+                _, _, epoch, job = heapq.heappop(self.ends)
+                if job.epoch == epoch and job.number in self.queues[job.work.team].running:
+                    self._stop(job)
+                    ended = True
+            if ended:
+                self._try_all_again()
+            batch = []
+            while i < len(arrivals) and arrivals[i].work.arrival_s <= self.now_s:
+                batch.append(arrivals[i])
+                i += 1
+            if ended or batch:
+                yield batch
+
+    def _try_all_again(self) -> None:
+        for queue in self.queues.values():
+            queue.aside.clear()
+
+    def _job(self, work: Work, number: int) -> _SimulatedJob:
+        key = (-work.priority, work.arrival_s, number)
+        return _SimulatedJob(work, number, thousandths(work.units), work.duration_s, key)
+
+    def _could_ever(self, job: _SimulatedJob) -> bool:
+        team = job.work.team
+        return any(job.units <= self.usage[flavor].most(team) for flavor in self.flavors[team, job.work.kind])
+
+    def _cycle(self) -> bool:
+        """One cycle of the scheduler. True: something changed, so another cycle may change more."""
+        entries: list[tuple[bool, tuple[float, float, int], _TeamQueue, _SimulatedJob, str, bool]] = []
+        changed = False
+        for queue in self.queues.values():
+            job = queue.head()
+            if job is None:
+                continue
+            flavor, fits = self._assign(queue.team, job)
+            if flavor is None:
+                changed |= self._put_aside(queue, job)
+                continue
+            usage = self.usage[flavor]
+            borrows = fits and usage.used[queue.name] + job.units > usage.nominal[queue.name]
+            entries.append((borrows, job.key, queue, job, flavor, fits))
+        entries.sort(key=lambda entry: entry[:2])
+        reserved: list[tuple[str, str, int]] = []
+        for _, _, queue, job, flavor, fits in entries:
+            usage = self.usage[flavor]
+            if fits:
+                if job.units <= usage.available(queue.name):  # else an earlier entry took the room
+                    queue.pop(job)
+                    self._start(job, flavor)
+                    changed = True
+                continue
+            victims = self._victims(queue, job, flavor)
+            if victims:
+                queue.pop(job)
+                for victim in victims:
+                    self._preempt(victim)
+                self._start(job, flavor)
+                self._try_all_again()
+                changed = True
+                continue
+            # No job to preempt: the free quota is reserved for it in this cycle, unless it can be reclaimed any time.
+            if queue.team.reclaim != "Any":
+                room = min(job.units, max(0, usage.nominal[queue.name] - usage.used[queue.name]))
+                usage.add(queue.name, room)
+                reserved.append((flavor, queue.name, room))
+            changed |= self._put_aside(queue, job)
+        for flavor, team, units in reserved:
+            self.usage[flavor].add(team, -units)
+        return changed
+
+    def _put_aside(self, queue: _TeamQueue, job: _SimulatedJob) -> bool:
+        """True: the queue has another head now."""
+        if queue.strict:
+            return False
+        queue.set_aside(job)
+        return True
+
+    def _assign(self, team: TeamQuota, job: _SimulatedJob) -> tuple[str | None, bool]:
+        """(flavor, True) where the job fits, (flavor, False) where it has to preempt, (None, False) where neither."""
+        name, borrowing, preempting = job.work.team, None, None
+        for flavor in self.flavors[name, job.work.kind]:
+            usage = self.usage[flavor]
+            if job.units <= usage.available(name):
+                if team.borrow_first or usage.used[name] + job.units <= usage.nominal[name]:
+                    return flavor, True
+                borrowing = borrowing or flavor
+            elif job.units <= usage.nominal[name]:
+                if team.preempt_first:
+                    return flavor, False
+                preempting = preempting or flavor
+        return (borrowing, True) if borrowing else (preempting, False)
+
+    # ---- preemption -------------------------------------------------------------------------------------------------
+
+    def _victims(self, queue: _TeamQueue, job: _SimulatedJob, flavor: str) -> list[_SimulatedJob]:
+        """Kueue's classical preemption: borrowing jobs of other teams and preemptible jobs of the own team, the lowest
+        priority and the latest start first, no more than needed."""
+        own, others = self._candidates(queue, job, flavor)
+        if others:
+            found = self._fewest(queue.name, job, flavor, [others, own], borrowing=False)
+            if found:
+                return found
+        return self._fewest(queue.name, job, flavor, [own], borrowing=True)
+
+    def _candidates(
+        self, queue: _TeamQueue, job: _SimulatedJob, flavor: str
+    ) -> tuple[list[_SimulatedJob], list[_SimulatedJob]]:
+        own: list[_SimulatedJob] = []
+        others: list[_SimulatedJob] = []
+        priority, arrival_s = job.work.priority, job.work.arrival_s
+        if queue.team.within != "Never":
+            newer = queue.team.within == "LowerOrNewerEqualPriority"
+            own = [
+                other
+                for other in queue.running.values()
+                if other.flavor == flavor
+                and (
+                    other.work.priority < priority
+                    or (newer and other.work.priority == priority and other.work.arrival_s > arrival_s)
+                )
+            ]
+        usage = self.usage[flavor]
+        if queue.team.reclaim != "Never" and usage.used[queue.name] < usage.nominal[queue.name]:
+            for other in self.queues.values():
+                name = other.name
+                if other is queue or name not in usage.used or usage.used[name] <= usage.nominal[name]:
+                    continue
+                others += [
+                    each
+                    for each in other.running.values()
+                    if each.flavor == flavor and (queue.team.reclaim == "Any" or each.work.priority < priority)
+                ]
+        return own, others
+
+    def _fewest(
+        self, team: str, job: _SimulatedJob, flavor: str, groups: Sequence[Sequence[_SimulatedJob]], *, borrowing: bool
+    ) -> list[_SimulatedJob]:
+        """The candidates to preempt, those of the first group first. Empty: all of them are not enough."""
+        usage = self.usage[flavor]
+
+        def fits() -> bool:
+            allowed = borrowing or usage.used[team] + job.units <= usage.nominal[team]
+            return allowed and job.units <= usage.available(team)
+
+        if usage.available(team) + sum(each.units for group in groups for each in group) < job.units:
+            return []
+        candidates = [each for group in groups for each in sorted(group, key=_preempted_first)]
+        gone: list[_SimulatedJob] = []
+        enough = False
+        for each in candidates:
+            other = each.work.team
+            if other != team and usage.used[other] <= usage.nominal[other]:
+                continue  # it no longer borrows
+            usage.add(other, -each.units)
+            gone.append(each)
+            if fits():
+                enough = True
+                break
+        needed = gone[-1:] if enough else []
+        for each in reversed(gone[:-1] if enough else []):
+            usage.add(each.work.team, each.units)
+            if not fits():
+                usage.add(each.work.team, -each.units)
+                needed.append(each)
+        for each in needed if enough else gone:
+            usage.add(each.work.team, each.units)
+        return needed
+
+    def _preempt(self, job: _SimulatedJob) -> None:
+        ran_s = self.now_s - job.start_s
+        self._stop(job)
+        job.left_s -= max(0.0, ran_s - self.restart_s)
+        job.epoch += 1
+        self.preempted.append(job)
+
+    # ---- allocations ------------------------------------------------------------------------------------------------
+
+    def _start(self, job: _SimulatedJob, flavor: str) -> None:
+        job.start_s, job.flavor = self.now_s, flavor
+        self.usage[flavor].add(job.work.team, job.units)
+        self.queues[job.work.team].running[job.number] = job
+        heapq.heappush(self.ends, (self.now_s + job.left_s, job.number, job.epoch, job))
+
+    def _stop(self, job: _SimulatedJob) -> None:
+        self.usage[job.flavor].add(job.work.team, -job.units)
+        del self.queues[job.work.team].running[job.number]
+        job.allocations.append(Allocation(job.start_s, self.now_s, job.flavor))
+
+
+def _usage(pool: Pool, flavor: str, teams: Mapping[str, TeamQuota]) -> CohortUsage:
+    (cohort,) = {team.cohort for team in teams.values()}
+    shared = pool.shared.get((cohort, flavor), Decimal(0)) if cohort is not None else Decimal(0)
+    limits = {name: team.limits[flavor] for name, team in teams.items() if flavor in team.limits}
+    return usage_of(limits, in_cohort=cohort is not None, shared=shared)
+
+
+_KINDS: tuple[UnitKind, ...] = ("gpu", "cpu")
+
+
+def _preempted_first(job: _SimulatedJob) -> tuple[int, float, int]:
+    return job.work.priority, -job.start_s, -job.number

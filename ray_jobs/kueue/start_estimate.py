@@ -1,0 +1,131 @@
+"""When waiting Workloads are likely to start. Pure.
+
+Simulates admission (`simulate`) from the present state of the queues: what runs ends after the time that past jobs of
+its team took, and what waits follows in Kueue's order. Durations are those of the finished Workloads in the cluster;
+the caller may add older ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median_high
+
+from ray_jobs.kueue.objects import Object, resources_of, true_since
+from ray_jobs.kueue.pool import Pool
+from ray_jobs.kueue.queues import Queues, counted, pool_of, team_of
+from ray_jobs.kueue.simulate import simulate
+from ray_jobs.kueue.work import Work
+from ray_jobs.kueue.workload import (
+    by_admission_order,
+    holds_quota,
+    is_active,
+    is_waiting,
+    key,
+    priority,
+    ran_s,
+    totals,
+    usage,
+)
+
+Durations = Mapping[str, Sequence[float]]
+"""Seconds that jobs ran, by team; `""`: over all teams."""
+
+
+def durations_of(workloads: Sequence[Object], queues: Queues) -> dict[str, list[float]]:
+    """Durations of the finished Workloads."""
+    found: dict[str, list[float]] = {}
+    for workload in workloads:
+        queue, seconds = queues.of(workload), ran_s(workload)
+        if queue is not None and seconds is not None:
+            for team in (team_of(queue), ""):
+                found.setdefault(team, []).append(seconds)
+    return found
+
+
+def remaining_s(durations: Sequence[float], elapsed_s: float) -> float | None:
+    """Likely seconds until a job ends that has run for `elapsed_s`.
+
+    The median of the remaining times of the past jobs that ran longer. If none did, `elapsed_s`. None: no past jobs.
+    """
+    if not durations:
+        return None
+    left = [duration - elapsed_s for duration in durations if duration > elapsed_s]
+    return median_high(left) if left else elapsed_s
+
+
+def flavor_of(workload: Object, queue: Object | None, resources: Mapping[str, str]) -> str | None:
+    """The first flavor in which Kueue tries a waiting Workload. None: no flavor has what it requests.
+
+    `resources`: see `queues.counted`.
+    """
+    if queue is None:
+        return None
+    requested = totals(workload)
+    wants_gpu = any(amount for name, amount in requested.items() if name not in ("cpu", "memory"))
+    return next(
+        (
+            flavor
+            for flavor, _, _ in resources_of(queue)
+            if (resources[flavor] != "cpu") == wants_gpu and requested.get(resources[flavor])
+        ),
+        None,
+    )
+
+
+def estimate_starts(
+    workloads: Sequence[Object], queues: Queues, *, now_s: float, older: Durations | None = None
+) -> dict[tuple[str, str], float]:
+    """Unix seconds of the start, by the `key` of a waiting Workload.
+
+    `older`: durations for a team where no finished Workload in the cluster has any. A Workload without an estimate is
+    missing: there is no duration to base it on, or it fits into no quota.
+    """
+    recent, older = durations_of(workloads, queues), older or {}
+
+    def past(team: str) -> Sequence[float]:
+        return recent.get(team) or recent.get("") or older.get(team) or older.get("") or ()
+
+    pool, resources = pool_of(queues.cluster_queues, queues.cohorts), counted(queues.cluster_queues)
+    running: list[tuple[Work, str]] = []
+    for workload in filter(holds_quota, workloads):
+        queue = queues.of(workload)
+        if queue is None:
+            continue
+        team = team_of(queue)
+        left_s = remaining_s(past(team), max(0.0, now_s - (true_since(workload, "QuotaReserved") or now_s)))
+        if left_s is None:
+            return {}
+        running += _running(workload, team, pool, resources, now_s, left_s)
+    works: list[Work] = []
+    members: list[Object] = []
+    for workload in by_admission_order(filter(is_waiting, workloads)):
+        queue = queues.of(workload)
+        flavor = flavor_of(workload, queue, resources)
+        if queue is None or flavor is None or not is_active(workload):
+            continue
+        team = team_of(queue)
+        expected_s = remaining_s(past(team), 0.0)
+        if expected_s is None:
+            return {}
+        units = float(totals(workload)[resources[flavor]])
+        name = "/".join(key(workload))
+        works.append(Work(name, team, now_s, expected_s, units, pool.kinds[flavor], priority(workload)))
+        members.append(workload)
+    outcomes = simulate(pool, works, running=running)
+    return {
+        key(workload): outcome.allocations[0].start_s
+        for workload, outcome in zip(members, outcomes, strict=True)
+        if outcome.started
+    }
+
+
+def _running(
+    workload: Object, team: str, pool: Pool, resources: Mapping[str, str], now_s: float, left_s: float
+) -> list[tuple[Work, str]]:
+    """What a Workload with quota holds of each flavor's counted resource."""
+    name = "/".join(key(workload))
+    return [
+        (Work(name, team, now_s, left_s, float(amount), pool.kinds[flavor], priority(workload)), flavor)
+        for (flavor, resource), amount in usage(workload).items()
+        if amount and resources.get(flavor) == resource and flavor in pool.teams[team].limits
+    ]

@@ -1,0 +1,56 @@
+"""Jobs as the queues see them, and when they had their units: input and output of the simulation. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray_jobs.kueue.pool import UnitKind
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A job, as the queues see it."""
+
+    name: str
+    team: str
+    arrival_s: float
+    duration_s: float
+    units: float
+    """GPUs or cores, all of one flavor."""
+    kind: UnitKind = "gpu"
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A period in which a work had its units, and the flavor."""
+
+    start_s: float
+    end_s: float
+    flavor: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOutcome:
+    """The allocations of a work."""
+
+    work: Work
+    allocations: tuple[Allocation, ...]
+    """All but the last ended with a preemption. Empty: the work fits into no quota and never started."""
+
+    @property
+    def started(self) -> bool:
+        return bool(self.allocations)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds in the queue, also after preemptions. ValueError if it never started."""
+        if not self.allocations:
+            raise ValueError(f"{self.work.name} never started")
+        first = self.allocations[0].start_s - self.work.arrival_s
+        later = sum(b.start_s - a.end_s for a, b in zip(self.allocations, self.allocations[1:], strict=False))
+        return first + later
+
+    @property
+    def run_s(self) -> float:
+        return sum(allocation.end_s - allocation.start_s for allocation in self.allocations)
