@@ -8,12 +8,14 @@ in every way that the fake offers. At the end all faults are removed, and every 
 from __future__ import annotations
 
 import re
+import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from typing import Self
 from unittest.mock import patch
 
 import pytest
@@ -305,12 +307,31 @@ def test_random_events(store_server: StoreServer, happened: list[tuple[str, int]
     run(store_server, act, lingers)
 
 
+@contextmanager
+def records_dated_by(clock: Callable[[], datetime]) -> Iterator[None]:
+    """Let every module of `ray_jobs.jobs` take the time from `clock`."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(clock().timestamp(), tz)
+
+    names = [
+        name for name, module in sys.modules.items() if name.startswith("ray_jobs.jobs.") and "datetime" in vars(module)
+    ]
+    assert "ray_jobs.jobs.record" in names
+    with ExitStack() as patches:
+        for name in names:
+            patches.enter_context(patch(f"{name}.datetime", Clock))
+        yield
+
+
 def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool = False) -> None:
     store = Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent"))
     with fake_kubernetes(watch_ends_when_idle=True) as server:
         world = World(server, store)
         server.objects.deletion_lingers = lingers
-        with patch("ray_jobs.jobs.record._now", world.time):
+        with records_dated_by(world.time):
             act(world)
             world.settle()
 
