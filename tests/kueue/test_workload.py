@@ -25,7 +25,7 @@ def test_a_limit_without_a_request_is_the_request() -> None:
 
 def test_init_containers_sidecars_and_overhead() -> None:
     sidecar = container({"cpu": "1"}, restartPolicy="Always")
-    spec = {
+    spec: Object = {
         "initContainers": [container({"cpu": "9"}), sidecar, container({"cpu": "2", "memory": "1Gi"})],
         "containers": [container({"cpu": "3"}), container({"cpu": "4"})],
         "overhead": {"cpu": "500m"},
