@@ -1,7 +1,7 @@
 """The command line: `kitae`, or `python -m ray_jobs`.
 
-Owns the list of commands. Does not know what they do: each imports what it needs when it runs, so that `--help` answers
-in a blink.
+Owns the list of commands. Each command imports what it needs when it runs, so that `--help` answers in a tenth of a
+second.
 
     python -m ray_jobs run examples/faq_chat.yaml
 """
@@ -17,7 +17,7 @@ from ray_jobs.cli import bases, jobs, keys, local, models, quota, search, sessio
 
 
 class Commands(click.Group):
-    """Lists its commands in the order they are used, not by name."""
+    """Lists its commands in the order of their use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

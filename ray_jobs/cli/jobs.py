@@ -1,6 +1,6 @@
 """`plan`, `run`, `resume`, `status`, `pause`, `cancel`, `notice`: a job from its file to its end.
 
-Owns what these commands print. Does not know what a stage does (pipeline) nor what a record holds true (jobs).
+Owns the output of these commands. Knows neither a stage's work (`pipeline`) nor the rules of a record (`jobs`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WATCH_EVERY_S = 2.0
 SILENT_AFTER_S = 300.0
-"""A running job tells something at least at every evaluation; after so long in silence its runner may be dead."""
+"""A running job writes an event at least at every evaluation; without one for so long, its runner may be dead."""
 
 _SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
 _JOB = click.argument("job", shell_complete=session.job_ids)
@@ -33,7 +33,7 @@ _JOB = click.argument("job", shell_complete=session.job_ids)
 @click.command()
 @_SPEC
 def plan(spec: Path) -> None:
-    """Show what `run` would do with the job file SPEC, and what of it is already done.
+    """Show which stages of the job file SPEC `run` would run, and which it would skip.
 
     \b
     Example:
@@ -49,12 +49,12 @@ def plan(spec: Path) -> None:
 
 @click.command()
 @_SPEC
-@click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: being stopped is no failure.")
+@click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: exit 0 when stopped.")
 def run(spec: Path, launched: bool) -> None:
     """Run the job file SPEC, from rows to an answering endpoint.
 
-    The same file is the same job: what is already done is not done again, and a job that was killed goes on where it
-    was. A runner of the job that is still alive elsewhere stops.
+    The same file is the same job: finished stages are skipped, and a job that was killed resumes. A runner of the job
+    that is still alive elsewhere stops.
 
     \b
     Example, here and as a Ray job:
@@ -63,21 +63,21 @@ def run(spec: Path, launched: bool) -> None:
     """
     from ray_jobs.spec import load_spec
 
-    loaded = load_spec(spec)  # before anything heavy is imported: a typing error is told at once
+    loaded = load_spec(spec)  # before the heavy imports, so that a mistake in the file is reported at once
     from ray_jobs import pipeline
     from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded
 
-    with _no_failure((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
+    with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
         _report(pipeline.run(session.open_store(), loaded))
 
 
 @click.command()
 @_JOB
-@click.option("--workers", type=click.IntRange(min=1), help="Go on with so many training workers (compute.workers).")
-@click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: what was asked for since stands.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of training workers (compute.workers).")
+@click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: a later stop is kept.")
 @click.option("--paused-at", hidden=True, help="The pause that this launch ends.")
 def resume(job: str, workers: int | None, launched: bool, paused_at: str | None) -> None:
-    """Go on with JOB where it stopped: killed, failed, paused or cancelled. Its job file is not needed.
+    """Resume JOB where it stopped: killed, failed, paused or cancelled. Its job file is not needed.
 
     \b
     Example:
@@ -95,24 +95,23 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     loaded = parse_spec(document, source=f"the stored spec of job {job}", stored=True)
     from ray_jobs import pipeline
 
-    with _no_failure(JobError if launched else ()):
+    with _exit_0_on(JobError if launched else ()):
         _report(pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None))
 
 
 @contextmanager
-def _no_failure(ends: type[KitaeError] | tuple[type[KitaeError], ...]) -> Iterator[None]:
-    """These ends are told and are none to the launcher, which tries again what has failed: the record says what ended
-    it, and what somebody has stopped must not go on."""
+def _exit_0_on(stops: type[KitaeError] | tuple[type[KitaeError], ...]) -> Iterator[None]:
+    """Exit 0 on these errors, so that the launcher does not restart a stopped job. The record has the reason."""
     try:
         yield
-    except ends as error:
+    except stops as error:
         click.echo(str(error))
 
 
 @click.command()
 @_JOB
 def cancel(job: str) -> None:
-    """End JOB. Its runner stops within seconds; `kitae resume` goes on with it.
+    """End JOB. Its runner stops within seconds; `kitae resume` resumes it.
 
     \b
     Example:
@@ -127,7 +126,7 @@ def cancel(job: str) -> None:
 @click.command()
 @_JOB
 def pause(job: str) -> None:
-    """Stop JOB for now. Its runner stops within seconds and frees what it held; `kitae resume` goes on with it.
+    """Stop JOB for now. Its runner stops within seconds and frees its machines; `kitae resume` resumes it.
 
     \b
     Example:
@@ -141,11 +140,11 @@ def pause(job: str) -> None:
 
 @click.command(hidden=True)
 @click.argument("job")
-@click.option("--wait-s", type=click.FloatRange(min=0), default=90.0, help="Give up waiting after so many seconds.")
+@click.option("--wait-s", type=click.FloatRange(min=0), default=90.0, help="Seconds to wait for the checkpoint.")
 @click.pass_context
 def notice(context: click.Context, job: str, wait_s: float) -> None:
-    """Tell JOB, an id or a job file, that its machines are about to go: its training writes a checkpoint now, and goes
-    on until it is ended. Returns once the checkpoint is there; exit 1 if it is not after --wait-s.
+    """Request a checkpoint of JOB, an id or a job file, before its machines go. Its training writes one at once and
+    continues until it is ended. Returns once the checkpoint is committed; exit 1 if it is not after --wait-s.
 
     \b
     Example, as a pod's preStop hook:
@@ -167,7 +166,7 @@ def notice(context: click.Context, job: str, wait_s: float) -> None:
 @click.command()
 @click.argument("job", required=False, shell_complete=session.job_ids)
 @click.option(
-    "--watch", is_flag=True, help="Show events as they come, until the job is over or paused; exit 1 if it failed."
+    "--watch", is_flag=True, help="Show events as they come until the job ends or pauses; exit 1 if it failed."
 )
 @click.option("--events", "show_events", is_flag=True, help="Show every event.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -233,8 +232,8 @@ def _print_events(store: Store, job_id: str, *, after: str) -> str:
 def _event_line(event: Event) -> str:
     at = event.at.astimezone().strftime("%H:%M:%S")
     mark = "" if event.level == "info" else f"{event.level}: "
-    figures = "" if event.kind == "metrics" else session.figures(event.data)  # they are in its message
-    return f"{at}  #{event.attempt}  {mark}{event.message}" + (f"  ({figures})" if figures else "")
+    data = "" if event.kind == "metrics" else session.figures(event.data)  # the message of metrics has them
+    return f"{at}  #{event.attempt}  {mark}{event.message}" + (f"  ({data})" if data else "")
 
 
 def _print_job(store: Store, record: JobRecord) -> None:
@@ -255,12 +254,12 @@ def _print_job(store: Store, record: JobRecord) -> None:
         click.echo(f"  result    {_outcome(record)}")
     if record.status != "running":
         return
-    told = [event for _, event in events(store, record.id)]
-    if told:
-        last = told[-1]
+    written = [event for _, event in events(store, record.id)]
+    if written:
+        last = written[-1]
         click.echo(f"  last      {_ago(last.at)}: {last.message}")
         if (datetime.now(UTC) - last.at).total_seconds() > SILENT_AFTER_S:
-            click.echo(f"            its runner may be dead; `kitae resume {record.id}` goes on where it was")
+            click.echo(f"            its runner may be dead; `kitae resume {record.id}` resumes the job")
 
 
 def _as_json(store: Store, record: JobRecord, *, with_events: bool) -> dict[str, object]:
@@ -274,7 +273,7 @@ def _as_json(store: Store, record: JobRecord, *, with_events: bool) -> dict[str,
 
 
 def _outcome(record: JobRecord) -> str:
-    """The first line of what went wrong, or the version that came of it with its held-out loss and its base's."""
+    """The first line of the error, or the registered version with its held-out loss and its base's."""
     if record.error:
         return record.error.splitlines()[0]
     if not record.result:

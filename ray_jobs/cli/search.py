@@ -1,4 +1,4 @@
-"""`tune` and `trials`: a job's hyperparameter search by itself, and what it looks like, while it runs and after."""
+"""`tune` and `trials`: a job's hyperparameter search without the rest of the job, and its trials."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
 def tune(spec: Path) -> None:
-    """Search the hyperparameters of the job file SPEC, and stop there: `run` evaluates and registers the best trial.
+    """Search the hyperparameters of the job file SPEC. `run` then evaluates and registers the best trial.
 
-    What is searched, how and for how long is the job file's `search:`; without one, the defaults for its task and
-    method are.
+    The job file's `search:` sets the space, the algorithm and the budget; without it, the defaults of the task and the
+    method apply.
 
     \b
     Example:
@@ -41,7 +41,7 @@ def tune(spec: Path) -> None:
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def trials(job: str, html: Path | None, as_json: bool) -> None:
-    """Show the trials of JOB's search, the best first; also while it runs.
+    """Show the trials of JOB's search, the best first, also while it runs.
 
     \b
     Example:
@@ -66,7 +66,7 @@ def trials(job: str, html: Path | None, as_json: bool) -> None:
 
 
 def _records(store: Store, job: str) -> SearchRecords:
-    """The newest search of a job. Raises JobError where there is none."""
+    """The newest search of a job. Raises JobError for a job without one."""
     from ray_jobs.errors import JobError
     from ray_jobs.jobs import load
     from ray_jobs.search.records import SearchRecords
@@ -74,5 +74,5 @@ def _records(store: Store, job: str) -> SearchRecords:
     load(store, job)
     begun = [SearchRecords(store, f"jobs/{job}/search/{name}") for name in store.list_dirs(f"jobs/{job}/search/")]
     if not begun:
-        raise JobError(f"job {job} has no search (yet): `search:` in its job file asks for one")
+        raise JobError(f"job {job} has no search yet; `search:` in its job file adds one")
     return max(begun, key=lambda records: records.problem().begun_at)

@@ -84,5 +84,5 @@ def base_weights(
 
 @contextmanager
 def _without_adapter(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    with model.disable_adapter():  # type: ignore[operator]  # of a PEFT model
+    with model.disable_adapter():  # type: ignore[operator]  # a PEFT model has it
         yield model

@@ -19,7 +19,7 @@ class Sources:
     """Fingerprints that change with the content."""
 
     rows: tuple[str, ...]
-    """Of `data.train` and, where the job file has one, `data.held_out`."""
+    """`data.train` and, where the job file has one, `data.held_out`."""
     bases: Mapping[str, str]
     """By base model."""
 

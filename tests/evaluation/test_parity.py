@@ -1,4 +1,4 @@
-"""What parity decides, and how engines are set up: without an engine."""
+"""The parity decision and the set-up of engines, without an engine."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_different_prompt_tokens_fail_and_the_first_difference_is_named() -> Non
     assert report.identical_prompts == 1
 
 
-def test_a_prompt_that_only_goes_on_differs_where_it_goes_on() -> None:
+def test_a_longer_prompt_differs_from_its_first_extra_token() -> None:
     report = judge([replace(SERVED, prompt_ids=(1, 2, 3, 4, 5))])
     assert "from position 4 on" in report.findings[0]
 
@@ -82,7 +82,7 @@ def test_a_gap_over_the_bound_fails_and_names_the_worst_token() -> None:
     assert "prompt 2, answer token 1: trained -1.5000, served -1.9000 (gap 0.4)" in report.findings[0]
 
 
-def test_nan_is_no_small_gap() -> None:
+def test_a_gap_of_nan_fails() -> None:
     assert not judge([replace(SERVED, answer_logprobs=(-0.5, math.nan))]).passed
 
 
@@ -93,7 +93,7 @@ def test_another_number_format_fails_though_the_gap_is_small() -> None:
     assert "float32" in report.findings[0]
 
 
-def test_an_adapter_that_brings_the_engine_no_nearer_is_not_applied() -> None:
+def test_an_adapter_that_leaves_the_gap_unchanged_is_not_applied() -> None:
     same = (-0.52, -1.52)
     report = judge([replace(SERVED, answer_logprobs=same, base_logprobs=same)], bound=0.05)
     assert not report.passed
@@ -112,7 +112,7 @@ def test_nothing_compared_is_not_a_pass() -> None:
     assert report.findings == ("the reference answers have no token, so nothing was compared",)
 
 
-def test_an_answer_of_another_length_is_a_mistake_of_the_caller() -> None:
+def test_an_answer_of_another_length_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
         judge([replace(SERVED, answer_logprobs=(-0.5,))])
 
@@ -167,7 +167,7 @@ def test_an_adapter_of_a_rank_no_engine_takes_is_refused() -> None:
         lora_capacity(513)
 
 
-def test_a_cpu_engine_takes_no_more_memory_than_it_is_told() -> None:
+def test_a_cpu_engine_takes_no_more_memory_than_configured() -> None:
     kwargs = engine_kwargs(replace(SETTINGS, kv_cache_gib=0.5, max_num_seqs=7))
     assert kwargs["kv_cache_memory_bytes"] == 2**29
     assert kwargs["max_num_seqs"] == 7
@@ -186,7 +186,7 @@ def test_adapters_are_switched_on_by_a_rank() -> None:
     assert "enforce_eager" not in on_gpu
 
 
-def test_no_engine_runs_a_models_own_code_or_pickles_or_asks_a_hub() -> None:
+def test_no_engine_runs_a_models_own_code_reads_pickles_or_calls_a_hub() -> None:
     for hardware in (OLD_CPU, NEW_CPU, GPU):
         settings = replace(SETTINGS, hardware=hardware)
         kwargs = engine_kwargs(settings)

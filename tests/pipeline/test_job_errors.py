@@ -1,6 +1,6 @@
-"""A job that cannot run says why: the value, the limit and the fix, everything at once, and nothing is registered.
+"""A job that cannot run reports the value, the limit and the fix, all problems at once, and registers nothing.
 
-The real command line, its errors and exit codes as a shell sees them; no Ray, for none of these jobs comes so far.
+The real command line with its errors and exit codes; no Ray, since every job here fails before training.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from tests.training.harness import make_spec
 
 GOOD = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}
 ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
-"""A chat template after whose answers no end token comes."""
+"""A chat template that puts no end token after an answer."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command came to."""
+class Outcome:
+    """Outcome of a command."""
 
     exit_code: int
     error: str
-    """What it wrote to standard error from `error:` on."""
+    """Its standard error from `error:` on."""
 
 
-Run = Callable[..., Told]
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,11 @@ def kitae(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Run:
-    """`kitae run` of a chat job; sections are merged into its file. No command may show a traceback."""
+    """`kitae run` of a chat job. Sections are merged into its file; no command may show a traceback."""
     monkeypatch.setenv("KITAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(base: str | Path, rows: str | Path, *, task: str = "chat", **data: Any) -> Told:
+    def run(base: str | Path, rows: str | Path, *, task: str = "chat", **data: Any) -> Outcome:
         document = {
             "name": "wrong",
             "task": task,
@@ -77,7 +77,7 @@ def kitae(
         exit_code = session.run(cli, prog_name="kitae")
         shown = capfd.readouterr()
         assert "Traceback" not in shown.out + shown.err
-        return Told(exit_code, shown.err[shown.err.index("error: ") :])
+        return Outcome(exit_code, shown.err[shown.err.index("error: ") :])
 
     return run
 
@@ -88,102 +88,102 @@ def rows_file(tmp_path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def test_missing_rows_and_a_missing_base_are_told_together(kitae: Run, store: Store, tmp_path: Path) -> None:
-    told = kitae("./no-such-model", tmp_path / "no-rows.jsonl")
-    assert told.exit_code == DataError.exit_code
-    rows, base = told.error.splitlines()[1:3]
+def test_missing_rows_and_a_missing_base_are_reported_together(kitae: Run, store: Store, tmp_path: Path) -> None:
+    outcome = kitae("./no-such-model", tmp_path / "no-rows.jsonl")
+    assert outcome.exit_code == DataError.exit_code
+    rows, base = outcome.error.splitlines()[1:3]
     assert str(tmp_path / "no-rows.jsonl") in rows
     assert "./no-such-model" in base
     assert "is neither an existing path" in base
-    told = kitae(f"{store.uri()}/bases/none", f"{store.uri()}/files/none.jsonl")
-    assert f"no rows at {store.uri()}/files/none.jsonl: upload the file there" in told.error
-    assert f"nothing at base_model {store.uri()}/bases/none; upload the model there" in told.error
+    outcome = kitae(f"{store.uri()}/bases/none", f"{store.uri()}/files/none.jsonl")
+    assert f"no rows at {store.uri()}/files/none.jsonl: upload the file there" in outcome.error
+    assert f"nothing at base_model {store.uri()}/bases/none; upload the model there" in outcome.error
     assert registry.names(store) == []
 
 
 def test_a_base_of_the_wrong_architecture(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
     encoder = tiny_models.save_encoder(tmp_path / "encoder")
-    told = kitae(encoder, rows_file(tmp_path, tiny_models.chat_rows(20)))
-    assert told.exit_code == ModelError.exit_code
-    assert "is BertModel, and task: chat needs one that ends in ForCausalLM" in told.error
+    outcome = kitae(encoder, rows_file(tmp_path, tiny_models.chat_rows(20)))
+    assert outcome.exit_code == ModelError.exit_code
+    assert "is BertModel, and task: chat needs one that ends in ForCausalLM" in outcome.error
     labels = rows_file(tmp_path, tiny_models.label_rows(20))
-    told = kitae(causal, labels, task="text_classification")
-    assert told.exit_code == ModelError.exit_code
-    assert "is LlamaForCausalLM, and task: text_classification needs" in told.error
+    outcome = kitae(causal, labels, task="text_classification")
+    assert outcome.exit_code == ModelError.exit_code
+    assert "is LlamaForCausalLM, and task: text_classification needs" in outcome.error
     assert registry.names(store) == []
 
 
 def test_a_directory_that_is_no_model(kitae: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    told = kitae(tmp_path / "empty", rows_file(tmp_path, tiny_models.chat_rows(20)))
-    assert (told.exit_code, "it has no config.json" in told.error) == (ModelError.exit_code, True)
+    outcome = kitae(tmp_path / "empty", rows_file(tmp_path, tiny_models.chat_rows(20)))
+    assert (outcome.exit_code, "it has no config.json" in outcome.error) == (ModelError.exit_code, True)
 
 
-def test_every_malformed_row_is_told_with_its_line(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
-    told = kitae(causal, rows_file(tmp_path, [GOOD, {"messages": []}, GOOD, {"prompt": "x"}, GOOD]))
-    assert told.exit_code == DataError.exit_code
-    second, fourth = told.error.splitlines()[1:]
+def test_every_malformed_row_is_reported_with_its_line(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+    outcome = kitae(causal, rows_file(tmp_path, [GOOD, {"messages": []}, GOOD, {"prompt": "x"}, GOOD]))
+    assert outcome.exit_code == DataError.exit_code
+    second, fourth = outcome.error.splitlines()[1:]
     assert "rows.jsonl line 2: " in second
     assert "rows.jsonl line 4: completion must be non-empty text" in fourth
     assert registry.names(store) == []
 
 
 def test_an_empty_split(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
-    told = kitae(causal, rows_file(tmp_path, [GOOD]))
-    assert told.exit_code == DataError.exit_code
-    assert "held_out" in told.error or "held-out" in told.error
+    outcome = kitae(causal, rows_file(tmp_path, [GOOD]))
+    assert outcome.exit_code == DataError.exit_code
+    assert "held_out" in outcome.error or "held-out" in outcome.error
     assert registry.names(store) == []
 
 
 def test_nothing_supervised_and_no_end_token(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"{i}?"}]} for i in range(40)]
-    told = kitae(causal, rows_file(tmp_path, rows))
-    assert told.exit_code == DataError.exit_code
-    assert "assistant" in told.error
+    outcome = kitae(causal, rows_file(tmp_path, rows))
+    assert outcome.exit_code == DataError.exit_code
+    assert "assistant" in outcome.error
     endless = tiny_models.save_causal(tmp_path / "endless", chat_template=ENDLESS)
-    told = kitae(endless, rows_file(tmp_path, tiny_models.chat_rows(40)))
-    assert told.exit_code in (DataError.exit_code, ModelError.exit_code)
-    assert "end" in told.error
+    outcome = kitae(endless, rows_file(tmp_path, tiny_models.chat_rows(40)))
+    assert outcome.exit_code in (DataError.exit_code, ModelError.exit_code)
+    assert "end" in outcome.error
     assert registry.names(store) == []
 
 
 def test_rows_longer_than_the_limit(kitae: Run, tmp_path: Path, causal: Path) -> None:
     long = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "no " * 400}]}
-    told = kitae(causal, rows_file(tmp_path, [*tiny_models.chat_rows(40), long]))
-    assert told.exit_code == DataError.exit_code
-    assert "128" in told.error
-    assert "too_long" in told.error
+    outcome = kitae(causal, rows_file(tmp_path, [*tiny_models.chat_rows(40), long]))
+    assert outcome.exit_code == DataError.exit_code
+    assert "128" in outcome.error
+    assert "too_long" in outcome.error
 
 
-def test_a_store_that_is_not_there_and_wrong_credentials(
+def test_an_unreachable_store_and_wrong_credentials(
     kitae: Run, store: Store, tmp_path: Path, causal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_file(tmp_path, tiny_models.chat_rows(20))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-it")
-    told = kitae(causal, rows)
-    assert told.exit_code == StoreAccessDenied.exit_code
-    assert "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in told.error
-    assert "not-it" not in told.error
+    outcome = kitae(causal, rows)
+    assert outcome.exit_code == StoreAccessDenied.exit_code
+    assert "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in outcome.error
+    assert "not-it" not in outcome.error
     address = f"http://127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     monkeypatch.setenv("KITAE_STORE_PATIENCE_S", "1")
-    told = kitae(causal, rows)
-    assert told.exit_code == StoreUnreachable.exit_code
-    assert address in told.error
-    assert "AWS_ENDPOINT_URL" in told.error
+    outcome = kitae(causal, rows)
+    assert outcome.exit_code == StoreUnreachable.exit_code
+    assert address in outcome.error
+    assert "AWS_ENDPOINT_URL" in outcome.error
     assert registry.names(store) == []
 
 
 def test_a_full_disk_of_the_driver(kitae: Run, store: Store, tmp_path: Path, causal: Path, small_disk: Path) -> None:
-    told = kitae(causal, rows_file(tmp_path, tiny_models.chat_rows(400)), too_long="drop")
-    assert told.exit_code == MachineError.exit_code
-    assert "the disk is full: make room, or set TMPDIR and KITAE_CACHE" in told.error
+    outcome = kitae(causal, rows_file(tmp_path, tiny_models.chat_rows(400)), too_long="drop")
+    assert outcome.exit_code == MachineError.exit_code
+    assert "the disk is full: make room, or set TMPDIR and KITAE_CACHE" in outcome.error
     (record,) = jobs.list_jobs(store)
     assert (record.status, "the disk is full" in str(record.error)) == ("failed", True)
 
 
-def test_an_error_on_a_worker_reads_as_it_was_raised() -> None:
-    """Not as Ray wraps it, with the remote traceback for its text."""
+def test_an_error_on_a_worker_keeps_its_message() -> None:
+    """Ray wraps it in an error whose text is the remote traceback."""
     wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))  # type: ignore[no-untyped-call]
     assert str(ray_workers.explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
     wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ def test_a_worker_that_the_machine_killed_for_memory(said: str) -> None:
     assert "lower training.micro_batch_tokens" in str(error)
 
 
-def test_what_else_may_happen_to_a_worker() -> None:
+def test_a_full_disk_and_an_unknown_error_of_a_worker() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     error = ray_workers.explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
     assert isinstance(error, MachineError)
@@ -207,7 +207,7 @@ def test_what_else_may_happen_to_a_worker() -> None:
     assert str(error) == "It failed: ValueError: odd"
 
 
-def test_out_of_memory_is_known_and_says_what_to_change() -> None:
+def test_an_out_of_memory_error_lists_its_fixes() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**50)
     assert is_out_of_memory(refused.value)
