@@ -18,7 +18,7 @@ from ray_jobs.jobs import Job, Launched, StageRecord, checkpoint_request, sigter
 from ray_jobs.jobs.progress import stage_progress
 from ray_jobs.pipeline.outputs import Flow, MissingOutputError
 from ray_jobs.pipeline.results import StageTime
-from ray_jobs.pipeline.stage import Running, Stage
+from ray_jobs.pipeline.stage import Stage, StageContext
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.training.checkpoint import is_disk_full
@@ -95,7 +95,7 @@ class StageRunner:
         self.job.event("info", f"stage {stage.name} started")
         print(f"{stage.name:<9}  started", flush=True)
         with stage_progress(stage.name) as progress:
-            output = stage.run(flow, Running(self.job, progress.update))
+            output = stage.run(flow, StageContext(self.job, progress.update))
         self.job.check(fresh=True)
         seconds = time.monotonic() - started
         self.job.event("info", f"stage {stage.name} finished", {"seconds": round(seconds, 1)})

@@ -9,19 +9,19 @@ from ray_jobs.evaluation.candidate import Report
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
 from ray_jobs.evaluation.parity import ParityReport, check_parity
 from ray_jobs.pipeline.outputs import Flow
-from ray_jobs.pipeline.stage import Running
+from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 
 
-def evaluate_candidate(flow: Flow, running: Running) -> Evaluation:
+def evaluate_candidate(flow: Flow, context: StageContext) -> Evaluation:
     """Build the candidate and score it and its base on held-out rows."""
-    return running.on_worker(evaluate, flow.evaluate_inputs, compute=flow.spec.compute)
+    return context.on_worker(evaluate, flow.evaluate_inputs, compute=flow.spec.compute)
 
 
-def compare_served(flow: Flow, running: Running) -> ParityReport:
+def compare_served(flow: Flow, context: StageContext) -> ParityReport:
     """Compare what is served with what was trained. Raises GateError where they differ."""
-    return running.on_worker(compare_with_engine, flow.spec, flow.evaluation, flow.base.key, compute=flow.spec.compute)
+    return context.on_worker(compare_with_engine, flow.spec, flow.evaluation, flow.base.key, compute=flow.spec.compute)
 
 
 def compare_with_engine(

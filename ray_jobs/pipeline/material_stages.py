@@ -12,30 +12,30 @@ from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.models import bases, load_tokenizer
 from ray_jobs.pipeline import keys
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow
-from ray_jobs.pipeline.stage import Running
+from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.tasks import TASKS
 from ray_jobs.training.trainer import HELD_OUT_FILE, TRAIN_FILE
 
 
-def make_dataset(flow: Flow, running: Running) -> Dataset:
+def make_dataset(flow: Flow, context: StageContext) -> Dataset:
     """Read, check and split the rows."""
-    return dataset.prepare(running.store, flow.job_spec.data, TASKS[flow.job_spec.task])
+    return dataset.prepare(context.store, flow.job_spec.data, TASKS[flow.job_spec.task])
 
 
-def copy_base(flow: Flow, running: Running, base_model: str) -> BaseCopy:
+def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
     """Copy a base model into the store."""
     base = bases.prepare(
-        running.store,
+        context.store,
         base_model,
         flow.job_spec.task,
-        progress=lambda done, total: running.show(done, total, "bytes"),
+        progress=lambda done, total: context.show(done, total, "bytes"),
     )
     return BaseCopy(digest=base.digest, name=base.name, architecture=base.architecture, key=base.key)
 
 
-def encode(flow: Flow, running: Running, base_model: str) -> EncodedRows:
+def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     """Turn the rows of both sides into a base's token ids, once."""
-    store, spec, base = running.store, flow.job_spec, flow.get(BaseCopy, base_model)
+    store, spec, base = context.store, flow.job_spec, flow.get(BaseCopy, base_model)
     task, labels = TASKS[spec.task], flow.dataset.labels
     files = dataset.load(store, flow.dataset.digest)
     tokenizer = load_tokenizer(store.fetch(base.key), spec.task)
@@ -54,7 +54,7 @@ def encode(flow: Flow, running: Running, base_model: str) -> EncodedRows:
                 max_tokens=spec.data.max_tokens,
                 too_long=spec.data.too_long,
                 source=side.replace("_", "-"),
-                progress=lambda done, total: running.show(done, total, "rows"),
+                progress=lambda done, total: context.show(done, total, "rows"),
             )
             if side == "train":
                 task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)

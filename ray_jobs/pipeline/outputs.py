@@ -95,7 +95,7 @@ class Published(StageOutput):
     checkpoints: tuple[PublishedCheckpoint, ...] = ()
 
 
-class Endpoint(StageOutput):
+class DeployedEndpoint(StageOutput):
     """Where a deployed version answers."""
 
     url: str

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.evaluation.publish import alias_of
-from ray_jobs.pipeline.outputs import Endpoint, Flow, Published, PublishedCheckpoint
+from ray_jobs.pipeline.outputs import DeployedEndpoint, Flow, Published, PublishedCheckpoint
 from ray_jobs.spec import JobSpec
 
 
@@ -97,7 +97,7 @@ def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) 
         model=flow.registered.name,
         version=flow.registered.version,
         base_name=flow.base.name,
-        endpoint=flow.get(Endpoint).url if spec.serving.deploy else None,
+        endpoint=flow.get(DeployedEndpoint).url if spec.serving.deploy else None,
         base=evaluation.base,
         tuned=evaluation.tuned,
         base_is=evaluation.base_is,

@@ -21,7 +21,7 @@ Show = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Running:
+class StageContext:
     """What a stage runs with: its attempt and its progress display."""
 
     job: Job
@@ -50,7 +50,7 @@ class Stage(Generic[O]):
     name: str
     inputs: Callable[[Flow], dict[str, Any]] | None
     """The document that its record is found by; pure. None: the stage has no record and always runs."""
-    run: Callable[[Flow, Running], O]
+    run: Callable[[Flow, StageContext], O]
     output: type[O]
     base_model: str = ""
     """The base it works on, for the stages that exist once a base."""

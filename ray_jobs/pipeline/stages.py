@@ -14,7 +14,15 @@ from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.gate import gate
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.pipeline import evaluation_stages, material_stages, release_stages, training_stages
-from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Endpoint, Flow, Published, Registered, SearchOutcome
+from ray_jobs.pipeline.outputs import (
+    BaseCopy,
+    DeployedEndpoint,
+    EncodedRows,
+    Flow,
+    Published,
+    Registered,
+    SearchOutcome,
+)
 from ray_jobs.pipeline.sources import Sources
 from ray_jobs.pipeline.stage import Stage
 from ray_jobs.search.space import describe
@@ -115,7 +123,7 @@ def publish() -> Stage[Published]:
     return Stage("publish", document, release_stages.publish_checkpoints, Published)
 
 
-def deploy(spec: JobSpec) -> Stage[Endpoint]:
+def deploy(spec: JobSpec) -> Stage[DeployedEndpoint]:
     """Never skipped: a record cannot show that an endpoint answers now."""
     off = None if spec.serving.deploy else "off (serving.deploy)"
-    return Stage("deploy", None, release_stages.deploy_version, Endpoint, off=off)
+    return Stage("deploy", None, release_stages.deploy_version, DeployedEndpoint, off=off)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray_jobs.models import load_config
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, SearchOutcome
-from ray_jobs.pipeline.stage import Running
+from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.search import decide, page
 from ray_jobs.search.executors import Executor
 from ray_jobs.search.records import Problem, Run, SearchRecords
@@ -19,26 +19,26 @@ _METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
 """Metrics of a step beside the progress bar."""
 
 
-def train(flow: Flow, running: Running) -> TrainOutcome:
+def train(flow: Flow, context: StageContext) -> TrainOutcome:
     """Train to the end on Ray Train workers. Raises as `Job.check` where the job was stopped."""
     ray_workers.connect()
-    job, events = running.job, TrainingMetrics(running.job)
+    job, events = context.job, TrainingMetrics(context.job)
 
     def report(done: float, total: float, unit: str, metrics: ray_workers.Figures) -> None:
-        running.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
+        context.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
         events.tell(int(done), int(total), metrics)
 
     outcome = ray_workers.train_on_workers(
-        flow.train_inputs, running.store, job_id=job.id, attempt=job.attempt, report=report
+        flow.train_inputs, context.store, job_id=job.id, attempt=job.attempt, report=report
     )
     if outcome.stopped == "on_request":
         job.check(fresh=True)  # raises
     return outcome
 
 
-def search(flow: Flow, running: Running) -> SearchOutcome:
+def search(flow: Flow, context: StageContext) -> SearchOutcome:
     """Search to the best trial."""
-    job, store, spec = running.job, running.store, flow.job_spec
+    job, store, spec = context.job, context.store, flow.job_spec
     assert spec.search is not None
     ray_workers.connect()
     records = SearchRecords(store, flow.search_prefix)
@@ -68,7 +68,7 @@ def search(flow: Flow, running: Running) -> SearchOutcome:
 
     executor = Executor(store, spec.compute, spec.search.parallel, job.id, job.attempt, note)
     try:
-        schedule = Search(job, records, problem, inputs, executor, running.show).run()
+        schedule = Search(job, records, problem, inputs, executor, context.show).run()
     finally:
         executor.close()
     assert schedule.winner is not None

@@ -21,7 +21,7 @@ from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.jobs import Job
 from ray_jobs.pipeline import keys, release_stages
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered
-from ray_jobs.pipeline.stage import Running
+from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
@@ -69,7 +69,7 @@ class TrainedJob:
     base: Path
 
     def publish(self) -> tuple[PublishedCheckpoint, ...]:
-        return release_stages.publish_checkpoints(self.flow, Running(self.job, lambda *_, **__: None)).checkpoints
+        return release_stages.publish_checkpoints(self.flow, StageContext(self.job, lambda *_, **__: None)).checkpoints
 
 
 def train_one(case: tuple[TrainInputs, Store]) -> TrainOutcome:
@@ -123,7 +123,7 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         encoded = EncodedRows(held_out_kept=(), key=inputs.encoded_key, labels=())
         flow = flow.with_output(EncodedRows, spec.base_model, encoded)
         flow = flow.with_output(TrainOutcome, "", outcome).with_output(Evaluation, "", evaluation)
-        registered = release_stages.register(flow, Running(job, lambda *_, **__: None))
+        registered = release_stages.register(flow, StageContext(job, lambda *_, **__: None))
         return TrainedJob(job, flow.with_output(Registered, "", registered), inputs, outcome, base)
 
     return make

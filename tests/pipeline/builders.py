@@ -13,8 +13,8 @@ from ray_jobs import registry
 from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.pipeline import evaluation_stages, material_stages, release_stages, training_stages
-from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Endpoint, Flow, Registered, SearchOutcome
-from ray_jobs.pipeline.stage import Running
+from ray_jobs.pipeline.outputs import BaseCopy, DeployedEndpoint, EncodedRows, Flow, Registered, SearchOutcome
+from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec
@@ -101,7 +101,7 @@ class FakeStages:
         patch(release_stages, "publish_checkpoints", "publish", release_stages.publish_checkpoints)
         patch(release_stages, "deploy_version", "deploy", self.deploy)
 
-    def evaluate(self, flow: Flow, _running: Running) -> Evaluation:
+    def evaluate(self, flow: Flow, _context: StageContext) -> Evaluation:
         return Evaluation(
             candidate_key=flow.evaluate_inputs.candidate_key,
             is_adapter=False,
@@ -114,17 +114,17 @@ class FakeStages:
             parity_prompts=(),
         )
 
-    def deploy(self, flow: Flow, running: Running) -> Endpoint:
-        self.aliases = registry.aliases(running.store, flow.registered.name)
-        return Endpoint(url="http://endpoint", version=flow.registered.version)
+    def deploy(self, flow: Flow, context: StageContext) -> DeployedEndpoint:
+        self.aliases = registry.aliases(context.store, flow.registered.name)
+        return DeployedEndpoint(url="http://endpoint", version=flow.registered.version)
 
 
-def encode(flow: Flow, _running: Running, base_model: str) -> EncodedRows:
+def encode(flow: Flow, _context: StageContext, base_model: str) -> EncodedRows:
     digest = flow.get(BaseCopy, base_model).digest
     return EncodedRows(train_rows=36, held_out_kept=(), key=f"encoded/{flow.dataset.digest}/{digest}", labels=())
 
 
-def search(flow: Flow, _running: Running) -> SearchOutcome:
+def search(flow: Flow, _context: StageContext) -> SearchOutcome:
     spec = flow.job_spec.with_values({"base_model": flow.base_models[-1]})
     encoded = flow.get(EncodedRows, spec.base_model)
     inputs = TrainInputs(
@@ -146,10 +146,10 @@ def search(flow: Flow, _running: Running) -> SearchOutcome:
     )
 
 
-def train(flow: Flow, running: Running) -> TrainOutcome:
+def train(flow: Flow, context: StageContext) -> TrainOutcome:
     position, prefix = Position(), flow.train_inputs.checkpoints
     run = prefix.rpartition("/")[2]  # the name of a start is never used twice
-    writer = Writer(running.store, prefix, run, rank=0, workers=1, keep=2)
+    writer = Writer(context.store, prefix, run, rank=0, workers=1, keep=2)
     for step in STEPS:
         position = Position(step=step, losses=(*position.losses, 2.0, 1.0)).measured(1.0 / step, 0.5)
         writer.save([], position)
@@ -159,7 +159,7 @@ def train(flow: Flow, running: Running) -> TrainOutcome:
         step=4,
         best_step=4,
         best_loss=0.25,
-        checkpoint=checkpoint.committed(running.store, prefix)[-1].key,
+        checkpoint=checkpoint.committed(context.store, prefix)[-1].key,
         final_train_loss=1.0,
         tokens=640,
         seconds=1.0,
@@ -171,7 +171,7 @@ def train(flow: Flow, running: Running) -> TrainOutcome:
     )
 
 
-def compare_served(_flow: Flow, _running: Running) -> ParityReport:
+def compare_served(_flow: Flow, _context: StageContext) -> ParityReport:
     return ParityReport(
         prompts=1,
         identical_prompts=1,
@@ -186,8 +186,8 @@ def compare_served(_flow: Flow, _running: Running) -> ParityReport:
     )
 
 
-def register(flow: Flow, running: Running) -> Registered:
-    spec, store = flow.spec, running.store
+def register(flow: Flow, context: StageContext) -> Registered:
+    spec, store = flow.spec, context.store
     lineage = LINEAGE | {"spec": spec.model_dump(mode="json")}
     version = str(len(registry.versions(store, spec.name)) + 1)
     store.commit(f"models/{spec.name}/{version}", [], {"kind": "full", "lineage": lineage})
