@@ -22,7 +22,7 @@ from serving.http.ids import new_id
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, rows
 
-MANY = 1000
+MANY = 200
 CONNECTIONS = 100
 PATIENCE_S = 60.0
 Headers = Mapping[str, str]
@@ -118,7 +118,7 @@ def assert_one_job(replicas: Replicas, answers: Sequence[httpx.Response]) -> str
     return str(identifier)
 
 
-def test_a_thousand_creates_with_one_key_make_one_job(replicas: Replicas) -> None:
+def test_many_creates_with_one_key_make_one_job(replicas: Replicas) -> None:
     body = {"model": BASE, "training_file": replicas.upload()}
     answers = replicas.post_at_once([(body, {"Idempotency-Key": "the same"})] * MANY)
     identifier = assert_one_job(replicas, answers)
@@ -130,7 +130,7 @@ def test_a_thousand_creates_with_one_key_make_one_job(replicas: Replicas) -> Non
 
 
 @pytest.mark.parametrize(
-    ("tries", "original_at"), [(200, 0), (MANY, MANY // 2), (200, 199)], ids=["first", "in the middle", "last"]
+    ("tries", "original_at"), [(50, 0), (MANY, MANY // 2), (50, 49)], ids=["first", "in the middle", "last"]
 )
 def test_all_tries_of_the_client_make_one_job(replicas: Replicas, tries: int, original_at: int) -> None:
     """Without an Idempotency-Key, and with the first try arriving at any position."""
