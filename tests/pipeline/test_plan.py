@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from ray_jobs import jobs, pipeline
+from ray_jobs.__main__ import cli
 from ray_jobs.errors import DataError, GateError, JobPaused
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -194,3 +198,18 @@ def test_missing_rows_and_missing_bases_are_reported_together(store: Store) -> N
     rows, base = error.value.details
     assert "files/none.jsonl" in rows
     assert "./no-such-model" in base
+
+
+@pytest.mark.usefixtures("store_environment")
+def test_the_command_prints_the_plan(stages: FakeStages, store: Store, tmp_path: Path) -> None:
+    spec = job_file(store)
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    shown = CliRunner().invoke(cli, ["plan", str(path)])
+    assert shown.exit_code == 0, shown.output
+    lines = shown.output.splitlines()
+    assert lines[0] == "name: greeter"
+    assert [line.split() for line in lines[lines.index(f"job {spec.job_id}") + 1 :]] == [
+        [name, "will", "run"] for name in ALL
+    ]
+    assert stages.ran == []
