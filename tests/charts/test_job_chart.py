@@ -1,4 +1,4 @@
-"""The chart finetune-job: one job file in, a RayJob that an API server takes and KubeRay and Kueue can run."""
+"""The chart finetune-job: one job file becomes a valid RayJob for KubeRay and Kueue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def name_of(values: chart_values.Values, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(("major", "case"), CASES)
-def test_an_api_server_takes_every_document(major: int, case: str) -> None:
+def test_every_document_is_valid(major: int, case: str) -> None:
     documents = rendered(case, major=major)
     assert [finding for document in documents for finding in findings(document)] == []
     assert len(list(pod_templates(documents[1]))) == 3
@@ -58,19 +58,19 @@ def test_lint(major: int) -> None:
 
 @pytest.mark.parametrize("major", helm.MAJORS)
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_a_job_file_arrives_as_it_is(path: Path, major: int) -> None:
+def test_a_job_file_is_passed_unchanged(path: Path, major: int) -> None:
     values = chart_values.job() | {"job": {"attempt": 1}}
     config, _ = helm.render("finetune-job", values, major=major, files={"job.spec": path})
     assert config["data"]["job.yaml"].strip() == path.read_text(encoding="utf-8").strip()
     assert parse_spec(yaml.safe_load(config["data"]["job.yaml"])) == load_spec(path)
 
 
-def test_there_are_examples() -> None:
+def test_the_examples_are_found() -> None:
     assert len(EXAMPLES) >= 3
 
 
 @pytest.mark.parametrize("case", chart_values.JOB)
-def test_values_become_the_same_job(case: str) -> None:
+def test_values_give_the_same_job(case: str) -> None:
     given = chart_values.JOB[case]["job"]["spec"]
     wanted = parse_spec(yaml.safe_load(given) if isinstance(given, str) else given)
     config, job = rendered(case)
@@ -108,16 +108,16 @@ def test_numbers_stay_numbers() -> None:
     ],
     ids=str,
 )
-def test_any_change_makes_a_new_attempt(change: chart_values.Values) -> None:
+def test_every_change_starts_a_new_attempt(change: chart_values.Values) -> None:
     assert name_of(chart_values.job()) != name_of(chart_values.job(**change))
 
 
-def test_no_change_makes_none() -> None:
+def test_no_change_starts_no_attempt() -> None:
     assert name_of(chart_values.job(), major=3) == name_of(chart_values.job(), major=4)
     assert name_of(chart_values.job()) == name_of(chart_values.job(retries=3, queue="kitae"))
 
 
-def test_nothing_stays_behind() -> None:
+def test_helm_uninstall_removes_everything() -> None:
     for document in rendered():
         assert "helm.sh/resource-policy" not in document["metadata"].get("annotations", {})
         assert "helm.sh/hook" not in document["metadata"].get("annotations", {})
@@ -141,7 +141,7 @@ def test_a_long_name_is_refused() -> None:
 # --- KubeRay and Kueue -----------------------------------------------------------------------------------------------
 
 
-def test_what_kueue_asks_of_a_rayjob() -> None:
+def test_the_rayjob_meets_kueues_requirements() -> None:
     _, job = rendered()
     labels, spec = job["metadata"]["labels"], job["spec"]
     assert labels["kueue.x-k8s.io/queue-name"] == "kitae"
@@ -149,7 +149,7 @@ def test_what_kueue_asks_of_a_rayjob() -> None:
     assert labels["kitae.dev/runner"] == job["metadata"]["name"]
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] <= 60
-    assert "suspend" not in spec, "Kueue's own: a second `helm upgrade` must not ask for it again"
+    assert "suspend" not in spec, "Kueue sets it: a second `helm upgrade` must not reset it"
     cluster = spec["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
     assert [group["rayStartParams"] for group in cluster["workerGroupSpecs"]] == [{}]
@@ -160,7 +160,7 @@ def test_what_kueue_asks_of_a_rayjob() -> None:
     assert not [label for label in without if label.startswith("kueue")]
 
 
-def test_pods_are_told_to_save_before_they_go() -> None:
+def test_pods_request_a_checkpoint_before_they_end() -> None:
     _, job = rendered()
     templates = [template["spec"] for _, template in pod_templates(job["spec"]["rayClusterSpec"])]
     assert len(templates) == 2
@@ -173,7 +173,7 @@ def test_pods_are_told_to_save_before_they_go() -> None:
         assert container["envFrom"] == [{"secretRef": {"name": "a-store"}}]
 
 
-def test_limits_of_time() -> None:
+def test_deadlines() -> None:
     spec = rendered("deadlines")[1]["spec"]
     wanted = {"backoffLimit": 0, "activeDeadlineSeconds": 3600, "preRunningDeadlineSeconds": 600}
     assert {key: spec[key] for key in wanted} == wanted

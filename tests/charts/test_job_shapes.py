@@ -1,4 +1,4 @@
-"""A job is the same to Kubernetes however it was asked for: the launcher's RayJob and the chart's, side by side."""
+"""The launcher and the chart finetune-job give the same RayJob for the same job."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.charts import chart_values, helm
 
 RUNNER = "ftjob-0123456789-1"
 JOB_FILE = "/etc/kitae"
-"""Where the chart mounts it; the launcher's runner finds its job in the store."""
+"""Mount path of the chart; the launcher's runner reads its job from the store."""
 
 
 def launched(profile: str) -> dict[str, Any]:
-    """What the launcher makes of the chart's own `cluster.yaml`."""
+    """The launcher's RayJob with the chart's own `cluster.yaml`."""
     documents = helm.render("kitae", chart_values.kitae(profile=profile))
     (text,) = [d["data"]["cluster.yaml"] for d in documents if "cluster.yaml" in (d.get("data") or {})]
     cluster = settings.parse(
@@ -50,7 +50,7 @@ def pods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def comparable(pod: dict[str, Any]) -> dict[str, Any]:
-    """A pod without the job file, and without the order of what has names."""
+    """A pod without the job file, with named lists as mappings."""
     (container,) = pod["containers"]
     found = {key: value for key, value in pod.items() if key not in ("containers", "volumes")}
     found |= {key: value for key, value in container.items() if key not in ("env", "volumeMounts", "lifecycle")}
@@ -71,7 +71,7 @@ def test_pods_are_the_same(which: str) -> None:
     assert ours == chart
 
 
-def test_the_rest_is_the_same() -> None:
+def test_all_else_is_the_same() -> None:
     ours, chart = launched("gpu")["spec"], released()["spec"]
     for spec in (ours, chart):
         cluster = spec["rayClusterSpec"]
@@ -80,6 +80,6 @@ def test_the_rest_is_the_same() -> None:
         spec.pop("submitterPodTemplate")
         entrypoint = spec.pop("entrypoint")
         assert "ray_jobs" in entrypoint
-        assert entrypoint.endswith(" --launched"), "KubeRay would start again what somebody has stopped"
-    assert ours.pop("suspend") is True  # Kueue's webhook does it for the chart's: docs/decisions/kubernetes.md
+        assert entrypoint.endswith(" --launched"), "otherwise KubeRay restarts a stopped job"
+    assert ours.pop("suspend") is True  # Kueue's webhook sets it for the chart's: docs/decisions/kubernetes.md
     assert ours == chart

@@ -1,22 +1,22 @@
-"""A Kubernetes API server that behaves, as an HTTP server in a thread: what the official client meets on a real one.
+"""A fake Kubernetes API server over HTTP, in a thread: answers the official client as a real one does.
 
-What it has of a real one:
-- objects with uid, creationTimestamp, generation (it grows with `spec`) and resourceVersion (of the whole server);
-- create, get, list, merge patch, replace, delete; `dryRun=All`; `generateName`; status as its controller's own;
+Implemented:
+- objects with uid, creationTimestamp, generation (incremented with `spec`) and a server-wide resourceVersion;
+- create, get, list, merge patch, replace, delete; `dryRun=All`; `generateName`; status written by its controller only;
 - bodies are validated strictly (an unknown field, a null, a wrong type: 422), by KubeRay's and Kueue's own schemas
-  where `../shared/crds` is there and by `tests/cluster/schemas.py`; names and labels, too; webhooks may refuse more;
-- 409 AlreadyExists for a name that is taken (also by one that is being deleted), 409 Conflict for an old
-  resourceVersion, 404 for an object, for a namespace and, as plain text, for a kind that nobody serves;
-- label and field selectors; pages (`limit`, `continue`), whose token expires (410) when the history is forgotten;
+  if `../shared/crds` exists and by `tests/cluster/schemas.py`; names and labels too; webhooks may refuse more;
+- 409 AlreadyExists for a taken name (also of an object being deleted), 409 Conflict for an old resourceVersion, 404
+  for a missing object or namespace and, as plain text, for an unserved kind;
+- label and field selectors; pages (`limit`, `continue`) whose token expires (410) when the history is forgotten;
 - watches from a version, with bookmarks, `timeoutSeconds`, objects that leave a selector as DELETED, 410 as an event;
-- deletion with what is owned; finalizers; deletion that takes a while (`objects.deletion_lingers`, `collect`);
-- bearer tokens (401 for one that has expired) and RBAC (403 in the words of a real server).
+- deletion of owned objects; finalizers; delayed deletion (`objects.deletion_lingers`, `collect`);
+- bearer tokens (401 for an expired one) and RBAC (403 with a real server's message).
 
-What it has not: server-side apply, strategic merge, subresources over HTTP but `status`, CEL rules, TLS, quotas, and
-controllers; `tests/kueue/fake_kueue.py` plays Kueue and KubeRay.
+Not implemented: server-side apply, strategic merge, subresources other than `status`, CEL rules, TLS, quotas, and
+controllers; those of Kueue and KubeRay are in `tests/kueue/fake_kueue.py`.
 
-Faults on demand: `fail` (a status in place of the next answers), `drop` (the connection breaks before the request is
-done, or after it; of a watch, within the second line), `down` (every connection breaks).
+Faults on demand: `fail` (the next answers are a status), `drop` (the connection breaks before or after the request; for
+a watch, within the second line), `down` (every connection breaks).
 
     with fake_kubernetes() as server:
         cluster = server.connect()
@@ -52,11 +52,11 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked."""
+    """A received request."""
 
     method: str
     verb: str
-    """As RBAC names it."""
+    """RBAC's name of the verb."""
     kind: Kind | None
     path: str
     namespace: str | None
@@ -67,7 +67,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Rule:
-    """What may be done; "*" is anything."""
+    """A permission; "*" matches everything."""
 
     verbs: tuple[str, ...]
     plurals: tuple[str, ...]
@@ -81,7 +81,7 @@ class _Fault:
     status: int | None = None
     """None: the connection breaks."""
     after: bool = False
-    """The request is done first."""
+    """The request is executed before the fault."""
 
 
 @dataclass
@@ -90,28 +90,28 @@ class FakeKubernetes:
 
     objects: Objects = field(default_factory=Objects)
     rules: list[Rule] | None = None
-    """None: everything may be done."""
+    """None: everything is permitted."""
     token: str = "token-1"
-    """The one that is taken now."""
+    """The only valid token."""
     down: bool = False
     watch_ends_when_idle: bool = False
-    """A watch ends, with a bookmark, as soon as it has told everything, so that a test need not wait."""
+    """A watch ends with a bookmark once it has sent every event, so that a test does not wait."""
     bookmark_every_s: float = 0.2
     requests: list[Request] = field(default_factory=list)
-    """Everything that came, faults too."""
+    """Every received request, also those with faults."""
     _faults: list[_Fault] = field(default_factory=list)
-    _server: ThreadingHTTPServer | None = None
-    _stopping: bool = False
+    server: ThreadingHTTPServer | None = None
+    stopping: bool = False
 
-    # ---- what tests ask ----------------------------------------------------------------------------------------------
+    # ---- for tests ---------------------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        assert self.server is not None
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def connect(self, *, token: Callable[[], str] | None = None) -> Cluster:
-        """A client; it logs in with the token that is taken then, or with what `token` gives."""
+        """A client that logs in with the token valid at that time, or with that of `token`."""
         from kubernetes.client import ApiClient, Configuration
 
         def log_in() -> ApiClient:
@@ -136,23 +136,23 @@ class FakeKubernetes:
         path.write_text(yaml.safe_dump(document), encoding="utf-8")
 
     def fail(self, status: int, *, times: int = 1, when: Callable[[Request], bool] = lambda _: True) -> None:
-        """Answer the next such requests with this status, and do nothing."""
+        """Answer the next matching requests with this status, without executing them."""
         self._faults.append(_Fault(when, times, status))
 
     def drop(self, *, after: bool = False, times: int = 1, when: Callable[[Request], bool] = lambda _: True) -> None:
-        """Break the connection of the next such requests; `after`: once they are done."""
+        """Break the connection of the next matching requests; `after`: once they are executed."""
         self._faults.append(_Fault(when, times, None, after))
 
     def heal(self) -> None:
-        """No more faults."""
+        """Remove all faults."""
         self.down = False
         self._faults.clear()
 
     def expire_token(self) -> None:
-        """Only another token is taken from now on."""
+        """Replace the valid token."""
         self.token = f"token-{int(self.token.rpartition('-')[2]) + 1}"
 
-    # ---- how ---------------------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def answer(self, handler: _Handler) -> None:
         request = self._read(handler)
@@ -284,35 +284,35 @@ class FakeKubernetes:
             if since == "0":
                 since = str(objects.version)
                 for found in objects.list(kind, request.namespace, selector, fields):
-                    handler.tell("ADDED", found)
-        told, bookmark_at = int(since), time.monotonic() + self.bookmark_every_s
+                    handler.send_event("ADDED", found)
+        sent, bookmark_at = int(since), time.monotonic() + self.bookmark_every_s
         while True:
             with objects.changed:
-                expired = told < objects.forgotten
-                due = [change for change in objects.history if change.version > told and change.kind == kind]
+                expired = sent < objects.forgotten
+                due = [change for change in objects.history if change.version > sent and change.kind == kind]
                 newest = objects.version
             if expired:
-                gone = Refused(410, "Expired", f"too old resource version: {told} ({objects.version})")
-                handler.tell("ERROR", gone.status)
+                gone = Refused(410, "Expired", f"too old resource version: {sent} ({objects.version})")
+                handler.send_event("ERROR", gone.status)
                 break
             for change in due:
                 inside = request.namespace in (None, change.object["metadata"].get("namespace"))
                 what = seen_as(change, selector) if inside and selects_fields(fields, change.object) else None
                 if what is not None:
-                    handler.tell(what, change.object)
+                    handler.send_event(what, change.object)
                     if breaks:
                         handler.wfile.write(b'40\r\n{"type": "MODIF')
                         handler.hang_up()
                         return
-            told = newest
-            over = self._stopping or self.down or time.monotonic() >= ends_at or self.watch_ends_when_idle
+            sent = newest
+            over = self.stopping or self.down or time.monotonic() >= ends_at or self.watch_ends_when_idle
             if bookmarks and (over or time.monotonic() >= bookmark_at):
                 bookmark_at = time.monotonic() + self.bookmark_every_s
-                handler.tell("BOOKMARK", _bookmark(kind, told))
+                handler.send_event("BOOKMARK", _bookmark(kind, sent))
             if over:
                 break
             with objects.changed:
-                if objects.version == told:
+                if objects.version == sent:
                     objects.changed.wait(timeout=min(0.1, max(0.0, ends_at - time.monotonic())))
         if self.down:
             handler.hang_up()
@@ -332,7 +332,7 @@ def _document(request: Request) -> Object:
 
 
 class _NoSuchPath(Exception):
-    """Nobody serves it."""
+    """The path is not served."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -360,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
 
-    def tell(self, what: str, found: Object) -> None:
+    def send_event(self, what: str, found: Object) -> None:
         line = json.dumps({"type": what, "object": found}).encode() + b"\n"
         self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
         self.wfile.flush()
@@ -377,17 +377,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_kubernetes(**facts: Any) -> Iterator[FakeKubernetes]:
-    """A running server on a port of its own."""
+    """A running server on a free port."""
     fake = FakeKubernetes(**facts)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": fake}))
     server.daemon_threads = True
-    fake._server = server
+    fake.server = server
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
         yield fake
     finally:
-        fake._stopping = True
+        fake.stopping = True
         with fake.objects.changed:
             fake.objects.changed.notify_all()
         server.shutdown()

@@ -1,6 +1,6 @@
 """The objects of the fake API server: versions, conflicts, selectors, deletion, and the history that watches read.
 
-Knows nothing of HTTP. A refusal is a `Refused` with the Status that a real server answers.
+Does not know HTTP. A refusal is a `Refused` with the Status of a real server.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 LONGEST_RAY_JOB = 47
-"""KubeRay's webhook."""
+"""Limit of KubeRay's webhook."""
 
 
 class Refused(Exception):
-    """A request that is answered with a Status."""
+    """A request refused with a Status."""
 
     def __init__(self, code: int, reason: str, message: str, **details: Any) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Change:
 
 
 def findings(body: Object) -> list[str]:
-    """What is wrong with an object, `path: what`."""
+    """Schema violations of an object, as `path: message`."""
     name = f"{body.get('apiVersion')}/{body.get('kind')}"
     errors = itertools.chain.from_iterable(
         schema.iter_errors(body) for schema in validators(emitted=False).get(name, [])
@@ -60,29 +60,29 @@ def findings(body: Object) -> list[str]:
 
 @dataclass
 class Objects:
-    """Everything the server keeps."""
+    """All objects of the server."""
 
     kinds: set[Kind] = field(default_factory=lambda: set(KINDS))
-    """What is served; a test takes a kind away, or another version in its place."""
+    """Served kinds; a test may remove a kind or replace its version."""
     namespaces: set[str] | None = None
-    """Those that are there. None: any."""
+    """Existing namespaces. None: all."""
     webhooks: list[Callable[[Kind, Object, Object | None], None]] = field(default_factory=list)
-    """Called with an object about to be written and what was there before; may change it, or raise `Refused`."""
+    """Called with an object before it is written and its previous version; may change it, or raise `Refused`."""
     deletion_lingers: bool = False
-    """A deleted object stays, with a deletionTimestamp, until `collect`."""
+    """A deleted object stays with a deletionTimestamp until `collect`."""
     version: int = 100
     history: list[Change] = field(default_factory=list)
     forgotten: int = 0
-    """Versions up to this one are no longer kept."""
+    """The last version that has expired."""
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
-    _there: dict[tuple[Kind, str, str], Object] = field(default_factory=dict)
+    _stored: dict[tuple[Kind, str, str], Object] = field(default_factory=dict)
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     def list(self, kind: Kind, namespace: str | None = None, selector: str = "", fields: str = "") -> list[Object]:
         with self.changed:
-            keys = sorted(key for key in self._there if key[0] == kind and namespace in (None, key[1]))
-            found = [self._there[key] for key in keys]
+            keys = sorted(key for key in self._stored if key[0] == kind and namespace in (None, key[1]))
+            found = [self._stored[key] for key in keys]
             return [copy.deepcopy(o) for o in found if selects(selector, o) and selects_fields(fields, o)]
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object:
@@ -91,7 +91,7 @@ class Objects:
 
     def find(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
         with self.changed:
-            found = self._there.get((kind, namespace or "", name))
+            found = self._stored.get((kind, namespace or "", name))
             return copy.deepcopy(found)
 
     # ---- writing -----------------------------------------------------------------------------------------------------
@@ -108,9 +108,9 @@ class Objects:
                 raise bad_request("resourceVersion should not be set on objects to be created")
             if "generateName" in metadata and "name" not in metadata:
                 metadata["name"] = metadata["generateName"] + uuid.uuid4().hex[:5]
-            if (kind, namespace or "", metadata.get("name")) in self._there:
+            if (kind, namespace or "", metadata.get("name")) in self._stored:
                 raise _status(kind, metadata["name"], 409, "AlreadyExists", "already exists")
-            made.pop("status", None)  # a subresource: only its controller writes it
+            made.pop("status", None)  # a subresource, written by its controller only
             self._admit(kind, made, None)
             metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
             return copy.deepcopy(made) if dry_run else self._put(kind, made, "ADDED")
@@ -118,7 +118,7 @@ class Objects:
     def patch(
         self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
     ) -> Object:
-        """A merge patch. One that changes nothing makes no new version."""
+        """Apply a merge patch. Without a change the resourceVersion stays."""
         with self.changed:
             return self.replace(
                 kind, name, merged(self._found(kind, name, namespace), body), namespace, dry_run=dry_run
@@ -127,7 +127,7 @@ class Objects:
     def replace(
         self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
     ) -> Object:
-        """A whole object in place of what was there, but for its status."""
+        """Replace an object except its status."""
         with self.changed:
             old, new = self._found(kind, name, namespace), copy.deepcopy(body)
             given = new.get("metadata", {}).get("resourceVersion")
@@ -149,7 +149,7 @@ class Objects:
             return self._put_or_finish(kind, new)
 
     def set_status(self, kind: Kind, name: str, namespace: str | None, status: Object) -> Object:
-        """As the kind's controller writes it: merged into what is there."""
+        """Merge into the status, as the kind's controller does."""
         with self.changed:
             new = copy.deepcopy(self._found(kind, name, namespace))
             new["status"] = merged(new.get("status", {}), status)
@@ -176,25 +176,25 @@ class Objects:
             return self._remove(kind, old)
 
     def collect(self) -> None:
-        """Take away what was deleted and still lingers, with what it owns."""
+        """Remove the lingering deleted objects and those that they own."""
         with self.changed:
-            for (kind, _, _), old in list(self._there.items()):
+            for (kind, _, _), old in list(self._stored.items()):
                 metadata = old["metadata"]
                 if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
                     self._remove(kind, old)
 
     def forget(self) -> None:
-        """Forget the history: a watch or a page from before now is answered 410."""
+        """Forget the history: earlier watches and pages are answered with 410."""
         with self.changed:
             self.forgotten = self.version
             self.history.clear()
             self.changed.notify_all()
 
-    # ---- how ---------------------------------------------------------------------------------------------------------
+    # ---- rules -------------------------------------------------------------------------------------------------------
 
     def _found(self, kind: Kind, name: str, namespace: str | None) -> Object:
         try:
-            return self._there[kind, namespace or "", name]
+            return self._stored[kind, namespace or "", name]
         except KeyError:
             raise _status(kind, name, 404, "NotFound", "not found") from None
 
@@ -222,16 +222,16 @@ class Objects:
 
     def _put(self, kind: Kind, new: Object, what: str) -> Object:
         key = (kind, new["metadata"].get("namespace", ""), new["metadata"]["name"])
-        self._write(kind, new, what, self._there.get(key))
-        self._there[key] = new
+        self._write(kind, new, what, self._stored.get(key))
+        self._stored[key] = new
         return copy.deepcopy(new)
 
     def _remove(self, kind: Kind, old: Object) -> Object:
-        for (other, _, _), child in list(self._there.items()):
+        for (other, _, _), child in list(self._stored.items()):
             if any(o["uid"] == old["metadata"]["uid"] for o in child["metadata"].get("ownerReferences", [])):
                 self._remove(other, child)
         key = (kind, old["metadata"].get("namespace", ""), old["metadata"]["name"])
-        before = self._there.pop(key, None)
+        before = self._stored.pop(key, None)
         gone = copy.deepcopy(old)
         self._write(kind, gone, "DELETED", before)
         return gone
@@ -244,7 +244,7 @@ class Objects:
 
 
 def seen_as(change: Change, selector: str) -> str | None:
-    """The type of the event that a watch with this selector gets. None: it gets none."""
+    """The type of the event for a watch with this selector. None: no event."""
     now_in = selects(selector, change.object)
     was_in = change.before is not None and selects(selector, change.before)
     if change.type == "DELETED" or not now_in:
@@ -253,7 +253,7 @@ def seen_as(change: Change, selector: str) -> str | None:
 
 
 def selects(selector: str, found: Object) -> bool:
-    """Whether a label selector (`a=b`, `a!=b`, `a`, `!a`, `a in (b,c)`) has an object."""
+    """A label selector (`a=b`, `a!=b`, `a`, `!a`, `a in (b,c)`) matches an object."""
     labels = found["metadata"].get("labels") or {}
     for term in re.findall(r"[^,(]+(?:\([^)]*\))?", selector):
         term = term.strip().lstrip(",")
@@ -270,7 +270,7 @@ def selects(selector: str, found: Object) -> bool:
 
 
 def selects_fields(selector: str, found: Object) -> bool:
-    """Whether a field selector (`a.b=c`) has an object."""
+    """A field selector (`a.b=c`) matches an object."""
     for term in filter(None, selector.split(",")):
         path, _, wanted = term.partition("=")
         value: Any = found
@@ -282,7 +282,7 @@ def selects_fields(selector: str, found: Object) -> bool:
 
 
 def merged(old: Any, change: Any) -> Any:
-    """RFC 7386."""
+    """JSON merge patch (RFC 7386)."""
     if not isinstance(change, dict):
         return copy.deepcopy(change)
     result = dict(old) if isinstance(old, dict) else {}

@@ -1,6 +1,7 @@
-"""JSON schemas of the custom resources, with the fields that Kitae reads and writes and no others.
+"""JSON schemas of the custom resources, with only the fields that Kitae reads and writes.
 
-For where KubeRay's and Kueue's own are not at hand; beside them they keep what Kitae emits to what it means to.
+They replace KubeRay's and Kueue's schemas where these are missing; beside them they restrict the fields that Kitae
+writes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def one_of(*values: str) -> Schema:
 
 
 def record(required: str = "", /, **fields: Schema) -> Schema:
-    """An object with these fields; `required`: names of those that it must have."""
+    """An object with these fields; `required`: names of the required ones, separated by spaces."""
     return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": fields}
 
 
@@ -233,9 +234,10 @@ SCHEMAS: Mapping[str, Schema] = {
 
 @cache
 def validators(*, emitted: bool) -> Mapping[str, list[Draft202012Validator]]:
-    """What a kind is held against, by `group/version/Kind`: this project's schema and, where `../shared/crds` is there,
-    the operator's own. `emitted`: of manifests as the charts emit them, which nobody has added to yet
-    (`custom_resources.json`); else of objects as a server has them."""
+    """Schemas by `group/version/Kind`: this project's and, if `../shared/crds` exists, the operator's.
+
+    `emitted`: for manifests as the charts emit them (`custom_resources.json`), else for objects on a server.
+    """
     here = Path(__file__).parent
     shared = ROOT.parent / "shared/crds/schemas.json.gz"
     documents = [json.loads((here / "custom_resources.json").read_text(encoding="utf-8")) if emitted else SCHEMAS]

@@ -1,4 +1,4 @@
-"""infra/ and the operator's documentation: they render, they parse, and they name what there is."""
+"""infra/ and the operator's documentation: values render, scripts parse, named files and commands exist."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ PAGES = [
     ROOT / f"docs/{name}.md" for name in ("install", "upgrade", "backup", "runbook", "security", "decisions/image")
 ]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-# `kitae quota` is there from the version on that has quotas; a document may be written before.
-LATER = {"quota"} - set(cli.commands)
 
 
 def read(path: str) -> Any:
@@ -37,7 +35,7 @@ def read(path: str) -> Any:
 
 
 def names_in_the_store() -> set[str]:
-    """The first parts of the store's layout, as docs/architecture.md lists them."""
+    """Prefixes of the store's keys, as docs/architecture.md lists them."""
     block = ARCHITECTURE.partition("## Keys in the store")[2].split("```")[1]
     return set(re.findall(r"(?:^|; )([a-z-]+)/", block, flags=re.MULTILINE))
 
@@ -59,13 +57,13 @@ def of(documents: list[Object], kind: str) -> list[Object]:
 
 @pytest.mark.parametrize("major", helm.MAJORS)
 @pytest.mark.parametrize("name", VALUES)
-def test_an_api_server_takes_what_the_values_make(name: str, major: int) -> None:
+def test_manifests_of_the_values_are_valid(name: str, major: int) -> None:
     documents = helm.render("kitae", VALUES[name], major=major)
     assert [finding for document in documents for finding in findings(document)] == []
 
 
 def nominal(queues: list[Object]) -> dict[tuple[str, str], float]:
-    """(flavour, resource) → the sum of nominal quotas."""
+    """Sum of nominal quotas by (flavor, resource)."""
     found: dict[tuple[str, str], float] = {}
     for queue in queues:
         for group in queue["spec"]["resourceGroups"]:
@@ -76,7 +74,7 @@ def nominal(queues: list[Object]) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_the_quotas_are_those_that_the_files_tell_of() -> None:
+def test_the_total_quotas() -> None:
     small = nominal(of(helm.render("kitae", VALUES["quotas/small.yaml"]), "ClusterQueue"))
     assert small["gpu", "nvidia.com/gpu"] == 6
     large = nominal(of(helm.render("kitae", VALUES["quotas/large.yaml"]), "ClusterQueue"))
@@ -86,7 +84,7 @@ def test_the_quotas_are_those_that_the_files_tell_of() -> None:
 
 
 @pytest.mark.parametrize("name", ["quotas/small.yaml", "quotas/large.yaml"])
-def test_a_gpu_has_the_cores_and_memory_that_a_job_needs_with_it(name: str) -> None:
+def test_each_gpu_has_the_cores_and_memory_of_a_worker(name: str) -> None:
     worker = read("charts/kitae/values.yaml")["profiles"]["gpu"]["jobWorker"]
     for team in read(f"infra/{name}")["teams"].values():
         for quota in team["quotas"].values():
@@ -96,7 +94,7 @@ def test_a_gpu_has_the_cores_and_memory_that_a_job_needs_with_it(name: str) -> N
                     assert parse(str(quota[resource].get(limit, 0))) >= gpus * parse(worker[resource])
 
 
-def test_on_the_local_cluster_one_job_fits_and_two_never_do() -> None:
+def test_one_job_fits_on_the_local_cluster_and_two_do_not() -> None:
     documents = helm.render("kitae", VALUES["local/fake-gpus.yaml"])
     sizes = VALUES["local/values.yaml"]["profiles"]["cpu"]
     job = {key: parse(sizes["jobHead"][key]) + parse(sizes["jobWorker"][key]) for key in ("cpu", "memory")}
@@ -106,7 +104,7 @@ def test_on_the_local_cluster_one_job_fits_and_two_never_do() -> None:
     for resource, needed in job.items():
         (flavor,) = queues["kitae-blue"]["spec"]["resourceGroups"][0]["flavors"]
         (own,) = (each for each in flavor["resources"] if each["name"] == resource)
-        assert parse(own["nominalQuota"]) < needed, "each borrows, so that none takes quota back from the other"
+        assert parse(own["nominalQuota"]) < needed, "each borrows, so that no job reclaims quota from the other"
         assert needed <= parse(own["nominalQuota"]) + parse(own["borrowingLimit"])
         assert float(needed) <= total["cpu", resource] < 2 * float(needed)
     (fake,) = queues["kitae-pretend"]["spec"]["resourceGroups"][0]["flavors"]
@@ -114,7 +112,7 @@ def test_on_the_local_cluster_one_job_fits_and_two_never_do() -> None:
 
 
 @pytest.mark.parametrize("major", helm.MAJORS)
-def test_the_demonstrations_job_is_as_large_as_the_endpoint_would_make_it(major: int, tmp_path: Path) -> None:
+def test_the_demo_job_has_the_sizes_of_the_endpoints_jobs(major: int, tmp_path: Path) -> None:
     text = (INFRA / "local/job.yaml").read_text(encoding="utf-8").replace("TEAM", "blue")
     file = tmp_path / "job.yaml"
     file.write_text(text, encoding="utf-8")
@@ -128,7 +126,7 @@ def test_the_demonstrations_job_is_as_large_as_the_endpoint_would_make_it(major:
     assert values["store"].items() <= (VALUES["local/values.yaml"]["store"] | {"existingSecret": "kitae-store"}).items()
 
 
-def test_operators_are_what_the_charts_rest_on() -> None:
+def test_the_operators_configuration_is_what_the_charts_need() -> None:
     kuberay, kueue = read("infra/operators/kuberay.yaml"), read("infra/operators/kueue.yaml")
     assert kuberay["replicas"] > 1
     assert kuberay["leaderElectionEnabled"] is True
@@ -149,7 +147,7 @@ def test_versions_are_the_same_everywhere() -> None:
     assert named == {"1.7": {"1.7.0"}, "0.19": {"0.19.2"}}
 
 
-def test_prometheus_without_its_operator_reads_what_the_chart_makes() -> None:
+def test_prometheus_without_its_operator_scrapes_the_charts_service() -> None:
     (scrape,) = read("infra/monitoring/prometheus.yaml")["scrape_configs"]
     (service,) = of(helm.render("kitae", VALUES["monitoring/values.yaml"]), "Service")
     kept = {
@@ -157,7 +155,7 @@ def test_prometheus_without_its_operator_reads_what_the_chart_makes() -> None:
     }
     assert kept == {
         "__meta_kubernetes_service_name": service["metadata"]["name"],
-        # Ray's own port 8080 is found as well, since the pod has it.
+        # The pod also has Ray's own port 8080.
         "__meta_kubernetes_endpointslice_port_name": service["spec"]["ports"][0]["name"],
     }
     assert scrape["kubernetes_sd_configs"][0]["namespaces"]["names"] == [service["metadata"]["namespace"]]
@@ -169,7 +167,7 @@ def test_prometheus_without_its_operator_reads_what_the_chart_makes() -> None:
 
 
 def resources(policy: str) -> dict[str, set[str]]:
-    """Action → the first parts of the names that it is allowed on."""
+    """Allowed key prefixes by action."""
     document = json.loads((INFRA / f"object-store/policy-{policy}.json").read_text(encoding="utf-8"))
     found: dict[str, set[str]] = {}
     for statement in document["Statement"]:
@@ -183,7 +181,7 @@ def resources(policy: str) -> dict[str, set[str]]:
     return found
 
 
-def test_a_teams_policy_has_what_its_jobs_need_and_nothing_else() -> None:
+def test_a_teams_policy_allows_only_what_its_jobs_need() -> None:
     found, known = resources("team"), names_in_the_store() | {".probe"}
     assert len(known) > 12
     written = {"bases", "datasets", "jobs", "models", "aliases", "deployments", ".probe"}
@@ -199,7 +197,7 @@ def test_a_teams_policy_has_what_its_jobs_need_and_nothing_else() -> None:
     assert resources("endpoint")["DeleteObject"] == {"*"}
 
 
-def test_nothing_that_is_a_record_expires() -> None:
+def test_no_record_expires() -> None:
     rules = json.loads((INFRA / "object-store/lifecycle.json").read_text(encoding="utf-8"))["Rules"]
     expires = {rule["Filter"]["Prefix"] for rule in rules if "Days" in rule.get("Expiration", {})}
     assert expires == {"PREFIX/.probe/", "PREFIX/uploads/"}
@@ -207,7 +205,7 @@ def test_nothing_that_is_a_record_expires() -> None:
     assert len({rule["ID"] for rule in rules}) == len(rules)
 
 
-def test_the_store_in_the_cluster_is_restricted_and_where_the_values_say() -> None:
+def test_the_store_in_the_cluster_is_restricted_and_has_the_address_of_the_values() -> None:
     documents = list(yaml.safe_load_all((INFRA / "object-store/seaweedfs.yaml").read_text(encoding="utf-8")))
     assert [finding for document in documents for finding in findings(document)] == []
     (service,) = of(documents, "Service")
@@ -226,7 +224,7 @@ def test_the_store_in_the_cluster_is_restricted_and_where_the_values_say() -> No
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_scripts_parse_and_name_files_that_are_there(script: Path) -> None:
+def test_scripts_parse_and_name_existing_files(script: Path) -> None:
     assert len(SCRIPTS) >= 6
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text(encoding="utf-8")
@@ -236,7 +234,7 @@ def test_scripts_parse_and_name_files_that_are_there(script: Path) -> None:
         assert (ROOT / named).exists(), f"{script.name} names {named}"
 
 
-def test_a_missing_tool_and_every_wrong_setting_are_said_at_once(tmp_path: Path) -> None:
+def test_missing_tools_and_wrong_settings_are_reported_at_once(tmp_path: Path) -> None:
     for tool in ("bash", "dirname", "cat"):
         (tmp_path / tool).symlink_to(f"/usr/bin/{tool}")
     wrong = {"KITAE_LOCAL_IMAGE": "kitae:latest", "KITAE_LOCAL_OPERATORS": "maybe", "KITAE_LOCAL_VALUES": "/none.yaml"}
@@ -258,7 +256,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_documents_link_to_is_there(document: Path) -> None:
+def test_links_in_documents_lead_to_existing_targets(document: Path) -> None:
     assert len(DOCUMENTS) > 20
     text = document.read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -273,20 +271,17 @@ def test_what_documents_link_to_is_there(document: Path) -> None:
 @pytest.mark.parametrize(
     "document", [*sorted(INFRA.rglob("*.md")), *PAGES], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_files_and_commands_that_operators_are_told_of_are_there(document: Path) -> None:
+def test_files_and_commands_in_operators_documents_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for named in re.findall(r"(?<![\w/.])(?:infra|charts|docs|tests|requirements)/[A-Za-z0-9_./-]*[A-Za-z0-9]", text):
-        later = named == "docs/quota.md" and "quota" in LATER
-        assert (ROOT / named).exists() or later, named
+        assert (ROOT / named).exists(), named
     for line in re.findall(r"`(kitae [a-z][^`\n]*)`|^\$ (?:.*-- )?(kitae [a-z][^\n]*)", text, flags=re.MULTILINE):
         command(next(filter(None, line)))
 
 
 def command(line: str) -> None:
-    """That `kitae …` exists, and takes the options that are written."""
+    """Assert that a command exists and has the given options."""
     words = line.split("#")[0].split()[1:]
-    if words[0] in LATER:
-        return
     found: click.Command = cli.commands[words[0]]
     options = {option for parameter in found.params for option in parameter.opts}
     if isinstance(found, click.Group) and len(words) > 1 and words[1] in found.commands:
@@ -297,7 +292,7 @@ def command(line: str) -> None:
             assert word.split("=")[0] in options, line
 
 
-def test_the_run_book_answers_every_alert() -> None:
+def test_the_runbook_has_a_section_for_every_alert() -> None:
     wanted = {rule["runbook"] for rule in read("charts/kitae/rules.yaml")["rules"]}
     parts = (ROOT / "docs/runbook.md").read_text(encoding="utf-8").split("\n## ")[1:]
     found = {part.partition("\n")[0].lower().replace(" ", "-"): part for part in parts}
@@ -309,6 +304,6 @@ def test_the_run_book_answers_every_alert() -> None:
         assert f"`{rule['alert']}`" in found[rule["runbook"]]
 
 
-def test_it_is_installed_in_ten_commands() -> None:
+def test_the_installation_has_ten_commands() -> None:
     block = (ROOT / "docs/install.md").read_text(encoding="utf-8").split("```")[1]
     assert len(re.findall(r"^\$ ", block, flags=re.MULTILINE)) == 10

@@ -1,4 +1,4 @@
-"""The scripts of infra/, run with stand-ins for kubectl, helm, kind and docker: what they ask for and what they say."""
+"""The scripts of infra/, run with fakes of kubectl, helm, kind and docker: the commands they run and their output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RIGHT = {
 def run(
     directory: Path, script: str, answers: dict[str, str], **environment: str
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """The end of a script, and the commands that its stand-ins saw. An answer that begins with `!` fails."""
+    """Run a script: its result, and the commands that the fakes received. An answer with `!` in front is a failure."""
     answer = ""
     for number, (pattern, text) in enumerate(answers.items()):
         escaped = pattern.replace(" ", r"\ ")
@@ -36,8 +36,8 @@ def run(
         (directory / str(number)).write_text(text.removeprefix("!"), encoding="utf-8")
     reads = 'if [[ "$line" == *stdin* || "$line" == *"-f -" ]]; then cat >/dev/null; fi\n'
     for tool in ("kubectl", "helm", "kind", "docker"):
-        stand_in = f'#!/bin/bash\nline="{tool} $*"\necho "$line" >> "{directory}/seen"\n{reads}{answer}\nexit 0\n'
-        (directory / tool).write_text(stand_in, encoding="utf-8")
+        fake = f'#!/bin/bash\nline="{tool} $*"\necho "$line" >> "{directory}/seen"\n{reads}{answer}\nexit 0\n'
+        (directory / tool).write_text(fake, encoding="utf-8")
         (directory / tool).chmod(0o755)
     done = subprocess.run(
         ["/bin/bash", str(INFRA / script)],
@@ -55,7 +55,7 @@ def run(
     return done, seen.read_text(encoding="utf-8").splitlines() if seen.exists() else []
 
 
-def test_the_check_is_content_with_what_is_right(tmp_path: Path) -> None:
+def test_the_check_passes(tmp_path: Path) -> None:
     done, _ = run(tmp_path, "operators/check.sh", RIGHT)
     assert done.stdout.endswith("all checks passed\n"), done.stdout + done.stderr
     assert done.returncode == 0
@@ -63,7 +63,7 @@ def test_the_check_is_content_with_what_is_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "answer", "said"),
+    ("pattern", "answer", "finding"),
     [
         ("kubectl version", '{"serverVersion": {"minor": "28"}}', "Kubernetes is 1.28"),
         ("kubectl get crd .*ray.io", "!", "no CustomResourceDefinition rayjobs.ray.io"),
@@ -77,19 +77,19 @@ def test_the_check_is_content_with_what_is_right(tmp_path: Path) -> None:
         ("kubectl -n kueue-system get configmaps", "!", "configuration cannot be read"),
     ],
 )
-def test_the_check_says_what_is_wrong(tmp_path: Path, pattern: str, answer: str, said: str) -> None:
+def test_the_check_reports_a_finding(tmp_path: Path, pattern: str, answer: str, finding: str) -> None:
     done, _ = run(tmp_path, "operators/check.sh", RIGHT | {pattern: answer})
-    assert said in done.stdout
+    assert finding in done.stdout
     assert done.returncode == 1
 
 
-def test_the_check_is_content_with_kueues_own_way_of_waiting_for_pods(tmp_path: Path) -> None:
+def test_the_check_accepts_kueues_default_of_waiting_for_pods(tmp_path: Path) -> None:
     configuration = "frameworks:\n  - ray.io/rayjob\nfairSharing:\n"
     done, _ = run(tmp_path, "operators/check.sh", RIGHT | {"kubectl -n kueue-system get configmaps": configuration})
     assert done.returncode == 0, done.stdout
 
 
-def test_the_check_says_everything_at_once(tmp_path: Path) -> None:
+def test_the_check_reports_every_finding(tmp_path: Path) -> None:
     done, _ = run(
         tmp_path, "operators/check.sh", dict.fromkeys(RIGHT, "!") | {"kubectl version": RIGHT["kubectl version"]}
     )
@@ -101,7 +101,7 @@ def test_the_check_says_everything_at_once(tmp_path: Path) -> None:
 UP = {"kubectl -n kitae-store get secret seaweedfs -o": "c2VjcmV0"}
 
 
-def test_one_command_brings_it_up_in_a_cluster_that_exists(tmp_path: Path) -> None:
+def test_up_installs_into_an_existing_cluster(tmp_path: Path) -> None:
     image = "registry.example/kitae:0.1.0-cpu"
     done, seen = run(tmp_path, "local/up.sh", UP, KITAE_LOCAL_CLUSTER="existing", KITAE_LOCAL_IMAGE=image)
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_one_command_brings_it_up_in_a_cluster_that_exists(tmp_path: Path) -> No
         assert [line for line in seen if line.startswith(f"kubectl -n {namespace} get secret kitae-store")]
 
 
-def test_one_command_makes_a_cluster_without_the_internet(tmp_path: Path) -> None:
+def test_up_creates_a_cluster_without_the_internet(tmp_path: Path) -> None:
     for name in ("kuberay-operator-1.7.0.tgz", "kueue-0.19.2.tgz", "operators.tar"):
         (tmp_path / name).touch()
     places = {"KITAE_LOCAL_CHARTS": str(tmp_path), "KITAE_LOCAL_ARCHIVES": str(tmp_path)}
@@ -134,14 +134,14 @@ def test_one_command_makes_a_cluster_without_the_internet(tmp_path: Path) -> Non
     assert "infra/local/fake-gpus.yaml" in endpoint
 
 
-def test_an_endpoint_that_does_not_get_ready_is_said(tmp_path: Path) -> None:
+def test_up_reports_an_endpoint_that_does_not_become_ready(tmp_path: Path) -> None:
     answers = UP | {"kubectl -n kitae wait": "!"}
     done, _ = run(tmp_path, "local/up.sh", answers, KITAE_LOCAL_CLUSTER="existing", KITAE_LOCAL_PATIENCE_S="1")
     assert done.returncode == 2
     assert "not ready after 1 s" in done.stderr
 
 
-def test_taking_away_leaves_the_data_unless_it_is_told(tmp_path: Path) -> None:
+def test_down_keeps_the_data_by_default(tmp_path: Path) -> None:
     done, seen = run(tmp_path, "local/down.sh", {}, KITAE_LOCAL_CLUSTER="existing")
     assert done.returncode == 0, done.stderr
     assert [line.split()[2] for line in seen if line.startswith("helm uninstall")] == ["faq-blue", "faq-green", "kitae"]
@@ -149,7 +149,7 @@ def test_taking_away_leaves_the_data_unless_it_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("major", helm.MAJORS)
-def test_helm_has_the_options_that_are_used(major: int) -> None:
+def test_helm_has_every_option_used(major: int) -> None:
     texts = [
         path.read_text(encoding="utf-8")
         for path in [*INFRA.rglob("*.sh"), *INFRA.rglob("*.md"), *(ROOT / "docs").glob("*.md")]

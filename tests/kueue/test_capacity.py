@@ -90,4 +90,4 @@ def test_exactly_the_requests_that_fit_an_empty_cluster_pass_the_check(
     except RequestTooLarge:
         assert not fits
     else:
-        assert fits  # with one flavor the sums are all there is
+        assert fits  # with one flavor only the sums matter

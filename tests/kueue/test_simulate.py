@@ -28,15 +28,15 @@ def starts(outcomes: Sequence[WorkOutcome]) -> dict[str, list[float]]:
 
 
 def erlang_c(servers: int, load: float) -> float:
-    """Probability that an arrival waits in M/M/c (Erlang 1917); `load` = arrival rate × mean service."""
+    """Probability that an arrival waits in M/M/c (Erlang 1917). `load`: arrival rate × mean service time."""
     terms = sum(load**k / math.factorial(k) for k in range(servers))
     last = load**servers / math.factorial(servers) * servers / (servers - load)
     return last / (terms + last)
 
 
 def poisson_trace(servers: int, rho: float, count: int, seed: int) -> list[Work]:
-    """Arrivals of M/M/c with mean service 1. Sums are scaled to what they would be in the long run, which takes the
-    largest part of the noise out of the mean wait."""
+    """Arrivals of M/M/c with mean service time 1. Gaps and services are scaled to their expected sums, which removes
+    most of the noise from the mean wait."""
     drawn = random.Random(f"{seed} {servers} {rho}")
     gaps = [drawn.expovariate(1) for _ in range(count)]
     services = [drawn.expovariate(1) for _ in range(count)]
@@ -49,7 +49,7 @@ def poisson_trace(servers: int, rho: float, count: int, seed: int) -> list[Work]
 
 
 @pytest.mark.parametrize(("servers", "rho"), [(1, 0.6), (2, 0.7), (4, 0.7), (8, 0.8)])
-def test_waits_of_m_m_c_are_those_of_erlang_within_5_percent(servers: int, rho: float) -> None:
+def test_waits_of_m_m_c_match_erlang_c_within_5_percent(servers: int, rho: float) -> None:
     runs, count = 3, 20_000
     waits: list[float] = []
     pool = make_pool(a=limits(servers))
@@ -58,13 +58,13 @@ def test_waits_of_m_m_c_are_those_of_erlang_within_5_percent(servers: int, rho: 
     waiting = erlang_c(servers, servers * rho)
     assert sum(waits) / len(waits) == pytest.approx(waiting / (servers * (1 - rho)), rel=0.05)
     assert sum(wait > 1e-9 for wait in waits) / len(waits) == pytest.approx(waiting, rel=0.05)
-    # The wait of those that wait is exponential: so are its quantiles.
+    # The waiting time of the waiting jobs is exponentially distributed.
     p95 = max(0.0, math.log(waiting / 0.05) / (servers * (1 - rho)))
     assert quantile(sorted(waits), 0.95) == pytest.approx(p95, rel=0.1)
 
 
-def test_each_wait_of_m_m_c_is_that_of_the_recursion_for_first_come_first_served() -> None:
-    """Kiefer and Wolfowitz 1955: a job starts when the server that is free first is."""
+def test_each_wait_of_m_m_c_matches_the_recursion_for_fifo() -> None:
+    """Kiefer and Wolfowitz 1955: a job starts on the server that is free first."""
     works = poisson_trace(3, 0.9, 3_000, 1)
     free = [0.0] * 3
     expected = []
@@ -95,7 +95,7 @@ def mean_wait_of_a_scan(works: Sequence[Work], gpus: int) -> float:
     return total_s / len(works)
 
 
-def test_one_team_by_priority_waits_as_long_as_in_a_scan_of_the_whole_queue() -> None:
+def test_one_team_by_priority_waits_as_long_as_in_a_scan_of_its_queue() -> None:
     drawn, gpus, now_s = random.Random(5), 16, 0.0
     works = []
     for i in range(500):
@@ -115,9 +115,8 @@ Numbers = dict[str, tuple[int, int | None, int | None]]
 
 
 def stepped(teams: Numbers, works: Sequence[Work]) -> dict[str, int]:
-    """Starts, by an implementation that shares nothing with the one under test. Every second it ends what is over and
-    tries all that waits anew; what is in use is counted from the list of what runs. Whole seconds, no preemption.
-    """
+    """Starts by an independent implementation: every second it ends and admits works, and recounts usage from the list
+    of running works. Whole seconds, no preemption."""
     queue = sorted(works, key=lambda w: (-w.priority, w.arrival_s))
     begun: dict[str, int] = {}
     busy: list[tuple[Work, int]] = []
@@ -130,7 +129,7 @@ def stepped(teams: Numbers, works: Sequence[Work]) -> dict[str, int]:
         nominal, borrow, _ = teams[each.team]
         after = {name: used(name, held) for name in teams}
         after[each.team] += int(each.units)
-        # Beyond what a team keeps for itself, everybody takes from what all of them lend.
+        # Usage beyond a team's guaranteed quota is taken from the sum of all lendable quota.
         keeps = {name: 0 if lend is None else own - min(own, lend) for name, (own, _, lend) in teams.items()}
         lent = sum(own - keeps[name] for name, (own, _, _) in teams.items())
         taken = sum(max(0, after[name] - keeps[name]) for name in teams)
@@ -140,7 +139,7 @@ def stepped(teams: Numbers, works: Sequence[Work]) -> dict[str, int]:
         busy = [(w, end) for w, end in busy if end > now]
         tried: set[str] = set()
         while True:
-            # A cycle: each team's first that was not tried yet; those that need not borrow go first.
+            # A cycle: each team's first untried work; those that need not borrow come first.
             waiting = [w for w in queue if w.arrival_s <= now and w.name not in begun and w.name not in tried]
             heads = [
                 next(w for w in waiting if w.team == name) for name in teams if any(w.team == name for w in waiting)
@@ -179,16 +178,16 @@ def traces(draw: st.DrawFn) -> tuple[Numbers, list[Work]]:
     works = []
     for i in range(count):
         team = draw(st.sampled_from(sorted(teams)))
-        # No larger than its nominal quota, so that everything starts some day.
+        # At most the nominal quota, so that every work starts.
         units = draw(st.integers(1, teams[team][0]))
-        # No two at the same time: Kueue's order of these is of no interest.
+        # All at different times: the order of simultaneous arrivals is not compared.
         works.append(work(f"w{i}", team, 3 * i, draw(st.integers(1, 30)), units, draw(st.integers(0, 2))))
     return teams, works
 
 
 @given(traces())
 @settings(max_examples=150, deadline=None)
-def test_a_trace_is_as_one_that_is_stepped_second_by_second(
+def test_a_random_trace_matches_the_simulation_in_steps(
     trace: tuple[Numbers, list[Work]],
 ) -> None:
     teams, works = trace
@@ -201,7 +200,7 @@ def test_a_trace_is_as_one_that_is_stepped_second_by_second(
 # ---- rule by rule
 
 
-def test_a_team_borrows_what_others_lend_and_no_more() -> None:
+def test_a_team_borrows_only_what_others_lend() -> None:
     pool = make_pool(blue=limits(4, borrow=3), red=limits(8, lend=2))
     found = starts(simulate(pool, [work("own", "blue", 0, 10, 4), *(work(f"b{i}", "blue", i, 10) for i in (1, 2, 3))]))
     assert found == {"own": [0], "b1": [1], "b2": [2], "b3": [10]}  # red lends 2, though 3 may be borrowed
@@ -210,7 +209,7 @@ def test_a_team_borrows_what_others_lend_and_no_more() -> None:
     assert found == {"own": [0], "b1": [1], "b2": [10]}  # red lends all, and 1 may be borrowed
 
 
-def test_a_cohorts_own_quota_is_there_for_every_team() -> None:
+def test_every_team_may_use_a_cohorts_own_quota() -> None:
     pool = Pool({"blue": TeamQuota({"h100": limits(1)})}, {"h100": "gpu"}, shared={("kitae", "h100"): Decimal(2)})
     assert starts(simulate(pool, [work("big", "blue", 0, 10, 3), work("huge", "blue", 1, 10, 4)])) == {
         "big": [0],
@@ -218,7 +217,7 @@ def test_a_cohorts_own_quota_is_there_for_every_team() -> None:
     }
 
 
-def test_teams_without_a_cohort_or_of_different_ones_do_not_share() -> None:
+def test_teams_of_different_cohorts_or_none_do_not_share() -> None:
     own = {"h100": limits(1)}
     alone, other = TeamQuota(own, cohort=None), TeamQuota(own, cohort="other")
     teams: dict[str, Any] = {"a": alone, "b": alone, "c": TeamQuota(own), "d": other}
@@ -227,7 +226,7 @@ def test_teams_without_a_cohort_or_of_different_ones_do_not_share() -> None:
     assert starts(simulate(pool, works)) == {w.name: [0 if w.name[1] == "0" else 10] for w in works}
 
 
-def test_strict_fifo_waits_behind_a_large_job_and_best_effort_passes_it() -> None:
+def test_strict_fifo_waits_behind_a_large_job_and_best_effort_fifo_does_not() -> None:
     works = [work("first", "blue", 0, 10, 3), work("large", "blue", 1, 10, 4), work("small", "blue", 2, 5)]
     best = make_pool(blue=TeamQuota({"h100": limits(4)}))
     strict = make_pool(blue=TeamQuota({"h100": limits(4)}, strategy="StrictFIFO"))
@@ -235,12 +234,12 @@ def test_strict_fifo_waits_behind_a_large_job_and_best_effort_passes_it() -> Non
     assert starts(simulate(strict, works)) == {"first": [0], "large": [10], "small": [20]}
 
 
-def test_a_strict_teams_head_holds_back_what_it_will_need_from_borrowers() -> None:
+def test_a_strict_teams_head_reserves_quota_against_borrowers() -> None:
     works = [
         work("r0", "red", 0, 10, 3),
         work("b0", "blue", 1, 20, 2),
-        work("large", "blue", 2, 10, 4),  # has to wait for b0, also once red's three are free
-        work("r1", "red", 3, 30, 1),  # would have to borrow, and one is free
+        work("large", "blue", 2, 10, 4),  # waits for b0 even after red's three are free
+        work("r1", "red", 3, 30, 1),  # has to borrow, and one is free
     ]
     strict = make_pool(blue=TeamQuota({"h100": limits(4)}, strategy="StrictFIFO"), red=limits(2))
     best = make_pool(blue=limits(4), red=limits(2))
@@ -248,12 +247,12 @@ def test_a_strict_teams_head_holds_back_what_it_will_need_from_borrowers() -> No
     assert starts(simulate(strict, works)) == {"r0": [0], "b0": [1], "large": [21], "r1": [10]}
 
 
-def test_priority_comes_before_arrival_and_nothing_running_is_touched_by_default() -> None:
+def test_priority_precedes_arrival_and_nothing_is_preempted_by_default() -> None:
     works = [work("runs", "blue", 0, 10), work("low", "blue", 1, 10), work("high", "blue", 2, 10, priority=100)]
     assert starts(simulate(make_pool(blue=limits(1)), works)) == {"runs": [0], "high": [10], "low": [20]}
 
 
-def test_a_job_preempts_a_lower_priority_of_its_team_the_latest_start_first_and_no_more_than_it_needs() -> None:
+def test_a_job_preempts_the_latest_starts_of_lower_priority_and_no_more_than_needed() -> None:
     pool = make_pool(blue=TeamQuota({"h100": limits(4)}, within="LowerPriority"))
     works = [work(f"low{i}", "blue", i, 100, 1) for i in range(3)]
     works += [work("mid", "blue", 3, 100, 1, 5), work("high", "blue", 10, 20, 2, 10)]
@@ -268,7 +267,7 @@ def test_a_job_preempts_a_lower_priority_of_its_team_the_latest_start_first_and_
     assert starts(simulate(pool, equal)) == {"old": [50.5], "new": [0.5]}
 
 
-def test_among_equals_an_older_job_preempts_a_newer_one_only_if_the_queue_says_so() -> None:
+def test_an_older_job_preempts_a_newer_one_of_equal_priority_only_by_policy() -> None:
     works = [
         work("block", "blue", 0, 10, 3),
         work("older", "blue", 1, 10, 4),
@@ -284,7 +283,7 @@ def test_among_equals_an_older_job_preempts_a_newer_one_only_if_the_queue_says_s
     ("reclaim", "priority", "at"),
     [("Never", 0, 100), ("LowerPriority", 0, 100), ("LowerPriority", 9, 5), ("Any", 0, 5)],
 )
-def test_what_others_borrowed_is_reclaimed_as_the_queue_says(reclaim: Any, priority: int, at: float) -> None:
+def test_borrowed_quota_is_reclaimed_by_policy(reclaim: Any, priority: int, at: float) -> None:
     blue = TeamQuota({"h100": limits(2)}, reclaim=reclaim)
     pool = make_pool(blue=blue, red=limits(2))
     works = [work("r0", "red", 0, 100, 2), work("r1", "red", 1, 99, 2), work("b", "blue", 5, 10, 2, priority)]
@@ -294,14 +293,14 @@ def test_what_others_borrowed_is_reclaimed_as_the_queue_says(reclaim: Any, prior
     assert len(found["r1"]) == (2 if at == 5 else 1)
 
 
-def test_nobody_reclaims_beyond_its_own_nominal_quota() -> None:
+def test_no_job_reclaims_beyond_its_teams_nominal_quota() -> None:
     pool = make_pool(blue=TeamQuota({"h100": limits(2)}, reclaim="Any"), red=limits(2))
     works = [work("r", "red", 0, 100, 1), work("r1", "red", 0.5, 100, 3), work("b", "blue", 5, 10, 3)]
     assert starts(simulate(pool, works))["b"] == [100.5]
 
 
-def test_two_teams_that_take_turns_in_reclaiming_come_to_an_end() -> None:
-    """Each has a small job that reclaims the team's quota, and a large one that preempts it, then borrows."""
+def test_two_teams_that_reclaim_from_each_other_end() -> None:
+    """Each team has a small job that reclaims its quota, and a large one that preempts the small one and borrows."""
     both = TeamQuota({"h100": limits(8)}, within="LowerPriority", reclaim="Any")
     works = [work("b-base", "blue", 0, 500, 5, 9), work("r-base", "red", 0, 500, 6, 9)]
     works += [work("b-large", "blue", 1, 50, 8, 0), work("r-large", "red", 2, 50, 8, 0)]
@@ -312,7 +311,7 @@ def test_two_teams_that_take_turns_in_reclaiming_come_to_an_end() -> None:
     assert 1 <= preemptions < 20
 
 
-def test_the_first_flavour_with_room_is_taken_and_the_next_one_if_there_is_none() -> None:
+def test_the_first_flavor_with_room_is_used() -> None:
     pool = make_pool(flavors=("h100", "a100"), blue=limits(1, borrow=0), red=limits(1, borrow=0))
     found = simulate(pool, [work(f"b{i}", "blue", i, 10) for i in range(3)])
     assert [(o.allocations[0].flavor, o.allocations[0].start_s) for o in found] == [
@@ -329,7 +328,7 @@ def test_the_first_flavour_with_room_is_taken_and_the_next_one_if_there_is_none(
     assert [o.allocations[0].flavor for o in found] == ["h100", "a100"]
 
 
-def test_cores_and_gpus_are_different_flavours() -> None:
+def test_cores_and_gpus_are_different_flavors() -> None:
     pool = make_pool(flavors=("h100", "cpu"), blue=limits(1))
     works = [
         Work("g", "blue", 0, 10, 1, "gpu"),
@@ -344,7 +343,7 @@ def test_cores_and_gpus_are_different_flavours() -> None:
     ]
 
 
-def test_what_fits_into_no_quota_never_starts_and_holds_nobody_up() -> None:
+def test_a_work_beyond_every_quota_never_starts_and_blocks_no_other() -> None:
     pool = make_pool(blue=TeamQuota({"h100": limits(2)}, strategy="StrictFIFO"))
     found = simulate(pool, [work("huge", "blue", 0, 10, 3), work("fine", "blue", 1, 10, 2)])
     assert starts(found) == {"huge": [], "fine": [1]}
@@ -354,7 +353,7 @@ def test_what_fits_into_no_quota_never_starts_and_holds_nobody_up() -> None:
         simulate(pool, [work("r", "red", 0, 1)])
 
 
-def test_what_runs_already_holds_its_units_until_it_ends() -> None:
+def test_a_running_work_has_its_units_until_it_ends() -> None:
     pool = make_pool(blue=limits(2))
     found = simulate(pool, [work("w", "blue", 100, 10, 2)], running=[(work("r", "blue", 100, 40), "h100")])
     assert starts(found) == {"w": [140]}
@@ -366,8 +365,10 @@ def test_what_runs_already_holds_its_units_until_it_ends() -> None:
     st.sampled_from(["Never", "LowerPriority", "Any"]),
 )
 @settings(max_examples=100, deadline=None)
-def test_whatever_is_preempted_the_books_are_kept(trace: tuple[Numbers, list[Work]], within: Any, reclaim: Any) -> None:
-    """No second with more in use than there is, no job that runs shorter than it takes, nothing forgotten."""
+def test_usage_stays_within_quota_under_every_preemption_policy(
+    trace: tuple[Numbers, list[Work]], within: Any, reclaim: Any
+) -> None:
+    """Usage never exceeds the quota, every job runs for its whole duration, and all units are returned."""
     given_teams, works = trace
     teams: dict[str, Any] = {}
     for name, numbers in given_teams.items():

@@ -1,4 +1,4 @@
-"""Ray's job API as a launcher, before a dashboard that answers as Ray's does."""
+"""The launcher of Ray's job API, with a fake dashboard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEEDS = Needs("j-1", "0" * 16, "default", 0, 1, 1.0, 0)
 
 
 class Dashboard(ThreadingHTTPServer):
-    """`/api/jobs/`, as of Ray 2.60."""
+    """`/api/jobs/` of Ray 2.60."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -97,7 +97,7 @@ def test_a_runner_is_started_once_under_its_id(dashboard: Dashboard, launcher: R
 
 
 @pytest.mark.parametrize(
-    ("told", "state"),
+    ("status", "state"),
     [
         ("PENDING", "pending"),
         ("RUNNING", "running"),
@@ -107,23 +107,25 @@ def test_a_runner_is_started_once_under_its_id(dashboard: Dashboard, launcher: R
         ("SOMETHING_NEW", "unknown"),
     ],
 )
-def test_what_ray_says_of_a_runner(dashboard: Dashboard, launcher: RayLauncher, told: str, state: Any) -> None:
+def test_ray_statuses_map_to_runner_states(
+    dashboard: Dashboard, launcher: RayLauncher, status: str, state: Any
+) -> None:
     dashboard.jobs = {
-        "ftjob-a-1": {"submission_id": "ftjob-a-1", "status": told, "message": "why"},
-        "somebody-elses": {"submission_id": "somebody-elses", "status": "RUNNING", "message": None},
+        "ftjob-a-1": {"submission_id": "ftjob-a-1", "status": status, "message": "why"},
+        "another-job": {"submission_id": "another-job", "status": "RUNNING", "message": None},
         "a driver": {"submission_id": None, "status": "RUNNING", "message": None},
     }
     assert launcher.runners("ftjob-") == {"ftjob-a-1": Runner(state, "why")}
 
 
-def test_stopping_one_that_is_not_there_is_no_error(dashboard: Dashboard, launcher: RayLauncher) -> None:
+def test_stopping_an_unknown_runner_is_no_error(dashboard: Dashboard, launcher: RayLauncher) -> None:
     launcher.launch("ftjob-a-1", ["resume", "j-1"], {}, NEEDS)
     launcher.stop("ftjob-a-1")
     launcher.stop("ftjob-b-1")
     assert launcher.runners("ftjob-")["ftjob-a-1"].state == "ended"
 
 
-def test_a_refusal_tells_its_last_line(dashboard: Dashboard, launcher: RayLauncher) -> None:
+def test_a_refusal_has_the_last_line(dashboard: Dashboard, launcher: RayLauncher) -> None:
     dashboard.fails = True
     for call in (lambda: launcher.launch("x", [], {}, NEEDS), lambda: launcher.stop("x"), lambda: launcher.runners("")):
         with pytest.raises(MachineError, match="answered 500: RuntimeError: no room"):
@@ -132,12 +134,12 @@ def test_a_refusal_tells_its_last_line(dashboard: Dashboard, launcher: RayLaunch
         RayLauncher(dashboard.url, "wrong").runners("")
 
 
-def test_a_cluster_that_does_not_answer() -> None:
+def test_an_unreachable_cluster() -> None:
     with pytest.raises(MachineError, match="does not answer"):
         RayLauncher("http://127.0.0.1:9", TOKEN).runners("")
 
 
-def test_the_address_and_the_token_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_address_and_token_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     for name in ("RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
