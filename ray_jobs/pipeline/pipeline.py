@@ -53,22 +53,22 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
 
 def plan(store: Store, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing."""
-    flow, planned, ends = Flow(spec), list[PlannedStage](), ""
+    flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
     for stage in stages_of(flow, sources.read_sources(store, spec, flow.base_models)):
-        of = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
+        which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
         if stage.off is not None:
             action = stage.off
-        elif ends:
-            action = f"not reached: {ends}"
+        elif gate_error:
+            action = f"not reached: {gate_error}"
         elif (found := find_output(stage, flow, partial(find_stage, store, spec.job_id))) is not None:
             record, output = found
-            action = f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}{of}"
+            action = f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}{which}"
             flow = flow.with_output(stage.output, stage.base_model, output)
             try:
                 stage.gate(flow)
             except GateError as error:
-                ends = str(error)
+                gate_error = str(error)
         else:
-            action = "will run" + of + (f": {stage.description}" if stage.description else "")
+            action = "will run" + which + (f": {stage.description}" if stage.description else "")
         planned.append(PlannedStage(stage.name, action))
     return PlanReport(spec.job_id, spec, tuple(planned))
