@@ -20,7 +20,7 @@ from ray_jobs.data.encoding import Encoded
 from ray_jobs.models import attach, load_base, lora_linear, packed_attention
 from ray_jobs.spec import parse_spec
 from ray_jobs.tasks import TASKS
-from ray_jobs.training.trainer import batch_plan
+from ray_jobs.training.batching import batch_plan
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from benchmarks.workbench import Side
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.models import attach, load_base, load_tokenizer
 from ray_jobs.spec import parse_spec
-from ray_jobs.training.trainer import batch_plan
+from ray_jobs.training.batching import batch_plan
 
 
 class Rows(Dataset[dict[str, list[int]]]):

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.figures import Pairs, gibibytes, largest_gap, number, table, verdict
 from benchmarks.turns import Measure
 from benchmarks.workbench import Contest, Show, Workbench, make_spec
-from ray_jobs.training.trainer import batch_plan
+from ray_jobs.training.batching import batch_plan
 
 GOAL = 0.95
 BATCH_SIZE = 4

@@ -16,11 +16,12 @@ from benchmarks.figures import interval, number, table
 from benchmarks.workbench import Show, Workbench
 from ray_jobs import jobs
 from ray_jobs.search.decide import trial_spec
-from ray_jobs.search.records import Problem, Result, Run, SearchRecords
+from ray_jobs.search.records import Problem, Result, SearchRecords, TrialSegment
 from ray_jobs.search.runner import Search
-from ray_jobs.search.shared_trainer import Host, Task
+from ray_jobs.search.shared_trainer import SharedTrainer
+from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.training.trainer import TrainInputs
+from ray_jobs.training.inputs import TrainInputs
 
 GOALS = {"grid": 8.0, "random": 3.0}
 SEEDS = 5
@@ -41,14 +42,14 @@ SPACE = {
 def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
     given = bench.review_inputs(review_spec())
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ALGORITHMS}
-    host = Host(bench.store, "cpu")
+    trainer = SharedTrainer(bench.store, "cpu")
     try:
         for seed in range(2 if quick else SEEDS):
             for name, section in ALGORITHMS.items():
                 show(seed, SEEDS, "seeds", doing=name)
-                runs[name].append(_search(bench, host, review_spec(seed, **section), given))
+                runs[name].append(_search(bench, trainer, review_spec(seed, **section), given))
     finally:
-        host.close()
+        trainer.close()
     return {"rows": bench.rows_of(given), "runs": runs}
 
 
@@ -74,7 +75,7 @@ def review_spec(seed: int = 0, **search: Any) -> JobSpec:
 class Inline:
     """A search's trials in one host of this process."""
 
-    host: Host
+    trainer: SharedTrainer
     parallel: int
     steps: dict[str, int] = field(default_factory=dict)
     _since: dict[str, float] = field(default_factory=dict)
@@ -85,36 +86,36 @@ class Inline:
     def busy_workers(self) -> int:
         return 1
 
-    def has_room(self, task: Task) -> bool:
+    def has_room(self, task: TrialTask) -> bool:
         return len(self._since) < self.parallel
 
-    def start(self, task: Task) -> None:
+    def start(self, task: TrialTask) -> None:
         self._since[task.run.name] = time.monotonic()
-        self.host.submit(task)
+        self.trainer.submit(task)
 
     def drop(self, name: str) -> None:
         self._since.pop(name)
-        self.host.drop(name)
+        self.trainer.drop(name)
 
     def poll(self) -> list[Result]:
-        state = self.host.poll()
+        state = self.trainer.poll()
         for result in state.results:
             self._since.pop(result.run.name)
         return list(state.results)
 
 
-def _search(bench: Workbench, host: Host, spec: JobSpec, given: TrainInputs) -> dict[str, Any]:
+def _search(bench: Workbench, trainer: SharedTrainer, spec: JobSpec, given: TrainInputs) -> dict[str, Any]:
     """Run one search. `came` has (tokens so far, seconds so far, held-out loss) of each result."""
     assert spec.search is not None
     job = jobs.start_attempt(bench.store, spec)
     records = SearchRecords(bench.store, f"jobs/{job.id}/search/benchmark")
     problem = records.begin(Problem(spec=spec, space=dict(spec.search.space or {}), rows=bench.rows_of(given)))
 
-    def inputs(run: Run) -> TrainInputs:
+    def inputs(run: TrialSegment) -> TrainInputs:
         return given.model_copy(update={"spec": trial_spec(problem, run)})
 
     started = time.time()
-    Search(job, records, problem, inputs, Inline(host, spec.search.parallel), lambda *_, **__: None).run()
+    Search(job, records, problem, inputs, Inline(trainer, spec.search.parallel), lambda *_, **__: None).run()
     tokens, came = 0, []
     for result in records.results().values():
         tokens += result.tokens

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray_jobs.search.shared_trainer import Host
+from ray_jobs.search.shared_trainer import SharedTrainer
 from ray_jobs.storage import Store
-from ray_jobs.training.trainer import TrainInputs
+from ray_jobs.training.inputs import TrainHooks, TrainInputs
 
 
-class MeasuredHost(Host):
-    """A host that tells its memory."""
+class MeasuredTrainer(SharedTrainer):
+    """A shared trainer that reports its memory."""
 
     def peak_memory_bytes(self) -> int:
         """Peak resident memory so far."""
@@ -29,13 +29,13 @@ def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int,
     def trainable(config: dict[str, Any]) -> None:
         import torch
 
-        from ray_jobs.search.shared_trainer import ensure_group
+        from ray_jobs.search.shared_trainer import ensure_process_group
         from ray_jobs.training.trainer import train
 
         torch.set_num_threads(threads)
-        ensure_group(torch.device("cpu"))
+        ensure_process_group(torch.device("cpu"))
         first: list[float] = []
-        train(inputs[config["trial"]], store, on_progress=lambda _: first.append(time.time()))
+        train(inputs[config["trial"]], store, TrainHooks(on_progress=lambda _: first.append(time.time())))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         tune.report({"first_step_at": first[0], "peak_memory_bytes": peak})
 

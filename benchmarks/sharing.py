@@ -13,12 +13,12 @@ from typing import Any
 
 from benchmarks.figures import gibibytes, interval, largest_gap, table, verdict
 from benchmarks.search import review_spec
-from benchmarks.separate import MeasuredHost, run_separately
+from benchmarks.separate import MeasuredTrainer, run_separately
 from benchmarks.workbench import Show, Workbench, make_spec
-from ray_jobs.search.records import Result, Run
-from ray_jobs.search.shared_trainer import Task
+from ray_jobs.search.records import Result, TrialSegment
+from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.training import checkpoint, ray_workers
-from ray_jobs.training.trainer import Stretch, TrainInputs
+from ray_jobs.training.inputs import TrainInputs, TrainUntil
 
 GOALS = {"frozen": 10.0, "start_s": 1.0, "memory": 1.5, "wall": 1.5}
 TRIALS = 8
@@ -58,9 +58,9 @@ def _pair(bench: Workbench, show: Show, steps: int, pair: int) -> dict[str, Any]
     one = None
     if pair == 0:
         show(0, 3, "sides", doing=f"one trial of {steps} steps")
-        one = _on_host(bench, [_lora_task(given, 0, steps, f"one-{steps}")])
+        one = _on_shared_trainer(bench, [_lora_task(given, 0, steps, f"one-{steps}")])
     show(1, 3, "sides", doing=f"{TRIALS} trials of {steps} steps in one process")
-    shared = _on_host(bench, tasks)
+    shared = _on_shared_trainer(bench, tasks)
     show(2, 3, "sides", doing=f"{TRIALS} trials of {steps} steps under Ray Tune")
     alone = [_lora_task(given, i, steps, f"alone-{steps}-{pair}") for i in range(TRIALS)]
     separate = run_separately(bench.store, [task.inputs for task in alone], at_once=2, threads=1)
@@ -68,24 +68,24 @@ def _pair(bench: Workbench, show: Show, steps: int, pair: int) -> dict[str, Any]
     return {"one": one, "shared": shared, "separate": separate, "gap": max(gaps)}
 
 
-def _lora_task(given: TrainInputs, i: int, steps: int, name: str) -> Task:
+def _lora_task(given: TrainInputs, i: int, steps: int, name: str) -> TrialTask:
     values = {"learning_rate": 1e-4 * 1.5**i, "lora.rank": (8, 16)[i % 2], "seed": i}
     spec = given.spec.with_values(values)
-    return Task(
-        run=Run(trial=i, rung=0, params=values, until=steps),
+    return TrialTask(
+        run=TrialSegment(trial=i, rung=0, params=values, until=steps),
         inputs=given.model_copy(
-            update={"spec": spec, "checkpoints": f"sharing/{name}/{i}", "stretch": Stretch(rung=steps)}
+            update={"spec": spec, "checkpoints": f"sharing/{name}/{i}", "until": TrainUntil(stop_at_step=steps)}
         ),
     )
 
 
-def _on_host(bench: Workbench, tasks: Sequence[Task]) -> dict[str, Any]:
+def _on_shared_trainer(bench: Workbench, tasks: Sequence[TrialTask]) -> dict[str, Any]:
     """Trials that share an actor: the wall clock from its start to the last result, and what each trial's start took
     once the process and the base were there."""
     import ray
 
     started = time.monotonic()
-    actor = ray_workers.start_actor(MeasuredHost, bench.store, "cpu", compute=tasks[0].inputs.spec.compute)
+    actor = ray_workers.start_actor(MeasuredTrainer, bench.store, "cpu", compute=tasks[0].inputs.spec.compute)
     results: list[Result] = []
     try:
         for task in tasks:
@@ -105,18 +105,18 @@ def _frozen(bench: Workbench, show: Show, runs: int) -> dict[str, Any]:
     given = bench.review_inputs(review_spec())
     steps = 2 * -(-bench.rows_of(given) // 16)
 
-    def task(i: int, name: str) -> Task:
+    def task(i: int, name: str) -> TrialTask:
         values = {"learning_rate": 3e-4 * 1.3**i, "seed": i}
         update = {
             "spec": given.spec.with_values(values),
             "checkpoints": f"frozen/{name}/{i}",
-            "stretch": Stretch(rung=steps),
+            "until": TrainUntil(stop_at_step=steps),
         }
-        run = Run(trial=i, rung=0, params=values, until=steps)
-        return Task(run=run, inputs=given.model_copy(update=update))
+        run = TrialSegment(trial=i, rung=0, params=values, until=steps)
+        return TrialTask(run=run, inputs=given.model_copy(update=update))
 
     show(0, runs + 1, "runs", doing=f"{FROZEN_TRIALS} frozen trials in one process")
-    shared_s = _on_host(bench, [task(i, "shared") for i in range(FROZEN_TRIALS)])["wall_s"]
+    shared_s = _on_shared_trainer(bench, [task(i, "shared") for i in range(FROZEN_TRIALS)])["wall_s"]
     separate = []
     for i in range(runs):
         show(i + 1, runs + 1, "runs", doing="a separate frozen trial")

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.figures import Pairs, gibibytes, largest_gap, number, table, verdict
 from benchmarks.turns import Measure
 from benchmarks.workbench import Contest, Rows, Show, Workbench, make_spec
-from ray_jobs.training.trainer import batch_plan
+from ray_jobs.training.batching import batch_plan
 
 GOALS = {"defaults": 3.0, "tuned": 1.2}
 JOB, DEFAULTS, GROUPED, FLAT = "job", "Trainer, defaults", "Trainer, group_by_length", "Trainer, padding-free"

@@ -33,8 +33,8 @@ from ray_jobs.models import load_tokenizer
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.training import ray_workers as workers
-from ray_jobs.training.trainer import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+from ray_jobs.training import ray_train
+from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
 
 Rows = Literal["faq", "mixed"]
 Show = Callable[..., None]
@@ -123,7 +123,7 @@ class WholeJob:
 
     def _run(self, bench: Workbench, rows: Rows, spec: JobSpec) -> None:
         try:
-            with patch.object(workers, "_worker", _turning_worker):
+            with patch.object(ray_train, "train_worker", _turning_worker):
                 self.outcome = bench.train(rows, spec)
         except BaseException as error:  # noqa: BLE001  # reported by failure()
             self._error = error
@@ -131,20 +131,21 @@ class WholeJob:
 
 def _turning_worker(config: dict[str, Any]) -> None:
     """The job's own worker function, which waits for its turn before each step."""
-    from ray_jobs.training import trainer as train
+    from ray_jobs.training.trainer import Trainer
 
     seat = config["store"].get_json(_SEAT_KEY)
-    plain = train._Run._step
+    plain = Trainer.passes
     turns: list[Turn] = []
 
-    def step(run: train._Run, at: int, stop: bool, save: bool) -> tuple[bool, bool]:
+    def passes(trainer: Trainer, at: int, stop: bool, save: bool) -> tuple[float, bool, bool]:
         if not turns:
             turns.append(Turn(seat["port"], seat["side"]))
-        turns[0].next(run.position.losses[-1] if run.position.losses else None)
-        return plain(run, at, stop, save)
+        losses = trainer.state.position.losses
+        turns[0].next(losses[-1] if losses else None)
+        return plain(trainer, at, stop, save)
 
-    with patch.object(train._Run, "_step", step):
-        workers._worker(config)
+    with patch.object(Trainer, "passes", passes):
+        ray_train.train_worker(config)
 
 
 class Workbench:
@@ -225,7 +226,7 @@ class Workbench:
     def train(self, rows: Rows, spec: JobSpec) -> TrainOutcome:
         """Run the whole job's training as the pipeline does."""
         job = start_attempt(self.store, spec)
-        return workers.train_on_workers(
+        return ray_train.train_on_workers(
             self.inputs(rows, spec), self.store, job_id=job.id, attempt=job.attempt, report=lambda *_: None
         )
 

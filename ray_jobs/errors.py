@@ -25,7 +25,8 @@ KitaeError
 │       ├── RequestTooLarge      more than any quota of the team could ever admit
 │       ├── UnknownQueue         a team without a queue, or a queue that is not there
 │       └── Expired              a watch or a page goes on from a version that is no longer kept
-├── TrainingError        training stopped (NaN loss, a worker lost too often)
+├── TrainingError        training stopped (a worker was lost too often)
+│   └── LossNotFinite        the training or held-out loss is NaN or infinite
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not come up
 ├── ApiKeyError          no such API key, or none that can be made so
@@ -164,6 +165,10 @@ class Expired(ClusterError):
 
 class TrainingError(KitaeError):
     exit_code = 8
+
+
+class LossNotFinite(TrainingError):
+    pass
 
 
 class GateError(KitaeError):

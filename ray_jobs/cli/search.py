@@ -53,7 +53,7 @@ def trials(job: str, html: Path | None, as_json: bool) -> None:
     store = session.open_store(check=False)
     records = _records(store, job)
     problem, results, stop = records.problem(), records.results(), records.stopped()
-    schedule = decide.play(problem, results, stop)
+    schedule = decide.replay(problem, results, stop)
     if as_json:
         session.print_json([result.model_dump(mode="json", exclude={"losses"}) for result in results.values()])
         return

@@ -20,7 +20,7 @@ from ray_jobs.evaluation.parity_prompts import parity_prompts
 from ray_jobs.evaluation.scores import measure_model
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.training.trainer import HELD_OUT_FILE, TrainInputs
+from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
 
 _STEPS = 5
 

@@ -19,7 +19,7 @@ from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
-from ray_jobs.training.trainer import TrainInputs
+from ray_jobs.training.inputs import TrainInputs
 
 
 class AdapterInputs(BaseModel):

@@ -9,7 +9,7 @@ from ray_jobs.data.encoding import Encoded
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Row, Scores
-from ray_jobs.training.trainer import score
+from ray_jobs.training.scoring import score
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from ray_jobs.pipeline.results import StageTime
 from ray_jobs.pipeline.stage import Stage, StageContext
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
-from ray_jobs.training.checkpoint import is_disk_full
+from ray_jobs.training.machine_errors import is_disk_full
 
 R = TypeVar("R", bound=BaseModel)
 Find = Callable[[str, dict[str, Any]], StageRecord | None]

@@ -14,7 +14,7 @@ from ray_jobs.pipeline import keys
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow
 from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.tasks import TASKS
-from ray_jobs.training.trainer import HELD_OUT_FILE, TRAIN_FILE
+from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE
 
 
 def make_dataset(flow: Flow, context: StageContext) -> Dataset:

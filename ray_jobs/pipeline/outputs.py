@@ -17,7 +17,7 @@ from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.pipeline import keys
 from ray_jobs.spec import JobSpec
-from ray_jobs.training.trainer import TrainInputs, TrainOutcome
+from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 
 O = TypeVar("O")  # noqa: E741  # an output
 

@@ -28,7 +28,7 @@ from ray_jobs.pipeline.stage import Stage
 from ray_jobs.search.space import describe
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
-from ray_jobs.training.trainer import TrainOutcome
+from ray_jobs.training.inputs import TrainOutcome
 
 
 def stages_of(flow: Flow, sources: Sources) -> list[Stage[Any]]:

@@ -7,12 +7,13 @@ from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, SearchOutcome
 from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.search import decide, page
 from ray_jobs.search.executors import Executor
-from ray_jobs.search.records import Problem, Run, SearchRecords
+from ray_jobs.search.records import Problem, SearchRecords, TrialSegment
 from ray_jobs.search.runner import Search, warm_points
 from ray_jobs.search.space import space_of
-from ray_jobs.training import ray_workers
+from ray_jobs.training import ray_train, ray_workers
+from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
-from ray_jobs.training.trainer import TrainInputs, TrainOutcome
+from ray_jobs.training.progress_sink import Metrics
 
 _TRIALS_SHOWN = 12
 _METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
@@ -24,11 +25,11 @@ def train(flow: Flow, context: StageContext) -> TrainOutcome:
     ray_workers.connect()
     job, events = context.job, TrainingMetrics(context.job)
 
-    def report(done: float, total: float, unit: str, metrics: ray_workers.Figures) -> None:
+    def report(done: float, total: float, unit: str, metrics: Metrics) -> None:
         context.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
-        events.tell(int(done), int(total), metrics)
+        events.record(int(done), int(total), metrics)
 
-    outcome = ray_workers.train_on_workers(
+    outcome = ray_train.train_on_workers(
         flow.train_inputs, context.store, job_id=job.id, attempt=job.attempt, report=report
     )
     if outcome.stopped == "on_request":
@@ -51,7 +52,7 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     )
     problem = records.begin(begun.model_copy(update={"warm": warm_points(store, begun, job.id)}))
 
-    def inputs(run: Run) -> TrainInputs:
+    def inputs(run: TrialSegment) -> TrainInputs:
         trial = decide.trial_spec(problem, run).model_copy(update={"compute": spec.compute})
         rows = flow.get(EncodedRows, trial.base_model)
         return TrainInputs(

@@ -1,8 +1,8 @@
 """LoRA trials on one base: each row of a pass goes through its own trial's adapter and head.
 
-PEFT makes every adapter, on a copy of the base's modules that shares its weights, so that names, first values and
-reach are those of a trial by itself. Only the forward pass is ours: the base's layers run once over the rows of all
-trials (`fused_adapters.linear`), which are in order of their trials.
+PEFT makes every adapter on a copy of the base's modules that shares its weights, so that names, initial values and
+target layers equal those of a training of its own. Only the forward pass is ours: the base's layers run once over the
+rows of all trials (`lora_linear.linear`), which are in the order of their trials.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from ray_jobs.models.lora_linear import Part
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example
-from ray_jobs.training.trainer import is_packed, run_sample
+from ray_jobs.training.batching import is_packed
+from ray_jobs.training.scoring import run_sample
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 Share = tuple[str, Sequence[Example]]
-"""A trial, and its rows of a pass."""
+"""A trial's name, and its rows in a pass."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One trial's own weights, by the base's modules."""
+    """One trial's own weights."""
 
     weights: dict[str, torch.nn.Parameter]
-    """By the names they have in a trial by itself."""
+    """By the names they have in a training of its own."""
     layers: dict[str, tuple[torch.Tensor, torch.Tensor, float]]
-    """(A, B, scale) of each layer it reaches."""
+    """(A, B, scale) by target layer."""
     heads: dict[str, torch.nn.Module]
 
 
 @dataclass
 class SharedLora:
-    """One base and the adapters of the trials on it."""
+    """One base model and the adapters of the trials on it."""
 
     spec: JobSpec
-    """Any of the trials': what they share is the same in all of them."""
+    """The spec of any trial: the fields used here are equal in all of them."""
     directory: Path
     base: PreTrainedModel
     device: torch.device
@@ -57,18 +58,18 @@ class SharedLora:
     _adapters: dict[str, Adapter] = field(default_factory=dict)
     _routed: set[str] = field(default_factory=set)
     _now: Any = field(init=False)
-    """Of the pass that is computed: who has which `tokens`, all sequences laid end to end, and which `rows`."""
+    """For the current pass: (adapter, start, end) of each trial in its `tokens`, laid end to end, and in its `rows`."""
 
     def __post_init__(self) -> None:
-        # On a CPU each thread has its pass, forward and backward. On a GPU there is one at a time, but its checkpoints'
-        # second forward runs in a thread of autograd's.
+        # On a CPU each thread has a pass. On a GPU there is one at a time, but gradient checkpointing repeats its
+        # forward in a thread of autograd's.
         self._now = threading.local() if self.device.type == "cpu" else SimpleNamespace()
 
     @classmethod
     def load(
         cls, spec: JobSpec, directory: Path, labels: Sequence[str], rows: Encoded, device: torch.device
     ) -> SharedLora:
-        """`rows` are those to train on: a new classifier's pooler starts from some of them."""
+        """Load the base. `rows`: the training rows; a new classifier's pooler is standardised over some of them."""
         base = models.load_base(
             directory, spec.task, labels, models.resolve_precision(spec), seed=spec.training.seed, dropout=False
         )
@@ -84,13 +85,13 @@ class SharedLora:
         return cls(spec, directory, base.to(device), device, packed)  # type: ignore[arg-type]
 
     def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]:
-        """A trial's trainable weights, as its own training would begin with. Raises ModelError as `models.attach`."""
+        """Add a trial. Returns its trainable weights with their initial values. Raises what `models.attach` raises."""
         from peft.tuners.lora.layer import LoraLayer
         from peft.utils import ModulesToSaveWrapper
 
         skeleton = share(self.base, heads.head_names(self.base))
         heads.draw(skeleton, self.directory, spec.training.seed, keep_pooler=True)
-        plain = spec.training.model_copy(update={"gradient_checkpointing": False})  # the base has it already
+        plain = spec.training.model_copy(update={"gradient_checkpointing": False})  # already enabled on the base
         adapted = models.attach(skeleton, plain, spec.task)
         adapter = Adapter(models.trainable(adapted), {}, {})
         for path, module in adapted.named_modules():
@@ -115,7 +116,7 @@ class SharedLora:
         return len(example.input_ids)
 
     def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """One pass: for each part the predictions, (S, V) or (S, C), and the targets of its supervised labels."""
+        """Run one pass. Returns for each part its predictions, (S, V) or (S, C), and the targets of its labels."""
         import torch
 
         task = TASKS[self.spec.task]
@@ -161,13 +162,13 @@ class SharedLora:
 
 
 def share(model: PreTrainedModel, own: tuple[str, ...], modules: Sequence[object] = ()) -> PreTrainedModel:
-    """A copy of a model's modules with the same weights, but for those whose names begin with one of `own`.
+    """Copy a model's modules but not its weights, except those whose names begin with one of `own`.
 
-    `modules` are not copied at all.
+    `modules` are not copied.
     """
     kept: dict[int, object] = {id(p): p for n, p in model.named_parameters() if not (own and n.startswith(own))}
     kept |= {id(same): same for same in [*model.buffers(), *modules]}
-    # Weights that are wrapped around a forward of ours would be copied with what they close over.
+    # Copying a replaced `forward` would copy the weights it closes over.
     for module in model.modules():
         forward = module.__dict__.get("forward")
         if forward is not None:
@@ -179,7 +180,7 @@ def share(model: PreTrainedModel, own: tuple[str, ...], modules: Sequence[object
 
 
 def _targets(examples: Sequence[Example], packs: bool) -> int:
-    """Labels that count in the loss: a row's first token is never predicted."""
+    """Labels in the loss; a row's first token is never predicted."""
     if not packs:
         return len(examples)
     return sum(example.supervised - (example.labels[0] != IGNORED) for example in examples)

@@ -1,4 +1,4 @@
-"""What a search may spend, has spent, and when that ends it. All limits are counted in hours of a training worker."""
+"""The budget of a search: its limits, what was spent, and when it ends the sampling. In hours of a training worker."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import median
 
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.search import decide
-from ray_jobs.search.records import Problem, Result, SearchRecords, Stop
+from ray_jobs.search.records import Problem, Result, SamplingEnd, SearchRecords
 from ray_jobs.spec import BudgetSection
 
 _SAVED_EVERY_S = 5.0
@@ -26,7 +26,7 @@ class Limit:
 
 
 def limits(budget: BudgetSection, spent: Mapping[str, float]) -> list[Limit]:
-    """Those that a job file sets. `spent` is hours by the clock (`wall`) and of all workers (`worker`)."""
+    """The limits that a job file sets. `spent`: hours by the clock (`wall`) and of all workers (`worker`)."""
     found = []
     if budget.hours is not None:
         found.append(Limit(f"search.budget.hours {budget.hours:g}", budget.hours, spent["wall"]))
@@ -39,10 +39,10 @@ def limits(budget: BudgetSection, spent: Mapping[str, float]) -> list[Limit]:
 
 
 def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mapping[str, float]) -> str | None:
-    """Why to stop sampling now: a limit would be reached once the finalists have run too. Pure.
+    """Why sampling ends now: a limit would be reached after the finalists have run. None: it continues. Pure.
 
-    Nothing stops before the first result, which shows what a trial takes. Raises TrainingError where a limit is less
-    than a single trial takes.
+    Returns None before the first result, which shows how long a trial takes. Raises TrainingError when a limit is too
+    small for one trial.
     """
     assert problem.spec.search is not None
     budget = problem.spec.search.budget
@@ -51,8 +51,8 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
         return None
     hours_a_row = median(result.seconds / decide.rows_trained(problem, result) for result in measured) / 3600
     whole = hours_a_row * min(decide.whole_length(problem, result.run) for result in measured)
-    stop = Stop(reason="", results=tuple(results))
-    ahead = sum(decide.length(problem, run, results) for run in decide.play(problem, results, stop).running)
+    stop = SamplingEnd(reason="", results=tuple(results))
+    ahead = sum(decide.length(problem, run, results) for run in decide.replay(problem, results, stop).running)
     for limit in limits(budget, spent):
         if limit.hours < whole:
             raise TrainingError(
@@ -61,13 +61,13 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
                 "much, or shorten a trial (training.epochs, training.max_steps)"
             )
         if limit.spent + hours_a_row * ahead >= limit.hours:
-            return f"{limit.text} is spent, with what the finalists take"
+            return f"{limit.text} is spent, including the time the finalists need"
     return None
 
 
 @dataclass
 class Meter:
-    """What a search has spent over all its starts, written down every few seconds."""
+    """Counts what a search has spent over all its starts, and stores it every few seconds."""
 
     records: SearchRecords
     busy_workers: Callable[[], int]

@@ -1,9 +1,8 @@
-"""Which trials run, go on and win: a pure function of the problem and of what its runs came to.
+"""Which trials run, are promoted and win: a pure function of the problem and of the results.
 
-The search is played through from its beginning, each time anew, in a time of its own in which a run takes as long as it
-has rows to train. A place that becomes free at such a moment gets its next run on the grounds of what had finished
-before it, never of what happened to finish first on the machine. So a search that was killed, on whatever machines it
-goes on, decides as it would have, and a run that has a result is never run again.
+Each call replays the search from its beginning as a discrete-event simulation whose clock counts trained rows. A free
+place gets its next segment from the results that precede it on that clock, never from the order in which segments end
+on the machine. So a killed search decides the same on any machine, and a segment with a result never runs again.
 """
 
 from __future__ import annotations
@@ -16,35 +15,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_jobs.search import sampling
-from ray_jobs.search.records import Params, Problem, Result, Run, Stop
-from ray_jobs.search.sampling import Seen
+from ray_jobs.search.records import Params, Problem, Result, SamplingEnd, TrialSegment
+from ray_jobs.search.sampling import TriedValues
 from ray_jobs.search.space import own_values
 from ray_jobs.spec import JobSpec, Range, SearchSection
-from ray_jobs.training.lr_schedule import trunk_end
+from ray_jobs.training.lr_schedule import decay_start
 
 _PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
-"""What a member of a population can change on its way; the rest comes with the weights it takes over."""
+"""Values that a member of a population can change; the others come with the weights it copies."""
 _FACTORS = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Where a search stands."""
+    """The state of a search."""
 
-    running: tuple[Run, ...]
-    """What is to run now, the one that is waited for first."""
+    running: tuple[TrialSegment, ...]
+    """Segments to run now; the simulation waits for the first."""
     sampling: bool
-    """Whether the budget may still end it: the finalists are run in any case."""
-    winner: Run | None = None
-    """The run whose checkpoint wins, once all is over."""
+    """Whether the budget may still end the sampling; the finalists always run."""
+    winner: TrialSegment | None = None
+    """The segment whose checkpoint wins. None: the search has not ended."""
     finalists: tuple[int, ...] = ()
-    """Trials, the best first."""
+    """Numbers of the trials, the best first."""
     why: str = ""
-    """What ended the sampling."""
+    """Why sampling ended."""
 
 
 def rungs_of(problem: Problem, params: Params) -> tuple[int, ...]:
-    """The steps at which a trial of these values is judged; the last is its end."""
+    """The rungs of a trial with these values, in steps; the last is its end."""
     search, training = _search(problem), problem.spec.training
     epochs, most = params.get("epochs", training.epochs), params.get("max_steps", training.max_steps)
     total = math.ceil(problem.rows / batch_size_of(problem, params)) * epochs
@@ -60,33 +59,35 @@ def rungs_of(problem: Problem, params: Params) -> tuple[int, ...]:
 
 
 def batch_size_of(problem: Problem, params: Params) -> int:
-    """Rows an optimizer step of a trial."""
+    """Rows in an optimizer step of a trial."""
     return int(params.get("batch_size", problem.spec.training.batch_size))
 
 
-def trial_spec(problem: Problem, run: Run) -> JobSpec:
-    """The job of a run."""
+def trial_spec(problem: Problem, run: TrialSegment) -> JobSpec:
+    """The job file of a segment."""
     spec = problem.spec.with_values(run.params)
     if not run.again:
         return spec
     return spec.model_copy(update={"training": spec.training.model_copy(update={"seed": spec.training.seed + 1})})
 
 
-def play(
+def replay(
     problem: Problem,
     results: Mapping[str, Result],
-    stop: Stop | None = None,
+    stop: SamplingEnd | None = None,
     memory: dict[tuple[int, int], Any] | None = None,
 ) -> Schedule:
-    """Play the search through as far as the results lead. `memory` spares later calls, with more results of the same
-    search, what Optuna has answered already."""
+    """Replay the search as far as the results lead.
+
+    `memory` keeps Optuna's answers for later calls with more results of the same search.
+    """
     if stop is not None:
         known = {name: results[name] for name in stop.results if name in results and not results[name].run.again}
         state = _State(problem, list(known.values()), why=stop.reason)
         return _final(state, results)
     state = _State(problem, known=results, memory={} if memory is None else memory)
     clock, free, count = 0.0, _search(problem).parallel, 0
-    queue: list[tuple[float, int, Run]] = []
+    queue: list[tuple[float, int, TrialSegment]] = []
     while True:
         while free and (run := state.next_run()) is not None:
             heapq.heappush(queue, (clock + length(problem, run, results), count, run))
@@ -105,19 +106,19 @@ def play(
 
 @dataclass
 class _State:
-    """What has happened so far in the search's own time."""
+    """The simulation up to the current time of its clock."""
 
     problem: Problem
     done: list[Result] = field(default_factory=list)
-    running: list[Run] = field(default_factory=list)
+    running: list[TrialSegment] = field(default_factory=list)
     why: str = ""
     known: Mapping[str, Result] = field(default_factory=dict)
-    """All that is written down, of later too: what a trial's values were is not asked again."""
+    """All stored results, also later ones: the values of their trials are not sampled again."""
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
-    """(trials begun, runs done) → what Optuna said there."""
+    """(trials begun, segments done) → Optuna's answer."""
 
-    def next_run(self) -> Run | None:
-        """The next run for a free place; None where there is none, now or at all."""
+    def next_run(self) -> TrialSegment | None:
+        """The next segment for a free place. None: none can start now."""
         search = _search(self.problem)
         if search.algorithm == "pbt":
             return self._next_of_population()
@@ -126,13 +127,13 @@ class _State:
         return self._new_trial()
 
     def rung(self, rung: int) -> list[Result]:
-        """What was measured at a rung, the best first."""
+        """Results at a rung, the best first."""
         return _ranked(self.problem, [result for result in self.done if result.run.rung == rung])
 
     def _started(self) -> set[int]:
         return {run.trial for run in [*self.running, *(result.run for result in self.done)]}
 
-    def _promotion(self) -> Run | None:
+    def _promotion(self) -> TrialSegment | None:
         search = _search(self.problem)
         on = {(run.trial, run.rung) for run in [*self.running, *(result.run for result in self.done)]}
         for rung in reversed(range(search.rungs - 1)):
@@ -142,7 +143,7 @@ class _State:
                     return _onwards(self.problem, result, rung + 1)
         return None
 
-    def _new_trial(self) -> Run | None:
+    def _new_trial(self) -> TrialSegment | None:
         search, space = _search(self.problem), self.problem.space
         if self.why:
             return None
@@ -167,7 +168,7 @@ class _State:
             params = first[number]
         else:
             params = self._remembered(number, lambda: sampling.suggest(space, trials, seed=search.seed, random=drawn))
-        return Run(trial=number, rung=0, params=params, until=rungs_of(self.problem, params)[0])
+        return TrialSegment(trial=number, rung=0, params=params, until=rungs_of(self.problem, params)[0])
 
     def _remembered(self, number: int, ask: Callable[[], Any]) -> Any:
         key = (number, len(self.done))
@@ -175,8 +176,8 @@ class _State:
             self.memory[key] = ask()
         return self.memory[key]
 
-    def _next_of_population(self) -> Run | None:
-        """Every member does an interval before any does the next (Jaderberg et al. 2017, arXiv:1711.09846)."""
+    def _next_of_population(self) -> TrialSegment | None:
+        """All members train an interval before any trains the next (Jaderberg et al. 2017, arXiv:1711.09846)."""
         search = _search(self.problem)
         on = {(run.trial, run.rung) for run in [*self.running, *(result.run for result in self.done)]}
         for rung in range(search.rungs):
@@ -186,16 +187,16 @@ class _State:
             if rung == 0:
                 seen_so_far = seen(self.problem, self.done, self.running)
                 params = sampling.suggest(self.problem.space, seen_so_far, seed=search.seed, random=True)
-                return Run(trial=members[0], rung=0, params=params, until=rungs_of(self.problem, params)[0])
+                return TrialSegment(trial=members[0], rung=0, params=params, until=rungs_of(self.problem, params)[0])
             ranked = self.rung(rung - 1)
             if len(ranked) < search.trials:
-                return None  # the others are still at it
+                return None  # other members still train this interval
             return self._next_interval(members[0], ranked, rung)
-        self.why = "the population has come to its end"
+        self.why = "the population has finished"
         return None
 
-    def _next_interval(self, member: int, ranked: Sequence[Result], rung: int) -> Run | None:
-        """Go on, or, from the worst quarter, from one of the best with its values changed a little."""
+    def _next_interval(self, member: int, ranked: Sequence[Result], rung: int) -> TrialSegment | None:
+        """Resume the member; one of the worst quarter copies one of the best and perturbs its values."""
         search = _search(self.problem)
         quarter = max(1, len(ranked) // 4)
         own = next(result for result in ranked if result.run.trial == member)
@@ -212,30 +213,32 @@ class _State:
 
 
 def _perturbed(values: Range | tuple[Any, ...], value: Any, dice: random.Random) -> Any:
-    """A little more or less, within the range; of a list, a neighbour."""
+    """A value perturbed within its range; in a list, a neighbour."""
     if isinstance(values, Range):
         return min(values.max, max(values.min, value * dice.choice(_FACTORS)))
     at = values.index(value) + dice.choice((-1, 1))
     return values[min(len(values) - 1, max(0, at))]
 
 
-def seen(problem: Problem, done: Sequence[Result], running: Sequence[Run] = ()) -> list[Seen]:
-    """The trials as a sampler sees them, in order."""
+def seen(problem: Problem, done: Sequence[Result], running: Sequence[TrialSegment] = ()) -> list[TriedValues]:
+    """The trials for a sampler, in order."""
     search = _search(problem)
-    trials: dict[int, Seen] = {}
+    trials: dict[int, TriedValues] = {}
     for run in running:
-        trials[run.trial] = Seen(run.params, {}, complete=False)
+        trials[run.trial] = TriedValues(run.params, {}, complete=False)
     for result in done:
         last = len(rungs_of(problem, result.run.params)) - 1
-        before = trials.get(result.run.trial, Seen(result.run.params, {}, complete=False))
+        before = trials.get(result.run.trial, TriedValues(result.run.params, {}, complete=False))
         values = {**before.values, result.run.rung: result.value(search.metric)}
         complete = before.complete or result.run.rung == last
-        trials[result.run.trial] = Seen(result.run.params, values, complete)  # a population's change on the way
+        trials[result.run.trial] = TriedValues(
+            result.run.params, values, complete
+        )  # a population changes values between rungs
     return [trials[number] for number in sorted(trials)]
 
 
 def _final(state: _State, results: Mapping[str, Result]) -> Schedule:
-    """The best trials to their end, and again with another seed; then the winner."""
+    """Train the best trials to their end, and again with another seed; then choose the winner."""
     problem, search = state.problem, _search(state.problem)
     latest: dict[int, Result] = {}
     for result in state.done:
@@ -249,16 +252,18 @@ def _final(state: _State, results: Mapping[str, Result]) -> Schedule:
         return Schedule((), sampling=False, why=state.why)
     if search.retrain and search.finalists == 1:
         return Schedule((), False, deepest[0].run, (deepest[0].run.trial,), state.why)
-    waiting: list[Run] = []
-    marks: list[tuple[float, int, Run]] = []
+    waiting: list[TrialSegment] = []
+    marks: list[tuple[float, int, TrialSegment]] = []
     for result in deepest:
         end = len(rungs_of(problem, result.run.params)) - 1
         whole = [result.run if result.run.rung == end else _onwards(problem, result, end)]
-        if search.finalists > 1 and search.algorithm != "pbt":  # a population's values have a history of their own
+        if search.finalists > 1 and search.algorithm != "pbt":  # a population's values change between rungs
             until = rungs_of(problem, result.run.params)[-1]
-            whole.append(Run(trial=result.run.trial, rung=end, params=result.run.params, until=until, again=True))
+            whole.append(
+                TrialSegment(trial=result.run.trial, rung=end, params=result.run.params, until=until, again=True)
+            )
         waiting += [run for run in whole if run.name not in results]
-        # A second run that was lost or took too long says nothing of the values; one that diverged does.
+        # A second run that was lost or timed out says nothing about the values; one that diverged does.
         ends = [results[run.name] for run in whole if run.name in results]
         ends = [each for each in ends if each.status in ("ok", "not_finite") or not each.run.again]
         if ends:
@@ -272,31 +277,31 @@ def _final(state: _State, results: Mapping[str, Result]) -> Schedule:
     return Schedule((), False, winner, tuple(mark[1] for mark in marks), state.why)
 
 
-def _onwards(problem: Problem, result: Result, rung: int) -> Run:
+def _onwards(problem: Problem, result: Result, rung: int) -> TrialSegment:
     run = result.run
     until = rungs_of(problem, run.params)[rung]
     source = run.name if result.trunk is not None else None
-    return Run(trial=run.trial, rung=rung, params=run.params, until=until, source=source)
+    return TrialSegment(trial=run.trial, rung=rung, params=run.params, until=until, source=source)
 
 
-def length(problem: Problem, run: Run, results: Mapping[str, Result]) -> int:
-    """How many rows a run trains."""
-    before = trunk_end(results[run.source].run.until) if run.source is not None else 0
+def length(problem: Problem, run: TrialSegment, results: Mapping[str, Result]) -> int:
+    """Rows that a segment trains."""
+    before = decay_start(results[run.source].run.until) if run.source is not None else 0
     return (run.until - before) * batch_size_of(problem, run.params)
 
 
-def whole_length(problem: Problem, run: Run) -> int:
-    """How many rows a whole trial of a run's values trains."""
+def whole_length(problem: Problem, run: TrialSegment) -> int:
+    """Rows that a whole trial with a segment's values trains."""
     return rungs_of(problem, run.params)[-1] * batch_size_of(problem, run.params)
 
 
 def rows_trained(problem: Problem, result: Result) -> int:
-    """How many rows went into a result."""
+    """Rows that were trained for a result."""
     return max(1, result.steps * batch_size_of(problem, result.run.params))
 
 
 def trials_of(problem: Problem) -> int:
-    """How many trials there are at most."""
+    """Most trials of a search."""
     search = _search(problem)
     return len(sampling.grid(problem.space)) if search.algorithm == "grid" else search.trials
 
@@ -311,7 +316,7 @@ def _search(problem: Problem) -> SearchSection:
     return problem.spec.search
 
 
-def figures(result: Result, metric: str) -> dict[str, Any]:
-    """What a result says of itself, for events and tables."""
+def summary(result: Result, metric: str) -> dict[str, Any]:
+    """A result for events and tables."""
     value = result.loss if metric == "loss" else result.accuracy
     return {"status": result.status, metric: value, "step": result.run.until, **result.run.params}

@@ -1,8 +1,8 @@
-"""Trials on a frozen backbone: what it makes of each row is computed once, and only what is trained runs in a trial.
+"""Trials on a frozen backbone: its features of each row are computed once, and a trial runs only the trained layers.
 
-The model is cut where training begins: a classifier before its head, a causal model before the first block that any of
-the trials trains. The upper part gets the lower part's output in place of its embeddings; that the two together are the
-whole model is checked on some rows, and where it is not so there is nothing to share.
+The model is cut below the trained layers: a classifier before its head, a causal model before the first block that any
+trial trains. The upper part reads the lower part's output in place of its embeddings. Some rows check that both parts
+together equal the whole model; otherwise the trials cannot share.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ray_jobs.search.adapters import Share, share
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Example
-from ray_jobs.training.trainer import is_packed, run_sample
+from ray_jobs.training.batching import is_packed
+from ray_jobs.training.scoring import run_sample
 
 if TYPE_CHECKING:
     import torch
@@ -30,24 +31,24 @@ _CHECKED_ROWS = 4
 _CLOSE = {"fp32": 1e-4, "bf16": 0.05}
 """Relative."""
 _MEMORY_SHARE = 0.25
-"""Of the free memory, for what is kept of the rows."""
+"""Largest share of the free memory for the features."""
 
 
 class Unshareable(Exception):
-    """These trials cannot share; the text says why."""
+    """Raised when trials cannot share; the text is the reason."""
 
 
 @dataclass
 class SharedFeatures:
-    """The upper part of a model, once a trial, over the rows' features."""
+    """The features of all rows, and the upper part of the model for each trial."""
 
     spec: JobSpec
     directory: Path
     upper: PreTrainedModel
     given: Any
-    """The module in the embeddings' place: its `now.hidden` is what it answers, in each thread."""
+    """The module in place of the embeddings; returns its `now.hidden`, set by thread."""
     features: dict[Example, torch.Tensor]
-    """(T, H) of a row, or (1, H) where the head sees the first token only."""
+    """(T, H) by row; (1, H) if the head reads only the first token."""
     device: torch.device
     packed: bool
     first_token: bool
@@ -67,7 +68,7 @@ class SharedFeatures:
     ) -> SharedFeatures:
         """Run all rows through the lower part once. `depth`: blocks above the cut of a causal model.
 
-        Raises Unshareable where the model cannot be cut, or the features would not fit into memory.
+        Raises Unshareable when the model cannot be cut or the features do not fit into memory.
         """
         import torch
 
@@ -92,7 +93,7 @@ class SharedFeatures:
         return made
 
     def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]:
-        """A trial's trainable weights, as its own training would begin with."""
+        """Add a trial. Returns its trainable weights with their initial values."""
         trained = heads.head_names(self.upper)
         if not self.first_token:
             trained = tuple(models.block_prefixes(self.upper)[-spec.training.trainable_blocks :])
@@ -106,16 +107,16 @@ class SharedFeatures:
         del self._trials[name]
 
     def tokens(self, example: Example) -> int:
-        """A head that sees the first token only computes no other."""
+        """1 for a head that reads only the first token."""
         return 1 if self.first_token else len(example.input_ids)
 
     def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each part the predictions, (S, V) or (S, C), and the targets of its supervised labels."""
+        """Run one pass a part. Returns for each its predictions, (S, V) or (S, C), and the targets of its labels."""
         return [self._logits(self._trials[name], rows) for name, rows in parts]
 
     def _logits(self, model: torch.nn.Module, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self._batch(examples)
-        self.given.now.hidden = self._hidden(examples)
+        self.given.now.hidden = self.hidden(examples)
         return TASKS[self.spec.task].logits(model, batch), batch.targets_S
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
@@ -123,8 +124,8 @@ class SharedFeatures:
             examples = [Example(example.input_ids[:1], example.labels) for example in examples]
         return self._whole(examples)
 
-    def _hidden(self, examples: Sequence[Example]) -> torch.Tensor:
-        """The rows' features as the embeddings would give them: (1, T, H) packed, else (B, T, H)."""
+    def hidden(self, examples: Sequence[Example]) -> torch.Tensor:
+        """The rows' features in the shape of embeddings: (1, T, H) packed, else (B, T, H)."""
         import torch
 
         parts = [self.features[example] for example in examples]
@@ -136,7 +137,7 @@ class SharedFeatures:
 
         seen: list[torch.Tensor] = []
         module = base.get_submodule(lower)
-        # The first argument of the first block above the cut, or of the head.
+        # Keep the first argument of the first block above the cut, or of the head.
         handle = module.register_forward_pre_hook(
             lambda _, args, options: seen.append((args[0] if args else options["hidden_states"]).detach()),
             with_kwargs=True,
@@ -160,7 +161,7 @@ class SharedFeatures:
 
 
 def _cut(upper: PreTrainedModel, base: PreTrainedModel, *, depth: int, first_token: bool) -> tuple[str, Any]:
-    """Take the lower part away. The name of the module whose input is kept of the rows, and what stands in for it."""
+    """Remove the lower part. Returns the module whose input is the features, and the one in place of the embeddings."""
     import torch
 
     class Given(torch.nn.Module):
@@ -177,7 +178,7 @@ def _cut(upper: PreTrainedModel, base: PreTrainedModel, *, depth: int, first_tok
     if first_token:
         inner = getattr(upper, upper.base_model_prefix)
         if not hasattr(inner, "embeddings"):
-            raise Unshareable(f"{type(base).__name__} has no `embeddings` to put the features in the place of")
+            raise Unshareable(f"{type(base).__name__} has no `embeddings` that the features could replace")
         _replace(upper, path, torch.nn.ModuleList())
         inner.embeddings = given
         head = next(iter(heads.head_names(base)), "")
@@ -211,5 +212,5 @@ def _check_room(base: PreTrainedModel, rows: Encoded, held_out: Encoded, *, firs
         free = _MEMORY_SHARE * torch.cuda.mem_get_info()[0]
     if needed > free:
         raise Unshareable(
-            f"the features of {tokens} tokens take {needed / 2**30:.1f} GiB, more than a quarter of what is free"
+            f"the features of {tokens} tokens take {needed / 2**30:.1f} GiB, more than a quarter of the free memory"
         )

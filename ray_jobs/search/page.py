@@ -1,7 +1,7 @@
-"""What people see of a search: a table for the terminal, and one HTML page that needs nothing but itself. Pure.
+"""A search as a table for the terminal and as one self-contained HTML page. Pure.
 
-Both follow from the records (see `decide`), so a search can be shown while it runs and after. The page carries
-plotly.js within it and asks no server for anything; what users wrote is escaped, and no rows are in it.
+Both follow from the records (see `decide`), so a search can be shown while it runs and afterwards. The text of users is
+escaped, and the page holds no rows.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _ENOUGH = 8
 
 @dataclass(frozen=True)
 class _Trial:
-    """A trial as it is shown."""
+    """A line of the table."""
 
     number: int
     state: str
     params: Params
     rungs: int
     results: tuple[Result, ...]
-    """By rung."""
+    """In the order of the rungs."""
     measured: Result | None
-    """The last that did not fail."""
+    """The last segment that did not fail."""
     again: Result | None
 
     @property
@@ -50,27 +50,27 @@ class _Trial:
 
 
 def table(problem: Problem, results: Results, schedule: Schedule, *, limit: int | None = None) -> str:
-    """The trials as text, the best first, and a line on what they took. `limit`: show no more of them than this."""
+    """The trials as text, the best first, and a line with their cost. `limit`: most trials shown."""
     trials = _trials(problem, results, schedule)
     rows = [_columns(problem), *(_cells(problem, trial) for trial in trials[:limit])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[-1] = 0  # the state is the last and stands to the left
+    widths[-1] = 0  # the state is left-aligned
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if len(rows) <= len(trials):
         lines.append(f"and {len(trials) - len(rows) + 1} more")
-    # Trials that share have one process among them: a GPU's, or one on the cores of all the job's workers.
+    # Trials that share use one process: on a GPU that of one worker, on CPUs that of all workers.
     workers, tokens = problem.spec.compute.workers, sum(result.tokens for result in results.values())
     shared = 1 if problem.spec.compute.gpus_per_worker else workers
     seconds = sum(result.seconds * (shared if result.shared else workers) for result in results.values())
-    why = "sampling goes on" if schedule.sampling else f"sampling ended: {_plain(schedule.why) or 'nothing ran'}"
+    why = "sampling continues" if schedule.sampling else f"sampling ended: {_plain(schedule.why) or 'nothing ran'}"
     lines.append(f"{len(trials)} trials, {len(results)} runs, {tokens:,} tokens, {seconds:,.0f} worker-seconds; {why}")
     return "\n".join(lines)
 
 
 def page(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float], *, title: str) -> str:
-    """The search as one HTML document, which loads itself anew while anything runs.
+    """The search as one HTML document, which reloads itself while a segment runs.
 
-    `results` in the order in which they came: so the cost is drawn. `spent`: hours, as `SearchRecords.spent`.
+    `results`: in the order in which they were written, for the cost. `spent`: hours, as `SearchRecords.spent`.
     """
     trials = _trials(problem, results, schedule)
     charts = _sections(problem, results, trials) if results else [Section("Results", "There are no results yet.")]
@@ -85,17 +85,17 @@ def page(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[
 
 
 def _trials(problem: Problem, results: Results, schedule: Schedule) -> list[_Trial]:
-    """The best first: who won, the finalists by both seeds, the others by how far they came and then by the metric,
-    those that failed, those of which nothing is known yet."""
-    stretches: dict[int, list[Result]] = {}
+    """The best first: the winner, the finalists by both seeds, the others by rung and then by the metric, those that
+    failed, those without a result."""
+    segments: dict[int, list[Result]] = {}
     running = {run.trial: run.params for run in schedule.running}
     again = {result.run.trial: result for result in results.values() if result.run.again}
     for result in sorted(results.values(), key=lambda result: result.run.rung):
         if not result.run.again:
-            stretches.setdefault(result.run.trial, []).append(result)
+            segments.setdefault(result.run.trial, []).append(result)
     placed: list[tuple[tuple[float, ...], _Trial]] = []
-    for number in sorted({*stretches, *running}):
-        own = tuple(stretches.get(number, ()))
+    for number in sorted({*segments, *running}):
+        own = tuple(segments.get(number, ()))
         params = own[-1].run.params if own else running[number]
         rungs = len(rungs_of(problem, params))
         won = schedule.winner is not None and number == schedule.winner.trial
@@ -137,14 +137,14 @@ def _cells(problem: Problem, trial: _Trial) -> list[str]:
 
 
 def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float]) -> dict[str, str]:
-    """What stands at the head of the page."""
+    """The facts at the top of the page."""
     search = _search(problem)
     budget, worker_hours = search.budget, spent.get("worker", 0.0)
 
     def beside(value: str, limit: float | None) -> str:
         return value if limit is None else f"{value} of {limit:g}"
 
-    over = "over: nobody won" if schedule.winner is None else f"over: trial {schedule.winner.trial} won"
+    over = "over: no trial won" if schedule.winner is None else f"over: trial {schedule.winner.trial} won"
     runs = "sampling" if schedule.sampling else "running the finalists"
     facts = {
         "model": problem.spec.name,
@@ -200,7 +200,7 @@ def _curves(trials: Sequence[_Trial]) -> Figure | str:
 
 
 def _smooth(losses: Sequence[float]) -> tuple[list[int], list[float | None]]:
-    """Steps and losses; of many, the last step of each block and its mean. None where a loss is not finite."""
+    """Steps and losses; of many steps, the last of each block and the block's mean. None: a loss is not finite."""
     size = math.ceil(len(losses) / _POINTS)
     ends = [min(start + size, len(losses)) for start in range(0, len(losses), size)]
     means = [sum(losses[start:end]) / (end - start) for start, end in zip([0, *ends], ends, strict=False)]
@@ -208,7 +208,7 @@ def _smooth(losses: Sequence[float]) -> tuple[list[int], list[float | None]]:
 
 
 def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
-    """Parallel coordinates. Not Optuna's own, which leaves out the trials that were stopped and draws those failed."""
+    """Parallel coordinates. Optuna's own omits the trials that were stopped, and draws those that failed."""
     metric = _search(problem).metric
     measured = [trial.measured for trial in trials if trial.measured is not None]
     if not measured:
@@ -222,7 +222,7 @@ def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
 
 
 def _axis(values: Range | tuple[Any, ...], found: Sequence[Any]) -> dict[str, Any]:
-    """Of a searched field."""
+    """The axis of a searched field."""
     if not isinstance(values, Range):
         keys = list(map(json.dumps, values))
         texts = [escape(_short(json.loads(key)), quote=False) for key in keys]
@@ -237,21 +237,21 @@ def _axis(values: Range | tuple[Any, ...], found: Sequence[Any]) -> dict[str, An
 
 
 def _importance(problem: Problem, results: Results) -> Figure | str:
-    """By PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) over what the trials have in common: their first rung."""
+    """Importance by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) at the first rung, which all trials reach."""
     from optuna.importance import get_param_importances
 
     metric = _search(problem).metric
     first = [each for _, each in sorted(results.items()) if each.run.rung == 0 and not each.run.again]
-    seen = [sampling.Seen(r.run.params, {0: r.value(metric)}, complete=True) for r in first if r.status == "ok"]
+    seen = [sampling.TriedValues(r.run.params, {0: r.value(metric)}, complete=True) for r in first if r.status == "ok"]
     if len(seen) < _ENOUGH:
-        return f"This is told from {_ENOUGH} measured trials on, and there are {len(seen)}."
+        return f"Importance needs {_ENOUGH} measured trials; there are {len(seen)}."
     varied = [name for name in problem.space if len({json.dumps(trial.params[name]) for trial in seen}) > 1]
     if len(varied) < 2:
-        return f"Only {varied[0]} varies: whatever differs is its doing." if varied else "No value varies."
+        return f"Only {varied[0]} varies." if varied else "No value varies."
     if len({trial.values[0] for trial in seen}) == 1:
-        return "Every trial came to the same value."
+        return "Every trial has the same value."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # with few trials the shares can come out equal, which it warns of
+        warnings.simplefilter("ignore")  # it warns when few trials give equal shares
         shares = get_param_importances(sampling.study_of(problem.space, seen), params=varied)
     names = sorted(shares, key=lambda name: (shares[name], name))
     bars = {
@@ -280,7 +280,7 @@ def _cost(problem: Problem, results: Results) -> Figure | str:
 
 
 def _shown(result: Result, metric: str) -> float:
-    """The metric as people know it; `value` turns an accuracy's sign."""
+    """The metric itself; `value` negates an accuracy."""
     return abs(result.value(metric))
 
 
@@ -288,11 +288,11 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     text = _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return text if len(text) <= 40 else "…" + text[-39:]  # the end of a path tells more
+    return text if len(text) <= 40 else "…" + text[-39:]  # the end of a path is the specific part
 
 
 def _plain(text: str | None) -> str:
-    """On one line, without what would steer a terminal."""
+    """On one line, without control characters."""
     return "".join(char if char.isprintable() else " " for char in text or "")
 
 

@@ -1,6 +1,6 @@
-"""What a search keeps: its problem, and what each stretch of each trial came to. Everything else follows from these.
+"""Stored records of a search: its problem, and the result of each trial segment.
 
-A search is found again after any crash since nothing is decided that these records do not decide (see `decide`).
+Every decision is a function of these records (see `decide`), so a search continues unchanged after any crash.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Params = dict[str, Any]
 
 
 class Problem(BaseModel):
-    """A search as it was begun: what the job file leaves open is settled here once."""
+    """A search with the values that the job file leaves open; written once."""
 
     model_config = ConfigDict(frozen=True)
 
     spec: JobSpec
     space: dict[str, Range | tuple[Any, ...]]
     rows: int
-    """To train on."""
+    """Training rows."""
     warm: tuple[Params, ...] = ()
-    """What is tried first: the best of earlier searches."""
+    """Values to try first: the best of earlier searches."""
     begun_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -39,8 +39,8 @@ class Problem(BaseModel):
         return self.spec.search.metric == "loss"
 
 
-class Run(BaseModel):
-    """A stretch of a trial: from its last rung's trunk to the next rung."""
+class TrialSegment(BaseModel):
+    """A trial segment: a trial's training from before the decay of its last rung to its next rung."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,11 +48,11 @@ class Run(BaseModel):
     rung: int
     params: Params
     until: int
-    """The optimizer step it ends at."""
+    """Last optimizer step."""
     source: str | None = None
-    """The run whose trunk it goes on from; None: from the base."""
+    """Segment whose checkpoint before the decay it resumes from. None: the base model."""
     again: bool = False
-    """A finalist's second time, from the base and with another seed."""
+    """A finalist's second training, from the base with another seed."""
 
     @property
     def name(self) -> str:
@@ -60,45 +60,45 @@ class Run(BaseModel):
 
 
 class Result(BaseModel):
-    """What a run came to."""
+    """Result of a trial segment."""
 
     model_config = ConfigDict(frozen=True)
 
-    run: Run
+    run: TrialSegment
     status: Status
     loss: float | None = None
-    """On held-out rows. None: it did not come so far."""
+    """Loss on the held-out rows. None: not measured."""
     accuracy: float | None = None
     steps: int = 0
-    """Trained in this run, the decay included."""
+    """Steps trained in this segment, including the decay."""
     tokens: int = 0
     seconds: float = 0.0
-    """Of training, its share of a process that trials share."""
+    """Time of training; of a shared process, its share."""
     trunk: str | None = None
-    """The checkpoint from which it can go on."""
+    """Key of the checkpoint before the decay, from which the next segment resumes."""
     checkpoint: str | None = None
-    """The one that was measured."""
+    """Key of the measured checkpoint."""
     stored_bytes: int = 0
-    """Of its checkpoints."""
+    """Size of its checkpoints."""
     losses: tuple[float, ...] = ()
-    """Training loss of every step since the base."""
+    """Training loss of every step from the base model on."""
     error: str | None = None
     shared: bool = False
-    """Whether it shared a process's base with other trials."""
+    """Whether it shared a base model with other trials."""
     start_s: float = 0.0
-    """From its turn to its first step."""
+    """Time from its submission to its first step."""
     ended_at: float = 0.0
-    """Seconds since 1970, when it was written down. Nothing is decided by it."""
+    """When it was written, Unix seconds. No decision depends on it."""
 
     def value(self, metric: str) -> float:
-        """The metric as something to minimise; infinite for a run that failed."""
+        """The metric as a value to minimise; infinite for a failed segment."""
         if self.status != "ok" or self.loss is None or self.accuracy is None:
             return float("inf")
         return self.loss if metric == "loss" else -self.accuracy
 
 
-class Stop(BaseModel):
-    """The budget's end: what had come in by then is all that is decided on."""
+class SamplingEnd(BaseModel):
+    """The end of sampling, because a budget is spent: only the results named here are compared."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,29 +107,29 @@ class Stop(BaseModel):
 
 
 class SearchRecords:
-    """A search's place in the store."""
+    """Reads and writes the records of one search."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
 
     def begin(self, problem: Problem) -> Problem:
-        """Settle the problem, or read how it was settled."""
+        """Write the problem, or read the one written before."""
         with contextlib.suppress(ConflictError):
             self.store.put_json(f"{self.prefix}/problem.json", problem.model_dump(mode="json"), if_absent=True)
-        return self.problem()  # as every later start reads it: the order of the space's fields decides too
+        return self.problem()  # as every later start reads it: decisions depend on the order of the space's fields
 
     def problem(self) -> Problem:
         """Raises ObjectNotFound before `begin`."""
         return Problem.model_validate(self.store.get_json(f"{self.prefix}/problem.json"))
 
     def results(self) -> dict[str, Result]:
-        """By the run's name, in the order in which they came."""
+        """Results by segment name, in the order in which they were written."""
         keys = [info.key for info in self.store.list(f"{self.prefix}/results")]
         found = [Result.model_validate(self.store.get_json(key)) for key in keys]
         return {result.run.name: result for result in sorted(found, key=lambda result: result.ended_at)}
 
     def add(self, result: Result) -> Result:
-        """Write a result down, once: what was written first stands."""
+        """Write a result once. Returns the one that was written first."""
         key = f"{self.prefix}/results/{result.run.name}.json"
         result = result.model_copy(update={"ended_at": time.time()})
         try:
@@ -138,16 +138,16 @@ class SearchRecords:
             return Result.model_validate(self.store.get_json(key))
         return result
 
-    def stop(self, reason: str, results: dict[str, Result]) -> Stop:
-        """End sampling here, once."""
-        stop = Stop(reason=reason, results=tuple(sorted(results)))
+    def stop(self, reason: str, results: dict[str, Result]) -> SamplingEnd:
+        """Record the end of sampling, once."""
+        stop = SamplingEnd(reason=reason, results=tuple(sorted(results)))
         with contextlib.suppress(ConflictError):
             self.store.put_json(f"{self.prefix}/stop.json", stop.model_dump(mode="json"), if_absent=True)
         return self.stopped() or stop
 
-    def stopped(self) -> Stop | None:
+    def stopped(self) -> SamplingEnd | None:
         try:
-            return Stop.model_validate(self.store.get_json(f"{self.prefix}/stop.json"))
+            return SamplingEnd.model_validate(self.store.get_json(f"{self.prefix}/stop.json"))
         except ObjectNotFound:
             return None
 
@@ -162,6 +162,6 @@ class SearchRecords:
     def spend(self, spent: dict[str, float]) -> None:
         self.store.put_json(f"{self.prefix}/spent.json", spent)
 
-    def checkpoints(self, run: Run) -> str:
-        """Where a run's checkpoints are."""
+    def checkpoints(self, run: TrialSegment) -> str:
+        """Prefix of a segment's checkpoints."""
         return f"{self.prefix}/trials/{run.name}"

@@ -1,7 +1,7 @@
-"""A search from its first trial to its winner, on whatever runs the trials.
+"""A search from its first trial to its winner, on any executor.
 
-Owns the budget and the waiting: it plays the search through as far as the results lead (`decide`), runs what is to run,
-and writes each result down. A search that was killed is found as it was, since everything follows from the results.
+Owns the loop: it replays the search as far as the results lead (`decide`), starts the segments that are due, and stores
+each result. A killed search resumes unchanged, since every decision follows from the results.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ray_jobs.jobs import Job
 from ray_jobs.search import decide, page, sampling
 from ray_jobs.search.budget import Meter, reason_to_stop
 from ray_jobs.search.decide import Schedule
-from ray_jobs.search.records import Params, Problem, Result, Run, SearchRecords
-from ray_jobs.search.shared_trainer import Task
+from ray_jobs.search.records import Params, Problem, Result, SearchRecords, TrialSegment
+from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.spec import SearchSection
 from ray_jobs.storage import Store
-from ray_jobs.training.lr_schedule import trunk_end
-from ray_jobs.training.trainer import Stretch, TrainInputs
+from ray_jobs.training.inputs import TrainInputs, TrainUntil
+from ray_jobs.training.lr_schedule import decay_start
 
 _POLL_S = 0.2
 _PAGE_EVERY_S = 10.0
 _WARM = 3
-"""Trials taken over from earlier searches."""
+"""Most winners taken from earlier searches."""
 _SEARCHES_READ = 20
-"""The newest of those are looked at."""
+"""Most earlier jobs read for them, the newest first."""
 
 
 class Runs(Protocol):
-    """What runs the trials; see `executors.Executor`."""
+    """Runs trial segments; see `executors.Executor`."""
 
     steps: dict[str, int]
 
@@ -42,9 +42,9 @@ class Runs(Protocol):
 
     def busy_workers(self) -> int: ...
 
-    def has_room(self, task: Task) -> bool: ...
+    def has_room(self, task: TrialTask) -> bool: ...
 
-    def start(self, task: Task) -> None: ...
+    def start(self, task: TrialTask) -> None: ...
 
     def drop(self, name: str) -> None: ...
 
@@ -53,30 +53,30 @@ class Runs(Protocol):
 
 @dataclass
 class Search:
-    """One search on its way."""
+    """One search in progress."""
 
     job: Job
     records: SearchRecords
     problem: Problem
-    inputs: Callable[[Run], TrainInputs]
-    """What a run trains on, without its stretch and checkpoints."""
+    inputs: Callable[[TrialSegment], TrainInputs]
+    """Inputs of a segment, without `until` and `checkpoints`."""
     runs: Runs
     show: Callable[..., None]
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     _page_at: float = 0.0
     _pruned: set[str] = field(default_factory=set)
-    _waiting: dict[str, Run] = field(default_factory=dict)
+    _waiting: dict[str, TrialSegment] = field(default_factory=dict)
     _results: dict[str, Result] = field(default_factory=dict)
     _sampling: bool = True
 
     def run(self) -> Schedule:
-        """To the end. Raises TrainingError where every trial failed or the budget is too small for one."""
+        """Run the search to its end. Raises TrainingError when every trial fails or the budget is too small for one."""
         meter = Meter(self.records, self.runs.busy_workers)
         results = self.records.results()
         stop = self.records.stopped()
         while True:
-            schedule = decide.play(self.problem, results, stop, self.memory)
-            self._tell(results, schedule, meter)
+            schedule = decide.replay(self.problem, results, stop, self.memory)
+            self._show(results, schedule, meter)
             if not schedule.running:
                 break
             if schedule.sampling and (reason := reason_to_stop(self.problem, results, meter.spent)):
@@ -97,7 +97,7 @@ class Search:
         return schedule
 
     def _start(self, schedule: Schedule, results: Mapping[str, Result]) -> None:
-        """Begin what is to run, in order, and let go of what is not (the budget's end leaves some behind)."""
+        """Start the segments that are due, in order; drop the others, which the end of a budget leaves behind."""
         wanted = {run.name for run in schedule.running}
         for name in set(self.runs.running()) - wanted:
             self.runs.drop(name)
@@ -105,23 +105,23 @@ class Search:
             if run.name not in self.runs.running():
                 task = self.task(run, results)
                 if not self.runs.has_room(task):
-                    break  # the first in line goes first
+                    break  # the first due starts first
                 self.runs.start(task)
 
-    def task(self, run: Run, results: Mapping[str, Result]) -> Task:
+    def task(self, run: TrialSegment, results: Mapping[str, Result]) -> TrialTask:
         source = results[run.source].trunk if run.source is not None else None
-        stretch = Stretch(rung=run.until, source=source)
-        given = self.inputs(run).model_copy(update={"stretch": stretch, "checkpoints": self.records.checkpoints(run)})
-        return Task(run=run, inputs=given)
+        until = TrainUntil(stop_at_step=run.until, resume_from=source)
+        given = self.inputs(run).model_copy(update={"until": until, "checkpoints": self.records.checkpoints(run)})
+        return TrialTask(run=run, inputs=given)
 
     def _wait(self, meter: Meter) -> list[Result]:
-        """Until something ends. A run over its time is given up."""
+        """Wait until a segment ends. One over its time is given up."""
         limit = self._section.trial_minutes
         while True:
             self.job.check()
             if ended := self.runs.poll():
                 if any(result.status != "ok" for result in ended):
-                    # Workers hear of a pause by themselves: a trial that stopped for it has not failed.
+                    # Workers poll for a pause too: a trial that it stopped has not failed.
                     self.job.check(fresh=True)
                 return ended
             meter.tick()
@@ -156,9 +156,9 @@ class Search:
         value = result.loss if metric == "loss" else result.accuracy
         said = f"{metric} {value:.4f}" if result.status == "ok" and value is not None else result.status
         level: jobs.Level = "info" if result.status == "ok" else "warning"
-        self.job.event(level, f"search: {what}: {said}", decide.figures(result, metric))
+        self.job.event(level, f"search: {what}: {said}", decide.summary(result, metric))
 
-    def _tell(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
+    def _show(self, results: Mapping[str, Result], schedule: Schedule, meter: Meter) -> None:
         self._waiting, self._sampling = {run.name: run for run in schedule.running}, schedule.sampling
         self._results = dict(results)
         self._show_steps()
@@ -166,14 +166,14 @@ class Search:
             self._write_page(results, schedule, meter)
 
     def _show_steps(self) -> None:
-        """Steps trained, of those that the trials take that have begun and the first rung of those that have not."""
+        """Show the steps trained, out of those of the trials that began and the first rung of the others."""
         metric, results = self._section.metric, self._results
         values = [result.value(metric) for result in results.values() if result.status == "ok"]
         ends = {result.run.trial for result in results.values()}
         done = sum(result.steps for result in results.values())
         left = 0
         for name, run in self._waiting.items():
-            begin = 0 if run.source is None else trunk_end(results[run.source].run.until)
+            begin = 0 if run.source is None else decay_start(results[run.source].run.until)
             step = max(begin, self.runs.steps.get(name, 0))
             done, left = done + step - begin, left + run.until - step
         trials = decide.trials_of(self.problem)
@@ -187,11 +187,11 @@ class Search:
         try:
             text = page.page(self.problem, results, schedule, meter.spent, title=self.job.id)
             self.records.store.put(f"{self.records.prefix}/page.html", text.encode())
-        except Exception as error:  # noqa: BLE001  # a page that cannot be drawn or written must not end a search
+        except Exception as error:  # noqa: BLE001  # an error of the page must not end a search
             self.job.event("warning", f"search: its page was not written: {error}")
 
     def _prune(self, results: Mapping[str, Result], schedule: Schedule) -> None:
-        """Delete checkpoints from which nothing can go on any more, and that are not among the best."""
+        """Delete checkpoints that no segment can resume from and that are not among the best."""
         for name in prunable(self.problem, results, schedule):
             if name not in self._pruned:
                 self._pruned.add(name)
@@ -200,7 +200,7 @@ class Search:
 
 
 def all_failed(results: Mapping[str, Result]) -> TrainingError:
-    """Why nobody won. Pure."""
+    """Why no trial won. Pure."""
     seen: dict[str, list[str]] = {}
     for result in results.values():
         seen.setdefault(f"{result.status}: {(result.error or '').splitlines()[0] if result.error else ''}", []).append(
@@ -212,11 +212,11 @@ def all_failed(results: Mapping[str, Result]) -> TrainingError:
 
 
 def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule) -> list[str]:
-    """Runs whose checkpoints nothing needs. Pure."""
+    """Segments whose checkpoints are not needed. Pure."""
     search = problem.spec.search
     assert search is not None
     if search.algorithm == "pbt" and schedule.running:
-        return []  # anybody may go on from anybody
+        return []  # any member may copy any other
     needed = {run.name for run in schedule.running} | {run.source for run in schedule.running if run.source}
     if schedule.winner is not None:
         needed.add(schedule.winner.name)
@@ -233,15 +233,15 @@ def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule
     needed |= {result.run.name for result in best[: search.finalists]}
     kept = best[: search.checkpoints_to_keep]
     if schedule.sampling:
-        for rung, there in by_rung.items():
+        for rung, results_there in by_rung.items():
             places = search.trials // search.reduction ** (rung + 1) + search.reduction
-            ranked = sorted(there, key=lambda r: (r.value(search.metric), r.run.trial))
+            ranked = sorted(results_there, key=lambda r: (r.value(search.metric), r.run.trial))
             kept += ranked[:places]
     again = {name for name, result in results.items() if result.run.again} if schedule.running else set()
     needed |= again
     kept = sorted(kept, key=lambda r: (-r.run.rung, r.value(search.metric), r.run.trial))
     stored = sum(results[name].stored_bytes for name in needed if name in results)
-    for result in kept:  # the best first, as long as there is room
+    for result in kept:  # the best first, while storage lasts
         if result.run.name not in needed:
             stored += result.stored_bytes
             if search.storage_gib is not None and stored > search.storage_gib * 2**30:
@@ -251,7 +251,7 @@ def prunable(problem: Problem, results: Mapping[str, Result], schedule: Schedule
 
 
 def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ...]:
-    """What won in the newest searches on the same base and task, as far as it is in this one's space."""
+    """Winners of the newest searches on the same base and task whose values are in this one's space."""
     search = problem.spec.search
     assert search is not None
     if not search.warm_start or search.algorithm in ("grid", "pbt"):
@@ -264,7 +264,7 @@ def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ..
             records = SearchRecords(store, f"jobs/{record.id}/search/{name}")
             with contextlib.suppress(ObjectNotFound):
                 other = records.problem()
-                winner = decide.play(other, records.results(), records.stopped()).winner
+                winner = decide.replay(other, records.results(), records.stopped()).winner
                 alike = (other.spec.base_model, other.spec.task, other.spec.training.method) == (
                     problem.spec.base_model, problem.spec.task, problem.spec.training.method,
                 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What to try next, by Optuna: a study made anew from the trials so far, so that the same trials give the same answer.
+"""The values of the next trial, from Optuna: a study built from the trials so far, so equal trials give equal values.
 
-Owns how a search looks to Optuna. Knows nothing of rungs but that a trial measured at a later one says more.
+Owns the translation to Optuna. Of rungs it knows only that a later one weighs more.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _STARTUP = 5
-"""Trials drawn at random before TPE has anything to go by."""
+"""Trials drawn at random before TPE models the results."""
 _WORST = 1e9
-"""What a failed trial counts as."""
+"""Value of a failed trial."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A trial as a sampler sees it."""
+class TriedValues:
+    """The values of a trial and its measured metric, as a sampler needs them."""
 
     params: Params
     values: Mapping[int, float]
-    """Rung → what was measured there, lower is better. Empty: it runs."""
+    """Metric by rung, lower is better. Empty: the trial runs."""
     complete: bool
-    """Whether it will be trained no further."""
+    """Whether its training has ended."""
 
 
 def grid(space: Space) -> list[Params]:
@@ -45,15 +45,15 @@ def grid(space: Space) -> list[Params]:
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*lists)]
 
 
-def suggest(space: Space, seen: Sequence[Seen], *, seed: int, random: bool) -> Params:
-    """The next trial's values: drawn from the space alone, or by TPE (Bergstra et al. 2011) after what was seen."""
+def suggest(space: Space, seen: Sequence[TriedValues], *, seed: int, random: bool) -> Params:
+    """The next trial's values: drawn at random, or by TPE (Bergstra et al. 2011) from the trials so far."""
     import optuna
 
     number = len(seen)
     sampler: Any = optuna.samplers.RandomSampler(seed=_mix(seed, number))
     if not random:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # multivariate TPE is called experimental since 2020
+            warnings.simplefilter("ignore")  # multivariate TPE is marked experimental
             sampler = optuna.samplers.TPESampler(
                 seed=_mix(seed, number), multivariate=True, constant_liar=True, n_startup_trials=_STARTUP
             )
@@ -62,7 +62,7 @@ def suggest(space: Space, seen: Sequence[Seen], *, seed: int, random: bool) -> P
     return {name: _value(values, asked.params[name]) for name, values in space.items()}
 
 
-def study_of(space: Space, seen: Sequence[Seen], sampler: Any = None) -> Study:
+def study_of(space: Space, seen: Sequence[TriedValues], sampler: Any = None) -> Study:
     """The trials as an Optuna study; lower is better."""
     import optuna
 
@@ -87,7 +87,7 @@ def study_of(space: Space, seen: Sequence[Seen], sampler: Any = None) -> Study:
 
 
 def fits(space: Space, params: Params) -> bool:
-    """Whether values are within a space, and of all its fields."""
+    """Whether values cover exactly the fields of a space and are within it."""
     if set(params) != set(space):
         return False
     return all(
@@ -96,14 +96,14 @@ def fits(space: Space, params: Params) -> bool:
     )
 
 
-def expected_gain(space: Space, seen: Sequence[Seen]) -> float:
-    """How much another trial is expected to improve the best so far, by a Gaussian process over the trials' values at
-    the first rung (Ishibashi et al. 2023, arXiv:2206.02326). Infinite while there are too few to say."""
+def expected_gain(space: Space, seen: Sequence[TriedValues]) -> float:
+    """Expected improvement of the best value by another trial, from a Gaussian process over the values at the first
+    rung (Ishibashi et al. 2023, arXiv:2206.02326). Infinite with too few trials."""
     import optuna
     from optuna.terminator import EMMREvaluator
 
     flat = [
-        Seen(trial.params, {0: trial.values[min(trial.values)]}, complete=True)
+        TriedValues(trial.params, {0: trial.values[min(trial.values)]}, complete=True)
         for trial in seen
         if trial.values and math.isfinite(trial.values[min(trial.values)])
     ]
@@ -131,7 +131,7 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def _choice(values: Range | tuple[Any, ...], value: Any) -> Any:
-    """A value as Optuna takes it: a list among the choices goes as its JSON."""
+    """A value in a form that Optuna accepts: a list becomes its JSON."""
     return value if isinstance(values, Range) or not isinstance(value, list | tuple | dict) else json.dumps(value)
 
 

@@ -1,4 +1,4 @@
-"""What a search tries where the job file does not say. Pure.
+"""The default search space. Pure.
 
 The learning rate of LoRA is searched around ten times that of full training, its alpha stays fixed, and its rank
 follows from the amount of data: an adapter should have room for what the rows can teach, which is less than a parameter
@@ -18,11 +18,11 @@ Space = dict[str, Range | tuple[Any, ...]]
 
 _RANKS = (8, 16, 32, 64)
 _SPREAD = 10.0**0.5
-"""The learning rate is searched this far, twice, to each side of the method's own."""
+"""The learning rate is searched from the method's default divided by this squared to it multiplied by this squared."""
 
 
 def default_space(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> Space:
-    """What suits the task and method. `config` is the base's config.json; `supervised` counts the labels trained on."""
+    """The space for a task and method. `config`: the base's config.json. `supervised`: training labels."""
     training = spec.training
     rate = default_learning_rate(training, spec.task)
     space: Space = {"learning_rate": Range(min=rate / _SPREAD**2, max=rate * _SPREAD**2, scale="log")}
@@ -37,7 +37,7 @@ def default_space(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> 
 
 
 def rank_for(config: Mapping[str, Any], supervised: int) -> int:
-    """The smallest usual rank whose adapter has a parameter for each supervised token."""
+    """The smallest of the usual ranks whose adapter has a parameter for each supervised token."""
     width = int(config.get("hidden_size", 0)) or 1
     inner = int(config.get("intermediate_size", 4 * width))
     a_rank = int(config.get("num_hidden_layers", 1)) * (4 * 2 * width + 3 * (width + inner))
@@ -45,13 +45,13 @@ def rank_for(config: Mapping[str, Any], supervised: int) -> int:
 
 
 def space_of(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> Space:
-    """What a job's search tries."""
+    """The space of a job's search."""
     assert spec.search is not None
     return dict(spec.search.space) if spec.search.space is not None else default_space(spec, config, supervised)
 
 
 def describe(spec: JobSpec) -> str:
-    """What a job's search is going to try, in a line."""
+    """Describe a job's search in a line."""
     search = spec.search
     assert search is not None
     space: dict[str, Any] = dict(search.space) if search.space is not None else dict(default_space(spec, {}, 0))
@@ -67,7 +67,7 @@ def describe(spec: JobSpec) -> str:
 
 
 def own_values(spec: JobSpec, space: Space) -> dict[str, Any]:
-    """The values a job has without a search, its defaults among them, or the nearest to them that a space has."""
+    """The values of the job without a search, or those in the space nearest to them."""
     own = spec.model_dump()["training"] | {"base_model": spec.base_model}
     own["learning_rate"] = own["learning_rate"] or default_learning_rate(spec.training, spec.task)
     return {name: _nearest(values, _at(own, name)) for name, values in space.items()}
@@ -88,13 +88,13 @@ def _nearest(values: Range | tuple[Any, ...], own: Any) -> Any:
 
 
 def is_ordered(values: tuple[Any, ...]) -> bool:
-    """Whether a list is of rising numbers, so that what lies between two of them is expected to do as they do."""
+    """Whether a list holds rising numbers, so that values can be compared by distance."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return numbers and list(values) == sorted(set(values))
 
 
 def is_whole(name: str) -> bool:
-    """Whether a searched field takes whole numbers only."""
+    """Whether a searched field is an integer."""
     section: Any = TrainingSection
     *path, field = name.split(".")
     for part in path:

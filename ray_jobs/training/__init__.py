@@ -1,1 +1,1 @@
-"""Training: the loop, its batches, its checkpoints and its Ray workers. Runs without Ray when called directly."""
+"""Training: the loop, its optimizer step, batches and checkpoints, and its Ray workers. Runs without Ray as well."""

@@ -1,11 +1,11 @@
-"""Training checkpoints: written locally, uploaded in the background, visible only when every worker's part is there.
+"""Training checkpoints: written locally, uploaded in the background, visible once every worker's part is uploaded.
 
 A checkpoint is `{prefix}/step-{step}-{run}/`: each worker's share of the trained weights and AdamW's moments (whole
-fp32 tensors by name, so any number of workers and any ZeRO stage can read them), each worker's random state, and, last,
-the manifest, whose `meta` says where in the data it stands. All files are safetensors. Frozen weights are not in it.
+fp32 tensors by name, which any number of workers and any ZeRO stage can read), each worker's random state, and, written
+last, the manifest, whose `meta` holds the position in the data. All files are safetensors; frozen weights are not
+stored. `run` identifies one start of the workers, so that files of a killed start never mix with its successor's.
 
-Knows nothing of the loop. `run` tells one start of the workers from another, so what a killed one left half written is
-never mixed with what its successor writes.
+Does not know the loop.
 """
 
 from __future__ import annotations
@@ -18,47 +18,59 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ray_jobs.errors import MachineError, ObjectNotFound, StoreError, TrainingError
+from ray_jobs.errors import LossNotFinite, MachineError, ObjectNotFound, StoreError
 from ray_jobs.storage import FileEntry, Store
+from ray_jobs.training.machine_errors import is_disk_full
 
 if TYPE_CHECKING:
     import torch
 
 _PARTS_PATIENCE_S = 900.0
-"""How long the first worker waits for the others' parts of a checkpoint."""
+"""Time the first worker waits for the parts of the others."""
 
 State = dict[str, dict[str, "torch.Tensor"]]
-"""For each trained weight its `weight`, `exp_avg` and `exp_avg_sq`."""
+"""`weight`, `exp_avg` and `exp_avg_sq` of each trained weight."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: everything besides tensors that is needed to go on."""
+    """Everything besides tensors that a training needs to resume."""
 
     step: int = 0
-    """Optimizer steps taken; the data position follows from it."""
+    """Optimizer steps taken; they determine the position in the data."""
     held_out_loss: float | None = None
-    """Measured right after this step. None: not measured here."""
+    """Measured after this step. None: not measured."""
     held_out_accuracy: float | None = None
-    """Share of the held-out labels that the model would choose, as above."""
+    """Share of the held-out labels that the model predicts, measured after this step."""
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_without_better: int = 0
     tokens: int = 0
-    """Trained so far."""
+    """Tokens trained so far."""
     seconds: float = 0.0
-    """Spent on steps so far, over all attempts that count."""
+    """Time spent on the steps so far, without steps that were lost."""
     losses: tuple[float, ...] = ()
-    """Training loss of every step so far."""
+    """Training loss of every step."""
     evaluations: tuple[tuple[int, float, float], ...] = ()
-    """(step, held-out loss, held-out accuracy) of every evaluation so far."""
+    """(step, held-out loss, held-out accuracy) of every evaluation."""
+
+    def after_step(self, loss: float, tokens: int) -> Position:
+        """The position after one more step."""
+        return replace(
+            self,
+            step=self.step + 1,
+            tokens=self.tokens + tokens,
+            losses=(*self.losses, loss),
+            held_out_loss=None,
+            held_out_accuracy=None,
+        )
 
     def measured(self, loss: float, accuracy: float) -> Position:
-        """The position after scoring the held-out rows. Raises TrainingError for a loss that is no number."""
+        """The position after scoring the held-out rows. Raises LossNotFinite."""
         if not math.isfinite(loss):
-            raise TrainingError(f"the held-out loss is {loss} after step {self.step}; lower the learning rate")
+            raise LossNotFinite(f"the held-out loss is {loss} after step {self.step}; lower the learning rate")
         better = self.best_loss is None or loss < self.best_loss
         return replace(
             self,
@@ -73,23 +85,22 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed one."""
+    """A committed checkpoint."""
 
     key: str
     workers: int
     position: Position
     size_bytes: int = 0
-    """Of its files together."""
 
 
 def committed(store: Store, prefix: str) -> list[Checkpoint]:
-    """Every checkpoint that is whole, the oldest first."""
+    """Every committed checkpoint, the oldest first."""
     found = [one for key in _trees(store, prefix) if (one := load(store, key)) is not None]
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
 
 
 def load(store: Store, key: str) -> Checkpoint | None:
-    """The checkpoint at a key. None: it is not there, or not whole."""
+    """The checkpoint at a key. None: none is committed there."""
     manifest = store.read_manifest(key)
     if manifest is None:
         return None
@@ -99,25 +110,25 @@ def load(store: Store, key: str) -> Checkpoint | None:
     return Checkpoint(key, manifest.meta["workers"], Position(**position), manifest.size_bytes)
 
 
-def half_written(store: Store, prefix: str) -> list[str]:
-    """Keys of those that have no manifest: being written, or left by a worker that was killed."""
+def uncommitted(store: Store, prefix: str) -> list[str]:
+    """Keys of checkpoints without a manifest: being written, or left by a killed worker."""
     whole = {found.key for found in committed(store, prefix)}
     return [key for key in _trees(store, prefix) if key not in whole]
 
 
 def _trees(store: Store, prefix: str) -> list[str]:
-    # By the objects: some stores go on listing the folders of trees that were deleted.
+    # From the objects: some stores still list the folders of deleted trees.
     names = {info.key.removeprefix(f"{prefix}/").partition("/")[0] for info in store.list(prefix)}
     return [f"{prefix}/{name}" for name in sorted(names)]
 
 
 def latest(store: Store, prefix: str) -> Checkpoint | None:
-    """Where to go on. None: nowhere yet."""
+    """The checkpoint to resume from. None: none is committed."""
     return next(iter(committed(store, prefix)[::-1]), None)
 
 
 def to_keep(checkpoints: Sequence[Checkpoint], best: int, pinned: frozenset[int] = frozenset()) -> set[str]:
-    """Keys that stay: the last, those of `pinned` steps, and the `best` lowest held-out losses."""
+    """Keys to keep: the last, those of `pinned` steps, and the `best` lowest held-out losses."""
     measured = [c for c in checkpoints if c.position.held_out_loss is not None]
     ranked = sorted(measured, key=lambda c: (c.position.held_out_loss, c.position.step))
     pins = [c for c in checkpoints if c.position.step in pinned]
@@ -125,7 +136,7 @@ def to_keep(checkpoints: Sequence[Checkpoint], best: int, pinned: frozenset[int]
 
 
 def load_state(store: Store, checkpoint: Checkpoint) -> State:
-    """The trained weights and moments of a checkpoint, whole, fp32, on the CPU."""
+    """Load the trained weights and moments of a checkpoint, whole, fp32, on the CPU."""
     from safetensors.torch import load_file
 
     state: State = {}
@@ -137,7 +148,7 @@ def load_state(store: Store, checkpoint: Checkpoint) -> State:
 
 
 def restore_random_state(store: Store, checkpoint: Checkpoint, *, rank: int, workers: int) -> bool:
-    """Set this worker's random state to the saved one. False, and nothing set, where the number of workers changed."""
+    """Set this worker's random state to the saved one. Returns False, unchanged, when the number of workers differs."""
     from safetensors.torch import load_file
 
     if checkpoint.workers != workers:
@@ -153,7 +164,7 @@ def restore_random_state(store: Store, checkpoint: Checkpoint, *, rank: int, wor
 
 @dataclass
 class Writer:
-    """One worker's side of saving. `save` returns once the files are on the local disk; the upload goes on behind."""
+    """Saves one worker's part. `save` returns once the files are on the local disk; the upload is in the background."""
 
     store: Store
     prefix: str
@@ -162,28 +173,28 @@ class Writer:
     workers: int
     keep: int
     stall_s: float = 0.0
-    """Seconds the loop has waited in `save`."""
-    tidies: bool = True
-    """Whether older checkpoints are deleted. A start that was told to stop leaves that to the next one, which may be
-    reading them already."""
+    """Time the loop has waited in `save`."""
+    deletes_older: bool = True
+    """Whether a commit deletes older checkpoints. A stopping start leaves them to the next one, which may be reading
+    them already."""
     pinned: frozenset[int] = frozenset()
-    """Steps whose checkpoints stay, whatever their loss."""
+    """Steps whose checkpoints are kept, whatever their loss."""
     on_commit: Callable[[int], None] = lambda _: None
-    """Called in the background of the first worker with the step of each checkpoint that is there for good."""
+    """Called in the background of the first worker with the step of each committed checkpoint."""
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     _pending: Future[None] | None = None
 
     def save(self, tensors: Iterable[tuple[str, dict[str, torch.Tensor]]], position: Position) -> None:
-        """Write this worker's share of `tensors` (all workers must walk the same ones, it is a collective).
+        """Write this worker's share of `tensors`. Reading them is a collective: every worker reads all of them.
 
-        Waits for the upload before it. Raises what that one raised, and MachineError where the local disk is full.
+        Waits for the previous upload and raises its error. Raises MachineError when the local disk is full.
         """
         started = time.monotonic()
         self.wait()
         directory = Path(tempfile.mkdtemp(prefix="kitae-checkpoint-"))
         try:
             self._write(directory, tensors)
-        except Exception as error:  # safetensors has an error type of its own for a full disk, an Exception
+        except Exception as error:  # of the system or of safetensors
             shutil.rmtree(directory, ignore_errors=True)
             if not is_disk_full(error):
                 raise
@@ -196,13 +207,13 @@ class Writer:
         self.stall_s += time.monotonic() - started
 
     def wait(self) -> None:
-        """Until what was saved is committed. Raises what went wrong."""
+        """Wait until the last `save` is committed. Raises its error."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Wait, and end the background thread."""
+        """Wait for the last `save` and end the background thread."""
         try:
             self.wait()
         finally:
@@ -234,7 +245,7 @@ class Writer:
             meta = {"workers": self.workers, "position": asdict(position) | {"losses": list(position.losses)}}
             self.store.commit(key, [entry for part in parts for entry in part], meta)
             self.on_commit(position.step)
-            if self.tidies:
+            if self.deletes_older:
                 self._delete_others()
 
     def _part(self, key: str) -> list[FileEntry]:
@@ -250,21 +261,11 @@ class Writer:
                 time.sleep(0.1)
 
     def _delete_others(self) -> None:
-        """Called after a commit that can be read: only then may an older checkpoint go."""
+        """Delete older checkpoints, after a newer one is committed."""
         whole = committed(self.store, self.prefix)
         keep = to_keep(whole, self.keep, self.pinned)
         stale = [c.key for c in whole if c.key not in keep]
-        # Half-written ones of earlier starts; this start's next one is not begun before this returns.
-        half = [key for key in half_written(self.store, self.prefix) if not key.endswith(f"-{self.run}")]
-        for key in [*stale, *half]:
+        # Uncommitted ones of earlier starts; this start writes its next one after this returns.
+        left = [key for key in uncommitted(self.store, self.prefix) if not key.endswith(f"-{self.run}")]
+        for key in [*stale, *left]:
             self.store.delete_tree(key)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, of the system or of safetensors, says that a disk has no room."""
-    return getattr(error, "errno", None) == 28 or "No space left" in str(error) or "os error 28" in str(error)
-
-
-def as_json(position: Position) -> dict[str, Any]:
-    """For a stage's record, without the losses and evaluations."""
-    return {key: value for key, value in asdict(position).items() if key not in ("losses", "evaluations")}

@@ -1,33 +1,31 @@
-"""DeepSpeed: the engine's configuration, and the trainable state as whole fp32 tensors whatever the ZeRO stage.
+"""DeepSpeed: the engine's configuration, and the trained state as whole fp32 tensors in every ZeRO stage.
 
-DeepSpeed's own checkpoint files are pickles bound to the number of workers; the state here is plain named tensors, so
-a job goes on with other workers or another stage, and nothing that is read back can run code.
+DeepSpeed's own checkpoint files are pickles tied to the number of workers. The state here is plain named tensors: a job
+resumes with other workers or another stage, and reading them runs no code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.models import trainable
 from ray_jobs.spec import JobSpec
+from ray_jobs.training.adamw import MOMENTS, adamw
+from ray_jobs.training.checkpoint import State
 
 if TYPE_CHECKING:
     import torch
     from deepspeed import DeepSpeedEngine
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's two running means, by PyTorch's names."""
-
 
 def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
     """DeepSpeed's configuration for a job.
 
-    `managed_gradient_accumulation` off: a step is over when `step()` is called, so steps may differ in the number of
-    forward passes.
+    `managed_gradient_accumulation` is off: `step()` ends a step, so steps may differ in their number of passes.
     """
     compute = spec.compute
-    # In bf16, DeepSpeed gives access to its fp32 masters from stage 1 on; the numbers are those of stage 0.
+    # In bf16, DeepSpeed exposes its fp32 masters from stage 1 on; the numbers equal those of stage 0.
     zero: dict[str, Any] = {"stage": max(compute.zero_stage, int(bf16))}
     if compute.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": compute.gpus_per_worker > 0}
@@ -40,76 +38,79 @@ def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
         "gradient_clipping": spec.training.max_grad_norm or 0.0,
         "bf16": {"enabled": bf16},
         "zero_optimization": zero,
-        # AdamW is PyTorch's fused one in every stage: DeepSpeed's own would be compiled on first use.
+        # Every stage uses PyTorch's fused AdamW; DeepSpeed would compile its own on first use.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
 
 
-def adamw(weights: Sequence[torch.nn.Parameter], weight_decay: float, learning_rate: float) -> torch.optim.AdamW:
-    """The optimizer of every job. Biases and norms do not decay."""
-    import torch
+class DeepSpeedOptimizer:
+    """A model wrapped in a DeepSpeed engine. The process group must exist."""
 
-    parts = (([p for p in weights if p.ndim >= 2], weight_decay), ([p for p in weights if p.ndim < 2], 0.0))
-    groups = [{"params": params, "weight_decay": decay} for params, decay in parts if params]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    def __init__(self, model: torch.nn.Module, spec: JobSpec, learning_rate: float, *, bf16: bool) -> None:
+        import deepspeed
+        import torch.distributed as dist
 
+        # An all-reduce for inference in shared memory, which DeepSpeed would compile on a CPU at first use.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        optimizer = adamw(list(trainable(model).values()), spec.training.weight_decay, learning_rate)
+        self.engine: DeepSpeedEngine
+        self.engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=engine_config(spec, bf16=bf16), dist_init_required=False
+        )
+        self._workers = dist.get_world_size()
 
-def build_engine(model: torch.nn.Module, spec: JobSpec, learning_rate: float, *, bf16: bool) -> DeepSpeedEngine:
-    """Wrap the model. The process group must exist."""
-    import deepspeed
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model without its wrapper."""
+        module: torch.nn.Module = self.engine.module
+        return module
 
-    # A shared-memory all-reduce for inference that DeepSpeed would compile on a CPU at first use, for a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = adamw(list(trainable(model).values()), spec.training.weight_decay, learning_rate)
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=engine_config(spec, bf16=bf16), dist_init_required=False
-    )
-    return engine
+    def backward(self, loss_sum: torch.Tensor, supervised: int) -> None:
+        """Add the gradients of one pass to those of the mean over the step's `supervised` labels."""
+        # DeepSpeed averages over the workers, and the step's gradient is their sum.
+        self.engine.backward(loss_sum * (self._workers / supervised))
 
+    def step(self, learning_rate: float) -> None:
+        """Clip the gradients, update the weights, and clear the gradients."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
 
-def set_learning_rate(engine: DeepSpeedEngine, rate: float) -> None:
-    """Use `rate` in the next step."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+    def gather(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Each trained weight in turn, with its moments; see `step.Optimizer`.
 
+        A collective: every worker must read it to the end. Only one weight is whole at a time.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-def gather_state(engine: DeepSpeedEngine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each trained weight in turn: (name, {"weight", "exp_avg", "exp_avg_sq"}), whole, fp32, on the CPU.
+        inner = _inner_optimizer(self.engine)
+        _link_moments(self.engine)
+        for name, parameter in trainable(self.module).items():
+            if _is_partitioned(parameter):
+                whole = {"weight": safe_get_full_fp32_param(parameter)}
+                whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            else:
+                state = inner.state[parameter]
+                whole = {"weight": parameter.data} | {key: state[key] for key in MOMENTS}
+            yield name, {key: tensor.detach().float().cpu().clone() for key, tensor in whole.items()}
 
-    A collective: every worker must walk it to the end. Only one weight is whole at a time.
-    """
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def restore(self, state: State, *, steps: int) -> None:
+        """Set the fp32 masters and AdamW's moments. The module must already hold the weights, rounded to its dtype."""
+        import torch
 
-    inner = _inner_optimizer(engine)
-    _link_moments(engine)
-    for name, parameter in trainable(engine.module).items():
-        if _is_partitioned(parameter):
-            whole = {"weight": safe_get_full_fp32_param(parameter)}
-            whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        else:
-            state = inner.state[parameter]
-            whole = {"weight": parameter.data} | {key: state[key] for key in MOMENTS}
-        yield name, {key: tensor.detach().float().cpu().clone() for key, tensor in whole.items()}
-
-
-def restore_state(engine: DeepSpeedEngine, state: dict[str, dict[str, torch.Tensor]], *, steps: int) -> None:
-    """Put back what `gather_state` gave, after `steps` optimizer steps. The module must already hold the weights
-    (rounded to its dtype); this restores the fp32 masters and AdamW's moments."""
-    import torch
-
-    inner = _inner_optimizer(engine)
-    flats = [flat for group in inner.param_groups for flat in group["params"]]
-    # ZeRO-3 lends its flat shards to the optimizer only while it steps.
-    for flat in getattr(engine.optimizer, "fp32_partitioned_groups_flat", flats):
-        inner.state[flat] = {
-            "step": torch.tensor(float(steps), device=flat.device),
-            **{key: torch.zeros_like(flat) for key in MOMENTS},
-        }
-    _link_moments(engine)
-    for name, parameter in trainable(engine.module).items():
-        _restore_one(parameter, state[name], inner)
+        inner = _inner_optimizer(self.engine)
+        flats = [flat for group in inner.param_groups for flat in group["params"]]
+        # ZeRO-3 lends its flat shards to the optimizer only while it steps.
+        for flat in getattr(self.engine.optimizer, "fp32_partitioned_groups_flat", flats):
+            inner.state[flat] = {
+                "step": torch.tensor(float(steps), device=flat.device),
+                **{key: torch.zeros_like(flat) for key in MOMENTS},
+            }
+        _link_moments(self.engine)
+        for name, parameter in trainable(self.module).items():
+            _restore_one(parameter, state[name], inner)
 
 
 def _restore_one(parameter: torch.nn.Parameter, saved: dict[str, torch.Tensor], inner: torch.optim.Optimizer) -> None:
@@ -121,7 +122,7 @@ def _restore_one(parameter: torch.nn.Parameter, saved: dict[str, torch.Tensor], 
     )
 
     if hasattr(parameter, "ds_id"):
-        # A ZeRO-3 shard: the whole weight, padded to a multiple of the workers, cut into equal parts.
+        # A ZeRO-3 shard: the whole weight, padded to a multiple of the workers and cut into equal parts.
         safe_set_local_fp32_param(parameter, _shard(parameter, saved["weight"]))
         for key in MOMENTS:
             safe_set_local_optimizer_state(parameter, _shard(parameter, saved[key]), key)
@@ -146,8 +147,8 @@ def _shard(parameter: torch.nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
 
 
 def _link_moments(engine: DeepSpeedEngine) -> None:
-    """Let the weights find their moments. DeepSpeed does it after the first group's first step, when the other groups
-    have none yet, and not again."""
+    """Link the weights to their moments. DeepSpeed does so only after the first group's first step, when the other
+    groups have no moments yet."""
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()

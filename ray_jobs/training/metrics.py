@@ -1,7 +1,6 @@
-"""Figures of a training for people and programs: events while it runs, a CSV once it is over.
+"""Metrics of a training: events while it runs, a CSV file once it has ended.
 
-Owns which steps are told of, what of them is done again after workers were lost, and both forms. Does not know where
-the figures come from.
+Owns which steps become events, how much work a restart repeats, and both formats. Does not know what measures them.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from ray_jobs.storage import Store
 from ray_jobs.training.checkpoint import Checkpoint
 
 EVERY_S = 10.0
-"""Between two evaluations: at most one event in so many seconds,"""
+"""Least time between two events without an evaluation."""
 EVENTS_A_TRAINING = 1000
-"""and at most so many in all, however long it takes."""
+"""Most events of a training without an evaluation, however long it takes."""
 CSV_COLUMNS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
 
 _SEEN_KEPT = 10_000
-"""Looks at a training, one a second at most, that tell how long the steps after its last checkpoint took."""
+"""Steps remembered, at most one a second, from which the time of repeated steps is computed."""
 
 _NAMES = {
     "loss": "train_loss",
@@ -34,24 +33,24 @@ _NAMES = {
     "held_out_loss": "valid_loss",
     "held_out_accuracy": "valid_mean_token_accuracy",
 }
-"""A step's figures by their names in events."""
+"""Names in events of a step's metrics."""
 
 
 def is_due(step: int, total_steps: int, *, last_step: int, seconds_since: float, measured: bool) -> bool:
-    """Whether a step is told of: each whose model was measured, and of the others some. Pure.
+    """Whether a step becomes an event: every step with an evaluation, and some of the others. Pure.
 
-    What was told of already is not told again: workers that were started again repeat steps.
+    Steps up to `last_step` do not: restarted workers repeat them.
     """
     if step <= last_step:
         return False
     return measured or (seconds_since >= EVERY_S and (step - last_step) * EVENTS_A_TRAINING >= total_steps)
 
 
-def done_again(from_step: int, seen: Sequence[tuple[int, float]]) -> tuple[int, float]:
-    """(steps, seconds of work) that a start at `from_step` does once more. Pure.
+def repeated_work(from_step: int, seen: Sequence[tuple[int, float]]) -> tuple[int, float]:
+    """(steps, seconds of work) that a start at `from_step` repeats. Pure.
 
-    `seen`: (step, Unix seconds) of what was seen of the start before it, in order; between two of them, steps are taken
-    to be equally long.
+    `seen`: (step, Unix seconds) of the steps reported by the start before it, in order; the steps between two of them
+    count as equally long.
     """
     if not seen or seen[-1][0] <= from_step:
         return 0, 0.0
@@ -61,14 +60,14 @@ def done_again(from_step: int, seen: Sequence[tuple[int, float]]) -> tuple[int, 
     if after > 0:
         before_step, before_s = seen[after - 1]
         began_s = before_s + (at_s - before_s) * (from_step - before_step) / (step - before_step)
-    else:  # nothing was seen before: as long a step as those that were
+    else:  # before the first report: steps as long as the reported ones
         rate_s = (last_s - at_s) / (last_step - step) if last_step > step else 0.0
         began_s = at_s - rate_s * (step - from_step)
     return last_step - from_step, last_s - began_s
 
 
 class TrainingMetrics:
-    """The events of one training in one attempt of its job."""
+    """Writes the events of one training in one attempt of its job."""
 
     def __init__(
         self, job: Job, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
@@ -76,42 +75,42 @@ class TrainingMetrics:
         self._job, self._clock, self._wall = job, clock, wall
         self._last_step, self._last_s = 0, float("-inf")
         self._seen: deque[tuple[int, float]] | None = None
-        """Of this start. None: none was seen in this attempt yet."""
+        """(step, Unix seconds) reported by the current start. None: no start has reported in this attempt."""
 
-    def tell(self, step: int, total_steps: int, figures: Mapping[str, float | str]) -> None:
-        """Of a step that was taken; most are passed over."""
-        self._see(step, int(figures.get("began_at_step", 0)))
+    def record(self, step: int, total_steps: int, metrics: Mapping[str, float | str]) -> None:
+        """Record a step; most become no event."""
+        self._see(step, int(metrics.get("began_at_step", 0)))
         now_s = self._clock()
-        measured = "held_out_loss" in figures
+        measured = "held_out_loss" in metrics
         if not is_due(
             step, total_steps, last_step=self._last_step, seconds_since=now_s - self._last_s, measured=measured
         ):
             return
         self._last_step, self._last_s = step, now_s
-        data = {name: figures[ours] for ours, name in _NAMES.items() if ours in figures}
+        data = {name: metrics[ours] for ours, name in _NAMES.items() if ours in metrics}
         message = f"step {step} of {total_steps}: training loss {data['train_loss']:.4f}"
         if measured:
             message += f", validation loss {data['valid_loss']:.4f}"
         self._job.event("info", message, {"step": step, "total_steps": total_steps, **data}, kind="metrics")
 
     def _see(self, step: int, began_at_step: int) -> None:
-        """Tell what is done again, once a start is seen to take its first steps."""
+        """Report the repeated work once a new start reports its first steps."""
         if self._seen is None:
             self._seen = deque(self._seen_before(began_at_step), _SEEN_KEPT)
             is_new = bool(self._seen)
         else:
             is_new = bool(self._seen) and step <= self._seen[-1][0]
         if is_new:
-            steps, seconds = done_again(began_at_step, self._seen)
+            steps, seconds = repeated_work(began_at_step, self._seen)
             self._seen.clear()
-            again = f"{steps} steps ({_roughly(seconds)} of work) are done again" if steps else "nothing is done again"
+            repeated = f"{steps} steps ({_roughly(seconds)} of work) are repeated" if steps else "no step is repeated"
             data = {"from_step": began_at_step, "steps_again": steps, "seconds_again": round(seconds, 1)}
-            self._job.event("info", f"goes on from step {began_at_step}; {again}", data)
+            self._job.event("info", f"resumes from step {began_at_step}; {repeated}", data)
         if not self._seen or step > self._seen[-1][0]:
             self._seen.append((step, self._wall()))
 
     def _seen_before(self, began_at_step: int) -> list[tuple[int, float]]:
-        """What the last attempt has told of its steps, back to where this one goes on."""
+        """The steps reported by the last attempt, back to where this one resumes."""
         if self._job.attempt == 1:
             return []
         found: list[tuple[int, float]] = []
@@ -134,7 +133,7 @@ def _roughly(seconds: float) -> str:
 
 
 def write_csv(store: Store, job_id: str, checkpoints: Iterable[Checkpoint]) -> str | None:
-    """Every step of a training by its checkpoints, a line each, as `jobs/{id}/metrics.csv`. None: there are none."""
+    """Write `jobs/{id}/metrics.csv`, a line for each step in the checkpoints. Returns None without any."""
     lines: dict[int, dict[str, float]] = {}
     for found in sorted(checkpoints, key=lambda checkpoint: checkpoint.position.step):
         position = found.position

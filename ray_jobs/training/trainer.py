@@ -1,389 +1,178 @@
-"""The one training loop, for every task and method: DeepSpeed on one process or many.
+"""The training loop of a job, for every task and method: DeepSpeed on one process or many.
 
-Runs wherever a torch process group exists: `ray_workers.py` starts it under Ray Train,
+Runs wherever a torch process group exists: `ray_train.py` starts it under Ray Train,
 `torchrun --nproc-per-node 2 -m ray_jobs.training.trainer INPUTS.json` without Ray.
 
 The loss of a step is the sum over its supervised labels divided by their number, over all workers: how rows are shared
 out over workers and forward passes changes nothing but rounding.
-
-A little over 400 lines: the loop, its inputs and its outcome are read together.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
 
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.errors import KitaeError
 from ray_jobs.models import heads, lora_linear, packed_attention
-from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Scores, Task
-from ray_jobs.training import checkpoint, deepspeed_engine
-from ray_jobs.training.batching import BatchPlan, split
-from ray_jobs.training.checkpoint import Position
-from ray_jobs.training.lr_schedule import learning_rate_at, trunk_end
+from ray_jobs.training import checkpoint
+from ray_jobs.training.batching import batch_plan
+from ray_jobs.training.checkpoint import Checkpoint, Position
+from ray_jobs.training.deepspeed_engine import DeepSpeedOptimizer
+from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainHooks, TrainInputs, TrainOutcome, TrainProgress
+from ray_jobs.training.machine_errors import memory_errors, out_of_memory
+from ray_jobs.training.scoring import all_reduced, run_sample, score
+from ray_jobs.training.step import TrainingState, rate_of, restored, to_resume
 
-if TYPE_CHECKING:
-    import torch
-    from deepspeed import DeepSpeedEngine
-
-TRAIN_FILE = "train.safetensors"
-HELD_OUT_FILE = "held_out.safetensors"
+Stopped = Literal["finished", "early", "on_request"]
 
 
-class Stretch(BaseModel):
-    """The part of a training that a search has done at a time: up to a rung."""
+def train(inputs: TrainInputs, store: Store, hooks: TrainHooks | None = None) -> TrainOutcome:
+    """Train to the end, resuming from the last checkpoint. Call on every process of the default process group.
 
-    model_config = ConfigDict(frozen=True)
-
-    rung: int
-    """The step it ends at, after a decay."""
-    source: str | None = None
-    """The checkpoint it begins at, of an earlier stretch's trunk. None: the base."""
-
-
-class TrainInputs(BaseModel):
-    """Everything the workers need, by its place in the store."""
-
-    model_config = ConfigDict(frozen=True)
-
-    spec: JobSpec
-    labels: tuple[str, ...]
-    encoded_key: str
-    """Tree with the encoded rows."""
-    base_key: str
-    checkpoints: str
-    """Prefix of this training's checkpoints."""
-    stretch: Stretch | None = None
-    """None: from the base to the end."""
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """What a step came to."""
-
-    step: int
-    total_steps: int
-    loss: float
-    learning_rate: float
-    tokens_per_s: float
-    held_out_loss: float | None
-    held_out_accuracy: float | None
-    began_at_step: int
-    """Where this start went on: its checkpoint's step, or 0."""
-
-
-class TrainOutcome(BaseModel):
-    """What training came to."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stopped: Literal["finished", "early", "on_request"]
-    step: int
-    best_step: int
-    best_loss: float
-    """Held-out loss of the best checkpoint."""
-    checkpoint: str
-    """The best one's place in the store."""
-    final_train_loss: float
-    tokens: int
-    seconds: float
-    """Spent on steps."""
-    tokens_per_s: float
-    """Steady state: the first step of each start, which warms up, is left out."""
-    checkpoint_stall_s: float
-    """Time the loop waited for checkpoints in this start."""
-    peak_memory_bytes: int
-    """Of the first worker: its GPU's, or its resident memory."""
-    resumed_from_step: int
-    workers: int
-
-
-def batch_plan(spec: JobSpec, encoded: Encoded) -> BatchPlan:
-    """How a job walks its training rows."""
-    training = spec.training
-    return BatchPlan(
-        lengths=encoded.lengths,
-        supervised=encoded.supervised,
-        batch_size=training.batch_size,
-        micro_batch_tokens=training.micro_batch_tokens,
-        epochs=training.epochs,
-        seed=training.seed,
-        packed=is_packed(spec),
-        max_steps=training.max_steps,
-    )
-
-
-def is_packed(spec: JobSpec) -> bool:
-    """Whether rows share sequences."""
-    return spec.training.packing and TASKS[spec.task].packs
-
-
-def train(
-    inputs: TrainInputs,
-    store: Store,
-    *,
-    on_progress: Callable[[TrainProgress], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-    should_save: Callable[[int], bool] = lambda _: False,
-    on_checkpoint: Callable[[Position], None] = lambda _: None,
-    on_commit: Callable[[int], None] = lambda _: None,
-) -> TrainOutcome:
-    """Train to the end, or on from the last checkpoint. Call on every process of the default process group.
-
-    `should_save` is asked before each step, with the number of steps taken, whether a checkpoint is wanted after it;
-    `on_commit` is told of every checkpoint that is committed. These, `on_progress` and `should_stop` are used by the
-    first process alone. Raises TrainingError for a loss that is not finite, MachineError for memory, and whatever the
-    base model, the rows or the store raise.
+    Raises LossNotFinite, MachineError when memory runs out, and what the base model, the rows or the store raise.
     """
     try:
-        run = _Run(inputs, store)
-        run.writer.on_commit = on_commit
-        return run.loop(on_progress, should_stop, should_save, on_checkpoint)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+        with memory_errors():
+            return Trainer(inputs, store, hooks or TrainHooks()).run()
+    except MemoryError as error:
         raise out_of_memory(inputs.spec) from error
 
 
-def score(model: torch.nn.Module, task: Task[Any], encoded: Encoded, spec: JobSpec, device: torch.device) -> Scores:
-    """Score encoded rows; the rows are shared out over the process group, if there is one, and the sums added up.
-
-    Leaves the model in the mode it was in.
-    """
-    import torch
-    import torch.distributed as dist
-
-    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    packed, was_training = is_packed(spec), model.training
-    groups = split(range(len(encoded)), encoded.lengths, workers, spec.training.micro_batch_tokens, packed=packed)
-    sums = torch.zeros(3, dtype=torch.float64)
-    model.eval()
-    with torch.no_grad():
-        for group in groups[rank::workers]:
-            batch = task.collate([encoded[i] for i in group], packed=packed, pad_id=0).to(device)
-            part = task.scores(model, batch)
-            sums += torch.tensor((part.loss_sum, part.count, part.correct), dtype=torch.float64)
-    model.train(was_training)
-    if dist.is_initialized():
-        sums = _summed(sums, device)
-    return Scores(float(sums[0]), int(sums[1]), int(sums[2]))
-
-
-def run_sample(model: torch.nn.Module, spec: JobSpec, rows: Encoded) -> None:
-    """Some training rows through a model that is not wrapped yet; the same on every worker. A new classifier's pooler
-    is standardised over them."""
-    task = TASKS[spec.task]
-    size = max(1, spec.training.micro_batch_tokens // spec.data.max_tokens)
-    device = next(model.parameters()).device
-    for at in range(0, min(heads.SAMPLE_ROWS, len(rows)), size):
-        examples = [rows[i] for i in range(at, min(at + size, len(rows)))]
-        task.logits(model, task.collate(examples, packed=False, pad_id=0).to(device))
-
-
-def not_finite(loss: float, step: int, steps: int, rate: float) -> TrainingError:
-    """What to do about a training loss that is no number. Pure; `step` is 0-based."""
-    return TrainingError(
-        f"the training loss is {loss} at step {step + 1} of {steps} (learning rate {rate:.3g}): lower "
-        "training.learning_rate, or set training.max_grad_norm; the weights of this step are not kept"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the GPU or the CPU."""
-    import torch
-
-    text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
-
-
-def out_of_memory(spec: JobSpec) -> MachineError:
-    """What to change when training does not fit. Pure."""
-    training, compute = spec.training, spec.compute
-    advice = [
-        f"training.micro_batch_tokens is {training.micro_batch_tokens}: lower it, down to data.max_tokens "
-        f"{spec.data.max_tokens} (the result stays the same)"
-    ]
-    if not training.gradient_checkpointing:
-        advice.append("training.gradient_checkpointing is off: set it to true")
-    if compute.zero_stage < 3 and compute.workers > 1:
-        advice.append(f"compute.zero_stage is {compute.zero_stage}: raise it")
-    if compute.offload == "none" and compute.gpus_per_worker:
-        advice.append("compute.offload is none: set optimizer, with zero_stage 2 or 3")
-    if training.method == "full":
-        advice.append("training.method is full: lora needs a fraction of it")
-    return MachineError("training ran out of memory; any of these helps:", details=advice)
-
-
-class _Run:
+class Trainer:
     """One start of the loop on one process."""
 
-    def __init__(self, inputs: TrainInputs, store: Store) -> None:
+    def __init__(self, inputs: TrainInputs, store: Store, hooks: TrainHooks) -> None:
         import torch
         import torch.distributed as dist
 
-        self.inputs, self.store, self.spec = inputs, store, inputs.spec
-        self.rank, self.workers = dist.get_rank(), dist.get_world_size()
-        on_gpu = self.spec.compute.gpus_per_worker > 0
-        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.task = TASKS[self.spec.task]
+        self._inputs, self._store, self._hooks, self._spec = inputs, store, hooks, inputs.spec
+        self._rank, self._workers = dist.get_rank(), dist.get_world_size()
+        on_gpu = self._spec.compute.gpus_per_worker > 0
+        self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self._task = TASKS[self._spec.task]
         encoded = store.fetch(inputs.encoded_key)
-        self.rows, self.held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
-        self.plan = batch_plan(self.spec, self.rows)
-        # One name for this start on all workers.
-        name = [os.urandom(4).hex()]
-        dist.broadcast_object_list(name, src=0)
-        self.writer = checkpoint.Writer(
-            store, inputs.checkpoints, name[0], self.rank, self.workers, self.spec.training.checkpoints_to_keep
-        )
-        self.stretch = inputs.stretch
-        self.end = self.stretch.rung if self.stretch else self.plan.total_steps
-        if self.stretch:
-            self.writer.pinned = frozenset({trunk_end(self.end)})
-        self.found = checkpoint.latest(store, inputs.checkpoints)
-        if self.found is None and self.stretch and self.stretch.source:
-            self.found = checkpoint.load(store, self.stretch.source)
-        self.position = self.found.position if self.found else Position()
-        self.engine = self._build_engine()
+        self._rows, self._held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
+        self._plan = batch_plan(self._spec, self._rows)
+        start = [os.urandom(4).hex()]  # the same on all workers
+        dist.broadcast_object_list(start, src=0)
+        keep = self._spec.training.checkpoints_to_keep
+        writer = checkpoint.Writer(store, inputs.checkpoints, start[0], self._rank, self._workers, keep)
+        writer.on_commit = hooks.on_commit
+        found = to_resume(store, inputs.checkpoints, inputs.until)
+        self.optimizer = self._build_optimizer(found)
+        position = found.position if found is not None else Position()
+        self.state = TrainingState(self._spec, self._plan, inputs.until, self.optimizer, writer, position)
 
-    def _build_engine(self) -> DeepSpeedEngine:
+    def _build_optimizer(self, found: Checkpoint | None) -> DeepSpeedOptimizer:
         import torch
 
-        spec = self.spec
+        spec = self._spec
         dtype = models.resolve_precision(spec)
         base = models.load_base(
-            self.store.fetch(self.inputs.base_key), spec.task, self.inputs.labels, dtype,
+            self._store.fetch(self._inputs.base_key), spec.task, self._inputs.labels, dtype,
             seed=spec.training.seed, four_bit=spec.training.method == "qlora",
             dropout=models.has_dropout(spec.training),
         )  # fmt: skip
-        if self.found is None:
+        if found is None:
             heads.standardise_new_pooler(
-                base, self.store.fetch(self.inputs.base_key), lambda model: run_sample(model, spec, self.rows)
+                base, self._store.fetch(self._inputs.base_key), lambda model: run_sample(model, spec, self._rows)
             )
-        if self.plan.packed and self.device.type == "cpu":
+        if self._plan.packed and self._device.type == "cpu":
             packed_attention.use(base)
         module = models.attach(base, spec.training, spec.task)
         lora_linear.use(module)
-        state = checkpoint.load_state(self.store, self.found) if self.found else None
-        if state is not None:
-            for name, parameter in models.trainable(module).items():
-                parameter.data.copy_(state[name]["weight"])
         module.train()
-        engine = deepspeed_engine.build_engine(module, spec, self._rate(0), bf16=dtype is torch.bfloat16)
-        if self.found and state is not None:
-            deepspeed_engine.restore_state(engine, state, steps=self.position.step)
-        restored = self.found and checkpoint.restore_random_state(
-            self.store, self.found, rank=self.rank, workers=self.workers
+        rate = rate_of(spec, self._plan, self._inputs.until, 0)
+        optimizer = restored(
+            self._store,
+            found,
+            models.trainable(module),
+            lambda: DeepSpeedOptimizer(module, spec, rate, bf16=dtype is torch.bfloat16),
         )
-        if not restored:
-            torch.manual_seed(hash((spec.training.seed, self.position.step, self.rank)) & 0x7FFF_FFFF)
-        return engine
+        step = found.position.step if found is not None else 0
+        if found is None or not checkpoint.restore_random_state(
+            self._store, found, rank=self._rank, workers=self._workers
+        ):
+            torch.manual_seed(hash((spec.training.seed, step, self._rank)) & 0x7FFF_FFFF)
+        return optimizer
 
-    def loop(
-        self,
-        on_progress: Callable[[TrainProgress], None],
-        should_stop: Callable[[], bool],
-        should_save: Callable[[int], bool],
-        on_checkpoint: Callable[[Position], None],
-    ) -> TrainOutcome:
-        first_step, steady_tokens, steady_s = self.position.step, 0, 0.0
-        stopped: Literal["finished", "early", "on_request"] = "finished"
-        if self._is_out_of_patience():
-            stopped = "early"
-        while stopped == "finished" and self.position.step < self.end:
-            step = self.position.step
-            started = time.perf_counter()
-            first = self.rank == 0
-            stop, save = self._step(step, first and should_stop(), first and should_save(step))
-            if stop:
-                self.writer.tidies = False
-            seconds = time.perf_counter() - started
-            tokens = self.plan.tokens_in(step)
+    def run(self) -> TrainOutcome:
+        """Take the remaining steps; evaluate, save and report when due."""
+        state, writer, first = self.state, self.state.writer, self._rank == 0
+        first_step, steady_tokens, steady_s = state.step, 0, 0.0
+        stopped: Stopped = "early" if self._is_out_of_patience() else "finished"
+        while stopped == "finished" and state.step < state.end:
+            step, started = state.step, time.perf_counter()
+            loss, stop, save = self.passes(
+                step, first and self._hooks.should_stop(), first and self._hooks.should_save(step)
+            )
+            state.take(loss)
+            writer.deletes_older = not stop
+            seconds, tokens = time.perf_counter() - started, self._plan.tokens_in(step)
             if step > first_step:
                 steady_tokens, steady_s = steady_tokens + tokens, steady_s + seconds
-            self.position = replace(
-                self.position,
-                tokens=self.position.tokens + tokens,
-                seconds=self.position.seconds + seconds,
-                held_out_loss=None,
-                held_out_accuracy=None,
-            )
+            state.position = replace(state.position, seconds=state.position.seconds + seconds)
             if self._is_evaluation_due():
-                self._evaluate()
-            if self.rank == 0:
-                self._tell(on_progress, first_step, steady_tokens / steady_s if steady_s else tokens / seconds)
+                state.measured(score(self.optimizer.module, self._task, self._held_out, self._spec, self._device))
+            if first:
+                self._report(first_step, steady_tokens / steady_s if steady_s else tokens / seconds)
             stopped = "on_request" if stop else "early" if self._is_out_of_patience() else "finished"
             if stop or save or self._is_checkpoint_due():
-                self.writer.save(deepspeed_engine.gather_state(self.engine), self.position)
-                on_checkpoint(self.position)
-        self.writer.close()
+                state.save()
+        writer.close()
         return self._outcome(stopped, first_step, steady_tokens / steady_s if steady_s else 0.0)
 
-    def _rate(self, step: int) -> float:
-        rung = self.stretch.rung if self.stretch else None
-        return learning_rate_at(step, self.plan.total_steps, self.spec, rung=rung)
+    def passes(self, step: int, stop: bool, save: bool) -> tuple[float, bool, bool]:
+        """Forward and backward passes of a step, and whether any worker wants to stop or to save after it.
 
-    def _step(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
-        """One optimizer step; whether all workers are to stop after it, and to save."""
+        Returns the sum of the step's loss over all workers.
+        """
         import torch
 
-        supervised = self.plan.supervised_in(step)
-        deepspeed_engine.set_learning_rate(self.engine, self._rate(step))
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for group in self.plan.groups_of(step, self.workers)[self.rank :: self.workers]:
-            batch = self.task.collate([self.rows[i] for i in group], packed=self.plan.packed, pad_id=0)
-            batch = batch.to(self.device)
-            loss = self.task.loss(self.engine, batch)
-            # DeepSpeed averages over the workers; the sum over them is wanted, a label's mean.
-            self.engine.backward(loss * (self.workers / supervised))
+        supervised = self._plan.supervised_in(step)
+        total = torch.zeros((), dtype=torch.float32, device=self._device)
+        for group in self._plan.groups_of(step, self._workers)[self._rank :: self._workers]:
+            batch = self._task.collate([self._rows[i] for i in group], packed=self._plan.packed, pad_id=0)
+            batch = batch.to(self._device)
+            loss = self._task.loss(self.optimizer.engine, batch)
+            self.optimizer.backward(loss, supervised)
             total += loss.detach()
-        sums = _summed(torch.tensor([float(total), float(stop), float(save)], dtype=torch.float64), self.device)
-        mean = float(sums[0]) / supervised
-        if not math.isfinite(mean):
-            raise not_finite(mean, step, self.end, self._rate(step))
-        self.engine.step()
-        self.position = replace(self.position, step=step + 1, losses=(*self.position.losses, mean))
-        return bool(sums[1]), bool(sums[2])
+        sums = torch.tensor([float(total), float(stop), float(save)], dtype=torch.float64)
+        sums = all_reduced(sums, self._device)
+        return float(sums[0]), bool(sums[1]), bool(sums[2])
 
     def _is_evaluation_due(self) -> bool:
-        every = self.spec.training.eval_every_steps or self.plan.steps_per_epoch
-        due = self.position.step % every == 0 and self.stretch is None
-        return due or self.position.step == self.end
+        every = self._spec.training.eval_every_steps or self._plan.steps_per_epoch
+        due = self.state.step % every == 0 and self._inputs.until is None
+        return due or self.state.step == self.state.end
 
     def _is_checkpoint_due(self) -> bool:
-        every = self.spec.training.checkpoint_every_steps
-        measured = self.position.held_out_loss is not None or self.position.step in self.writer.pinned
-        return measured or (every is not None and self.position.step % every == 0)
+        every = self._spec.training.checkpoint_every_steps
+        position = self.state.position
+        kept = position.held_out_loss is not None or position.step in self.state.writer.pinned
+        return kept or (every is not None and position.step % every == 0)
 
     def _is_out_of_patience(self) -> bool:
-        patience = self.spec.training.early_stopping_patience
-        return patience is not None and self.position.evaluations_without_better >= patience
+        patience = self._spec.training.early_stopping_patience
+        return patience is not None and self.state.position.evaluations_without_better >= patience
 
-    def _evaluate(self) -> None:
-        scores = score(self.engine.module, self.task, self.held_out, self.spec, self.device)
-        self.position = self.position.measured(scores.loss, scores.accuracy)
-
-    def _tell(self, on_progress: Callable[[TrainProgress], None], first_step: int, tokens_per_s: float) -> None:
-        position = self.position
-        on_progress(
+    def _report(self, first_step: int, tokens_per_s: float) -> None:
+        position = self.state.position
+        self._hooks.on_progress(
             TrainProgress(
                 step=position.step,
-                total_steps=self.end,
+                total_steps=self.state.end,
                 loss=position.losses[-1],
-                learning_rate=self._rate(position.step - 1),
+                learning_rate=self.state.rate(position.step - 1),
                 tokens_per_s=tokens_per_s,
                 held_out_loss=position.held_out_loss,
                 held_out_accuracy=position.held_out_accuracy,
@@ -391,35 +180,24 @@ class _Run:
             )
         )
 
-    def _outcome(
-        self, stopped: Literal["finished", "early", "on_request"], first_step: int, tokens_per_s: float
-    ) -> TrainOutcome:
-        whole = checkpoint.committed(self.store, self.inputs.checkpoints) if self.rank == 0 else []
-        best = next((c.key for c in whole if c.position.step == self.position.best_step), "")
+    def _outcome(self, stopped: Stopped, first_step: int, tokens_per_s: float) -> TrainOutcome:
+        position = self.state.position
+        found = checkpoint.committed(self._store, self._inputs.checkpoints) if self._rank == 0 else []
         return TrainOutcome(
             stopped=stopped,
-            step=self.position.step,
-            best_step=self.position.best_step or 0,
-            best_loss=self.position.best_loss if self.position.best_loss is not None else 0.0,
-            checkpoint=best,
-            final_train_loss=self.position.losses[-1],
-            tokens=self.position.tokens,
-            seconds=self.position.seconds,
-            tokens_per_s=tokens_per_s or self.position.tokens / max(self.position.seconds, 1e-9),
-            checkpoint_stall_s=self.writer.stall_s,
+            step=position.step,
+            best_step=position.best_step or 0,
+            best_loss=position.best_loss if position.best_loss is not None else 0.0,
+            checkpoint=next((each.key for each in found if each.position.step == position.best_step), ""),
+            final_train_loss=position.losses[-1],
+            tokens=position.tokens,
+            seconds=position.seconds,
+            tokens_per_s=tokens_per_s or position.tokens / max(position.seconds, 1e-9),
+            checkpoint_stall_s=self.state.writer.stall_s,
             peak_memory_bytes=_peak_memory_bytes(),
             resumed_from_step=first_step,
-            workers=self.workers,
+            workers=self._workers,
         )
-
-
-def _summed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The sum over all workers, back on the CPU."""
-    import torch.distributed as dist
-
-    on_device = values.to(device)
-    dist.all_reduce(on_device)
-    return on_device.cpu()
 
 
 def _peak_memory_bytes() -> int:
@@ -431,7 +209,7 @@ def _peak_memory_bytes() -> int:
 
 
 def main() -> int:
-    """`torchrun -m ray_jobs.training.trainer INPUTS.json`: the loop without Ray, on the store of the environment."""
+    """Train without Ray, on the store that the environment names."""
     import torch
     import torch.distributed as dist
 
@@ -443,7 +221,7 @@ def main() -> int:
         os.environ["DS_ACCELERATOR"] = "cpu"
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        outcome = train(inputs, Store.from_env(), on_progress=lambda p: print(p, flush=True))
+        outcome = train(inputs, Store.from_env(), TrainHooks(on_progress=lambda p: print(p, flush=True)))
     except KitaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -26,7 +26,8 @@ from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position
-from ray_jobs.training.trainer import TrainInputs, TrainOutcome, train
+from ray_jobs.training.inputs import TrainInputs, TrainOutcome
+from ray_jobs.training.trainer import train
 from tests.models import tiny_models
 from tests.pipeline.live_service import Service
 from tests.serving.served_models import ROWS, smollm2

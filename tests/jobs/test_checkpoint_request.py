@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ from ray_jobs.jobs import Job, checkpoint_request
 from ray_jobs.jobs.checkpoint_request import Notice
 from ray_jobs.pipeline import sources
 from ray_jobs.storage import Store
-from ray_jobs.training import ray_workers
-from ray_jobs.training.metrics import TrainingMetrics, done_again
+from ray_jobs.training.control import TrainingControl
+from ray_jobs.training.metrics import TrainingMetrics, repeated_work
 from tests.builders import make_spec
 
 
@@ -118,31 +117,24 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def asked(store: Store, job: Job, *, answers: bool = True) -> ray_workers._Asked:
-    return ray_workers._Asked(store, job.id, job.attempt, "stop.json", answers=answers)
+@pytest.fixture
+def control(store: Store) -> Iterator[Callable[..., TrainingControl]]:
+    """A training's control that polls every few milliseconds, and ends with the test."""
+    controls: list[TrainingControl] = []
+
+    def make(job: Job, *, answers: bool = True) -> TrainingControl:
+        controls.append(TrainingControl(store, job.id, job.attempt, "stop.json", answers=answers, poll_s=0.02))
+        return controls[-1]
+
+    yield make
+    for each in controls:
+        each.close()
 
 
-@pytest.fixture(autouse=True)
-def fast_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The watch looks every few milliseconds, and ends with the test."""
-    events: list[threading.Event] = []
-
-    class Quick(threading.Event):
-        def __init__(self) -> None:
-            super().__init__()
-            events.append(self)
-
-        def wait(self, timeout: float | None = None) -> bool:
-            return super().wait(0.02)
-
-    monkeypatch.setattr("ray_jobs.training.ray_workers.threading.Event", Quick)
-    yield
-    for event in events:
-        event.set()
-
-
-def test_a_training_saves_once_for_a_notice_and_answers_with_that_checkpoint(store: Store, job: Job) -> None:
-    watch = asked(store, job)
+def test_a_training_saves_once_for_a_request_and_answers_with_that_checkpoint(
+    store: Store, job: Job, control: Callable[..., TrainingControl]
+) -> None:
+    watch = control(job)
     assert not watch.should_save(3)
     checkpoint_request.give(store, job.id)
     eventually(lambda: watch.should_save(5))
@@ -160,10 +152,12 @@ def test_a_training_saves_once_for_a_notice_and_answers_with_that_checkpoint(sto
     assert not watch.should_stop()
 
 
-def test_only_the_first_worker_of_the_newest_attempt_hears(store: Store, job: Job) -> None:
-    second = asked(store, job, answers=False)
+def test_only_the_first_worker_of_the_newest_attempt_receives_it(
+    store: Store, job: Job, control: Callable[..., TrainingControl]
+) -> None:
+    second = control(job, answers=False)
     jobs.start_attempt(store, make_spec())
-    old = asked(store, job)
+    old = control(job)
     checkpoint_request.give(store, job.id)
     eventually(old.should_stop)
     assert not old.should_save(1)
@@ -210,8 +204,8 @@ def test_what_fails_after_a_notice_is_gone_on_with(store: Store, monkeypatch: py
         (0, [], 0, 0.0),
     ],
 )
-def test_how_much_is_done_again(from_step: int, seen: list[tuple[int, float]], steps: int, seconds: float) -> None:
-    found = done_again(from_step, seen)
+def test_how_much_work_is_repeated(from_step: int, seen: list[tuple[int, float]], steps: int, seconds: float) -> None:
+    found = repeated_work(from_step, seen)
     assert found[0] == steps
     assert found[1] == pytest.approx(seconds)
 
@@ -220,12 +214,12 @@ def test_how_much_is_done_again(from_step: int, seen: list[tuple[int, float]], s
     st.integers(0, 50),
     st.lists(st.tuples(st.integers(1, 5), st.floats(0.1, 9.0)), min_size=1, max_size=20),
 )
-def test_never_more_is_done_again_than_was_done(from_step: int, strides: list[tuple[int, float]]) -> None:
+def test_never_more_is_repeated_than_was_done(from_step: int, strides: list[tuple[int, float]]) -> None:
     seen, step, at_s = [], 0, 0.0
     for stride, seconds in strides:
         step, at_s = step + stride, at_s + seconds
         seen.append((step, at_s))
-    steps, seconds = done_again(from_step, seen)
+    steps, seconds = repeated_work(from_step, seen)
     assert steps == max(0, step - from_step)
     assert seconds >= 0
     if from_step >= seen[0][0]:
@@ -234,11 +228,11 @@ def test_never_more_is_done_again_than_was_done(from_step: int, strides: list[tu
 
 def tell(told: TrainingMetrics, *steps: int, began: int = 0) -> None:
     for step in steps:
-        told.tell(step, 100, {"loss": 1.0, "learning_rate": 1e-4, "tokens_per_s": 5.0, "began_at_step": began})
+        told.record(step, 100, {"loss": 1.0, "learning_rate": 1e-4, "tokens_per_s": 5.0, "began_at_step": began})
 
 
 def messages(store: Store, job: Job) -> list[str]:
-    return [event.message for _, event in jobs.events(store, job.id) if "goes on" in event.message]
+    return [event.message for _, event in jobs.events(store, job.id) if "resumes from" in event.message]
 
 
 def test_workers_that_were_started_again_say_from_where(store: Store, job: Job) -> None:
@@ -254,7 +248,7 @@ def test_workers_that_were_started_again_say_from_where(store: Store, job: Job) 
     assert messages(store, job) == []
     tell(told, 5, 6, 7, 8, began=4)
     tell(told, 9, began=4)
-    assert messages(store, job) == ["goes on from step 4; 3 steps (15 s of work) are done again"]
+    assert messages(store, job) == ["resumes from step 4; 3 steps (15 s of work) are repeated"]
     tell(told, 10, began=9)  # the next start was quick; nothing that was seen is done again
     assert len(messages(store, job)) == 1
 
@@ -265,7 +259,7 @@ def test_a_new_attempt_says_what_the_last_one_had_done_more(store: Store, job: J
     second = jobs.start_attempt(store, make_spec())
     tell(TrainingMetrics(second), 26, 27, began=25)
     (message,) = messages(store, job)
-    assert message.startswith("goes on from step 25; 5 steps (")
+    assert message.startswith("resumes from step 25; 5 steps (")
     third = jobs.start_attempt(store, make_spec())
     tell(TrainingMetrics(third), 28, began=27)
-    assert messages(store, job)[1] == "goes on from step 27; nothing is done again"
+    assert messages(store, job)[1] == "resumes from step 27; no step is repeated"

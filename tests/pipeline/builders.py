@@ -21,7 +21,7 @@ from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Position, Writer
-from ray_jobs.training.trainer import TrainInputs, TrainOutcome
+from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 from tests.builders import make_spec
 
 STEPS = (2, 4)

@@ -155,7 +155,7 @@ class Watched:
 
     def half_written(self) -> list[str]:
         """Names of checkpoints that have no manifest."""
-        return [key.rpartition("/")[2] for key in checkpoint.half_written(self.store, self.prefix)]
+        return [key.rpartition("/")[2] for key in checkpoint.uncommitted(self.store, self.prefix)]
 
     def wait_for_step(self, step: int, driver: Driver) -> int:
         """Wait until a checkpoint of that step or a later one is committed; returns its step."""

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from safetensors import SafetensorError
 
 from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
@@ -25,8 +27,8 @@ from ray_jobs.cli import session
 from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable
 from ray_jobs.local.processes import free_ports
 from ray_jobs.storage import Store
-from ray_jobs.training import ray_workers
-from ray_jobs.training.trainer import is_out_of_memory, out_of_memory
+from ray_jobs.training.machine_errors import is_disk_full, memory_errors, out_of_memory
+from ray_jobs.training.ray_errors import explain
 from tests.models import tiny_models
 from tests.training.harness import make_spec
 
@@ -185,34 +187,49 @@ def test_a_full_disk_of_the_driver(kitae: Run, store: Store, tmp_path: Path, cau
 def test_an_error_on_a_worker_keeps_its_message() -> None:
     """Ray wraps it in an error whose text is the remote traceback."""
     wrapped: Exception = RayTaskError("evaluate", "Traceback", DataError("no rows", details=["a.jsonl"]))  # type: ignore[no-untyped-call]
-    assert str(ray_workers.explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
+    assert str(explain(wrapped, "unknown")) == "no rows\n  - a.jsonl"
     wrapped = RayTaskError("evaluate", "Traceback", DataError("no rows")).as_instanceof_cause()  # type: ignore[no-untyped-call]
     assert isinstance(wrapped, DataError)
-    assert str(ray_workers.explain(wrapped, "unknown")) == "no rows"
+    assert str(explain(wrapped, "unknown")) == "no rows"
 
 
-@pytest.mark.parametrize("said", ["Task was killed due to the node running low on memory.", "OutOfMemoryError: killed"])
-def test_a_worker_that_the_machine_killed_for_memory(said: str) -> None:
-    error = ray_workers.explain(WorkerGroupError("1 worker failed", {0: RuntimeError(said)}), "unknown")
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OutOfMemoryError("Task was killed due to the node running low on memory."),  # type: ignore[no-untyped-call]
+        WorkerHealthCheckFailedError("A worker health check failed.", OutOfMemoryError("killed")),  # type: ignore[no-untyped-call]
+        RayTaskError("evaluate", "Traceback", MemoryError()),  # type: ignore[no-untyped-call]
+    ],
+)
+def test_a_worker_killed_for_memory(cause: Exception) -> None:
+    error = explain(WorkerGroupError("1 worker failed", {0: cause}), "unknown")
     assert isinstance(error, MachineError)
     assert "lower training.micro_batch_tokens" in str(error)
 
 
 def test_a_full_disk_and_an_unknown_error_of_a_worker() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    error = ray_workers.explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
+    error = explain(RayTaskError("evaluate", "Traceback", full), "unknown")  # type: ignore[no-untyped-call]
     assert isinstance(error, MachineError)
     assert "set TMPDIR and KITAE_CACHE" in str(error)
-    error = ray_workers.explain(WorkerGroupError("Traceback\nValueError: odd\n", {0: ValueError("odd")}), "It failed")
+    error = explain(WorkerGroupError("Traceback\nValueError: odd\n", {0: ValueError("odd")}), "It failed")
     assert str(error) == "It failed: ValueError: odd"
 
 
+def test_a_full_disk_is_known_by_its_class_and_number() -> None:
+    assert is_disk_full(OSError(errno.ENOSPC, "full"))
+    assert is_disk_full(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_disk_full(OSError(errno.EACCES, "No space left on device"))
+    assert not is_disk_full(RuntimeError("No space left on device"))
+
+
 def test_an_out_of_memory_error_lists_its_fixes() -> None:
-    with pytest.raises(RuntimeError) as refused:
+    with pytest.raises(MemoryError), memory_errors():
         torch.empty(2**50)
-    assert is_out_of_memory(refused.value)
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    with pytest.raises(MemoryError), memory_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shape mismatch"), memory_errors():
+        raise RuntimeError("shape mismatch")
     error = out_of_memory(make_spec(compute={"workers": 2, "zero_stage": 0}))
     assert isinstance(error, MachineError)
     advice = " ".join(error.details)

@@ -27,7 +27,8 @@ from ray_jobs.errors import JobCancelled, JobError, JobPaused, TrainingError
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint
-from ray_jobs.training.trainer import TrainInputs, train
+from ray_jobs.training.inputs import TrainInputs
+from ray_jobs.training.trainer import train
 from tests.conftest import StoreServer
 from tests.models import tiny_models
 from tests.pipeline.live_service import Driver, Service, Watched, kill, sender_of, wait_until

@@ -14,7 +14,7 @@ from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, MissingOutput
 from ray_jobs.pipeline.sources import Sources
 from ray_jobs.pipeline.stages import stages_of
 from ray_jobs.spec import JobSpec
-from ray_jobs.training.trainer import TrainInputs, TrainOutcome
+from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 from tests.builders import make_spec
 
 SOURCES = Sources(rows=("rows",), bases=MappingProxyType({"org/base": "print", "org/other": "other print"}))

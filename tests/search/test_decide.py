@@ -1,4 +1,4 @@
-"""Which trials run and win: the same whatever finishes first, is killed, or fails."""
+"""Which trials run and win: independent of which finishes first, of crashes and of failures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from ray_jobs.search import sampling, space
-from ray_jobs.search.decide import Schedule, play, rungs_of
-from ray_jobs.search.records import Problem, Result, Run, Status, Stop
+from ray_jobs.search.decide import Schedule, replay, rungs_of
+from ray_jobs.search.records import Problem, Result, SamplingEnd, Status, TrialSegment
 from ray_jobs.spec import Range
-from ray_jobs.training.lr_schedule import learning_rate_at, trunk_end
+from ray_jobs.training.lr_schedule import decay_start, learning_rate_at
 from tests.builders import make_spec
 
 LOG = {"min": 1e-5, "max": 1e-2, "scale": "log"}
-Outcome = Callable[[Run], Result]
+Outcome = Callable[[TrialSegment], Result]
 
 
 def make_problem(search: dict[str, Any] | None = None, *, warm: tuple[dict[str, Any], ...] = ()) -> Problem:
@@ -28,13 +28,13 @@ def make_problem(search: dict[str, Any] | None = None, *, warm: tuple[dict[str, 
     return Problem(spec=spec, space=dict(spec.search.space or {}), rows=270, warm=warm)
 
 
-def loss_of(run: Run) -> float:
-    """Best at a rate of 3e-4 and rank 16; falls with the steps; a little different with another seed."""
+def loss_of(run: TrialSegment) -> float:
+    """Lowest at a rate of 3e-4 and rank 16; falls with the steps; slightly higher with another seed."""
     miss = abs(math.log10(run.params["learning_rate"]) - math.log10(3e-4))
     return 1.0 + miss + 0.1 * (run.params.get("lora.rank") == 8) + 1.0 / run.until + 0.01 * run.again
 
 
-def outcome(run: Run, status: Status = "ok") -> Result:
+def outcome(run: TrialSegment, status: Status = "ok") -> Result:
     done = status == "ok"
     return Result(
         run=run,
@@ -48,19 +48,19 @@ def outcome(run: Run, status: Status = "ok") -> Result:
 
 
 def finish(
-    problem: Problem, pick: Callable[[list[Run]], Run] = lambda runs: runs[0], make: Outcome = outcome
+    problem: Problem, pick: Callable[[list[TrialSegment]], TrialSegment] = lambda runs: runs[0], make: Outcome = outcome
 ) -> tuple[Schedule, dict[str, Result], list[str]]:
-    """Play to the end; `pick` says which of the running ones finishes next. Also the names as they were begun."""
+    """Replay to the end; `pick` chooses the segment that ends next. Returns also the names in order of start."""
     results: dict[str, Result] = {}
     begun: list[str] = []
-    while (schedule := play(problem, results)).running:
+    while (schedule := replay(problem, results)).running:
         begun += [run.name for run in schedule.running if run.name not in begun]
         run = pick(list(schedule.running))
         results[run.name] = make(run)
     return schedule, results, begun
 
 
-def test_only_the_best_of_a_rung_go_on_and_from_their_trunk() -> None:
+def test_only_the_best_of_a_rung_are_promoted_and_resume_from_before_the_decay() -> None:
     problem = make_problem()
     schedule, results, _ = finish(problem)
     rungs = [[r for r in results.values() if r.run.rung == rung and not r.run.again] for rung in range(3)]
@@ -79,7 +79,7 @@ def test_only_the_best_of_a_rung_go_on_and_from_their_trunk() -> None:
     assert schedule.winner.until == 27
 
 
-def test_what_finishes_first_on_the_machine_decides_nothing() -> None:
+def test_the_order_in_which_segments_end_decides_nothing() -> None:
     problem = make_problem()
     straight, expected, _ = finish(problem)
     for seed in range(6):
@@ -89,24 +89,24 @@ def test_what_finishes_first_on_the_machine_decides_nothing() -> None:
         assert results == expected
 
 
-def test_after_any_crash_nothing_that_finished_runs_again() -> None:
+def test_after_any_crash_no_finished_segment_runs_again() -> None:
     problem = make_problem()
     straight, expected, _ = finish(problem)
     names = sorted(expected)
     for lost in range(len(names)):
         kept = {name: result for name, result in expected.items() if name != names[lost]}
-        schedule = play(problem, kept)
+        schedule = replay(problem, kept)
         assert not {run.name for run in schedule.running} & set(kept)
         while schedule.running:
             kept[schedule.running[0].name] = outcome(schedule.running[0])
-            schedule = play(problem, kept)
+            schedule = replay(problem, kept)
         assert schedule == straight
         assert set(kept) == set(expected)
 
 
 def test_finalists_run_again_and_the_mean_of_both_seeds_decides() -> None:
-    def lucky(run: Run) -> Result:
-        """The best trial was only lucky: with another seed it is bad."""
+    def lucky(run: TrialSegment) -> Result:
+        """With another seed the best trial is bad."""
         result = outcome(run)
         best = run.params == first.params
         return result.model_copy(update={"loss": 9.0}) if best and run.again else result
@@ -125,7 +125,7 @@ def test_finalists_run_again_and_the_mean_of_both_seeds_decides() -> None:
 
 
 @pytest.mark.parametrize("status", ["not_finite", "out_of_memory", "timed_out", "lost", "failed"])
-def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(status: Status) -> None:
+def test_a_trial_that_fails_is_recorded_and_the_search_continues(status: Status) -> None:
     schedule, results, _ = finish(
         make_problem(), make=lambda run: outcome(run, status if run.trial in (0, 1, 4) else "ok")
     )
@@ -134,21 +134,21 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(status: Status) -
     assert not any(result.run.rung and result.run.trial in (0, 1, 4) for result in results.values())
 
 
-def test_when_all_fail_nobody_wins() -> None:
+def test_when_all_fail_no_trial_wins() -> None:
     schedule, results, _ = finish(make_problem(), make=lambda run: outcome(run, "not_finite"))
     assert schedule.winner is None
     assert len(results) == 9
 
 
-def test_the_budgets_end_leaves_the_finalists_to_be_run() -> None:
+def test_after_the_end_of_a_budget_the_finalists_run() -> None:
     problem = make_problem()
     results: dict[str, Result] = {}
     for _ in range(4):
-        run = play(problem, results).running[0]
+        run = replay(problem, results).running[0]
         results[run.name] = outcome(run)
-    stop = Stop(reason="the budget is spent", results=tuple(results))
+    stop = SamplingEnd(reason="the budget is spent", results=tuple(results))
     begun = []
-    while (schedule := play(problem, results, stop)).running:
+    while (schedule := replay(problem, results, stop)).running:
         assert not schedule.sampling
         begun += [schedule.running[0]]
         results[begun[-1].name] = outcome(begun[-1])
@@ -181,7 +181,7 @@ def test_tpe_learns_where_random_does_not() -> None:
     assert sum(late_miss("tpe", s) for s in range(4)) < sum(late_miss("random", s) for s in range(4)) - 1.0
 
 
-def test_the_worst_of_a_population_go_on_from_the_best() -> None:
+def test_the_worst_of_a_population_copy_the_best() -> None:
     schedule, results, _ = finish(make_problem({"algorithm": "pbt", "trials": 8, "finalists": 1}))
     intervals = [[r for r in results.values() if r.run.rung == rung] for rung in range(3)]
     assert [len(interval) for interval in intervals] == [8, 8, 8]
@@ -202,26 +202,26 @@ def test_the_worst_of_a_population_go_on_from_the_best() -> None:
     assert schedule.winner is not None
 
 
-def test_what_did_well_before_is_tried_first() -> None:
+def test_winners_of_earlier_searches_are_tried_first() -> None:
     known = {"learning_rate": 2.5e-4, "lora.rank": 16}
     problem = make_problem(warm=(known,))
-    assert play(problem, {}).running[0].params == known
-    assert play(problem, {}).running[1].params != known
+    assert replay(problem, {}).running[0].params == known
+    assert replay(problem, {}).running[1].params != known
 
 
-def test_the_jobs_own_values_come_first_or_the_nearest_that_are_searched() -> None:
+def test_the_values_of_the_job_or_the_nearest_in_the_space_come_first() -> None:
     ranks = {"learning_rate": LOG, "lora.rank": [4, 12, 64], "lora.target_modules": ["all-linear", ["q_proj"]]}
-    first = play(make_problem({"space": ranks}), {}).running[0].params
+    first = replay(make_problem({"space": ranks}), {}).running[0].params
     own = make_spec().training
     assert first["learning_rate"] == pytest.approx(own.learning_rate or 2e-4)
     assert first["lora.rank"] == min((4, 12, 64), key=lambda rank: abs(rank - own.lora.rank))
     far = {"learning_rate": {"min": 0.1, "max": 0.2}}
-    assert play(make_problem({"space": far}), {}).running[0].params == {"learning_rate": 0.1}
-    drawn = play(make_problem({"algorithm": "random"}), {}).running[0].params
+    assert replay(make_problem({"space": far}), {}).running[0].params == {"learning_rate": 0.1}
+    drawn = replay(make_problem({"algorithm": "random"}), {}).running[0].params
     assert drawn["learning_rate"] != first["learning_rate"]
 
 
-def test_what_a_trial_tries_is_not_asked_again_once_it_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_values_of_a_trial_with_a_result_are_not_sampled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem()
     straight, results, _ = finish(problem)
 
@@ -229,24 +229,24 @@ def test_what_a_trial_tries_is_not_asked_again_once_it_has_a_result(monkeypatch:
         raise AssertionError("asked again")
 
     monkeypatch.setattr(sampling, "suggest", refuse)
-    assert play(problem, results) == straight
+    assert replay(problem, results) == straight
 
 
-def test_it_stops_when_another_trial_is_expected_to_gain_too_little() -> None:
+def test_sampling_ends_when_the_expected_gain_is_too_small() -> None:
     search = {"algorithm": "tpe", "trials": 60, "parallel": 1, "finalists": 1, "budget": {"gain_below": 50.0}}
     schedule, results, _ = finish(make_problem(search))
     assert 10 <= len(results) < 60
     assert "expected to gain" in schedule.why
 
 
-def test_rungs_and_the_trunk_before_their_decay() -> None:
+def test_rungs_and_the_start_of_their_decay() -> None:
     problem = make_problem()
     assert rungs_of(problem, {"learning_rate": 1e-4}) == (3, 9, 27)
     assert rungs_of(problem, {"batch_size": 270}) == (1, 1, 1)
-    assert [trunk_end(steps) for steps in (1, 2, 3, 9, 27)] == [0, 1, 2, 7, 22]
+    assert [decay_start(steps) for steps in (1, 2, 3, 9, 27)] == [0, 1, 2, 7, 22]
     spec = make_spec(training={"learning_rate": 1e-3, "warmup_fraction": 0.1})
-    short = [learning_rate_at(step, 27, spec, rung=9) for step in range(9)]
-    long = [learning_rate_at(step, 27, spec, rung=27) for step in range(27)]
+    short = [learning_rate_at(step, 27, spec, stop_at_step=9) for step in range(9)]
+    long = [learning_rate_at(step, 27, spec, stop_at_step=27) for step in range(27)]
     assert short[:7] == long[:7]  # the trunk is the same
     assert short[0] < short[2] == 1e-3
     assert 0 < short[8] < short[7] < 1e-3
@@ -266,19 +266,19 @@ def test_the_default_space_suits_method_and_data() -> None:
     assert frozen["trainable_blocks"] == (1, 2)
 
 
-def test_suggestions_stay_in_the_space_and_are_whole_where_they_must() -> None:
+def test_suggestions_stay_in_the_space_and_are_integers_where_required() -> None:
     wide: space.Space = {
         "lora.rank": Range(min=4, max=64, scale="log"),
         "lora.target_modules": (["q_proj"], "all-linear"),
         "learning_rate": Range(min=1e-5, max=1e-3, scale="log"),
     }
-    trials: list[sampling.Seen] = []
+    trials: list[sampling.TriedValues] = []
     for number in range(12):
         params = sampling.suggest(wide, trials, seed=1, random=number % 2 == 0)
         assert isinstance(params["lora.rank"], int)
         assert sampling.fits(wide, params)
         trials.append(
-            sampling.Seen(params, {0: float("inf") if number == 3 else number * 0.1}, complete=number % 3 == 0)
+            sampling.TriedValues(params, {0: float("inf") if number == 3 else number * 0.1}, complete=number % 3 == 0)
         )
     assert sampling.suggest(wide, trials, seed=1, random=False) == sampling.suggest(wide, trials, seed=1, random=False)
     assert not sampling.fits(wide, {**params, "lora.rank": 128})
@@ -294,7 +294,7 @@ def test_a_population_stays_in_its_space() -> None:
     assert all(sampling.fits(problem.space, result.run.params) for result in results.values())
 
 
-def test_a_second_run_that_was_lost_speaks_for_nobody_else() -> None:
+def test_a_lost_second_run_does_not_count() -> None:
     problem = make_problem()
     straight, _, _ = finish(problem)
     assert straight.winner is not None

@@ -1,4 +1,4 @@
-"""What people see of a search: nothing left out, nothing let in, and true while it still runs."""
+"""The table and the page of a search: complete, escaped, and correct while it runs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.search.decide import Schedule, play
+from ray_jobs.search.decide import Schedule, replay
 from ray_jobs.search.page import page, table
-from ray_jobs.search.records import Problem, Result, Run
+from ray_jobs.search.records import Problem, Result, TrialSegment
 from tests.search.test_decide import finish, make_problem, outcome
 
 SPENT = {"wall": 0.5, "worker": 1.5}
 EVIL = "<script>alert(1)</script>"
 
 
-def full_outcome(run: Run) -> Result:
-    """With what a real run leaves besides: losses of every step, tokens and seconds. Trial 4 runs out of memory."""
+def full_outcome(run: TrialSegment) -> Result:
+    """An outcome with the losses of every step, tokens and seconds. Trial 4 runs out of memory."""
     result = outcome(run, "out_of_memory" if run.trial == 4 else "ok")
     losses = tuple(3.0 / (step + 1) for step in range(run.until))
     return result.model_copy(update={"tokens": 1000 * run.until, "seconds": 2.0, "losses": losses})
 
 
 def make_search(search: dict[str, Any] | None = None) -> tuple[Problem, dict[str, Result], Schedule]:
-    """A search that is over."""
+    """A search that has ended."""
     problem = make_problem(search)
     schedule, results, _ = finish(problem, make=full_outcome)
     return problem, results, schedule
@@ -37,7 +37,7 @@ def make_page(problem: Problem, results: dict[str, Result], schedule: Schedule, 
 
 
 def traces(html: str, key: str) -> list[dict[str, Any]]:
-    """What a figure of the page draws."""
+    """The traces of a figure of the page."""
     start = re.search(rf'Plotly\.newPlot\(\s*"{key}",\s*', html)
     assert start is not None, f"the page has no figure {key}"
     found: list[dict[str, Any]] = json.JSONDecoder().raw_decode(html, start.end())[0]
@@ -45,11 +45,11 @@ def traces(html: str, key: str) -> list[dict[str, Any]]:
 
 
 def lines_of(text: str) -> list[list[str]]:
-    """A table's cells, its head and its last line left out."""
+    """The cells of a table without its first and last line."""
     return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()[1:-1]]
 
 
-def test_the_table_has_the_winner_first_and_says_what_all_took() -> None:
+def test_the_table_has_the_winner_first_and_the_cost_last() -> None:
     problem, results, schedule = make_search()
     assert schedule.winner is not None
     text = table(problem, results, schedule)
@@ -72,7 +72,7 @@ def test_the_table_has_the_winner_first_and_says_what_all_took() -> None:
     )
 
 
-def test_the_table_shows_no_more_than_it_should_and_says_so() -> None:
+def test_the_table_shows_at_most_the_limit_and_counts_the_rest() -> None:
     problem, results, schedule = make_search()
     assert schedule.winner is not None
     lines = table(problem, results, schedule, limit=2).splitlines()
@@ -82,7 +82,7 @@ def test_the_table_shows_no_more_than_it_should_and_says_so() -> None:
     assert "more" not in table(problem, results, schedule, limit=9)
 
 
-def test_an_accuracy_is_shown_as_people_know_it() -> None:
+def test_an_accuracy_is_shown_without_its_sign() -> None:
     problem, results, schedule = make_search({"metric": "token_accuracy"})
     values = [float(line[3]) for line in lines_of(table(problem, results, schedule)) if line[-1] == "finished"]
     assert all(0 < value < 1 for value in values)
@@ -107,8 +107,8 @@ def test_trials_that_failed_are_shown_with_their_status_and_error() -> None:
     assert "trial 4, failed" in [trace["name"] for trace in traces(html, "curves")]
 
 
-def test_a_finalist_whose_second_time_fails_says_so() -> None:
-    def make(run: Run) -> Result:
+def test_a_finalist_whose_second_training_fails_is_marked() -> None:
+    def make(run: TrialSegment) -> Result:
         return outcome(run, "not_finite" if run.again and run.trial == best else "ok")
 
     problem = make_problem()
@@ -124,19 +124,19 @@ def test_a_finalist_whose_second_time_fails_says_so() -> None:
     assert lines_of(table(problem, results, schedule))[0][-1] == "won"
 
 
-def test_while_it_runs_the_page_reloads_and_nothing_is_called_stopped() -> None:
+def test_while_a_search_runs_its_page_reloads_and_no_trial_is_called_stopped() -> None:
     problem = make_problem()
     results: dict[str, Result] = {}
     for _ in range(5):
-        run = play(problem, results).running[0]
+        run = replay(problem, results).running[0]
         results[run.name] = full_outcome(run)
-    schedule = play(problem, results)
+    schedule = replay(problem, results)
     text, html = table(problem, results, schedule), make_page(problem, results, schedule)
     states = {int(line[0]): line[-1] for line in lines_of(text)}
     assert {number for number, state in states.items() if state == "running"} == {r.trial for r in schedule.running}
     assert "waits at rung 1" in states.values()
     assert "stopped" not in text
-    assert text.endswith("sampling goes on")
+    assert text.endswith("sampling continues")
     assert '<meta http-equiv="refresh" content="15">' in html
     assert "<dd>sampling</dd>" in html
     over = make_page(*make_search())
@@ -144,9 +144,9 @@ def test_while_it_runs_the_page_reloads_and_nothing_is_called_stopped() -> None:
     assert "over: trial" in over
 
 
-def test_an_empty_search_has_a_page_that_says_so() -> None:
+def test_an_empty_search_has_a_page_without_figures() -> None:
     problem = make_problem()
-    schedule = play(problem, {})
+    schedule = replay(problem, {})
     html = page(problem, {}, schedule, {}, title="greeter-1")
     assert "There are no results yet." in html
     assert "Plotly.newPlot" not in html
@@ -159,18 +159,18 @@ def test_an_empty_search_has_a_page_that_says_so() -> None:
     )
 
 
-def test_a_search_of_which_all_fails_has_a_page() -> None:
+def test_a_search_without_a_winner_has_a_page() -> None:
     problem = make_problem()
     schedule, results, _ = finish(problem, make=lambda run: outcome(run, "lost"))
     html = make_page(problem, results, schedule)
-    assert "over: nobody won" in html
+    assert "over: no trial won" in html
     assert html.count('<tr class="failed">') == 9
     assert "No run has taken a step yet." in html
     assert html.count("No trial has been measured yet.") == 2
 
 
-def test_what_users_wrote_is_escaped() -> None:
-    def make(run: Run) -> Result:
+def test_the_text_of_users_is_escaped() -> None:
+    def make(run: TrialSegment) -> Result:
         failed = outcome(run, "failed").model_copy(update={"error": f"{EVIL}\x1b[2J\non another line"})
         return failed if run.trial == 2 else outcome(run)
 
@@ -192,20 +192,20 @@ def test_what_users_wrote_is_escaped() -> None:
     assert all(char.isprintable() or char == "\n" for char in text)
 
 
-def test_the_page_is_whole_in_itself_and_always_the_same() -> None:
+def test_the_page_is_self_contained_and_deterministic() -> None:
     search = make_search()
     html = make_page(*search)
     assert not re.search(r"""\bsrc\s*=\s*["']?(https?:)?//""", html)
     start = html.index("* plotly.js v")
     ours = html[:start] + html[html.index("</script>", start) :]
-    assert "://" not in ours  # plotly.js names addresses, as of a map's makers, and asks for none to draw these figures
+    assert "://" not in ours  # plotly.js contains addresses, and loads none of them for these figures
     assert not re.search(r"<(link|iframe|img|object|embed)\b|@import|\bsrc\b|url\(", ours)
     assert html.count("* plotly.js v") == 1
     assert len(re.findall(r"Plotly\.newPlot\(\s*\"", html)) == 4
     assert make_page(*search) == html
 
 
-def test_what_was_stored_is_shown_as_what_was_begun() -> None:
+def test_stored_records_give_the_same_page() -> None:
     lists = {"lora.target_modules": [["q_proj", "v_proj"], "all-linear"], "learning_rate": [1e-4, 3e-4, 1e-3]}
     problem, results, schedule = make_search({"space": lists, "algorithm": "grid"})
     stored = Problem.model_validate(json.loads(json.dumps(problem.model_dump(mode="json"))))
@@ -218,7 +218,7 @@ def test_what_was_stored_is_shown_as_what_was_begun() -> None:
     assert '["q_proj", "v_proj"]' in table(problem, results, schedule)
 
 
-def test_the_head_has_what_was_spent_beside_the_budgets() -> None:
+def test_the_page_begins_with_the_costs_and_the_budgets() -> None:
     budget = {"hours": 4, "gpu_hours": 8, "money": 20, "price_per_hour": 2.5}
     problem, results, schedule = make_search({"budget": budget})
     html = make_page(problem, results, schedule)
@@ -247,7 +247,7 @@ def test_the_curves_have_every_trial_and_its_rungs_and_the_winner_stands_out() -
     lines = {trace["name"]: trace for trace in drawn if trace["mode"] == "lines"}
     dots = {trace["name"]: trace for trace in drawn if trace["mode"] == "markers"}
     assert len(lines) == 9
-    assert len(dots) == 8  # the one that failed was never measured
+    assert len(dots) == 8  # the failed one was never measured
     won = f"trial {schedule.winner.trial}, won"
     assert lines[won]["line"]["width"] > max(t["line"]["width"] for name, t in lines.items() if name != won)
     assert lines[won]["x"] == list(range(1, 28))
@@ -257,7 +257,7 @@ def test_the_curves_have_every_trial_and_its_rungs_and_the_winner_stands_out() -
 
 
 def test_a_long_curve_is_thinned_and_has_a_gap_where_a_loss_is_not_finite() -> None:
-    def make(run: Run) -> Result:
+    def make(run: TrialSegment) -> Result:
         losses = [float(step % 2) for step in range(1001)]
         losses[500] = math.nan
         return outcome(run).model_copy(update={"losses": tuple(losses)})
@@ -278,7 +278,7 @@ def test_the_coordinates_have_stopped_trials_too() -> None:
     rate, rank, step, loss = tried["dimensions"]
     assert [axis["label"] for axis in tried["dimensions"]] == ["learning_rate", "lora.rank", "step", "loss"]
     assert sorted(set(step["values"])) == [3, 9, 27]
-    assert len(loss["values"]) == 8  # all but the one that failed
+    assert len(loss["values"]) == 8  # all but the failed one
     assert tried["line"]["color"] == loss["values"]
     assert rate["range"] == [-5.0, -2.0]
     tried_rates = {result.run.params["learning_rate"] for result in results.values() if result.run.trial != 4}
@@ -287,21 +287,21 @@ def test_the_coordinates_have_stopped_trials_too() -> None:
     assert set(rank["values"]) <= {0, 1}
 
 
-def test_importance_is_told_from_the_first_rung_or_it_says_why_not() -> None:
+def test_importance_comes_from_the_first_rung_or_a_sentence_says_why_not() -> None:
     problem, results, schedule = make_search({"trials": 16})
     (bars,) = traces(make_page(problem, results, schedule), "importance")
-    assert bars["y"][-1] == "learning_rate"  # on it the loss depends most
+    assert bars["y"][-1] == "learning_rate"  # the loss depends on it most
     assert sum(bars["x"]) == pytest.approx(1.0)
     few = make_page(*make_search({"trials": 5}))
-    assert "This is told from 8 measured trials on, and there are 4." in few
+    assert "Importance needs 8 measured trials; there are 4." in few
     one = {"space": {"learning_rate": {"min": 1e-5, "max": 1e-2, "scale": "log"}, "lora.rank": [16]}}
     assert "Only learning_rate varies" in make_page(*make_search({**one, "trials": 16}))
     problem = make_problem()
     schedule, results, _ = finish(problem, make=lambda run: outcome(run).model_copy(update={"loss": 1.0}))
-    assert "Every trial came to the same value." in make_page(problem, results, schedule)
+    assert "Every trial has the same value." in make_page(problem, results, schedule)
 
 
-def test_the_cost_adds_up_in_the_order_the_results_came() -> None:
+def test_the_cost_adds_up_in_the_order_of_the_results() -> None:
     problem, results, schedule = make_search()
     (cost,) = traces(make_page(problem, results, schedule), "cost")
     assert cost["x"] == sorted(cost["x"])

@@ -1,5 +1,7 @@
-"""A search from its first trial to its winner: its budget, failures, crashes and what it keeps. Trials are played by a
-stand-in that ends them at once, since what is tested is what the search does with them."""
+"""A search from its first trial to its winner: its budget, failures, crashes and kept checkpoints.
+
+An executor that ends every segment at once stands in for training.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,18 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
 from ray_jobs.search import budget
-from ray_jobs.search.decide import Schedule, play, trial_spec
+from ray_jobs.search.decide import Schedule, replay, trial_spec
 from ray_jobs.search.records import Problem, Result, SearchRecords
 from ray_jobs.search.runner import Search, prunable, warm_points
-from ray_jobs.search.shared_trainer import Task, mode_of
+from ray_jobs.search.shared_trainer import mode_of
+from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.storage import Store
-from ray_jobs.training.trainer import TrainInputs
+from ray_jobs.training.inputs import TrainInputs
 from tests.builders import make_spec
 from tests.search.test_decide import make_problem, outcome
 
 SECONDS_A_ROW = 0.36
-"""So that a whole trial, 270 rows, takes 97 s of a worker."""
+"""A whole trial of 270 rows takes 97 s of a worker."""
 
 
 class Killed(Exception):
@@ -33,17 +36,17 @@ class Killed(Exception):
 
 
 @dataclass
-class Played:
-    """Ends every run at once, in the reverse of the order in which they were begun."""
+class InstantExecutor:
+    """Ends every segment at once, the last started first."""
 
-    make: Callable[[Task], Result | None]
+    make: Callable[[TrialTask], Result | None]
     dies_after: int | None = None
     begun: list[str] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     clock: float = 0.0
     places: int = 4
-    _now: dict[str, Task] = field(default_factory=dict)
+    _now: dict[str, TrialTask] = field(default_factory=dict)
 
     def running(self) -> dict[str, float]:
         return dict.fromkeys(self._now, time.monotonic() - self.clock)
@@ -51,10 +54,10 @@ class Played:
     def busy_workers(self) -> int:
         return 1
 
-    def has_room(self, task: Task) -> bool:
+    def has_room(self, task: TrialTask) -> bool:
         return len(self._now) < self.places
 
-    def start(self, task: Task) -> None:
+    def start(self, task: TrialTask) -> None:
         self.begun.append(task.run.name)
         self._now[task.run.name] = task
 
@@ -72,9 +75,9 @@ class Played:
         return []
 
 
-def played(task: Task) -> Result:
-    """The objective of `test_search_decide`, and what it took."""
-    source = task.inputs.stretch.source if task.inputs.stretch else None
+def result_of(task: TrialTask) -> Result:
+    """The outcome of `test_decide`, with its cost."""
+    source = task.inputs.until.resume_from if task.inputs.until else None
     steps = task.run.until - (0 if source is None else int(source.rsplit("-", 1)[1]))
     result = outcome(task.run)
     return result.model_copy(
@@ -88,7 +91,7 @@ def played(task: Task) -> Result:
     )
 
 
-def start(store: Store, problem: Problem, runs: Played, *, job_id: str | None = None) -> Search:
+def start(store: Store, problem: Problem, runs: InstantExecutor, *, job_id: str | None = None) -> Search:
     job = jobs.start_attempt(store, problem.spec)
     records = SearchRecords(store, f"jobs/{job_id or job.id}/search/x")
     settled = records.begin(problem)
@@ -100,65 +103,65 @@ def start(store: Store, problem: Problem, runs: Played, *, job_id: str | None = 
     return Search(job, records, settled, inputs, runs, lambda *_, **__: None)
 
 
-def run(store: Store, problem: Problem, runs: Played) -> tuple[Schedule, dict[str, Result], Search]:
+def run(store: Store, problem: Problem, runs: InstantExecutor) -> tuple[Schedule, dict[str, Result], Search]:
     search = start(store, problem, runs)
     schedule = search.run()
     return schedule, search.records.results(), search
 
 
-def test_it_comes_to_what_it_should_and_shows_it(store: Store) -> None:
+def test_a_search_ends_with_the_winner_of_its_replay_and_a_page(store: Store) -> None:
     problem = make_problem()
-    schedule, results, search = run(store, problem, Played(played))
+    schedule, results, search = run(store, problem, InstantExecutor(result_of))
     assert schedule.winner is not None
-    assert schedule == play(problem, results)
+    assert schedule == replay(problem, results)
     page = store.get(f"{search.records.prefix}/page.html").decode()
     assert problem.spec.job_id in page
-    told = [event.message for _, event in jobs.events(store, search.job.id)]
-    assert sum("search: trial" in message for message in told) == len(results)
+    messages = [event.message for _, event in jobs.events(store, search.job.id)]
+    assert sum("search: trial" in message for message in messages) == len(results)
 
 
 @pytest.mark.parametrize("dies_after", [1, 4, 9, 13])
-def test_killed_anywhere_it_goes_on_and_runs_nothing_twice(store: Store, dies_after: int) -> None:
+def test_a_killed_search_resumes_and_runs_nothing_twice(store: Store, dies_after: int) -> None:
     problem = make_problem()
-    runs = Played(played, dies_after=dies_after)
+    runs = InstantExecutor(result_of, dies_after=dies_after)
     with pytest.raises(Killed):
         start(store, problem, runs).run()
-    before = set(start(store, problem, Played(played)).records.results())
-    again = Played(played)
+    before = set(start(store, problem, InstantExecutor(result_of)).records.results())
+    again = InstantExecutor(result_of)
     schedule, results, _ = run(store, problem, again)
     assert not before & set(again.begun)
     expected: dict[str, Result] = {}
-    while (straight := play(problem, expected)).running:
-        task = start(store, problem, Played(played)).task(straight.running[0], expected)
-        expected[task.run.name] = played(task)
+    while (straight := replay(problem, expected)).running:
+        task = start(store, problem, InstantExecutor(result_of)).task(straight.running[0], expected)
+        expected[task.run.name] = result_of(task)
     assert schedule == straight
     assert set(results) == set(expected)
 
 
 @pytest.mark.parametrize("stop", [jobs.request_pause, jobs.request_cancel])
 def test_a_trial_that_stopped_with_its_job_has_not_failed(store: Store, stop: Callable[[Store, str], object]) -> None:
-    """The workers may hear of it before the driver does, and end without a result."""
+    """Workers may see the request before the driver does, and end without a result."""
     problem = make_problem()
 
-    def stopped(task: Task) -> Result:
+    def stopped(task: TrialTask) -> Result:
         if len(runs.begun) < 6:
-            return played(task)
+            return result_of(task)
         stop(store, problem.spec.job_id)
         return Result(run=task.run, status="failed", error="it was stopped before its end")
 
-    runs = Played(stopped)
+    runs = InstantExecutor(stopped)
     with pytest.raises((JobPaused, JobCancelled)):
         start(store, problem, runs).run()
-    schedule, results, _ = run(store, problem, Played(played))
+    schedule, results, _ = run(store, problem, InstantExecutor(result_of))
     assert {result.status for result in results.values()} == {"ok"}
     assert schedule.winner is not None
 
 
 def test_a_budget_ends_the_sampling_and_the_finalists_still_run(store: Store) -> None:
-    """27 rows of 270 are a rung; 2 finalists to their end and again take 4 x 97 s."""
+    """A rung is 27 of 270 rows; two finalists to their end and again take 4 x 97 s."""
     search = {"budget": {"gpu_hours": 0.2}, "trials": 60}
     problem = make_problem(search)
-    runs = Played(played)
+    runs = InstantExecutor(result_of)
     begun = start(store, problem, runs)
     begun.records.spend({"wall": 0.0, "worker": 0.1})  # of an earlier start
     schedule = begun.run()
@@ -167,20 +170,20 @@ def test_a_budget_ends_the_sampling_and_the_finalists_still_run(store: Store) ->
     assert len({name[:4] for name in runs.begun}) < 60
 
 
-def test_a_budget_too_small_for_one_trial_says_the_least(store: Store) -> None:
+def test_a_budget_too_small_for_one_trial_is_an_error_with_the_least_budget(store: Store) -> None:
     problem = make_problem({"budget": {"money": 0.01, "price_per_hour": 1.0}})
     with pytest.raises(TrainingError, match=r"search.budget.money 0.01 is too small for one trial.*0\.027 hours.*3\.2"):
-        run(store, problem, Played(played))
+        run(store, problem, InstantExecutor(result_of))
 
 
-def test_nothing_stops_before_the_first_result() -> None:
+def test_no_budget_ends_before_the_first_result() -> None:
     problem = make_problem({"budget": {"hours": 0.001}})
     assert budget.reason_to_stop(problem, {}, {"wall": 5.0, "worker": 5.0}) is None
 
 
-def test_what_takes_too_long_is_given_up_and_the_search_goes_on(store: Store) -> None:
+def test_a_trial_that_takes_too_long_is_given_up_and_the_search_continues(store: Store) -> None:
     problem = make_problem({"trial_minutes": 0.5})
-    slow = Played(lambda task: None if task.run.trial == 2 else played(task), clock=60.0)
+    slow = InstantExecutor(lambda task: None if task.run.trial == 2 else result_of(task), clock=60.0)
     schedule, results, _ = run(store, problem, slow)
     late = [result for result in results.values() if result.status == "timed_out"]
     assert [result.run.trial for result in late] == [2]
@@ -189,31 +192,31 @@ def test_what_takes_too_long_is_given_up_and_the_search_goes_on(store: Store) ->
     assert schedule.winner is not None
 
 
-def test_when_all_fail_it_says_why(store: Store) -> None:
+def test_when_all_trials_fail_the_error_says_why(store: Store) -> None:
     problem = make_problem()
     with pytest.raises(TrainingError) as caught:
-        run(store, problem, Played(lambda task: outcome(task.run, "not_finite")))
+        run(store, problem, InstantExecutor(lambda task: outcome(task.run, "not_finite")))
     assert "all 9 trials of the search failed" in str(caught.value)
     assert "not_finite on purpose" in str(caught.value)
     assert len(caught.value.details) == 1
 
 
-def test_only_the_best_checkpoints_stay(store: Store) -> None:
+def test_only_the_best_checkpoints_are_kept(store: Store) -> None:
     problem = make_problem({"checkpoints_to_keep": 2, "trials": 27})
     kept: list[int] = []
 
-    def there() -> set[str]:
+    def stored() -> set[str]:
         return {info.key.split("/")[-2] for info in store.list(f"{search.records.prefix}/trials")}
 
-    def watched(task: Task) -> Result:
+    def watched(task: TrialTask) -> Result:
         store.put(f"{task.inputs.checkpoints}/file", b"x")
-        kept.append(len(there()))
-        return played(task)
+        kept.append(len(stored()))
+        return result_of(task)
 
-    search = start(store, problem, Played(watched))
+    search = start(store, problem, InstantExecutor(watched))
     schedule = search.run()
     assert schedule.winner is not None
-    left = there()
+    left = stored()
     assert schedule.winner.name in left
     assert len(left) <= 3
     assert max(kept) < 27 + 9
@@ -221,13 +224,13 @@ def test_only_the_best_checkpoints_stay(store: Store) -> None:
     assert set(prunable(problem, results, schedule)) == set(results) - left
 
 
-def test_the_storage_budget_keeps_the_best_that_have_room(store: Store) -> None:
+def test_the_storage_budget_keeps_the_best_that_fit(store: Store) -> None:
     problem = make_problem({"storage_gib": 4.5, "trials": 27, "finalists": 1})
     results: dict[str, Result] = {}
     for _ in range(9):
-        ran = play(problem, results).running[0]
+        ran = replay(problem, results).running[0]
         results[ran.name] = outcome(ran).model_copy(update={"stored_bytes": 2**30})
-    schedule = play(problem, results)
+    schedule = replay(problem, results)
     kept = set(results) - set(prunable(problem, results, schedule))
     assert len(kept) == 4
     unlimited = make_problem({"trials": 27, "finalists": 1})
@@ -235,23 +238,23 @@ def test_the_storage_budget_keeps_the_best_that_have_room(store: Store) -> None:
     assert {run.source for run in schedule.running if run.source} <= kept
 
 
-def test_what_is_still_needed_is_never_deleted(store: Store) -> None:
+def test_needed_checkpoints_are_never_deleted(store: Store) -> None:
     problem = make_problem({"checkpoints_to_keep": 1, "trials": 27, "parallel": 5})
     gone: set[str] = set()
     results: dict[str, Result] = {}
-    while (schedule := play(problem, results)).running:
+    while (schedule := replay(problem, results)).running:
         for each in schedule.running:
             assert each.source not in gone
         results[schedule.running[0].name] = outcome(schedule.running[0])
-        gone |= set(prunable(problem, results, play(problem, results)))
+        gone |= set(prunable(problem, results, replay(problem, results)))
     assert schedule.winner is not None
     assert schedule.winner.name not in gone
     assert gone
 
 
-def test_a_later_search_begins_with_what_won_before(store: Store) -> None:
+def test_a_later_search_begins_with_earlier_winners(store: Store) -> None:
     first = make_problem()
-    schedule, _, _ = run(store, first, Played(played))
+    schedule, _, _ = run(store, first, InstantExecutor(result_of))
     assert schedule.winner is not None
     other = make_problem({"seed": 5})
     assert warm_points(store, other, other.spec.job_id) == (schedule.winner.params,)
@@ -284,9 +287,9 @@ def test_the_limits_of_a_budget_in_hours() -> None:
     assert not math.isnan(found[0].spent)
 
 
-def test_the_job_of_a_run_is_its_trial(tmp_path: Path) -> None:
+def test_the_job_of_a_segment_has_the_values_of_its_trial(tmp_path: Path) -> None:
     problem = make_problem()
-    first = play(problem, {}).running[0]
+    first = replay(problem, {}).running[0]
     spec = trial_spec(problem, first)
     assert spec.training.learning_rate == first.params["learning_rate"]
     assert spec.search is None

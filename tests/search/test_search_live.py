@@ -14,7 +14,7 @@ from ray_jobs import jobs, registry
 from ray_jobs.errors import TrainingError
 from ray_jobs.local import processes
 from ray_jobs.local.processes import Process
-from ray_jobs.search.decide import Schedule, play
+from ray_jobs.search.decide import Schedule, replay
 from ray_jobs.search.records import Result, SearchRecords
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
@@ -91,7 +91,7 @@ class Searched:
     def schedule(self) -> Schedule:
         records = self.records()
         assert records is not None
-        return play(records.problem(), records.results(), records.stopped())
+        return replay(records.problem(), records.results(), records.stopped())
 
     def wait_for(self, count: int, driver: Driver) -> dict[str, Result]:
         """Wait until `count` runs have results."""

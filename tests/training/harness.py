@@ -20,7 +20,7 @@ from ray_jobs.models import load_tokenizer
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.training.trainer import HELD_OUT_FILE, TRAIN_FILE, TrainInputs
+from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs
 
 T = TypeVar("T")
 Row = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,17 @@ def test_groups_divide_the_rows_evenly_and_stay_within_the_limit(
         assert (sum(sizes) if packed else len(sizes) * max(sizes, default=0)) <= 64
 
 
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 100))
+def test_padded_passes_are_the_fewest_that_fit(lengths: list[int], workers: int, limit: int) -> None:
+    groups = split(range(len(lengths)), lengths, workers, limit, packed=False)
+    sizes = sorted(lengths, reverse=True)
+    fewest, at = 0, 0
+    while at < len(sizes):
+        fewest, at = fewest + 1, at + max(1, limit // sizes[at])
+    assert len(groups) == workers * -(-fewest // workers)
+    assert all(len(group) * max(lengths[i] for i in group) <= limit or len(group) == 1 for group in groups if group)
+
+
 def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
     plan = make_plan([1] * 30, batch_size=30)
     assert plan.rows_of(0) != plan.rows_of(1)
@@ -41,8 +53,14 @@ def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
     assert plan.rows_of(0) != BatchPlan((1,) * 30, (1,) * 30, 30, 64, 2, seed=4, packed=True).rows_of(0)
 
 
-def test_a_row_longer_than_a_pass_is_alone_in_it() -> None:
-    assert split(range(2), [100, 3], 1, 64, packed=True) == ((0,), (1,))
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_row_longer_than_a_pass_is_alone_in_it(packed: bool) -> None:
+    assert split(range(2), [100, 3], 1, 64, packed=packed) == ((0,), (1,))
+    lengths = [5, 9, 3, 9, 20, 1]
+    groups = split(range(6), lengths, 1, 12, packed=packed)
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert (4,) in groups
+    assert split([], [], 2, 8, packed=packed) == ((), ())
 
 
 def test_max_steps_ends_the_plan() -> None:

@@ -15,8 +15,8 @@ from ray_jobs.training.checkpoint import Checkpoint, Position, Writer
 PREFIX = "jobs/j/checkpoints/c"
 
 
-def save(store: Store, step: int, *, run: str, held_out_loss: float | None = None, tidies: bool = True) -> None:
-    writer = Writer(store, PREFIX, run, rank=0, workers=1, keep=1, tidies=tidies)
+def save(store: Store, step: int, *, run: str, held_out_loss: float | None = None, deletes_older: bool = True) -> None:
+    writer = Writer(store, PREFIX, run, rank=0, workers=1, keep=1, deletes_older=deletes_older)
     parts = {name: torch.full((3,), float(step)) for name in ("weight", "exp_avg", "exp_avg_sq")}
     writer.save([("layer", parts)], Position(step=step, held_out_loss=held_out_loss, losses=(1.0,) * step))
     writer.close()
@@ -48,7 +48,7 @@ def test_a_half_written_checkpoint_is_never_read_and_is_deleted_by_the_next_comm
 def test_a_superseded_runner_deletes_nothing(store: Store) -> None:
     save(store, 5, run="first")
     key = leave_half(store, 10, run="second")  # by the runner that took over
-    save(store, 7, run="first", tidies=False)
+    save(store, 7, run="first", deletes_older=False)
     assert steps(store) == [5, 7]
     assert len(list(store.list(key))) == 1
 

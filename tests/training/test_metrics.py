@@ -11,6 +11,7 @@ from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, metrics, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position, Writer
 from ray_jobs.training.metrics import EVENTS_A_TRAINING, TrainingMetrics, is_due
+from ray_jobs.training.progress_sink import progress_sink
 from tests.builders import make_spec
 
 
@@ -40,21 +41,21 @@ def test_a_training_of_weeks_has_no_more_events_than_one_of_hours() -> None:
 def test_the_events_of_a_training(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     now_s = 0.0
-    metrics_of = TrainingMetrics(job, clock=lambda: now_s)
+    events = TrainingMetrics(job, clock=lambda: now_s)
     for step in range(1, 31):
         figures: dict[str, float | str] = {"loss": 2.0, "learning_rate": 1e-4, "tokens_per_s": 50.0}
         if step == 7:
             figures |= {"held_out_loss": 1.5, "held_out_accuracy": 0.4}
-        metrics_of.tell(step, 30, figures)
+        events.record(step, 30, figures)
         now_s += 1.0
-    events = [event for _, event in jobs.events(store, job.id)]
-    assert {event.kind for event in events} == {"metrics"}
-    assert [event.data["step"] for event in events] == [1, 7, 17, 27]
+    written = [event for _, event in jobs.events(store, job.id)]
+    assert {event.kind for event in written} == {"metrics"}
+    assert [event.data["step"] for event in written] == [1, 7, 17, 27]
     first: dict[str, Any] = {"total_steps": 30, "train_loss": 2.0, "learning_rate": 1e-4, "tokens_per_s": 50.0}
-    assert events[0].data == {"step": 1, **first}
-    assert events[1].data == {"step": 7, **first, "valid_loss": 1.5, "valid_mean_token_accuracy": 0.4}
-    assert events[0].message == "step 1 of 30: training loss 2.0000"
-    assert events[1].message == "step 7 of 30: training loss 2.0000, validation loss 1.5000"
+    assert written[0].data == {"step": 1, **first}
+    assert written[1].data == {"step": 7, **first, "valid_loss": 1.5, "valid_mean_token_accuracy": 0.4}
+    assert written[0].message == "step 1 of 30: training loss 2.0000"
+    assert written[1].message == "step 7 of 30: training loss 2.0000, validation loss 1.5000"
 
 
 def test_every_step_is_a_line_of_the_file(store: Store) -> None:
@@ -96,7 +97,7 @@ def test_no_evaluation_is_lost_between_two_polls() -> None:
     """The driver polls once a second, and steps may take far less."""
     ray_workers.connect()
     seen: list[float] = []
-    with ray_workers._sink(lambda done, *_: seen.append(done)) as sink:
+    with progress_sink(lambda done, *_: seen.append(done)) as sink:
         for step in range(1, 101):
             sink.put.remote((step, 100, "steps", {}), keep=step % 25 == 0)
     assert [step for step in seen if step % 25 == 0] == [25, 50, 75, 100]

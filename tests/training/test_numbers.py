@@ -15,9 +15,12 @@ from ray_jobs.data.encoding import Encoded
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, loss_sum
-from ray_jobs.training import checkpoint, deepspeed_engine
+from ray_jobs.training import checkpoint
+from ray_jobs.training.adamw import MOMENTS
+from ray_jobs.training.batching import batch_plan
+from ray_jobs.training.inputs import TRAIN_FILE, TrainHooks, TrainInputs, TrainOutcome
 from ray_jobs.training.lr_schedule import learning_rate_at
-from ray_jobs.training.trainer import TRAIN_FILE, TrainInputs, TrainOutcome, _Run, batch_plan
+from ray_jobs.training.trainer import Trainer
 from tests.models import tiny_models
 from tests.training.harness import make_spec, on_workers, publish
 
@@ -51,13 +54,12 @@ def run_case(case: Case) -> Answer:
     """Train, then compare every weight with the base's files. Runs on each process."""
     from deepspeed import zero as deepspeed_zero
 
-    run = _Run(case.inputs, case.store)
-    first = run.position.step
     calls = iter(range(10_000))
     stop = case.stop_after
-    outcome = run.loop(
-        lambda _: None, lambda: stop is not None and next(calls) + 1 >= stop, lambda _: False, lambda _: None
-    )
+    hooks = TrainHooks(should_stop=lambda: stop is not None and next(calls) + 1 >= stop)
+    trainer = Trainer(case.inputs, case.store, hooks)
+    first = trainer.state.step
+    outcome = trainer.run()
     spec = case.inputs.spec
     base = models.load_base(
         case.store.fetch(case.inputs.base_key), spec.task, case.inputs.labels, torch.float32, seed=spec.training.seed
@@ -65,12 +67,12 @@ def run_case(case: Case) -> Answer:
     original = dict(models.attach(base, spec.training, spec.task).named_parameters())
     frozen: list[str] = []
     trained: list[str] = []
-    for name, parameter in run.engine.module.named_parameters():
+    for name, parameter in trainer.optimizer.module.named_parameters():
         with deepspeed_zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if not torch.equal(parameter.detach().float(), original[name].detach().to(parameter.dtype).float()):
                 (trained if parameter.requires_grad else frozen).append(name)
-    answer = Answer(run.position.losses, first, tuple(frozen), tuple(trained), outcome)
-    run.engine.destroy()
+    answer = Answer(trainer.state.position.losses, first, tuple(frozen), tuple(trained), outcome)
+    trainer.optimizer.engine.destroy()
     return answer
 
 
@@ -251,7 +253,7 @@ def test_training_state_is_read_back_from_the_store(store: Store, base: Path) ->
     best = min((c for c in whole if c.position.held_out_loss is not None), key=lambda c: c.position.held_out_loss or 0)
     assert {c.key for c in whole} == {best.key, whole[-1].key}
     state = checkpoint.load_state(store, whole[-1])
-    assert set(state["model.norm.weight"]) == {"weight", *deepspeed_engine.MOMENTS}
+    assert set(state["model.norm.weight"]) == {"weight", *MOMENTS}
     assert {entry.path.rsplit(".", 1)[-1] for c in whole for entry in _files(store, c.key)} == {"safetensors"}
 
 

@@ -1,0 +1,69 @@
+"""Progress of workers, reported in the process that started them. Does not know what the numbers mean."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Metrics = dict[str, float | str]
+ProgressState = tuple[float, float, str, Metrics]
+"""(done, total, unit, metrics)."""
+Report = Callable[[float, float, str, Metrics], None]
+"""Receives a ProgressState, for a progress display."""
+
+_POLL_S = 1.0
+
+
+@contextlib.contextmanager
+def progress_sink(report: Report) -> Iterator[Any]:
+    """An actor that workers put their state into, and a thread here that reports it every second.
+
+    Of the states since the last report, the newest is reported, and each that was put with `keep`.
+    """
+    import ray
+
+    class Sink:
+        def __init__(self) -> None:
+            self.kept: list[ProgressState] = []
+            self.state: ProgressState | None = None
+            self.outcome: str | None = None
+
+        def put(self, state: ProgressState, keep: bool = False) -> None:
+            self.state = None if keep else state
+            self.kept += [state] if keep else []
+
+        def finish(self, outcome: str) -> None:
+            self.outcome = outcome
+
+        def answer(self) -> str | None:
+            return self.outcome
+
+        def take(self) -> list[ProgressState]:
+            taken = [*self.kept, *([] if self.state is None else [self.state])]
+            self.kept, self.state = [], None
+            return taken
+
+    actor: Any = ray.remote(num_cpus=0)(Sink)
+    sink = actor.remote()
+    done = threading.Event()
+
+    def poll() -> None:
+        while True:
+            last = done.wait(_POLL_S)
+            with contextlib.suppress(Exception):  # a display that fails must not end the job
+                for state in ray.get(sink.take.remote(), timeout=10):
+                    with contextlib.suppress(Exception):
+                        report(*state)
+            if last:
+                return
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield sink
+    finally:
+        done.set()
+        thread.join(timeout=15)
+        ray.kill(sink)
