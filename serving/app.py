@@ -85,7 +85,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def app_from_environment() -> ASGIApp:
     """Create the app of a Serve replica from the process's environment."""
-    from serving.files.row_validators import on_ray
+    from serving.files.ray_row_validator import ray_row_validator
 
     settings = EndpointSettings.from_env(os.environ)
     store = Store.from_env(check=False)
@@ -94,7 +94,7 @@ def app_from_environment() -> ASGIApp:
         settings,
         store,
         ServeBackend(),
-        check_rows=on_ray(store),
+        check_rows=ray_row_validator(store),
         launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         reconcile_deployments=(

@@ -23,7 +23,7 @@ from ray_jobs.errors import CorruptObject, StoreError
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import ApiKey
-from serving.http.errors import ApiError
+from serving.http.errors import store_unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _MISS_TTL_S = 0.25
 """Seconds that a missing key, or a failed listing, is cached."""
 _PATIENCE_S = 2.0
 """Seconds that a request waits for the store before it falls back to the last known records."""
+_UNCHECKED = "this key cannot be checked"
 
 
 class KeySource(Protocol):
@@ -77,7 +78,7 @@ class StoredKeys:
         etag = self._etag(key_id)
         if etag is None:
             if not known:  # the key may be newer than the listing
-                raise _not_known()
+                raise store_unreachable(_UNCHECKED)
             return None
         record = await self._record(key_id, etag)
         return record if record is not None and record.opens(key, datetime.now(UTC)) else None
@@ -113,7 +114,7 @@ class StoredKeys:
             await self._once(key_id, partial(self._read, key_id, etag))
             found = self._records.get(key_id)
         if found is None or found[0] != etag:
-            raise _not_known()
+            raise store_unreachable(_UNCHECKED)
         return found[1]
 
     async def _read(self, key_id: str, etag: str) -> bool:
@@ -142,8 +143,3 @@ class StoredKeys:
         task, since_s = self._reads[what]
         await asyncio.wait({task}, timeout=max(0.0, since_s + self._patience_s - self._clock()))
         return task.done() and task.result()
-
-
-def _not_known() -> ApiError:
-    message = "the object store does not answer, so this key cannot be checked: try again in a moment"
-    return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"})

@@ -88,6 +88,12 @@ def not_ready(model: str) -> ApiError:
     return ApiError(503, message, code="model_not_ready", headers={"Retry-After": "5"})
 
 
+def store_unreachable(effect: str | None = None) -> ApiError:
+    """503: the object store does not answer. `effect`: what is not possible without it."""
+    message = f"the object store does not answer{'' if effect is None else f', so {effect}'}; try again in a moment"
+    return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"})
+
+
 def from_engine(error: Mapping[str, Any]) -> ApiError:
     """Translate vLLM's error: its status and message, our types and codes."""
     status = error.get("code")
@@ -144,8 +150,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(StoreError)
     async def store_failed(request: Request, error: StoreError) -> JSONResponse:
         logger.warning("the object store failed: %s", error)
-        message = "the object store does not answer; try again in a moment"
-        return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"}).response()
+        return store_unreachable().response()
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:

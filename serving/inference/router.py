@@ -27,7 +27,7 @@ from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from serving.http.errors import ApiError, bad_request
+from serving.http.errors import ApiError, bad_request, store_unreachable
 from serving.inference.backends import Route
 
 logger = logging.getLogger(__name__)
@@ -257,8 +257,7 @@ class Router:
             if self._snapshot is None and task is self._task:
                 break  # it failed, and would fail again
         if self._snapshot is None:
-            message = "the object store does not answer, so the deployed models are not known: try again in a moment"
-            raise ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"})
+            raise store_unreachable("the deployed models are not known")
         if self._clock() - self._read_at > self._ttl_s * _READ_AHEAD:
             self._reading()
         return self._snapshot

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from starlette.types import ASGIApp
 
 from ray_jobs import jobs, registry
+from ray_jobs.data.row_validation import check_rows
 from ray_jobs.deploy import needed_records, records
 from ray_jobs.errors import JobError
 from ray_jobs.jobs import Job, Launched
@@ -34,7 +35,6 @@ from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import Settings as StoreSettings
 from serving.access.keys import StoredKeys
 from serving.app import create_app
-from serving.files.row_validators import in_process
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
 from serving.observability.middleware import ObservabilityMiddleware
@@ -150,10 +150,10 @@ class NoTokens:
     """Validates rows without counting tokens, since the base of these tests has no files."""
 
     def __init__(self, store: Store) -> None:
-        self._check = in_process(store)
+        self._store = store
 
     def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> Any:
-        return self._check(key, filename, task, None)
+        return check_rows(self._store, key, filename, task, None)
 
 
 def nowhere() -> Store:
@@ -173,7 +173,7 @@ def make_app(
         EndpointSettings(**{"api_key": KEY} | more),
         nowhere(),
         backend or FakeBackend(),
-        check_rows=in_process(nowhere()),
+        check_rows=NoTokens(nowhere()),
         launcher=FakeLauncher(),
         router=router,
         traffic=traffic or Traffic(),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
+from ray_jobs.data.row_validation import check_rows
 from ray_jobs.models import bases
 from ray_jobs.storage import Store
-from serving.files.row_validators import in_process
 from serving.files.stored_files import Files
 from serving.http.ids import new_id
 from tests.models.tiny_models import save_causal
@@ -39,7 +40,7 @@ def test_the_report_counts_tokens_duplicates_and_long_rows(store: Store, http: h
     bases.add(store, str(save_causal(directory)), "counting")
     content = rows(3) + rows(2) + json.dumps({"prompt": "word " * 400, "completion": "yes"}).encode()
     (tmp_path / "rows.jsonl").write_bytes(content)
-    files = Files(store, in_process(store))
+    files = Files(store, partial(check_rows, store))
     record = files.create("a", "k", tmp_path / "rows.jsonl", filename="r.jsonl", purpose="fine-tune", model="counting")
     report = record.report
     assert report is not None
@@ -92,7 +93,7 @@ def test_expired_files_and_contents_without_a_record_are_swept(store: Store, htt
     kept = upload(http, rows(1)).json()["id"]
     orphan = new_id("file", now_s=time.time() - 100_000)
     store.put(f"files/default/{orphan}/rows.jsonl", b"x")
-    files = Files(store, in_process(store))
+    files = Files(store, partial(check_rows, store))
     files.sweep(time.time())
     assert not store.exists(f"files/default/{orphan}/rows.jsonl")
     assert http.get(f"/files/{file['id']}").status_code == 200

@@ -15,7 +15,6 @@ from ray_jobs.jobs import Launched
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage, webhooks
 from serving.access.auth import OPERATOR
-from serving.files.row_validators import in_process
 from serving.files.stored_files import Files
 from serving.fine_tuning import lifecycle, records
 from serving.fine_tuning.service import FineTuningService
@@ -23,7 +22,7 @@ from serving.http import openai_types
 from tests.builders import make_spec
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_calls import create_job, upload, wait_for
-from tests.serving.api_harness import BASE, ApiServer, add_base, begin_job, rows
+from tests.serving.api_harness import BASE, ApiServer, NoTokens, add_base, begin_job, rows
 
 
 def test_a_job_is_launched_and_its_end_is_published_once(http: httpx.Client, server: ApiServer, store: Store) -> None:
@@ -143,7 +142,7 @@ def test_a_file_that_a_job_reads_cannot_be_deleted(http: httpx.Client, server: A
 def test_a_job_fails_after_its_runner_was_lost_ten_times(store: Store, tmp_path: Path) -> None:
     now = [1_800_000_000.0]
     launcher = FakeLauncher()
-    files = Files(store, lambda key, filename, task, base: in_process(store)(key, filename, task, None))
+    files = Files(store, NoTokens(store))
     tuning = FineTuningService(store, files, launcher, now=lambda: now[0])
     add_base(store)
     (tmp_path / "rows.jsonl").write_bytes(rows(12))

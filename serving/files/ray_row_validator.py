@@ -1,4 +1,4 @@
-"""Runs row validation: in this process, or in a Ray task outside the process that answers requests.
+"""Validates rows in a Ray task, outside the process that answers requests.
 
 Row files are untrusted: a file that exhausts the memory of the validating process must not stop the endpoint.
 """
@@ -18,17 +18,8 @@ _CPUS = 0.01
 _TIMEOUT_S = 600.0
 
 
-def in_process(store: Store) -> RowValidator:
-    """Validate in this process."""
-
-    def check(key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport:
-        return row_validation.check_rows(store, key, filename, task, base)
-
-    return check
-
-
-def on_ray(store: Store) -> RowValidator:
-    """Validate in a worker of this process's Ray cluster."""
+def ray_row_validator(store: Store) -> RowValidator:
+    """Return a validator that runs in a worker of this process's Ray cluster."""
 
     def check(key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport:
         import ray

@@ -1,0 +1,122 @@
+"""An endpoint with two teams, each of which has one thing of each kind."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ray_jobs.storage import Store
+from tests.serving.api_harness import BASE, ApiServer, rows
+
+OURS, THEIRS = "alpha", "bravo"
+
+
+QUESTION = [{"role": "user", "content": "who are you"}]
+
+
+ID = re.compile(r"(?<=[-_:])[0-9a-hjkmnp-tv-z]{26}")
+
+
+@dataclass(frozen=True)
+class Team:
+    """One team's client and things."""
+
+    client: httpx.Client
+    key_id: str
+    file: str
+    result_file: str
+    upload: str
+    """Pending, with one part."""
+    part: str
+    done_upload: str
+    job: str
+    """A job that has succeeded."""
+    running_job: str
+    model: str
+    """API name of its model."""
+
+    @property
+    def ids(self) -> list[str]:
+        things = (self.file, self.result_file, self.upload, self.part, self.done_upload, self.job, self.running_job)
+        return [ID.search(thing)[0] for thing in things if ID.search(thing)]  # type: ignore[index]  # it is one
+
+    @property
+    def models(self) -> list[str]:
+        """All names of its model."""
+        name = self.job
+        labels = ("1", "2", "3", "champion", "ckpt-step-10", "nothing")
+        api_names = [self.model, f"{self.model}:ckpt-step-10", f"ft:x:y:z:{self.job.removeprefix('ftjob-')}"]
+        return [*api_names, name, *(f"{name}@{label}" for label in labels)]
+
+
+@dataclass(frozen=True)
+class World:
+    """An endpoint with two teams and its operator."""
+
+    server: ApiServer
+    ours: Team
+    theirs: Team
+    operator: httpx.Client
+
+    @property
+    def store(self) -> Store:
+        return self.server.store
+
+    def objects_of(self, team: Team) -> dict[str, str]:
+        """Key → etag of all objects of a team's things."""
+        return {info.key: info.etag for info in self.store.list() if any(found in info.key for found in team.ids)}
+
+
+def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
+    """Create one thing of each kind for a team."""
+    content = rows(12, start=1000 if team == THEIRS else 0)
+
+    def post(path: str, **arguments: Any) -> dict[str, Any]:
+        answer = client.post(path, **arguments)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def upload() -> tuple[str, str]:
+        described = {"filename": f"{team}s-rows.jsonl", "purpose": "fine-tune", "bytes": len(content)}
+        made = post("/v1/uploads", json=described)["id"]
+        return made, post(f"/v1/uploads/{made}/parts", files={"data": content})["id"]
+
+    file = post("/v1/files", files={"file": (f"{team}s-rows.jsonl", content)}, data={"purpose": "fine-tune"})["id"]
+    done_upload, done_part = upload()
+    post(f"/v1/uploads/{done_upload}/complete", json={"part_ids": [done_part]})
+    pending, part = upload()
+    asked = {
+        "model": BASE,
+        "training_file": file,
+        "suffix": f"{team}s-suffix",
+        "metadata": {"of": f"{team}s-metadata"},
+        "evaluation": {"must_beat_base": False},
+    }
+    job = post("/v1/fine_tuning/jobs", json=asked, headers={"Idempotency-Key": "the same"})["id"]
+    deadline = time.monotonic() + 30
+    while (found := client.get(f"/v1/fine_tuning/jobs/{job}").json())["status"] != "succeeded":
+        assert time.monotonic() < deadline, found
+        server.run_launched()
+        time.sleep(0.05)
+    running = post("/v1/fine_tuning/jobs", json=asked | {"seed": 2})["id"]
+    while client.get(f"/v1/fine_tuning/jobs/{running}").json()["status"] == "validating_files":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    key_id = server.store.get_json(f"teams/{team}/jobs/{job}.json")["key_id"]
+    return Team(
+        client,
+        key_id,
+        file,
+        found["result_files"][0],
+        pending,
+        part,
+        done_upload,
+        job,
+        running,
+        found["fine_tuned_model"],
+    )
