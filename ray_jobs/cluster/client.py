@@ -57,7 +57,6 @@ __all__ = [
 Object = dict[str, Any]
 """A Kubernetes object, as its JSON."""
 
-_PAGE = 500
 _CONNECT_S, _READ_S = 5.0, 30.0
 _TRIES_OF_A_READ = 3
 _CONNECTIONS = 64
@@ -90,9 +89,10 @@ class Listing:
 class Cluster:
     """See the module. Safe to use from several threads."""
 
-    def __init__(self, log_in: Callable[[], ApiClient]) -> None:
-        """`log_in` reads the credentials; it is called again when they have expired."""
+    def __init__(self, log_in: Callable[[], ApiClient], *, page_size: int = 500) -> None:
+        """`log_in` reads the credentials; it is called again when they have expired. `page_size`: objects a page."""
         self._log_in = log_in
+        self._page_size = page_size
         self._lock = threading.Lock()
         self._api = log_in()
 
@@ -110,7 +110,7 @@ class Cluster:
     def listing(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> Listing:
         """As `list`, with the resourceVersion."""
         try:
-            return self._pages(kind, namespace, labels, limit=_PAGE)
+            return self._pages(kind, namespace, labels, limit=self._page_size)
         except Expired:  # a later page of an expired version
             return self._pages(kind, namespace, labels, limit=None)
 

@@ -19,12 +19,6 @@ from ray_jobs.errors import ClusterError, Expired
 
 logger = logging.getLogger(__name__)
 
-_WATCH_S = 45.0
-"""Length of a watch: a connection that died silently is noticed after this time."""
-FRESH_S = 90.0
-"""Seconds without an answer after which the copy is no longer given out."""
-_LONGEST_WAIT_S = 30.0
-
 
 @dataclass
 class Informer:
@@ -34,7 +28,12 @@ class Informer:
     kind: Kind
     namespace: str | None
     labels: Mapping[str, str] | None = None
-    watch_s: float = _WATCH_S
+    watch_s: float = 45.0
+    """Length of a watch: a connection that died silently is noticed after this time."""
+    fresh_s: float = 90.0
+    """Seconds without an answer after which the copy is no longer given out."""
+    longest_wait_s: float = 30.0
+    """Longest pause after a failure."""
     _objects: dict[str, Object] = field(default_factory=dict)
     """By uid."""
     _version: str | None = None
@@ -42,9 +41,9 @@ class Informer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def items(self) -> list[Object] | None:
-        """Every object in the copy. None: no answer yet, or none for FRESH_S."""
+        """Every object in the copy. None: no answer yet, or none for `fresh_s`."""
         with self._lock:
-            if time.monotonic() - self._answered_at > FRESH_S:
+            if time.monotonic() - self._answered_at > self.fresh_s:
                 return None
             return list(self._objects.values())
 
@@ -89,9 +88,9 @@ class Informer:
             except ClusterError as error:
                 failures += 1
                 logger.warning("cannot watch %s in %s: %s", self.kind.resource, self.namespace or "all", error)
-                stop.wait(random.uniform(0.5, 1.0) * min(2.0**failures, _LONGEST_WAIT_S))
+                stop.wait(random.uniform(0.5, 1.0) * min(2.0**failures, self.longest_wait_s))
             except Exception:  # a malformed object must not end the thread
                 failures += 1
                 logger.exception("cannot watch %s in %s", self.kind.resource, self.namespace or "all")
                 self._version = None
-                stop.wait(_LONGEST_WAIT_S)
+                stop.wait(self.longest_wait_s)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ray_jobs.cluster.kinds import TEAM_LABEL
+from ray_jobs.kueue.capacity import Quota, quotas
 from ray_jobs.kueue.objects import Object, limits_of, resources_of
 from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
 from ray_jobs.kueue.workload import queue_key
@@ -23,6 +25,17 @@ class Queues:
     cohorts: Sequence[Object] = ()
     local: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """By (namespace, LocalQueue), the name of the ClusterQueue behind it."""
+
+    @cached_property
+    def counted(self) -> dict[str, str]:
+        """The counted resource of each flavor."""
+        return counted(self.cluster_queues)
+
+    @cached_property
+    def quotas(self) -> dict[str, list[Quota]]:
+        """Every quota, by ClusterQueue."""
+        names = [queue["metadata"]["name"] for queue in self.cluster_queues]
+        return {name: quotas(name, self.cluster_queues, self.cohorts) for name in names}
 
     def of(self, workload: Object) -> Object | None:
         """The ClusterQueue of a Workload. None: its LocalQueue or ClusterQueue does not exist."""

@@ -12,7 +12,7 @@ from statistics import median_high
 
 from ray_jobs.kueue.objects import Object, resources_of, true_since
 from ray_jobs.kueue.pool import Pool
-from ray_jobs.kueue.queues import Queues, counted, pool_of, team_of
+from ray_jobs.kueue.queues import Queues, pool_of, team_of
 from ray_jobs.kueue.simulate import simulate
 from ray_jobs.kueue.work import Work
 from ray_jobs.kueue.workload import (
@@ -85,7 +85,7 @@ def estimate_starts(
     def past(team: str) -> Sequence[float]:
         return recent.get(team) or recent.get("") or older.get(team) or older.get("") or ()
 
-    pool, resources = pool_of(queues.cluster_queues, queues.cohorts), counted(queues.cluster_queues)
+    pool, resources = pool_of(queues.cluster_queues, queues.cohorts), queues.counted
     running: list[tuple[Work, str]] = []
     for workload in filter(holds_quota, workloads):
         queue = queues.of(workload)

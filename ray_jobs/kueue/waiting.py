@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ray_jobs.kueue.capacity import quotas, scarce_quotas, usage_text
+from ray_jobs.kueue.capacity import scarce_quotas, usage_text
 from ray_jobs.kueue.objects import Object, condition, is_true
-from ray_jobs.kueue.queues import Queues, counted, team_of
+from ray_jobs.kueue.queues import Queues, team_of
 from ray_jobs.kueue.workload import is_active, queue_key, totals
 
 EVICTIONS: Mapping[str, str] = {
@@ -84,6 +84,5 @@ def _cause(workload: Object, queues: Queues) -> tuple[str, str]:
         return (f"has its quota, and waits for {'; '.join(checks)}" if checks else ""), ""
     if not message or queue is None:
         return message, ""
-    found = quotas(queue["metadata"]["name"], queues.cluster_queues, queues.cohorts)
-    scarce = scarce_quotas(totals(workload), found, counted(queues.cluster_queues))
+    scarce = scarce_quotas(totals(workload), queues.quotas[queue["metadata"]["name"]], queues.counted)
     return (usage_text(team_of(queue), scarce), message) if scarce else (message, "")

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ray_jobs.kueue.capacity import quotas
 from ray_jobs.kueue.objects import Object, time_of
 from ray_jobs.kueue.pool import QuotaLimits
-from ray_jobs.kueue.queues import Queues, counted, team_of
+from ray_jobs.kueue.queues import Queues, team_of
 from ray_jobs.kueue.start_estimate import Durations, estimate_starts, flavor_of
 from ray_jobs.kueue.waiting import waiting_reason
 from ray_jobs.kueue.workload import display_name, is_waiting, key, priority, totals
@@ -61,14 +60,14 @@ class WaitingWorkload:
 
 def rows(queues: Queues, workloads: Sequence[Object]) -> list[QuotaRow]:
     """By team, in the order of its flavors."""
-    resources = counted(queues.cluster_queues)
+    resources = queues.counted
     pending = [(queues.of(workload), workload) for workload in workloads if is_waiting(workload)]
     found: list[QuotaRow] = []
     for queue in sorted(queues.cluster_queues, key=team_of):
         mine = [
             (flavor_of(workload, queue, resources), totals(workload)) for other, workload in pending if other is queue
         ]
-        for quota in quotas(queue["metadata"]["name"], queues.cluster_queues, queues.cohorts):
+        for quota in queues.quotas[queue["metadata"]["name"]]:
             requested = [total.get(quota.resource, Amount(0)) for flavor, total in mine if flavor == quota.flavor]
             found.append(
                 QuotaRow(
@@ -92,7 +91,6 @@ def waiting(
     queues: Queues, workloads: Sequence[Object], *, now: datetime, older: Durations | None = None
 ) -> list[WaitingWorkload]:
     """By creation. `older`: see `estimate_starts`."""
-    resources = counted(queues.cluster_queues)
     starts = estimate_starts(workloads, queues, now_s=now.timestamp(), older=older)
     found = []
     for workload in filter(is_waiting, workloads):
@@ -103,7 +101,7 @@ def waiting(
                 team=team_of(queue) if queue else workload["metadata"]["namespace"],
                 name=display_name(workload),
                 namespace=workload["metadata"]["namespace"],
-                flavor=flavor_of(workload, queue, resources),
+                flavor=flavor_of(workload, queue, queues.counted),
                 asks=totals(workload),
                 priority=priority(workload),
                 since=time_of(workload["metadata"]["creationTimestamp"]),

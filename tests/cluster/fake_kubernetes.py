@@ -110,7 +110,7 @@ class FakeKubernetes:
         assert self.server is not None
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def connect(self, *, token: Callable[[], str] | None = None) -> Cluster:
+    def connect(self, *, token: Callable[[], str] | None = None, page_size: int = 500) -> Cluster:
         """A client that logs in with the token valid at that time, or with that of `token`."""
         from kubernetes.client import ApiClient, Configuration
 
@@ -121,7 +121,7 @@ class FakeKubernetes:
             configuration.api_key["BearerToken"] = f"Bearer {self.token if token is None else token()}"
             return ApiClient(configuration)
 
-        return Cluster(log_in)
+        return Cluster(log_in, page_size=page_size)
 
     def write_kubeconfig(self, path: Path) -> None:
         """For `Cluster.connect()` and kubectl."""

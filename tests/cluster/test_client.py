@@ -104,7 +104,7 @@ def test_a_patch_of_an_old_version_changes_nothing(cluster: Cluster) -> None:
 
 
 def test_a_list_spans_all_pages(server: FakeKubernetes, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_jobs.cluster.client._PAGE", 3)
+    cluster = server.connect(page_size=3)
     for i in range(10):
         cluster.create(CONFIG_MAP, config_map(f"m{i}", team="blue" if i % 2 else "red"), f"ns{i % 3}")
     found = cluster.list(CONFIG_MAP)
@@ -115,10 +115,8 @@ def test_a_list_spans_all_pages(server: FakeKubernetes, cluster: Cluster, monkey
     assert names(cluster.list(CONFIG_MAP, "ns1", labels={"team": "red"})) == ["m4"]
 
 
-def test_an_expired_page_restarts_the_list(
-    server: FakeKubernetes, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ray_jobs.cluster.client._PAGE", 3)
+def test_an_expired_page_restarts_the_list(server: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = server.connect(page_size=3)
     for i in range(7):
         cluster.create(CONFIG_MAP, config_map(f"m{i}"), "blue")
     whole = server.objects.list

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ray_jobs.cluster import informer as informers
 from ray_jobs.cluster.client import CONFIG_MAP
 from ray_jobs.cluster.informer import Informer
 from ray_jobs.errors import ClusterError, ClusterUnreachable, Expired
@@ -91,15 +90,13 @@ def test_a_broken_watch_resumes_after_the_last_event(server: FakeKubernetes, inf
     assert [r.verb for r in server.requests] == ["list", "watch", "watch"]
 
 
-def test_an_old_copy_is_not_given_out(
-    server: FakeKubernetes, informer: Informer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_copy_is_not_given_out(server: FakeKubernetes, informer: Informer) -> None:
     informer.step()
     assert names(informer) == []
     server.down = True
     with pytest.raises(ClusterError):
         informer.step()
-    monkeypatch.setattr(informers, "FRESH_S", -1.0)
+    informer.fresh_s = -1.0
     assert names(informer) is None
     with pytest.raises(ClusterError):
         informer.list()
@@ -112,10 +109,8 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_follow_recovers_from_every_fault(
-    server: FakeKubernetes, informer: Informer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(informers, "_LONGEST_WAIT_S", 0.05)
+def test_follow_recovers_from_every_fault(server: FakeKubernetes, informer: Informer) -> None:
+    informer.longest_wait_s = 0.05
     server.watch_ends_when_idle = False
     stop = threading.Event()
     informer.watch_s = 1.0

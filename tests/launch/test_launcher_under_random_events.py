@@ -99,7 +99,8 @@ class World:
         )  # fmt: skip
         records.mark_open(self.store, TEAM, "k", identifier)
         self.apis.append(records.put_new(self.store, api))
-        self.shown._create_job(api)
+        jobs.note_created(self.store, spec.job_id, f"created fine-tuning job {identifier}")
+        jobs.create(self.store, spec)
         self.statuses.append("validating_files")
 
     def informers(self) -> list[Informer]:
