@@ -200,7 +200,7 @@ Can I use :setting:`DEBUG` in production?
     It leaks memory.
 
 * one item
-  goes on
+  continues
 * another
 
 .. _the manual: https://example.org
@@ -232,7 +232,7 @@ def test_a_page_becomes_questions_with_plain_answers() -> None:
     assert answer == (
         "No, see the checklist and the manual. Set `DEBUG` to `False` like this:\n\n"
         "```\nDEBUG = False\n\nMORE = 1\n```\n\nIt leaks memory.\n\n"
-        "- one item goes on\n- another\n\n**Deeper**\n\n```python\n>>> 1 + 1\n```"
+        "- one item continues\n- another\n\n**Deeper**\n\n```python\n>>> 1 + 1\n```"
     )
     assert TASKS["chat"].check_row(row) == []
 

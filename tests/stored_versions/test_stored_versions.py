@@ -154,7 +154,7 @@ def test_a_dataset_is_loaded(stored: Store, name: str, rows: int, labels: list[s
     assert record.outputs["labels"] == labels
 
 
-@pytest.mark.parametrize("name", [CHAT, CLASSIFIER])
+@pytest.mark.parametrize("name", [CHAT, CLASSIFIER, SEARCHED])
 def test_plan_of_a_finished_job_skips_every_stage(kitae: Kitae, stored: Store, tmp_path: Path, name: str) -> None:
     """Its inputs have the same hashes as the version before computed, and the job file the same id."""
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job_document(stored, name)))
