@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from ray_jobs import __version__
 from ray_jobs.spec import json_schema
 from requirements.lock import closure, direct, render
+from tests.conftest import slow_tests
 from tests.repository import ROOT
 
 LOCK = (ROOT / "requirements/lock.txt").read_text(encoding="utf-8")
@@ -72,3 +73,13 @@ def test_the_exported_schema_is_current() -> None:
 def test_the_changelog_starts_with_unreleased_or_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert headings[0] in ("Unreleased", __version__)
+
+
+def test_every_slow_test_exists() -> None:
+    paths = [path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("test_*.py")]
+    files = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    names = slow_tests()
+    assert names
+    for name in names:
+        path, _, function = name.partition("::")
+        assert any(file.startswith(path) and f"def {function}" in text for file, text in files.items()), name
