@@ -95,7 +95,7 @@ async def _new_models(sides: Sides, show: Show, count: int) -> list[float]:
         for i in range(count):
             show(i, count, "models", doing="first answer of a new model")
             made = sides.register(f"ftjob-benchmark{i}", seed=i + 1)
-            server = Server(sides.endpoint.url, sides.endpoint.key, api_names.wire_name(made))
+            server = Server(sides.endpoint.url, sides.endpoint.key, api_names.api_name(made))
             began_s = time.perf_counter()
             sides.record(made)
             while (answer := await load.ask(http, server, KINDS["1"], seed=i)).status != 200:

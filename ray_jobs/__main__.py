@@ -29,8 +29,8 @@ class Commands(click.Group):
 def cli(debug: bool) -> None:
     """Fine-tune an open model on your rows, check it against its base, and serve it.
 
-    The store is named by KITAE_STORE (s3://bucket/prefix) and the AWS_ variables; without it, the local service of this
-    directory is used (`kitae local up`).
+    The store is named by KITAE_STORE (s3://bucket/prefix) and the AWS_ variables. Default: the local service of this
+    directory (`kitae local up`).
 
     \b
     Example:

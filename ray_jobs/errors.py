@@ -1,6 +1,6 @@
-"""Every error Kitae raises on purpose.
+"""Every error that Kitae raises, and the hint about an unknown name.
 
-An error's text gives the value, the limit and the fix; several findings are reported in one error, never one a run.
+A message gives the value, the limit and the fix. Several findings are reported in one error, not one per run.
 
 KitaeError
 ├── SpecError            the job file is wrong (unknown field, impossible combination)
@@ -9,30 +9,30 @@ KitaeError
 ├── StoreError           the object store failed
 │   ├── StoreUnreachable     no answer, or the wrong address
 │   ├── StoreAccessDenied    wrong or missing credentials
-│   ├── StoreLacks           the store does not do what Kitae needs (conditional writes, checksums)
+│   ├── StoreLacks           the store lacks a required feature (conditional writes, checksums)
 │   ├── ObjectNotFound       no such key
-│   ├── ConflictError        a conditional write lost: somebody else wrote first
-│   └── CorruptObject        the bytes are not those that were written
+│   ├── ConflictError        a conditional write lost to another writer
+│   └── CorruptObject        the bytes differ from those written
 ├── RegistryError        no such model, version or alias
 ├── MachineError         this machine cannot do it (no GPU for qlora, port in use, disk full, out of memory)
-│   └── ClusterError         the Kubernetes API failed, or does not do what was asked
-│       ├── ClusterUnreachable   no answer, no address, or credentials that it does not take
-│       ├── Forbidden            the credentials are good, and may not do this
-│       ├── NoSuchKind           an operator is not installed, or serves no such version
-│       ├── AlreadyExists        an object of this name is there
-│       ├── ObjectChanged        somebody else wrote first
-│       ├── ObjectRefused        the object is not valid, or a webhook or quota does not admit it
-│       ├── RequestTooLarge      more than any quota of the team could ever admit
-│       ├── UnknownQueue         a team without a queue, or a queue that is not there
-│       └── Expired              a watch or a page goes on from a version that is no longer kept
+│   └── ClusterError         the Kubernetes API failed or refused a request
+│       ├── ClusterUnreachable   no answer, no address, or rejected credentials
+│       ├── Forbidden            the credentials lack the permission
+│       ├── NoSuchKind           an operator is not installed, or lacks this API version
+│       ├── AlreadyExists        an object with this name exists
+│       ├── ObjectChanged        another client changed the object
+│       ├── ObjectRefused        the object is invalid, or refused by a webhook or quota
+│       ├── RequestTooLarge      larger than every quota of the team
+│       ├── UnknownQueue         the team has no queue, or the queue does not exist
+│       └── Expired              a watch or a page continues from an expired resource version
 ├── TrainingError        training stopped (a worker was lost too often)
 │   └── LossNotFinite        the training or held-out loss is NaN or infinite
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
-├── ServingError         the endpoint refused or did not come up
-├── ApiKeyError          no such API key, or none that can be made so
-└── JobError             the job cannot do that now (unknown, cancelled, paused, superseded by a newer attempt)
-    ├── JobCancelled         somebody asked for it to stop
-    ├── JobPaused            somebody asked for it to stop for now
+├── ServingError         the endpoint refused or did not start
+├── ApiKeyError          no such API key, or an invalid request for one
+└── JobError             the job cannot do this now (unknown, cancelled, paused, superseded by a newer attempt)
+    ├── JobCancelled         the job was cancelled
+    ├── JobPaused            the job was paused
     └── JobSuperseded        a newer attempt of the same job runs
 """
 
@@ -43,12 +43,12 @@ from collections.abc import Iterable, Sequence
 
 
 class KitaeError(Exception):
-    """Base of every error a user can cause or mend. The command line prints its text and exits with `exit_code`."""
+    """Base of every error that a user can cause or fix. The command line prints its text and exits with `exit_code`."""
 
     exit_code: int = 1
 
     def __init__(self, message: str, *, details: Sequence[str] = ()) -> None:
-        """`details` are the single findings (one a bad row, field or file), printed one a line below `message`."""
+        """`details` are single findings (a bad row, field or file), printed one per line below `message`."""
         super().__init__(message)
         self.message = message
         self.details = tuple(details)
@@ -57,7 +57,7 @@ class KitaeError(Exception):
         return "\n".join([self.message, *(f"  - {detail}" for detail in self.details)])
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Ray pickles exceptions across processes; the keyword-only field has to survive.
+        # Ray pickles exceptions across processes; the keyword-only argument has to be kept.
         return (_rebuild, (type(self), self.message, self.details))
 
 

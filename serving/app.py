@@ -98,7 +98,9 @@ def app_from_environment() -> ASGIApp:
         launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         reconcile_deployments=(
-            partial(deploy.keep, store, deploy.ServeSettings.from_env()) if settings.reconcile_deployments else None
+            partial(deploy.reconcile, store, deploy.ServeSettings.from_env())
+            if settings.reconcile_deployments
+            else None
         ),
         behind_proxy=True,
     )
@@ -150,7 +152,7 @@ def create_app(
     tuning = FineTuningService(
         store, files, launcher, defaults=settings.job_defaults, on_job_end=partial(publish_job_end, store)
     )
-    sender = Sender(store, Policy.from_env(os.environ), told=metrics.webhook_delivery)
+    sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
     background = BackgroundLoop(
         [

@@ -1,4 +1,4 @@
-"""Job specs for tests: what matters to a test is said in it, the rest is here."""
+"""Job specs for tests: a test names the fields it is about, and the rest has defaults."""
 
 from __future__ import annotations
 

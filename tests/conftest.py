@@ -22,7 +22,7 @@ from ray_jobs.local import embedded_store, processes
 from ray_jobs.local.embedded_store import Credentials, StorePorts
 from ray_jobs.local.processes import Process
 from ray_jobs.storage import Store
-from ray_jobs.storage.bucket import Settings
+from ray_jobs.storage.bucket import StoreSettings
 
 if TYPE_CHECKING:
     from tests.pipeline.live_service import Service
@@ -71,8 +71,8 @@ class StoreServer:
     def endpoint_url(self) -> str:
         return embedded_store.endpoint_url(self.ports)
 
-    def settings(self, *, patience_s: float = 60.0) -> Settings:
-        return Settings(
+    def settings(self, *, patience_s: float = 60.0) -> StoreSettings:
+        return StoreSettings(
             endpoint_url=self.endpoint_url,
             access_key_id=self.credentials.access_key_id,
             secret_access_key=self.credentials.secret_access_key,

@@ -1,6 +1,6 @@
-"""`kitae bases`: the base models that a job may call by name.
+"""`bases`: the base models that a job file may name.
 
-Prints; preparing a base is `ray_jobs.models.bases`, storing its entry is `ray_jobs.registry.catalogue`.
+Owns what these commands print. `ray_jobs.models.bases` prepares a base, `ray_jobs.registry.catalogue` keeps its entry.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from ray_jobs.cli import session
 
 
 @click.group(invoke_without_command=True, options_metavar="[--json]")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def bases(context: click.Context, as_json: bool) -> None:
-    """Show the base models that jobs may call by name: all that the fine-tuning API offers.
+    """Show the base models that jobs may name, which are those that the fine-tuning API offers.
 
     \b
     Example:
@@ -38,15 +38,15 @@ def bases(context: click.Context, as_json: bool) -> None:
     session.print_table(
         ["base", "tasks", "architecture", "longest row", "source"],
         rows,
-        empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` brings one",
+        empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` adds one",
     )
 
 
 @bases.command()
 @click.argument("source")
-@click.option("--name", help="What to call it. Default: the last part of SOURCE, in lower case.")
+@click.option("--name", help="Its name. Default: the last part of SOURCE, in lower case.")
 def add(source: str, name: str | None) -> None:
-    """Copy a base model into the store, and let jobs call it by name. SOURCE as a job's base_model.
+    """Copy a base model into the store and the catalogue. SOURCE is of the form of a job's base_model.
 
     \b
     Example:
@@ -65,7 +65,7 @@ def add(source: str, name: str | None) -> None:
 @bases.command()
 @click.argument("name", shell_complete=session.base_names)
 def remove(name: str) -> None:
-    """Take NAME out of the catalogue. The prepared copy stays, for the models that were trained from it.
+    """Remove NAME from the catalogue. The prepared copy stays, for models trained from it.
 
     \b
     Example:

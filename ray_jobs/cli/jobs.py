@@ -156,9 +156,9 @@ def notice(context: click.Context, job: str, wait_s: float) -> None:
 
     job = load_spec(Path(job)).job_id if Path(job).suffix in (".yaml", ".yml") else job
     store = session.open_store(check=False)
-    given = notices.give(store, job)
+    given = notices.request(store, job)
     answer, step = notices.wait(store, job, given.number, wait_s)
-    click.echo(f"{job}: {notices.in_words(answer, step, wait_s)}")
+    click.echo(f"{job}: {notices.describe(answer, step, wait_s)}")
     if answer == "too late":
         context.exit(1)
 
@@ -232,7 +232,7 @@ def _print_events(store: Store, job_id: str, *, after: str) -> str:
 def _event_line(event: Event) -> str:
     at = event.at.astimezone().strftime("%H:%M:%S")
     mark = "" if event.level == "info" else f"{event.level}: "
-    data = "" if event.kind == "metrics" else session.figures(event.data)  # the message of metrics has them
+    data = "" if event.kind == "metrics" else session.format_metrics(event.data)  # the message of metrics has them
     return f"{at}  #{event.attempt}  {mark}{event.message}" + (f"  ({data})" if data else "")
 
 

@@ -1,6 +1,6 @@
-"""`keys`: who may use the endpoint.
+"""`keys`: API keys of the endpoint.
 
-Prints; storing a key is `ray_jobs.tenancy.api_keys`, checking one is the endpoint's.
+Owns what these commands print. `ray_jobs.tenancy.api_keys` stores the keys, the endpoint checks them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LIMIT = click.IntRange(min=1)
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke the API keys of teams.
+    """Create, list and revoke the API keys of teams.
 
     \b
     Example:
@@ -31,21 +31,19 @@ def keys() -> None:
 
 
 @keys.command()
-@click.option("--team", required=True, help="Whose jobs, files and models the key reaches.")
-@click.option("--name", required=True, help="What the key is for.")
-@click.option(
-    "--expires-in-days", type=_LIMIT, help="It opens nothing after so many days; without, it does not expire."
-)
-@click.option("--requests-per-minute", type=_LIMIT, help="Requests begun in a minute.")
-@click.option("--tokens-per-minute", type=_LIMIT, help="Tokens read and written in a minute.")
-@click.option("--concurrent-requests", type=_LIMIT, help="Requests answered at the same time.")
-@click.option("--concurrent-jobs", type=_LIMIT, help="Fine-tuning jobs that are not over.")
+@click.option("--team", required=True, help="Team whose jobs, files and models the key can access.")
+@click.option("--name", required=True, help="Purpose of the key.")
+@click.option("--expires-in-days", type=_LIMIT, help="Days until the key expires. Default: never.")
+@click.option("--requests-per-minute", type=_LIMIT, help="Requests started per minute.")
+@click.option("--tokens-per-minute", type=_LIMIT, help="Prompt and completion tokens per minute.")
+@click.option("--concurrent-requests", type=_LIMIT, help="Requests processed at the same time.")
+@click.option("--concurrent-jobs", type=_LIMIT, help="Fine-tuning jobs that have not ended.")
 @click.option("--max-body-bytes", type=click.IntRange(min=1024), help="Longest request body.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **limits: int | None) -> None:
-    """Make a key and print it. Only its digest is kept, so it cannot be shown again.
+    """Create a key and print it. Only its digest is stored, so it cannot be shown again.
 
-    A limit that is not given is none. The limits of requests and tokens hold at each replica of the endpoint's ingress.
+    Without an option, there is no such limit. Limits of requests and tokens apply per replica of the ingress.
 
     \b
     Example:
@@ -60,15 +58,15 @@ def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **l
     if as_json:
         session.print_json(_as_json(key) | {"key": secret})
         return
-    click.echo(f"key {key.id} of team {key.team}; it is shown this once:", err=True)
+    click.echo(f"key {key.id} of team {key.team}; it is not shown again:", err=True)
     click.echo(secret)
 
 
 @keys.command("list")
-@click.option("--team", help="Only this team's.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--team", help="Only this team's keys.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(team: str | None, as_json: bool) -> None:
-    """Show the keys, revoked and expired ones too; never their secrets.
+    """Show the keys, including revoked and expired ones, without their secrets.
 
     \b
     Example:
@@ -87,15 +85,15 @@ def list_command(team: str | None, as_json: bool) -> None:
     session.print_table(
         ["id", "team", "name", "state", "limits", "created"],
         rows,
-        empty=f"no API keys{whose} in {store.uri()} yet; `kitae keys create` makes one",
+        empty=f"no API keys{whose} in {store.uri()} yet; `kitae keys create` creates one",
     )
 
 
 @keys.command()
 @click.argument("key_id", metavar="ID", shell_complete=session.key_ids)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def revoke(key_id: str, yes: bool) -> None:
-    """Let key ID open nothing any more: at the endpoint within seconds, and for good.
+    """Revoke key ID permanently. The endpoint refuses it within seconds.
 
     \b
     Example:
@@ -104,11 +102,11 @@ def revoke(key_id: str, yes: bool) -> None:
     from ray_jobs.tenancy import api_keys as keys
 
     store = session.open_store(check=False)
-    wanted = keys.id_of(key_id) or key_id  # the whole key, where that is what was found somewhere
+    wanted = keys.id_of(key_id) or key_id  # a leaked key may be given whole
     key = keys.read(store, wanted) if wanted.isalnum() else None
     if key is not None and not yes and key.revoked_at is None:
         click.confirm(f"Revoke key {key.id} ({key.name!r} of team {key.team})?", abort=True)
-    key = keys.revoke(store, wanted)  # ApiKeyError, naming the nearest, where there is none
+    key = keys.revoke(store, wanted)  # ApiKeyError, naming the nearest, for an unknown key
     click.echo(f"key {key.id} ({key.name!r} of team {key.team}) is revoked since {key.revoked_at:%Y-%m-%d %H:%M} UTC")
 
 

@@ -1,6 +1,6 @@
-"""`local`: the service of this directory, with its store, its Ray and its endpoint.
+"""`local`: the local service of this directory: store, Ray and endpoint.
 
-Owns what these commands print. Does not know how anything is started (ray_jobs.local).
+Owns what these commands print. `ray_jobs.local` starts and stops the parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ray_jobs.cli import session
 
 @click.group()
 def local() -> None:
-    """Start and stop the service of this directory: an S3 store, a Ray cluster and the endpoint, all under .kitae/.
+    """Start and stop the local service of this directory: an S3 store, a Ray cluster and the endpoint, in .kitae/.
 
     \b
     Example:
@@ -26,8 +26,8 @@ def local() -> None:
 
 @local.command()
 def up() -> None:
-    """Start what is not running yet: store, Ray, the endpoint and what was deployed here before. KITAE_PORT names the
-    endpoint's port (8000).
+    """Start the parts that do not run: store, Ray, endpoint and recorded deployments. KITAE_PORT is the endpoint's port
+    (8000).
 
     \b
     Example:
@@ -42,15 +42,15 @@ def up() -> None:
     os.environ.update(service.environment())
     store = Store.from_env(check=False)
 
-    def tell(line: str, seconds: float) -> None:
+    def report(line: str, seconds: float) -> None:
         click.echo(f"{duration(seconds):>6}  {line}", err=True)
 
-    deploy.reapply(store, deploy.ServeSettings.from_env(), progress=tell)
+    deploy.reapply(store, deploy.ServeSettings.from_env(), progress=report)
 
 
 @local.command()
 def down() -> None:
-    """Stop what `up` started, and nothing else. The store's contents stay.
+    """Stop the processes that `up` started. The store's contents stay.
 
     \b
     Example:
@@ -62,9 +62,9 @@ def down() -> None:
 
 
 @local.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
-    """Show what runs, and where.
+    """Show the state and address of each part.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def status(as_json: bool) -> None:
         session.print_json(found)
         return
     if found["store"] is None:
-        click.echo(f"nothing was ever started in {found['directory']}; `kitae local up` does")
+        click.echo(f"no service in {found['directory']}; `kitae local up` starts one")
         return
     store, ray, endpoint = found["store"], found["ray"], found["endpoint"]
     for name, runs, where in (
@@ -91,7 +91,7 @@ def status(as_json: bool) -> None:
 
 @local.command()
 def env() -> None:
-    """Print the variables that point other programs at this service. They hold its credentials.
+    """Print environment variables with the addresses and credentials of this service.
 
     \b
     Example:

@@ -1,6 +1,6 @@
-"""`models`, `deploy`, `undeploy`: what is registered, and what of it answers.
+"""`models`, `deploy`, `undeploy`: registered versions and their deployment.
 
-Owns what these commands print. Does not know how a version is stored (registry) nor how it is served (deploy).
+Owns what these commands print. The registry stores versions, `ray_jobs.deploy` serves them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = click.argument("name", shell_complete=session.model_names)
 
 
 class ModelsGroup(click.Group):
-    """`kitae models NAME` beside `kitae models delete NAME`: a first word that is no command is a model's name."""
+    """`kitae models NAME` beside `kitae models delete NAME`: a first word that is not a command is a model's name."""
 
     def resolve_command(
         self, context: click.Context, args: list[str]
@@ -40,7 +40,7 @@ class ModelsGroup(click.Group):
     subcommand_metavar="[NAME | COMMAND] …",
     options_metavar="[--json]",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
     """Show the registered models, or NAME's versions with their aliases and metrics.
@@ -76,16 +76,16 @@ def models(context: click.Context, as_json: bool) -> None:
     session.print_table(
         ["model", "task", "base", "versions", "newest", "aliases", "answers"],
         rows,
-        empty=f"no models in {store.uri()} yet; `kitae run SPEC` makes one",
+        empty=f"no models in {store.uri()} yet; `kitae run SPEC` trains one",
     )
 
 
 @models.command(hidden=True)  # `kitae models NAME`
 @_NAME
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def show(context: click.Context, name: str, as_json: bool) -> None:
-    """Show NAME's versions, or everything about NAME@VERSION."""
+    """Show NAME's versions, or all details of NAME@VERSION."""
     from ray_jobs import registry
     from ray_jobs.deploy import traffic
 
@@ -114,7 +114,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         for version in versions
     ]
     session.print_table(["version", "aliases", "kind", "held-out, base → tuned", "job", "created"], rows, empty="")
-    for line in [*traffic.told(traffic.read(store, name), name), *_shared(store, name)]:
+    for line in [*traffic.describe(traffic.read(store, name), name), *_shared(store, name)]:
         click.echo(line)
 
 
@@ -123,7 +123,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
 @click.argument("alias")
 @click.argument("version")
 def alias(name: str, alias: str, version: str) -> None:
-    """Point ALIAS of model NAME at VERSION. A request for NAME alone is answered by the alias `champion`.
+    """Point ALIAS of model NAME at VERSION. The bare NAME resolves to the alias `champion`.
 
     \b
     Example:
@@ -137,9 +137,9 @@ def alias(name: str, alias: str, version: str) -> None:
 
 @models.command()
 @click.argument("model", metavar="NAME@VERSION", shell_complete=session.model_names)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(model: str, yes: bool) -> None:
-    """Delete one version's weights for good.
+    """Delete one version's weights permanently.
 
     \b
     Example:
@@ -159,7 +159,7 @@ def delete(model: str, yes: bool) -> None:
 
 
 def _compared(metrics: Mapping[str, float]) -> str:
-    """`loss 3.205 → 2.914, chrf 12.66 → 14.10`: each figure after its base's, where there is one."""
+    """`loss 3.205 → 2.914, chrf 12.66 → 14.10`: each metric after its base's, if known."""
     return ", ".join(
         f"{name} {metrics[f'base_{name}']:.4g} → {value:.4g}" if f"base_{name}" in metrics else f"{name} {value:.4g}"
         for name, value in metrics.items()
@@ -171,7 +171,7 @@ def _shared(store: Store, name: str) -> list[str]:
     from ray_jobs.registry import shares
 
     shared = shares.read(store, name)
-    return [] if shared == shares.NOBODY else [f"shared with {shares.told(shared)}"]
+    return [] if shared == shares.NOT_SHARED else [f"shared with {shares.describe(shared)}"]
 
 
 def _aliases_by_version(store: Store, name: str) -> dict[str, list[str]]:
@@ -186,7 +186,7 @@ def _aliases_by_version(store: Store, name: str) -> dict[str, list[str]]:
 @click.command()
 @click.argument("model", metavar="NAME[@VERSION|@ALIAS]", shell_complete=session.model_names)
 def deploy(model: str) -> None:
-    """Let a registered version answer at the endpoint; without a version, the champion, else the newest.
+    """Deploy a registered version to the endpoint; without a version, the champion, else the newest.
 
     \b
     Example:
@@ -197,16 +197,16 @@ def deploy(model: str) -> None:
 
     store = session.open_store()
 
-    def tell(line: str, seconds: float) -> None:
+    def report(line: str, seconds: float) -> None:
         click.echo(f"{duration(seconds):>6}  {line}", err=True)
 
-    click.echo(deployment.deploy(store, model, deployment.ServeSettings.from_env(), progress=tell))
+    click.echo(deployment.deploy(store, model, deployment.ServeSettings.from_env(), progress=report))
 
 
 @click.command()
 @_NAME
 def undeploy(name: str) -> None:
-    """Take model NAME off the endpoint. Its versions stay in the registry.
+    """Remove model NAME from the endpoint. Its versions stay in the registry.
 
     \b
     Example:

@@ -32,7 +32,7 @@ def tune(spec: Path) -> None:
     from ray_jobs import pipeline
 
     result = pipeline.tune(session.open_store(), loaded)
-    click.echo(f"best: {result.run} with {session.figures(result.params)}  (job {result.job_id})")
+    click.echo(f"best: {result.run} with {session.format_metrics(result.params)}  (job {result.job_id})")
     click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
 
 

@@ -1,7 +1,7 @@
-"""What every command needs: the store it works on, the cluster, completion of names, and errors in words.
+"""Shared by all commands: opening the store and the cluster, tables, completion, and errors.
 
 Owns the way from the environment (or the local service in `.kitae/`) to an open store, and from an exception to an exit
-code. Does not know any command.
+code. Knows no command.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]
 
 
 def open_store(*, check: bool = True) -> Store:
-    """The store of KITAE_STORE; without it, that of the local service if one is set up here."""
+    """The store of KITAE_STORE; without it, the store of this directory's local service."""
     from ray_jobs.storage import Store
 
     use_local_service()
@@ -35,7 +35,7 @@ def open_store(*, check: bool = True) -> Store:
 
 
 def use_local_service() -> None:
-    """Let the environment name the local service of this directory, unless it names a store already."""
+    """Set the environment to this directory's local service, unless it names a store."""
     if "KITAE_STORE" in os.environ:
         return
     from ray_jobs import local
@@ -45,14 +45,14 @@ def use_local_service() -> None:
 
 
 def connect_cluster() -> Cluster:
-    """The Kubernetes API of a pod's service account or of KUBECONFIG. ClusterUnreachable where neither is."""
+    """The Kubernetes API of a pod's service account or of KUBECONFIG. Raises ClusterUnreachable without either."""
     from ray_jobs.cluster.client import Cluster
 
     return Cluster.connect()
 
 
 def list_if_allowed(cluster: Cluster, kind: Kind) -> list[Object]:
-    """What a command can do without: nothing, and a warning, where it may not be read."""
+    """List optional objects: none, and a warning, if the caller may not read them."""
     from ray_jobs.errors import Forbidden
 
     try:
@@ -67,7 +67,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """A table as wide as the terminal, or as wide as it is when piped, so that grep sees whole lines."""
+    """Print a table as wide as the terminal; 240 columns when piped, so that grep sees whole lines."""
     if not rows:
         click.echo(empty)
         return
@@ -84,8 +84,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
 
 
-def figures(values: Mapping[str, Any]) -> str:
-    """`held_out_loss 1.92, base_held_out_loss 2.61`: numbers at four digits, the rest as it is."""
+def format_metrics(values: Mapping[str, Any]) -> str:
+    """`held_out_loss 1.92, base_held_out_loss 2.61`: numbers with four digits, other values unchanged."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
     )
@@ -130,55 +130,55 @@ def model_names(context: click.Context, parameter: click.Parameter, incomplete: 
 
 
 def _complete(incomplete: str, candidates: Callable[[Store], Sequence[str]]) -> list[CompletionItem]:
-    os.environ.setdefault("KITAE_STORE_PATIENCE_S", "1")  # somebody is waiting with a finger on the tab key
+    os.environ.setdefault("KITAE_STORE_PATIENCE_S", "1")  # a user waits for the completion
     return matching(incomplete, lambda: candidates(open_store(check=False)))
 
 
 def matching(incomplete: str, candidates: Callable[[], Sequence[str]]) -> list[CompletionItem]:
-    """Completes one of the candidates; none if they cannot be had."""
+    """Completes one of the candidates; none if computing them fails."""
     try:
         found = candidates()
-    except Exception:  # noqa: BLE001  # a completion that fails must not spill an error into a half-typed line
+    except Exception:  # noqa: BLE001  # a failed completion must not print an error into a half-typed line
         return []
     return [CompletionItem(name) for name in found if name.startswith(incomplete)]
 
 
 def run(cli: click.Command, *, prog_name: str) -> int:
-    """Run the command line; returns the exit code. An error is one line and its findings, never a traceback."""
+    """Run the command line; returns the exit code. An error prints one line and its details, not a traceback."""
     debug = "--debug" in sys.argv[1:2]
     try:
         code = cli.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
-        return _tell_usage(error)
+        return _report_usage_error(error)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:  # `kitae status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001  # the outermost place: told below, and in full with --debug
+    except Exception as error:  # noqa: BLE001  # outermost handler: reported below, with the traceback after --debug
         if debug:
             traceback.print_exc()
-        return _tell(error)
+        return _report(error)
     return code if isinstance(code, int) else 0
 
 
-def _tell_usage(error: click.ClickException) -> int:
+def _report_usage_error(error: click.ClickException) -> int:
     click.echo(f"error: {error.format_message()}", err=True)
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is not None:
         click.echo(f"  - {context.get_usage()}", err=True)
-        click.echo(f"  - `{context.command_path} --help` says more", err=True)
+        click.echo(f"  - `{context.command_path} --help` shows more", err=True)
     return error.exit_code
 
 
-def _tell(error: Exception) -> int:
-    # Ray wraps what a task or an actor raised; the original says what is wrong.
+def _report(error: Exception) -> int:
+    # Ray wraps the exception of a task or an actor; report the original.
     cause = getattr(error, "cause", None)
     known = cause if isinstance(cause, KitaeError) else error
     if isinstance(known, KitaeError):
         click.echo(f"error: {known}", err=True)
         return known.exit_code
     click.echo(f"error: unexpected {type(error).__name__}: {error}", err=True)
-    click.echo("  - `kitae --debug …` shows where; please report it", err=True)
+    click.echo("  - `kitae --debug …` shows the traceback; please report it", err=True)
     return 1

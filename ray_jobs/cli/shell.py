@@ -1,4 +1,4 @@
-"""`schema` and `completion`: what an editor and a shell want to know about the command line."""
+"""`schema` and `completion`: the job file's schema for editors, and completion for shells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def schema() -> None:
       kitae schema > job.schema.json
 
     \b
-    An editor with the YAML language server then completes a job file that begins with:
+    An editor with the YAML language server completes a job file that begins with:
       # yaml-language-server: $schema=job.schema.json
     """
     from ray_jobs.spec import json_schema

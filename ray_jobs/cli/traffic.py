@@ -1,6 +1,6 @@
-"""`promote`, `rollback`, `traffic`, `share`, `unshare`: which version answers, and for whom.
+"""`promote`, `rollback`, `traffic`, `share`, `unshare`: the versions that answer requests, and the teams that may ask.
 
-Owns what these commands print. Does not know how a policy or a share is kept (`deploy.traffic`, `registry.shares`).
+Owns what these commands print. `deploy.traffic` keeps the policies, `registry.shares` the shares.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ray_jobs.storage import Store
 
 _NAME = click.argument("name", shell_complete=session.model_names)
-_ALIAS = click.option("--alias", default="champion", show_default=True, help="The alias it is about.")
+_ALIAS = click.option("--alias", default="champion", show_default=True, help="Alias to change.")
 _BOUNDS = ("--max-error-rate", "--max-p95-s", "--min-requests")
 
 
@@ -30,11 +30,13 @@ _BOUNDS = ("--max-error-rate", "--max-p95-s", "--min-requests")
     type=click.FloatRange(0, 100, min_open=True),
     help="Percent of the requests that VERSION answers, instead of all of them.",
 )
-@click.option("--shadow", is_flag=True, help="VERSION gets a copy of each request; its answers are dropped.")
-@click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Taken back over this share of 5xx. [0.05]")
-@click.option("--max-p95-s", type=click.FloatRange(0, min_open=True), help="Taken back if the p95 is longer. [any]")
-@click.option("--min-requests", type=click.IntRange(1, 1000), help="Nothing is judged by fewer. [20]")
-@click.option("--watch-s", type=click.FloatRange(0, min_open=True), help="How long a promotion is watched. [1800]")
+@click.option("--shadow", is_flag=True, help="Send VERSION a copy of each request; its answers are dropped.")
+@click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Roll back above this share of 5xx. [0.05]")
+@click.option("--max-p95-s", type=click.FloatRange(0, min_open=True), help="Roll back above this p95. [no limit]")
+@click.option("--min-requests", type=click.IntRange(1, 1000), help="Fewest requests to judge by. [20]")
+@click.option(
+    "--watch-s", type=click.FloatRange(0, min_open=True), help="Seconds for which a promotion is watched. [1800]"
+)
 def promote(
     name: str,
     version: str,
@@ -46,9 +48,9 @@ def promote(
     min_requests: int | None,
     watch_s: float | None,
 ) -> None:
-    """Let VERSION answer for model NAME: all requests, a share of them (--canary), or unseen (--shadow).
+    """Send requests for model NAME to VERSION: all, a share (--canary), or copies (--shadow).
 
-    A canary goes by itself when it passes a bound. A whole promotion does if bounds are given.
+    A canary is rolled back automatically when it passes a bound; so is a whole promotion with bounds.
 
     \b
     Example:
@@ -76,9 +78,9 @@ def promote(
 @_NAME
 @_ALIAS
 def rollback(name: str, alias: str) -> None:
-    """End the canary and shadow of model NAME, or if there are none let its alias point where it did before.
+    """End the canary and shadow of model NAME, or without any point its alias at the previous version.
 
-    Rolled back twice, the alias is where it was.
+    Two rollbacks cancel out.
 
     \b
     Example:
@@ -94,9 +96,9 @@ def rollback(name: str, alias: str) -> None:
 
 @click.command()
 @_NAME
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def traffic(name: str, as_json: bool) -> None:
-    """Show which versions of model NAME get which requests, and what was rolled back and why.
+    """Show the aliases of model NAME, its canary and shadow, and the last rollback with its reason.
 
     \b
     Example:
@@ -115,16 +117,16 @@ def traffic(name: str, as_json: bool) -> None:
         return
     for alias, version in sorted(aliases.items()):
         click.echo(f"{name}@{alias} is version {version}")
-    for line in policies.told(policy, name) or ["no canary, no shadow: the alias alone decides"]:
+    for line in policies.describe(policy, name) or ["no canary, no shadow: the alias alone decides"]:
         click.echo(line)
 
 
 @click.command()
 @_NAME
-@click.option("--team", "teams", multiple=True, help="A team that may use it; may be given several times.")
+@click.option("--team", "teams", multiple=True, help="A team that may use it; repeatable.")
 @click.option("--everyone", is_flag=True, help="Every team.")
 def share(name: str, teams: tuple[str, ...], everyone: bool) -> None:
-    """Let other teams use model NAME: all of its versions.
+    """Let other teams use all versions of model NAME.
 
     \b
     Example:
@@ -134,15 +136,15 @@ def share(name: str, teams: tuple[str, ...], everyone: bool) -> None:
 
     name = _registry_name(name)
     shared = shares.share(session.open_store(check=False), name, teams=teams, everyone=everyone)
-    click.echo(f"{name} is shared with {shares.told(shared)}")
+    click.echo(f"{name} is shared with {shares.describe(shared)}")
 
 
 @click.command()
 @_NAME
-@click.option("--team", "teams", multiple=True, help="The team that may no longer use it.")
-@click.option("--everyone", is_flag=True, help="No longer every team; those that are named stay.")
+@click.option("--team", "teams", multiple=True, help="A team that may no longer use it; repeatable.")
+@click.option("--everyone", is_flag=True, help="Revoke the share with every team; named teams keep theirs.")
 def unshare(name: str, teams: tuple[str, ...], everyone: bool) -> None:
-    """Take back what `kitae share` gave; without an option, all of it.
+    """Revoke shares of model NAME; without an option, all of them.
 
     \b
     Example:
@@ -152,7 +154,7 @@ def unshare(name: str, teams: tuple[str, ...], everyone: bool) -> None:
 
     name = _registry_name(name)
     shared = shares.unshare(session.open_store(check=False), name, teams=teams, everyone=everyone)
-    click.echo(f"{name} is shared with {shares.told(shared)}")
+    click.echo(f"{name} is shared with {shares.describe(shared)}")
 
 
 def _promote_whole(
@@ -165,7 +167,7 @@ def _promote_whole(
 
 
 def _follow(store: Store, name: str, alias: str) -> None:
-    """Bring up the version that the alias points at now, where it has an engine of its own."""
+    """Deploy the version that the alias points at, if it has its own engine."""
     from ray_jobs import deploy, registry
     from ray_jobs.deploy import records
     from ray_jobs.jobs.progress import duration
@@ -174,27 +176,27 @@ def _follow(store: Store, name: str, alias: str) -> None:
     if record is None or now is None:
         return
     if alias == registry.CHAMPION and record.label not in (None, alias):
-        click.echo(f"requests to {name} alone go to {name}@{record.label}, as it was deployed: kitae deploy {name}")
+        click.echo(f"requests to {name} alone go to {name}@{record.label}, as deployed: kitae deploy {name}")
         return
-    # An adapter's versions are all at hand; an engine of its own runs what the bare name means.
+    # All versions of an adapter are loadable; a version's own engine runs what the bare name resolves to.
     if record.version in (None, now.version) or alias != (record.label or registry.CHAMPION):
         return
 
-    def tell(line: str, seconds: float) -> None:
+    def report(line: str, seconds: float) -> None:
         click.echo(f"{duration(seconds):>6}  {line}", err=True)
 
-    # The champion's record has no label: while an engine starts, the name alone means the version that runs.
+    # The champion's record has no label: while an engine starts, the bare name resolves to the running version.
     ref = name if alias == registry.CHAMPION else f"{name}@{alias}"
-    click.echo(deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=tell))
+    click.echo(deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=report))
 
 
 def _check_options(percent: float | None, shadow: bool, bounded: bool, watch_s: float | None) -> None:
     if percent is not None and shadow:
         raise click.UsageError("a version is either a canary or a shadow: leave --canary or --shadow out")
     if shadow and bounded:
-        raise click.UsageError(f"a shadow has no bounds, for nobody sees its answers: leave {', '.join(_BOUNDS)} out")
+        raise click.UsageError(f"a shadow has no bounds, since its answers are dropped: leave {', '.join(_BOUNDS)} out")
     if watch_s is not None and (shadow or percent is not None):
-        raise click.UsageError("--watch-s is for a whole promotion: a canary is judged for as long as it is on")
+        raise click.UsageError("--watch-s is for a whole promotion: a canary is judged until it ends")
 
 
 def _registry_name(name: str) -> str:

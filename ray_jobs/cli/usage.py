@@ -1,6 +1,6 @@
-"""`usage`: what teams used of the service.
+"""`usage`: usage of the service by team, key, model or day.
 
-Prints; counting usage is `serving.observability.usage_ledger`, storing it is `ray_jobs.tenancy.usage`.
+Owns what the command prints. `serving.observability.usage_ledger` counts usage, `ray_jobs.tenancy.usage` stores it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _DATE = click.DateTime(formats=["%Y-%m-%d"])
 @click.option("--since", type=_DATE, metavar="DATE", help=f"First day.  [default: {DEFAULT_DAYS} days with the last]")
 @click.option("--until", type=_DATE, metavar="DATE", help="Last day.  [default: today]")
 @click.option("--by", type=click.Choice(["team", "key", "model", "day"]), default="team", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--csv", "as_csv", is_flag=True, help="For spreadsheets.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 def usage(
     team: str | None, since: datetime | None, until: datetime | None, by: By, as_json: bool, as_csv: bool
 ) -> None:
-    """Show what teams used: requests, tokens, and workers' and GPUs' hours of training. Days are UTC's.
+    """Show usage: requests, tokens, and worker and GPU hours of training. Days are in UTC.
 
     \b
     Example:
@@ -65,7 +65,7 @@ def usage(
     else:
         columns = [by, "requests", "prompt tokens", "completion tokens", "runs", "trained tokens", "worker h", "GPU h"]
         shown = [_cells(total) for total in [*totals, everything]] if totals else []
-        session.print_table(columns, shown, empty=f"nothing was used from {first} to {last} in {store.uri()}")
+        session.print_table(columns, shown, empty=f"no usage from {first} to {last} in {store.uri()}")
 
 
 def _cells(total: Total) -> list[str]:
@@ -75,7 +75,7 @@ def _cells(total: Total) -> list[str]:
 
 
 def _as_csv(by: By, totals: list[Total]) -> str:
-    """A line a total, and no sum below: what adds the lines up must not count it twice."""
+    """One line per total, without their sum, so that a spreadsheet does not count twice."""
     from ray_jobs.tenancy.usage import Total
 
     fields = [name for name in Total.model_fields if name != "name"]

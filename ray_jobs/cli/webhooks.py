@@ -1,6 +1,6 @@
-"""`webhooks`: where a team hears that a job has ended.
+"""`webhooks`: a team's HTTP endpoints for the ends of its jobs.
 
-Owns what these commands print. Does not know how an event is signed, sent or tried again (ray_jobs.tenancy.webhooks).
+Owns what these commands print. `ray_jobs.tenancy.webhooks` signs, sends and retries events.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from ray_jobs.cli import session
 if TYPE_CHECKING:
     from ray_jobs.tenancy.webhooks import EventType
 
-# As in ray_jobs.tenancy.webhooks.EVENTS, which takes too long to import for a --help.
+# Equal to ray_jobs.tenancy.webhooks.EVENTS, whose import is too slow for --help.
 _EVENTS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
 _SHOWN_CHARACTERS = 300
 
-_TEAM = click.option("--team", metavar="TEAM", required=True, help="Whose it is.")
+_TEAM = click.option("--team", metavar="TEAM", required=True, help="Team that owns the endpoint.")
 _ID = click.argument("endpoint_id", metavar="ID")
 
 
 @click.group()
 def webhooks() -> None:
-    """Let a team's own HTTP endpoints hear that a job has succeeded, failed or was cancelled (docs/webhooks.md).
+    """Notify a team's HTTP endpoints when a job has succeeded, failed or was cancelled (docs/webhooks.md).
 
     \b
     Example:
@@ -37,9 +37,15 @@ def webhooks() -> None:
 @webhooks.command()
 @click.argument("url")
 @_TEAM
-@click.option("--event", "events", type=click.Choice(_EVENTS), multiple=True, help="Only these.  [default: all]")
+@click.option(
+    "--event",
+    "events",
+    type=click.Choice(_EVENTS),
+    multiple=True,
+    help="Event type to send; repeatable.  [default: all]",
+)
 def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
-    """Send TEAM's events to URL, and print the secret with which to check them: it is shown only now.
+    """Send TEAM's events to URL, and print the secret that verifies them; it is not shown again.
 
     \b
     Example:
@@ -55,7 +61,7 @@ def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
 
 @webhooks.command(name="list")
 @_TEAM
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(team: str, as_json: bool) -> None:
     """Show TEAM's endpoints, without their secrets.
 
@@ -85,7 +91,7 @@ def list_(team: str, as_json: bool) -> None:
 @_ID
 @_TEAM
 def remove(endpoint_id: str, team: str) -> None:
-    """Send nothing more to the endpoint ID, and forget its secret.
+    """Delete the endpoint ID and its secret.
 
     \b
     Example:
@@ -101,7 +107,7 @@ def remove(endpoint_id: str, team: str) -> None:
 @_ID
 @_TEAM
 def test(endpoint_id: str, team: str) -> None:
-    """Send the endpoint ID an event of a job that does not exist, once and from here, and show its answer.
+    """Send the endpoint ID one event of a job that does not exist, from this machine, and show the answer.
 
     \b
     Example:
@@ -118,8 +124,8 @@ def test(endpoint_id: str, team: str) -> None:
     answer = asyncio.run(sender.send(endpoint, webhooks.test_event(endpoint)))
     if answer.status is None:
         raise ServingError(f"{endpoint_id} did not answer: {answer.why}: {answer.detail}")
-    said = "".join(one if one.isprintable() else " " for one in answer.body.decode(errors="replace")).strip()
-    line = f"{endpoint_id} answered {answer.status} after {answer.seconds:.2f} s: {said[:_SHOWN_CHARACTERS]}".rstrip(
+    text = "".join(one if one.isprintable() else " " for one in answer.body.decode(errors="replace")).strip()
+    line = f"{endpoint_id} answered {answer.status} after {answer.seconds:.2f} s: {text[:_SHOWN_CHARACTERS]}".rstrip(
         ": "
     )
     if answer.outcome != "delivered":

@@ -1,8 +1,8 @@
-"""Deploying: from a registered version to an endpoint that answers for it.
+"""Deploying: from a registered version to an endpoint that serves it.
 
-Owns the decision what a version needs (an adapter needs its base's engine), the records that say so and applying them
-to Ray Serve. Knows `serving` only as import paths, so that it stays light. Applications that run are not restarted:
-an adapter's new version, or an alias that moves, needs no deployment at all.
+Owns the records that a version needs (an adapter needs its base's engine) and applying them to Ray Serve. Knows
+`serving` only as import paths, so that it stays light. Running applications are not restarted: a new version of an
+adapter, or a moved alias, needs no deployment.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 
-__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "keep", "reapply", "undeploy"]
+__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "reapply", "reconcile", "undeploy"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What answers now, or soon."""
+    """The result of a deployment."""
 
     model: str
-    """What to put in a request's `model`."""
+    """Value of a request's `model`."""
     version: str
-    """The version that answers."""
+    """The deployed version."""
     base: str | None
-    """The base that answers beside an adapter, by its own name."""
+    """Name of the base that is served beside an adapter."""
     url: str
     """Base URL for a client."""
     recorded_only: bool
-    """The endpoint is elsewhere, and brings it up by itself."""
+    """True if the endpoint is elsewhere and reconciles the records itself."""
 
     def __str__(self) -> str:
         what = f"{self.model} (version {self.version})"
         if self.recorded_only:
-            return f"{what} is recorded: the endpoint {self.url} starts it by itself"
+            return f"{what} is recorded: the endpoint {self.url} starts it automatically"
         return f"{what} answers at {self.url}" + (f", beside its base {self.base}" if self.base else "")
 
 
@@ -56,12 +56,12 @@ def deploy(
     serving: ServingSection | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Deployed:
-    """Deploy `name`, `name@version` or `name@alias`, and wait until it answers; of an endpoint elsewhere
-    (`settings.endpoint_url`), only record it: that one brings it up by itself (`keep`).
+    """Deploy `name`, `name@version` or `name@alias`, and wait until it answers. For an endpoint elsewhere
+    (`settings.endpoint_url`), only write the records, which that endpoint reconciles.
 
-    With a version or alias named, the bare name means that one from then on; without, it follows the alias champion,
-    else the newest. `serving` None: the options of the job that made the version. `progress` gets a line and the
-    seconds so far. Raises RegistryError for an unknown model, MachineError for a port in use, ServingError otherwise.
+    With a version or alias, the bare name resolves to it from then on; without, it follows the alias champion, else
+    the newest version. `serving` None: the options of the version's job. `progress` is called with a line and the
+    elapsed seconds. Raises RegistryError for an unknown model, MachineError for a port in use, else ServingError.
     """
     version = registry.get(store, ref)
     label = ref.partition("@")[2] or None
@@ -82,20 +82,20 @@ def deploy(
 
 
 def undeploy(store: Store, name: str, settings: ServeSettings) -> str:
-    """Stop answering for a name; what became of it, in words. Raises ServingError where it is not deployed, or is a
-    base that adapters need."""
+    """Undeploy a name; returns the outcome as text. Raises ServingError if it is not deployed, or is a base that
+    adapters need."""
     if settings.endpoint_url is not None:
         records.remove(store, name)
-        return f"{name} is recorded as undeployed: the endpoint {settings.endpoint_url} stops it by itself"
+        return f"{name} is recorded as undeployed: the endpoint {settings.endpoint_url} stops it automatically"
     with ServeClient(settings) as client:
-        client.details()  # refuses before anything is written
+        client.details()  # raises before anything is written
         records.remove(store, name)
         _apply(store, client, settings)
     return f"{name} no longer answers at the endpoint"
 
 
 def reapply(store: Store, settings: ServeSettings, progress: Callable[[str, float], None] | None = None) -> None:
-    """Bring up the endpoint, with everything that is recorded as deployed: after Ray was started anew."""
+    """Start the endpoint with every recorded deployment, after a restart of Ray."""
     applications = [record.application for record in records.read_all(store).values()]
     with ServeClient(settings) as client:
         client.check()
@@ -103,11 +103,11 @@ def reapply(store: Store, settings: ServeSettings, progress: Callable[[str, floa
         client.wait_running([INGRESS, *dict.fromkeys(applications)], progress)
 
 
-def keep(store: Store, settings: ServeSettings) -> list[str]:
-    """Make Serve run what is recorded, if it does not. Which applications were not as recorded; waits for none.
+def reconcile(store: Store, settings: ServeSettings) -> list[str]:
+    """Make Serve run the recorded deployments; returns the applications that differed, and waits for none.
 
-    For an endpoint whose Ray cluster another manages: KubeRay knows the ingress alone, starts new clusters with it, and
-    takes away whatever else runs when it tells a cluster its config again. Several may do it at once.
+    For an endpoint on a Ray cluster that KubeRay manages: KubeRay knows the ingress alone, starts new clusters with it,
+    and removes other applications whenever it applies its config. Several processes may call this at once.
     """
     with ServeClient(settings) as client:
         config = serve_config(records.read_all(store).values(), settings)
@@ -118,14 +118,14 @@ def keep(store: Store, settings: ServeSettings) -> list[str]:
 
 
 def deployed(store: Store) -> list[Deployment]:
-    """Every name the endpoint answers for."""
+    """Every deployed name."""
     return list(records.read_all(store).values())
 
 
 def needed_records(
     version: ModelVersion, label: str | None, serving: ServingSection, *, lora_rank: int | None
 ) -> list[Deployment]:
-    """The records that make a version answer: the one with the engine first. Pure."""
+    """The records that serve a version, the one with the engine first. Pure."""
     precision = version.lineage.spec.training.precision
     generates = TASKS[version.task].generates
     base_key = f"bases/{version.base_digest}"
@@ -162,7 +162,7 @@ def needed_records(
 
 
 def _apply(store: Store, client: ServeClient, settings: ServeSettings) -> None:
-    """Serve takes its config whole, so two who deploy at once must both end with everybody's records applied."""
+    """Apply all records until they no longer change: Serve takes its config whole, and deployments may run at once."""
     applied = None
     while (current := records.read_all(store)) != applied:
         client.apply(serve_config(current.values(), settings))
@@ -174,7 +174,7 @@ def _options(version: ModelVersion, serving: ServingSection | None) -> ServingSe
 
 
 def _lora_rank(store: Store, version: ModelVersion) -> int | None:
-    """The rank an engine needs for an adapter: PEFT's `r`, or the largest of `rank_pattern`."""
+    """The rank that an adapter needs of an engine: PEFT's `r`, or the largest of `rank_pattern`."""
     if version.kind != "adapter":
         return None
     config = store.get_json(f"{version.key}/{_ADAPTER_CONFIG}")

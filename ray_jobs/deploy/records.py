@@ -1,6 +1,6 @@
-"""Deployment records: what the endpoint serves, one document a name in `deployments/{name}.json`.
+"""Deployment records: the names that the endpoint serves, one document per name in `deployments/{name}.json`.
 
-Owns their schema and how they change. Does not know Ray, nor how a record becomes a running engine (`serving`).
+Owns their schema and their changes. Does not know Ray, nor how a record becomes a running engine (`serving`).
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ class Deployment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """What a request's `model` says; also names the Serve application."""
+    """Value of a request's `model`; also names the Serve application."""
     kind: Kind
-    """`base`: an engine and its adapters. `adapter`: answered by its base's engine. `full`: an engine of its own.
-    `predictor`: a model that answers without generating."""
+    """`base`: an engine and its adapters. `adapter`: served by its base's engine. `full`: its own engine.
+    `predictor`: a model that does not generate."""
     task: str
-    """The task, and so the routes that answer for it."""
+    """The task, which determines the routes."""
     key: str | None = None
-    """Where in the store lies what the engine loads. None for an adapter: its versions are loaded on request."""
+    """Store key of the engine's model. None for an adapter: its versions are loaded on request."""
     base_key: str | None = None
-    """Where the base lies of a predictor that is an adapter. None: `key` holds the whole model."""
+    """Store key of the base of a predictor that is an adapter. None: `key` holds the whole model."""
     version: str | None = None
-    """The registered version an engine of its own runs. None for a base and for an adapter."""
+    """The registered version that its own engine runs. None for a base and for an adapter."""
     label: str | None = None
-    """Version or alias that `name` alone means. None: the alias champion, else the newest."""
+    """Version or alias that the bare name resolves to. None: the alias champion, else the newest version."""
     base: str | None = None
-    """An adapter's base: the name of the record whose engine answers."""
+    """An adapter's base: the name of the record whose engine serves it."""
     precision: Precision = "auto"
-    """What it was trained in, and so what it is served in where the hardware can."""
+    """Precision of training, and of serving if the hardware supports it."""
     max_lora_rank: int | None = Field(None, ge=1)
-    """Largest rank of the adapters a base's engine takes. None: it takes none."""
+    """Largest rank of the adapters of a base's engine. None: it serves no adapters."""
     serving: ServingSection = ServingSection()
     """Lengths and limits of the engine."""
 
     @property
     def application(self) -> str:
-        """Name of the Serve application that answers."""
+        """Name of the Serve application that serves it."""
         return f"kitae-{self.base or self.name}"
 
 
 def read(store: Store, name: str) -> Deployment | None:
-    """One record; None where nothing of that name is deployed."""
+    """One record; None if the name is not deployed."""
     try:
         return _parse(store, f"{PREFIX}{name}.json")
     except ObjectNotFound:
@@ -62,14 +62,14 @@ def read(store: Store, name: str) -> Deployment | None:
 
 
 def read_all(store: Store) -> dict[str, Deployment]:
-    """Every record by its name, in the order of the names."""
+    """Every record by name, sorted."""
     return {name: _validated(document, f"{PREFIX}{name}.json") for name, document in store.documents(PREFIX).items()}
 
 
 def write(store: Store, record: Deployment) -> Deployment:
-    """Write a record by compare-and-swap; a base's record grows and never shrinks. Returns what is in the store now.
+    """Write a record by compare-and-swap; a base's limits never shrink. Returns the stored record.
 
-    Raises ServingError where the name already means something else.
+    Raises ServingError if the name is taken by another kind of record or another base.
     """
 
     def change(old: dict[str, Any] | None) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def write(store: Store, record: Deployment) -> Deployment:
 
 
 def remove(store: Store, name: str) -> None:
-    """Delete a record. Raises ServingError where nothing of that name is deployed, or adapters need it."""
+    """Delete a record. Raises ServingError if the name is not deployed, or adapters need it."""
     records = read_all(store)
     if name not in records:
         known = ", ".join(records) or "nothing"
@@ -93,9 +93,9 @@ def remove(store: Store, name: str) -> None:
 
 
 def merge(old: Deployment, new: Deployment) -> Deployment:
-    """What a record becomes when `new` is deployed over `old`. Pure.
+    """The record after `new` is deployed over `old`. Pure.
 
-    A base's engine serves several adapters, so its limits are the largest any of them asked for.
+    A base's engine serves several adapters, so its limits are the largest that any of them requested.
     """
     if (old.kind == "base") != (new.kind == "base"):
         raise ServingError(

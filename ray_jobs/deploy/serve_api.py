@@ -1,6 +1,6 @@
-"""The Ray Serve REST API: the only client of it.
+"""The client of the Ray Serve REST API.
 
-Owns how records become a Serve config, the requests that apply it, and what the applications' states mean. Does not
+Owns the Serve config of deployment records, the requests that apply it, and the reading of application states. Does not
 know the store. Answers come from `/api/serve/applications/` of the Ray dashboard (`ray.serve.schema`).
 """
 
@@ -23,7 +23,7 @@ from ray_jobs.launch.ray_job import RayAddress
 from ray_jobs.tasks import TASKS
 
 INGRESS = "kitae"
-"""Name of the Serve application that takes the requests."""
+"""Name of the Serve application that receives the requests."""
 
 _PATH = "/api/serve/applications/"
 _POLL_S = 0.5
@@ -33,27 +33,27 @@ _MESSAGE_LINES = 15
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Where Ray is, and where the endpoint is to listen."""
+    """Addresses of the Ray cluster and of the endpoint."""
 
     dashboard_url: str
-    """Of the Ray cluster, such as http://127.0.0.1:8265."""
+    """URL of the Ray dashboard, such as http://127.0.0.1:8265."""
     token: str | None
-    """Ray's auth token. None: the cluster asks for none."""
+    """Ray's auth token. None: the cluster requires none."""
     host: str = "127.0.0.1"
     """Address the endpoint listens on; 0.0.0.0 for all."""
     port: int = 8000
     timeout_s: float = 900.0
-    """Longest wait for everything to run."""
+    """Longest wait for the applications to run."""
     endpoint_url: str | None = None
-    """Of an endpoint elsewhere that puts into Serve by itself what is recorded: deploying is recording. None: what is
-    recorded is put into this cluster's Serve."""
+    """URL of an endpoint that reconciles deployment records itself, so that deploying only writes them. None: records
+    are applied to this cluster's Serve."""
     ingress: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the ingress's Serve deployment, where they are not those of the code (`DeploymentSchema`)."""
+    """Options of the ingress's Serve deployment that replace the defaults in code (`DeploymentSchema`)."""
 
     @classmethod
     def from_env(cls) -> ServeSettings:
-        """Of RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS when it is a URL), RAY_AUTH_*, KITAE_HOST, KITAE_PORT,
-        KITAE_ENDPOINT_URL and KITAE_INGRESS_OPTIONS (JSON). SpecError where one of them is unusable."""
+        """Settings from RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS if it is a URL), RAY_AUTH_*, KITAE_HOST, KITAE_PORT,
+        KITAE_ENDPOINT_URL and KITAE_INGRESS_OPTIONS (JSON). Raises SpecError for an invalid value."""
         ray = RayAddress.from_env()
         port = os.environ.get("KITAE_PORT") or "8000"
         if not port.isdecimal() or not 0 < int(port) < 65536:
@@ -69,17 +69,17 @@ class ServeSettings:
 
     @property
     def url(self) -> str:
-        """Where a client finds the endpoint: one on this machine, unless the endpoint is elsewhere."""
+        """Base URL for clients: on this machine, unless the endpoint is elsewhere."""
         if self.endpoint_url is not None:
             return f"{self.endpoint_url}/v1"
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}/v1"
 
 
 def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict[str, Any]:
-    """The whole Serve config: one application a record with an engine of its own, and the ingress. Pure.
+    """The whole Serve config: the ingress, and one application per record with its own engine. Pure.
 
-    An application whose arguments have not changed is left running by Serve, so a record's arguments hold only what
-    needs a new engine when it changes.
+    Serve leaves an application with unchanged arguments running, so a record's arguments hold only fields whose change
+    needs a new engine.
     """
     applications = [
         {
@@ -97,15 +97,15 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": settings.host, "port": settings.port},
-        "logging_config": {"enable_access_log": False},  # of the proxy: the ingress has a line for each request
+        "logging_config": {"enable_access_log": False},  # the proxy's: the ingress logs each request
         "applications": [ingress, *applications],
     }
 
 
 def differing(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Our applications that Serve lacks, runs with other arguments, or runs though the config has them not. Pure.
+    """Kitae's applications that Serve lacks, runs with other arguments, or runs without a record. Pure.
 
-    `details` as `ServeClient.details` gives them, `config` of `serve_config`.
+    `details` comes from `ServeClient.details`, `config` from `serve_config`.
     """
     wanted = {application["name"]: application["args"] for application in config["applications"]}
     running = {
@@ -118,7 +118,7 @@ def differing(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
 
 
 class ServeClient:
-    """One Ray cluster's Serve."""
+    """Serve of one Ray cluster."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
@@ -132,16 +132,16 @@ class ServeClient:
         self._http.close()
 
     def details(self) -> dict[str, Any]:
-        """What Serve runs now (`ray.serve.schema.ServeInstanceDetails`)."""
+        """The state of Serve (`ray.serve.schema.ServeInstanceDetails`)."""
         details = self._request("GET").json()
         assert isinstance(details, dict)
         return details
 
     def check(self) -> dict[str, Any]:
-        """Whether Serve can be told to run our applications; returns its details.
+        """Check that Serve can run Kitae's applications; returns its details.
 
-        Raises MachineError where the port is taken, ServingError where Serve already listens elsewhere or runs
-        somebody else's applications, which a new config would remove.
+        Raises MachineError if the port is in use, ServingError if Serve already listens on another port or runs other
+        applications, which a new config would remove.
         """
         details = self.details()
         foreign = [name for name in details.get("applications", {}) if name != INGRESS and not is_ours(name)]
@@ -155,10 +155,10 @@ class ServeClient:
             if running["port"] != self._settings.port:
                 raise ServingError(
                     f"the endpoint already listens on port {running['port']}, and KITAE_PORT says "
-                    f"{self._settings.port}: set KITAE_PORT to the former, or undeploy everything first"
+                    f"{self._settings.port}: set KITAE_PORT to the first, or undeploy everything first"
                 )
         elif _is_here(self._settings.dashboard_url):
-            need_free_port(self._settings.host, self._settings.port)
+            require_free_port(self._settings.host, self._settings.port)
         return details
 
     def apply(self, config: dict[str, Any]) -> None:
@@ -166,9 +166,9 @@ class ServeClient:
         self._request("PUT", config)
 
     def wait_running(self, names: Iterable[str], progress: Callable[[str, float], None] | None = None) -> None:
-        """Wait until the applications run. `progress` gets a line and the seconds so far, whenever the line changes.
+        """Wait until the applications run. `progress` is called with each new status line and the elapsed seconds.
 
-        Raises ServingError with the replica's own message when one fails, or when it takes too long.
+        Raises ServingError with the replica's message if one fails, or after `timeout_s`.
         """
         wanted, started, last = list(names), time.monotonic(), ""
         while True:
@@ -210,20 +210,20 @@ class ServeClient:
 
 
 def is_ours(application: str) -> bool:
-    """Whether a Serve application is one of Kitae's."""
+    """True if a Serve application is one of Kitae's."""
     return application == INGRESS or application.startswith(f"{INGRESS}-")
 
 
 def failure(name: str, state: dict[str, Any]) -> ServingError:
-    """An application's failed state in words."""
+    """The error for an application's failed state."""
     return ServingError(
         f"{name} did not come up ({state.get('status', 'unknown').lower()})",
         details=_messages(state) or ["Serve gave no reason; see the logs of its replicas in the Ray dashboard"],
     )
 
 
-def need_free_port(host: str, port: int) -> None:
-    """Raises MachineError where nobody can listen on the port."""
+def require_free_port(host: str, port: int) -> None:
+    """Raise MachineError if the port is in use."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -247,7 +247,7 @@ def _ingress_options(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise SpecError(f"KITAE_INGRESS_OPTIONS is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise SpecError("KITAE_INGRESS_OPTIONS is no object; it must hold options of a Serve deployment")
+        raise SpecError("KITAE_INGRESS_OPTIONS is not a JSON object with options of a Serve deployment")
     return found
 
 

@@ -1,10 +1,8 @@
-"""Which version of a model gets which requests: promoting, canaries, shadows, and the way back.
+"""Traffic policies: promotion, canaries, shadows and rollback of a model's versions.
 
-Owns the policy document `traffic/{name}.json` and every change of it. What a name means without one is the alias's
-(`registry`). Does not know requests: who counts them (`serving.inference.traffic`) says when a bound is passed.
-
-Every change is one conditional write. A promotion moves the alias first and tidies the policy after it, so that a
-process that dies in between has promoted.
+Owns the policy document `traffic/{name}.json` and every change of it, each a conditional write. Without a policy, the
+alias alone decides (`registry`). Does not see requests: `serving.inference.traffic` counts them and reports a passed
+bound. A promotion moves the alias before it updates the policy, so that a process that dies in between has promoted.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from ray_jobs.tasks import TASKS
 
 PREFIX = "traffic/"
 WATCH_S = 1800.0
-"""How long a promotion with bounds is watched, if nothing else is said."""
+"""Default seconds for which a promotion with bounds is watched."""
 
 
 class _Document(BaseModel):
@@ -33,67 +31,67 @@ class _Document(BaseModel):
 
 
 class Bounds(_Document):
-    """What a version must keep to while it is on trial; judged by each process that answers requests, on its own."""
+    """Bounds of a canary or a watched promotion; each process that answers requests judges its own requests."""
 
     max_error_rate: float = Field(0.05, ge=0.0, le=1.0)
     """Highest share of requests answered 5xx."""
     max_p95_s: float | None = Field(None, gt=0.0)
-    """Longest 95th percentile of the time to an answer, or to a stream's first piece. None: any."""
+    """Highest 95th percentile of the time to an answer, or to a stream's first chunk. None: no bound."""
     min_requests: int = Field(20, ge=1, le=1000)
-    """Nothing is judged by fewer."""
+    """Fewest requests after which a version is judged."""
 
 
 class Canary(_Document):
     """A version that gets a share of an alias's requests."""
 
     id: str
-    """New for each canary, so that no process judges this one by what it saw of an earlier one."""
+    """New for each canary, so that no process judges it by the requests of an earlier one."""
     version: str
     percent: float = Field(gt=0.0, le=100.0)
-    """Of the requests to the alias."""
+    """Share of the requests to the alias."""
     bounds: Bounds = Bounds()
 
 
 class Watch(_Document):
-    """A version that was promoted whole and goes back if it passes a bound."""
+    """A promoted version whose promotion is undone if it passes a bound."""
 
     id: str
     version: str
     back_to: str
-    """The version before it."""
+    """The previous version."""
     until: AwareDatetime
     bounds: Bounds = Bounds()
 
 
 class RolledBack(_Document):
-    """The last time a bound was passed."""
+    """The last rollback caused by a bound."""
 
     version: str
-    """The version that was taken away."""
+    """The version that was rolled back."""
     was: Literal["canary", "promoted"]
     reason: str
     at: AwareDatetime
 
 
 class TrafficPolicy(_Document):
-    """Who answers the requests to one alias of a model, besides the version it points at."""
+    """The versions that receive requests to one alias of a model, besides the version it points at."""
 
     alias: str = CHAMPION
-    """Whose requests these are; those to the bare name belong to the alias that answers for it."""
+    """The alias; requests to the bare name count as requests to the alias it resolves to."""
     canary: Canary | None = None
     shadow: str | None = None
-    """A version that gets a copy of each request; its answers are dropped."""
+    """A version that receives a copy of each request; its answers are dropped."""
     watch: Watch | None = None
     rolled_back: RolledBack | None = None
 
 
 def choose(canary: Canary | None, draw: float) -> str | None:
-    """The canary's version if it is to answer, None for the alias's own. `draw` is uniform over [0, 1). Pure."""
+    """The canary's version if it is to answer, None for the alias's version. `draw` is uniform in [0, 1). Pure."""
     return canary.version if canary is not None and draw * 100 < canary.percent else None
 
 
 def read(store: Store, name: str) -> TrafficPolicy | None:
-    """One model's policy; None where there never was one."""
+    """The policy of a model; None if it never had one."""
     try:
         return _parsed(name, store.get_json(_key(name)))
     except ObjectNotFound:
@@ -101,7 +99,7 @@ def read(store: Store, name: str) -> TrafficPolicy | None:
 
 
 def read_all(store: Store) -> dict[str, TrafficPolicy]:
-    """Every model's policy by its name: one listing, and a read each."""
+    """The policies by model name: one listing, and one read per model."""
     return {name: _parsed(name, document) for name, document in store.documents(PREFIX).items()}
 
 
@@ -114,16 +112,16 @@ def promote(
     bounds: Bounds | None = None,
     watch_s: float = WATCH_S,
 ) -> str:
-    """Let a version answer all requests to the alias; ends a canary there. Returns what was done, in words.
+    """Let a version answer all requests to the alias; ends its canary. Returns the change as text.
 
-    With `bounds` the alias goes back by itself if they are passed within `watch_s`; that is for adapters, whose former
-    version is always at hand. ConflictError if somebody else moves the alias at the same time.
+    With `bounds` the promotion is undone automatically if they are passed within `watch_s`; only for adapters, whose
+    previous version stays loadable. Raises ConflictError if the alias is moved at the same time.
     """
     found = registry.get(store, f"{name}@{version}")
     if bounds is not None:
-        _need_adapter(store, found, "bounds need")
+        _require_adapter(store, found, "bounds need")
     policy = read(store, name)
-    _need_free_alias(policy, name, alias, changes_it=bounds is not None)
+    _require_free_alias(policy, name, alias, changes_it=bounds is not None)
     before = registry.read_alias(store, name, alias)
     now_at = None if before is None else before.version
     back_to = before.previous if before is not None and now_at == found.version else now_at
@@ -140,7 +138,7 @@ def promote(
     if watch is not None or (policy is not None and policy.alias == alias):
         _update(store, name, change)
     done = f"{name}@{alias} is version {found.version}, before {now_at or 'unset'}"
-    return done if watch is None else f"{done}; it goes back by itself if {_bounds_told(watch.bounds)}"
+    return done if watch is None else f"{done}; it is undone automatically if {_describe_bounds(watch.bounds)}"
 
 
 def start_canary(
@@ -156,11 +154,11 @@ def start_canary(
 
     _update(store, name, change)
     what = f"{name}@{found.version} answers {percent:g} % of the requests to {name}@{alias}"
-    return f"{what}; it stops by itself if {_bounds_told(canary.bounds)}"
+    return f"{what}; it stops automatically if {_describe_bounds(canary.bounds)}"
 
 
 def start_shadow(store: Store, name: str, version: str, *, alias: str = CHAMPION) -> str:
-    """Let a version get a copy of the alias's requests."""
+    """Send a copy of the alias's requests to a version."""
     found = _beside(store, name, version, alias, "a shadow needs")
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
@@ -168,14 +166,13 @@ def start_shadow(store: Store, name: str, version: str, *, alias: str = CHAMPION
         return old.model_copy(update={"alias": alias, "canary": canary, "shadow": found.version})
 
     _update(store, name, change)
-    return f"{name}@{found.version} gets a copy of the requests to {name}@{alias}; nobody sees its answers"
+    return f"{name}@{found.version} receives a copy of the requests to {name}@{alias}; its answers are dropped"
 
 
 def roll_back(store: Store, name: str, *, alias: str = CHAMPION) -> str:
-    """End the canary and the shadow if there are any, else let the alias point where it did before.
+    """End the canary and the shadow if the alias has any, else point the alias at its previous version.
 
-    Returns what was done, in words. RegistryError where there is nothing to go back to. Rolled back twice, an alias is
-    where it was.
+    Returns the change as text. Raises RegistryError if the alias has no previous version. Two rollbacks cancel out.
     """
     policy = read(store, name)
     if policy is not None and policy.alias == alias and (policy.canary or policy.shadow):
@@ -184,23 +181,23 @@ def roll_back(store: Store, name: str, *, alias: str = CHAMPION) -> str:
 
         def change(old: TrafficPolicy) -> TrafficPolicy:
             if (old.alias, old.canary, old.shadow) != (policy.alias, policy.canary, policy.shadow):
-                raise ConflictError(f"the traffic of {name} was changed just now: look at it and decide anew")
+                raise ConflictError(f"the traffic of {name} was changed just now: check it and decide again")
             return old.model_copy(update={"canary": None, "shadow": None})
 
         _update(store, name, change)
-        return f"{name}: {' and '.join(ended)} ended; {name}@{alias} stays where it is"
+        return f"{name}: {' and '.join(ended)} ended; {name}@{alias} is unchanged"
     now = registry.read_alias(store, name, alias)
     if now is None:
         registry.get(store, name)  # RegistryError for an unknown model
-        raise RegistryError(f"{name}@{alias} is not set, so there is nothing to go back to")
+        raise RegistryError(f"{name}@{alias} is not set: nothing to roll back to")
     if now.previous is None:
-        raise RegistryError(f"{name}@{alias} was version {now.version} from the first: there is nothing to go back to")
+        raise RegistryError(f"{name}@{alias} has always been version {now.version}: nothing to roll back to")
     registry.set_alias(store, name, alias, now.previous, expected=now.version)
     return f"{name}@{alias} is version {now.previous} again, before {now.version}"
 
 
 def end_canary(store: Store, name: str, canary: Canary, reason: str) -> bool:
-    """Take a canary off because it passed a bound; whether it was this call that did. StoreError if nobody could."""
+    """End a canary that passed a bound; True if this call ended it. Raises StoreError."""
     ours = False
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
@@ -214,10 +211,10 @@ def end_canary(store: Store, name: str, canary: Canary, reason: str) -> bool:
 
 
 def undo_promotion(store: Store, name: str, watch: Watch, reason: str) -> bool:
-    """Take a promotion back because it passed a bound; whether it was this call that moved the alias.
+    """Undo a promotion that passed a bound; True if this call moved the alias.
 
-    The alias moves only from the watched version, so it does so once, however many processes find the same. The
-    policy is tidied by each of them: the one that moved the alias may have died right after.
+    The alias moves only from the watched version, so only once, however many processes call this. Each of them updates
+    the policy, since the one that moved the alias may have died right after.
     """
     policy = read(store, name)
     if policy is None or policy.watch is None or policy.watch.id != watch.id:
@@ -238,20 +235,20 @@ def undo_promotion(store: Store, name: str, watch: Watch, reason: str) -> bool:
     return moved
 
 
-def told(policy: TrafficPolicy | None, name: str) -> list[str]:
-    """A policy in words, a line each; none where the alias alone decides."""
+def describe(policy: TrafficPolicy | None, name: str) -> list[str]:
+    """A policy as lines of text; empty if the alias alone decides."""
     if policy is None:
         return []
     lines = []
     if (canary := policy.canary) is not None:
         lines.append(f"canary   {name}@{canary.version}, {canary.percent:g} % of {name}@{policy.alias}")
-        lines.append(f"         stops if {_bounds_told(canary.bounds)}")
+        lines.append(f"         stops if {_describe_bounds(canary.bounds)}")
     if policy.shadow is not None:
         lines.append(f"shadow   {name}@{policy.shadow}, copies of the requests to {name}@{policy.alias}")
     if (watch := policy.watch) is not None:
         until = watch.until.isoformat(timespec="seconds")
         lines.append(f"watched  {name}@{watch.version} until {until}, else back to {name}@{watch.back_to}")
-        lines.append(f"         goes back if {_bounds_told(watch.bounds)}")
+        lines.append(f"         undone if {_describe_bounds(watch.bounds)}")
     if (gone := policy.rolled_back) is not None:
         at = gone.at.isoformat(timespec="seconds")
         lines.append(f"rolled back  {name}@{gone.version} ({gone.was}) at {at}: {gone.reason}")
@@ -259,13 +256,13 @@ def told(policy: TrafficPolicy | None, name: str) -> list[str]:
 
 
 def _beside(store: Store, name: str, version: str, alias: str, what: str) -> ModelVersion:
-    """The version, if it can answer beside the one the alias points at."""
+    """The version, if it can be served beside the one that the alias points at."""
     found = registry.get(store, f"{name}@{version}")
-    _need_adapter(store, found, what)
-    _need_free_alias(read(store, name), name, alias, changes_it=True)
+    _require_adapter(store, found, what)
+    _require_free_alias(read(store, name), name, alias, changes_it=True)
     record = records.read(store, name)
     if record is None:
-        raise ServingError(f"{name!r} is not deployed, so it gets no requests: kitae deploy {name}")
+        raise ServingError(f"{name!r} is not deployed, so it receives no requests: kitae deploy {name}")
     base = records.read(store, record.base or "")
     if base is None or base.key != f"bases/{found.base_digest}":
         raise ServingError(f"{name}@{found.version} was trained from another base than the one that runs: deploy it")
@@ -278,11 +275,11 @@ def _beside(store: Store, name: str, version: str, alias: str, what: str) -> Mod
     if now is None:
         raise RegistryError(f"{name}@{alias} is not set: promote a version whole first (kitae promote {name} VERSION)")
     if now.version == found.version:
-        raise RegistryError(f"{name}@{alias} is version {found.version} already: it gets all of the requests")
+        raise RegistryError(f"{name}@{alias} is version {found.version} already: it receives all requests")
     return found
 
 
-def _need_adapter(store: Store, version: ModelVersion, what: str) -> None:
+def _require_adapter(store: Store, version: ModelVersion, what: str) -> None:
     record = records.read(store, version.name)
     beside_others = (
         version.kind == "adapter" and TASKS[version.task].generates
@@ -294,7 +291,7 @@ def _need_adapter(store: Store, version: ModelVersion, what: str) -> None:
         )
 
 
-def _need_free_alias(policy: TrafficPolicy | None, name: str, alias: str, *, changes_it: bool) -> None:
+def _require_free_alias(policy: TrafficPolicy | None, name: str, alias: str, *, changes_it: bool) -> None:
     if changes_it and policy is not None and policy.alias != alias and (policy.canary or policy.shadow or policy.watch):
         raise ConflictError(
             f"{name}@{policy.alias} has a canary, a shadow or a watch, and a model has one alias with any: end it "
@@ -309,7 +306,7 @@ def _update(store: Store, name: str, change: Callable[[TrafficPolicy], TrafficPo
     return _parsed(name, store.update_json(_key(name), documents))
 
 
-def _bounds_told(bounds: Bounds) -> str:
+def _describe_bounds(bounds: Bounds) -> str:
     slow = f" or its p95 is over {bounds.max_p95_s:g} s" if bounds.max_p95_s is not None else ""
     return f"more than {bounds.max_error_rate:.3g} of its requests fail{slow} (after {bounds.min_requests})"
 

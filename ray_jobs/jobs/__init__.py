@@ -1,28 +1,21 @@
-"""The durable record of a job: attempts, events, progress, checkpoint requests and SIGTERM."""
+"""The durable record of a job: attempts, events, progress, checkpoint requests, SIGTERM. Knows no stage or launcher.
 
+`record` is what is stored, `attempts` who may write it, `events` what a reader follows.
+"""
+
+from ray_jobs.jobs.attempts import CHECK_EVERY_S, Job, Launched, start_attempt
+from ray_jobs.jobs.events import Event, Level, event, event_names, events, note, note_changed, note_created
 from ray_jobs.jobs.record import (
-    CHECK_EVERY_S,
-    Event,
-    Job,
     JobRecord,
-    Launched,
-    Level,
     StageRecord,
     Status,
     create,
-    event,
-    event_names,
-    events,
     give_up,
     list_jobs,
     load,
-    note,
-    note_changed,
-    note_created,
     request_cancel,
     request_pause,
     stages,
-    start_attempt,
     status_of,
 )
 

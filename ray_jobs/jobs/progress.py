@@ -1,6 +1,6 @@
-"""How far a long step is: a bar on a terminal, else a plain line every few seconds.
+"""Progress of a long step: a bar on a terminal, else a plain line every few seconds.
 
-Owns the drawing, the rate and the time left. Does not know what is being done, nor where the output goes.
+Owns the drawing, the rate and the time left. Does not know what the step does, nor where the output goes.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from rich.live import Live
 from rich.text import Text
 
 LINE_EVERY_S = 5.0
-"""Plain lines: at most one in so many seconds, besides the last."""
+"""Seconds between plain lines, besides the last."""
 BAR_WIDTH = 24
 _SHORT_UNITS = {"tokens_per_s": "tok/s", "rows_per_s": "rows/s", "steps_per_s": "steps/s"}
 
 
 class Progress(Protocol):
-    """What a long step reports to."""
+    """Receives the progress of a long step."""
 
-    def update(self, done: float, total: float, unit: str, **figures: float | str) -> None:
-        """`done` of `total` units are done; `bytes` are shown as KiB or MiB, figures by name, `x_per_s` as a rate."""
+    def update(self, done: float, total: float, unit: str, **metrics: float | str) -> None:
+        """`done` of `total` units are done; `bytes` are shown as KiB or MiB, metrics by name, `x_per_s` as a rate."""
 
     def close(self) -> None:
-        """Show the last state for good."""
+        """Show the last state permanently."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """One update, with what is needed to tell the rate."""
+class ProgressState:
+    """One update, with what the rate is computed from."""
 
     done: float
     total: float
     unit: str
-    figures: dict[str, float | str] = field(default_factory=dict)
+    metrics: dict[str, float | str] = field(default_factory=dict)
     elapsed_s: float = 0.0
     """Since the first update."""
     done_at_first: float = 0.0
-    """A step that goes on after a restart does not start at 0, and what was done before took no time now."""
+    """`done` at the first update: a step resumed after a restart does not start at 0."""
 
     def left_s(self) -> float | None:
-        """Seconds left at the mean rate so far. None: nothing to tell it from yet."""
+        """Seconds left at the mean rate so far. None: not known yet."""
         gained = self.done - self.done_at_first
         if gained <= 0 or self.elapsed_s <= 0:
             return None
@@ -64,7 +64,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def figure(name: str, value: float | str) -> str:
+def metric(name: str, value: float | str) -> str:
     """`loss 2.31`, `181 tok/s`, `rate 2.0e-04`."""
     shown = name.replace("_", " ")
     if isinstance(value, str):
@@ -79,7 +79,7 @@ def figure(name: str, value: float | str) -> str:
     return f"{shown} {value:.3g}" if abs(value) >= 10 else f"{shown} {value:.3f}"
 
 
-def line(label: str, snapshot: Snapshot, *, ended: bool = False) -> str:
+def line(label: str, snapshot: ProgressState, *, ended: bool = False) -> str:
     """`train   [#######.......]  42/120 steps  loss 2.31  181 tok/s  left 1m10s`."""
     share = min(1.0, max(0.0, snapshot.done / snapshot.total)) if snapshot.total > 0 else 0.0  # 0: not known yet
     filled = int(share * BAR_WIDTH)
@@ -92,9 +92,9 @@ def line(label: str, snapshot: Snapshot, *, ended: bool = False) -> str:
     time_shown = (
         f"took {duration(snapshot.elapsed_s)}" if ended else "" if left_s is None else f"left {duration(left_s)}"
     )
-    figures = [figure(name, value) for name, value in snapshot.figures.items()]
+    metrics = [metric(name, value) for name, value in snapshot.metrics.items()]
     bar = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}]"
-    return "  ".join(part for part in (f"{label:<9}", bar, amount, *figures, time_shown) if part)
+    return "  ".join(part for part in (f"{label:<9}", bar, amount, *metrics, time_shown) if part)
 
 
 def stage_progress(label: str) -> StageProgress:
@@ -111,7 +111,7 @@ class StageProgress:
         self._clock = clock
         self._started_s = clock()
         self._first: tuple[float, float] | None = None  # clock and `done` at the first update
-        self._snapshot: Snapshot | None = None
+        self._snapshot: ProgressState | None = None
         self._written_s: float | None = None
         self._closed = False
         self._lock = threading.Lock()  # transfers report from many threads
@@ -129,13 +129,13 @@ class StageProgress:
     ) -> None:
         self.close()
 
-    def update(self, done: float, total: float, unit: str, **figures: float | str) -> None:
+    def update(self, done: float, total: float, unit: str, **metrics: float | str) -> None:
         with self._lock:
             now_s = self._clock()
             if self._first is None:
                 self._first = (now_s, done)
             first_s, first_done = self._first
-            self._snapshot = Snapshot(done, total, unit, dict(figures), now_s - first_s, first_done)
+            self._snapshot = ProgressState(done, total, unit, dict(metrics), now_s - first_s, first_done)
             if self._live is not None:
                 self._live.update(Text(line(self._label, self._snapshot), no_wrap=True, overflow="ellipsis"))
             elif self._written_s is None or now_s - self._written_s >= LINE_EVERY_S:
@@ -151,11 +151,11 @@ class StageProgress:
             if self._live is not None:
                 self._live.stop()
             if self._snapshot is not None:
-                whole = Snapshot(
+                whole = ProgressState(
                     self._snapshot.done,
                     self._snapshot.total,
                     self._snapshot.unit,
-                    self._snapshot.figures,
+                    self._snapshot.metrics,
                     self._clock() - self._started_s,
                 )
                 self._write(line(self._label, whole, ended=True))

@@ -1,8 +1,8 @@
-"""A runner that is told to end: its training writes a checkpoint first.
+"""SIGTERM of a runner: its training writes a checkpoint before it ends.
 
-Owns SIGTERM while an attempt runs. Ray sends it to a job that is stopped (`ray job stop`; KubeRay does so when a RayJob
-is deleted) and kills what is still there after RAY_JOB_STOP_WAIT_TIME_S, 3 by default: that is the time there is, and
-where it is as short as that a runner ends at once. A second SIGTERM ends it at once, too.
+Owns SIGTERM while an attempt runs. Ray sends it to a stopped job (`ray job stop`; KubeRay does so when a RayJob is
+deleted) and kills the process after RAY_JOB_STOP_WAIT_TIME_S, 3 by default. Where that is less than `SHORTEST_WAIT_S`
+plus a margin, or at a second SIGTERM, the runner ends at once.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from ray_jobs.jobs import Job, checkpoint_request
 
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 SHORTEST_WAIT_S = 15.0
-"""In less nothing can be counted on to be written."""
+"""In less time a checkpoint cannot be relied on to be written."""
 _MARGIN_S = 10.0
-"""For what is done once the checkpoint is there."""
+"""Time for the work after the checkpoint is committed."""
 
 
 @contextlib.contextmanager
-def saves_first(job: Job, *, pauses: bool) -> Iterator[None]:
-    """What runs in here is ended by SIGTERM with a checkpoint of its training, and an event.
+def checkpoint_on_sigterm(job: Job, *, pauses: bool) -> Iterator[None]:
+    """Within this block, SIGTERM writes a checkpoint of the job's training and an event, then ends the process.
 
-    `pauses`: its job is then paused, for want of anybody who would start it again.
+    `pauses`: the job is then paused, since no launcher will restart it.
     """
     wait_s = _stop_wait_s() - _MARGIN_S
     if wait_s < SHORTEST_WAIT_S or threading.current_thread() is not threading.main_thread():
         yield
         return
-    told, over = threading.Event(), threading.Event()
+    received, left = threading.Event(), threading.Event()
 
-    def heed(number: int, frame: FrameType | None) -> None:
-        if told.is_set():
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received.is_set():
             sys.exit(128 + number)
-        told.set()
+        received.set()
 
     def end() -> None:
-        told.wait()
-        if over.is_set():
+        received.wait()
+        if left.is_set():
             return
-        with contextlib.suppress(KitaeError):  # it ends all the same; what is committed is there
+        with contextlib.suppress(KitaeError):  # the process ends in any case; committed checkpoints stay
             _save(job, wait_s, pauses=pauses)
-        if not over.is_set():
+        if not left.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGTERM, heed)
+    previous = signal.signal(signal.SIGTERM, handle)
     threading.Thread(target=end, daemon=True).start()
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-        over.set()
-        told.set()
+        left.set()
+        received.set()
 
 
 def _save(job: Job, wait_s: float, *, pauses: bool) -> None:
-    job.check(fresh=True)  # one that must stop anyway has nothing to save
-    given = checkpoint_request.give(job.store, job.id)
-    answer, step = checkpoint_request.wait(job.store, job.id, given.number, wait_s)
-    saved = checkpoint_request.in_words(answer, step, wait_s)
-    job.event("warning", f"its runner was told to end: {saved}; `kitae resume {job.id}` goes on with it")
+    job.check(fresh=True)  # an attempt that must stop anyway has nothing to save
+    request = checkpoint_request.request(job.store, job.id)
+    answer, step = checkpoint_request.wait(job.store, job.id, request.number, wait_s)
+    outcome = checkpoint_request.describe(answer, step, wait_s)
+    job.event("warning", f"SIGTERM: {outcome}; `kitae resume {job.id}` resumes the job")
     if pauses:
         job.pause()
 

@@ -1,9 +1,9 @@
-"""The service of one directory: an embedded S3 server, a Ray head and the endpoint's port, under `.kitae/`.
+"""The local service of one directory, in `.kitae/`: an embedded S3 server, a Ray head and the endpoint's port.
 
     python -m ray_jobs local up
 
-Owns what is started in which order, what counts as running, and that `down` stops all of it and nothing else. How each
-part is started is in `embedded_store` and `ray_head`, which processes are ours in `processes`, the files in `state`.
+Owns the order of starting and stopping. The parts: `embedded_store` and `ray_head` (how each is started), `processes`
+(which processes belong to the service), `state` (the files). Knows no job and no model.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import Any
 
 from ray_jobs.errors import MachineError
 from ray_jobs.local import embedded_store, processes, ray_head
-from ray_jobs.local.state import Home, State
+from ray_jobs.local.state import Home, LocalState
 
 DEFAULT_PORT = 8000
 
 Log = Callable[[str], None]
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def up(root: Path | None = None, *, port: int | None = None, log: Log = _tell) -> None:
-    """Start what does not run yet, and wait until it answers. What runs and answers is left alone; data always stays.
+def up(root: Path | None = None, *, port: int | None = None, log: Log = _print) -> None:
+    """Start the parts that do not run, and wait until they answer. Data and healthy parts stay untouched.
 
-    `root` None: the current directory. `port`, the endpoint's, None: KITAE_PORT, else the one it had, else 8000.
-    MachineError if something does not come up, or the port is somebody else's.
+    `root` None: the current directory. `port`, the endpoint's, None: KITAE_PORT, else the previous port, else 8000.
+    Raises MachineError if a part does not start, or another program uses the port.
     """
     home = Home(root or Path.cwd())
     with home.locked():
-        state = home.load() or State(
+        state = home.load() or LocalState(
             endpoint_port=DEFAULT_PORT,
             store_ports=embedded_store.choose_ports(),
             store=None,
@@ -49,18 +49,18 @@ def up(root: Path | None = None, *, port: int | None = None, log: Log = _tell) -
         _ray_up(home, state, log)
 
 
-def down(root: Path | None = None, *, log: Log = _tell) -> None:
-    """Stop what `up` started, with everything that was started by it, and nothing else. The data stays."""
+def down(root: Path | None = None, *, log: Log = _print) -> None:
+    """Stop the processes of the service and all their descendants, and no others. The data stays."""
     home = Home(root or Path.cwd())
     if not home.path.is_dir():
-        log(f"nothing to stop: there is no {home.path}")
+        log(f"nothing to stop: {home.path} does not exist")
         return
     with home.locked():
         state = home.load()
-        # Ray first: what runs on it still writes to the store.
+        # Ray first: jobs on it still write to the store.
         for part, process in (("ray", state and state.ray), ("store", state and state.store)):
             count = processes.stop([process] if process else [], home.mark(part))
-            what = "Ray and what ran on it" if part == "ray" else "the store"
+            what = "Ray and its jobs" if part == "ray" else "the store"
             log(f"stopped {what}: {count} process(es)" if count else f"{what} did not run")
         ray_head.keep_logs(home.root, home.logs / "ray-session")
         if state is not None:
@@ -69,13 +69,13 @@ def down(root: Path | None = None, *, log: Log = _tell) -> None:
 
 
 def is_up(root: Path | None = None) -> bool:
-    """Whether the store of this directory runs; quick, for it only looks at the process."""
+    """True if the store of this directory runs; quick, since it only checks the process."""
     state = Home(root or Path.cwd()).load()
     return state is not None and state.store is not None and state.store.alive
 
 
 def status(root: Path | None = None) -> dict[str, Any]:
-    """What runs, whether it answers, and where."""
+    """State and address of each part."""
     home = Home(root or Path.cwd())
     state = home.load()
     if state is None:
@@ -103,11 +103,11 @@ def status(root: Path | None = None) -> dict[str, Any]:
 
 
 def environment(root: Path | None = None) -> dict[str, str]:
-    """The variables by which other programs find this service. They hold its credentials."""
+    """Environment variables with the addresses and credentials of this service."""
     home = Home(root or Path.cwd())
     state = home.load()
     if state is None:
-        raise MachineError(f"there is no service in {home.root}: start it with `kitae local up`")
+        raise MachineError(f"no service in {home.root}: start it with `kitae local up`")
     credentials = home.credentials()
     home.ray_token()
     variables = {
@@ -118,7 +118,7 @@ def environment(root: Path | None = None) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "KITAE_PORT": str(state.endpoint_port),
         "KITAE_API_KEY": home.api_key(),
-        # Drivers join at the first; Ray's job and Serve clients each look for one of the others.
+        # Drivers use the first; Ray's job and Serve clients each use one of the others.
         "RAY_ADDRESS": f"127.0.0.1:{state.ray_ports.gcs}",
         "RAY_API_SERVER_ADDRESS": ray_head.dashboard_url(state.ray_ports),
         "RAY_DASHBOARD_ADDRESS": ray_head.dashboard_url(state.ray_ports),
@@ -134,7 +134,7 @@ def environment(root: Path | None = None) -> dict[str, str]:
     return variables
 
 
-def _wanted_port(port: int | None, state: State) -> int:
+def _wanted_port(port: int | None, state: LocalState) -> int:
     if port is not None:
         return port
     named = os.environ.get("KITAE_PORT")
@@ -145,8 +145,8 @@ def _wanted_port(port: int | None, state: State) -> int:
     return int(named)
 
 
-def _with_endpoint_port(home: Home, state: State, port: int) -> State:
-    """The state with this endpoint port, if it can be had."""
+def _with_endpoint_port(home: Home, state: LocalState, port: int) -> LocalState:
+    """The state with this endpoint port. Raises MachineError if it cannot be used."""
     if not processes.is_free(port):
         holder = processes.holder_of(port)
         roots = [state.ray] if state.ray else []
@@ -163,15 +163,15 @@ def _with_endpoint_port(home: Home, state: State, port: int) -> State:
     return replace(state, endpoint_port=port)
 
 
-def _store_up(home: Home, state: State, log: Log) -> State:
+def _store_up(home: Home, state: LocalState, log: Log) -> LocalState:
     credentials = home.credentials()
     if state.store is not None and state.store.alive and embedded_store.is_healthy(state.store_ports, credentials):
         log(f"store: runs at {embedded_store.endpoint_url(state.store_ports)}")
         return state
     processes.stop([state.store] if state.store else [], home.mark("store"))
     if taken := embedded_store.taken_ports(state.store_ports):
-        log(f"store: port {taken[0]} is in use by {processes.holder_of(taken[0])} now; it moves to others")
-        processes.stop([state.ray] if state.ray else [], home.mark("ray"))  # its workers were told the old address
+        log(f"store: port {taken[0]} is in use by {processes.holder_of(taken[0])} ; choosing other ports")
+        processes.stop([state.ray] if state.ray else [], home.mark("ray"))  # its workers have the old address
         state = replace(state, store_ports=embedded_store.choose_ports(), ray=None)
     output = home.logs / "store.log"
     process = embedded_store.start(
@@ -188,7 +188,7 @@ def _store_up(home: Home, state: State, log: Log) -> State:
     return state
 
 
-def _ray_up(home: Home, state: State, log: Log) -> State:
+def _ray_up(home: Home, state: LocalState, log: Log) -> LocalState:
     token = home.ray_token()
     if state.ray is not None and state.ray.alive and ray_head.is_healthy(state.ray_ports, token):
         log(f"ray: runs, dashboard at {ray_head.dashboard_url(state.ray_ports)}")

@@ -1,6 +1,6 @@
-"""The embedded S3 server: SeaweedFS's `weed mini`, on this machine only, its data in one directory.
+"""The embedded S3 server: SeaweedFS's `weed mini`, on this machine only, with its data in one directory.
 
-Owns its command line, its ports and the wait until it answers. Does not know what it is used for.
+Owns its command line, its ports and the wait until it answers. Knows no content of the store.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from ray_jobs.errors import MachineError, StoreError
 from ray_jobs.local.processes import Process, free_ports, is_free, spawn
 from ray_jobs.storage import Store
-from ray_jobs.storage.bucket import Settings
+from ray_jobs.storage.bucket import StoreSettings
 
 BUCKET = "kitae"
-_GRPC_OFFSET = 10_000  # SeaweedFS's gRPC ports lie that much above its HTTP ports
+_GRPC_OFFSET = 10_000  # SeaweedFS's gRPC ports are its HTTP ports plus this
 _START_PATIENCE_S = 60.0
 _HEALTH_SILENCE_S = 5.0
 
@@ -46,7 +46,7 @@ def choose_ports() -> StorePorts:
 
 
 def taken_ports(ports: StorePorts) -> list[int]:
-    """Which of them, or of the gRPC ports above them, somebody listens on."""
+    """Those of the HTTP and gRPC ports that are in use."""
     every = [number for port in astuple(ports) for number in (port, port + _GRPC_OFFSET)]
     return [port for port in every if not is_free(port)]
 
@@ -54,7 +54,7 @@ def taken_ports(ports: StorePorts) -> list[int]:
 def start(
     data: Path, log: Path, ports: StorePorts, credentials: Credentials, *, environment: Mapping[str, str]
 ) -> Process:
-    """Start the server over `data`; what is there already stays."""
+    """Start the server on the directory `data`; existing data stays."""
     data.mkdir(parents=True, exist_ok=True)
     command = [
         find_binary(),
@@ -74,16 +74,16 @@ def start(
         f"-admin.port={ports.admin}",
     ]
     keys = {"AWS_ACCESS_KEY_ID": credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key}
-    # Without these, its inner HTTP servers would give every user of this machine what S3 asks credentials for.
+    # Without these keys, its internal HTTP servers would serve every user of this machine without credentials.
     inner = secrets.token_hex(32)
     names = ("SIGNING_KEY", "SIGNING_READ_KEY", "FILER_SIGNING_KEY", "FILER_SIGNING_READ_KEY")
     keys |= {f"WEED_JWT_{name}": inner for name in names}
-    # It reads a security.toml, if there is one, where it is started: that must be nobody else's directory.
+    # It reads a security.toml in its working directory, so that must be its own directory.
     return spawn(command, environment={**environment, **keys}, log=log, directory=data)
 
 
 def wait_until_ready(process: Process, ports: StorePorts, credentials: Credentials, log: Path) -> Store:
-    """The store once it answers and has its bucket. MachineError with the end of its log if it does not come up."""
+    """The store once it answers and has its bucket. Raises MachineError, with the end of its log, if it does not."""
     deadline = time.monotonic() + _START_PATIENCE_S
     store = open_store(ports, credentials, patience_s=0)
     while True:
@@ -108,7 +108,7 @@ def is_healthy(ports: StorePorts, credentials: Credentials) -> bool:
 def open_store(
     ports: StorePorts, credentials: Credentials, *, patience_s: float = 60.0, silence_s: float = 60.0
 ) -> Store:
-    settings = Settings(
+    settings = StoreSettings(
         endpoint_url=endpoint_url(ports),
         access_key_id=credentials.access_key_id,
         secret_access_key=credentials.secret_access_key,
@@ -123,7 +123,7 @@ def endpoint_url(ports: StorePorts) -> str:
 
 
 def remove_sockets(ports: StorePorts) -> None:
-    """SeaweedFS leaves its unix sockets in /tmp when it is killed."""
+    """Delete the unix sockets that a killed SeaweedFS leaves in /tmp."""
     for port in astuple(ports):
         for number in (port, port + _GRPC_OFFSET):
             for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
@@ -131,7 +131,7 @@ def remove_sockets(ports: StorePorts) -> None:
 
 
 def find_binary() -> str:
-    """`weed` of this Python's environment, else of the PATH."""
+    """Path of `weed` in this Python's environment, else in PATH."""
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if found is None:

@@ -1,6 +1,6 @@
-"""Processes of the local service: started in a session of their own, known again later, stopped with all they started.
+"""Processes of the local service: started in their own session, recognised later, stopped with their descendants.
 
-Owns the question which processes are ours. A pid alone does not say: numbers are used again. Does not know what runs.
+Owns how the service's processes are recognised: a pid alone may have been reused. Does not know what they run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 from ray_jobs.errors import MachineError
 
 MARK = "KITAE_LOCAL_ID"
-"""In the environment of every process of one local service: whoever carries it was started by it."""
+"""Environment variable that every process of a local service carries."""
 
 _PROC = Path("/proc")
 _TERM_PATIENCE_S = 8.0
 _KILL_PATIENCE_S = 10.0
-# Below the range that the kernel gives to outgoing connections, so that none of those sits on a port we chose.
+# Below the range that the kernel gives to outgoing connections, so that none of them takes a chosen port.
 _PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from a later one with the same pid by when it started: which boot, how many ticks into it."""
+    """A process, identified by its pid and its start: the boot id and the ticks since then."""
 
     pid: int
     started: str
@@ -50,7 +50,7 @@ class _Stat:
 
 
 def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path, directory: Path) -> Process:
-    """Start a program that outlives us: own session, no terminal, output to `log`. MachineError if it cannot start."""
+    """Start a program that outlives this one: own session, no terminal, output to `log`. Raises MachineError."""
     try:
         with log.open("ab") as output:
             child = subprocess.Popen(
@@ -66,18 +66,18 @@ def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path, 
         raise MachineError(f"cannot start {command[0]}: {error.strerror}") from error
     _children.append(child)
     found = _stat(child.pid)
-    assert found is not None  # our own child: not reaped before we ask
+    assert found is not None  # a child of this process, not reaped yet
     return Process(child.pid, found.started)
 
 
 def stop(roots: Iterable[Process], mark: str) -> int:
-    """Stop these, what they started, and whatever carries the mark: TERM, then KILL. Returns how many there were.
+    """Stop these processes, their descendants, and every process with the mark: TERM, then KILL. Returns their number.
 
-    MachineError naming any that is left after that.
+    Raises MachineError naming those that do not end.
     """
     seen = set(family(roots, mark))
     for number, patience_s in ((signal.SIGTERM, _TERM_PATIENCE_S), (signal.SIGKILL, _KILL_PATIENCE_S)):
-        # What was seen before counts too: an orphan has lost the parent it could be known by.
+        # Keep those seen before: an orphan has lost the parent by which it is recognised.
         seen |= set(family([process for process in seen if process.alive], mark))
         left = [process for process in seen if process.alive]
         for process in left:
@@ -91,7 +91,7 @@ def stop(roots: Iterable[Process], mark: str) -> int:
 
 
 def free_ports(count: int, *, also_above: int = 0) -> list[int]:
-    """Ports of 127.0.0.1 nobody listens on; `also_above`: the port that much higher must be free too."""
+    """Free ports of 127.0.0.1; `also_above`: the port higher by this number must be free too."""
     found: list[int] = []
     candidates = [port for port in _PORTS if port + also_above in _PORTS]
     random.shuffle(candidates)
@@ -115,7 +115,7 @@ def is_free(port: int) -> bool:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who listens on a port; None where this user may not see that."""
+    """The process that listens on a port; None if this user may not see it."""
 
     process: Process | None
     name: str | None
@@ -137,13 +137,13 @@ def holder_of(port: int) -> Holder:
                 name = (_PROC / str(pid) / "comm").read_text().strip()
                 found = _stat(pid)
                 return Holder(None, None) if found is None else Holder(Process(pid, found.started), name)
-        except OSError:  # gone, or not ours to look at
+        except OSError:  # ended, or not readable by this user
             continue
     return Holder(None, None)
 
 
 def family(roots: Iterable[Process], mark: str) -> list[Process]:
-    """The roots, their descendants, everything in a session that one of them leads, and what carries the mark."""
+    """The roots, their descendants, all processes in sessions that they lead, and every process with the mark."""
     stats = {pid: found for pid in _pids() if (found := _stat(pid)) is not None and found.state != "Z"}
     ours = {process.pid for process in roots if process.pid in stats and stats[process.pid].started == process.started}
     wanted = f"{MARK}={mark}".encode()
@@ -174,7 +174,7 @@ def _wait_gone(processes: Sequence[Process], patience_s: float) -> None:
     while any(process.alive for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
     for child in _children:
-        child.poll()  # reap our own, so that no zombie keeps the pid
+        child.poll()  # reap children, so that no zombie keeps the pid
 
 
 def _pids() -> list[int]:
@@ -184,7 +184,7 @@ def _pids() -> list[int]:
 def _environment(pid: int) -> list[bytes]:
     try:
         return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:  # gone, or another user's
+    except OSError:  # ended, or another user's
         return []
 
 
@@ -198,6 +198,6 @@ def _stat(pid: int) -> _Stat | None:
         text = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    # The name in parentheses may hold spaces and parentheses: what follows the last one is plain.
+    # The name in parentheses may hold spaces and parentheses: parse after the last one.
     fields = text.rpartition(")")[2].split()
     return _Stat(state=fields[0], parent=int(fields[1]), session=int(fields[3]), started=f"{_boot_id()}+{fields[19]}")

@@ -1,7 +1,7 @@
-"""A Ray head of this machine alone: token authentication, ports of its own, one session that can be stopped whole.
+"""A Ray head for this machine alone: token authentication, its own ports, one process session.
 
 Owns Ray's command line, its environment and the wait until it answers. Never calls `ray stop`, which stops every Ray of
-the machine. Does not know what runs on it.
+the machine. Knows no jobs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ray_jobs.errors import MachineError
 from ray_jobs.local.embedded_store import tail
 from ray_jobs.local.processes import Process, free_ports, spawn
 
-# More than most machines have cores: these count admission, not load, and a replica that waits for requests must not
-# keep a training worker from starting.
+# Often more than the cores of the machine: Ray CPUs limit admission, not load, and an idle replica must not keep a
+# training worker from starting.
 _LEAST_CPUS = 8
 _OBJECT_STORE_BYTES = 2**30
 _START_PATIENCE_S = 120.0
@@ -50,7 +50,7 @@ def start(root: Path, log: Path, ports: RayPorts, *, environment: Mapping[str, s
     try:
         temporary.mkdir(mode=0o700)
     except OSError as error:
-        raise MachineError(f"cannot make {temporary}: {error.strerror}") from error
+        raise MachineError(f"cannot create {temporary}: {error.strerror}") from error
     command = [
         sys.executable,
         *("-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -68,21 +68,21 @@ def start(root: Path, log: Path, ports: RayPorts, *, environment: Mapping[str, s
 
 
 def head_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the head and all its workers see. Pure."""
-    # Its own address would be taken for that of a cluster to join.
+    """The environment of the head and its workers. Pure."""
+    # RAY_ADDRESS would make the head join that cluster.
     kept = {name: value for name, value in environment.items() if name not in ("RAY_ADDRESS", "RAY_NAMESPACE")}
     binaries = str(Path(sys.executable).parent)
     return kept | {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # A job's `python` is ours, and `ray` beside it.
+        # `python` and `ray` in a job are those of this environment.
         "PATH": os.pathsep.join([binaries, *filter(None, [environment.get("PATH", "")])]),
-        # Ray's workers rename themselves; this keeps their environment, by which they are found, readable.
+        # Ray's workers rename themselves; this keeps their environment readable, by which they are found.
         "SPT_NOENV": "1",
     }
 
 
 def wait_until_ready(process: Process, ports: RayPorts, token: str, log: Path) -> None:
-    """MachineError, with the end of the log, if Ray does not come up."""
+    """Wait until Ray answers. Raises MachineError, with the end of the log, if it does not."""
     deadline = time.monotonic() + _START_PATIENCE_S
     while not is_healthy(ports, token):
         if not process.alive or time.monotonic() > deadline:
@@ -92,7 +92,7 @@ def wait_until_ready(process: Process, ports: RayPorts, token: str, log: Path) -
 
 
 def is_healthy(ports: RayPorts, token: str) -> bool:
-    """Whether the dashboard answers to our token and the head's node is alive."""
+    """True if the dashboard accepts the token and the head's node is alive."""
     request = urllib.request.Request(
         f"{dashboard_url(ports)}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}
     )
@@ -110,12 +110,12 @@ def dashboard_url(ports: RayPorts) -> str:
 
 
 def temp_dir(root: Path) -> Path:
-    """Where Ray keeps sockets and logs: a short path, for a unix socket's may have 107 bytes and Ray adds 70."""
+    """Directory of Ray's sockets and logs. Short: a unix socket's path has at most 107 bytes, and Ray adds 70."""
     return Path("/tmp") / f"kitae-{os.getuid()}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
 
 
 def keep_logs(root: Path, target: Path) -> None:
-    """Move the last session's logs to `target`, and remove what else Ray left in its directory."""
+    """Move the last session's logs to `target`, and delete the rest of Ray's directory."""
     logs = temp_dir(root) / "session_latest" / "logs"
     if logs.is_dir():
         shutil.rmtree(target, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""`.kitae/`: what the local service keeps between commands. Only its owner can read it.
+"""`.kitae/`: the files of the local service, readable by their owner only.
 
-Owns the files' names and formats. Does not know how anything is started.
+Owns their names and formats. Starts nothing.
 
-    state.json  which processes, which ports      store/  the embedded store's data
-    keys.json   the store's credentials           logs/   what store and Ray wrote
+    state.json  processes and ports               store/  the embedded store's data
+    keys.json   the store's credentials           logs/   logs of store and Ray
     ray-token   Ray's bearer token                api-key the endpoint's bearer key
 """
 
@@ -26,8 +26,8 @@ from ray_jobs.local.ray_head import RayPorts
 
 
 @dataclass(frozen=True)
-class State:
-    """What was started last, whether or not it still runs. The store keeps its ports: its address is in use."""
+class LocalState:
+    """The processes started last, whether or not they run. The store keeps its ports, since its address is in use."""
 
     endpoint_port: int
     store_ports: StorePorts
@@ -56,12 +56,12 @@ class Home:
         return self.path / "ray-token"
 
     def mark(self, part: str) -> str:
-        """What the environment of the processes of a part carries; the same even after state.json was lost."""
+        """Value of `processes.MARK` in the environment of a part's processes; independent of state.json."""
         return f"{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:16]}-{part}"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One command at a time; creates the directory."""
+        """Lock the service for one command; creates the directory."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
@@ -73,11 +73,11 @@ class Home:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def load(self) -> State | None:
-        """None where nothing was ever started."""
+    def load(self) -> LocalState | None:
+        """The saved state; None if nothing was ever started."""
         try:
             document = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            return State(
+            return LocalState(
                 endpoint_port=int(document["endpoint_port"]),
                 store_ports=StorePorts(**document["store_ports"]),
                 store=None if document["store"] is None else Process(**document["store"]),
@@ -91,11 +91,11 @@ class Home:
                 f"{self.path / 'state.json'} cannot be read ({error}): remove it; `kitae local down` stops what runs"
             ) from error
 
-    def save(self, state: State) -> None:
+    def save(self, state: LocalState) -> None:
         self._write("state.json", json.dumps(asdict(state), indent=2))
 
     def credentials(self) -> Credentials:
-        """The store's, made when first asked for."""
+        """The store's credentials, created on first use."""
         if not (self.path / "keys.json").exists():
             made = Credentials(secrets.token_hex(10), secrets.token_urlsafe(30))
             self._write("keys.json", json.dumps(asdict(made)))

@@ -33,7 +33,7 @@ def attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: Lau
     job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:
-        with sigterm.saves_first(job, pauses=launched is None):
+        with sigterm.checkpoint_on_sigterm(job, pauses=launched is None):
             result = work(job)
         job.finish("succeeded", result=result.model_dump(mode="json"))
     except (JobCancelled, JobPaused, JobSuperseded) as error:
@@ -109,7 +109,7 @@ def _machines_are_going(job: Job) -> bool:
     """Whether this attempt was given a checkpoint request: an error after one follows from the end of the machines, and
     the next attempt meets any other cause again."""
     with contextlib.suppress(KitaeError):
-        return checkpoint_request.is_given(job.store, job.id, job.attempt)
+        return checkpoint_request.was_requested(job.store, job.id, job.attempt)
     return False
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from ray_jobs.errors import GateError
 from ray_jobs.jobs import Job, Launched
-from ray_jobs.jobs.record import stage as find_stage
+from ray_jobs.jobs.record import read_stage
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.attempt import StageRunner, attempt, find_output
 from ray_jobs.pipeline.outputs import Flow, SearchOutcome
@@ -60,7 +60,7 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
             action = stage.off
         elif gate_error:
             action = f"not reached: {gate_error}"
-        elif (found := find_output(stage, flow, partial(find_stage, store, spec.job_id))) is not None:
+        elif (found := find_output(stage, flow, partial(read_stage, store, spec.job_id))) is not None:
             record, output = found
             action = f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}{which}"
             flow = flow.with_output(stage.output, stage.base_model, output)

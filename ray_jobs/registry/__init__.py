@@ -1,4 +1,4 @@
-"""The registry: versions of models with their lineage, aliases that point at them, and their model cards.
+"""The registry: versions of models with their lineage, aliases and model cards. Knows no training and no serving.
 
 version = registry.register(store, "greeter", directory, lineage=lineage, lineage_digest=digest)
 registry.set_alias(store, "greeter", "champion", version.version)

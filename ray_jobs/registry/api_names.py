@@ -1,7 +1,8 @@
-"""Two names of one model: `ftjob-{id}[@ckpt-step-N]` here, `ft:{base}:{team}:{suffix}:{id}[:ckpt-step-N]` on the wire.
+"""API names of models: `ftjob-{id}[@ckpt-step-N]` in the registry, `ft:{base}:{team}:{suffix}:{id}[:ckpt-step-N]` in
+the HTTP API.
 
-Owns the translation. Pure. On the wire only the id and the checkpoint count; base, team and suffix are decoration for
-people, so a name that was built with another suffix still finds its model.
+Owns the translation. Pure. Only the id and the checkpoint of an API name are significant; base, team and suffix are for
+people, so a name built with another suffix finds the same model.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import re
 from ray_jobs.registry.model import ModelVersion
 
 JOB_PREFIX = "ftjob-"
-"""What the registry names of models made through the API begin with."""
+"""Prefix of the registry names of models made through the API."""
 DEFAULT_TEAM = "default"
-"""The team of what nobody else owns."""
+"""Team of models and jobs without a team."""
 
 CHECKPOINT_ALIAS = re.compile(r"ckpt-step-\d+")
 
-_WIRE = re.compile(
+_API_NAME = re.compile(
     r"ft:[^:]*:[^:]*:[^:]*:(?P<id>[a-z0-9]([a-z0-9._-]{0,40}[a-z0-9])?)(:(?P<checkpoint>ckpt-step-\d+))?"
 )
 
@@ -27,15 +28,17 @@ def owner(version: ModelVersion) -> str:
     return version.lineage.spec.team or DEFAULT_TEAM
 
 
-def has_wire_name(name: str) -> bool:
-    """Whether a registry name is one that clients know under another."""
+def has_api_name(name: str) -> bool:
+    """True if the model with this registry name has another API name."""
     return name.startswith(JOB_PREFIX)
 
 
-def wire_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: str | None = None) -> str:
-    """What clients call a version. `checkpoint` is its alias `ckpt-step-N`, for one that is not the job's result;
-    `suffix` None: that of its job. A model that was not made through the API has its registry name."""
-    if not has_wire_name(version.name):
+def api_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: str | None = None) -> str:
+    """The API name of a version; the registry name for a model that was not made through the API.
+
+    `checkpoint`: its alias `ckpt-step-N`, for a version that is not the job's result. `suffix` None: its job's.
+    """
+    if not has_api_name(version.name):
         return version.name
     if suffix is None:
         suffix = version.lineage.spec.suffix
@@ -43,14 +46,14 @@ def wire_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: s
 
 
 def tuned_name(name: str, base: str, team: str, suffix: str | None, checkpoint: str | None = None) -> str:
-    """The same from its parts; `name` is the registry's."""
+    """The API name from its parts; `name` is the registry name."""
     parts = ["ft", base, team, plain(suffix or ""), name.removeprefix(JOB_PREFIX)]
     return ":".join([*parts, checkpoint] if checkpoint else parts)
 
 
 def registry_ref(name: str) -> str:
-    """The registry's `name` or `name@alias` for a wire name; any other name is returned as it is."""
-    found = _WIRE.fullmatch(name)
+    """The registry's `name` or `name@alias` for an API name; any other name is returned unchanged."""
+    found = _API_NAME.fullmatch(name)
     if found is None:
         return name
     checkpoint = found["checkpoint"]
@@ -58,5 +61,5 @@ def registry_ref(name: str) -> str:
 
 
 def plain(suffix: str) -> str:
-    """A suffix as it stands in a name: without what would end the field, or would have to be escaped in a path."""
+    """A suffix without characters that would end its field in a name or need escaping in a path."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", suffix)

@@ -1,4 +1,4 @@
-"""The model card: README.md of a version, in Markdown with the hub's YAML front matter. Pure, but for the writing."""
+"""The model card: README.md of a version, in Markdown with the hub's YAML front matter. Pure except `write_card`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_card(version: ModelVersion) -> str:
     lineage = version.lineage
     spec = lineage.spec
     training = spec.training
-    # JSON strings are YAML strings, whatever a base model's name holds.
+    # A JSON string is a valid YAML string for any base model's name.
     front = [
         f"base_model: {json.dumps(spec.base_model, ensure_ascii=False)}",
         f"library_name: {'peft' if version.kind == 'adapter' else 'transformers'}",
@@ -51,15 +51,15 @@ def model_card(version: ModelVersion) -> str:
     origins = {
         "job": lineage.job_id,
         **({"trial of its search": lineage.trial} if lineage.trial else {}),
-        "data set": lineage.dataset_digest,
+        "dataset": lineage.dataset_digest,
         "base weights": lineage.base_digest,
         "code": lineage.code_version,
         "made": lineage.created_at,
     }
     rows = [(name, f"`{_code(text)}`") for name, text in origins.items()]
-    parts.append("## Where it comes from\n\n" + _table(("", ""), rows))
+    parts.append("## Lineage\n\n" + _table(("", ""), rows))
     document = json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=2, ensure_ascii=False)
-    parts.append(f"The job, without what is default:\n\n````json\n{document}\n````")
+    parts.append(f"The job, without defaults:\n\n````json\n{document}\n````")
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,7 +67,7 @@ def _results(metrics: dict[str, float]) -> str:
     if not metrics:
         return "None were recorded."
     names = [name for name in metrics if not (name.startswith("base_") and name[5:] in metrics)]
-    rows = [(name.replace("_", " "), _figure(metrics[name]), _figure(metrics.get(f"base_{name}"))) for name in names]
+    rows = [(name.replace("_", " "), _metric(metrics[name]), _metric(metrics.get(f"base_{name}"))) for name in names]
     return _table(("", "this model", "its base"), rows)
 
 
@@ -76,10 +76,10 @@ def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _figure(value: float | None) -> str:
+def _metric(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
 def _code(text: str) -> str:
-    """As it can stand between backticks, on one line."""
+    """The text for use between backticks, on one line."""
     return text.replace("`", "'").replace("\n", " ")

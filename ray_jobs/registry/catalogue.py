@@ -1,8 +1,8 @@
-"""The catalogue: base models under short names, prepared in the store, for whoever may name no path or address.
+"""The catalogue: prepared base models under short names, for job files that may not name a path or an address.
 
     catalogue/{name}.json
 
-Owns the entries. How a base is prepared is `ray_jobs.models.bases`'; nothing here loads a model.
+Owns the entries. Loads no model; `ray_jobs.models.bases` prepares a base.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 
 
 class CatalogueEntry(BaseModel):
-    """A base that a job file may call by its name."""
+    """A base that a job file may name."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     name: str
     digest: str
-    """Of its prepared copy, `bases/{digest}`."""
+    """Digest of its prepared copy, `bases/{digest}`."""
     source: str
-    """Where it came from."""
+    """Source it was prepared from."""
     architecture: str
     tasks: tuple[str, ...]
-    """What it can be fine-tuned for."""
+    """Tasks it can be fine-tuned for."""
     max_tokens: int | None = None
-    """The longest row it takes. None: its configuration does not say."""
+    """Longest row in tokens. None: not in its configuration."""
     added_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -43,7 +43,7 @@ class CatalogueEntry(BaseModel):
 
 
 def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
-    """Write an entry. ModelError where the name means another base: jobs that name it must not change what they do."""
+    """Write an entry. Raises ModelError if the name belongs to another base, since that would change existing jobs."""
     if not _NAME.fullmatch(entry.name):
         raise ModelError(
             f"{entry.name!r} cannot name a base: lower-case letters, digits, '.', '_' and '-', at most 48, starting "
@@ -52,18 +52,18 @@ def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
     try:
         store.put_json(f"{_PREFIX}{entry.name}.json", entry.model_dump(mode="json"), if_absent=True)
     except ConflictError:
-        there = find(store, entry.name)
-        if there is not None and there.digest != entry.digest:
+        existing = find(store, entry.name)
+        if existing is not None and existing.digest != entry.digest:
             raise ModelError(
-                f"{entry.name!r} is another base already ({there.source}, {there.digest}): name this one otherwise, or "
+                f"{entry.name!r} is another base ({existing.source}, {existing.digest}): use another name, or "
                 f"`kitae bases remove {entry.name}` first"
             ) from None
-        return there or entry
+        return existing or entry
     return entry
 
 
 def find(store: Store, name: str) -> CatalogueEntry | None:
-    """The entry of that name; None for what is not, or cannot be, one."""
+    """The entry with this name; None if there is none."""
     if not _NAME.fullmatch(name):
         return None
     try:
@@ -73,12 +73,12 @@ def find(store: Store, name: str) -> CatalogueEntry | None:
 
 
 def entries(store: Store) -> list[CatalogueEntry]:
-    """All of them, by name."""
+    """All entries, by name."""
     return [_parse(document) for document in store.documents(_PREFIX).values()]
 
 
 def remove(store: Store, name: str) -> None:
-    """Take a name out; the prepared base stays, for the models that were trained from it. ModelError if unknown."""
+    """Remove a name; the prepared base stays, for models trained from it. Raises ModelError for an unknown name."""
     if find(store, name) is None:
         known = [entry.name for entry in entries(store)]
         raise ModelError(f"no base {name!r} in the catalogue; {suggestion(name, known)}")

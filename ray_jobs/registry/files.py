@@ -1,6 +1,6 @@
-"""Which files a published model may hold: weights as safetensors, and text. Nothing that runs when it is loaded.
+"""Files that a published model may hold: weights as safetensors, and text; nothing that runs code when loaded.
 
-Owns that decision; looks into the files, because a name proves nothing.
+Owns that decision. Reads the files: a name alone proves nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _why_refused(path: Path) -> str | None:
 
 
 def _why_no_safetensors(path: Path) -> str | None:
-    """Eight bytes of length, a JSON header with each tensor's place, then exactly the tensors."""
+    """Why it is not safetensors: eight bytes of length, a JSON header with the tensors' offsets, then the tensors."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

@@ -1,4 +1,4 @@
-"""What a version of a model is, and how it is written into its manifest. No I/O."""
+"""A version of a model, its lineage, and their JSON in the manifest. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["adapter", "full", "predictor"]
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version comes from, complete enough to make it again."""
+    """The origin of a version, complete enough to train it again."""
 
     dataset_digest: str
     base_digest: str
@@ -22,17 +22,17 @@ class Lineage:
     code_version: str
     job_id: str
     metrics: dict[str, float] = field(hash=False)
-    """Of the tuned model and, as `base_…`, of its base; all finite."""
+    """Metrics of the tuned model and, as `base_…`, of its base; all finite."""
     labels: tuple[str, ...] = ()
     """Classes of a classifier, in the order of its outputs."""
     trial: str | None = None
-    """Which of its job's search it was; None where there was none."""
+    """The trial of the job's search that won; None without a search."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One registered version. `key` is where its tree is in the store."""
+    """One registered version. `key` is the prefix of its tree in the store."""
 
     name: str
     version: str
@@ -62,7 +62,7 @@ class ModelVersion:
 
 
 def base_name(base_model: str) -> str:
-    """What a base is called at the endpoint: the last part of its address, lower case, without `.gguf`."""
+    """Name of a base at the endpoint: the last part of its address, lower case, without `.gguf`."""
     last = re.split(r"[/\\]", base_model.rstrip("/\\"))[-1].lower().removesuffix(".gguf")
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._") or "base"
 

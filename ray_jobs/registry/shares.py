@@ -1,6 +1,6 @@
-"""Who may use a model besides its own team: one document a model, `shares/{name}.json`.
+"""Shares: the teams that may use a model besides its own, one document per model, `shares/{name}.json`.
 
-Owns that document and how it changes. Does not know who asks (`serving`), nor who owns a version (`registry.wire`).
+Owns that document and its changes. Does not know the caller (`serving`), nor the owner of a version (`api_names`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TEAM: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class Share(BaseModel):
-    """With whom a model is shared."""
+    """Teams that a model is shared with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -33,14 +33,14 @@ class Share(BaseModel):
         return self.everyone or team in self.teams
 
 
-NOBODY = Share()
+NOT_SHARED = Share()
 
 
 def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
-    """Let teams, or everyone, use every version of a model. RegistryError for an unknown model."""
+    """Let teams, or everyone, use every version of a model. Raises RegistryError for an unknown model."""
     added = _checked(teams)
     if not added and not everyone:
-        raise RegistryError(f"{name!r} is to be shared with nobody: name a team, or everyone")
+        raise RegistryError(f"nothing to share {name!r} with: name a team, or everyone")
     if not versions(store, name):
         get(store, name)  # RegistryError, naming the nearest
 
@@ -51,47 +51,47 @@ def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool 
 
 
 def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
-    """Take back what `share` gave, or with neither argument all of it. RegistryError where there is nothing to take.
+    """Revoke shares, or with neither argument all of them. Raises RegistryError for a share that does not exist.
 
-    A model that is shared with everyone stays so when one team is taken away.
+    A model shared with everyone stays so when one team's share is revoked.
     """
-    taken = _checked(teams)
-    all_of_it = not taken and not everyone
+    revoked = _checked(teams)
+    all_of_it = not revoked and not everyone
 
     def change(old: Share) -> Share:
-        missing = sorted(taken - {*old.teams})
-        if missing or (everyone and not old.everyone) or (all_of_it and old == NOBODY):
-            whom = f"with {', '.join(missing)}" if missing else "with everyone" if everyone else "with anybody"
-            raise RegistryError(f"{name!r} is not shared {whom}; it is shared with {told(old)}")
+        missing = sorted(revoked - {*old.teams})
+        if missing or (everyone and not old.everyone) or (all_of_it and old == NOT_SHARED):
+            whom = f"with {', '.join(missing)}" if missing else "with everyone" if everyone else "with any team"
+            raise RegistryError(f"{name!r} is not shared {whom}; it is shared with {describe(old)}")
         if all_of_it:
-            return NOBODY
-        return Share(teams=tuple(sorted({*old.teams} - taken)), everyone=old.everyone and not everyone)
+            return NOT_SHARED
+        return Share(teams=tuple(sorted({*old.teams} - revoked)), everyone=old.everyone and not everyone)
 
     return _update(store, name, change)
 
 
 def read(store: Store, name: str) -> Share:
-    """With whom a model is shared now."""
+    """The shares of a model."""
     try:
         return _parsed(name, store.get_json(_key(name)))
     except ObjectNotFound:
-        return NOBODY
+        return NOT_SHARED
 
 
 def read_all(store: Store) -> dict[str, Share]:
-    """Every model that is shared: one listing, and a read each."""
+    """The shares of every shared model: one listing, and one read per model."""
     found = {name: _parsed(name, document) for name, document in store.documents(PREFIX).items()}
-    return {name: share for name, share in found.items() if share != NOBODY}
+    return {name: share for name, share in found.items() if share != NOT_SHARED}
 
 
-def told(share: Share) -> str:
-    """In words."""
-    return ", ".join([*(["everyone"] if share.everyone else []), *share.teams]) or "nobody"
+def describe(share: Share) -> str:
+    """The shares as text."""
+    return ", ".join([*(["everyone"] if share.everyone else []), *share.teams]) or "no other team"
 
 
 def _update(store: Store, name: str, change: Callable[[Share], Share]) -> Share:
     def documents(old: dict[str, Any] | None) -> dict[str, Any]:
-        return change(NOBODY if old is None else _parsed(name, old)).model_dump(mode="json")
+        return change(NOT_SHARED if old is None else _parsed(name, old)).model_dump(mode="json")
 
     return _parsed(name, store.update_json(_key(name), documents))
 
@@ -113,7 +113,7 @@ def _parsed(name: str, document: Any) -> Share:
     try:
         return Share.model_validate(document)
     except ValidationError as error:
-        raise CorruptObject(f"{_key(name)} does not say with whom {name!r} is shared: {error}") from error
+        raise CorruptObject(f"{_key(name)} is not the record of the shares of {name!r}: {error}") from error
 
 
 def _key(name: str) -> str:

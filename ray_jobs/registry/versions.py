@@ -1,10 +1,10 @@
 """The registry: versions of models with their lineage, and aliases that point at them.
 
-Owns what a version is, how its number is claimed, what files it may hold, and its model card. A version is a committed
-tree of the store and never changes. Does not know how a model is trained or served.
+Owns the claims of version numbers, registration, lookup and deletion. A version is a committed tree of the store and
+never changes. Does not know how a model is trained or served.
 
     models/{name}/{version}/…            the tree: safetensors, configuration, tokenizer, README.md, manifest.json last
-    models/{name}/claims/{version}.json  who has that number; it stays when the version is deleted: none is used twice
+    models/{name}/claims/{version}.json  the claim of a number; kept after a deletion, so that no number is used twice
     aliases/{name}/{alias}.json          {"version": "3", "previous": "2"}
 """
 
@@ -30,7 +30,7 @@ from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 
 CHAMPION = "champion"
-"""The alias that answers for a name alone."""
+"""The alias that a bare name resolves to."""
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 _READS_AT_ONCE = 8
@@ -40,8 +40,8 @@ _MOST_CLAIMS_TRIED = 1000
 def register(store: Store, name: str, directory: Path, *, lineage: Lineage, lineage_digest: str) -> ModelVersion:
     """Make a directory of weights a version of model `name`; write its model card README.md into the directory first.
 
-    The same `lineage_digest` is the same version, however often and by how many processes at once it is registered; a
-    registration that broke off goes on under its number. RegistryError if a file must not be published.
+    The same `lineage_digest` is the same version, however often and by how many processes it is registered; an
+    interrupted registration resumes under its number. Raises RegistryError if a file must not be published.
     """
     _check_name(name, "a model's name")
     check_files(directory)
@@ -49,8 +49,8 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
         raise RegistryError(f"{name!r} cannot be registered: a metric must be a finite number", details=unusable)
     number, lineage = _claim(store, name, lineage, lineage_digest)
     key = key_of(name, number)
-    if (there := store.read_manifest(key)) is not None:
-        return version_of(name, number, there.meta)
+    if (existing := store.read_manifest(key)) is not None:
+        return version_of(name, number, existing.meta)
     adapter = (directory / "adapter_config.json").is_file()
     kind: Kind = "adapter" if adapter else "full" if TASKS[lineage.spec.task].generates else "predictor"
     meta = {"kind": kind, "lineage": lineage_json(lineage), "lineage_digest": lineage_digest}
@@ -59,16 +59,16 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
     try:
         store.commit(key, store.upload_tree(directory, key), meta)
     except ConflictError:
-        # Another process registers the same lineage; whichever was first has made the version.
-        there = store.read_manifest(key)
-        if there is None or there.meta.get("lineage_digest") != lineage_digest:
+        # Another process registered the same lineage first.
+        existing = store.read_manifest(key)
+        if existing is None or existing.meta.get("lineage_digest") != lineage_digest:
             raise
-        return version_of(name, number, there.meta)
+        return version_of(name, number, existing.meta)
     return version
 
 
 def versions(store: Store, name: str) -> list[ModelVersion]:
-    """Every version of a model, oldest first; empty where there is none."""
+    """Every version of a model, oldest first; empty for an unknown model."""
     found = {}
     for info in store.list(f"models/{name}"):
         match = re.fullmatch(rf"models/{re.escape(name)}/(\d+)/manifest\.json", info.key)
@@ -80,16 +80,16 @@ def versions(store: Store, name: str) -> list[ModelVersion]:
 
 
 def names(store: Store) -> list[str]:
-    """Every model that has a version."""
+    """Every model with a version."""
     pattern = re.compile(r"models/([^/]+)/\d+/manifest\.json")
     matches = (pattern.fullmatch(info.key) for info in store.list("models"))
     return sorted({match[1] for match in matches if match is not None})
 
 
 def get(store: Store, ref: str) -> ModelVersion:
-    """`name`, `name@3` or `name@alias`; a name alone is its champion, else its newest version.
+    """The version of `name`, `name@3` or `name@alias`; a bare name is its champion, else its newest version.
 
-    RegistryError with the nearest names, or with the versions and aliases there are.
+    Raises RegistryError with the nearest names, or with the model's versions and aliases.
     """
     name, at, label = ref.partition("@")
     if at and not label:
@@ -105,9 +105,9 @@ def get(store: Store, ref: str) -> ModelVersion:
         raise RegistryError(_unknown_name(store, name))
     if not wanted:
         return found[-1]
-    there = ", ".join([*(version.version for version in found), *sorted(pointed)])
-    gone = f" (version {wanted}, which is deleted)" if wanted != label else ""
-    raise RegistryError(f"model {name!r} has no {label or CHAMPION!r}{gone}; it has: {there}")
+    known = ", ".join([*(version.version for version in found), *sorted(pointed)])
+    gone = f" (version {wanted} is deleted)" if wanted != label else ""
+    raise RegistryError(f"model {name!r} has no {label or CHAMPION!r}{gone}; it has: {known}")
 
 
 def aliases(store: Store, name: str) -> dict[str, str]:
@@ -116,22 +116,22 @@ def aliases(store: Store, name: str) -> dict[str, str]:
     for info in store.list(f"aliases/{name}"):
         try:
             found[info.key.rpartition("/")[2].removesuffix(".json")] = str(store.get_json(info.key)["version"])
-        except ObjectNotFound:  # removed since it was listed
+        except ObjectNotFound:  # removed since the listing
             continue
     return found
 
 
 @dataclass(frozen=True)
 class Alias:
-    """Where an alias points, and where it pointed before."""
+    """The version that an alias points at, and the previous one."""
 
     version: str
     previous: str | None
-    """None: it was not set before."""
+    """None: not set before."""
 
 
 def read_alias(store: Store, name: str, alias: str) -> Alias | None:
-    """One alias; None where it is not set."""
+    """One alias; None if it is not set."""
     try:
         document = store.get_json(f"aliases/{name}/{alias}.json")
     except ObjectNotFound:
@@ -143,8 +143,8 @@ def read_alias(store: Store, name: str, alias: str) -> Alias | None:
 def set_alias(store: Store, name: str, alias: str, version: str, *, expected: str | EllipsisType | None = ...) -> None:
     """Point an alias at a version that exists.
 
-    With `expected` (a version; None: no such alias yet) only if it points there now, else ConflictError: of two who
-    decide on the same grounds, one wins.
+    `expected` (a version; None: not set) is a condition: ConflictError if the alias points elsewhere, so that one of
+    two concurrent decisions wins.
     """
     _check_name(alias, "an alias")
     if alias.isdigit():
@@ -156,7 +156,7 @@ def set_alias(store: Store, name: str, alias: str, version: str, *, expected: st
     def change(old: dict[str, Any] | None) -> dict[str, Any]:
         now = None if old is None else str(old["version"])
         if expected is not ... and now != expected:
-            raise ConflictError(f"{name}@{alias} is {now or 'not set'}, not {expected or 'unset'}: decide anew")
+            raise ConflictError(f"{name}@{alias} is {now or 'not set'}, not {expected or 'unset'}: decide again")
         if now == version and old is not None:
             return old
         return {"version": version, "previous": now, "set_at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -165,31 +165,31 @@ def set_alias(store: Store, name: str, alias: str, version: str, *, expected: st
 
 
 def delete_alias(store: Store, name: str, alias: str) -> None:
-    """Remove an alias; no error if there is none."""
+    """Remove an alias; no error if it is not set."""
     store.delete(f"aliases/{name}/{alias}.json")
 
 
 def delete_version(store: Store, name: str, version: str) -> None:
-    """Delete a version's weights for good; its number is not given again. RegistryError while an alias points at it."""
+    """Delete a version's weights permanently; its number is not reused. RegistryError while an alias points at it."""
     found = get(store, f"{name}@{version}")
     pointing = sorted(alias for alias, target in aliases(store, name).items() if target == found.version)
     if pointing:
         raise RegistryError(
-            f"{name}@{found.version} is what {', '.join(pointing)} point(s) at: point it at another version first"
+            f"{name}@{found.version} is the target of {', '.join(pointing)}: point the alias at another version first"
         )
     store.update_json(_claim_key(name, found.version), lambda old: {**(old or {}), "deleted": True})
     store.delete_tree(found.key)
 
 
 def _claim(store: Store, name: str, lineage: Lineage, lineage_digest: str) -> tuple[str, Lineage]:
-    """The number that belongs to this lineage, and the lineage as it was first claimed (with that moment's time)."""
+    """The number claimed for this lineage, and the lineage as first claimed (with its `created_at`)."""
     claimed = {int(info.key.rpartition("/")[2].removesuffix(".json")) for info in store.list(f"models/{name}/claims")}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         documents = list(pool.map(store.get_json, (_claim_key(name, str(number)) for number in sorted(claimed))))
     for number, document in zip(sorted(claimed), documents, strict=True):
         if _is_claim_of(document, lineage_digest):
             return str(number), lineage_of(document["lineage"])
-    # As it will be read back, so that all who register it write the same card, byte for byte.
+    # As it is read back, so that every process writes the same model card, byte for byte.
     mine = json.loads(canonical_json({"lineage_digest": lineage_digest, "lineage": lineage_json(lineage)}))
     first = max(claimed, default=0) + 1
     for number in range(first, first + _MOST_CLAIMS_TRIED):
@@ -207,7 +207,7 @@ def _is_claim_of(document: dict[str, Any], lineage_digest: str) -> bool:
     return document.get("lineage_digest") == lineage_digest and not document.get("deleted")
 
 
-@lru_cache(maxsize=4096)  # a committed manifest never changes, and the endpoint asks every few seconds
+@lru_cache(maxsize=4096)  # a committed manifest never changes, and the endpoint reads it every few seconds
 def _read(store: Store, name: str, number: str, etag: str) -> ModelVersion | None:
     manifest = store.read_manifest(key_of(name, number))
     return None if manifest is None else version_of(name, number, manifest.meta)

@@ -9,7 +9,7 @@ from ray_jobs.spec.evaluation import EvaluationSection
 from ray_jobs.spec.job import JobSpec
 from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
 from ray_jobs.spec.search import BudgetSection, Range, SearchSection
-from ray_jobs.spec.section import Name, Section
+from ray_jobs.spec.section import Name, SpecSection
 from ray_jobs.spec.serving import ServingSection
 from ray_jobs.spec.training import Precision, TrainingSection
 
@@ -23,8 +23,8 @@ __all__ = [
     "Precision",
     "Range",
     "SearchSection",
-    "Section",
     "ServingSection",
+    "SpecSection",
     "TrainingSection",
     "json_schema",
     "load_spec",

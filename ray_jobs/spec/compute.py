@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from ray_jobs.spec.section import Section
+from ray_jobs.spec.section import SpecSection
 
 Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 
 
-class ComputeSection(Section):
+class ComputeSection(SpecSection):
     workers: int = Field(1, ge=1)
     """Training processes: one per GPU or, without GPUs, one per share of the cores."""
     cpus_per_worker: float = Field(1.0, gt=0)

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from ray_jobs.spec.section import Section
+from ray_jobs.spec.section import SpecSection
 
 
-class DataSection(Section):
+class DataSection(SpecSection):
     train: str
     """Rows to train on: `s3://bucket/key` or a path; `.jsonl`, `.csv`, `.tsv` or `.parquet`."""
     held_out: str | None = None

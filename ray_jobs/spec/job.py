@@ -13,13 +13,13 @@ from ray_jobs.spec.compute import ComputeSection
 from ray_jobs.spec.data import DataSection
 from ray_jobs.spec.evaluation import EvaluationSection
 from ray_jobs.spec.search import Range, SearchSection, searchable_fields
-from ray_jobs.spec.section import Name, Section
+from ray_jobs.spec.section import Name, SpecSection
 from ray_jobs.spec.serving import ServingSection
 from ray_jobs.spec.training import TrainingSection
 from ray_jobs.tasks import TASKS, TaskName
 
 
-class JobSpec(Section):
+class JobSpec(SpecSection):
     """One fine-tuning job, from rows to an answering endpoint."""
 
     name: Name

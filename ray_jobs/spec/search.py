@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from ray_jobs.spec.section import Section
+from ray_jobs.spec.section import SpecSection
 
 Algorithm = Literal["asha", "tpe", "random", "grid", "pbt"]
 
@@ -15,7 +15,7 @@ _MOST_VALUES = 1000
 _MOST_FIELDS = 100
 
 
-class Range(Section):
+class Range(SpecSection):
     min: float
     """Least value."""
     max: float
@@ -41,7 +41,7 @@ FieldSpace = Annotated[
 """The values of one field that a search tries."""
 
 
-class BudgetSection(Section):
+class BudgetSection(SpecSection):
     hours: float | None = Field(None, gt=0)
     """Wall-clock hours of the search, over all its attempts."""
     gpu_hours: float | None = Field(None, gt=0)
@@ -60,7 +60,7 @@ class BudgetSection(Section):
         return self
 
 
-class SearchSection(Section):
+class SearchSection(SpecSection):
     space: dict[str, FieldSpace] | None = Field(None, max_length=_MOST_FIELDS)
     """The fields to search: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, each with a list
     of values or a range `{min, max, scale}`. None: the default space of the task and method, which `plan` shows."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ray_jobs.spec.section import Section
+from ray_jobs.spec.section import SpecSection
 
 
-class ServingSection(Section):
+class ServingSection(SpecSection):
     deploy: bool = True
     """Deploy the version once it is registered."""
     max_model_len: int = Field(2048, ge=64)

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from ray_jobs.spec.section import Section
+from ray_jobs.spec.section import SpecSection
 
 Method = Literal["full", "lora", "qlora", "frozen"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
-class LoraSection(Section):
+class LoraSection(SpecSection):
     rank: int = Field(16, ge=1, le=512)
     """Rank of the update matrices."""
     alpha: float = Field(32.0, gt=0)
@@ -24,7 +24,7 @@ class LoraSection(Section):
     """Names of the linear layers that get an adapter; `all-linear` is every one but the head."""
 
 
-class TrainingSection(Section):
+class TrainingSection(SpecSection):
     method: Method = "lora"
     """`full`: every weight. `lora`: low-rank adapters. `qlora`: the same over a 4-bit base. `frozen`: only the head,
     or for a causal model its last `trainable_blocks` blocks."""

@@ -1,4 +1,4 @@
-"""Where the store is: its `s3://` address, and the environment variables that name it. Pure; no request is made."""
+"""The address of the store: its `s3://` URI, and the environment variables that name it. Pure; makes no request."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_jobs.errors import StoreError
-from ray_jobs.storage.bucket import Settings
+from ray_jobs.storage.bucket import StoreSettings
 
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
-# Any of these in the environment means that boto finds credentials without the two keys.
+# With any of these variables, boto finds credentials without the two keys.
 _OTHER_CREDENTIALS = (
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -21,7 +21,7 @@ _OTHER_CREDENTIALS = (
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """The arguments of Store besides the URI. StoreError with one detail a missing or wrong variable."""
+    """The arguments of Store besides the URI. Raises StoreError with one detail per missing or wrong variable."""
     credentials = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     if any(environment.get(name) for name in _OTHER_CREDENTIALS):
         credentials = []
@@ -44,7 +44,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         problems.append(f"KITAE_STORE_PATIENCE_S is {patience!r}, not a number of seconds")
     if problems:
         raise StoreError("the store is not configured (`make demo` sets up an embedded one)", details=problems)
-    settings = Settings(
+    settings = StoreSettings(
         endpoint_url=endpoint_url.rstrip("/"),
         region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
         access_key_id=environment.get("AWS_ACCESS_KEY_ID") or None,

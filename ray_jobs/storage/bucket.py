@@ -1,6 +1,6 @@
-"""Single requests to one bucket: signed, checksummed, retried with patience, their failures turned into our errors.
+"""Single requests to one bucket: signed, checksummed, retried, their failures translated into Kitae's errors.
 
-Keys here are whole keys. Knows nothing of prefixes, trees or threads, except that many may use one Bucket at once.
+Keys are whole keys. Knows no prefixes and no trees. Safe to use from many threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ray_jobs.errors import ObjectNotFound, StoreAccessDenied, StoreError
-from ray_jobs.storage.faults import AGAIN, Kind, as_error, classify
+from ray_jobs.storage.faults import RETRIED, FaultKind, as_error, classify
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -33,8 +33,9 @@ _DAMAGED_TRIES = 3
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to reach a store. Credentials of None: boto's own chain (a service account's role, an instance profile)."""
+class StoreSettings:
+    """Address and credentials of a store. Credentials of None: boto's own chain (a service account's role, an instance
+    profile)."""
 
     endpoint_url: str
     region: str = "us-east-1"
@@ -42,15 +43,15 @@ class Settings:
     secret_access_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
     patience_s: float = 60.0
-    """How long one request is tried again while the store fails or does not answer."""
+    """Seconds for which a request is retried while the store fails or does not answer."""
     silence_s: float = 60.0
-    """How long a request may go without a byte before it counts as failed."""
+    """Seconds without a byte after which a request has failed."""
     parallel: int = field(default_factory=lambda: min(32, max(8, 2 * (os.cpu_count() or 1))))
-    """Requests at once in a transfer; each holds one part in memory."""
+    """Concurrent requests of a transfer; each holds one part in memory."""
 
 
 @dataclass(frozen=True)
-class Head:
+class ObjectHead:
     """An object's size, etag and user metadata."""
 
     size_bytes: int
@@ -59,9 +60,9 @@ class Head:
 
 
 class Bucket:
-    """One bucket of one store. Safe to share between threads; makes its client when first used."""
+    """One bucket of one store. Safe to share between threads; creates its client on first use."""
 
-    def __init__(self, name: str, settings: Settings, *, stop: threading.Event | None = None) -> None:
+    def __init__(self, name: str, settings: StoreSettings, *, stop: threading.Event | None = None) -> None:
         self.name = name
         self.settings = settings
         self._stop = stop or threading.Event()
@@ -73,7 +74,7 @@ class Bucket:
         return f"s3://{self.name} ({self.settings.endpoint_url})"
 
     def stopping_at(self, stop: threading.Event) -> Bucket:
-        """The same bucket, whose waits between tries end when `stop` is set."""
+        """The same bucket, whose waits between retries end when `stop` is set."""
         return self._share(Bucket(self.name, self.settings, stop=stop))
 
     def patient_for(self, patience_s: float) -> Bucket:
@@ -85,7 +86,7 @@ class Bucket:
     # ---- requests -------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> tuple[bytes, str]:
-        """The whole object and its etag, its stored checksum verified where the store kept one."""
+        """The whole object and its etag; verifies the stored checksum, if any."""
 
         def request() -> tuple[bytes, str]:
             response = self._client().get_object(Bucket=self.name, Key=key, ChecksumMode="ENABLED")
@@ -104,12 +105,12 @@ class Bucket:
 
         return self._try(f"get {key} from byte {offset}", request)
 
-    def head(self, key: str) -> Head:
-        def request() -> Head:
+    def head(self, key: str) -> ObjectHead:
+        def request() -> ObjectHead:
             response = self._client().head_object(Bucket=self.name, Key=key)
-            return Head(response["ContentLength"], response["ETag"], response["Metadata"])
+            return ObjectHead(response["ContentLength"], response["ETag"], response["Metadata"])
 
-        return self._try(f"look at {key}", request)
+        return self._try(f"head {key}", request)
 
     def put(
         self,
@@ -121,7 +122,7 @@ class Bucket:
         metadata: Mapping[str, str] | None = None,
         sha256: bytes | None = None,
     ) -> str:
-        """Write one object, its SHA-256 sent along for the store to verify; returns the etag.
+        """Write one object with its SHA-256, which the store verifies; returns the etag.
 
         `sha256` replaces the digest that is sent (the probe sends a wrong one).
         """
@@ -158,7 +159,7 @@ class Bucket:
     # ---- multipart ------------------------------------------------------------------------------------------------
 
     def begin_upload(self, key: str, *, metadata: Mapping[str, str]) -> tuple[str, str]:
-        """(upload id, mark): the mark tells afterwards whether an object was written by this upload."""
+        """(upload id, mark): an object written by this upload carries the mark."""
         mark = uuid.uuid4().hex
         upload_id = self._try(
             f"begin upload of {key}",
@@ -171,7 +172,7 @@ class Bucket:
     def upload_part(
         self, key: str, upload_id: str, number: int, data: bytes, *, sha256: bytes | None = None
     ) -> dict[str, Any]:
-        """Send part `number` (from 1) with its SHA-256; returns what `finish_upload` wants to know of it."""
+        """Send part `number` (from 1) with its SHA-256; returns its entry for `finish_upload`."""
         digest = _base64(sha256 or hashlib.sha256(data).digest())
         etag = self._try(
             f"put part {number} of {key}",
@@ -211,7 +212,7 @@ class Bucket:
         )
 
     def open_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
-        """(key, upload id) of every multipart upload below `prefix` that was begun and neither finished nor aborted."""
+        """(key, upload id) of every unfinished multipart upload below `prefix`."""
         markers: dict[str, Any] = {}
         while True:
             page = self._try(
@@ -227,11 +228,11 @@ class Bucket:
     # ---- the bucket itself ----------------------------------------------------------------------------------------
 
     def ensure(self) -> None:
-        """See that the bucket is there, creating it if these credentials may."""
-        if self._try(f"look at bucket {self.name}", self._is_there):
+        """Create the bucket if it does not exist."""
+        if self._try(f"head bucket {self.name}", self._exists):
             return
         arguments: dict[str, Any] = {"Bucket": self.name}
-        if self.settings.region != "us-east-1":  # AWS wants it said, except there, where it refuses it
+        if self.settings.region != "us-east-1":  # AWS requires it, except in this region, where it refuses it
             arguments["CreateBucketConfiguration"] = {"LocationConstraint": self.settings.region}
         try:
             self._try(f"create bucket {self.name}", lambda: self._client().create_bucket(**arguments))
@@ -241,26 +242,25 @@ class Bucket:
                 "create it: create it, or name another in KITAE_STORE"
             ) from error
         except StoreError as error:
-            if "BucketAlreadyOwnedByYou" not in error.message:  # another process created it in between
+            if "BucketAlreadyOwnedByYou" not in error.message:  # another process created it
                 raise
 
-    def _is_there(self) -> bool:
+    def _exists(self) -> bool:
         try:
             self._client().head_bucket(Bucket=self.name)
         except Exception as error:
             fault = classify(error)
-            if fault is not None and fault.kind in (Kind.NOT_FOUND, Kind.NO_BUCKET):
+            if fault is not None and fault.kind in (FaultKind.NOT_FOUND, FaultKind.NO_BUCKET):
                 return False
             raise
         return True
 
-    # ---- how ------------------------------------------------------------------------------------------------------
+    # ---- retries --------------------------------------------------------------------------------------------------
 
     def _try(self, action: str, request: Callable[[], T], *, settled: Callable[[], T | None] | None = None) -> T:
-        """Make a request until it succeeds, is refused for good, or `patience_s` is over since its first failure.
+        """Make a request until it succeeds, is refused permanently, or has failed for `patience_s`.
 
-        An answer may be lost after the write was made, and the next try then meets our own write: `settled` looks
-        whether that is so and gives the result.
+        If the answer to a write is lost, the retry meets that write: `settled` checks for it and returns the result.
         """
         first_failure = None
         delay_s = 0.1
@@ -276,17 +276,17 @@ class Bucket:
                 retried = first_failure is not None
                 first_failure = first_failure if first_failure is not None else now
                 waited_s = now - first_failure
-                if retried and settled is not None and fault.kind in (Kind.CONFLICT, Kind.NO_UPLOAD):
+                if retried and settled is not None and fault.kind in (FaultKind.CONFLICT, FaultKind.NO_UPLOAD):
                     result = settled()
                     if result is not None:
                         return result
-                damaged += fault.kind is Kind.DAMAGED
-                again = fault.kind in AGAIN and waited_s < self.settings.patience_s
-                again = again or (fault.kind is Kind.DAMAGED and damaged < _DAMAGED_TRIES)
+                damaged += fault.kind is FaultKind.DAMAGED
+                again = fault.kind in RETRIED and waited_s < self.settings.patience_s
+                again = again or (fault.kind is FaultKind.DAMAGED and damaged < _DAMAGED_TRIES)
                 if not again:
                     raise as_error(fault, action=action, where=self.where, waited_s=waited_s) from error
             if self._stop.wait(random.uniform(0.5, 1.0) * delay_s):
-                raise StoreError(f"{action} given up: the transfer was stopped")
+                raise StoreError(f"{action} was not finished: the transfer was stopped")
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
     def _etag_of_mine(self, key: str, mark: str) -> str | None:
@@ -312,7 +312,7 @@ class Bucket:
         return other
 
     def _client(self) -> S3Client:
-        # boto's clients may be shared by threads but not carried across a fork.
+        # A boto client may be shared by threads, but not used after a fork.
         client = self._clients.get(os.getpid())
         if client is None:
             with self._lock:
@@ -321,21 +321,21 @@ class Bucket:
         return client
 
 
-def make_client(settings: Settings) -> S3Client:
+def make_client(settings: StoreSettings) -> S3Client:
     import boto3
     from botocore.config import Config
 
     loopback = urlsplit(settings.endpoint_url).hostname in ("127.0.0.1", "localhost", "::1")
     config = Config(
-        # Path style works everywhere; virtual hosts need DNS that a self-hosted store seldom has.
+        # Path style works everywhere; virtual hosts need DNS entries that a self-hosted store seldom has.
         s3={"addressing_style": "path"},
-        retries={"total_max_attempts": 1, "mode": "standard"},  # ours are in _try
+        retries={"total_max_attempts": 1, "mode": "standard"},  # `_try` retries
         connect_timeout=5,
         read_timeout=settings.silence_s,
-        max_pool_connections=settings.parallel + 48,  # 40 threads answer the requests of an endpoint; a bound, no more
-        proxies={} if loopback else None,  # None: those of the environment, which cannot reach this machine's own store
-        # We send our own SHA-256 and ask for checksums where a whole object is read: stores differ in what else they
-        # take (CRC64NVME, trailers) and in what they say to a range.
+        max_pool_connections=settings.parallel + 48,  # 40 threads serve the requests of an endpoint; an upper bound
+        proxies={} if loopback else None,  # None: the environment's, which cannot reach a store on this machine
+        # Requests carry an explicit SHA-256, and reads of whole objects request checksums: stores differ in other
+        # checksums (CRC64NVME, trailers) and in checksums of ranges.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

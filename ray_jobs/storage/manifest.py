@@ -1,4 +1,4 @@
-"""What a committed tree holds: the manifest, its digest and its JSON. Pure; no I/O."""
+"""The manifest of a committed tree: its files, digest and JSON. Pure; no I/O."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Manifest:
 
 
 def make_manifest(files: Iterable[FileEntry], meta: Mapping[str, Any]) -> Manifest:
-    """Raises StoreError for a path that is unsafe or named twice."""
+    """A manifest of these files. Raises StoreError for a path that is unsafe or repeated."""
     entries = tuple(sorted(files))
     problems = [reason for entry in entries if (reason := why_unsafe(entry.path)) is not None]
     paths = [entry.path for entry in entries]
     problems += [f"{path!r} is named twice" for path in sorted({path for path in paths if paths.count(path) > 1})]
     if problems:
-        raise StoreError(f"{len(problems)} path(s) cannot stand in a manifest", details=problems)
+        raise StoreError(f"{len(problems)} path(s) are not allowed in a manifest", details=problems)
     return Manifest(entries, dict(meta), _digest(entries, meta))
 
 
@@ -70,7 +70,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(data: bytes, *, source: str) -> Manifest:
-    """Raises CorruptObject if these are not the bytes of a manifest, or not those its own digest was taken of."""
+    """Parse a manifest. Raises CorruptObject if the bytes are not a manifest, or do not match its digest."""
     try:
         document = json.loads(data)
         rows, meta, digest, version = document["files"], document["meta"], document["digest"], document["format"]
@@ -89,10 +89,10 @@ def decode_manifest(data: bytes, *, source: str) -> Manifest:
 
 
 def why_unsafe(path: str) -> str | None:
-    """Why this relative path must not be read from or written below a directory; None where it may."""
+    """Why this relative path must not be used below a directory; None if it is safe."""
     if path == MANIFEST_NAME:
         return f"{path!r} is the commit marker's own name; rename the file"
-    # A manifest may come from a store somebody else writes to: nothing in it may lead out of the directory.
+    # The store may have other writers: no path of a manifest may lead out of the directory.
     parts = path.split("/")
     if not path or "\\" in path or "\0" in path or PurePosixPath(path).is_absolute():
         return f"{path!r} is not a relative path with forward slashes"

@@ -1,7 +1,7 @@
-"""What a store can do: every feature Kitae relies on, tried on the store itself.
+"""The probe: tries every feature that Kitae requires on the store itself.
 
-Owns the list of those features. "S3-compatible" promises none of them, and a store that quietly ignores a condition or
-a checksum loses a race or a model without a word, so each is tried with a request that must be refused.
+Owns the list of those features. "S3-compatible" guarantees none of them, and a store that silently ignores a condition
+or a checksum loses races or data, so each is tried with a request that must be refused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _WRONG_SHA256 = bytes(32)
 _RACERS = 4
 
 Check = Callable[[Bucket, str], bool]
-"""Tries one feature under a key of its own; False, or an error, where the store lacks it."""
+"""Tries one feature under its own key; False, or an error, if the store lacks it."""
 
 
 def probe(bucket: Bucket, prefix: str) -> None:
-    """Raises StoreUnreachable, StoreAccessDenied, or StoreLacks naming every lacking feature."""
+    """Try every feature. Raises StoreUnreachable, StoreAccessDenied, or StoreLacks naming every missing feature."""
     bucket.ensure()
     folder = f"{prefix}.probe/{uuid.uuid4().hex}/"
     lacking = []
@@ -31,13 +31,13 @@ def probe(bucket: Bucket, prefix: str) -> None:
         for number, (feature, why, check) in enumerate(CHECKS):
             try:
                 found = check(bucket, f"{folder}{number}")
-                said = ""
+                reason = ""
             except (StoreUnreachable, StoreAccessDenied):
                 raise
             except StoreError as error:
-                found, said = False, f" ({error.message})"
+                found, reason = False, f" ({error.message})"
             if not found:
-                lacking.append(f"{feature}: {why}{said}")
+                lacking.append(f"{feature}: {why}{reason}")
     finally:
         _clean_up(bucket, folder)
     if lacking:
@@ -50,7 +50,7 @@ def probe(bucket: Bucket, prefix: str) -> None:
 
 def _clean_up(bucket: Bucket, folder: str) -> None:
     quick = bucket.patient_for(0)
-    # A few bytes may stay behind: what was found out counts.
+    # Best effort: a few bytes may stay.
     with suppress(StoreError):
         for key, upload_id in list(quick.open_uploads(folder)):
             quick.abort_upload(key, upload_id)
@@ -141,14 +141,14 @@ def _refused(how: type[StoreError], request: Callable[[], object]) -> bool:
 
 CHECKS: tuple[tuple[str, str, Check], ...] = (
     ("reading back what was written, with its metadata", "nothing works without it", _round_trip),
-    ("listing what was just written, and not what was deleted", "stages would be run twice", _listing),
+    ("listing what was just written, and not what was deleted", "stages would run twice", _listing),
     ("range reads", "large files could not be read in parallel", _range),
-    ("checksums (x-amz-checksum-sha256)", "it keeps bytes that were damaged on the way", _checksum),
+    ("checksums (x-amz-checksum-sha256)", "it keeps bytes damaged in transit", _checksum),
     ("conditional writes (If-None-Match: *)", "two jobs could claim the same version", _if_absent),
     ("conditional writes (If-Match)", "one writer's update could undo another's", _if_match),
     ("conditional writes that hold in a race", "two jobs could claim the same version at once", _race),
     ("multipart uploads", "large files could not be written", _multipart),
-    ("checksums of parts", "it keeps parts that were damaged on the way", _part_checksum),
+    ("checksums of parts", "it keeps parts damaged in transit", _part_checksum),
     ("conditional multipart uploads (If-None-Match: *)", "a dead job could overwrite a live one", _multipart_if_absent),
     ("conditional multipart uploads (If-Match)", "a dead job could overwrite a live one", _multipart_if_match),
 )

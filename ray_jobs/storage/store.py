@@ -1,4 +1,4 @@
-"""Store: the front of the object store that the rest of Kitae sees.
+"""Store: the interface of the object store.
 
 Owns the prefix, JSON documents with compare-and-swap, committed trees and their local cache. Reads the environment in
 `from_env` only.
@@ -22,7 +22,7 @@ from typing import Any
 from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError, StoreLacks
 from ray_jobs.storage.address import folder_of, from_environment, split_uri
-from ray_jobs.storage.bucket import Bucket, Settings
+from ray_jobs.storage.bucket import Bucket, StoreSettings
 from ray_jobs.storage.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -37,7 +37,7 @@ from ray_jobs.storage.transfer import (
     LocalFile,
     ProgressFn,
     Transfer,
-    need_room,
+    require_free,
     scan,
     sha256_of,
     temporary_beside,
@@ -54,18 +54,18 @@ _READS_AT_ONCE = 8
 class Store:
     """A bucket and a prefix of an S3-compatible store. Keys are relative to the prefix. Safe to share between threads.
 
-    Pickling carries the address and no credentials: the process that unpickles it takes those of its own environment.
+    A pickle carries the address and no credentials: the unpickling process uses those of its own environment.
     """
 
-    def __init__(self, uri: str, settings: Settings, *, cache: Path | None = None) -> None:
-        """`uri` is `s3://bucket` or `s3://bucket/prefix`; `cache` is where `fetch` keeps trees by default."""
+    def __init__(self, uri: str, settings: StoreSettings, *, cache: Path | None = None) -> None:
+        """`uri` is `s3://bucket` or `s3://bucket/prefix`; `cache` is the default directory of `fetch`."""
         name, self._prefix = split_uri(uri)
         self._bucket = Bucket(name, settings)
         self._cache = cache or Path.home() / ".cache" / "kitae"
 
     @classmethod
     def from_env(cls, *, check: bool = True) -> Store:
-        """The store of KITAE_STORE and AWS_*; with `check` it is probed once. StoreError lists all that is missing."""
+        """The store of KITAE_STORE and AWS_*; with `check` it is probed. StoreError lists every missing variable."""
         store = cls(os.environ.get("KITAE_STORE", ""), **from_environment(os.environ))
         if check:
             store.probe()
@@ -88,42 +88,44 @@ class Store:
         return other
 
     def probe(self) -> None:
-        """Try everything Kitae needs of the store. StoreUnreachable, StoreAccessDenied, or StoreLacks naming it all."""
+        """Try every required feature. Raises StoreUnreachable, StoreAccessDenied or StoreLacks."""
         patience_s = min(_PROBE_PATIENCE_S, self._bucket.settings.patience_s)
         probe(self._bucket.patient_for(patience_s), self._prefix)
 
     # ---- single objects -------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> bytes:
-        """Raises ObjectNotFound."""
+        """The whole object. Raises ObjectNotFound."""
         return self._bucket.get(self._prefix + key)[0]
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         return self._bucket.get(self._prefix + key)
 
     def read_in_pieces(self, key: str, piece_bytes: int) -> Iterator[bytes]:
-        """The object a piece at a time. ObjectNotFound, or ConflictError if it is replaced meanwhile."""
+        """The object in pieces. Raises ObjectNotFound, or ConflictError if it is replaced meanwhile."""
         head = self._bucket.head(self._prefix + key)
         for offset in range(0, head.size_bytes, piece_bytes):
             size_bytes = min(piece_bytes, head.size_bytes - offset)
             yield self._bucket.get_range(self._prefix + key, offset, size_bytes, etag=head.etag)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
-        """Write and return the etag. ConflictError if the condition does not hold."""
+        """Write an object and return its etag. Raises ConflictError if the condition does not hold."""
         return self._bucket.put(self._prefix + key, data, if_absent=if_absent, if_match=if_match)
 
     def get_json(self, key: str) -> Any:
         return self._parse(key, self.get(key))
 
     def documents(self, prefix: str) -> dict[str, Any]:
-        """Every `{name}.json` below `prefix/` by its name, in the names' order: one listing, and reads some at a time.
-        One that is deleted meanwhile is left out."""
+        """Every `{name}.json` below `prefix/` by name, sorted: one listing and parallel reads.
+
+        A document deleted meanwhile is left out.
+        """
         folder = folder_of(prefix)
         found = self.read_json([info.key for info in self.list(prefix)])
         return {key.removeprefix(folder).removesuffix(".json"): document for key, document in found.items()}
 
     def read_json(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The documents of those keys that are there, in the keys' order; reads some at a time."""
+        """The documents of the existing keys, in the keys' order, read in parallel."""
 
         def read(key: str) -> Any:
             try:
@@ -145,9 +147,9 @@ class Store:
         *,
         patience_s: float = _SWAP_PATIENCE_S,
     ) -> dict[str, Any]:
-        """Replace a document by `change(document)` (None: there is none yet), again until nobody wrote in between.
+        """Replace a document by `change(document)` (None: it does not exist), retried until no other write intervened.
 
-        `change` may be called several times, so it must only compute; what it raises ends the update. ConflictError
+        `change` may be called several times, so it must be pure; its exceptions end the update. Raises ConflictError
         after `patience_s`.
         """
         deadline = time.monotonic() + patience_s
@@ -183,23 +185,23 @@ class Store:
             yield ObjectInfo(key.removeprefix(self._prefix), size_bytes, etag)
 
     def list_dirs(self, prefix: str = "") -> Names:
-        """The names one level below `prefix/` that have something below them."""
+        """The names of the folders one level below `prefix/`."""
         folder = self._prefix + folder_of(prefix)
         return [found.removeprefix(folder).rstrip("/") for found in self._bucket.folders(folder)]
 
     def delete(self, keys: Iterable[str] | str) -> None:
-        """Delete; a key that is not there is no error."""
+        """Delete keys; an absent key is no error."""
         wanted = [keys] if isinstance(keys, str) else list(keys)
-        # One request a key: several stores lack the request that deletes many.
+        # One request per key: several stores lack the request that deletes many.
         with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
             for _ in pool.map(self._bucket.delete, [self._prefix + key for key in wanted]):
                 pass
 
     def delete_tree(self, prefix: str) -> None:
-        """Delete everything below `prefix/`, its manifest first: no reader ever sees a committed tree with holes."""
+        """Delete everything below `prefix/`, its manifest first: no reader sees a committed tree with missing files."""
         folder = folder_of(prefix)
         self.delete(folder + MANIFEST_NAME)
-        with suppress(StoreLacks):  # where unfinished uploads cannot be listed, the bucket's lifecycle rules end them
+        with suppress(StoreLacks):  # if unfinished uploads cannot be listed, the bucket's lifecycle rules end them
             for key, upload_id in list(self._bucket.open_uploads(self._prefix + folder)):
                 self._bucket.abort_upload(key, upload_id)
         self.delete([info.key for info in self.list(prefix)])
@@ -207,7 +209,7 @@ class Store:
     # ---- files and trees ------------------------------------------------------------------------------------------
 
     def upload_file(self, path: Path, key: str, *, progress: ProgressFn | None = None) -> FileEntry:
-        """Write a file under `key`, in parallel parts, replacing what was there. The entry's path is the file's."""
+        """Write a file under `key`, in parallel parts, replacing an existing object. The entry's path is the file's."""
         if not path.is_file():
             raise StoreError(f"no file at {path}: nothing to upload")
         existing = self._info(key)
@@ -216,10 +218,10 @@ class Store:
             return transfer.run([partial(transfer.upload, file, self._prefix + key, existing)])[0]
 
     def download_file(self, key: str, path: Path, *, progress: ProgressFn | None = None) -> FileEntry:
-        """Read `key` into the file `path`, which is replaced only once all of it is there and verified."""
+        """Read `key` into the file `path`, which is replaced only once all bytes are verified."""
         head = self._bucket.head(self._prefix + key)
         with temporary_beside(path) as directory:
-            need_room(directory, head.size_bytes)
+            require_free(directory, head.size_bytes)
             with Transfer(self._bucket, total_bytes=head.size_bytes, progress=progress) as transfer:
                 (entry,) = transfer.run([partial(transfer.download, self._prefix + key, directory / "file", None)])
             os.replace(directory / "file", path)
@@ -228,8 +230,8 @@ class Store:
     def upload_tree(self, directory: Path, prefix: str, *, progress: ProgressFn | None = None) -> tuple[FileEntry, ...]:
         """Write every file of a directory below `prefix/`, for `commit` to make visible.
 
-        A file that is there already with the same bytes is not sent again, so an upload that broke off goes on.
-        ConflictError if another tree is committed there, or if somebody else is writing one.
+        A file already stored with the same bytes is not sent again, so an interrupted upload resumes. Raises
+        ConflictError if another tree is committed there, or if another process writes one.
         """
         files = scan(directory)
         committed = self.read_manifest(prefix)
@@ -242,14 +244,14 @@ class Store:
             return transfer.run(
                 [
                     partial(transfer.upload, file, self._prefix + folder + file.path, existing.get(file.path))
-                    for file in sorted(files, key=lambda file: -file.size_bytes)  # the longest first: it ends last
+                    for file in sorted(files, key=lambda file: -file.size_bytes)  # the largest first: it ends last
                 ]
             )
 
     def commit(self, prefix: str, files: Iterable[FileEntry], meta: Mapping[str, Any]) -> Manifest:
         """Make the files below `prefix/` visible as one tree, by writing its manifest, last and once.
 
-        The same content already committed is success; other content is ConflictError.
+        If the same content is committed already, succeeds; for other content, raises ConflictError.
         """
         manifest = make_manifest(files, meta)
         folder = folder_of(prefix)
@@ -264,13 +266,13 @@ class Store:
         try:
             self.put(folder + MANIFEST_NAME, encode_manifest(manifest), if_absent=True)
         except ConflictError as error:
-            there = self.read_manifest(prefix)
-            if there is None or there.digest != manifest.digest:
+            existing = self.read_manifest(prefix)
+            if existing is None or existing.digest != manifest.digest:
                 raise ConflictError(f"{self.uri(prefix)} is already committed, with other content") from error
         return manifest
 
     def read_manifest(self, prefix: str) -> Manifest | None:
-        """None: not committed, so there is nothing there to read. CorruptObject if its bytes are not a manifest's."""
+        """The manifest of a tree; None if it is not committed. Raises CorruptObject for a damaged manifest."""
         key = folder_of(prefix) + MANIFEST_NAME
         try:
             data = self.get(key)
@@ -279,10 +281,10 @@ class Store:
         return decode_manifest(data, source=self.uri(key))
 
     def download_tree(self, prefix: str, directory: Path, *, progress: ProgressFn | None = None) -> Manifest:
-        """Read a committed tree into `directory`, which appears only once every file is there and verified.
+        """Read a committed tree into `directory`, which appears only once every file is verified.
 
-        `directory` must be absent or empty, or already hold this tree. ObjectNotFound if nothing is committed;
-        CorruptObject if a file is not what the manifest says; MachineError if there is no room.
+        `directory` must be absent or empty, or already hold this tree. Raises ObjectNotFound if nothing is committed,
+        CorruptObject if a file does not match the manifest, MachineError if the disk is too small.
         """
         manifest = self._committed(prefix)
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -291,7 +293,7 @@ class Store:
             raise StoreError(f"{directory} exists and is not {self.uri(prefix)}: name a new directory, or remove it")
         folder = self._prefix + folder_of(prefix)
         with temporary_beside(directory) as temporary:
-            need_room(temporary, manifest.size_bytes)
+            require_free(temporary, manifest.size_bytes)
             tree = temporary / "tree"
             tree.mkdir()
             with Transfer(self._bucket, total_bytes=manifest.size_bytes, progress=progress) as transfer:
@@ -304,21 +306,21 @@ class Store:
             try:
                 os.rename(tree, directory)
             except OSError as error:
-                if not (directory.is_dir() and _holds(directory, manifest)):  # else: another process was as quick
+                if not (directory.is_dir() and _holds(directory, manifest)):  # else: another process downloaded it
                     raise MachineError(f"cannot move {tree} to {directory}: {error.strerror}") from error
         return manifest
 
     def fetch(self, prefix: str, *, cache: Path | None = None, progress: ProgressFn | None = None) -> Path:
-        """A local directory with a committed tree: downloaded once a machine, found again by the manifest's digest.
+        """A local directory with a committed tree: downloaded once per machine, and cached by the manifest's digest.
 
-        It is shared; do not write to it.
+        The directory is shared; do not write to it.
         """
         manifest = self._committed(prefix)
         directory = (cache or self._cache) / "trees" / manifest.digest
         with _locked(directory.with_suffix(".lock")):
             if not _sizes_match(directory, manifest):
                 with temporary_beside(directory) as temporary:
-                    if directory.exists():  # what a crash of the machine left of it
+                    if directory.exists():  # left damaged by a crash of the machine
                         os.rename(directory, temporary / "damaged")
                     self.download_tree(prefix, temporary / "tree", progress=progress)
                     for entry in manifest.files:
@@ -326,7 +328,7 @@ class Store:
                     os.rename(temporary / "tree", directory)
         return directory
 
-    # ---- how ------------------------------------------------------------------------------------------------------
+    # ---- private --------------------------------------------------------------------------------------------------
 
     def _committed(self, prefix: str) -> Manifest:
         manifest = self.read_manifest(prefix)
@@ -379,7 +381,7 @@ def _flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Only one process of this machine at a time; released by the kernel when its holder dies."""
+    """A lock between the processes of this machine; the kernel releases it when its holder dies."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")

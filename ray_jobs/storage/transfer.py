@@ -1,7 +1,7 @@
-"""Many requests at once: files in parts, trees of files, every byte verified by SHA-256 in both directions.
+"""Parallel transfer: files in parts, trees of files, every byte verified by SHA-256 in both directions.
 
-Keys are whole keys. Knows nothing of manifests being committed; `store` decides what may be written where.
-B/s are bound by the store, the network or SHA-256, which this uses one core a file for.
+Keys are whole keys. Commits no manifest; `store` decides what may be written where. Throughput is limited by the store,
+the network or SHA-256, which uses one core per file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray_jobs.storage.manifest import FileEntry, ObjectInfo, why_unsafe
 T = TypeVar("T")
 
 ProgressFn = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, from several threads but never by two at once."""
+"""Called with the bytes done and the total, from several threads but never concurrently."""
 
 PART_BYTES = 16 * 2**20
 _MOST_PARTS = 10_000  # S3's limit
@@ -37,7 +37,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of a directory: its path in the tree, where it lies, its size."""
+    """A file of a directory: its path in the tree, its local path, its size."""
 
     path: str
     source: Path
@@ -45,7 +45,7 @@ class LocalFile:
 
 
 def part_bytes_for(size_bytes: int) -> int:
-    """Bytes a part: 16 MiB, more where that would make over 10,000 parts."""
+    """Bytes per part: 16 MiB, or more if that would make over 10,000 parts."""
     least = -(-size_bytes // _MOST_PARTS)
     return max(PART_BYTES, -(-least // 2**20) * 2**20)
 
@@ -57,7 +57,7 @@ def parts_of(size_bytes: int) -> list[tuple[int, int]]:
 
 
 def scan(directory: Path) -> list[LocalFile]:
-    """Every file below `directory`, sorted. Raises StoreError naming all that cannot be stored."""
+    """Every file below `directory`, sorted. Raises StoreError naming every file that cannot be stored."""
     if not directory.is_dir():
         raise StoreError(f"no directory at {directory}: nothing to upload")
     found, problems = [], []
@@ -85,7 +85,7 @@ def sha256_of(path: Path) -> str:
 
 
 class Transfer:
-    """The threads and the progress of one upload or download. Use as a context manager; an error stops all of it."""
+    """The threads and the progress of one upload or download. A context manager; an error stops all threads."""
 
     def __init__(self, bucket: Bucket, *, total_bytes: int, progress: ProgressFn | None) -> None:
         self._stop = threading.Event()
@@ -95,7 +95,7 @@ class Transfer:
         self._progress = progress
         self._failure: BaseException | None = None
         self._lock = threading.Lock()
-        # Two pools: a file's thread waits for its parts, which must never have to wait for a file's thread.
+        # Two pools: a file's thread waits for its parts, which must not wait for a file's thread.
         self._files = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="kitae-file")
         self._parts = ThreadPoolExecutor(bucket.settings.parallel, thread_name_prefix="kitae-part")
 
@@ -109,15 +109,15 @@ class Transfer:
         self._parts.shutdown(cancel_futures=True)
 
     def run(self, jobs: Sequence[Callable[[], FileEntry]]) -> tuple[FileEntry, ...]:
-        """Do the jobs, one a file, and give their results in order; the first failure stops the others."""
+        """Run the jobs, one per file, and return their results in order; the first failure stops the others."""
         futures = [self._files.submit(job) for job in jobs]
         return tuple(self._first_failure_or_all(futures))
 
     def upload(self, file: LocalFile, key: str, existing: ObjectInfo | None) -> FileEntry:
         """Write one file under `key`.
 
-        The write holds only while the key is as it was seen (`existing`, or absent), so that a writer that was taken
-        for dead cannot change what a newer one has committed. Its own bytes found there count as written.
+        The write is conditional on the object seen before (`existing`, or absent), so that a writer taken for dead
+        cannot change what a newer one has committed. The same bytes found there count as written.
         """
         before = _stamp(file.source)
         entry = FileEntry(file.path, file.size_bytes, sha256_of(file.source))
@@ -134,11 +134,11 @@ class Transfer:
             if not self._holds(key, entry):
                 raise
         if _stamp(file.source) != before:
-            raise StoreError(f"{file.source} was changed while it was uploaded; upload it again once it is still")
+            raise StoreError(f"{file.source} changed while it was uploaded; upload it again once it no longer changes")
         return entry
 
     def download(self, key: str, target: Path, expected: FileEntry | None) -> FileEntry:
-        """Read `key` into the new file `target`; what arrives must be `expected`, or what its writer noted."""
+        """Read `key` into the new file `target`; verifies `expected`, or the digest that its writer recorded."""
         path = key if expected is None else expected.path
         try:
             head = self._bucket.head(key)
@@ -165,7 +165,7 @@ class Transfer:
             except ConflictError as error:
                 raise CorruptObject(f"{key} at {self._bucket.where} was replaced while it was read") from error
             finally:
-                self._settle(futures)  # none may write to a descriptor that is closed
+                self._settle(futures)  # no thread may write to a closed descriptor
         if sha256 is not None and digest.hexdigest() != sha256:
             raise CorruptObject(
                 f"{key} at {self._bucket.where} has SHA-256 {digest.hexdigest()}, it was written with {sha256}; "
@@ -230,7 +230,7 @@ class Transfer:
         return head.size_bytes == entry.size_bytes and head.metadata.get(SHA256_META) == entry.sha256
 
     def _abort_quietly(self, key: str, upload_id: str) -> None:
-        with suppress(StoreError):  # the reason for the abort is raised; what is left behind goes with the tree
+        with suppress(StoreError):  # the cause of the abort is raised; the parts are deleted with the tree
             self._bucket.patient_for(0).abort_upload(key, upload_id)
 
     def _advance(self, size_bytes: int) -> None:
@@ -248,7 +248,7 @@ class Transfer:
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         failures = [failure for future in done if (failure := future.exception()) is not None]
         if failures:
-            with self._lock:  # what fails after the stop fails because of it: the first is the reason
+            with self._lock:  # failures after the stop are its consequence: raise the first
                 self._failure = self._failure or failures[0]
             self._stop.set()
             raise self._failure
@@ -257,7 +257,7 @@ class Transfer:
 
 @contextmanager
 def reading(path: Path) -> Iterator[int]:
-    """A descriptor to read a file by; MachineError where that fails."""
+    """A descriptor for reading a file. Raises MachineError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -270,7 +270,7 @@ def reading(path: Path) -> Iterator[int]:
 
 @contextmanager
 def writing(path: Path, size_bytes: int) -> Iterator[int]:
-    """A descriptor to write a new file of this size by; MachineError, with the room there is, if the disk is full."""
+    """A descriptor for writing a new file of this size. MachineError, with the free space, if the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -287,7 +287,7 @@ def writing(path: Path, size_bytes: int) -> Iterator[int]:
 
 @contextmanager
 def temporary_beside(target: Path) -> Iterator[Path]:
-    """A new directory on the disk of `target`, gone afterwards."""
+    """A temporary directory on the disk of `target`."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -299,8 +299,8 @@ def temporary_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def need_room(directory: Path, needed_bytes: int) -> None:
-    """Raises MachineError unless the disk of `directory` has so much free."""
+def require_free(directory: Path, needed_bytes: int) -> None:
+    """Raise MachineError unless the disk of `directory` has this many bytes free."""
     if shutil.disk_usage(directory).free < needed_bytes:
         raise no_room(directory, needed_bytes)
 
@@ -315,16 +315,16 @@ def no_room(directory: Path, needed_bytes: int) -> MachineError:
 
 def _read(descriptor: int, offset: int, size_bytes: int) -> bytes:
     data = os.pread(descriptor, size_bytes, offset)
-    while len(data) < size_bytes:  # the kernel gives at most 2 GiB at once
+    while len(data) < size_bytes:  # the kernel returns at most 2 GiB at once
         more = os.pread(descriptor, size_bytes - len(data), offset + len(data))
         if not more:
-            raise StoreError(f"a file became shorter while it was uploaded: {size_bytes - len(data)} bytes are missing")
+            raise StoreError(f"a file shrank while it was uploaded: {size_bytes - len(data)} bytes are missing")
         data += more
     return data
 
 
 def _hash(descriptor: int, offset: int, size_bytes: int, digest: hashlib._Hash) -> hashlib._Hash:
-    """Go on with `digest` over this range of the file."""
+    """Update `digest` with this range of the file."""
     end = offset + size_bytes
     while offset < end:
         block = _read(descriptor, offset, min(_HASH_BLOCK_BYTES, end - offset))

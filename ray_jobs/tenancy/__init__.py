@@ -1,1 +1,1 @@
-"""Tenancy: API keys, usage and webhooks of teams."""
+"""What belongs to a team: API keys, usage and webhooks. Knows no HTTP routes and counts no limits."""

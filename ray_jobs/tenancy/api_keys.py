@@ -1,12 +1,12 @@
-"""API keys: who may use the endpoint, for which team, and how much; one document a key in `keys/{id}.json`.
+"""API keys: the teams and limits of the endpoint's clients, one document per key in `keys/{id}.json`.
 
-Owns the records, the form of a key and how one is made, found and revoked. Does not know HTTP nor how limits count
-(`serving`). Only a key's SHA-256 is stored. Its secret part has 256 random bits, so no list of guesses reaches it, and
-the slow salted hashes that passwords need would protect nothing here: they would only cost time in every request.
+Owns the records and how a key is made, found and revoked. Does not know HTTP nor how limits are counted (`serving`).
+Only a key's SHA-256 is stored: its secret part has 256 random bits, so a slow salted hash would add no protection and
+cost time in every request.
 
-    key, secret = keys.create(store, "search", "nightly evaluation", Limits(requests_per_minute=60))
-    keys.find(store, secret)  # the record; None for any other text
-    keys.revoke(store, key.id)
+    key, secret = api_keys.create(store, "search", "nightly evaluation", Limits(requests_per_minute=60))
+    api_keys.find(store, secret)  # the record; None for any other text
+    api_keys.revoke(store, key.id)
 """
 
 from __future__ import annotations
@@ -28,61 +28,61 @@ from ray_jobs.storage import Store
 PREFIX = "keys/"
 
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""What people call a key: one line of at most 64 characters."""
+"""Display name of a key: one line of at most 64 characters."""
 
 _ID_CHARACTERS = 16
-_SECRET_CHARACTERS = 52  # of 5 bits each: the first 260 of them, so at least 256
+_SECRET_CHARACTERS = 52  # 5 bits each: 260 bits
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _KEY = re.compile(rf"kitae-([a-z2-7]{{{_ID_CHARACTERS}}})-[a-z2-7]{{{_SECRET_CHARACTERS}}}")
-"""A fixed prefix, alphabet and length: a scanner for leaked secrets finds a key by this expression alone."""
+"""A fixed prefix, alphabet and length, so that a secret scanner finds a leaked key by this expression alone."""
 _READS_AT_ONCE = 8
 
 
-class _Record(BaseModel):
+class _KeyModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
-class Limits(_Record):
-    """What one key may use. None: no limit."""
+class Limits(_KeyModel):
+    """Limits of one key. None: no limit."""
 
     requests_per_minute: int | None = Field(None, ge=1)
-    """Requests begun in any minute, at each replica of the ingress."""
+    """Requests started per minute, at each replica of the ingress."""
     tokens_per_minute: int | None = Field(None, ge=1)
-    """Tokens read and written in a minute, counted when an answer is complete, at each replica of the ingress."""
+    """Prompt and completion tokens per minute, counted once an answer is complete, at each replica of the ingress."""
     concurrent_requests: int | None = Field(None, ge=1)
-    """Requests being answered at the same time, at each replica of the ingress."""
+    """Requests processed at the same time, at each replica of the ingress."""
     concurrent_jobs: int | None = Field(None, ge=1)
-    """Fine-tuning jobs that are not over."""
+    """Fine-tuning jobs that have not ended."""
     max_body_bytes: int | None = Field(None, ge=1024)
-    """Longest request body, where that is less than the endpoint's own limit."""
+    """Longest request body, if less than the endpoint's own limit."""
 
 
-class ApiKey(_Record):
+class ApiKey(_KeyModel):
     """One key, without its secret."""
 
     id: str = Field(pattern=rf"^[a-z2-7]{{{_ID_CHARACTERS}}}$")
-    """Names the key; no secret. It is a part of the key, so that the record is found without a scan."""
+    """Public part of the key, by which its record is found without a scan."""
     team: Name
-    """Whose jobs, files and models the key reaches."""
+    """Team whose jobs, files and models the key can access."""
     name: Label
-    """What it is for; need not be unique."""
+    """Purpose of the key; need not be unique."""
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the whole key."""
     created_at: datetime
     expires_at: datetime | None = None
-    """It opens nothing from then on. None: it does not expire."""
+    """The key is refused from this time on. None: it does not expire."""
     revoked_at: datetime | None = None
-    """Since when it opens nothing. None: it was not revoked."""
+    """Time of revocation. None: not revoked."""
     limits: Limits = Limits()
 
     def state(self, now: datetime) -> Literal["active", "expired", "revoked"]:
-        """What it is at that moment."""
+        """State at that time."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
 
     def opens(self, key: str, now: datetime) -> bool:
-        """Whether `key` is this key and may be used, in a time that tells nothing of the digest."""
+        """True if `key` is this key and active; compares in constant time."""
         return hmac.compare_digest(digest_of(key), self.digest) and self.state(now) == "active"
 
 
@@ -91,7 +91,7 @@ def digest_of(key: str) -> str:
 
 
 def id_of(key: str) -> str | None:
-    """The id in a whole key; None where the text has not the form of one. Proves nothing."""
+    """The id in a whole key; None if the text is not of its form. Verifies nothing."""
     found = _KEY.fullmatch(key)
     return None if found is None else found.group(1)
 
@@ -99,9 +99,9 @@ def id_of(key: str) -> str | None:
 def create(
     store: Store, team: str, name: str, limits: Limits | None = None, *, expires_at: datetime | None = None
 ) -> tuple[ApiKey, str]:
-    """A new key's record, and the key itself, which is nowhere else and cannot be shown again.
+    """A new key's record, and the key itself, which is not stored and cannot be shown again.
 
-    `expires_at` has a time zone. Raises ApiKeyError naming everything that is wrong with what was asked.
+    `expires_at` has a time zone. Raises ApiKeyError naming every invalid argument.
     """
     now = datetime.now(UTC)
     if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
@@ -121,12 +121,12 @@ def create(
     except ValidationError as error:
         details = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
         raise ApiKeyError(f"no key {name!r} of team {team!r} can be made", details=details) from error
-    store.put_json(_path(key.id), key.model_dump(mode="json"), if_absent=True)
+    store.put_json(_key_of(key.id), key.model_dump(mode="json"), if_absent=True)
     return key, secret
 
 
 def list_keys(store: Store, *, team: str | None = None) -> list[ApiKey]:
-    """Every key, or those of one team: revoked and expired ones too, by team and then by age."""
+    """Every key, or those of one team, by team and then by age; includes revoked and expired keys."""
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         found = pool.map(lambda key_id: read(store, key_id), etags(store))
         keys = [key for key in found if key is not None and team in (None, key.team)]
@@ -134,29 +134,29 @@ def list_keys(store: Store, *, team: str | None = None) -> list[ApiKey]:
 
 
 def etags(store: Store) -> dict[str, str]:
-    """Id → etag of its record, of every key: what there is, and whether it changed, in one request for each 1,000."""
+    """Id → etag of the record, for every key; one request per 1,000 keys."""
     return {info.key.removeprefix(PREFIX).removesuffix(".json"): info.etag for info in store.list(PREFIX)}
 
 
 def read(store: Store, key_id: str) -> ApiKey | None:
-    """A key's record; None where there is none. Raises CorruptObject."""
+    """A key's record; None if it does not exist. Raises CorruptObject."""
     try:
-        return _parse(key_id, store.get_json(_path(key_id)))
+        return _parse(key_id, store.get_json(_key_of(key_id)))
     except ObjectNotFound:
         return None
 
 
 def find(store: Store, key: str) -> ApiKey | None:
-    """The record of a whole key that may be used now; None for a wrong, revoked or expired one, or any other text."""
+    """The record of an active key, given whole; None for a wrong, revoked or expired one, or any other text."""
     key_id = id_of(key)
     record = None if key_id is None else read(store, key_id)
     return record if record is not None and record.opens(key, datetime.now(UTC)) else None
 
 
 def revoke(store: Store, key_id: str) -> ApiKey:
-    """Let a key open nothing any more; one that is revoked stays as it is. Its record stays, for the ledgers.
+    """Revoke a key; a revoked one stays unchanged. The record stays, for the ledgers.
 
-    Takes an id, or the whole key, as a leak brings it. Raises ApiKeyError where there is none, naming the nearest.
+    Takes an id, or a whole leaked key. Raises ApiKeyError for an unknown key, naming the nearest.
     """
     wanted = id_of(key_id) or key_id
 
@@ -166,12 +166,12 @@ def revoke(store: Store, key_id: str) -> ApiKey:
         key = _parse(wanted, old)
         return key.model_copy(update={"revoked_at": key.revoked_at or datetime.now(UTC)}).model_dump(mode="json")
 
-    if not re.fullmatch(r"[a-z2-7]+", wanted):  # it becomes a part of a path
+    if not re.fullmatch(r"[a-z2-7]+", wanted):  # it becomes part of a store key
         raise _unknown(store, wanted)
-    return _parse(wanted, store.update_json(_path(wanted), change))
+    return _parse(wanted, store.update_json(_key_of(wanted), change))
 
 
-def _path(key_id: str) -> str:
+def _key_of(key_id: str) -> str:
     return f"{PREFIX}{key_id}.json"
 
 
@@ -179,7 +179,7 @@ def _parse(key_id: str, document: Any) -> ApiKey:
     try:
         return ApiKey.model_validate(document)
     except ValidationError as error:
-        raise CorruptObject(f"{_path(key_id)} is not the record of an API key: {error}") from error
+        raise CorruptObject(f"{_key_of(key_id)} is not the record of an API key: {error}") from error
 
 
 def _random(characters: int) -> str:
@@ -189,5 +189,5 @@ def _random(characters: int) -> str:
 def _unknown(store: Store, key_id: str) -> ApiKeyError:
     known = list(etags(store))
     hint = suggestion(key_id, known, "`kitae keys list` shows them")
-    # What was given may be most of a secret: no more of it is told than an id has characters.
+    # The argument may hold most of a secret: show no more characters of it than an id has.
     return ApiKeyError(f"no API key {key_id[:_ID_CHARACTERS]!r} among {len(known)} in {store.uri(PREFIX)}; {hint}")

@@ -1,9 +1,9 @@
-"""What teams used: tokens read and generated, and time spent training.
+"""Usage of teams: tokens read and generated, and time spent training.
 
-Owns `usage/{team}/{YYYY-MM-DD}/{writer}-{n:06d}.json` (days are UTC's). An object is written once under a name that was
-chosen before the first try and never changed, so that replicas do not conflict, and a write that is tried again, after
-an answer that was lost, is not counted twice. What a team used is the sum of what is there. Knows no prices, no limits
-and not who counts (`serving.observability.usage_ledger` for requests).
+Owns `usage/{team}/{YYYY-MM-DD}/{writer}-{n:06d}.json` (UTC days). An object is written once, under a name chosen before
+the first try, so that replicas do not conflict and a write repeated after a lost answer is not counted twice. A team's
+usage is the sum of these objects. Knows no prices and no limits, nor who counts
+(`serving.observability.usage_ledger` counts requests).
 
     write(store, "blue", day, "replica-1f3a", 7, [row])
     write_training(store, row, writer=job_id, number=launch)
@@ -33,7 +33,7 @@ _WRITER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 class UsageRow(BaseModel):
-    """What one key used of one model on one day."""
+    """Usage of one model by one key on one day."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,12 +41,12 @@ class UsageRow(BaseModel):
     team: Name
     key_id: str
     model: str
-    """The registered name, never a caller's spelling of it."""
+    """The registered name, not the spelling in the request."""
     kind: Kind
     requests: int = Field(0, ge=0)
-    """Of inference: requests. Of training: runs."""
+    """Inference: requests. Training: runs."""
     prompt_tokens: int = Field(0, ge=0)
-    """Of inference: tokens read. Of training: tokens trained on."""
+    """Inference: tokens read. Training: tokens trained on."""
     completion_tokens: int = Field(0, ge=0)
     worker_seconds: float = Field(0.0, ge=0)
     """Training processes × seconds."""
@@ -55,11 +55,11 @@ class UsageRow(BaseModel):
 
     @property
     def identity(self) -> tuple[date, str, str, str, str]:
-        """Rows with the same one are added up."""
+        """Rows with the same identity are added up."""
         return self.day, self.team, self.key_id, self.model, self.kind
 
     def plus(self, other: UsageRow) -> UsageRow:
-        """Both together; the identity is this row's."""
+        """The sum of both; the identity is this row's."""
         return self.model_copy(
             update={
                 "requests": self.requests + other.requests,
@@ -72,7 +72,7 @@ class UsageRow(BaseModel):
 
 
 class Total(BaseModel):
-    """What somebody (a team, a key, a model, a day) used, of both kinds."""
+    """Usage of a team, key, model or day, of both kinds."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -97,7 +97,7 @@ _NAME_OF: dict[By, Callable[[UsageRow], str]] = {
 
 
 def write(store: Store, team: str, day: date, writer: str, number: int, rows: Sequence[UsageRow]) -> bool:
-    """Write a team's rows of a day down. False: the object is there already, so these rows are counted.
+    """Write a team's rows of a day. False: the object exists, so these rows are counted already.
 
     `writer` and `number` must name these rows and no others, in every try.
     """
@@ -114,16 +114,16 @@ def write(store: Store, team: str, day: date, writer: str, number: int, rows: Se
 
 
 def write_training(store: Store, row: UsageRow, *, writer: str, number: int) -> bool:
-    """Write down what one run of a job used; `writer` is the job's id, `number` says which of its runs it was.
+    """Write the usage of one run of a job; `writer` is the job's id, `number` that of the run.
 
-    Every replica that sees the run's end may call it, and one row is counted: `row.day` must then be the day on which
-    the run ended, as its record says, and not today.
+    Every replica that sees the run's end may call this, and one row is counted: `row.day` must be the day on which the
+    run ended according to its record, not today.
     """
     return write(store, row.team, row.day, writer, number, [row])
 
 
 def read(store: Store, team: str | None, since: date, until: date) -> list[UsageRow]:
-    """What a team (None: every team) used from `since` to `until`, both included, added up by `identity`."""
+    """Usage of a team (None: every team) from `since` to `until`, both included, added up by `identity`."""
     teams = [_checked(team)] if team is not None else store.list_dirs(PREFIX)
     keys = [
         info.key
@@ -136,13 +136,13 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
 
 
 def rows_at(store: Store, keys: Sequence[str]) -> list[list[UsageRow]]:
-    """Of each object its rows, in the keys' order; reads some at a time. CorruptObject for one that has none."""
+    """The rows of each object, in the keys' order; reads several at a time. Raises CorruptObject."""
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         return list(pool.map(lambda key: _rows(store, key), keys))
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
-    """One row for each identity, in their order."""
+    """One row per identity, sorted."""
     sums: dict[tuple[Any, ...], UsageRow] = {}
     for row in rows:
         known = sums.get(row.identity)
@@ -151,7 +151,7 @@ def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
 
 
 def group(rows: Iterable[UsageRow], by: By) -> list[Total]:
-    """A total for each name, in the order of the names."""
+    """A total per name, sorted by name."""
     parts: dict[str, list[UsageRow]] = {}
     for row in rows:
         parts.setdefault(_NAME_OF[by](row), []).append(row)
@@ -159,15 +159,15 @@ def group(rows: Iterable[UsageRow], by: By) -> list[Total]:
 
 
 def total(name: str, rows: Iterable[UsageRow]) -> Total:
-    """Everything together."""
+    """The sum of the rows."""
     rows = list(rows)
-    asked = [row for row in rows if row.kind == "inference"]
+    inference = [row for row in rows if row.kind == "inference"]
     trained = [row for row in rows if row.kind == "training"]
     return Total(
         name=name,
-        requests=sum(row.requests for row in asked),
-        prompt_tokens=sum(row.prompt_tokens for row in asked),
-        completion_tokens=sum(row.completion_tokens for row in asked),
+        requests=sum(row.requests for row in inference),
+        prompt_tokens=sum(row.prompt_tokens for row in inference),
+        completion_tokens=sum(row.completion_tokens for row in inference),
         training_runs=sum(row.requests for row in trained),
         trained_tokens=sum(row.prompt_tokens for row in trained),
         worker_seconds=sum(row.worker_seconds for row in rows),

@@ -72,5 +72,5 @@ class TrainingControl:
         found = checkpoint_request.current(self._store, self._job_id)
         if found is None or found.attempt != self._attempt or found.number <= self._received or found.step is not None:
             return
-        checkpoint_request.hear(self._store, self._job_id, found.number)
+        checkpoint_request.acknowledge(self._store, self._job_id, found.number)
         self._received = self._wanted = found.number

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.jobs import Event, JobRecord
-from ray_jobs.registry import api_names as wire_names
+from ray_jobs.registry import api_names
 from serving.fine_tuning import records
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob
@@ -84,7 +84,7 @@ def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[openai_types.Fine
 
 def model_name(api: ApiJob, checkpoint: str | None = None) -> str:
     """Return the API name of the job's model, or of one of its checkpoints."""
-    return wire_names.tuned_name(api.id, api.model, api.team, api.suffix, checkpoint)
+    return api_names.tuned_name(api.id, api.model, api.team, api.suffix, checkpoint)
 
 
 def result_file_id(api: ApiJob, finished_at: int) -> str:

@@ -170,14 +170,14 @@ def _adapter(visible: RoutingSnapshot, record: Deployment, version: ModelVersion
 
 def _api_name(visible: RoutingSnapshot, record: Deployment, version: ModelVersion, label: str) -> str | None:
     """Return the API name of a version requested by a label: that of a checkpoint, else of the job's result."""
-    if not api_names.has_wire_name(record.name):
+    if not api_names.has_api_name(record.name):
         return None
     aliases = visible.aliases.get(record.name, {})
     checkpoint = label if api_names.CHECKPOINT_ALIAS.fullmatch(label) else None
     if label and checkpoint is None and version.version != _meant(visible, record, record.label):
         steps = [alias for alias in sorted(aliases) if aliases[alias] == version.version]
         checkpoint = next((alias for alias in steps if api_names.CHECKPOINT_ALIAS.fullmatch(alias)), None)
-    return api_names.wire_name(version, checkpoint=checkpoint)
+    return api_names.api_name(version, checkpoint=checkpoint)
 
 
 def check_path(route: Route, path: str) -> None:
@@ -303,13 +303,13 @@ def _names(visible: RoutingSnapshot, record: Deployment) -> list[str]:
     name, versions = record.name, visible.versions.get(record.name, ())
     if record.kind == "base":
         return [name]
-    if api_names.has_wire_name(name):
+    if api_names.has_api_name(name):
         by_number = {version.version: version for version in versions}
         meant = by_number.get(_meant(visible, record, record.label))
-        found = [] if meant is None else [api_names.wire_name(meant)]
+        found = [] if meant is None else [api_names.api_name(meant)]
         for alias, number in sorted(visible.aliases.get(name, {}).items(), key=lambda pair: (len(pair[0]), pair[0])):
             if api_names.CHECKPOINT_ALIAS.fullmatch(alias) and number in by_number and record.kind == "adapter":
-                found.append(api_names.wire_name(by_number[number], checkpoint=alias))
+                found.append(api_names.api_name(by_number[number], checkpoint=alias))
         return found
     if record.kind == "adapter":
         return [name, *(f"{name}@{version.version}" for version in versions)]

@@ -52,7 +52,7 @@ def routes(store: Store, router: Router) -> APIRouter:
             raise ApiError(403, message, code="not_deletable", param="model")
         if at:
             message = (
-                f"{model!r} is one version: delete the model, {api_names.wire_name(versions[0])!r}, with all it has"
+                f"{model!r} is one version: delete the model, {api_names.api_name(versions[0])!r}, with all it has"
             )
             raise ApiError(403, message, code="not_deletable", param="model")
         delete_model(store, name)

@@ -1,4 +1,4 @@
-"""The command line: quick to start, helpful in its help, plain in its errors."""
+"""The command line: start-up time, help, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ def kitae(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_help_answers_in_a_blink() -> None:
+def test_help_starts_quickly() -> None:
     times_s = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert kitae("--help").returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Processor time: what other tests do on this machine meanwhile does not count.
+        # Processor time, which other processes do not affect.
         times_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times_s) < 0.5
 
 
-def test_starting_imports_nothing_heavy() -> None:
+def test_starting_imports_no_heavy_framework() -> None:
     code = "import sys, ray_jobs.__main__; print(*sorted(name.split('.')[0] for name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert HEAVY & set(loaded.stdout.split()) == set()
@@ -98,7 +98,7 @@ def test_an_unknown_command_suggests_the_nearest() -> None:
     assert shown.stderr.startswith("error: No such command 'statsu'. Did you mean 'status'?\n")
 
 
-def test_a_wrong_job_file_is_told_in_full_without_a_traceback(tmp_path: Path) -> None:
+def test_a_wrong_job_file_is_reported_in_full_without_a_traceback(tmp_path: Path) -> None:
     spec = tmp_path / "job.yaml"
     spec.write_text("name: greeter\ntask: chat\nbase_model: a/b\ndata: {train: x.jsonl}\ntraning: {epochs: 0}\n")
     shown = kitae("run", str(spec))
@@ -113,7 +113,7 @@ def test_a_missing_job_file() -> None:
     assert (shown.returncode, shown.stderr) == (2, "error: no job file at nowhere.yaml\n")
 
 
-def test_an_error_wrapped_by_ray_is_told_as_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_wrapped_by_ray_is_reported_as_its_cause(capsys: pytest.CaptureFixture[str]) -> None:
     class Wrapped(Exception):
         cause = DataError("2 rows are malformed", details=["line 3: no answer", "line 9: not JSON"])
 
@@ -123,18 +123,18 @@ def test_an_error_wrapped_by_ray_is_told_as_its_cause(capsys: pytest.CaptureFixt
 
 def test_an_unexpected_error_is_named_and_asks_for_a_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert raised_by(ZeroDivisionError("division by zero")) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: unexpected ZeroDivisionError: division by zero\n")
-    assert "--debug" in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: unexpected ZeroDivisionError: division by zero\n")
+    assert "--debug" in printed
 
 
-def test_an_interrupt_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert raised_by(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
 def raised_by(error: BaseException) -> int:
-    """The exit code when a command raises this."""
+    """The exit code of a command that raises this."""
 
     @click.command()
     def fails() -> None:
@@ -147,7 +147,7 @@ def raised_by(error: BaseException) -> int:
         sys.argv = arguments
 
 
-def test_every_kind_of_error_has_an_exit_code_of_its_own_or_its_familys() -> None:
+def test_every_error_has_its_own_exit_code_or_its_parents() -> None:
     def kinds(cls: type[KitaeError]) -> Iterator[type[KitaeError]]:
         yield cls
         for child in cls.__subclasses__():
@@ -157,7 +157,7 @@ def test_every_kind_of_error_has_an_exit_code_of_its_own_or_its_familys() -> Non
     assert len({cls.exit_code for cls in families}) == len(families)
 
 
-def test_status_without_jobs_says_how_to_start_one(invoke: CliRunner) -> None:
+def test_status_without_jobs_names_the_command_that_starts_one(invoke: CliRunner) -> None:
     assert "no jobs in s3://" in invoke.invoke(cli, ["status"]).output
 
 
@@ -180,7 +180,7 @@ def test_status_of_all_and_of_one(invoke: CliRunner, store: Store) -> None:
     assert "ingest: 224 rows  (rows 224)" in watched.output
 
 
-def test_figures_of_training_are_shown_once(invoke: CliRunner, store: Store) -> None:
+def test_training_metrics_are_shown_once(invoke: CliRunner, store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "step 3 of 9: training loss 2.0000", {"step": 3, "train_loss": 2.0}, kind="metrics")
     shown = invoke.invoke(cli, ["status", job.id, "--events"]).output
@@ -196,7 +196,7 @@ def test_status_as_json(invoke: CliRunner, store: Store) -> None:
     assert [event["message"] for event in shown["events"]] == ["hello"]
 
 
-def test_pause_stops_the_job_for_now_and_nobody_watches_it_any_longer(invoke: CliRunner, store: Store) -> None:
+def test_pause_stops_the_job_and_its_watchers(invoke: CliRunner, store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert invoke.invoke(cli, ["pause", job.id]).output == f"{job.id}: paused\n"
     assert jobs.load(store, job.id).status == "paused"
@@ -214,7 +214,7 @@ def test_cancel_ends_the_job_and_an_unknown_one_is_an_error(invoke: CliRunner, s
 
 
 @pytest.mark.parametrize(("arguments", "workers"), [([], 1), (["--workers", "3"], 3)])
-def test_resume_takes_the_stored_spec_and_may_change_the_workers(
+def test_resume_uses_the_stored_spec_and_may_change_the_workers(
     invoke: CliRunner, store: Store, monkeypatch: pytest.MonkeyPatch, arguments: list[str], workers: int
 ) -> None:
     ran: list[JobSpec] = []
@@ -232,8 +232,8 @@ def test_resume_takes_the_stored_spec_and_may_change_the_workers(
     assert (spec.job_id, spec.training) == (job.id, make_spec().training)
 
 
-def test_a_launched_runner_that_has_nothing_to_do_has_not_failed(invoke: CliRunner, store: Store) -> None:
-    """A launcher that tries again what failed would let it take the job from its successor."""
+def test_a_launched_runner_without_work_exits_with_0(invoke: CliRunner, store: Store) -> None:
+    """A launcher that retries failures would let it supersede its successor."""
     job = jobs.start_attempt(store, make_spec())
     jobs.request_cancel(store, job.id)
     done = invoke.invoke(cli, ["resume", job.id, "--launched"])
@@ -243,18 +243,18 @@ def test_a_launched_runner_that_has_nothing_to_do_has_not_failed(invoke: CliRunn
 
 
 @pytest.mark.parametrize("stopped", [JobCancelled, JobPaused, JobSuperseded])
-def test_a_launched_run_that_was_stopped_has_not_failed(
+def test_a_stopped_launched_run_exits_with_0(
     invoke: CliRunner, monkeypatch: pytest.MonkeyPatch, stopped: type[KitaeError]
 ) -> None:
-    """KubeRay starts a failed one again, and `run` would go on with what was cancelled."""
+    """KubeRay restarts a failed one, and `run` would resume a cancelled job."""
 
     def run(*_: object) -> None:
-        raise stopped("somebody stopped it")
+        raise stopped("the job was stopped")
 
     monkeypatch.setattr(pipeline, "run", run)
     arguments = ["run", str(ROOT / "examples/faq_chat.yaml")]
     done = invoke.invoke(cli, [*arguments, "--launched"])
-    assert (done.exit_code, done.output) == (0, "somebody stopped it\n")
+    assert (done.exit_code, done.output) == (0, "the job was stopped\n")
     assert isinstance(invoke.invoke(cli, arguments).exception, stopped)
 
 
@@ -264,7 +264,7 @@ def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Store) 
     assert job.id in str(invoke.invoke(cli, ["resume", "gre"]).exception)
 
 
-def test_schema_is_the_schema() -> None:
+def test_schema_prints_the_schema() -> None:
     assert json.loads(CliRunner().invoke(cli, ["schema"]).output)["title"] == "JobSpec"
 
 
@@ -313,7 +313,7 @@ def registered(store: Store, tmp_path: Path) -> str:
     return "greeter"
 
 
-def test_models_lists_names_versions_and_one_version(invoke: CliRunner, registered: str) -> None:
+def test_models_lists_names_versions_and_details(invoke: CliRunner, registered: str) -> None:
     (row,) = [line for line in invoke.invoke(cli, ["models"]).output.splitlines() if registered in line]
     assert "champion → 1" in row
     shown = invoke.invoke(cli, ["models", registered]).output
@@ -326,11 +326,11 @@ def test_models_lists_names_versions_and_one_version(invoke: CliRunner, register
     assert "did you mean 'greeter'" in str(unknown.exception)
 
 
-def test_no_models_say_how_to_make_one(invoke: CliRunner) -> None:
-    assert "`kitae run SPEC` makes one" in invoke.invoke(cli, ["models"]).output
+def test_models_without_models_names_the_command_that_trains_one(invoke: CliRunner) -> None:
+    assert "`kitae run SPEC` trains one" in invoke.invoke(cli, ["models"]).output
 
 
-def test_aliases_move_and_versions_are_deleted_after_a_question(invoke: CliRunner, registered: str) -> None:
+def test_aliases_move_and_versions_are_deleted_after_confirmation(invoke: CliRunner, registered: str) -> None:
     assert invoke.invoke(cli, ["models", "alias", registered, "champion", "2"]).exit_code == 0
     assert invoke.invoke(cli, ["models", "delete", f"{registered}@1"], input="n\n").exit_code != 0
     assert invoke.invoke(cli, ["models", "delete", f"{registered}@1"], input="y\n").exit_code == 0

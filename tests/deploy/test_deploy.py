@@ -1,4 +1,4 @@
-"""Deploying without Ray: what a version needs, how records grow, and every way the Serve API can answer."""
+"""Deploying without Ray: needed records, how they merge, and every answer of the Serve API."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from ray_jobs import registry
-from ray_jobs.deploy import ServeSettings, deploy, deployed, keep, needed_records, reapply, records, undeploy
+from ray_jobs.deploy import ServeSettings, deploy, deployed, needed_records, reapply, reconcile, records, undeploy
 from ray_jobs.deploy.records import Deployment, merge
-from ray_jobs.deploy.serve_api import failure, need_free_port, serve_config
+from ray_jobs.deploy.serve_api import failure, require_free_port, serve_config
 from ray_jobs.errors import CorruptObject, MachineError, RegistryError, ServingError, SpecError
 from ray_jobs.registry import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
@@ -31,7 +31,7 @@ TOKEN = "a-token"
 
 @dataclass
 class Dashboard:
-    """The part of a Ray dashboard that speaks Serve's API, as 2.60 answers it: a server with a state one can set."""
+    """Serve's part of a Ray dashboard, with the answers of Ray 2.60: a server with a state that a test sets."""
 
     config: dict[str, Any] | None = None
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -42,10 +42,10 @@ class Dashboard:
     def details(self) -> dict[str, Any]:
         if self.config is None:
             return {"controller_info": {}, "proxies": {}, "applications": self.foreign, "target_capacity": None}
-        asked = {application["name"]: application for application in self.config["applications"]}
+        configured = {application["name"]: application for application in self.config["applications"]}
         applications = {
             name: self.states.get(name, {"status": "RUNNING", "deployments": {}, "deployed_app_config": application})
-            for name, application in asked.items()
+            for name, application in configured.items()
         }
         options = self.config["http_options"]
         proxies = {"node": {"status": "HEALTHY"}}
@@ -53,7 +53,7 @@ class Dashboard:
 
     @property
     def running(self) -> dict[str, dict[str, Any]]:
-        """Arguments of each application that was asked for."""
+        """Arguments of each configured application."""
         assert self.config is not None
         return {application["name"]: application["args"] for application in self.config["applications"]}
 
@@ -75,7 +75,7 @@ def dashboard() -> Iterator[Dashboard]:
                 state.config = None
             self.answer(200, json.dumps(state.details()).encode() if self.command == "GET" else b"")
 
-        do_GET = do_PUT = do_DELETE = handle_one  # http.server's names
+        do_GET = do_PUT = do_DELETE = handle_one  # names called by http.server
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
@@ -117,7 +117,7 @@ def register(store: Store, tmp_path: Path, name: str = "greeter", *, rank: int |
     return registry.register(store, name, directory, lineage=lineage, lineage_digest=mark)
 
 
-# --- what a version needs --------------------------------------------------------------------------------------------
+# --- needed records --------------------------------------------------------------------------------------------------
 
 
 def test_an_adapter_needs_its_bases_engine(store: Store, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_adapter_needs_its_bases_engine(store: Store, tmp_path: Path) -> None
     assert adapter.application == base.application == "kitae-base"
 
 
-def test_other_models_have_an_application_of_their_own(store: Store, tmp_path: Path) -> None:
+def test_other_models_have_their_own_application(store: Store, tmp_path: Path) -> None:
     (full,) = needed_records(register(store, tmp_path, rank=None), None, ServingSection(), lora_rank=None)
     assert (full.kind, full.key, full.version) == ("full", "models/greeter/1", "1")
     spam = register(store, tmp_path, "spam", rank=None, task="text_classification")
@@ -147,7 +147,7 @@ def test_a_model_named_as_its_base_is_refused(store: Store, tmp_path: Path) -> N
 BASE = Deployment(name="base", kind="base", task="chat", key="bases/b", max_lora_rank=8)
 
 
-def test_a_bases_engine_grows_to_what_any_of_its_adapters_needs() -> None:
+def test_the_limits_of_a_base_are_the_largest_of_its_adapters() -> None:
     larger = BASE.model_copy(update={"max_lora_rank": 64, "serving": ServingSection(max_model_len=512)})
     merged = merge(BASE, larger)
     assert merged.max_lora_rank == 64
@@ -168,7 +168,7 @@ def test_a_base_is_not_replaced_under_its_adapters(change: dict[str, Any], match
         merge(BASE, BASE.model_copy(update=change))
 
 
-def test_an_applications_arguments_hold_only_what_needs_a_new_engine(settings: ServeSettings) -> None:
+def test_the_arguments_of_an_application_exclude_its_label(settings: ServeSettings) -> None:
     full = Deployment(name="greeter", kind="full", task="chat", key="models/greeter/1", version="1")
     one, other = (serve_config([full.model_copy(update={"label": label})], settings) for label in ("1", "champion"))
     assert one == other
@@ -179,7 +179,7 @@ def test_an_applications_arguments_hold_only_what_needs_a_new_engine(settings: S
 # --- deploying -------------------------------------------------------------------------------------------------------
 
 
-def test_deploying_an_adapter_brings_up_base_and_ingress(
+def test_deploying_an_adapter_starts_base_and_ingress(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -192,7 +192,7 @@ def test_deploying_an_adapter_brings_up_base_and_ingress(
     assert [record.name for record in deployed(store)] == ["base", "greeter"]
 
 
-def test_another_version_changes_nothing_that_runs(
+def test_another_version_restarts_nothing(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -206,7 +206,7 @@ def test_another_version_changes_nothing_that_runs(
     assert record.label == "2"
 
 
-def test_an_adapter_of_a_larger_rank_grows_the_engine(
+def test_an_adapter_of_a_larger_rank_raises_the_limit(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -216,7 +216,7 @@ def test_an_adapter_of_a_larger_rank_grows_the_engine(
     assert dashboard.running["kitae-base"]["max_lora_rank"] == 64
 
 
-def test_two_who_deploy_at_once_both_end_up_deployed(
+def test_two_concurrent_deployments_both_apply(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     names = [f"model-{i}" for i in range(6)]
@@ -228,7 +228,7 @@ def test_two_who_deploy_at_once_both_end_up_deployed(
     assert set(dashboard.running) == {"kitae", *(f"kitae-{name}" for name in names)}
 
 
-def test_undeploying_takes_only_that_name_away(
+def test_undeploying_removes_only_that_name(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -244,10 +244,10 @@ def test_undeploying_takes_only_that_name_away(
     undeploy(store, "greeter", settings)
     assert list(dashboard.running) == ["kitae", "kitae-base"]
     undeploy(store, "base", settings)
-    assert list(dashboard.running) == ["kitae"]  # which still takes jobs
+    assert list(dashboard.running) == ["kitae"]  # the API still accepts jobs
 
 
-def test_everything_recorded_comes_up_again(
+def test_reapply_starts_every_record(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     reapply(store, settings)
@@ -259,7 +259,7 @@ def test_everything_recorded_comes_up_again(
     assert list(dashboard.running) == ["kitae", "kitae-base"]
 
 
-def test_what_another_took_away_is_put_back(
+def test_reconcile_restores_removed_applications(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -269,16 +269,16 @@ def test_what_another_took_away_is_put_back(
     assert "answers" not in str(recorded)
     assert "is recorded: the endpoint https://kitae.example/v1 starts it" in str(recorded)
     assert dashboard.puts == 0, "only recorded: the endpoint elsewhere sees to the rest"
-    assert keep(store, settings) == ["kitae", "kitae-base"]
-    assert keep(store, settings) == []
-    dashboard.config = serve_config([], settings)  # as KubeRay does, which knows the ingress alone
-    assert keep(store, settings) == ["kitae-base"]
+    assert reconcile(store, settings) == ["kitae", "kitae-base"]
+    assert reconcile(store, settings) == []
+    dashboard.config = serve_config([], settings)  # as KubeRay does, since it knows the ingress alone
+    assert reconcile(store, settings) == ["kitae-base"]
     register(store, tmp_path, rank=32)
     deploy(store, "greeter", elsewhere)
-    assert keep(store, settings) == ["kitae-base"], "other arguments"
+    assert reconcile(store, settings) == ["kitae-base"], "other arguments"
     undeploy(store, "greeter", elsewhere)
     undeploy(store, "base", elsewhere)
-    assert keep(store, settings) == ["kitae-base"]
+    assert reconcile(store, settings) == ["kitae-base"]
     assert list(dashboard.running) == ["kitae"]
     assert dashboard.puts == 4
 
@@ -289,8 +289,8 @@ def test_what_another_took_away_is_put_back(
 def test_an_unregistered_model_is_refused_before_anything_is_written(
     store: Store, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
-    with pytest.raises(RegistryError, match="nobody"):
-        deploy(store, "nobody", settings)
+    with pytest.raises(RegistryError, match="unknown"):
+        deploy(store, "unknown", settings)
     assert deployed(store) == []
     assert dashboard.puts == 0
 
@@ -317,7 +317,7 @@ def test_the_port_of_a_running_endpoint_cannot_be_changed(
         deploy(store, "greeter", replace(settings, port=1234))
 
 
-def test_somebody_elses_applications_are_not_removed(
+def test_foreign_applications_are_not_removed(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -327,19 +327,19 @@ def test_somebody_elses_applications_are_not_removed(
     assert dashboard.puts == 0
 
 
-def test_a_refused_token_says_what_to_set(store: Store, tmp_path: Path, settings: ServeSettings) -> None:
+def test_a_refused_token_names_the_variable(store: Store, tmp_path: Path, settings: ServeSettings) -> None:
     register(store, tmp_path)
     with pytest.raises(ServingError, match="RAY_AUTH_TOKEN_PATH"):
         deploy(store, "greeter", replace(settings, token="wrong"))
 
 
-def test_no_ray_at_all_says_what_to_set(store: Store, tmp_path: Path) -> None:
+def test_an_absent_ray_names_the_variable(store: Store, tmp_path: Path) -> None:
     register(store, tmp_path)
     with pytest.raises(ServingError, match=r"Ray does not answer at .* RAY_ADDRESS"):
         deploy(store, "greeter", ServeSettings(f"http://127.0.0.1:{free_port()}", TOKEN))
 
 
-def test_a_replica_that_fails_is_quoted(
+def test_the_message_of_a_failed_replica_is_shown(
     store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
@@ -350,13 +350,13 @@ def test_a_replica_that_fails_is_quoted(
     assert caught.value.details[-1] == "ValueError: no such architecture"
 
 
-def test_a_failure_before_any_replica_is_quoted_too() -> None:
+def test_the_message_of_a_failed_application_is_shown() -> None:
     error = failure("kitae-base", {"status": "DEPLOY_FAILED", "message": "Traceback\nImportError: serving"})
     assert error.details == ("Traceback", "ImportError: serving")
     assert "no reason" in failure("kitae", {"status": "UNHEALTHY"}).details[0]
 
 
-def test_waiting_ends(store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings) -> None:
+def test_waiting_times_out(store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings) -> None:
     register(store, tmp_path)
     dashboard.states["kitae-base"] = {"status": "DEPLOYING", "deployments": {"Engine": {"message": "no free GPU"}}}
     with pytest.raises(ServingError, match=r"after 1 s: kitae running, kitae-base deploying") as caught:
@@ -364,7 +364,7 @@ def test_waiting_ends(store: Store, tmp_path: Path, dashboard: Dashboard, settin
     assert caught.value.details == ("no free GPU",)
 
 
-def test_a_record_that_is_none_is_corrupt(store: Store) -> None:
+def test_an_invalid_record_is_corrupt(store: Store) -> None:
     store.put_json("deployments/greeter.json", {"name": "greeter", "kind": "spaceship", "task": "chat"})
     with pytest.raises(CorruptObject, match=r"deployments/greeter\.json"):
         deployed(store)
@@ -386,7 +386,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
         {"name": "Ingress", "num_replicas": 2}
     ]
     monkeypatch.setenv("KITAE_INGRESS_OPTIONS", "[2]")
-    with pytest.raises(SpecError, match="KITAE_INGRESS_OPTIONS is no object"):
+    with pytest.raises(SpecError, match="KITAE_INGRESS_OPTIONS is not a JSON object"):
         ServeSettings.from_env()
     monkeypatch.setenv("KITAE_ENDPOINT_URL", "kitae.example")
     with pytest.raises(SpecError, match=r"KITAE_ENDPOINT_URL is 'kitae\.example'"):
@@ -397,4 +397,4 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_a_free_port_is_free() -> None:
-    need_free_port("127.0.0.1", free_port())
+    require_free_port("127.0.0.1", free_port())

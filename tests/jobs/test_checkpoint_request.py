@@ -1,4 +1,4 @@
-"""Machines that go with a notice: a checkpoint is written now, and what is done again is told."""
+"""Checkpoint requests before a job loses its machines, and the events about repeated work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray_jobs import jobs, pipeline
 from ray_jobs.__main__ import cli
 from ray_jobs.errors import JobError, TrainingError
 from ray_jobs.jobs import Job, checkpoint_request
-from ray_jobs.jobs.checkpoint_request import Notice
+from ray_jobs.jobs.checkpoint_request import CheckpointRequest
 from ray_jobs.pipeline import sources
 from ray_jobs.storage import Store
 from ray_jobs.training.control import TrainingControl
@@ -30,36 +30,36 @@ def job(store: Store) -> Job:
     return jobs.start_attempt(store, make_spec())
 
 
-# ---- the notice itself ------------------------------------------------------------------------------------------
+# ---- the request -----------------------------------------------------------------------------------------------
 
 
-def test_pods_that_are_told_together_share_a_notice(store: Store, job: Job) -> None:
-    first = checkpoint_request.give(store, job.id, now_s=100.0)
-    assert first == Notice(number=1, attempt=1, at=100.0)
-    assert checkpoint_request.give(store, job.id, now_s=130.0) == first  # not answered yet
+def test_pods_that_ask_together_share_a_request(store: Store, job: Job) -> None:
+    first = checkpoint_request.request(store, job.id, now_s=100.0)
+    assert first == CheckpointRequest(number=1, attempt=1, at=100.0)
+    assert checkpoint_request.request(store, job.id, now_s=130.0) == first  # not answered yet
     checkpoint_request.answer(store, job.id, 1, step=7)
     answered = checkpoint_request.current(store, job.id)
     assert answered is not None
     assert answered.step == 7
     assert answered.committed_at is not None
-    assert checkpoint_request.give(store, job.id, now_s=answered.committed_at + 9) == answered
-    assert checkpoint_request.give(store, job.id, now_s=answered.committed_at + 11).number == 2
+    assert checkpoint_request.request(store, job.id, now_s=answered.committed_at + 9) == answered
+    assert checkpoint_request.request(store, job.id, now_s=answered.committed_at + 11).number == 2
 
 
-def test_another_attempt_has_a_notice_of_its_own(store: Store, job: Job) -> None:
-    checkpoint_request.give(store, job.id)
+def test_another_attempt_has_a_request_of_its_own(store: Store, job: Job) -> None:
+    checkpoint_request.request(store, job.id)
     jobs.start_attempt(store, make_spec())
-    second = checkpoint_request.give(store, job.id)
+    second = checkpoint_request.request(store, job.id)
     assert (second.number, second.attempt) == (2, 2)
-    checkpoint_request.answer(store, job.id, 1, step=7)  # of the one before, which is too late
+    checkpoint_request.answer(store, job.id, 1, step=7)  # for the earlier request: too late
     assert checkpoint_request.current(store, job.id) == second
-    assert checkpoint_request.is_given(store, job.id, 2)
-    assert not checkpoint_request.is_given(store, job.id, 1)
-    assert not checkpoint_request.is_given(store, job.id, 2, now_s=time.time() + checkpoint_request.COUNTS_S + 1)
+    assert checkpoint_request.was_requested(store, job.id, 2)
+    assert not checkpoint_request.was_requested(store, job.id, 1)
+    assert not checkpoint_request.was_requested(store, job.id, 2, now_s=time.time() + checkpoint_request.COUNTS_S + 1)
 
 
 def waited(store: Store, job_id: str, wait_s: float, at: dict[float, Callable[[], Any]]) -> tuple[Any, float]:
-    """What waiting comes to, with what happens after so many seconds, and how long it took."""
+    """The outcome of waiting and its duration, with the calls `at` made after so many seconds."""
     now_s = 0.0
 
     def sleep(seconds: float) -> None:
@@ -71,26 +71,26 @@ def waited(store: Store, job_id: str, wait_s: float, at: dict[float, Callable[[]
     return checkpoint_request.wait(store, job_id, 1, wait_s, clock=lambda: now_s, sleep=sleep), now_s
 
 
-def test_it_is_waited_for_until_there_is_a_checkpoint_or_nobody_writes_one(store: Store, job: Job) -> None:
-    checkpoint_request.give(store, job.id)
-    heard = {2.0: lambda: checkpoint_request.hear(store, job.id, 1)}
-    assert waited(store, job.id, 90.0, {}) == (("not training", None), checkpoint_request.HEARD_WITHIN_S)
+def test_wait_ends_with_a_checkpoint_or_once_none_can_come(store: Store, job: Job) -> None:
+    checkpoint_request.request(store, job.id)
+    acknowledged = {2.0: lambda: checkpoint_request.acknowledge(store, job.id, 1)}
+    assert waited(store, job.id, 90.0, {}) == (("not training", None), checkpoint_request.ACKNOWLEDGED_WITHIN_S)
     assert waited(store, job.id, 5.0, {}) == (("too late", None), 5.0)
-    assert waited(store, job.id, 60.0, dict(heard)) == (("too late", None), 60.0)
-    answers = {**heard, 40.0: lambda: checkpoint_request.answer(store, job.id, 1, step=9)}
+    assert waited(store, job.id, 60.0, dict(acknowledged)) == (("too late", None), 60.0)
+    answers = {**acknowledged, 40.0: lambda: checkpoint_request.answer(store, job.id, 1, step=9)}
     assert waited(store, job.id, 90.0, answers) == (("committed", 9), 40.0)
 
 
-def test_a_job_that_does_not_run_is_not_waited_for(store: Store, job: Job) -> None:
-    checkpoint_request.give(store, job.id)
+def test_wait_ends_for_a_job_that_does_not_run(store: Store, job: Job) -> None:
+    checkpoint_request.request(store, job.id)
     paused = {3.0: lambda: jobs.request_pause(store, job.id)}
     assert waited(store, job.id, 90.0, paused) == (("not running", None), 3.0)
     with pytest.raises(JobError, match="no job"):
-        checkpoint_request.give(store, "unknown")
+        checkpoint_request.request(store, "unknown")
 
 
 @pytest.mark.usefixtures("store_environment")
-def test_a_hook_tells_a_job_by_its_id_or_its_file(store: Store, job: Job, tmp_path: Path) -> None:
+def test_notice_takes_a_job_id_or_a_job_file(store: Store, job: Job, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.record.spec), encoding="utf-8")
     for name in (job.id, str(tmp_path / "job.yaml")):
         late = CliRunner().invoke(cli, ["notice", name, "--wait-s", "0"])
@@ -100,7 +100,7 @@ def test_a_hook_tells_a_job_by_its_id_or_its_file(store: Store, job: Job, tmp_pa
     assert given.number == 1
     checkpoint_request.answer(store, job.id, 1, step=12)
     there = CliRunner().invoke(cli, ["notice", job.id])
-    assert (there.exit_code, there.output) == (0, f"{job.id}: the checkpoint of step 12 is there\n")
+    assert (there.exit_code, there.output) == (0, f"{job.id}: checkpoint of step 12 committed\n")
     jobs.request_cancel(store, job.id)
     jobs.start_attempt(store, make_spec())
     jobs.request_pause(store, job.id)
@@ -136,7 +136,7 @@ def test_a_training_saves_once_for_a_request_and_answers_with_that_checkpoint(
 ) -> None:
     watch = control(job)
     assert not watch.should_save(3)
-    checkpoint_request.give(store, job.id)
+    checkpoint_request.request(store, job.id)
     eventually(lambda: watch.should_save(5))
     assert not watch.should_save(6)
     watch.committed(5)  # was on its way before
@@ -158,7 +158,7 @@ def test_only_the_first_worker_of_the_newest_attempt_receives_it(
     second = control(job, answers=False)
     jobs.start_attempt(store, make_spec())
     old = control(job)
-    checkpoint_request.give(store, job.id)
+    checkpoint_request.request(store, job.id)
     eventually(old.should_stop)
     assert not old.should_save(1)
     assert not second.should_save(1)
@@ -167,15 +167,15 @@ def test_only_the_first_worker_of_the_newest_attempt_receives_it(
 # ---- the driver's side --------------------------------------------------------------------------------------------
 
 
-def test_what_fails_after_a_notice_is_gone_on_with(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next attempt meets what was really wrong."""
-    told = [True, False]
+def test_a_failure_after_a_request_leaves_the_job_running(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt meets the real cause, if there is another."""
+    requested = [True, False]
 
     spec = make_spec()
 
     def read_sources(*_: object) -> Any:
-        if told.pop(0):
-            checkpoint_request.give(store, spec.job_id)
+        if requested.pop(0):
+            checkpoint_request.request(store, spec.job_id)
         raise TrainingError("the Ray cluster was lost")
 
     monkeypatch.setattr(sources, "read_sources", read_sources)
@@ -189,7 +189,7 @@ def test_what_fails_after_a_notice_is_gone_on_with(store: Store, monkeypatch: py
     assert levels == ["info", "warning", "info", "error"]
 
 
-# ---- what is done again --------------------------------------------------------------------------------------------
+# ---- repeated work -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_what_fails_after_a_notice_is_gone_on_with(store: Store, monkeypatch: py
     [
         (40, [(10, 0.0), (40, 90.0), (52, 125.0)], 12, 35.0),
         (52, [(10, 0.0), (52, 125.0)], 0, 0.0),
-        (60, [(52, 125.0)], 0, 0.0),  # saved after it was last seen
-        (25, [(10, 0.0), (40, 90.0)], 15, 45.0),  # between two looks
+        (60, [(52, 125.0)], 0, 0.0),  # saved after the last metrics
+        (25, [(10, 0.0), (40, 90.0)], 15, 45.0),  # between two metrics
         (0, [(10, 100.0), (20, 200.0)], 20, 200.0),  # before the first
         (0, [(10, 100.0)], 10, 0.0),
         (0, [], 0, 0.0),
@@ -226,16 +226,16 @@ def test_never_more_is_repeated_than_was_done(from_step: int, strides: list[tupl
         assert seconds <= at_s - seen[0][1] + 1e-6
 
 
-def tell(told: TrainingMetrics, *steps: int, began: int = 0) -> None:
+def report(metrics: TrainingMetrics, *steps: int, began: int = 0) -> None:
     for step in steps:
-        told.record(step, 100, {"loss": 1.0, "learning_rate": 1e-4, "tokens_per_s": 5.0, "began_at_step": began})
+        metrics.record(step, 100, {"loss": 1.0, "learning_rate": 1e-4, "tokens_per_s": 5.0, "began_at_step": began})
 
 
 def messages(store: Store, job: Job) -> list[str]:
     return [event.message for _, event in jobs.events(store, job.id) if "resumes from" in event.message]
 
 
-def test_workers_that_were_started_again_say_from_where(store: Store, job: Job) -> None:
+def test_restarted_workers_report_where_they_resume(store: Store, job: Job) -> None:
     now_s = 1000.0
 
     def clock() -> float:
@@ -243,23 +243,23 @@ def test_workers_that_were_started_again_say_from_where(store: Store, job: Job) 
         now_s += 5.0
         return now_s
 
-    told = TrainingMetrics(job, clock=lambda: 0.0, wall=clock)
-    tell(told, 1, 2, 3, 4, 5, 6, 7)
+    metrics = TrainingMetrics(job, clock=lambda: 0.0, wall=clock)
+    report(metrics, 1, 2, 3, 4, 5, 6, 7)
     assert messages(store, job) == []
-    tell(told, 5, 6, 7, 8, began=4)
-    tell(told, 9, began=4)
+    report(metrics, 5, 6, 7, 8, began=4)
+    report(metrics, 9, began=4)
     assert messages(store, job) == ["resumes from step 4; 3 steps (15 s of work) are repeated"]
-    tell(told, 10, began=9)  # the next start was quick; nothing that was seen is done again
+    report(metrics, 10, began=9)  # the next start was quick: no reported step is repeated
     assert len(messages(store, job)) == 1
 
 
-def test_a_new_attempt_says_what_the_last_one_had_done_more(store: Store, job: Job) -> None:
-    told = TrainingMetrics(job, clock=iter(range(0, 1000, 20)).__next__)
-    tell(told, 10, 20, 30)
+def test_a_new_attempt_reports_what_is_repeated(store: Store, job: Job) -> None:
+    metrics = TrainingMetrics(job, clock=iter(range(0, 1000, 20)).__next__)
+    report(metrics, 10, 20, 30)
     second = jobs.start_attempt(store, make_spec())
-    tell(TrainingMetrics(second), 26, 27, began=25)
+    report(TrainingMetrics(second), 26, 27, began=25)
     (message,) = messages(store, job)
     assert message.startswith("resumes from step 25; 5 steps (")
     third = jobs.start_attempt(store, make_spec())
-    tell(TrainingMetrics(third), 28, began=27)
+    report(TrainingMetrics(third), 28, began=27)
     assert messages(store, job)[1] == "resumes from step 27; no step is repeated"

@@ -1,4 +1,4 @@
-"""Progress lines: what they say, how often, and the time left after a restart."""
+"""Progress lines: content, frequency, and the time left after a restart."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 
 import pytest
 
-from ray_jobs.jobs.progress import Snapshot, StageProgress, duration, figure, line, stage_progress
+from ray_jobs.jobs.progress import ProgressState, StageProgress, duration, line, metric, stage_progress
 
 
 class Clock:
-    """A clock that only moves when told."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -20,22 +20,22 @@ class Clock:
 
 
 def test_the_line_of_a_training_step() -> None:
-    snapshot = Snapshot(42, 120, "steps", {"loss": 2.31, "tokens_per_s": 181.2}, elapsed_s=42 * 70 / 78)
+    snapshot = ProgressState(42, 120, "steps", {"loss": 2.31, "tokens_per_s": 181.2}, elapsed_s=42 * 70 / 78)
     assert line("train", snapshot) == (
         "train      [########................]  42/120 steps  loss 2.310  181 tok/s  left 1m10s"
     )
 
 
-def test_bytes_are_shown_in_their_size_and_a_total_not_known_yet_as_no_progress() -> None:
-    assert "1/2 KiB" in line("upload", Snapshot(1024, 2048, "bytes"))
-    assert "3/10 MiB" in line("upload", Snapshot(3 * 2**20, 10 * 2**20, "bytes"))
-    assert "[........................]  0/0 rows" in line("clean", Snapshot(0, 0, "rows"))
+def test_bytes_are_scaled_and_an_unknown_total_shows_no_progress() -> None:
+    assert "1/2 KiB" in line("upload", ProgressState(1024, 2048, "bytes"))
+    assert "3/10 MiB" in line("upload", ProgressState(3 * 2**20, 10 * 2**20, "bytes"))
+    assert "[........................]  0/0 rows" in line("clean", ProgressState(0, 0, "rows"))
 
 
-def test_time_left_counts_only_what_was_done_since_the_restart() -> None:
+def test_time_left_counts_only_work_since_the_restart() -> None:
     # 60 steps were done before; 10 more took 20 s, so the last 50 take 100 s.
-    assert Snapshot(70, 120, "steps", elapsed_s=20, done_at_first=60).left_s() == 100
-    assert Snapshot(60, 120, "steps", elapsed_s=20, done_at_first=60).left_s() is None
+    assert ProgressState(70, 120, "steps", elapsed_s=20, done_at_first=60).left_s() == 100
+    assert ProgressState(60, 120, "steps", elapsed_s=20, done_at_first=60).left_s() is None
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_durations(seconds: float, text: str) -> None:
         ("held_out_loss", 0.0, "held out loss 0.000"),
     ],
 )
-def test_figures(name: str, value: float | str, text: str) -> None:
-    assert figure(name, value) == text
+def test_metrics(name: str, value: float | str, text: str) -> None:
+    assert metric(name, value) == text
 
 
-def test_plain_lines_come_at_most_every_five_seconds_and_the_last_state_always() -> None:
+def test_plain_lines_are_at_least_five_seconds_apart_besides_the_last() -> None:
     clock, out = Clock(), io.StringIO()
     with StageProgress("train", out=out, clock=clock) as progress:
         for step in range(13):
@@ -75,13 +75,13 @@ def test_plain_lines_come_at_most_every_five_seconds_and_the_last_state_always()
     assert out.getvalue().splitlines() == lines
 
 
-def test_a_step_that_never_reported_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_step_without_updates_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with stage_progress("evaluate"):
         pass
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_a_bar_and_the_last_line_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar_and_keeps_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: True)
     with StageProgress("train", out=out) as progress:

@@ -1,4 +1,4 @@
-"""The job record against a real store: attempts, cancelling, events, stages."""
+"""The job record against a real store: attempts, cancelling, pausing, events, stages."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ UNPAUSED: dict[tuple[bool, bool, bool, bool], Status] = {
     (True, False, False, False): "running",
     (True, True, False, False): "succeeded",
     (True, True, True, False): "failed",
-    (False, True, False, True): "cancelled",  # before anybody started it
+    (False, True, False, True): "cancelled",  # before its first attempt
     (True, True, False, True): "cancelled",
-    (True, True, True, True): "cancelled",  # its runner failed at stopping
-    # A record that a crash or a hand left half written still reads as one of the six.
+    (True, True, True, True): "cancelled",  # its runner failed while stopping
+    # A half-written record still has one of the six.
     (False, True, False, False): "succeeded",
     (False, True, True, False): "failed",
     (False, False, True, False): "queued",
@@ -43,12 +43,12 @@ def test_status_of_every_combination(facts: tuple[bool, bool, bool, bool]) -> No
     started, finished, failed, cancelled = facts
     named = {"started": started, "finished": finished, "failed": failed, "cancelled": cancelled}
     assert status_of(**named, paused=False) == UNPAUSED[facts]
-    # A pause is of what waits or runs, and of nothing else.
+    # Only a waiting or running job can be paused.
     waits_or_runs = UNPAUSED[facts] in ("queued", "running")
     assert status_of(**named, paused=True) == ("paused" if waits_or_runs else UNPAUSED[facts])
 
 
-def test_a_record_survives_its_json() -> None:
+def test_a_record_round_trips_through_json() -> None:
     now = datetime.now(UTC)
     record = JobRecord(id="a-1", spec={}, created_at=now, started_at=now, finished_at=now, error="x", attempt=2)
     written = record.model_dump(mode="json")
@@ -74,7 +74,7 @@ def test_an_attempt_from_start_to_success(store: Store) -> None:
     assert ended.result == {"model": "greeter@1"}
 
 
-def test_a_failed_job_goes_on_in_a_new_attempt(store: Store) -> None:
+def test_a_failed_job_resumes_in_a_new_attempt(store: Store) -> None:
     jobs.start_attempt(store, make_spec()).finish("failed", error="NaN loss at step 3")
     assert jobs.load(store, make_spec().job_id).error == "NaN loss at step 3"
     again = jobs.start_attempt(store, make_spec())
@@ -96,7 +96,7 @@ def test_the_older_runner_is_superseded_and_can_write_nothing(store: Store) -> N
     assert newer.finish("succeeded").status == "succeeded"
 
 
-def test_of_runners_that_race_exactly_the_last_goes_on(store: Store) -> None:
+def test_of_racing_runners_exactly_the_last_continues(store: Store) -> None:
     started: list[jobs.Job] = []
     barrier = threading.Barrier(4)
 
@@ -118,7 +118,7 @@ def test_of_runners_that_race_exactly_the_last_goes_on(store: Store) -> None:
                 job.check(fresh=True)
 
 
-def test_check_reads_the_store_only_every_so_often(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reads_the_store_at_intervals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     job = jobs.start_attempt(store, make_spec())
     now_s = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
@@ -151,7 +151,7 @@ def test_a_queued_job_can_be_cancelled_and_a_finished_one_not(store: Store) -> N
         jobs.request_cancel(store, done.id)
 
 
-def test_a_paused_job_stops_and_goes_on_in_the_next_attempt(store: Store) -> None:
+def test_a_paused_job_stops_and_resumes_in_the_next_attempt(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     paused = jobs.request_pause(store, job.id)
     assert (paused.status, paused.finished_at, paused.over()) == ("paused", None, False)
@@ -169,7 +169,7 @@ def test_a_paused_job_stops_and_goes_on_in_the_next_attempt(store: Store) -> Non
         job.check(fresh=True)
 
 
-def test_what_can_be_paused(store: Store) -> None:
+def test_only_a_job_that_is_not_over_can_be_paused(store: Store) -> None:
     queued = jobs.create(store, make_spec("queued"))
     assert jobs.request_pause(store, queued.id).status == "paused"
     done = jobs.start_attempt(store, make_spec("done"))
@@ -190,7 +190,7 @@ def test_a_paused_job_can_be_cancelled(store: Store) -> None:
     assert jobs.start_attempt(store, make_spec()).record.status == "running"
 
 
-def test_a_record_of_an_older_version_is_still_read() -> None:
+def test_a_record_of_an_older_version_is_read() -> None:
     now = datetime.now(UTC)
     written = JobRecord(id="a-1", spec={}, created_at=now, started_at=now, attempt=1).model_dump(mode="json")
     del written["paused_at"]
@@ -199,7 +199,7 @@ def test_a_record_of_an_older_version_is_still_read() -> None:
     assert Event.model_validate(event).kind == "message"
 
 
-def test_a_runner_told_to_stop_by_a_signal_records_a_cancellation(store: Store) -> None:
+def test_a_runner_stopped_by_a_signal_records_a_cancellation(store: Store) -> None:
     assert jobs.start_attempt(store, make_spec()).finish("cancelled").status == "cancelled"
 
 
@@ -211,7 +211,7 @@ def test_a_failure_needs_an_error_and_only_a_failure(store: Store) -> None:
         job.finish("succeeded", error="what?")
 
 
-def test_events_come_back_in_order_and_from_where_one_stopped(store: Store) -> None:
+def test_events_are_read_in_order_and_after_a_key(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "ingest: 224 rows", {"rows": 224})
     job.event("warning", "2 rows left out")
@@ -233,20 +233,20 @@ def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Store) -> No
     assert len({event.message for _, event in jobs.events(store, job.id)}) == 6
 
 
-def test_a_note_from_outside_comes_after_what_was_told(store: Store) -> None:
+def test_a_note_comes_after_earlier_events(store: Store) -> None:
     queued = jobs.create(store, make_spec())
     jobs.note(store, queued.id, "info", "created")
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "one")
     job.event("info", "two", {"loss": 1.0}, kind="metrics")
-    noted = jobs.note(store, job.id, "warning", "pause asked for", {"by": "someone"})
+    noted = jobs.note(store, job.id, "warning", "pause requested", {"by": "someone"})
     job.event("info", "three")
     jobs.note(store, job.id, "info", "four")
-    told = [event for _, event in jobs.events(store, job.id)]
-    assert [event.message for event in told] == ["created", "one", "two", "pause asked for", "three", "four"]
-    assert [(event.attempt, event.sequence) for event in told] == [(0, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]
-    assert [event.kind for event in told] == ["message", "message", "metrics", "message", "message", "message"]
-    assert told[3] == noted
+    written = [event for _, event in jobs.events(store, job.id)]
+    assert [event.message for event in written] == ["created", "one", "two", "pause requested", "three", "four"]
+    assert [(event.attempt, event.sequence) for event in written] == [(0, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]
+    assert [event.kind for event in written] == ["message", "message", "metrics", "message", "message", "message"]
+    assert written[3] == noted
     assert noted.data == {"by": "someone"}
     with pytest.raises(JobError, match="no job"):
         jobs.note(store, "unknown", "info", "x")
@@ -256,12 +256,12 @@ def test_notes_written_at_once_are_all_kept(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: jobs.note(store, job.id, "info", f"note {number}"), range(8)))
-    told = [event for _, event in jobs.events(store, job.id)]
-    assert sorted(event.message for event in told) == [f"note {number}" for number in range(8)]
-    assert [event.sequence for event in told] == list(range(1, 9))
+    written = [event for _, event in jobs.events(store, job.id)]
+    assert sorted(event.message for event in written) == [f"note {number}" for number in range(8)]
+    assert [event.sequence for event in written] == list(range(1, 9))
 
 
-def test_a_stage_is_found_again_by_its_inputs_and_no_others(store: Store) -> None:
+def test_a_stage_is_found_by_its_inputs_alone(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert job.stage("ingest", {"rows": "abc", "seed": 1}) is None
     job.finish_stage("ingest", {"rows": "abc", "seed": 1}, {"dataset": "d1"}, 3.5)
@@ -273,7 +273,7 @@ def test_a_stage_is_found_again_by_its_inputs_and_no_others(store: Store) -> Non
     assert again.stage("train", {"rows": "abc", "seed": 1}) is None
 
 
-def test_a_stage_done_again_replaces_its_record(store: Store) -> None:
+def test_a_repeated_stage_replaces_its_record(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.finish_stage("deploy", {"model": "a@1"}, {"endpoint": "old"}, 1.0)
     job.finish_stage("deploy", {"model": "a@1"}, {"endpoint": "new"}, 1.0)
@@ -297,3 +297,19 @@ def test_jobs_are_listed_newest_first_and_orphans_left_out(store: Store) -> None
     store.put_json(f"jobs/{older.id}/job.json", moved.model_dump(mode="json"))
     store.put_json("jobs/orphan/stages/ingest-0.json", {})
     assert [record.id for record in jobs.list_jobs(store)] == [newer.id, older.id]
+
+
+def test_an_attempt_that_pauses_follows_the_rule_of_request_pause(store: Store) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    job.pause()
+    paused = jobs.load(store, job.id)
+    assert paused.status == "paused"
+    assert jobs.request_pause(store, job.id) == paused, "one pause"
+    with pytest.raises(JobPaused):
+        job.pause()
+    newer = jobs.start_attempt(store, make_spec())
+    with pytest.raises(JobSuperseded):
+        job.pause()
+    newer.finish("succeeded")
+    with pytest.raises(JobSuperseded, match="the job is over"):
+        newer.pause()

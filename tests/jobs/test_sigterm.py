@@ -1,4 +1,4 @@
-"""A runner that is told to end: its training saves first, where there is time for it."""
+"""A runner that receives SIGTERM: its training writes a checkpoint first, where there is time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from tests.builders import make_spec
 RUNNER = """
 import sys, time
 from pathlib import Path
-from ray_jobs import jobs, sigterm
+from ray_jobs import jobs
+from ray_jobs.jobs import sigterm
 from ray_jobs.spec import load_spec
 from ray_jobs.storage import Store
 
 job = jobs.start_attempt(Store.from_env(), load_spec(Path(sys.argv[1])))
-with sigterm.saves_first(job, pauses=sys.argv[2] == "pauses"):
+with sigterm.checkpoint_on_sigterm(job, pauses=sys.argv[2] == "pauses"):
     print("runs", flush=True)
     time.sleep(120)
 """
@@ -41,7 +42,7 @@ def spec() -> JobSpec:
 
 @pytest.fixture
 def start(store_environment: None, tmp_path: Path, spec: JobSpec) -> Callable[..., subprocess.Popen[str]]:
-    """A runner whose Ray waits so long before it kills."""
+    """Starts a runner whose Ray waits `wait_s` before it kills."""
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
 
     def run(how: str = "pauses", wait_s: str | None = "100") -> subprocess.Popen[str]:
@@ -58,7 +59,7 @@ def start(store_environment: None, tmp_path: Path, spec: JobSpec) -> Callable[..
 
 
 def save(store: Store, job_id: str, step: int) -> None:
-    """As a training does once it hears."""
+    """Answer the checkpoint request as a training does."""
     deadline = time.monotonic() + 30
     while (given := checkpoint_request.current(store, job_id)) is None:
         assert time.monotonic() < deadline
@@ -70,8 +71,8 @@ def messages(store: Store, job_id: str) -> list[str]:
     return [event.message for _, event in jobs.events(store, job_id)]
 
 
-@pytest.mark.parametrize(("how", "status"), [("pauses", "paused"), ("goes on", "running")])
-def test_it_ends_once_there_is_a_checkpoint(
+@pytest.mark.parametrize(("how", "status"), [("pauses", "paused"), ("keeps running", "running")])
+def test_it_ends_once_a_checkpoint_is_committed(
     store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]], how: str, status: str
 ) -> None:
     runner = start(how)
@@ -80,12 +81,12 @@ def test_it_ends_once_there_is_a_checkpoint(
     assert runner.wait(30) == ENDED_AFTER_SAVING
     assert jobs.load(store, spec.job_id).status == status
     assert messages(store, spec.job_id) == [
-        f"its runner was told to end: the checkpoint of step 7 is there; `kitae resume {spec.job_id}` goes on with it"
+        f"SIGTERM: checkpoint of step 7 committed; `kitae resume {spec.job_id}` resumes the job"
     ]
 
 
 @pytest.mark.parametrize("wait_s", [None, "3", "soon"])
-def test_where_there_is_no_time_it_ends_at_once(
+def test_it_ends_at_once_where_there_is_no_time(
     store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]], wait_s: str | None
 ) -> None:
     runner = start(wait_s=wait_s)
@@ -109,10 +110,10 @@ def test_a_second_signal_ends_it_at_once(
     assert jobs.load(store, spec.job_id).status == "running"
 
 
-def test_one_that_must_stop_anyway_saves_nothing(
+def test_a_superseded_runner_saves_nothing(
     store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """And leaves whoever took over alone."""
+    """It does not touch the record of its successor."""
     runner = start()
     jobs.start_attempt(store, spec)
     runner.send_signal(signal.SIGTERM)

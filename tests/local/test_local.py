@@ -1,6 +1,6 @@
-"""The local service: what `up` starts, what it leaves alone, and that `down` stops that and nothing else.
+"""The local service: `up` starts its parts, `down` stops them and nothing else.
 
-A little over 400 lines: what `up` starts, each test of `down` needs.
+Over 400 lines: every test of `down` needs the fixtures of `up`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from tests.repository import ROOT
 
 @pytest.fixture
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that nobody here may stop."""
+    """A process that no test may stop."""
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     yield process
-    assert process.poll() is None, "a process that is not ours was stopped"
+    assert process.poll() is None, "a foreign process was stopped"
     process.kill()
     process.wait()
 
@@ -50,14 +50,14 @@ def lines() -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """A directory for a service, which is stopped afterwards."""
+    """A directory for a service; the fixture stops it."""
     yield tmp_path
     local.down(tmp_path, log=lambda _: None)
 
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Ray's place a program that only waits: Ray takes half a minute, and one test below has it."""
+    """Replaces Ray by a program that only waits: Ray takes half a minute, and one test below uses it."""
 
     def start(root: Path, log: Path, ports: RayPorts, *, environment: Mapping[str, str]) -> Process:
         return processes.spawn(["sleep", "600"], environment=environment, log=log, directory=root)
@@ -91,7 +91,7 @@ def running(root: Path) -> tuple[Process, Process]:
 
 @pytest.fixture
 def mark() -> str:
-    """Of this test alone: another run of it may be under way on this machine."""
+    """A mark for this test alone: another run of it may be active on this machine."""
     return uuid.uuid4().hex
 
 
@@ -117,13 +117,13 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_children_that_hide_are_stopped_too(tmp_path: Path, mark: str, bystander: subprocess.Popen[bytes]) -> None:
+def test_detached_children_are_stopped_too(tmp_path: Path, mark: str, bystander: subprocess.Popen[bytes]) -> None:
     process = spawn(
         tmp_path,
         mark,
         """
         import os, subprocess, time
-        # One in our session, one in its own, one whose parent is gone, and one without our environment.
+        # One in this session, one in its own, one without a parent, and one without this environment.
         children = [
             subprocess.Popen(["sleep", "600"]),
             subprocess.Popen(["sleep", "600"], start_new_session=True),
@@ -136,13 +136,13 @@ def test_children_that_hide_are_stopped_too(tmp_path: Path, mark: str, bystander
     )
     pids = read_pids(tmp_path / "pids", 4)
     assert all(is_running(pid) for pid in pids)
-    # The parent, the four, and the shell that has ended and waits to be told so.
+    # The parent, the four, and the shell if it is not reaped yet.
     assert processes.stop([process], mark) in (5, 6)
     assert not process.alive
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_what_does_not_listen_is_killed(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_TERM_PATIENCE_S", 0.5)
     process = spawn(
         tmp_path,
@@ -161,29 +161,29 @@ def test_what_does_not_listen_is_killed(tmp_path: Path, mark: str, monkeypatch: 
     assert time.monotonic() - started < 5
 
 
-def test_a_pid_that_was_used_again_is_not_ours(mark: str, bystander: subprocess.Popen[bytes]) -> None:
+def test_a_reused_pid_is_not_stopped(mark: str, bystander: subprocess.Popen[bytes]) -> None:
     recycled = Process(bystander.pid, "another boot+12345")
     assert not recycled.alive
     assert processes.stop([recycled], mark) == 0
 
 
-def test_only_those_with_the_same_mark_are_stopped(tmp_path: Path, mark: str) -> None:
+def test_only_processes_with_the_same_mark_are_stopped(tmp_path: Path, mark: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     ours = spawn(tmp_path / "a", mark, "import time; time.sleep(600)")
     theirs = spawn(tmp_path / "b", f"{mark}-too", "import time; time.sleep(600)")
-    assert processes.stop([], mark) == 1  # by the mark alone: what was noted of it may be lost
+    assert processes.stop([], mark) == 1  # by the mark alone, since state.json may be lost
     assert not ours.alive
     assert theirs.alive
     assert processes.stop([theirs], f"{mark}-too") == 1
 
 
-def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_program(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot start no-such-program"):
         processes.spawn(["no-such-program"], environment={}, log=tmp_path / "log", directory=tmp_path)
 
 
-def test_who_holds_a_port() -> None:
+def test_the_holder_of_a_port() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -212,7 +212,7 @@ def test_up_then_down(root: Path, lines: list[str], bystander: subprocess.Popen[
     assert not store.alive
     assert not ray.alive
     assert not local.is_up(root)
-    assert lines[-2:] == ["stopped Ray and what ran on it: 1 process(es)", "stopped the store: 1 process(es)"]
+    assert lines[-2:] == ["stopped Ray and its jobs: 1 process(es)", "stopped the store: 1 process(es)"]
     state = Home(root).load()
     assert state is not None
     assert list(Path("/tmp").glob(f"seaweedfs-*{state.store_ports.s3}*")) == []
@@ -224,7 +224,7 @@ def test_up_then_down(root: Path, lines: list[str], bystander: subprocess.Popen[
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_up_again_leaves_what_runs_alone(root: Path) -> None:
+def test_a_second_up_changes_nothing(root: Path) -> None:
     port = free_port()
     local.up(root, port=port, log=lambda _: None)
     before, environment = running(root), local.environment(root)
@@ -234,7 +234,7 @@ def test_up_again_leaves_what_runs_alone(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_up_by_many_at_once_is_one_service(root: Path) -> None:
+def test_concurrent_ups_start_one_service(root: Path) -> None:
     port = free_port()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: local.up(root, port=port, log=lambda _: None), range(4)))
@@ -243,7 +243,7 @@ def test_up_by_many_at_once_is_one_service(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_only_the_part_that_died_is_started_again(root: Path, lines: list[str]) -> None:
+def test_only_the_dead_part_is_restarted(root: Path, lines: list[str]) -> None:
     local.up(root, port=free_port(), log=lines.append)
     store, ray = running(root)
     address = local.environment(root)["AWS_ENDPOINT_URL"]
@@ -266,7 +266,7 @@ def test_only_the_part_that_died_is_started_again(root: Path, lines: list[str]) 
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_store_that_hangs_is_started_again(root: Path) -> None:
+def test_a_hanging_store_is_restarted(root: Path) -> None:
     local.up(root, port=free_port(), log=lambda _: None)
     store, _ = running(root)
     os.kill(store.pid, signal.SIGSTOP)
@@ -276,7 +276,7 @@ def test_a_store_that_hangs_is_started_again(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_what_was_started_is_stopped_even_if_its_state_was_lost(root: Path, lines: list[str]) -> None:
+def test_down_works_without_state_json(root: Path, lines: list[str]) -> None:
     local.up(root, port=free_port(), log=lines.append)
     store, ray = running(root)
     state = root / ".kitae" / "state.json"
@@ -290,7 +290,7 @@ def test_what_was_started_is_stopped_even_if_its_state_was_lost(root: Path, line
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_secrets_are_for_their_owner_only(root: Path, lines: list[str]) -> None:
+def test_secrets_are_readable_by_their_owner_only(root: Path, lines: list[str]) -> None:
     local.up(root, port=free_port(), log=lines.append)
     home = root / ".kitae"
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
@@ -301,12 +301,12 @@ def test_secrets_are_for_their_owner_only(root: Path, lines: list[str]) -> None:
     assert len(secrets) == 3
     assert all(len(secret) >= 32 for secret in secrets)
     commands = [Path(f"/proc/{process.pid}/cmdline").read_text() for process in running(root)]
-    told = [*lines, *commands, json.dumps(local.status(root)), (home / "state.json").read_text()]
-    assert not any(secret in text for secret in secrets for text in told)
+    shown = [*lines, *commands, json.dumps(local.status(root)), (home / "state.json").read_text()]
+    assert not any(secret in text for secret in secrets for text in shown)
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_the_stores_inner_servers_give_nothing_away(root: Path) -> None:
+def test_the_internal_servers_of_the_store_require_credentials(root: Path) -> None:
     local.up(root, port=free_port(), log=lambda _: None)
     open_store(root).put("a", b"private")
     state = Home(root).load()
@@ -319,7 +319,7 @@ def test_the_stores_inner_servers_give_nothing_away(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_the_endpoints_port_is_somebody_elses(root: Path, lines: list[str]) -> None:
+def test_a_port_used_by_another_program_is_refused(root: Path, lines: list[str]) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -332,7 +332,7 @@ def test_the_endpoints_port_is_somebody_elses(root: Path, lines: list[str]) -> N
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_the_port_of_a_service_that_runs_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_port_of_a_running_service_cannot_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port, other = processes.free_ports(2)
     monkeypatch.setenv("KITAE_PORT", str(port))
     local.up(root, log=lambda _: None)
@@ -345,14 +345,14 @@ def test_the_port_of_a_service_that_runs_stays(root: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("value", ["http", "0", "65536", "-1"])
-def test_a_port_that_is_none(root: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_port(root: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("KITAE_PORT", value)
     with pytest.raises(MachineError, match=f"KITAE_PORT is '{value}'"):
         local.up(root, log=lambda _: None)
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_store_that_cannot_start_says_why(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_store_that_cannot_start_shows_its_log(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "weed"
     broken.write_text("#!/bin/sh\necho no luck today\nexit 1\n")
     broken.chmod(0o755)
@@ -375,12 +375,12 @@ def test_a_directory_without_a_service(tmp_path: Path, lines: list[str]) -> None
     with pytest.raises(MachineError, match="kitae local up"):
         local.environment(tmp_path)
     local.down(tmp_path, log=lines.append)
-    assert lines == [f"nothing to stop: there is no {tmp_path / '.kitae'}"]
+    assert lines == [f"nothing to stop: {tmp_path / '.kitae'} does not exist"]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_a_proxy_of_the_company_is_not_asked_for_this_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_bypassed_for_this_machine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "intranet.example")
@@ -433,7 +433,7 @@ def run_ray(root: Path, *arguments: str, **changes: str) -> subprocess.Completed
 
 
 @pytest.mark.heavy
-def test_ray_starts_works_and_is_stopped_with_all_its_workers(
+def test_ray_runs_a_job_and_is_stopped_with_all_its_workers(
     root: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str], bystander: subprocess.Popen[bytes]
 ) -> None:
     monkeypatch.delenv("KITAE_PORT", raising=False)
@@ -461,7 +461,7 @@ def test_ray_starts_works_and_is_stopped_with_all_its_workers(
     pids = [int(pid) for pid in (root / "pids").read_text().split()]
     assert all(is_running(pid) for pid in pids)
 
-    # Half of Ray is dead: all of it is replaced, and the store is left alone.
+    # With the raylet dead, all of Ray is replaced and the store stays.
     (raylet,) = [
         process
         for process in processes.family([], Home(root).mark("ray"))

@@ -1,4 +1,4 @@
-"""The registry: numbers claimed once, files that may be published, aliases, and the card."""
+"""The registry: claimed numbers, publishable files, aliases, and the model card."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_lineage(**changes: object) -> Lineage:
         job_id="greeter-1",
         metrics={"held_out_loss": 1.5, "base_held_out_loss": 2.25},
     )
-    return replace(lineage, **changes)  # type: ignore[arg-type]  # any of the fields
+    return replace(lineage, **changes)  # type: ignore[arg-type]  # any field
 
 
 def register(store: Store, directory: Path, digest: str = "x", **changes: object) -> ModelVersion:
@@ -68,7 +68,7 @@ def at_once(count: int, work: Callable[[int], T]) -> list[T]:
         return list(pool.map(run, range(count)))
 
 
-def test_a_version_has_everything_that_was_registered(store: Store, tmp_path: Path) -> None:
+def test_a_version_round_trips(store: Store, tmp_path: Path) -> None:
     made = register(store, weights(tmp_path / "w"))
     assert (made.name, made.version, made.task, made.kind) == ("greeter", "1", "chat", "adapter")
     assert (made.base_name, made.base_digest) == ("small-model", "b" * 16)
@@ -89,11 +89,11 @@ def test_a_version_has_everything_that_was_registered(store: Store, tmp_path: Pa
         ("基", "base"),
     ],
 )
-def test_the_name_of_a_base(base_model: str, name: str) -> None:
+def test_base_name(base_model: str, name: str) -> None:
     assert registry.base_name(base_model) == name
 
 
-def test_kinds(store: Store, tmp_path: Path) -> None:
+def test_the_kind_of_a_version(store: Store, tmp_path: Path) -> None:
     full = weights(tmp_path / "full", adapter=False)
     assert register(store, full, "full").kind == "full"
     classifier = make_spec(task="text_classification")
@@ -109,7 +109,7 @@ def test_the_same_lineage_is_the_same_version(store: Store, tmp_path: Path) -> N
     assert [version.version for version in registry.versions(store, "greeter")] == ["1", "2"]
 
 
-def test_a_registration_that_broke_off_goes_on_under_its_number(
+def test_an_interrupted_registration_resumes_under_its_number(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = weights(tmp_path / "w")
@@ -129,7 +129,7 @@ def test_a_registration_that_broke_off_goes_on_under_its_number(
     assert register(store, directory).version == "1"
 
 
-def test_sixteen_at_once_get_sixteen_numbers(store: Store, tmp_path: Path) -> None:
+def test_sixteen_concurrent_registrations_get_sixteen_numbers(store: Store, tmp_path: Path) -> None:
     directories = [weights(tmp_path / str(number), value=number) for number in range(16)]
     made = at_once(16, lambda number: register(store, directories[number], f"digest {number}"))
     assert sorted(int(version.version) for version in made) == list(range(1, 17))
@@ -137,7 +137,7 @@ def test_sixteen_at_once_get_sixteen_numbers(store: Store, tmp_path: Path) -> No
         assert (store.fetch(version.key) / "adapter_model.safetensors").read_bytes() == safetensors([number] * 16)
 
 
-def test_eight_at_once_with_one_lineage_make_one_version(store: Store, tmp_path: Path) -> None:
+def test_eight_registrations_of_one_lineage_make_one_version(store: Store, tmp_path: Path) -> None:
     directories = [weights(tmp_path / str(number)) for number in range(8)]
     made = at_once(8, lambda number: register(store, directories[number], "same", created_at=f"202{number}-01-01"))
     assert {version.version for version in made} == {"1"}
@@ -145,7 +145,7 @@ def test_eight_at_once_with_one_lineage_make_one_version(store: Store, tmp_path:
     assert store.fetch("models/greeter/1").is_dir()
 
 
-def test_the_newest_is_tenth_not_ninth(store: Store, tmp_path: Path) -> None:
+def test_versions_are_ordered_by_number(store: Store, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     for number in range(10):
         register(store, directory, f"digest {number}")
@@ -169,14 +169,14 @@ def test_only_weights_and_text_are_published(store: Store, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors", "vocab.txt"])
-def test_a_pickle_with_another_name_is_still_a_pickle(store: Store, tmp_path: Path, name: str) -> None:
+def test_a_renamed_pickle_is_refused(store: Store, tmp_path: Path, name: str) -> None:
     directory = weights(tmp_path / "w")
     (directory / name).write_bytes(pickle.dumps({"a": [1.0] * 100}))
     with pytest.raises(RegistryError, match=name):
         register(store, directory)
 
 
-def test_every_refused_file_is_named_at_once(store: Store, tmp_path: Path) -> None:
+def test_all_refused_files_are_named_together(store: Store, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     whole = safetensors([1.0] * 100)
     (directory / "cut.safetensors").write_bytes(whole[:-1])
@@ -188,7 +188,7 @@ def test_every_refused_file_is_named_at_once(store: Store, tmp_path: Path) -> No
     assert len(caught.value.details) == 4
 
 
-def test_no_weights_no_version(store: Store, tmp_path: Path) -> None:
+def test_a_directory_without_weights_is_refused(store: Store, tmp_path: Path) -> None:
     directory = tmp_path / "w"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
@@ -205,12 +205,12 @@ def test_a_metric_that_is_not_a_number_is_refused(store: Store, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["Greeter", "", "a/b", "-a", "a" * 49, "..", "a b", "名"])
-def test_names_that_could_not_be_keys(store: Store, tmp_path: Path, name: str) -> None:
+def test_names_that_cannot_be_keys_are_refused(store: Store, tmp_path: Path, name: str) -> None:
     with pytest.raises(RegistryError, match="cannot be a model's name"):
         registry.register(store, name, weights(tmp_path / "w"), lineage=make_lineage(), lineage_digest="x")
 
 
-def test_weights_that_were_changed_in_the_store_are_not_fetched(store: Store, tmp_path: Path) -> None:
+def test_changed_weights_are_not_fetched(store: Store, tmp_path: Path) -> None:
     made = register(store, weights(tmp_path / "w"))
     store.put(f"{made.key}/adapter_model.safetensors", safetensors([2.0] * 16))
     with pytest.raises(CorruptObject, match="adapter_model"):
@@ -220,7 +220,7 @@ def test_weights_that_were_changed_in_the_store_are_not_fetched(store: Store, tm
 # ---- aliases ------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_alone_is_its_champion_else_the_newest(store: Store, tmp_path: Path) -> None:
+def test_a_bare_name_is_its_champion_else_the_newest(store: Store, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     for digest in "abc":
         register(store, directory, digest)
@@ -235,7 +235,7 @@ def test_a_name_alone_is_its_champion_else_the_newest(store: Store, tmp_path: Pa
     assert registry.get(store, "greeter").version == "3"
 
 
-def test_of_many_who_move_an_alias_on_the_same_grounds_one_wins(store: Store, tmp_path: Path) -> None:
+def test_one_of_many_conditional_moves_of_an_alias_wins(store: Store, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     for number in range(8):
         register(store, directory, str(number))
@@ -252,7 +252,7 @@ def test_of_many_who_move_an_alias_on_the_same_grounds_one_wins(store: Store, tm
 
     (first,) = move(None)
     assert registry.aliases(store, "greeter") == {"champion": first}
-    # Whoever sets it to what it is already changes nothing, and may be told that all is well.
+    # A move to the present version changes nothing and may succeed.
     winners = [won for won in move(first) if won != first]
     assert len(winners) == 1
     assert registry.aliases(store, "greeter") == {"champion": winners[0]}
@@ -268,14 +268,14 @@ def test_of_many_who_move_an_alias_on_the_same_grounds_one_wins(store: Store, tm
         ("a", "b", "number"),
     ],
 )
-def test_aliases_that_would_point_nowhere(store: Store, tmp_path: Path, alias: str, version: str, message: str) -> None:
+def test_invalid_aliases_are_refused(store: Store, tmp_path: Path, alias: str, version: str, message: str) -> None:
     register(store, weights(tmp_path / "w"))
     with pytest.raises(RegistryError, match=message):
         registry.set_alias(store, "greeter", alias, version)
     assert registry.aliases(store, "greeter") == {}
 
 
-def test_unknown_models_versions_and_aliases_say_what_there_is(store: Store, tmp_path: Path) -> None:
+def test_unknown_models_versions_and_aliases_name_the_known_ones(store: Store, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="no model 'greeter'"):
         registry.get(store, "greeter")
     register(store, weights(tmp_path / "w"))
@@ -293,7 +293,7 @@ def test_unknown_models_versions_and_aliases_say_what_there_is(store: Store, tmp
 # ---- deleting -----------------------------------------------------------------------------------------------------
 
 
-def test_a_deleted_version_is_gone_and_its_number_too(store: Store, tmp_path: Path) -> None:
+def test_the_number_of_a_deleted_version_is_not_reused(store: Store, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     register(store, directory, "a")
     register(store, directory, "b")
@@ -303,7 +303,7 @@ def test_a_deleted_version_is_gone_and_its_number_too(store: Store, tmp_path: Pa
     assert register(store, directory, "b").version == "3"
 
 
-def test_what_an_alias_points_at_is_not_deleted(store: Store, tmp_path: Path) -> None:
+def test_the_target_of_an_alias_is_not_deleted(store: Store, tmp_path: Path) -> None:
     register(store, weights(tmp_path / "w"))
     registry.set_alias(store, "greeter", "champion", "1")
     with pytest.raises(RegistryError, match="champion"):
@@ -314,7 +314,7 @@ def test_what_an_alias_points_at_is_not_deleted(store: Store, tmp_path: Path) ->
 # ---- the card -----------------------------------------------------------------------------------------------------
 
 
-def test_the_card_says_what_the_model_is_and_how_good(store: Store, tmp_path: Path) -> None:
+def test_the_model_card(store: Store, tmp_path: Path) -> None:
     labels = ("spam | ham", "`ok`")
     spec = make_spec(task="text_classification", base_model='org/a: "b"')
     made = register(store, weights(tmp_path / "w"), spec=spec, labels=labels)

@@ -32,7 +32,7 @@ from ray_jobs.registry import Lineage, catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec, ServingSection
 from ray_jobs.storage import Store
-from ray_jobs.storage.bucket import Settings as StoreSettings
+from ray_jobs.storage.bucket import StoreSettings
 from serving.access.keys import StoredKeys
 from serving.app import create_app
 from serving.inference.router import Router

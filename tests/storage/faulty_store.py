@@ -1,6 +1,6 @@
-"""A store with faults that a real one cannot be made to have: a proxy in front of a real server that does one wrong.
+"""A proxy in front of a real store that injects one fault.
 
-It signs each request anew for the real server, so a header or a body may be changed on the way.
+It signs each request anew for the real server, so a fault may change headers and bodies.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from ray_jobs.storage.bucket import Settings
+from ray_jobs.storage.bucket import StoreSettings
 
 
 @dataclass(frozen=True)
 class Request:
     method: str
     path: str
-    """With its query."""
+    """Path with its query."""
     headers: Mapping[str, str]
-    """By lower-case name."""
+    """Headers by lower-case name."""
     body: bytes
 
     def without(self, *names: str) -> Request:
@@ -43,7 +43,7 @@ class Response:
 
 Forward = Callable[[Request], Response]
 Fault = Callable[[Request, Forward], Response | None]
-"""Gets the request and a way to send one to the real server; None: the connection is cut without an answer."""
+"""Receives the request and a function that sends one to the real server; None: cut the connection without an answer."""
 
 
 def error(status: int, code: str) -> Response:
@@ -51,8 +51,8 @@ def error(status: int, code: str) -> Response:
 
 
 @contextmanager
-def faulty(settings: Settings, fault: Fault) -> Iterator[Settings]:
-    """The settings of a store that is the real one, but for the fault."""
+def faulty(settings: StoreSettings, fault: Fault) -> Iterator[StoreSettings]:
+    """Settings of a proxy of the real store with the fault."""
     address = urlsplit(settings.endpoint_url).netloc
 
     def forward(request: Request) -> Response:
@@ -98,7 +98,7 @@ def faulty(settings: Settings, fault: Fault) -> Iterator[Settings]:
         request_queue_size = 64
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            pass  # a client that hangs up is part of the tests
+            pass  # some tests hang up
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -110,7 +110,7 @@ def faulty(settings: Settings, fault: Fault) -> Iterator[Settings]:
         server.server_close()
 
 
-def _signed(request: Request, settings: Settings) -> Mapping[str, str]:
+def _signed(request: Request, settings: StoreSettings) -> Mapping[str, str]:
     dropped = ("authorization", "host", "x-amz-date", "x-amz-content-sha256", "connection", "expect", "user-agent")
     kept = request.without(*dropped).headers
     copy = AWSRequest(request.method, settings.endpoint_url + request.path, dict(kept), request.body)

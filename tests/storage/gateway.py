@@ -18,20 +18,20 @@ _CHUNK_BYTES = 4096
 
 @dataclass
 class Hold:
-    """One upload that is to be stopped when half of its body has reached the store."""
+    """An upload to be stopped when half of its body has reached the store."""
 
     part: bytes
-    """What its path contains."""
+    """Part of its path."""
     path: str | None = None
-    """The path of the upload that was caught."""
+    """Whole path of the held upload."""
     client_port: int | None = None
-    """The port from which it comes: it tells the process."""
+    """Port of its client, which identifies the process."""
     reached: threading.Event = field(default_factory=threading.Event)
     cut: threading.Event = field(default_factory=threading.Event)
 
 
 class Gateway:
-    """Listens on a port of its own for as long as it is open; the store behind it may come and go."""
+    """Listens on its own port while it is open; the store behind it may stop and restart."""
 
     def __init__(self, store_port: int) -> None:
         self._store_port = store_port
@@ -46,7 +46,7 @@ class Gateway:
 
     @contextmanager
     def hold_upload(self, part: str, *, patience_s: float = 180.0) -> Iterator[Hold]:
-        """Wait for the next upload to a path with `part` in it, and hold it half way; afterwards, cut it off."""
+        """Wait for the next upload to a path with `part` in it and hold it half way; cut it off at the end."""
         hold = Hold(part.encode())
         with self._lock:
             self._hold = hold

@@ -1,4 +1,4 @@
-"""API keys: made, found, listed and revoked in a real store, and at the command line; the secret is nowhere kept."""
+"""API keys: created, found, listed and revoked in a real store and on the command line; the secret is not stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ray_jobs.tenancy.api_keys import ApiKey, Limits
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_a_key_is_found_by_itself_alone(store: Store) -> None:
+def test_a_key_is_found_by_the_whole_key_alone(store: Store) -> None:
     limits = Limits(requests_per_minute=60, concurrent_jobs=2)
     made, secret = api_keys.create(store, "search", "nightly evaluation", limits)
     other, _ = api_keys.create(store, "ads", "app")
@@ -35,7 +35,7 @@ def test_a_key_is_found_by_itself_alone(store: Store) -> None:
         assert api_keys.find(store, text) is None
 
 
-def test_the_store_never_sees_a_secret(store: Store) -> None:
+def test_the_store_holds_no_secret(store: Store) -> None:
     secrets = [api_keys.create(store, "search", f"key {number}")[1] for number in range(3)]
     made = [info.key for info in store.list()]
     assert len(made) == 3
@@ -45,7 +45,7 @@ def test_the_store_never_sees_a_secret(store: Store) -> None:
         assert hashlib.sha256(secret.encode()).hexdigest().encode() in kept
 
 
-def test_keys_have_one_form_and_no_two_are_alike(store: Store) -> None:
+def test_keys_have_one_form_and_are_unique(store: Store) -> None:
     made = [api_keys.create(store, "search", "same name") for _ in range(20)]
     assert len({key.id for key, _ in made}) == len({secret[-52:] for _, secret in made}) == 20
     for key, secret in made:
@@ -54,17 +54,17 @@ def test_keys_have_one_form_and_no_two_are_alike(store: Store) -> None:
     assert len(set("".join(secret[-52:] for _, secret in made))) == 32
 
 
-def test_a_revoked_key_opens_nothing_and_stays_as_it_is(store: Store) -> None:
+def test_a_revoked_key_is_refused_and_stays_unchanged(store: Store) -> None:
     made, secret = api_keys.create(store, "search", "app")
     first = api_keys.revoke(store, made.id)
     assert first.revoked_at is not None
     assert api_keys.find(store, secret) is None
     assert api_keys.revoke(store, made.id) == first
-    assert api_keys.revoke(store, secret) == first  # as a leak brings it
+    assert api_keys.revoke(store, secret) == first  # a whole leaked key
     assert [key.state(NOW) for key in api_keys.list_keys(store)] == ["revoked"]
 
 
-def test_revoking_an_unknown_key_names_the_near_ones_and_no_secret(store: Store) -> None:
+def test_revoking_an_unknown_key_names_near_ones_and_no_secret(store: Store) -> None:
     made, secret = api_keys.create(store, "search", "app")
     near = made.id[:-1] + ("a" if made.id[-1] != "a" else "b")
     with pytest.raises(ApiKeyError, match=rf"no API key '{near}' among 1 .*did you mean '{made.id}'\?"):
@@ -76,7 +76,7 @@ def test_revoking_an_unknown_key_names_the_near_ones_and_no_secret(store: Store)
     assert secret[-30:] not in str(caught.value)
 
 
-def test_an_expired_key_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_key_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     soon = datetime.now(UTC) + timedelta(days=1)
     made, secret = api_keys.create(store, "search", "app", expires_at=soon)
     assert made.opens(secret, soon - timedelta(seconds=1))
@@ -98,15 +98,13 @@ def test_an_expired_key_opens_nothing(store: Store, monkeypatch: pytest.MonkeyPa
         ({"expires_at": datetime(2999, 1, 1)}, "with its zone"),
     ],
 )
-def test_a_key_that_cannot_be_is_refused_with_all_that_is_wrong(
-    store: Store, change: dict[str, Any], match: str
-) -> None:
+def test_all_invalid_arguments_are_reported_together(store: Store, change: dict[str, Any], match: str) -> None:
     with pytest.raises(ApiKeyError, match=match):
         api_keys.create(store, **{"team": "search", "name": "app"} | change)
     assert list(store.list()) == []
 
 
-def test_a_record_that_is_none_is_told_without_its_contents(store: Store) -> None:
+def test_an_invalid_record_is_reported_without_its_contents(store: Store) -> None:
     made, secret = api_keys.create(store, "search", "app")
     store.put_json(f"keys/{made.id}.json", {"id": made.id, "key": secret})
     with pytest.raises(CorruptObject, match="not the record of an API key") as caught:
@@ -115,7 +113,7 @@ def test_a_record_that_is_none_is_told_without_its_contents(store: Store) -> Non
 
 
 @given(st.text() | st.from_regex(r"kitae-[a-z2-7]{16}-[a-z2-7]{50,54}", fullmatch=True))
-def test_what_is_taken_for_an_id_is_safe_in_a_path(text: str) -> None:
+def test_an_accepted_id_is_safe_in_a_path(text: str) -> None:
     found = api_keys.id_of(text)
     assert found is None or (re.fullmatch(r"[a-z2-7]{16}", found) and len(text) == len("kitae--") + 16 + 52)
 
@@ -140,7 +138,7 @@ def test_create_prints_the_key_alone_on_stdout(invoke: CliRunner, store: Store) 
     assert key.id in shown.stderr
 
 
-def test_create_for_programs(invoke: CliRunner, store: Store) -> None:
+def test_create_prints_json(invoke: CliRunner, store: Store) -> None:
     limits = {
         "requests_per_minute": 1,
         "tokens_per_minute": 2,
@@ -161,7 +159,7 @@ def test_create_for_programs(invoke: CliRunner, store: Store) -> None:
     assert isinstance(refused.exception, ApiKeyError)
 
 
-def test_list_shows_whose_and_what_state_and_no_secret(invoke: CliRunner, store: Store) -> None:
+def test_list_shows_team_and_state_and_no_secret(invoke: CliRunner, store: Store) -> None:
     assert "kitae keys create" in invoke.invoke(cli, ["keys", "list"]).output
     first, secret = api_keys.create(store, "search", "old", Limits(requests_per_minute=60))
     second, _ = api_keys.create(store, "ads", "app")
@@ -175,7 +173,7 @@ def test_list_shows_whose_and_what_state_and_no_secret(invoke: CliRunner, store:
         assert text not in shown
     (only,) = json.loads(invoke.invoke(cli, ["keys", "list", "--team", "search", "--json"]).output)
     assert (only["id"], only["state"], "digest" in only) == (first.id, "revoked", False)
-    assert "of team nobody" in invoke.invoke(cli, ["keys", "list", "--team", "nobody"]).output
+    assert "of team unknown" in invoke.invoke(cli, ["keys", "list", "--team", "unknown"]).output
 
 
 def test_revoke_asks_once_and_not_again(invoke: CliRunner, store: Store) -> None:
@@ -199,7 +197,7 @@ def test_ids_are_completed(invoke: CliRunner, store: Store) -> None:
     assert [item.value for item in found] == [made.id]
 
 
-def test_a_record_keeps_everything_through_the_store(store: Store) -> None:
+def test_a_record_round_trips_through_the_store(store: Store) -> None:
     made, _ = api_keys.create(
         store, "search", "app", Limits(max_body_bytes=2048), expires_at=datetime.now(UTC) + timedelta(days=1)
     )

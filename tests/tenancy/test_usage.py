@@ -1,4 +1,4 @@
-"""Usage: what was counted is in the store once, whatever the store does meanwhile."""
+"""Usage: every counted row is stored once, whatever fails."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_requests_are_added_up_and_each_object_is_named_by_team_day_and_writer(s
     ledger.flush()
     ledger.count(finished(completion_tokens=9))
     ledger.flush()
-    ledger.flush()  # nothing is new: nothing is written
+    ledger.flush()  # nothing new: nothing is written
     keys = [info.key for info in store.list("usage/")]
     assert keys == [
         "usage/blue/2026-11-24/api-1-000001.json",
@@ -97,11 +97,11 @@ def test_requests_are_added_up_and_each_object_is_named_by_team_day_and_writer(s
         ({"team": None}, 0),
         ({"key_id": None}, 0),
         ({"status": 429, "prompt_tokens": None, "completion_tokens": None}, 0),
-        ({"status": 500, "completion_tokens": 5}, 1),  # the tokens were generated all the same
+        ({"status": 500, "completion_tokens": 5}, 1),  # the tokens were generated
         ({"prompt_tokens": None, "completion_tokens": None}, 1),
     ],
 )
-def test_what_counts_is_what_a_model_did(store: Store, changes: dict[str, Any], counted: int) -> None:
+def test_only_answers_of_a_model_count(store: Store, changes: dict[str, Any], counted: int) -> None:
     ledger = make_ledger(store)
     ledger.count(finished(**changes))
     ledger.flush()
@@ -109,7 +109,7 @@ def test_what_counts_is_what_a_model_did(store: Store, changes: dict[str, Any], 
 
 
 class Unsteady(Store):
-    """A store whose writes fail as told: before the object is there, or after, when only the answer is lost."""
+    """A store whose writes fail as scripted: before the object is written, or after it, when the answer is lost."""
 
     def __init__(self, inner: Store) -> None:
         self.__dict__.update(inner.__dict__)
@@ -138,7 +138,7 @@ _STEP = st.one_of(
 @example([("blue", "k1", 1), ["after"], ("blue", "k1", 2), ["none"]])
 @example([("blue", "k1", 1), ("red", "k1", 2), ["none", "before"]])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_fails_in_between_everything_is_counted_once(store: Store, steps: list[Any]) -> None:
+def test_every_row_is_counted_once_whatever_fails(store: Store, steps: list[Any]) -> None:
     unsteady = Unsteady(store.at(f"{store.uri()}/{uuid.uuid4().hex}"))
     ledger = make_ledger(unsteady)
     expected: list[UsageRow] = []
@@ -153,12 +153,12 @@ def test_whatever_fails_in_between_everything_is_counted_once(store: Store, step
                 ledger.flush()
     unsteady.faults = []
     ledger.flush()
-    ledger.flush()  # rows that waited for their team's last batch
+    ledger.flush()  # rows held back until their team's last batch was written
     assert in_store(unsteady) == usage.added(expected)
 
 
-def test_a_store_that_takes_the_write_and_drops_the_answer(store: Store, store_server: StoreServer) -> None:
-    """As above, through a real client and a real connection that is cut."""
+def test_a_write_with_a_lost_answer_is_counted_once(store: Store, store_server: StoreServer) -> None:
+    """The same through a real client and a real connection that is cut."""
     cut = 1
 
     def fault(request: Request, forward: Forward) -> Response | None:
@@ -177,7 +177,7 @@ def test_a_store_that_takes_the_write_and_drops_the_answer(store: Store, store_s
     assert in_store(store) == [row(prompt_tokens=4)]
 
 
-def test_one_team_that_cannot_be_written_does_not_hold_up_the_others(store: Store) -> None:
+def test_a_team_that_cannot_be_written_does_not_delay_others(store: Store) -> None:
     unsteady = Unsteady(store)
     ledger = make_ledger(unsteady)
     ledger.add("blue", "k1", "m")
@@ -188,7 +188,7 @@ def test_one_team_that_cannot_be_written_does_not_hold_up_the_others(store: Stor
     assert [found.team for found in in_store(store)] == ["red"]
 
 
-def test_while_the_store_is_away_memory_grows_with_names_and_not_with_requests(store: Store) -> None:
+def test_memory_during_an_outage_grows_with_names_not_with_requests(store: Store) -> None:
     unsteady = Unsteady(store)
     ledger = make_ledger(unsteady, max_rows=5)
     for i in range(500):
@@ -206,7 +206,7 @@ def test_while_the_store_is_away_memory_grows_with_names_and_not_with_requests(s
     assert "other" in {one.key_id for one in found}
 
 
-def test_replicas_and_threads_count_side_by_side(store: Store) -> None:
+def test_replicas_and_threads_count_concurrently(store: Store) -> None:
     ledgers = [make_ledger(store) for _ in range(3)]
 
     def work(ledger: UsageLedger) -> None:
@@ -245,7 +245,7 @@ def test_the_background_loop_flushes_periodically_and_at_shutdown_and_survives_f
     assert in_store(store) == [row(requests=2)]
 
 
-def test_a_run_of_training_is_counted_once_however_many_replicas_see_its_end(store: Store) -> None:
+def test_a_training_run_is_counted_once_by_many_replicas(store: Store) -> None:
     ran = row(kind="training", worker_seconds=120.5, gpu_seconds=241.0, prompt_tokens=900)
     assert usage.write_training(store, ran, writer="ftjob-1", number=1)
     assert not usage.write_training(store, ran, writer="ftjob-1", number=1)
@@ -255,7 +255,7 @@ def test_a_run_of_training_is_counted_once_however_many_replicas_see_its_end(sto
 
 
 @pytest.mark.parametrize("team", ["../keys", "blue/red", "", "Blue"])
-def test_a_team_that_is_no_name_reaches_no_key(store: Store, team: str) -> None:
+def test_an_invalid_team_name_reaches_no_key(store: Store, team: str) -> None:
     with pytest.raises(SpecError):
         usage.read(store, team, DAY, DAY)
     with pytest.raises(SpecError):
@@ -264,7 +264,7 @@ def test_a_team_that_is_no_name_reaches_no_key(store: Store, team: str) -> None:
         usage.write(store, "blue", DAY, "a/b", 1, [])
 
 
-def test_an_object_that_is_not_ours_is_named(store: Store) -> None:
+def test_an_invalid_object_is_named(store: Store) -> None:
     store.put_json("usage/blue/2026-11-24/x.json", {"rows": [{"requests": "many"}]})
     with pytest.raises(CorruptObject, match=r"usage/blue/2026-11-24/x\.json"):
         in_store(store)
@@ -293,7 +293,7 @@ _ROWS = st.lists(
 
 
 @given(_ROWS, st.sampled_from(["team", "key", "model", "day"]), st.randoms(use_true_random=False))
-def test_however_it_is_grouped_the_sum_is_the_same(rows: list[UsageRow], by: Any, order: random.Random) -> None:
+def test_the_sum_is_independent_of_the_grouping(rows: list[UsageRow], by: Any, order: random.Random) -> None:
     expected = usage.total("total", rows)
     shuffled = list(rows)
     order.shuffle(shuffled)
@@ -330,7 +330,7 @@ def cells(line: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("month")
-def test_the_table_has_a_line_a_team_and_their_sum(kitae: Callable[..., str]) -> None:
+def test_the_table_has_one_line_per_team_and_a_sum(kitae: Callable[..., str]) -> None:
     lines = kitae(*ALWAYS).splitlines()
     assert cells(lines[-3]) == ["blue", "1,200", "5,000", "70", "1", "800", "1.50", "0.50"]
     assert cells(lines[-2]) == ["red", "2", "0", "0", "0", "0", "0.00", "0.00"]
@@ -338,33 +338,33 @@ def test_the_table_has_a_line_a_team_and_their_sum(kitae: Callable[..., str]) ->
 
 
 @pytest.mark.usefixtures("month")
-def test_json_and_csv_have_the_same_figures(kitae: Callable[..., str]) -> None:
-    told = json.loads(kitae("--by", "model", *ALWAYS, "--json"))
-    assert [(one["model"], one["requests"], one["worker_seconds"]) for one in told["rows"]] == [
+def test_json_and_csv_have_the_same_numbers(kitae: Callable[..., str]) -> None:
+    printed = json.loads(kitae("--by", "model", *ALWAYS, "--json"))
+    assert [(one["model"], one["requests"], one["worker_seconds"]) for one in printed["rows"]] == [
         ("m", 1202, 0.0),
         ("n", 0, 5400.0),
     ]
-    assert told["total"]["requests"] == 1202
+    assert printed["total"]["requests"] == 1202
     read = list(csv.DictReader(io.StringIO(kitae("--by", "model", *ALWAYS, "--csv"))))
-    assert read == [{name: str(value) for name, value in one.items()} for one in told["rows"]]
+    assert read == [{name: str(value) for name, value in one.items()} for one in printed["rows"]]
 
 
 @pytest.mark.usefixtures("month")
 def test_one_team_one_day_and_keys_by_their_team(kitae: Callable[..., str]) -> None:
     one_day = kitae("--team", "red", "--since", "2026-11-24", "--until", "2026-11-24", "--by", "key")
     assert cells(one_day.splitlines()[-2])[:2] == ["red/k2", "2"]
-    assert "nothing was used from 2020-01-01 to 2020-01-02" in kitae("--since", "2020-01-01", "--until", "2020-01-02")
+    assert "no usage from 2020-01-01 to 2020-01-02" in kitae("--since", "2020-01-01", "--until", "2020-01-02")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--since", "2026-11-02", "--until", "2026-11-01"], "is after the last day"),
         (["--since", "yesterday"], "does not match the format"),
         (["--json", "--csv"], "exclude each other"),
     ],
 )
-def test_what_makes_no_sense_is_refused(store: Store, arguments: list[str], said: str) -> None:
+def test_contradictory_options_are_refused(store: Store, arguments: list[str], message: str) -> None:
     ran = CliRunner().invoke(cli, ["usage", *arguments])
     assert ran.exit_code == 2
-    assert said in ran.output
+    assert message in ran.output

@@ -1,12 +1,12 @@
-"""An event under way: what it says, who still has to hear it, and when the next try is.
+"""An event that is being delivered: its body, and the state and next try of each delivery.
 
-Owns `webhooks-out/{event_id}.json` and every decision about it; the functions between `Outgoing`s are pure. Does not
-send anything.
+Owns `webhooks-out/{event_id}.json` and every decision about it; the functions between `Outgoing`s are pure. Sends
+nothing.
 
-A try is claimed by writing down, on the condition that nobody wrote in between, that it was made, and that the next
-one is due once `LEASE_S` is over. So two replicas do not send the same at the same time, one that dies between claim
-and request leaves an event that comes due again, and a request that kills its sender is not made for ever. What a dead
-sender had sent already is sent again: at least once, with the same `webhook-id`.
+A conditional write claims a try: it counts the try and makes the next one due after `LEASE_S`. So two replicas do not
+send the same event at the same time, an event whose sender dies after the claim comes due again, and a request that
+kills its sender is not repeated forever. An event sent by a dead sender is sent again with the same `webhook-id`:
+delivery is at least once.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ray_jobs.errors import ConflictError
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks.records import Endpoint, EventType, endpoints
 
-State = Literal["pending", "delivered", "gave_up", "gone", "dropped"]
+DeliveryState = Literal["pending", "delivered", "gave_up", "gone", "dropped"]
 Outcome = Literal["delivered", "failed", "gone", "dropped"]
 
 PREFIX = "webhooks-out/"
 LEASE_S = 60.0
-"""How long a claim stands. Several times as long as a request may take."""
+"""Seconds before a claim expires; several times the longest request."""
 KEPT_S = 24 * 3600.0
-"""How long an event stays after its last delivery has ended."""
+"""Seconds for which an event is kept after its last delivery has ended."""
 LONGEST_S = 3 * 24 * 3600.0
-"""From the first try to the last."""
+"""Seconds from the first try to the last."""
 
 _FIRST_WAIT_S = 5.0
 _GROWTH = 3.0
@@ -47,7 +47,7 @@ class EventData(BaseModel):
     id: str
 
 
-class Event(BaseModel):
+class WebhookEvent(BaseModel):
     """The body of a webhook."""
 
     model_config = ConfigDict(frozen=True)
@@ -61,17 +61,17 @@ class Event(BaseModel):
 
 
 class Delivery(BaseModel):
-    """How far the event is on its way to one endpoint."""
+    """The delivery of an event to one endpoint."""
 
     model_config = ConfigDict(frozen=True)
 
-    state: State = "pending"
+    state: DeliveryState = "pending"
     attempts: int = 0
-    """Tries made, or claimed."""
+    """Tries made or claimed."""
     next_at: datetime
-    """When the next one is due, if `state` is pending."""
+    """When the next try is due, if `state` is pending."""
     status: int | None = None
-    """What the endpoint answered last."""
+    """HTTP status of the last answer."""
 
 
 class Outgoing(BaseModel):
@@ -79,16 +79,16 @@ class Outgoing(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    event: Event
+    event: WebhookEvent
     team: str
     deliveries: dict[str, Delivery]
-    """By the endpoint's id."""
+    """By endpoint id."""
     over_at: datetime | None = None
     """When the last delivery ended."""
 
     @property
     def next_at(self) -> datetime:
-        """When there is something to do: the next try, or to delete it."""
+        """When the next try is due, or the deletion of the event."""
         if self.over_at is not None:
             return self.over_at + timedelta(seconds=KEPT_S)
         pending = [delivery.next_at for delivery in self.deliveries.values() if delivery.state == "pending"]
@@ -96,7 +96,7 @@ class Outgoing(BaseModel):
 
 
 def next_try(attempt: int) -> float | None:
-    """Seconds to wait after the try of this number (from 1) has failed; None: there is no other.
+    """Seconds to wait after the try of this number (from 1) has failed; None: it was the last.
 
     5 s, 15 s, 45 s … 3 h, then every 8 hours, until almost three days have passed.
     """
@@ -105,45 +105,45 @@ def next_try(attempt: int) -> float | None:
 
 
 def event_id(team: str, kind: EventType, job_id: str, attempt: int) -> str:
-    """The same event is the same id, whoever tells of it."""
+    """The id of an event: the same whichever replica computes it."""
     return "evt_" + hashlib.sha256("\n".join([team, kind, job_id, str(attempt)]).encode()).hexdigest()[:32]
 
 
 def enqueue(
     store: Store, team: str, kind: EventType, job_id: str, *, attempt: int = 1, at: datetime | None = None
 ) -> str | None:
-    """Have an event delivered to those of the team that want it. Returns its id; None: nobody wants it.
+    """Queue an event for the team's endpoints that receive its type. Returns its id; None: no endpoint does.
 
-    `attempt` is the run of the job that ended, for a job that is resumed ends again; `at` is when (None: now). The same
-    event may be enqueued any number of times within a day of its delivery, and is one event.
+    `attempt` is the attempt that ended, since a resumed job ends again; `at` is the time of the end (None: now). An
+    event enqueued again within a day of its delivery stays one event.
     """
     at = at or datetime.now(UTC)
     wanted = [one.id for one in endpoints(store, team) if kind in one.events and one.disabled_at is None]
     if not wanted:
         return None
-    event = Event(
+    event = WebhookEvent(
         id=event_id(team, kind, job_id, attempt),
         type=kind,
         created_at=int(at.timestamp()),
         data=EventData(id=job_id),
     )
     document = Outgoing(event=event, team=team, deliveries={one: Delivery(next_at=at) for one in wanted})
-    with suppress(ConflictError):  # another replica was as quick, or this one comes back to it
+    with suppress(ConflictError):  # enqueued already, by this or another replica
         store.put_json(f"{PREFIX}{event.id}.json", document.model_dump(mode="json"), if_absent=True)
     return event.id
 
 
-def test_event(endpoint: Endpoint) -> Event:
-    """An event of a job that does not exist, of the first type that the endpoint wants."""
+def test_event(endpoint: Endpoint) -> WebhookEvent:
+    """An event of a job that does not exist, of the first type that the endpoint receives."""
     created_at = int(datetime.now(UTC).timestamp())
     name = f"evt_test_{secrets.token_hex(8)}"
-    return Event(id=name, type=endpoint.events[0], created_at=created_at, data=EventData(id="ftjob-test"))
+    return WebhookEvent(id=name, type=endpoint.events[0], created_at=created_at, data=EventData(id="ftjob-test"))
 
 
 def claim(document: Outgoing, now: datetime) -> tuple[Outgoing, list[str]]:
-    """The document with the tries that are due now claimed, and the endpoints that they go to.
+    """The document with the due tries claimed, and the ids of their endpoints.
 
-    Where the last try there may be was claimed, and nobody came back with what came of it, there is no other.
+    A delivery whose last try was claimed and never settled is given up.
     """
     deliveries, names = dict(document.deliveries), []
     for name, delivery in document.deliveries.items():
@@ -165,15 +165,15 @@ def settle(
     now: datetime,
     chance: float,
 ) -> Outgoing:
-    """What came of the tries of `claimed`, put into the document as it is now. `chance` in [0, 1) is the jitter's."""
+    """The current document with the outcomes of the tries in `claimed`. `chance` in [0, 1) scales the jitter."""
     deliveries = dict(current.deliveries)
     for name, (outcome, status) in outcomes.items():
         delivery = deliveries[name]
         if delivery.state != "pending":
-            continue  # another replica, after our claim ran out, has ended it
+            continue  # ended by another replica after our claim expired
         if outcome != "failed":
             deliveries[name] = delivery.model_copy(update={"state": outcome, "status": status})
-        elif delivery.attempts == claimed.deliveries[name].attempts:  # else: another try is under way
+        elif delivery.attempts == claimed.deliveries[name].attempts:  # else: another try runs
             deliveries[name] = _failed(delivery, status, now, chance)
     return _with(current, deliveries, now)
 
@@ -188,6 +188,6 @@ def _failed(delivery: Delivery, status: int | None, now: datetime, chance: float
     wait_s = next_try(delivery.attempts)
     if wait_s is None:
         return delivery.model_copy(update={"state": "gave_up", "status": status})
-    # Earlier by chance, never later: so that many do not come back at once, and three days stay three days.
+    # Jitter spreads the retries; it only shortens waits, so that three days stay the limit.
     wait_s *= 1 - _JITTER * chance
     return delivery.model_copy(update={"next_at": now + timedelta(seconds=wait_s), "status": status})

@@ -1,9 +1,8 @@
-"""The endpoints of a team: where its events go, which of them, and the secret that signs them.
+"""The webhook endpoints of a team: URL, event types and signing secret.
 
-Owns `webhooks/{team}/{id}.json` and the signature. Does not know how an event is delivered.
-
-To sign, the secret itself is needed, so the record holds it: who can read the bucket can sign as Kitae. It is shown
-once, by the command that adds the endpoint; it is in no listing, no `repr` and no log.
+Owns `webhooks/{team}/{id}.json` and the signature. Does not know how an event is delivered. The record holds the secret
+itself, since signing needs it: a reader of the bucket can sign as Kitae. The secret is shown once, by the command that
+adds the endpoint, and is in no listing, `repr` or log.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ class Endpoint(BaseModel):
     team: Name
     url: str
     events: tuple[EventType, ...]
-    """What it wants to hear of."""
+    """Event types it receives."""
     secret: str = Field(repr=False)
-    """`whsec_` and the base64 of the key that signs."""
+    """`whsec_` and the base64 of the signing key."""
     created_at: datetime
     disabled_at: datetime | None = None
-    """When it was switched off. None: it is on."""
+    """Time at which it was disabled. None: enabled."""
     disabled_why: str | None = None
 
     def public(self) -> dict[str, Any]:
@@ -57,10 +56,9 @@ class Endpoint(BaseModel):
 
 
 def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: Policy) -> Endpoint:
-    """Write an endpoint down, with a new secret. SpecError where nothing may be sent to the URL.
+    """Record an endpoint, with a new secret. Raises SpecError if requests to the URL are not allowed.
 
-    A host that this machine's DNS does not know is no reason to refuse it: the machine that sends may know it, and
-    looks again.
+    A host unknown to this machine's DNS is accepted: the sending machine resolves it again before each request.
     """
     targets.check_url(url)
     try:
@@ -68,9 +66,9 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
     except OSError:
         addresses = []
     if addresses and (reason := targets.refusal(url, addresses, policy)) is not None:
-        raise SpecError(f"nothing is sent there: {reason}")
+        raise SpecError(f"the URL is not allowed: {reason}")
     if not events:
-        raise SpecError(f"the endpoint would hear of nothing: name events, such as {EVENTS[0]}")
+        raise SpecError(f"no event type is given: name some, such as {EVENTS[0]}")
     if len(known := endpoints(store, team)) >= _MAX_ENDPOINTS:
         raise SpecError(f"team {team} has {len(known)} webhooks, and may have {_MAX_ENDPOINTS}: remove one")
     endpoint = Endpoint(
@@ -86,7 +84,7 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
 
 
 def endpoints(store: Store, team: str) -> list[Endpoint]:
-    """A team's, the oldest first."""
+    """A team's endpoints, the oldest first."""
     found = []
     for info in store.list(_folder(team)):
         try:
@@ -97,7 +95,7 @@ def endpoints(store: Store, team: str) -> list[Endpoint]:
 
 
 def get(store: Store, team: str, endpoint_id: str) -> Endpoint:
-    """SpecError where the team has none of that id."""
+    """The endpoint. Raises SpecError if the team has none with this id."""
     endpoint = find(store, team, endpoint_id)
     if endpoint is None:
         raise SpecError(f"team {team} has no webhook {endpoint_id!r}; `kitae webhooks list --team {team}` shows them")
@@ -105,7 +103,7 @@ def get(store: Store, team: str, endpoint_id: str) -> Endpoint:
 
 
 def find(store: Store, team: str, endpoint_id: str) -> Endpoint | None:
-    """The endpoint, if it is still there."""
+    """The endpoint; None if it does not exist."""
     if "/" in endpoint_id:
         return None
     try:
@@ -115,12 +113,12 @@ def find(store: Store, team: str, endpoint_id: str) -> Endpoint | None:
 
 
 def remove(store: Store, team: str, endpoint_id: str) -> None:
-    """Delete the endpoint and its secret; what is still under way to it is dropped. SpecError where there is none."""
+    """Delete the endpoint and its secret; its pending deliveries are dropped. Raises SpecError for an unknown id."""
     store.delete(_key(team, get(store, team, endpoint_id).id))
 
 
-def switch_off(store: Store, endpoint: Endpoint, why: str) -> None:
-    """Send it nothing more. What else changed about it stays; one that was removed stays removed."""
+def disable(store: Store, endpoint: Endpoint, why: str) -> None:
+    """Disable the endpoint. Concurrent changes of it are kept; a removed one stays removed."""
 
     class Removed(Exception):
         pass

@@ -1,7 +1,7 @@
-"""The requests: what is due is sent, and what came of it written down.
+"""The sender: claims due deliveries, sends the requests and records their outcomes.
 
-Owns the HTTP client and the order of claim, request and result. Does not decide when a try is due (`outbox`) nor what
-may be sent to (`targets`). Of an answer, the log gets the status and nothing else.
+Owns the HTTP client and the order of claim, request and result. Does not decide when a try is due (`outbox`) nor which
+addresses are allowed (`targets`). The log has the status of an answer and nothing else of it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, CorruptObject, KitaeError, ObjectNotFound
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import outbox, targets
-from ray_jobs.tenancy.webhooks.outbox import PREFIX, Event, Outcome, Outgoing
-from ray_jobs.tenancy.webhooks.records import Endpoint, find, sign, switch_off
+from ray_jobs.tenancy.webhooks.outbox import PREFIX, Outcome, Outgoing, WebhookEvent
+from ray_jobs.tenancy.webhooks.records import Endpoint, disable, find, sign
 from ray_jobs.tenancy.webhooks.targets import Policy
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 TIMEOUT_S = 10.0
-"""For all of one request: the DNS, the connection, the answer."""
+"""Seconds for one request, from the DNS query to the answer."""
 _MAX_ANSWER_BYTES = 4096
 _EVENTS_AT_ONCE = 16
 _THREADS = 8
@@ -47,17 +47,17 @@ _GONE = 410
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request."""
+    """The outcome of one request."""
 
     status: int | None
-    """None: there was no answer."""
+    """HTTP status; None: no answer."""
     seconds: float
     body: bytes = b""
-    """Its beginning."""
+    """The first 4 KiB of the body."""
     why: str | None = None
-    """Why there was no answer: the kind of failure."""
+    """Class of the failure, if there was no answer."""
     detail: str = ""
-    """The same in words. Not for the log: it may name the URL, which may hold a secret."""
+    """Message of the failure. Must not be logged: it may contain the URL, which may hold a secret."""
 
     @property
     def outcome(self) -> Outcome:
@@ -67,7 +67,7 @@ class Answer:
 
 
 class Sender:
-    """Delivers what is due. Any number may work on one store, in any number of processes."""
+    """Delivers due events. Any number of senders may work on one store, in any number of processes."""
 
     def __init__(
         self,
@@ -75,35 +75,35 @@ class Sender:
         policy: Policy,
         *,
         every_s: float = 5.0,
-        told: Callable[[str], None] = lambda outcome: None,
+        on_outcome: Callable[[str], None] = lambda outcome: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`told` hears the outcome of each try, one of `OUTCOMES`."""
+        """`on_outcome` is called with the outcome of each try, one of `OUTCOMES`."""
         self._store = store
         self._policy = policy
         self._every_s = every_s
-        self._told = told
+        self._on_outcome = on_outcome
         self._clock = clock
         self._chance = chance
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhooks")
         self._known: dict[str, tuple[str, datetime | None]] = {}
-        """Key → the etag that was read, and when there is something to do then (None: never)."""
+        """Key → the etag that was read, and when the event is next due (None: never)."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until `stop` is set. A store that fails, or an endpoint, ends nothing."""
+        """Deliver until `stop` is set. Failures of the store or of an endpoint do not end the loop."""
         while not stop.is_set():
             try:
                 await self.tick()
             except KitaeError as error:
                 logger.warning("webhooks wait: %s", error)
-            except Exception:  # a mistake of ours in one event must not end the deliveries of all others
+            except Exception:  # a bug met in one event must not end all other deliveries
                 logger.exception("webhooks wait")
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._every_s)
 
     async def tick(self) -> None:
-        """Deliver what is due now, and delete what is old. Raises the first failure of the store, after the rest."""
+        """Deliver due events and delete old ones. Raises the first failure of the store, after the rest."""
         due = await self._in_thread(self._due)
         if not due:
             return
@@ -116,13 +116,13 @@ class Sender:
         async with self._transport() as transport:
             _raise_first(await asyncio.gather(*(one(key) for key in due), return_exceptions=True))
 
-    async def send(self, endpoint: Endpoint, event: Event) -> Answer:
-        """One request, now, whatever is due; for `kitae webhooks test`."""
+    async def send(self, endpoint: Endpoint, event: WebhookEvent) -> Answer:
+        """Send one request at once; for `kitae webhooks test`."""
         async with self._transport() as transport:
             return await self._send(transport, endpoint, event)
 
     def _due(self) -> list[str]:
-        """The keys of the events that need something done; only what changed since the last look is read."""
+        """Keys of the due events; reads only those that changed since the last call."""
         listed = {info.key: info.etag for info in self._store.list(PREFIX)}
         self._known = {key: known for key, known in self._known.items() if listed.get(key) == known[0]}
         for key in listed.keys() - self._known.keys():
@@ -148,7 +148,7 @@ class Sender:
         _raise_first(ended.values())
 
     def _claim(self, key: str) -> tuple[Outgoing | None, list[str]]:
-        """The document and whom to send to; None: another replica has it, or there is nothing to send."""
+        """The claimed document and its endpoints; None: another replica has it, or nothing is due."""
         now = self._clock()
         try:
             document, etag = _read(self._store, key)
@@ -167,7 +167,7 @@ class Sender:
     ) -> tuple[Outcome, int | None]:
         endpoint = await self._in_thread(find, self._store, claimed.team, name)
         if endpoint is None or endpoint.disabled_at is not None:
-            self._told("dropped")
+            self._on_outcome("dropped")
             return "dropped", None
         answer = await self._send(transport, endpoint, claimed.event)
         logger.log(
@@ -178,9 +178,9 @@ class Sender:
             claimed.deliveries[name].attempts,
             answer.status if answer.why is None else answer.why,
         )
-        self._told(answer.outcome)
+        self._on_outcome(answer.outcome)
         if answer.outcome == "gone":
-            await self._in_thread(switch_off, self._store, endpoint, "it answered 410 Gone")
+            await self._in_thread(disable, self._store, endpoint, "it answered 410 Gone")
         return answer.outcome, answer.status
 
     def _settle(self, key: str, claimed: Outgoing, outcomes: dict[str, tuple[Outcome, int | None]]) -> None:
@@ -191,11 +191,11 @@ class Sender:
                 raise ObjectNotFound(f"{key} was deleted meanwhile")
             return outbox.settle(Outgoing.model_validate(old), claimed, outcomes, now, chance).model_dump(mode="json")
 
-        with suppress(ObjectNotFound):  # ended by another replica, more than a day ago
+        with suppress(ObjectNotFound):  # ended by another replica more than a day ago
             self._store.update_json(key, change)
 
-    async def _send(self, transport: httpx.AsyncBaseTransport, endpoint: Endpoint, event: Event) -> Answer:
-        """Never raises but for a cancellation: what goes wrong is the answer."""
+    async def _send(self, transport: httpx.AsyncBaseTransport, endpoint: Endpoint, event: WebhookEvent) -> Answer:
+        """Send one request. Failures are returned as an Answer; raises only on cancellation."""
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -203,24 +203,24 @@ class Sender:
                 if (reason := targets.refusal(endpoint.url, addresses, self._policy)) is not None:
                     return Answer(None, time.monotonic() - began_s, why="refused", detail=reason)
                 requests = [_request(endpoint, event, address, self._clock()) for address in addresses]
-                status, body = await _ask(transport, requests)
+                status, body = await _post(transport, requests)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
             return Answer(None, time.monotonic() - began_s, why=type(error).__name__, detail=str(error))
         return Answer(status, time.monotonic() - began_s, body)
 
     def _transport(self) -> httpx.AsyncHTTPTransport:
-        # Below the client, which would log the URL, heed the proxies of its environment and keep cookies. No connection
-        # is used twice: they are kept by address, and two hosts with certificates of their own may share one.
+        # A transport, since a client would log the URL, use the environment's proxies and keep cookies. Connections are
+        # not reused: they are pooled by address, and two hosts with different certificates may share one.
         return httpx.AsyncHTTPTransport(
             verify=self._tls, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
         )
 
     @cached_property
     def _tls(self) -> SSLContext:
-        return httpx.create_ssl_context()  # SSL_CERT_FILE names a company's own authority
+        return httpx.create_ssl_context()  # SSL_CERT_FILE names a private certificate authority
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """In threads of its own: a DNS that hangs must not take those that the process answers requests with."""
+        """Run the call in the sender's own threads, so that a hanging DNS query does not block the API's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
 
 
@@ -229,11 +229,11 @@ def _read(store: Store, key: str) -> tuple[Outgoing, str]:
     try:
         return Outgoing.model_validate_json(data), etag
     except ValidationError as error:
-        raise CorruptObject(f"{store.uri(key)} is no event as Kitae writes it: {error.error_count()} errors") from error
+        raise CorruptObject(f"{store.uri(key)} is no webhook event: {error.error_count()} errors") from error
 
 
-def _request(endpoint: Endpoint, event: Event, address: targets.Address, now: datetime) -> httpx.Request:
-    """To the address, in the host's name: that is whom the certificate and the receiver's proxy know."""
+def _request(endpoint: Endpoint, event: WebhookEvent, address: targets.Address, now: datetime) -> httpx.Request:
+    """A request to the address, with the host's name for the certificate and the receiver's proxy."""
     url = httpx.URL(endpoint.url)
     body = canonical_json(event.model_dump(mode="json"))
     timestamp_s = int(now.timestamp())
@@ -252,17 +252,17 @@ def _request(endpoint: Endpoint, event: Event, address: targets.Address, now: da
     return httpx.Request("POST", pinned, content=body, headers=headers, extensions=named)
 
 
-async def _ask(transport: httpx.AsyncBaseTransport, requests: Sequence[httpx.Request]) -> tuple[int, bytes]:
-    """Status and the beginning of the body, from the first address that takes a connection."""
+async def _post(transport: httpx.AsyncBaseTransport, requests: Sequence[httpx.Request]) -> tuple[int, bytes]:
+    """Status and first bytes of the body, from the first address that accepts a connection."""
     for request in requests[:-1]:
         try:
-            return await _ask_one(transport, request)
+            return await _post_to(transport, request)
         except httpx.ConnectError:
             continue
-    return await _ask_one(transport, requests[-1])
+    return await _post_to(transport, requests[-1])
 
 
-async def _ask_one(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> tuple[int, bytes]:
+async def _post_to(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> tuple[int, bytes]:
     response = await transport.handle_async_request(request)
     try:
         body = b""

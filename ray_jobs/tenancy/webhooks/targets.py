@@ -1,11 +1,10 @@
-"""Where a webhook may be sent: not to the machine's metadata service, and inside the company only where that is wanted.
+"""Allowed addresses of webhooks: never a metadata service, and private networks only if the policy allows them.
 
-Owns the rules and the look into the DNS. Does not send anything.
+Owns the rules and the DNS query. Sends nothing.
 
-A webhook is a request that somebody else has this process make, from inside the network (server-side request forgery).
-So an address is judged when the endpoint is added and again before each request, by what its name means at that
-moment, and the request then goes to the very address that was judged: a name that means another one a moment later
-changes nothing.
+A webhook makes this process send a request from inside the network to a URL chosen by a client (server-side request
+forgery). So a host is resolved and checked when the endpoint is added and again before each request, and the request
+goes to the checked address: a later change of the DNS answer has no effect.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ _METADATA = frozenset(
 
 @dataclass(frozen=True)
 class Policy:
-    """What this installation allows."""
+    """The addresses that this installation allows."""
 
     private: bool = False
-    """KITAE_WEBHOOKS_PRIVATE=on: loopback and private addresses too, for receivers within the company."""
+    """KITAE_WEBHOOKS_PRIVATE=on: also loopback and private addresses, for receivers within the company."""
     insecure: bool = False
     """KITAE_WEBHOOKS_INSECURE=on: plain http, and only to loopback and private addresses."""
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> Policy:
-        """SpecError where a variable is neither `on` nor `off`."""
+        """The policy in environment variables. Raises SpecError for a value other than `on` and `off`."""
         return cls(
             private=_switch(environment, "KITAE_WEBHOOKS_PRIVATE"),
             insecure=_switch(environment, "KITAE_WEBHOOKS_INSECURE"),
@@ -55,14 +54,14 @@ class Policy:
 
 
 def check_url(url: str) -> None:
-    """SpecError unless it is an http(s) URL with a host, and without a user, a password or a fragment."""
+    """Raise SpecError unless it is an http(s) URL with a host, and without a user, a password or a fragment."""
     finding = _unusable(url)
     if finding is not None:
         raise SpecError(f"{finding}; a webhook's URL is like https://hooks.example.com/kitae")
 
 
 def reach(address: Address) -> Reach:
-    """Who answers there: anybody, somebody of this network, or somebody who must never be asked."""
+    """Class of an address: public, private, or never to be requested."""
     address = _within(address)
     if address in _METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
         return "never"
@@ -72,12 +71,12 @@ def reach(address: Address) -> Reach:
 
 
 def refusal(url: str, addresses: Sequence[Address], policy: Policy) -> str | None:
-    """Why this URL, whose host means these addresses, must not be sent to; None: it may."""
+    """Why this URL, whose host has these addresses, is not allowed; None: it is."""
     reaches = {address: reach(address) for address in addresses}
     host = urlsplit(url).hostname
     for address, found in reaches.items():
         if found == "never":
-            return f"{host} is {address}, which is link-local, a metadata service or no host's address"
+            return f"{host} is {address}, which is link-local, a metadata service or no host address"
         if found == "private" and not policy.private:
             return f"{host} is {address}, within this network: KITAE_WEBHOOKS_PRIVATE=on allows that"
     if urlsplit(url).scheme != "https":
@@ -89,9 +88,9 @@ def refusal(url: str, addresses: Sequence[Address], policy: Policy) -> str | Non
 
 
 def look_up(url: str) -> list[Address]:
-    """The addresses that the URL's host means now, in the order to try them. OSError where it means none."""
+    """Addresses of the URL's host, in the order to try them. Raises OSError if it has none."""
     parts = urlsplit(url)
-    assert parts.hostname is not None, "check_url has seen it"
+    assert parts.hostname is not None, "validated by check_url"
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
@@ -122,7 +121,7 @@ def _unusable(url: str) -> str | None:
 
 
 def _within(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address stands for, if it stands for one."""
+    """The IPv4 address embedded in an IPv6 address, else the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:

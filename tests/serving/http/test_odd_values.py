@@ -17,8 +17,8 @@ from ray_jobs.spec import (
     DataSection,
     EvaluationSection,
     SearchSection,
-    Section,
     ServingSection,
+    SpecSection,
     TrainingSection,
 )
 from ray_jobs.storage import Store
@@ -72,7 +72,7 @@ VALUES = {
     "100,000 lists": "[" * 100_000 + "]" * 100_000,
     "10,000 nulls": "[" + "null," * 9_999 + "null]",
 }
-SECTIONS: dict[str, type[Section]] = {
+SECTIONS: dict[str, type[SpecSection]] = {
     "training": TrainingSection,
     "data": DataSection,
     "compute": ComputeSection,

@@ -41,7 +41,7 @@ def test_rolling_back_ends_canary_and_shadow_before_it_moves_the_alias(store: St
 
 
 def test_a_roll_back_without_a_previous_version_is_refused(store: Store, greeter: str) -> None:
-    with pytest.raises(RegistryError, match="was version 1 from the first"):
+    with pytest.raises(RegistryError, match="has always been version 1"):
         traffic.roll_back(store, greeter)
     with pytest.raises(RegistryError, match="greeter@prod is not set"):
         traffic.roll_back(store, greeter, alias="prod")

@@ -87,7 +87,7 @@ async def test_a_failing_canary_is_ended_once_by_the_first_replica(store: Store,
     assert policy.rolled_back is not None
     assert policy.rolled_back.reason == "5 of 5 requests failed; the maximum error rate is 0.1"
     assert champion(store) == "1"
-    assert "rolled back  greeter@2 (canary)" in "\n".join(traffic.told(policy, greeter))
+    assert "rolled back  greeter@2 (canary)" in "\n".join(traffic.describe(policy, greeter))
 
 
 @pytest.mark.anyio

@@ -32,9 +32,9 @@ def test_the_commands_start_a_canary_promote_and_roll_back(
     kitae: Callable[..., Result], store: Store, greeter: str
 ) -> None:
     assert "the alias alone decides" in kitae("traffic", greeter).output
-    assert "gets a copy" in kitae("promote", greeter, "2", "--shadow").output
+    assert "receives a copy" in kitae("promote", greeter, "2", "--shadow").output
     started = kitae("promote", greeter, "2", "--canary", "10", "--max-p95-s", "2.0").output
-    assert started.startswith("greeter@2 answers 10 % of the requests to greeter@champion; it stops by itself if more")
+    assert started.startswith("greeter@2 answers 10 % of the requests to greeter@champion; it stops automatically if")
     assert policy_of(store).canary is not None
     assert policy_of(store).canary.bounds == Bounds(max_p95_s=2.0)  # type: ignore[union-attr]  # asserted above
     shown = kitae("traffic", greeter).output
@@ -45,7 +45,7 @@ def test_the_commands_start_a_canary_promote_and_roll_back(
     assert (document["aliases"], document["policy"]["canary"]["percent"]) == ({"champion": "1"}, 10.0)
     assert "canary 2 ended" in kitae("rollback", greeter).output
     assert kitae("promote", greeter, "2").output == "greeter@champion is version 2, before 1\n"
-    assert "goes back by itself" in kitae("promote", greeter, "3", "--max-error-rate", "0.2").output
+    assert "undone automatically" in kitae("promote", greeter, "3", "--max-error-rate", "0.2").output
     watch = policy_of(store).watch
     assert watch is not None
     assert (watch.version, watch.back_to, watch.bounds.max_error_rate) == ("3", "2", 0.2)
@@ -97,7 +97,7 @@ def test_promoting_a_pinned_name_warns_that_it_does_not_follow(
     record = records.read(store, greeter)
     assert record is not None
     records.write(store, record.model_copy(update={"label": "1"}))
-    assert "requests to greeter alone go to greeter@1, as it was deployed" in kitae("promote", greeter, "2").output
+    assert "requests to greeter alone go to greeter@1, as deployed" in kitae("promote", greeter, "2").output
 
 
 def test_a_model_is_shared_by_either_of_its_names(kitae: Callable[..., Result], store: Store, greeter: str) -> None:
@@ -105,6 +105,6 @@ def test_a_model_is_shared_by_either_of_its_names(kitae: Callable[..., Result], 
     assert kitae("share", WIRE, "--team", "sales").output == f"{JOB} is shared with sales\n"
     assert kitae("share", greeter, "--everyone").output == "greeter is shared with everyone\n"
     assert "shared with everyone" in kitae("models", greeter).output
-    assert kitae("unshare", JOB).output == f"{JOB} is shared with nobody\n"
+    assert kitae("unshare", JOB).output == f"{JOB} is shared with no other team\n"
     assert kitae("share", greeter).exit_code != 0
     assert shares.read_all(store) == {greeter: Share(everyone=True)}

@@ -73,7 +73,7 @@ def test_shares_grow_and_shrink(store: Store, greeter: str) -> None:
     assert shares.unshare(store, greeter, teams=["board"]) == Share(teams=("sales",), everyone=True)
     assert shares.unshare(store, greeter, everyone=True) == Share(teams=("sales",))
     assert read_snapshot(store).shares == {greeter: Share(teams=("sales",))}
-    assert shares.unshare(store, greeter) == shares.NOBODY
+    assert shares.unshare(store, greeter) == shares.NOT_SHARED
     assert shares.read_all(store) == {}
 
 

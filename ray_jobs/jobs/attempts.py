@@ -1,0 +1,188 @@
+"""Attempts: every start of a job claims the next number by a conditional write, and only the newest attempt counts.
+
+Owns the claim and what a runner may still write. An older runner that is alive finds itself superseded at its next
+`check()`, and can finish nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
+from ray_jobs.jobs.events import Kind, Level, append_event, last_sequence
+from ray_jobs.jobs.record import JobRecord, StageRecord, create, load, paused, read_stage, update, write_stage
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+
+CHECK_EVERY_S = 2.0
+"""Longest age of the record that `Job.check` uses: a training loop can call it at every step for the cost of a clock
+reading."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Marks a runner that a launcher started, knowing of this pause and no later one (None: of none).
+
+    A pause or cancellation requested since, before the runner's first line, holds.
+    """
+
+    paused_at: str | None = None
+
+
+def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, launched: Launched | None = None) -> Job:
+    """Claim the job's next attempt, which supersedes the runner of an earlier one.
+
+    A cancelled, paused or failed job resumes, unless its runner was `launched` before it was stopped; then raises
+    JobCancelled, JobPaused or JobError.
+    """
+    create(store, spec)
+    owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+    def claim(record: JobRecord) -> JobRecord:
+        if launched is not None:
+            _require_startable(record, launched)
+        return record.model_copy(
+            update={
+                "attempt": record.attempt + 1,
+                "spec": spec.model_dump(mode="json"),  # `compute` may differ from the last attempt's
+                "owner": owner,
+                "started_at": datetime.now(UTC),
+                "finished_at": None,
+                "cancelled_at": None,
+                "paused_at": None,
+                "error": None,
+                "result": None,
+            }
+        )
+
+    return Job(store, update(store, spec.job_id, claim))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The last reading of job.json, and its time (monotonic clock)."""
+
+    record: JobRecord
+    at_s: float
+
+
+class Job:
+    """One attempt, as its runner holds it. Safe to use from several threads."""
+
+    def __init__(self, store: Store, record: JobRecord) -> None:
+        self.store = store
+        self.id = record.id
+        self.attempt = record.attempt
+        self._reading = _Reading(record, time.monotonic())
+        self._last_event: int | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def record(self) -> JobRecord:
+        """The record as last read: at most `CHECK_EVERY_S` old right after `check()`."""
+        return self._reading.record
+
+    def check(self, *, fresh: bool = False) -> None:
+        """Raise JobCancelled, JobPaused or JobSuperseded if this attempt must stop.
+
+        `fresh` reads the store even if it was just read.
+        """
+        if fresh or time.monotonic() - self._reading.at_s >= CHECK_EVERY_S:
+            self._reading = _Reading(load(self.store, self.id), time.monotonic())
+        self._require_current(self._reading.record)
+
+    def event(
+        self, level: Level, message: str, data: Mapping[str, Any] | None = None, *, kind: Kind = "message"
+    ) -> None:
+        """Write an event. A superseded attempt may write events too: they say what it did."""
+        with self._lock:
+            last = last_sequence(self.store, self.id) if self._last_event is None else self._last_event
+            written = append_event(self.store, self.id, self.attempt, last, level, message, kind=kind, data=data)
+            self._last_event = written.sequence
+
+    def stage(self, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
+        """The stage with exactly these inputs, if it has finished in this or an earlier attempt."""
+        return read_stage(self.store, self.id, name, inputs)
+
+    def finish_stage(
+        self, name: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float
+    ) -> StageRecord:
+        """Record that the stage is done. Raises if this attempt must stop; then nothing is written."""
+        self.check(fresh=True)
+        record = StageRecord(
+            name=name,
+            inputs=dict(inputs),
+            outputs=dict(outputs),
+            seconds=seconds,
+            attempt=self.attempt,
+            finished_at=datetime.now(UTC),
+        )
+        write_stage(self.store, self.id, record)
+        return record
+
+    def finish(
+        self,
+        status: Literal["succeeded", "failed", "cancelled"],
+        *,
+        error: str | None = None,
+        result: Mapping[str, Any] | None = None,
+    ) -> JobRecord:
+        """End this attempt; `cancelled` is for a runner that a signal stopped.
+
+        Raises JobCancelled, JobPaused or JobSuperseded if the attempt no longer counts; then nothing is written.
+        """
+        if (status == "failed") != (error is not None):
+            raise ValueError(f"status {status!r} with error {error!r}: a failure, and only a failure, has an error")
+
+        def end(record: JobRecord) -> JobRecord:
+            self._require_current(record)
+            now = datetime.now(UTC)
+            return record.model_copy(
+                update={
+                    "finished_at": now,
+                    "error": error,
+                    "result": None if result is None else dict(result),
+                    "cancelled_at": now if status == "cancelled" else None,
+                }
+            )
+
+        record = update(self.store, self.id, end)
+        self._reading = _Reading(record, time.monotonic())
+        return record
+
+    def pause(self) -> None:
+        """Pause the job, to be resumed by a later attempt. Raises as `finish`; then nothing is written."""
+
+        def stop(record: JobRecord) -> JobRecord:
+            self._require_current(record)
+            return paused(record)
+
+        update(self.store, self.id, stop)
+
+    def _require_current(self, record: JobRecord) -> None:
+        if record.attempt != self.attempt:
+            raise JobSuperseded(
+                f"attempt {self.attempt} of job {self.id} stops: attempt {record.attempt}, by {record.owner}, took over"
+            )
+        if record.status == "cancelled":
+            raise JobCancelled(f"job {self.id} was cancelled; `kitae resume {self.id}` resumes it")
+        if record.status == "paused":
+            raise JobPaused(f"job {self.id} was paused; `kitae resume {self.id}` resumes it")
+        if record.over():  # its runner was taken for lost, and the recorded end holds
+            raise JobSuperseded(f"attempt {self.attempt} of job {self.id} stops: the job is over ({record.status})")
+
+
+def _require_startable(record: JobRecord, launched: Launched) -> None:
+    if record.over():
+        kind = JobCancelled if record.status == "cancelled" else JobError
+        raise kind(f"job {record.id} is over ({record.status}), so its launched runner has nothing to do")
+    if record.paused_at is not None and record.paused_at.isoformat() != launched.paused_at:
+        raise JobPaused(f"job {record.id} was paused after its runner was launched")
