@@ -131,13 +131,8 @@ def set_quota(
         raise click.UsageError("--apply changes the cluster and --values only prints: leave one out")
     cluster = session.connect_cluster()
     found = cluster.list(CLUSTER_QUEUE)
-    given: dict[change.Field, str] = {}
-    if nominal is not None:
-        given["nominal"] = nominal
-    if borrow is not None:
-        given["borrow"] = borrow
-    if lend is not None:
-        given["lend"] = lend
+    options: dict[change.Field, str | None] = {"nominal": nominal, "borrow": borrow, "lend": lend}
+    given = {field: text for field, text in options.items() if text is not None}
     counted = resource or queues.counted(found).get(flavor, "cpu")
     flavors = {each["metadata"]["name"]: each for each in session.list_if_allowed(cluster, RESOURCE_FLAVOR)}
     nodes = session.list_if_allowed(cluster, NODE)

@@ -104,21 +104,21 @@ def check(team: str, pod_sets: Sequence[PodSet], found: Sequence[Quota]) -> None
     """
     problems = []
     for resource in sorted({name for pods in pod_sets for name in pods.requests}):
-        of_it = [quota for quota in found if quota.resource == resource]
+        matching = [quota for quota in found if quota.resource == resource]
         total = sum((pods.count * pods.requests.get(resource, _NONE) for pods in pod_sets), _NONE)
-        if not of_it:
+        if not matching:
             if total > 0:
                 problems.append(
                     f"{resource}: the queue of team {team} has none, and the job requests {shown(resource, total)}"
                 )
             continue
-        largest = [quota.largest for quota in of_it if quota.largest is not None]
-        if len(largest) < len(of_it):
+        largest = [quota.largest for quota in matching if quota.largest is not None]
+        if len(largest) < len(matching):
             continue
         most = max(largest)
         too_large = next((pods for pods in pod_sets if pods.count * pods.requests.get(resource, _NONE) > most), None)
         if too_large is not None:
-            quota = next(quota for quota in of_it if quota.largest == most)
+            quota = next(quota for quota in matching if quota.largest == most)
             problems.append(_too_large(resource, too_large, quota, most))
         elif total > sum(largest):
             problems.append(
