@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ray_jobs.pages.html import BLUE, GREY, RED, YELLOW, Chart, Figure, Section, Table, figure, page
+from ray_jobs.pages.html import BLUE, GREY, RED, YELLOW, Chart, Figure, PageSection, Table, figure, page
 
-__all__ = ["BLUE", "GREY", "RED", "YELLOW", "Chart", "Figure", "Section", "Table", "figure", "page"]
+__all__ = ["BLUE", "GREY", "RED", "YELLOW", "Chart", "Figure", "PageSection", "Table", "figure", "page"]

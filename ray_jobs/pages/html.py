@@ -54,7 +54,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading, a caption, charts side by side, and a table."""
 
     heading: str
@@ -81,7 +81,7 @@ def figure(data: Sequence[Mapping[str, Any]], x_label: str, y_label: str, **layo
 
 def page(
     title: str,
-    sections: Sequence[Section],
+    sections: Sequence[PageSection],
     *,
     facts: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
@@ -101,7 +101,7 @@ def page(
     )
 
 
-def _body(sections: Sequence[Section]) -> Iterator[str]:
+def _body(sections: Sequence[PageSection]) -> Iterator[str]:
     first = True
     for section in sections:
         yield f"<h2>{escape(section.heading)}</h2>"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray_jobs import pages
 from ray_jobs.kueue.work import WorkOutcome
-from ray_jobs.pages import BLUE, GREY, RED, Chart, Section, Table
+from ray_jobs.pages import BLUE, GREY, RED, Chart, PageSection, Table
 from ray_jobs.quota.compare import ALL, Replay, quantile, steps
 from ray_jobs.quota.report import Report
 from ray_jobs.quota.tables import flavor_rows, report_rows, team_rows
@@ -46,10 +46,10 @@ def simulation(before: Replay, after: Replay, *, title: str, notes: Sequence[str
         if any(sides)
     ]
     sections = [
-        Section("Waiting time", "Share of the jobs that waited no longer.", waits),
-        Section("Units in use", "GPUs, or cores of a CPU flavor; averaged over short intervals.", usages),
-        Section("Teams", table=Table(*team_rows(before, after))),
-        Section("Flavors", table=Table(*flavor_rows(before, after))),
+        PageSection("Waiting time", "Share of the jobs that waited no longer.", waits),
+        PageSection("Units in use", "GPUs, or cores of a CPU flavor; averaged over short intervals.", usages),
+        PageSection("Teams", table=Table(*team_rows(before, after))),
+        PageSection("Flavors", table=Table(*flavor_rows(before, after))),
     ]
     return pages.page(title, sections, notes=notes)
 
@@ -68,8 +68,8 @@ def usage(report: Report, *, title: str) -> str:
     caption = f"The {_MOST_BARS} largest of {len(report.rows)}." if len(report.rows) > len(largest) else ""
     charts = [Chart("hours", _bars(largest, unit))] if largest else []
     sections = [
-        Section(f"{unit} by {report.by}", caption if largest else "No job ran in this period.", charts),
-        Section("All numbers", table=Table(*report_rows(report))),
+        PageSection(f"{unit} by {report.by}", caption if largest else "No job ran in this period.", charts),
+        PageSection("All numbers", table=Table(*report_rows(report))),
     ]
     return pages.page(title, sections, notes=report.notes)
 

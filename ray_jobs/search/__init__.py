@@ -1,6 +1,6 @@
-"""Hyperparameter search: the best of many trials, for a fraction of what training all of them would cost.
+"""Hyperparameter search: the best of many trials, for a fraction of the cost of training each to its end.
 
-`space` what is tried, `records` what is kept of it, `sampling` what to try next, `decide` which trial runs and goes on:
-all pure. `together` and its two ways of sharing, `adapters` and `features`, train trials in one process. `hosts` puts
-them on Ray, `runner` runs a search to its end, and `page` shows it.
+Pure: `space` (what is searched), `records` (what is stored), `sampling` (the next values), `decide` (which trial runs).
+`trial_group` trains trials in one process and shares their passes by `adapters` or `features`; `shared_trainer` is that
+process, `executors` puts it on Ray, `runner` runs a search to its end, and `page` shows it.
 """

@@ -52,6 +52,8 @@ class SharedFeatures:
     device: torch.device
     packed: bool
     first_token: bool
+    blocks: dict[str, str] = field(default_factory=dict)
+    """Prefix of each block of the upper part → its prefix in the whole model."""
     mixes: bool = False
     _trials: dict[str, torch.nn.Module] = field(default_factory=dict)
 
@@ -84,6 +86,8 @@ class SharedFeatures:
         lower, given = _cut(upper, base, depth=depth, first_token=first_token)
         _check_room(base, rows, held_out, first_token=first_token)
         made = cls(spec, directory, upper, given, {}, device, packed, first_token)
+        if not first_token:
+            made.blocks = dict(zip(models.block_prefixes(upper), models.block_prefixes(base)[-depth:], strict=True))
         with torch.no_grad():
             for part in (rows, held_out):
                 for i in range(len(part)):
@@ -93,7 +97,7 @@ class SharedFeatures:
         return made
 
     def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]:
-        """Add a trial. Returns its trainable weights with their initial values."""
+        """Add a trial. Returns its trainable weights with their initial values, by their names in the whole model."""
         trained = heads.head_names(self.upper)
         if not self.first_token:
             trained = tuple(models.block_prefixes(self.upper)[-spec.training.trainable_blocks :])
@@ -101,7 +105,11 @@ class SharedFeatures:
         heads.draw(own, self.directory, spec.training.seed, keep_pooler=True)
         plain = spec.training.model_copy(update={"gradient_checkpointing": False})
         self._trials[name] = models.attach(own, plain, spec.task).train()
-        return models.trainable(self._trials[name])
+        return {self._whole_name(path): weight for path, weight in models.trainable(self._trials[name]).items()}
+
+    def _whole_name(self, path: str) -> str:
+        prefix = next((prefix for prefix in self.blocks if path.startswith(prefix)), "")
+        return self.blocks.get(prefix, "") + path.removeprefix(prefix)
 
     def remove(self, name: str) -> None:
         del self._trials[name]

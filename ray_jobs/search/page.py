@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from ray_jobs import pages
-from ray_jobs.pages import Chart, Figure, Section, Table
+from ray_jobs.pages import Chart, Figure, PageSection, Table
 from ray_jobs.search import sampling
 from ray_jobs.search.decide import Schedule, rungs_of, trials_of
 from ray_jobs.search.records import Params, Problem, Result
@@ -73,12 +73,12 @@ def page(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[
     `results`: in the order in which they were written, for the cost. `spent`: hours, as `SearchRecords.spent`.
     """
     trials = _trials(problem, results, schedule)
-    charts = _sections(problem, results, trials) if results else [Section("Results", "There are no results yet.")]
+    charts = _sections(problem, results, trials) if results else [PageSection("Results", "There are no results yet.")]
     cells = [_cells(problem, trial) for trial in trials]
     tried = Table(_columns(problem), cells, kinds=[trial.kind for trial in trials], left="last")
     return pages.page(
         title,
-        [*charts, Section("Trials", table=tried)],
+        [*charts, PageSection("Trials", table=tried)],
         facts=_facts(problem, results, schedule, spent),
         refresh_s=_REFRESH_S if schedule.running else None,
     )
@@ -162,7 +162,7 @@ def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mappin
     return {name: text for name, text in facts.items() if text}
 
 
-def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> list[Section]:
+def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> list[PageSection]:
     """The figures; a sentence where there is nothing to draw."""
     drawn: list[tuple[str, str, str, Figure | str]] = [
         ("Learning curves", "curves", "Training loss; a dot is the held-out loss at a rung.", _curves(trials)),
@@ -176,9 +176,9 @@ def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> l
         ("Best so far", "cost", "By the tokens trained until then.", _cost(problem, results)),
     ]
     return [
-        Section(heading, figure)
+        PageSection(heading, figure)
         if isinstance(figure, str)
-        else Section(heading, caption, [Chart(key, figure, min_width="40rem" if key == "tried" else "")])
+        else PageSection(heading, caption, [Chart(key, figure, min_width="40rem" if key == "tried" else "")])
         for heading, key, caption, figure in drawn
     ]
 

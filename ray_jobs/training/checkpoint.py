@@ -194,7 +194,7 @@ class Writer:
         directory = Path(tempfile.mkdtemp(prefix="kitae-checkpoint-"))
         try:
             self._write(directory, tensors)
-        except Exception as error:  # of the system or of safetensors
+        except Exception as error:  # from the system or safetensors
             shutil.rmtree(directory, ignore_errors=True)
             if not is_disk_full(error):
                 raise

@@ -23,7 +23,7 @@ def memory_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error
     except RuntimeError as error:
-        # PyTorch's CPU allocator has no exception class: only this text tells its failure from other RuntimeErrors.
+        # PyTorch's CPU allocator has no exception class: only this text distinguishes it from other RuntimeErrors.
         if "can't allocate memory" not in str(error):
             raise
         raise MemoryError(str(error)) from error

@@ -1,6 +1,6 @@
 """A search from its first trial to its winner: its budget, failures, crashes and kept checkpoints.
 
-An executor that ends every segment at once stands in for training.
+An executor that ends every segment at once replaces training.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def test_a_budget_ends_the_sampling_and_the_finalists_still_run(store: Store) ->
     problem = make_problem(search)
     runs = InstantExecutor(result_of)
     begun = start(store, problem, runs)
-    begun.records.spend({"wall": 0.0, "worker": 0.1})  # of an earlier start
+    begun.records.spend({"wall": 0.0, "worker": 0.1})  # from an earlier start
     schedule = begun.run()
     assert schedule.winner is not None
     assert "search.budget.gpu_hours 0.2 is spent" in schedule.why

@@ -14,6 +14,7 @@ from ray_jobs.search.records import Result, TrialSegment
 from ray_jobs.search.trial_group import Trial, TrialGroup
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Scores
+from ray_jobs.training import checkpoint
 from ray_jobs.training.inputs import TrainUntil
 from ray_jobs.training.lr_schedule import decay_start
 from tests.search.trials import (
@@ -133,6 +134,9 @@ def test_frozen_trials_share_the_features_of_the_rows(store: Store, tmp_path: Pa
     runs = segments(trials, 6)
     results = setting.run(features(setting), runs, prefix="shared")
     assert_same(setting, runs, results)
+    for run in runs:  # so that evaluation finds the weights
+        shared, alone = (checkpoint.committed(store, f"{prefix}/{run.name}")[-1] for prefix in ("shared", "alone"))
+        assert set(checkpoint.load_state(store, shared)) == set(checkpoint.load_state(store, alone))
 
 
 def test_a_model_that_differs_from_its_two_parts_is_not_shared(
