@@ -199,7 +199,7 @@ class Executor:
         return self._actors[trainer]
 
     def _bury(self, trainer: int, error: Exception) -> list[Result]:
-        """Free a dead process: its segments start again from their checkpoints, unless it was their last chance.
+        """Free a dead process. Its segments start again from their checkpoints, up to `_LIVES` deaths.
 
         Raises TrainingError when the whole cluster is gone.
         """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CHECKED_ROWS = 4
 _CLOSE = {"fp32": 1e-4, "bf16": 0.05}
-"""Relative."""
+"""Largest relative difference between the model and its two parts."""
 _MEMORY_SHARE = 0.25
 """Largest share of the free memory for the features."""
 

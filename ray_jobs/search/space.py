@@ -18,7 +18,7 @@ Space = dict[str, Range | tuple[Any, ...]]
 
 _RANKS = (8, 16, 32, 64)
 _SPREAD = 10.0**0.5
-"""The learning rate is searched from the method's default divided by this squared to it multiplied by this squared."""
+"""The default range of the learning rate: the method's default divided and multiplied by the square of this."""
 
 
 def default_space(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> Space:
