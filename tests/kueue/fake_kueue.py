@@ -111,7 +111,8 @@ class FakeKueue:
         message = "Preempted to accommodate a workload due to prioritization in the ClusterQueue"
         self._conditions(workload, Evicted=("True", "Preempted", message))
         self.objects.patch(RAY_JOB, name, {"spec": {"suspend": True}}, namespace)
-        self._phase(name, namespace, "Suspending")
+        if self.objects.find(RAY_JOB, name, namespace) is not None:  # else this write completed its deletion
+            self._phase(name, namespace, "Suspending")
 
     def finish(
         self, name: str, namespace: str, *, ok: bool = True, reason: str = "AppFailed", message: str = ""
