@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs import models
 from ray_jobs.errors import ModelError
@@ -13,13 +13,13 @@ from ray_jobs.registry import base_name
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Reference
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
 from ray_jobs.training.inputs import TrainInputs
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 Report = Callable[[tuple[float, float, str, dict[str, float | str]]], object]
 """Takes (done, total, unit, metrics)."""
@@ -29,29 +29,25 @@ def build_candidate(
     inputs: TrainInputs,
     checkpoint_key: str,
     store: Store,
-    base: Path,
-    tokenizer: PreTrainedTokenizerBase,
+    base: Path | None,
+    processor: Any,
     tree: Path,
-) -> torch.nn.Module:
-    """Load a checkpoint's model, and write its files into `tree`."""
+) -> tuple[torch.nn.Module, Reference | None]:
+    """Load a checkpoint's model, and write its files into `tree`. Returns also the reference its loss needs."""
     spec = inputs.spec
     chosen = next((c for c in checkpoint.committed(store, inputs.checkpoints) if c.key == checkpoint_key), None)
     model = load_candidate(inputs, base)
+    reference = models.reference_of(model, TASKS[spec.task])
     attach_weights(model, store, chosen, checkpoint_key)
     if spec.compute.gpus_per_worker and spec.training.method != "qlora":
         model = model.to("cuda")
-    save_candidate(model, spec, tokenizer, tree)
-    return model
+    save_candidate(model, spec, processor, tree)
+    return model, reference
 
 
-def load_candidate(inputs: TrainInputs, base: Path) -> torch.nn.Module:
+def load_candidate(inputs: TrainInputs, base: Path | None) -> torch.nn.Module:
     """Load the base with the modules that training adds to it, as before the first step."""
-    spec = inputs.spec
-    loaded = models.load_base(
-        base, spec.task, inputs.labels, models.resolve_precision(spec),
-        seed=spec.training.seed, four_bit=spec.training.method == "qlora",
-    )  # fmt: skip
-    return models.attach(loaded, spec.training, spec.task)
+    return models.build(inputs.spec, base, inputs.labels, trains=False)
 
 
 def attach_weights(model: torch.nn.Module, store: Store, chosen: Checkpoint | None, key: str) -> None:
@@ -63,11 +59,11 @@ def attach_weights(model: torch.nn.Module, store: Store, chosen: Checkpoint | No
         parameter.data.copy_(state[name]["weight"])
 
 
-def save_candidate(model: torch.nn.Module, spec: JobSpec, tokenizer: PreTrainedTokenizerBase, tree: Path) -> None:
+def save_candidate(model: torch.nn.Module, spec: JobSpec, processor: Any, tree: Path) -> None:
     """Write the files that would be published."""
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = base_name(spec.base_model)  # not a path of this machine
-    models.save_published(model, tokenizer, tree)
+    models.save_published(model, processor, tree)
 
 
 def base_weights(

@@ -61,12 +61,14 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: Report) -> Evaluation
     """Build the candidate from a checkpoint, store it, and score it and its base."""
     spec, labels = inputs.train.spec, inputs.train.labels
     task = TASKS[spec.task]
-    base_directory = store.fetch(inputs.train.base_key)
-    tokenizer = models.load_tokenizer(base_directory, spec.task)
+    base_directory = models.fetch_base(store, inputs.train.base_key)
+    processor = models.load_tokenizer(base_directory, spec.task)
     report((0, _STEPS, "steps", {"doing": "candidate"}))
     with tempfile.TemporaryDirectory(prefix="kitae-candidate-") as scratch:
         tree = Path(scratch) / "tree"
-        candidate = build_candidate(inputs.train, inputs.checkpoint_key, store, base_directory, tokenizer, tree)
+        candidate, reference = build_candidate(
+            inputs.train, inputs.checkpoint_key, store, base_directory, processor, tree
+        )
         if store.read_manifest(inputs.candidate_key) is None:
             files = store.upload_tree(tree, inputs.candidate_key)
             store.commit(inputs.candidate_key, files, {"checkpoint": inputs.checkpoint_key})
@@ -76,13 +78,13 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: Report) -> Evaluation
     is_adapter = hasattr(candidate, "peft_config")
 
     report((1, _STEPS, "steps", {"doing": "tuned model"}))
-    tuned = measure_model(candidate, tokenizer, encoded, rows, spec, labels)
+    tuned = measure_model(candidate, processor, encoded, rows, spec, labels, reference)
     report((2, _STEPS, "steps", {"doing": "trainer's side of parity"}))
     prompts = parity_prompts(candidate, encoded, rows, spec) if task.checks_parity else ()
     report((3, _STEPS, "steps", {"doing": "base model"}))
-    if models.has_head(base_directory, spec.task, labels):
+    if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
-            base = measure_model(base_model, tokenizer, encoded, rows, spec, labels)
+            base = measure_model(base_model, processor, encoded, rows, spec, labels, reference)
             base_is = "the base model"
     else:
         baseline = task.baseline(files_of_rows.train_rows, rows)

@@ -66,7 +66,7 @@ def build_adapters(inputs: AdapterInputs, store: Store, report: Report) -> list[
     lacking = {key: tree for key, tree in inputs.trees.items() if store.read_manifest(tree) is None}
     if not lacking:
         return []
-    base = store.fetch(inputs.train.base_key)
+    base = models.fetch_base(store, inputs.train.base_key)
     tokenizer = models.load_tokenizer(base, inputs.train.spec.task)
     model = load_candidate(inputs.train, base)
     whole = {one.key: one for one in checkpoint.committed(store, inputs.train.checkpoints)}

@@ -5,7 +5,7 @@ Knows no rows, no optimizer and no Ray.
 
 from ray_jobs.models.attach import attach, block_prefixes, trainable
 from ray_jobs.models.build import build, build_base, has_dropout, reference_of
-from ray_jobs.models.load import check_architecture, has_head, load_base, load_config, load_tokenizer
+from ray_jobs.models.load import check_architecture, fetch_base, has_head, load_base, load_config, load_tokenizer
 from ray_jobs.models.precision import precision_name, require_memory, resolve_precision
 from ray_jobs.models.published import load_published, save_published
 
@@ -15,6 +15,7 @@ __all__ = [
     "build",
     "build_base",
     "check_architecture",
+    "fetch_base",
     "has_dropout",
     "has_head",
     "load_base",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import heads
 from ray_jobs.models.heads import head_names
+from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
             f"the base model is {have}, and task: {task} needs one that ends in {' or '.join(wanted)}; choose another "
             "base_model or another task"
         )
+
+
+def fetch_base(store: Store, key: str) -> Path | None:
+    """A base's copy on this machine. None for the empty key of a task that has no base."""
+    return store.fetch(key) if key else None
 
 
 def load_tokenizer(directory: Path | None, task: str) -> Any:
@@ -132,8 +138,10 @@ def load_base(
     return loaded
 
 
-def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
+def has_head(directory: Path | None, task: str, labels: Sequence[str]) -> bool:
     """True where a base can do the task untrained: with its own head, or with one for these labels."""
+    if directory is None:
+        return False
     if not TASKS[task].has_new_head:
         return True
     config = load_config(directory)

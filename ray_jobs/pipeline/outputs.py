@@ -38,8 +38,12 @@ class BaseCopy(StageOutput):
     key: str
 
 
+NO_BASE = BaseCopy(digest="", name="", key="")
+"""Stands for the base of a task that trains from nothing."""
+
+
 class EncodedRows(StageOutput):
-    """A dataset as token ids of one base."""
+    """A dataset's rows as the tensors that one base trains on."""
 
     train_rows: int = 0
     train_rows_left_out: int = 0
@@ -128,9 +132,13 @@ class Flow:
         """The same flow after one more stage."""
         return replace(self, outputs={**self.outputs, (kind, base_model): output})
 
+    def base_copy(self, base_model: str) -> BaseCopy:
+        """A base model's copy; `NO_BASE` for the empty name."""
+        return self.get(BaseCopy, base_model) if base_model else NO_BASE
+
     @property
     def base_models(self) -> tuple[str, ...]:
-        """Every base model the job may train, its own first."""
+        """Every base model the job may train, its own first. One empty name for a task without a base."""
         search = self.job_spec.search
         tried = (search.space or {}).get("base_model", ()) if search is not None else ()
         return tuple(dict.fromkeys([self.job_spec.base_model, *(tried if isinstance(tried, tuple) else ())]))
@@ -143,7 +151,7 @@ class Flow:
     def search_prefix(self) -> str:
         """Prefix of the search's records."""
         materials = {
-            source: (self.get(BaseCopy, source).key, self.get(EncodedRows, source).key) for source in self.base_models
+            source: (self.base_copy(source).key, self.get(EncodedRows, source).key) for source in self.base_models
         }
         return keys.search_prefix(self.job_spec.job_id, materials)
 
@@ -165,7 +173,7 @@ class Flow:
     @property
     def base(self) -> BaseCopy:
         """The base of the trained model."""
-        return self.get(BaseCopy, self.spec.base_model)
+        return self.base_copy(self.spec.base_model)
 
     @property
     def encoded(self) -> EncodedRows:

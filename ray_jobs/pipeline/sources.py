@@ -33,7 +33,7 @@ def read_sources(store: Store, spec: JobSpec, base_models: Sequence[str]) -> Sou
         rows = [rows_fingerprint(store, source) for source in (spec.data.train, spec.data.held_out) if source]
     except KitaeError as error:
         problems.append(error)
-    for base_model in base_models:
+    for base_model in filter(None, base_models):
         try:
             prints[base_model] = bases.fingerprint(store, base_model)
         except KitaeError as error:

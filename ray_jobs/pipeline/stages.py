@@ -57,16 +57,17 @@ def dataset(spec: JobSpec, sources: Sources) -> Stage[Dataset]:
 
 
 def material(spec: JobSpec, sources: Sources, base_model: str) -> Iterator[Stage[Any]]:
-    """A base model's copy, and the rows encoded for it."""
+    """A base model's copy, and the rows encoded for it. A task that trains from nothing has no copy."""
 
     def encoded(flow: Flow) -> dict[str, Any]:
-        base = flow.get(BaseCopy, base_model)
+        base = flow.base_copy(base_model)
         return {"dataset": flow.dataset.digest, "base": base.digest, "data": spec.data.model_dump(mode="json")}
 
-    document = {"source": base_model, "fingerprint": sources.bases[base_model], "task": spec.task}
-    copy = partial(material_stages.copy_base, base_model=base_model)
     encode = partial(material_stages.encode, base_model=base_model)
-    yield Stage("base", lambda _: document, copy, BaseCopy, base_model)
+    if base_model:
+        document = {"source": base_model, "fingerprint": sources.bases[base_model], "task": spec.task}
+        copy = partial(material_stages.copy_base, base_model=base_model)
+        yield Stage("base", lambda _: document, copy, BaseCopy, base_model)
     yield Stage("encode", encoded, encode, EncodedRows, base_model)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ray_jobs.models import load_config
-from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, SearchOutcome
+from ray_jobs.models import fetch_base, load_config
+from ray_jobs.pipeline.outputs import EncodedRows, Flow, SearchOutcome
 from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.search import decide, page
 from ray_jobs.search.executors import Executor
@@ -44,7 +44,8 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     ray_workers.connect()
     records = SearchRecords(store, flow.search_prefix)
     encoded = flow.get(EncodedRows, spec.base_model)
-    config = load_config(store.fetch(flow.get(BaseCopy, spec.base_model).key))
+    base = fetch_base(store, flow.base_copy(spec.base_model).key)
+    config = load_config(base) if base is not None else {}
     begun = Problem(
         spec=spec,
         space=space_of(spec, config, encoded.train_supervised),
@@ -59,7 +60,7 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
             spec=trial,
             labels=rows.labels,
             encoded_key=rows.key,
-            base_key=flow.get(BaseCopy, trial.base_model).key,
+            base_key=flow.base_copy(trial.base_model).key,
             checkpoints=records.checkpoints(run),
         )
 

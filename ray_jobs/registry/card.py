@@ -32,16 +32,16 @@ def model_card(version: ModelVersion) -> str:
     training = spec.training
     # A JSON string is a valid YAML string for any base model's name.
     front = [
-        f"base_model: {json.dumps(spec.base_model, ensure_ascii=False)}",
-        f"library_name: {'peft' if version.kind == 'adapter' else 'transformers'}",
+        *([f"base_model: {json.dumps(spec.base_model, ensure_ascii=False)}"] if spec.base_model else []),
+        *([f"library_name: {'peft' if version.kind == 'adapter' else 'transformers'}"] if spec.base_model else []),
         f"pipeline_tag: {TASKS[version.task].pipeline_tag}",
         f"tags: [kitae, {training.method}]",
     ]
+    origin = f"Fine-tuned from `{_code(spec.base_model)}`" if spec.base_model else "Trained from nothing"
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {version.name}, version {version.version}",
-        f"Fine-tuned from `{_code(spec.base_model)}` for {version.task.replace('_', ' ')}, with {training.method}. "
-        f"This is {_KINDS[version.kind]}.",
+        f"{origin} for {version.task.replace('_', ' ')}, with {training.method}. This is {_KINDS[version.kind]}.",
     ]
     if version.labels:
         parts.append(

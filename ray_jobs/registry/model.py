@@ -75,7 +75,7 @@ def version_of(name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
         key=key_of(name, number),
         task=lineage.spec.task,
         kind=meta["kind"],
-        base_name=base_name(lineage.spec.base_model),
+        base_name=base_name(lineage.spec.base_model) if lineage.spec.base_model else "",
         base_digest=lineage.base_digest,
         labels=lineage.labels,
         metrics=lineage.metrics,

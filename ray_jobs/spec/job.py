@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import suggestion
@@ -26,8 +27,9 @@ class JobSpec(SpecSection):
     """The model's name in the registry and at the endpoint."""
     task: TaskName
     """What the model does, and so which columns the rows have."""
-    base_model: str
-    """The base model: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these."""
+    base_model: str = Field("", validate_default=True)
+    """The base model: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these. Required, except
+    for a task that trains from nothing."""
     team: Name | None = None
     """Team that owns the job and its model. None: the team `default`."""
     priority: int = Field(0, ge=-100, le=100)
@@ -42,9 +44,22 @@ class JobSpec(SpecSection):
     evaluation: EvaluationSection = EvaluationSection()
     serving: ServingSection = ServingSection()
 
+    @field_validator("base_model")
+    @classmethod
+    def _suits_the_task(cls, base_model: str, info: ValidationInfo) -> str:
+        task = TASKS.get(info.data.get("task", ""))
+        from_nothing = task is not None and task.base is None
+        if not base_model and not from_nothing:
+            raise PydanticCustomError("missing", "Field required")
+        if base_model and from_nothing:
+            raise ValueError("this task trains from nothing; leave base_model out")
+        return base_model
+
     @model_validator(mode="after")
     def _combinations(self) -> JobSpec:
         problems = []
+        if not self.base_model and self.training.method != "full":
+            problems.append(f"task: {self.task} has no base model to adapt; set training.method: full")
         if self.compute.offload != "none" and self.compute.zero_stage < 2:
             problems.append(
                 f"compute.offload: {self.compute.offload} needs compute.zero_stage 2 or 3, and it is "

@@ -8,14 +8,21 @@ from ray_jobs.data.encoding import Encoded
 from ray_jobs.models import heads
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Scores, Task
+from ray_jobs.tasks.base import Reference, Scores, Task
 from ray_jobs.training.batching import is_packed, split
 
 if TYPE_CHECKING:
     import torch
 
 
-def score(model: torch.nn.Module, task: Task[Any], encoded: Encoded, spec: JobSpec, device: torch.device) -> Scores:
+def score(
+    model: torch.nn.Module,
+    task: Task[Any],
+    encoded: Encoded,
+    spec: JobSpec,
+    device: torch.device,
+    reference: Reference | None = None,
+) -> Scores:
     """Score encoded rows. In a process group each worker scores its share, and all return the sum.
 
     Leaves the model in the mode it was in.
@@ -31,7 +38,7 @@ def score(model: torch.nn.Module, task: Task[Any], encoded: Encoded, spec: JobSp
     with torch.no_grad():
         for group in groups[rank::workers]:
             batch = task.collate([encoded[i] for i in group], packed=packed, pad_id=0).to(device)
-            part = task.scores(model, batch)
+            part = task.scores(model, batch, reference)
             sums += torch.tensor((part.loss_sum, part.count, part.correct), dtype=torch.float64)
     model.train(was_training)
     if dist.is_initialized():
