@@ -15,7 +15,7 @@ from ray_jobs.models import heads, lora_linear, packed_attention
 from ray_jobs.models.attach import attach
 from ray_jobs.models.load import load_base
 from ray_jobs.models.precision import resolve_precision
-from ray_jobs.spec import JobSpec, TrainingSection
+from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Reference, Task
 
@@ -63,7 +63,8 @@ def build_base(
     """A job's base before its method is attached.
 
     `by_row`: packed sequences are attended row by row, which a CPU computes faster. `run_sample` standardises a head
-    that the base's files lack; None where a checkpoint's weights replace it anyway.
+    that the base's files lack; None where a checkpoint's weights replace it anyway. In training the base's own dropout
+    is on only for `method: full`: frozen weights are used unchanged, and an adapter has a dropout of its own.
     """
     training = spec.training
     base = load_base(
@@ -73,21 +74,13 @@ def build_base(
         resolve_precision(spec),
         seed=training.seed,
         four_bit=training.method == "qlora",
-        dropout=has_dropout(training) or not trains,
+        dropout=training.method == "full" or not trains,
     )
     if run_sample is not None:
         heads.standardise_new_pooler(base, directory, run_sample)
     if by_row:
         packed_attention.use(base)
     return base
-
-
-def has_dropout(training: TrainingSection) -> bool:
-    """True where the base's own dropout is on in training: where its weights are trained.
-
-    Frozen weights are used unchanged, and an adapter has a dropout of its own.
-    """
-    return training.method == "full"
 
 
 def reference_of(module: torch.nn.Module, task: Task[Any]) -> Reference | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.models import heads, lora_linear, packed_attention
+from ray_jobs.models import heads, lora_linear
 from ray_jobs.models.lora_linear import Part
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
@@ -70,13 +70,14 @@ class SharedLora:
         cls, spec: JobSpec, directory: Path, labels: Sequence[str], rows: Encoded, device: torch.device
     ) -> SharedLora:
         """Load the base. `rows`: the training rows; a new classifier's pooler is standardised over some of them."""
-        base = models.load_base(
-            directory, spec.task, labels, models.resolve_precision(spec), seed=spec.training.seed, dropout=False
-        )
-        heads.standardise_new_pooler(base, directory, lambda model: run_sample(model, spec, rows))
         packed = is_packed(spec)
-        if packed and device.type == "cpu":
-            packed_attention.use(base)
+        base = models.build_base(
+            spec,
+            directory,
+            labels,
+            by_row=packed and device.type == "cpu",
+            run_sample=lambda model: run_sample(model, spec, rows),
+        )
         if spec.training.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             base.enable_input_require_grads()  # type: ignore[no-untyped-call]

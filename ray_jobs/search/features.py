@@ -74,9 +74,7 @@ class SharedFeatures:
         """
         import torch
 
-        dtype = models.resolve_precision(spec)
-        base = models.load_base(directory, spec.task, labels, dtype, seed=spec.training.seed, dropout=False)
-        heads.standardise_new_pooler(base, directory, lambda model: run_sample(model, spec, rows))
+        base = models.build_base(spec, directory, labels, run_sample=lambda model: run_sample(model, spec, rows))
         base.requires_grad_(False)
         base.to(device)  # type: ignore[arg-type]  # a device is what it takes
         base.train(False)

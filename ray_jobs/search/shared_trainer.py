@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError, LossNotFinite, MachineError, TrainingError
-from ray_jobs.models import load_config, require_memory, resolve_precision
+from ray_jobs.models import fetch_base, load_config, require_memory, resolve_precision
 from ray_jobs.search.adapters import SharedLora
 from ray_jobs.search.concurrent_passes import ConcurrentPasses
 from ray_jobs.search.features import SharedFeatures, Unshareable
@@ -21,6 +21,7 @@ from ray_jobs.search.records import Result, Status, TrialSegment
 from ray_jobs.search.trial_group import Sharing, TrialGroup, TrialTask, first_position, pass_tokens, result_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import is_packed
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainHooks, TrainInputs
@@ -56,6 +57,8 @@ def mode_of(spec: JobSpec) -> tuple[Mode, str]:
         why = f"method: {training.method} leaves no base to share"
     elif training.method == "lora" and training.lora.dropout:
         why = "lora.dropout draws differently in a shared pass"
+    elif not TASKS[spec.task].shares_passes:
+        why = f"task: {spec.task} computes its loss for a whole batch"
     else:
         return "shared", ""
     return ("workers" if compute.workers > 1 else "alone"), why
@@ -218,8 +221,9 @@ class SharedTrainer:
                     self._steps[run.name] = step
 
         try:
-            base = self._store.fetch(task.inputs.base_key)
-            require_memory(base, resolve_precision(task.inputs.spec), self._device)
+            base = fetch_base(self._store, task.inputs.base_key)
+            if base is not None:
+                require_memory(base, resolve_precision(task.inputs.spec), self._device)
             hooks = TrainHooks(
                 on_progress=lambda now: progress(now.step),
                 should_stop=lambda: self._closed or run.name not in self._steps,

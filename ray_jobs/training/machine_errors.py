@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 from collections.abc import Iterator
 
 from ray_jobs.errors import MachineError
@@ -55,3 +56,12 @@ def out_of_memory(spec: JobSpec) -> MachineError:
     if training.method == "full":
         advice.append("training.method is full: lora needs a fraction of the memory")
     return MachineError("training ran out of memory; any of these helps:", details=advice)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has used so far: of its GPU, or resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

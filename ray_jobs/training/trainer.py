@@ -10,7 +10,6 @@ out over workers and forward passes changes nothing but rounding.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -20,15 +19,16 @@ from typing import Literal
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError
-from ray_jobs.models import heads, lora_linear, packed_attention
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Scores
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import batch_plan
 from ray_jobs.training.checkpoint import Checkpoint, Position
+from ray_jobs.training.closed_form import fit
 from ray_jobs.training.deepspeed_engine import DeepSpeedOptimizer
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainHooks, TrainInputs, TrainOutcome, TrainProgress
-from ray_jobs.training.machine_errors import memory_errors, out_of_memory
+from ray_jobs.training.machine_errors import memory_errors, out_of_memory, peak_memory_bytes
 from ray_jobs.training.scoring import all_reduced, run_sample, score
 from ray_jobs.training.step import TrainingState, rate_of, restored, to_resume
 
@@ -42,6 +42,8 @@ def train(inputs: TrainInputs, store: Store, hooks: TrainHooks | None = None) ->
     """
     try:
         with memory_errors():
+            if not TASKS[inputs.spec.task].trains_by_steps:
+                return fit(inputs, store, hooks or TrainHooks())
             return Trainer(inputs, store, hooks or TrainHooks()).run()
     except MemoryError as error:
         raise out_of_memory(inputs.spec) from error
@@ -77,19 +79,14 @@ class Trainer:
 
         spec = self._spec
         dtype = models.resolve_precision(spec)
-        base = models.load_base(
-            self._store.fetch(self._inputs.base_key), spec.task, self._inputs.labels, dtype,
-            seed=spec.training.seed, four_bit=spec.training.method == "qlora",
-            dropout=models.has_dropout(spec.training),
-        )  # fmt: skip
-        if found is None:
-            heads.standardise_new_pooler(
-                base, self._store.fetch(self._inputs.base_key), lambda model: run_sample(model, spec, self._rows)
-            )
-        if self._plan.packed and self._device.type == "cpu":
-            packed_attention.use(base)
-        module = models.attach(base, spec.training, spec.task)
-        lora_linear.use(module)
+        module = models.build(
+            spec,
+            models.fetch_base(self._store, self._inputs.base_key),
+            self._inputs.labels,
+            by_row=self._plan.packed and self._device.type == "cpu",
+            run_sample=None if found is not None else lambda model: run_sample(model, spec, self._rows),
+        )
+        self._reference = models.reference_of(module, self._task)
         module.train()
         rate = rate_of(spec, self._plan, self._inputs.until, 0)
         optimizer = restored(
@@ -122,7 +119,7 @@ class Trainer:
                 steady_tokens, steady_s = steady_tokens + tokens, steady_s + seconds
             state.position = replace(state.position, seconds=state.position.seconds + seconds)
             if self._is_evaluation_due():
-                state.measured(score(self.optimizer.module, self._task, self._held_out, self._spec, self._device))
+                state.measured(self._score())
             if first:
                 self._report(first_step, steady_tokens / steady_s if steady_s else tokens / seconds)
             stopped = "on_request" if stop else "early" if self._is_out_of_patience() else "finished"
@@ -143,12 +140,16 @@ class Trainer:
         for group in self._plan.groups_of(step, self._workers)[self._rank :: self._workers]:
             batch = self._task.collate([self._rows[i] for i in group], packed=self._plan.packed, pad_id=0)
             batch = batch.to(self._device)
-            loss = self._task.loss(self.optimizer.engine, batch)
+            loss = self._task.loss(self.optimizer.engine, batch, self._reference)
             self.optimizer.backward(loss, supervised)
             total += loss.detach()
         sums = torch.tensor([float(total), float(stop), float(save)], dtype=torch.float64)
         sums = all_reduced(sums, self._device)
         return float(sums[0]), bool(sums[1]), bool(sums[2])
+
+    def _score(self) -> Scores:
+        module = self.optimizer.module
+        return score(module, self._task, self._held_out, self._spec, self._device, self._reference)
 
     def _is_evaluation_due(self) -> bool:
         every = self._spec.training.eval_every_steps or self._plan.steps_per_epoch
@@ -194,18 +195,10 @@ class Trainer:
             seconds=position.seconds,
             tokens_per_s=tokens_per_s or position.tokens / max(position.seconds, 1e-9),
             checkpoint_stall_s=self.state.writer.stall_s,
-            peak_memory_bytes=_peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes(),
             resumed_from_step=first_step,
             workers=self._workers,
         )
-
-
-def _peak_memory_bytes() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:

@@ -154,7 +154,8 @@ class ToyPopularity(Task[TensorExample]):
         self, model: Any, processor: Any, rows: Sequence[Row], labels: Sequence[str], *, max_new_tokens: int
     ) -> dict[str, float]:
         batch = self.collate([self.encode(row, None, labels) for row in rows])
-        return {"surprise": self.scores(model, batch).loss / float(np.log(2))}
+        with torch.no_grad():
+            return {"surprise": self.scores(model, batch).loss / float(np.log(2))}
 
 
 def build(args: dict[str, Any]) -> dict[str, Any]:
