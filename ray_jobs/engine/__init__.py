@@ -1,4 +1,4 @@
-"""How vLLM is set up for a model: the one place that says so, for parity and for serving.
+"""vLLM's set-up for a model, the only one: parity and serving both use it.
 
 Owns the engine's arguments and its environment, as pure functions of `EngineSettings`; what parity checks is what the
 endpoint serves because both call these. Knows nothing of stores, Ray or requests, and imports neither torch nor vllm.
@@ -18,13 +18,13 @@ Device = Literal["cpu", "gpu"]
 Dtype = Literal["fp32", "bf16"]
 
 VLLM_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
-"""Our names of the number formats, and vLLM's."""
+"""vLLM's name of each number format."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks a vLLM engine can be sized for (vllm.config.lora.MaxLoRARanks); a smaller adapter fits a larger size."""
+"""Ranks a vLLM engine can be sized for (vllm.config.lora.MaxLoRARanks); a smaller adapter fits a larger size."""
 
 CPU_BATCH_TOKENS = 2048
-"""Most tokens a CPU engine takes in one step. More only costs memory: the step is compute-bound long before."""
+"""Most tokens of a CPU engine's step. More only costs memory: the step is compute-bound well below."""
 
 _BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags (x86, and `bf16` on Arm) of native bf16 arithmetic. Without it bf16 runs several times slower than fp32."""
@@ -32,7 +32,7 @@ _BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 @dataclass(frozen=True)
 class Hardware:
-    """What an engine runs on."""
+    """The hardware of an engine."""
 
     device: Device
     native_bf16: bool
@@ -43,7 +43,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Everything an engine needs to know of its model and machine, besides where the model lies."""
+    """Everything an engine's arguments depend on, except the model's path."""
 
     dtype: Dtype
     hardware: Hardware
@@ -66,26 +66,26 @@ GPU = Hardware("gpu", native_bf16=True, threads=0)
 
 
 def cpu_hardware() -> Hardware:
-    """This machine's CPU, as far as this process may use it. Imports nothing heavy."""
+    """This machine's CPU, limited to the cores this process may use. Imports nothing heavy."""
     return Hardware("cpu", native_bf16=cpu_has_bf16(_cpu_info()), threads=len(os.sched_getaffinity(0)))
 
 
 def detect_hardware() -> Hardware:
-    """What an engine started by this process runs on: a GPU if it sees one, else the CPU. Imports torch."""
+    """Hardware of an engine that this process starts: a GPU if one is visible, else the CPU. Imports torch."""
     import torch
 
     return GPU if torch.cuda.is_available() else cpu_hardware()
 
 
 def cpu_has_bf16(cpu_info: str) -> bool:
-    """Whether a Linux `/proc/cpuinfo` text names native bf16 arithmetic."""
+    """True where a Linux `/proc/cpuinfo` text names native bf16 arithmetic."""
     lines = (line.split(":", 1) for line in cpu_info.splitlines() if ":" in line)
     flags = {flag for key, text in lines if key.strip() in ("flags", "Features") for flag in text.split()}
     return not flags.isdisjoint(_BF16_CPU_FLAGS)
 
 
 def serving_dtype(trained: Precision, hardware: Hardware) -> Dtype:
-    """The number format to serve a model in: as trained, except that a machine without native bf16 serves fp32.
+    """Number format to serve a model in: as trained, except that a machine without native bf16 serves fp32.
 
     Every bf16 number is an fp32 number, so weights trained in bf16 lose nothing by it.
     """
@@ -111,15 +111,15 @@ def engine_kwargs(settings: EngineSettings) -> dict[str, Any]:
         "dtype": VLLM_DTYPES[settings.dtype],
         "max_model_len": settings.max_model_len,
         "trust_remote_code": False,
-        "load_format": "safetensors",  # never a pickle, whatever else lies in the directory
+        "load_format": "safetensors",  # never a pickle, even if the directory has one
         "seed": 0,
-        # A request's own values only: a generation_config.json that samples at 0.7 would change what temperature-less
-        # requests answer from what evaluation measured.
+        # Only the request's own values: evaluation measures greedy answers, and a generation_config.json with a
+        # temperature would change those of requests without one.
         "generation_config": "vllm",
     }
     if settings.hardware.device == "cpu":
         kwargs |= {
-            # Compiling takes minutes on few cores and adapters switch it off anyway.
+            # Compiling takes minutes on few cores, and adapters disable it.
             "enforce_eager": True,
             "kv_cache_memory_bytes": round(settings.kv_cache_gib * 2**30),
             "max_num_batched_tokens": CPU_BATCH_TOKENS,
@@ -140,7 +140,7 @@ def engine_kwargs(settings: EngineSettings) -> dict[str, Any]:
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
-    """Environment of an engine's process, to be set before it imports torch or vllm."""
+    """Environment of an engine's process. Set it before importing torch or vllm."""
     environment = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -157,7 +157,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
             "OMP_NUM_THREADS": str(settings.hardware.threads),
             # An idle thread yields its core to the endpoint's other processes instead of spinning on it.
             "OMP_WAIT_POLICY": "PASSIVE",
-            # Eager anyway; vLLM's logprobs would still compile a kernel, and end the engine where there is no compiler.
+            # vLLM's logprobs would compile a kernel in eager mode too, and end the engine without a compiler.
             "TORCHDYNAMO_DISABLE": "1",
         }
     return environment

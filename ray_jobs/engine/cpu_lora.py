@@ -1,4 +1,4 @@
-"""Adapters on CPUs, exactly and without waste. Loaded by vLLM alone, as the `worker_cls` of a CPU engine with adapters.
+"""LoRA adapters on CPUs, exact and fast. Loaded by vLLM alone, as the `worker_cls` of a CPU engine with adapters.
 
 vLLM 0.29's CPU fallback (vllm/lora/punica_wrapper/punica_cpu.py) copies an adapter's matrices once for every token, and
 takes index -1, which marks a token without adapter, as the last slot: once every slot is filled, requests to the base
@@ -26,7 +26,7 @@ class Worker(CPUWorker):  # type: ignore[misc]  # vLLM's types are not followed
     """vLLM's CPU worker with these adapters."""
 
     def init_device(self) -> None:
-        CpuPlatform.get_punica_wrapper = classmethod(  # vLLM asks its platform, and has no other hook
+        CpuPlatform.get_punica_wrapper = classmethod(  # vLLM reads this hook of its platform, and has no other
             lambda cls: f"{GroupedLora.__module__}.{GroupedLora.__name__}"
         )
         super().init_device()

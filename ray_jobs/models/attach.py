@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:
-    """Make the method's weights trainable and freeze the others; adapters are drawn from the job's seed alone.
+    """Make the method's weights trainable and freeze the others; new adapters follow from the job's seed alone.
 
     Returns the module to train. Raises ModelError where the method does not fit the model.
     """

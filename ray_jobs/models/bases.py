@@ -1,7 +1,7 @@
-"""Base models: from wherever they are named to a prepared, immutable copy in the store.
+"""Base models: from any source to a prepared, immutable copy in the store.
 
 Owns the sources (hub id, `s3://`, local directory, GGUF file) and `bases/{digest}/`: safetensors, config and tokenizer
-only. Workers and the endpoint read that copy, so nobody depends on the source again. Does not load models for a task.
+only. Workers and the endpoint read that copy, so nothing depends on the source again. Does not load models for a task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ray_jobs.storage import ProgressFn, Store
 from ray_jobs.tasks import TASKS
 
 _KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".spm", ".vocab")
-"""What is copied of a base: weights without code, and the tokenizer. Never pickles or Python files."""
+"""Files of a base that are copied: weights without code, and the tokenizer. Never pickles or Python files."""
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w.-]+)?$")
 
@@ -46,14 +46,14 @@ class Base:
 
 
 def fingerprint(store: Store, source: str) -> str:
-    """What tells whether a source has changed, without reading it whole. Raises ModelError where it is missing."""
+    """A value that changes with a source, without reading it whole. Raises ModelError where it is missing."""
     if (entry := catalogue.find(store, source)) is not None:
         return entry.digest
     if source.startswith("s3://"):
         folder, name = _split_gguf(source)
         found = [(i.key, i.size_bytes, i.etag) for i in store.at(folder).list("") if name is None or i.key == name]
         if not found:
-            raise ModelError(f"there is nothing at base_model {source}; upload the model there, or correct the address")
+            raise ModelError(f"base_model {source} is empty; upload the model there, or correct the address")
         return json_digest(found, ensure_ascii=True)
     path = Path(source).expanduser()
     if path.exists():
@@ -70,7 +70,7 @@ def fingerprint(store: Store, source: str) -> str:
 def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None = None) -> Base:
     """Copy a base into the store in its prepared form, once. Raises ModelError where it cannot do the task.
 
-    A name in the catalogue is prepared already, and goes before a path or hub id of the same name.
+    A name in the catalogue needs no copy, and takes precedence over a path or hub id of the same name.
     """
     if (entry := catalogue.find(store, source)) is not None:
         if task not in entry.tasks:
@@ -101,7 +101,7 @@ def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None
 
 
 def add(store: Store, source: str, name: str | None = None, *, progress: ProgressFn | None = None) -> CatalogueEntry:
-    """Prepare a base and enter it into the catalogue, for every task it can do. ModelError where there is none."""
+    """Prepare a base and add it to the catalogue, for every task it can do. Raises ModelError where it can do none."""
     with _local(store, source, None) as directory:
         config = load_config(directory)
     tasks, why = [], []
@@ -164,15 +164,15 @@ def convert_gguf(path: Path, directory: Path) -> None:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
         tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-    except Exception as error:  # the reader raises many kinds; each means that it cannot be read
+    except Exception as error:  # the reader raises many classes, all for an unreadable file
         raise ModelError(f"{path.name} is not a GGUF file that can be read: {error}") from error
     if _pretokenizer(path) == "smollm":
         _restore_digits(tokenizer)
     config = loaded.config
-    # Left in, it makes transformers refuse to save, and vLLM look for a quantised file.
+    # With it, transformers refuses to save, and vLLM expects a quantised file.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    # A fresh module of the same class: the loaded one still believes that it is quantised.
+    # A fresh module of the same class: the loaded one is still marked as quantised.
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
@@ -186,7 +186,7 @@ def convert_gguf(path: Path, directory: Path) -> None:
 
 
 def _pretokenizer(path: Path) -> str:
-    """The name of the rules by which a GGUF file's text is cut before it is tokenised."""
+    """Name of the pre-tokenizer that a GGUF file asks for."""
     from gguf import GGUFReader
 
     field = GGUFReader(str(path)).get_field("tokenizer.ggml.pre")
@@ -194,10 +194,9 @@ def _pretokenizer(path: Path) -> str:
 
 
 def _restore_digits(tokenizer: Any) -> None:
-    """Split digits one by one before anything else, as `tokenizer.ggml.pre: smollm` asks for.
+    """Split digits one by one first, as `tokenizer.ggml.pre: smollm` requires.
 
-    transformers reads every GPT-2-like tokenizer of a GGUF file the same way and passes this over; it shows where
-    several spaces stand before a number.
+    transformers ignores the field for a GPT-2-like tokenizer; the difference shows where spaces precede a number.
     """
     from tokenizers import pre_tokenizers
 
@@ -223,7 +222,7 @@ def _hub_revision(source: str) -> str:
 
         repo, _, revision = source.partition("@")
         return str(HfApi().model_info(repo, revision=revision or None).sha)
-    except Exception as error:  # the hub client raises many kinds; each means that it is not to be had
+    except Exception as error:  # the hub client raises many classes, all for an unavailable model
         raise _missing(source, error) from error
 
 
@@ -241,8 +240,8 @@ def _from_hub(source: str) -> Path:
 def _missing(source: str, error: Exception) -> ModelError:
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return ModelError(
-        f"base_model {source!r} is no local path, and the hub does not give it{offline}: {type(error).__name__}. Check "
-        "the name, set HF_TOKEN for a gated model, or name a directory or an s3:// address"
+        f"base_model {source!r} is no local path, and the hub does not provide it{offline}: {type(error).__name__}. "
+        "Check the name, set HF_TOKEN for a gated model, or name a directory or an s3:// address"
     )
 
 

@@ -1,4 +1,4 @@
-"""A classifier's head: which weights belong to it, and how a new one starts so that it can be learnt.
+"""A classifier's head: which weights belong to it, and how a new one is initialised so that it can be learnt.
 
 transformers puts a dense layer with tanh between the encoder and the classes. Drawn at random over an encoder whose
 first-token features hardly vary, it passes on almost nothing and training stays at the majority class. A new one
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE_ROWS = 64
-"""Training rows that the features are standardised over."""
+"""Number of training rows that the features are standardised over."""
 
 
 def head_names(model: torch.nn.Module) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def head_names(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def head_modules(model: torch.nn.Module) -> list[str]:
-    """The head's modules by the last part of their names, as PEFT wants them."""
+    """The head's modules by the last part of their names, as PEFT takes them."""
     return [name.rstrip(".").split(".")[-1] for name in head_names(model)]
 
 
@@ -51,7 +51,7 @@ def new_weights(model: torch.nn.Module, directory: Path) -> list[str]:
 def draw(model: torch.nn.Module, directory: Path, seed: int, *, keep_pooler: bool = False) -> None:
     """Draw the head's weights that the files lack from `seed` alone, as transformers does: normal, biases zero.
 
-    `keep_pooler` leaves a pooler alone that has been standardised, and draws the others as ever.
+    `keep_pooler` keeps a standardised pooler and draws the other weights.
     """
     import torch
 
@@ -74,8 +74,8 @@ def standardise_new_pooler(
 ) -> bool:
     """Start a pooler that the base's files lack as `tanh((features - mean) / deviation)`.
 
-    `run_sample` puts `SAMPLE_ROWS` training rows through the model. False, and nothing done, where there is no such
-    layer or the files have it.
+    `run_sample` puts `SAMPLE_ROWS` training rows through the model. Returns False, and changes nothing, where the model
+    has no such layer or the files have it.
     """
     import torch
 

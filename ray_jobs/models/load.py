@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def load_config(directory: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises ModelError where there is none."""
+    """config.json of a model directory. Raises ModelError where it is missing."""
     path = directory / "config.json"
     if not path.is_file():
         raise ModelError(f"{directory} is not a model: it has no config.json")
@@ -33,7 +33,7 @@ def load_config(directory: Path) -> dict[str, Any]:
 
 
 def check_architecture(config: dict[str, Any], task: str) -> None:
-    """Raises ModelError where a model cannot do the task."""
+    """Raise ModelError where a model cannot do the task."""
     names = [str(name) for name in config.get("architectures") or []]
     needs = TASKS[task].required_base
     wanted, excluded = needs.architectures, needs.excluded_architectures
@@ -84,12 +84,12 @@ def load_base(
     four_bit: bool = False,
     dropout: bool = True,
 ) -> PreTrainedModel:
-    """A base model for a task, on the CPU, with every weight from the files but a classifier's new head.
+    """A base model for a task, on the CPU, with every weight from the files except a new head.
 
     A new head is drawn from `seed`, the same on every worker. `four_bit` loads NF4 weights (Dettmers et al. 2023,
-    arXiv:2305.14314) on the current GPU, or raises MachineError where that cannot be. Without `dropout` the model's
-    own is off in training too. Raises ModelError for a wrong architecture, for missing or misshapen weights and for
-    weights that are not safetensors.
+    arXiv:2305.14314) on the current GPU. `dropout` False turns the model's own off, in training too. Raises ModelError
+    for a wrong architecture, missing or misshapen weights and weights that are not safetensors, and MachineError where
+    4-bit weights cannot be computed with.
     """
     import torch
     import transformers
@@ -150,7 +150,7 @@ def has_head(directory: Path | None, task: str, labels: Sequence[str]) -> bool:
 
 
 def require_4bit() -> None:
-    """Raises MachineError where 4-bit weights cannot be computed with."""
+    """Raise MachineError where 4-bit weights cannot be computed with."""
     import importlib.util
 
     import torch

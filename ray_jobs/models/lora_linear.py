@@ -1,9 +1,9 @@
 """LoRA's layers in fewer passes over memory: the same numbers as PEFT's own forward, in less time.
 
-y = x Wᵀ + b + s (x Aᵀ) Bᵀ: PEFT makes the update, its scaled copy and the sum as three tensors as large as y, and as
-many again backward; here the update is added where y is written. Several adapters can have a part of x each, so that a
-search trains many on one base in one pass. Whatever is not the plain case (dropout, another variant, weights that are
-split over workers or in 4 bits) is left to PEFT.
+y = x Wᵀ + b + s (x Aᵀ) Bᵀ: PEFT allocates the update, its scaled copy and the sum as three tensors of y's size, and
+three more in the backward pass; here the update is added in place. Several adapters can have a part of x each, so a
+search trains many on one base in one pass. PEFT's own forward handles every other case: dropout, other variants, and
+weights that are split over workers or in 4 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens `start` to `end` of a layer's input, and the adapter they go through."""
+    """Tokens `start` to `end` of a layer's input, and the adapter that is applied to them."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Part:
 
 
 def use(model: torch.nn.Module) -> int:
-    """Let a PEFT model's LoRA layers compute so. How many can; 0 for any other model."""
+    """Make a PEFT model's LoRA layers use this forward. Returns their number; 0 for any other model."""
     if not hasattr(model, "peft_config"):
         return 0
     from peft.tuners.lora.layer import Linear
@@ -50,7 +50,7 @@ def use(model: torch.nn.Module) -> int:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, parts: Sequence[Part]) -> torch.Tensor:
     """A frozen linear layer with an adapter on each part of its input, whose leading dimensions count as one.
 
-    `x` is (…, I), `weight` (O, I), the answer (…, O). Tokens in no part get the layer alone.
+    `x` is (…, I), `weight` (O, I), the result (…, O). Tokens in no part pass through the layer alone.
     """
     spans = tuple((part.start, part.end, part.scale) for part in parts)
     adapters = [matrix for part in parts for matrix in (part.down, part.up)]
@@ -87,7 +87,7 @@ def _only_adapter(layer: Any) -> str | None:
 
 @lru_cache(maxsize=1)
 def _function() -> Any:
-    """The layer with its gradients by hand (a class, made here because importing this module must not load torch).
+    """The layer with hand-written gradients; a class made here because importing this module must not load torch.
 
     Shapes: N tokens, I and O features, R an adapter's rank.
     """

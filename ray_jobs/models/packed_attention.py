@@ -1,7 +1,7 @@
 """Attention inside each row of a packed sequence, on a CPU: the same numbers as one dense mask, in less time.
 
 A packed sequence of T tokens under a mask costs T², whatever is masked; row by row it costs the sum of the rows'
-squares. On a GPU the masked kernel stays. Does not know who packed the rows: positions begin again at 0 with each.
+squares. On a GPU the masked kernel stays. Rows are found by their positions, which restart at 0.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ NAME = "kitae_by_row"
 
 
 def use(model: PreTrainedModel) -> bool:
-    """Let a model attend row by row, in training and evaluation, where it would use PyTorch's masked attention; what is
-    not a packed sequence is computed as before. Whether it will."""
+    """Make a model attend row by row where it would use PyTorch's masked attention. Returns False for another model.
+
+    Sequences that are not packed are computed as before.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
     if getattr(model.config, "_attn_implementation", None) != "sdpa":
         return False
     AttentionInterface.register(NAME, _attend)
-    # The mask is made as ever, for the calls that cannot do without.
+    # The mask is still made, for the calls that need it.
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.config._attn_implementation = NAME
     return True
 
 
 def row_lengths(position_ids_BT: torch.Tensor | None) -> list[int]:
-    """Lengths of the rows in a packed sequence; empty where it is none: several sequences, one that does not begin at
-    a row's first token, or positions that jump."""
+    """Lengths of the rows in a packed sequence. Empty for anything else: several sequences, a sequence that does not
+    begin at a row's first token, or positions that jump."""
     import torch
 
     if position_ids_BT is None or position_ids_BT.ndim != 2 or position_ids_BT.shape[0] != 1:
@@ -59,12 +61,12 @@ def _attend(
     position_ids: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' interface: query is (B, heads, T, width); the answer (B, T, heads, width)."""
+    """transformers' interface: query is (B, heads, T, width), the result (B, T, heads, width)."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    # Anything else a model asks of its attention (a window, sinks, a cap) is left to the masked kernel.
+    # The masked kernel handles every other option of a model: a window, sinks, a cap.
     asked = [name for name, value in options.items() if value not in (None, False) and name not in _HARMLESS]
     plain = query.device.type == "cpu" and dropout == 0.0 and query.shape[2] == key.shape[2] and not asked
     lengths = row_lengths(position_ids) if plain else []
@@ -83,4 +85,4 @@ def _attend(
 
 
 _HARMLESS = frozenset({"use_cache", "logits_to_keep", "num_items_in_batch"})
-"""Passed through to the attention by some models, and of no meaning to it."""
+"""Options that some models pass through and the attention ignores."""

@@ -36,7 +36,7 @@ def precision_name(spec: JobSpec) -> Dtype:
 
 
 def require_memory(directory: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises MachineError where a base's weights alone exceed the free memory."""
+    """Raise MachineError where a base's weights alone exceed the free memory."""
     import psutil
     import torch
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on conversations: only what the assistant says, and its end token, is trained.
+"""Supervised fine-tuning on conversations: only the assistant's messages and their end tokens are trained.
 
 A row is `{"messages": [{"role", "content"}, …]}`, or `{"prompt", "completion"}`; an assistant message may carry
 `"weight": 0` to be read but not trained, and `tools` are passed to the chat template.
@@ -143,7 +143,7 @@ class Chat(Task[Example]):
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None = None, *, generate: bool = False
 ) -> str:
-    """The conversation as text by the tokenizer's chat template; `generate` ends it where the assistant begins."""
+    """The conversation as text, by the tokenizer's chat template. `generate` ends it where the assistant begins."""
     text = tokenizer.apply_chat_template(
         messages,
         tools=list(tools) if tools else None,
@@ -155,7 +155,7 @@ def render(
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of rendered text; the template has put in every special token already."""
+    """Token ids of rendered text, which already has every special token."""
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
@@ -195,13 +195,13 @@ def answer(
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token, or the end token where a tokenizer has none."""
+    """The padding token; the end token where a tokenizer has none."""
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return int(pad_id or 0)
 
 
 def check_supervision(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse data in which nothing is trained, or the end token never is (the model would never stop).
+    """Refuse rows that train nothing, or never the end token: the model would not learn to stop.
 
     Raises DataError.
     """
@@ -220,9 +220,9 @@ def check_supervision(examples: Sequence[Example], tokenizer: PreTrainedTokenize
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens at which generation stops: the tokenizer's end token and those of generation_config.json beside it.
+    """Tokens at which generation stops: the tokenizer's end token and those of generation_config.json beside it.
 
-    Raises ModelError where there is none.
+    Raises ModelError where both are missing.
     """
     eos = tokenizer.eos_token_id
     ends = _generation_ends(tokenizer.name_or_path) | (frozenset() if eos is None else {int(eos)})
@@ -241,7 +241,7 @@ def _generation_ends(directory: str) -> frozenset[int]:
 
 
 def _through_end_token(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> int:
-    """How many of the answer's ids to train: through the last end token; what the template adds after is not."""
+    """Number of the answer's ids to train: up to the last end token, without what the template adds after it."""
     ends = end_token_ids(tokenizer)
     for i in range(len(answer_ids) - 1, -1, -1):
         if answer_ids[i] in ends:
@@ -250,9 +250,9 @@ def _through_end_token(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]
 
 
 def _pack(examples: Sequence[Example], pad_id: int) -> Batch:
-    """All examples in one sequence of T tokens; positions start again at each, which keeps attention inside it.
+    """All examples in one sequence of T tokens; positions restart with each, which keeps attention inside it.
 
-    `logits_to_keep` makes the model compute only the S rows of logits that a target needs.
+    `logits_to_keep` makes the model compute only the S rows of logits that have a target.
     """
     import torch
 

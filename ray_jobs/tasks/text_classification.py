@@ -1,4 +1,4 @@
-"""One label a text. The same encode and predict code runs in training, evaluation and serving.
+"""Classification: one label a text. Training, evaluation and serving run the same encode and predict code.
 
 A row is `{"text": …, "label": …}`; the labels are those of the training rows, in sorted order.
 """
@@ -110,7 +110,7 @@ class TextClassification(Task[Example]):
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
     ) -> list[Prediction]:
-        """Classify texts. One over `max_tokens` (None: what the model can take) is cut at the end."""
+        """Classify texts. A text over `max_tokens` (None: the model's own limit) is cut at the end."""
 
         def chances(batch: Batch) -> torch.Tensor:
             return self.logits(model, batch).float().softmax(-1)
@@ -145,7 +145,7 @@ class TextClassification(Task[Example]):
         max_tokens: int | None = None,
         batch_tokens: int = 8192,
     ) -> list[list[float]]:
-        """A row of numbers a text, similar lengths together; at most `batch_tokens` tokens a forward pass."""
+        """A row of numbers for each text; similar lengths share a pass of at most `batch_tokens` tokens."""
         import torch
 
         limit = max_tokens or int(getattr(model.config, "max_position_embeddings", 512))

@@ -1,4 +1,4 @@
-"""Rows: what is read, what is refused and with which words, and on which side of the split they fall."""
+"""Rows: which are read, which are refused and why, and the side of the split they fall on."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_japanese_rows_of_every_format_are_the_same_rows(tmp_path: Path) -> None
         assert read(path, CLASSIFY) == (wanted, []), path.name
 
 
-def test_parquet_conversations_lose_the_keys_that_were_never_there(tmp_path: Path) -> None:
+def test_parquet_conversations_lose_null_keys(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -76,7 +76,7 @@ def test_parquet_conversations_lose_the_keys_that_were_never_there(tmp_path: Pat
     assert read(path) == (rows, [])
 
 
-def test_byte_order_mark_mixed_line_ends_and_blank_lines_are_no_trouble(tmp_path: Path) -> None:
+def test_byte_order_mark_mixed_line_ends_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     lines = [json.dumps(chat_row(f"質問{i}", "答え"), ensure_ascii=False) for i in range(4)]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\r\n{lines[1]}\n\n{lines[2]}\r{lines[3]}".encode())
@@ -127,7 +127,7 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, codec: str, name: s
 
 
 @pytest.mark.parametrize("codec", ["cp932", "euc_jp"])
-def test_a_short_japanese_line_is_told_from_the_other_encoding(tmp_path: Path, codec: str) -> None:
+def test_a_short_japanese_line_is_recognised_in_either_encoding(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"prompt": "送料は？", "completion": "無料です"}\n'.encode(codec))
     _, findings = read(path)
@@ -163,7 +163,7 @@ BAD_LINES = {
 }
 
 
-def test_every_malformed_row_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+def test_every_malformed_row_is_reported_at_once_with_its_line(tmp_path: Path) -> None:
     good = json.dumps(chat_row("q", "a"))
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(f"{good}\n{line}" for line, _ in BAD_LINES.values()), encoding="utf-8")
@@ -222,7 +222,7 @@ def test_csv_findings_have_the_line_where_the_row_begins(tmp_path: Path) -> None
     assert "not well quoted" in findings[2]
 
 
-def test_an_unclosed_quote_is_told(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text,label\na,x\n"b,y\nc,z\n')
     rows, findings = read(path, CLASSIFY)
@@ -278,7 +278,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert read(path, CLASSIFY, {"text": "body", "label": "is_spam"}) == ([{"text": "買って", "label": "true"}], [])
 
 
-def test_a_missing_column_is_told_once_with_the_nearest_name(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported_once_with_the_nearest_name(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("texts,label\n" + "a,b\n" * 500)
     findings = read(path, CLASSIFY)[1]
@@ -290,7 +290,7 @@ def test_a_missing_column_is_told_once_with_the_nearest_name(tmp_path: Path) -> 
     ]
 
 
-def test_a_column_missing_in_some_rows_is_told_by_row(tmp_path: Path) -> None:
+def test_a_column_missing_in_some_rows_is_reported_by_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label": "x"}, {"text": "b"}])
     assert read(path, CLASSIFY)[1] == ["line 2: no column 'label'"]
 
@@ -309,7 +309,7 @@ FRACTIONS = st.floats(0.01, 0.99)
 
 
 @given(DIGESTS, FRACTIONS, st.randoms(use_true_random=False))
-def test_equal_rows_share_a_side_whatever_the_order(digests: list[bytes], fraction: float, rng: random.Random) -> None:
+def test_equal_rows_share_a_side_in_any_order(digests: list[bytes], fraction: float, rng: random.Random) -> None:
     shuffled = list(digests)
     rng.shuffle(shuffled)
     try:
@@ -384,7 +384,7 @@ def test_prepare_and_load(tmp_path: Path, store: Store) -> None:
     assert store.read_manifest(f"datasets/{dataset.digest}") is not None
 
 
-def test_the_same_rows_are_the_same_dataset_wherever_they_lie(tmp_path: Path, store: Store) -> None:
+def test_the_same_rows_from_another_source_are_the_same_dataset(tmp_path: Path, store: Store) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows_of(40))
     store.upload_file(path, "files/data/b.jsonl")
     first = prepare(store, section(path), CHAT)
@@ -433,7 +433,7 @@ def test_labels_that_cannot_be_learnt(tmp_path: Path, store: Store) -> None:
         )
 
 
-def test_both_files_are_told_at_once_and_nothing_is_stored(tmp_path: Path, store: Store) -> None:
+def test_problems_of_both_files_are_reported_at_once_and_nothing_is_stored(tmp_path: Path, store: Store) -> None:
     train = write_jsonl(
         tmp_path / "a.jsonl", [*rows_of(3), {"prompt": 3, "completion": "x"}, *[{"messages": []}] * 200]
     )
@@ -447,7 +447,7 @@ def test_both_files_are_told_at_once_and_nothing_is_stored(tmp_path: Path, store
     assert store.list_dirs("datasets") == []
 
 
-def test_files_that_are_not_there(tmp_path: Path, store: Store) -> None:
+def test_missing_files(tmp_path: Path, store: Store) -> None:
     with pytest.raises(DataError, match=r"missing\.jsonl does not exist"):
         prepare(store, section(tmp_path / "missing.jsonl"), CHAT)
     with pytest.raises(DataError, match="is a directory"):

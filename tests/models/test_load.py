@@ -116,22 +116,22 @@ def test_a_base_from_s3_and_a_changed_source(store: Store, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("no/such/dir/at/all", "neither an existing path"), ("s3://{bucket}/nothing", "there is nothing at base_model")],
+    [("no/such/dir/at/all", "neither an existing path"), ("s3://{bucket}/nothing", "nothing is empty")],
 )
-def test_a_missing_base_is_told(store: Store, source: str, said: str) -> None:
+def test_a_missing_base_is_an_error(store: Store, source: str, said: str) -> None:
     bucket = store.uri().removeprefix("s3://").split("/")[0]
     with pytest.raises(ModelError, match=said):
         bases.fingerprint(store, source.format(bucket=bucket))
 
 
-def test_a_hub_id_that_cannot_be_had_says_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_hub_id_says_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError("offline")
 
     monkeypatch.setattr(HfApi, "model_info", refuse)
-    with pytest.raises(ModelError, match="the hub does not give it"):
+    with pytest.raises(ModelError, match="the hub does not provide it"):
         bases.fingerprint(store, "org/model")
 
 
@@ -153,7 +153,7 @@ def test_a_pooler_that_the_files_lack_starts_standardised(tmp_path: Path) -> Non
         model = models.load_base(encoder, "text_classification", ["a", "b"], torch.float32, seed=0)
         return heads.standardise_new_pooler(model, encoder, lambda m: m(input_ids=ids)), model
 
-    assert start()[0] is False  # the files have one: it stays as it is
+    assert start()[0] is False  # the files have one: it stays unchanged
     weights = load_file(encoder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
     save_file(kept, encoder / "model.safetensors", metadata={"format": "pt"})

@@ -63,7 +63,7 @@ def test_dropout_and_disabled_adapters_are_pefts(base: Path) -> None:
         assert torch.equal(fused(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 
 
-def test_a_fused_model_is_saved_and_merged_as_ever(base: Path, tmp_path: Path) -> None:
+def test_a_fused_model_is_saved_and_merged_as_peft_does(base: Path, tmp_path: Path) -> None:
     fused = adapted(base)
     lora_linear.use(fused)
     logits, _ = outcome(fused)

@@ -55,7 +55,7 @@ def test_it_is_computed_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(lengths) == 3 * model.config.num_hidden_layers
 
 
-def test_a_model_keeps_its_way_of_attending_out_of_its_files(tmp_path: Path) -> None:
+def test_the_attention_is_not_written_into_a_models_files(tmp_path: Path) -> None:
     model: Any = models.load_base(tiny_models.save_causal(tmp_path / "tiny"), "chat", [], torch.float32, seed=0)
     packed_attention.use(model)
     model.save_pretrained(tmp_path / "saved")

@@ -1,4 +1,4 @@
-"""Encoding: exactly the assistant's words and its end token are trained; data that teaches nothing is refused."""
+"""Encoding: only the assistant's messages and their end tokens are trained; rows that teach nothing are refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_weight_0_is_read_and_not_trained(tokenizer: Any) -> None:
     assert trained_text(CHAT.encode(row, tokenizer, []), tokenizer) == "Yes.<|im_end|>"
 
 
-def test_nothing_supervised_is_refused(tokenizer: Any) -> None:
+def test_rows_that_supervise_nothing_are_refused(tokenizer: Any) -> None:
     cut = Example((1, 2, 3), (IGNORED, IGNORED, IGNORED))
     with pytest.raises(DataError, match="none of the 2 rows supervises a token"):
         check_supervision([cut, cut], tokenizer)
@@ -131,7 +131,7 @@ def test_long_rows_follow_the_policy(tokenizer: Any) -> None:
     assert max(cut.lengths) == longest
 
 
-def test_encoded_rows_survive_their_file(tokenizer: Any, tmp_path: Path) -> None:
+def test_encoded_rows_are_read_back_unchanged(tokenizer: Any, tmp_path: Path) -> None:
     examples = [CHAT.encode(row, tokenizer, []) for row in tiny_models.chat_rows(7)]
     encoded = Encoded.of(examples)
     encoded.save(tmp_path / "x.safetensors")
