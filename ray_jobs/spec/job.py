@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ray_jobs.digests import json_digest
@@ -20,8 +20,16 @@ from ray_jobs.spec.training import TrainingSection
 from ray_jobs.tasks import TASKS, TaskName
 
 
+def _require_base_model(schema: dict[str, Any]) -> None:
+    """Add to the JSON schema that `base_model` is required for the tasks that start from one."""
+    schema["if"] = {"properties": {"task": {"enum": [name for name, task in TASKS.items() if task.base is not None]}}}
+    schema["then"] = {"required": ["base_model"]}
+
+
 class JobSpec(SpecSection):
     """One fine-tuning job, from rows to an answering endpoint."""
+
+    model_config = ConfigDict(json_schema_extra=_require_base_model)
 
     name: Name
     """The model's name in the registry and at the endpoint."""
