@@ -22,7 +22,7 @@ MARK = "KITAE_LOCAL_ID"
 """Environment variable that every process of a local service carries."""
 
 _PROC = Path("/proc")
-_TERM_PATIENCE_S = 8.0
+TERM_PATIENCE_S = 8.0
 _KILL_PATIENCE_S = 10.0
 # Below the range that the kernel gives to outgoing connections, so that none of them takes a chosen port.
 _PORTS = range(20_000, 32_000)
@@ -76,7 +76,7 @@ def stop(roots: Iterable[Process], mark: str) -> int:
     Raises MachineError naming those that do not end.
     """
     seen = set(family(roots, mark))
-    for number, patience_s in ((signal.SIGTERM, _TERM_PATIENCE_S), (signal.SIGKILL, _KILL_PATIENCE_S)):
+    for number, patience_s in ((signal.SIGTERM, TERM_PATIENCE_S), (signal.SIGKILL, _KILL_PATIENCE_S)):
         # Keep those seen before: an orphan has lost the parent by which it is recognised.
         seen |= set(family([process for process in seen if process.alive], mark))
         left = [process for process in seen if process.alive]

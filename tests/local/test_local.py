@@ -143,7 +143,7 @@ def test_detached_children_are_stopped_too(tmp_path: Path, mark: str, bystander:
 
 
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_TERM_PATIENCE_S", 0.5)
+    monkeypatch.setattr(processes, "TERM_PATIENCE_S", 0.5)
     process = spawn(
         tmp_path,
         mark,

@@ -73,7 +73,7 @@ def test_an_endpoint_is_reached_by_its_team_alone(kitae: CliRunner, store: Store
 def test_a_team_has_at_most_so_many_endpoints(
     store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_MAX_ENDPOINTS", 1)
+    monkeypatch.setattr(records, "MAX_ENDPOINTS", 1)
     subscribe(store, receiver)
     with pytest.raises(SpecError, match="has 1 webhooks, and may have 1"):
         subscribe(store, receiver)

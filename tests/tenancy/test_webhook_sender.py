@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.errors import StoreUnreachable
-from ray_jobs.storage import Store
+from ray_jobs.storage import ObjectInfo, Store
 from ray_jobs.tenancy import webhooks
 from ray_jobs.tenancy.webhooks import EVENTS, Sender, outbox, sender
 from ray_jobs.tenancy.webhooks.outbox import LEASE_S, Outgoing
@@ -62,7 +63,7 @@ def test_several_senders_at_once_send_each_event_once(store: Store, receiver: Re
 
 def test_one_of_two_concurrent_claims_sends(store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     subscribe(store, receiver)
-    key, both_have_read, claim = f"webhooks-out/{enqueue(store)}.json", threading.Barrier(2), outbox.claim
+    event_id, both_have_read, claim = enqueue(store), threading.Barrier(2), outbox.claim
 
     def slowly(document: Outgoing, now: datetime) -> tuple[Outgoing, list[str]]:
         both_have_read.wait(30)
@@ -70,8 +71,9 @@ def test_one_of_two_concurrent_claims_sends(store: Store, receiver: Receiver, mo
 
     monkeypatch.setattr(outbox, "claim", slowly)
     with ThreadPoolExecutor(2) as pool:
-        claims = list(pool.map(lambda one: one._claim(key)[1], [make_sender(store), make_sender(store)]))
-    assert sorted(len(names) for names in claims) == [0, 1]
+        list(pool.map(tick, [make_sender(store), make_sender(store)]))
+    assert receiver.ids == [event_id]
+    assert delivery(store, event_id).attempts == 1
 
 
 class Killed(BaseException):
@@ -142,14 +144,14 @@ def test_the_task_survives_a_failing_store_and_invalid_documents(
     store.put_json("webhooks-out/evt_0.json", {"what": "is this"})
     event_id = enqueue(store)
     one = Sender(store, HERE, every_s=0.02)
-    due, failures = one._due, [StoreUnreachable("away"), ZeroDivisionError("ours")]
+    listing, failures = store.list, [StoreUnreachable("away"), ZeroDivisionError("a bug")]
 
-    def unsteady() -> list[str]:
+    def unsteady(prefix: str) -> Iterator[ObjectInfo]:
         if failures:
             raise failures.pop()
-        return due()
+        return listing(prefix)
 
-    monkeypatch.setattr(one, "_due", unsteady)
+    monkeypatch.setattr(store, "list", unsteady)
 
     async def scenario() -> None:
         stop = asyncio.Event()

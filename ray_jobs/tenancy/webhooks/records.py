@@ -29,7 +29,7 @@ EVENTS: tuple[EventType, ...] = get_args(EventType)
 PREFIX = "webhooks/"
 _SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = 32
-_MAX_ENDPOINTS = 20
+MAX_ENDPOINTS = 20
 _TEAM = TypeAdapter(Name)
 
 
@@ -69,8 +69,8 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
         raise SpecError(f"the URL is not allowed: {reason}")
     if not events:
         raise SpecError(f"no event type is given: name some, such as {EVENTS[0]}")
-    if len(known := endpoints(store, team)) >= _MAX_ENDPOINTS:
-        raise SpecError(f"team {team} has {len(known)} webhooks, and may have {_MAX_ENDPOINTS}: remove one")
+    if len(known := endpoints(store, team)) >= MAX_ENDPOINTS:
+        raise SpecError(f"team {team} has {len(known)} webhooks, and may have {MAX_ENDPOINTS}: remove one")
     endpoint = Endpoint(
         id=f"we_{secrets.token_hex(12)}",
         team=team,
