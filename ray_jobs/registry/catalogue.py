@@ -7,17 +7,16 @@ Owns the entries. Loads no model; `ray_jobs.models.bases` prepares a base.
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.errors import ConflictError, ModelError, ObjectNotFound, suggestion
+from ray_jobs.spec import NAME_RULE, is_name
 from ray_jobs.storage import Store
 
 _PREFIX = "catalogue/"
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 
 
 class CatalogueEntry(BaseModel):
@@ -44,11 +43,8 @@ class CatalogueEntry(BaseModel):
 
 def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
     """Write an entry. Raises ModelError if the name belongs to another base, since that would change existing jobs."""
-    if not _NAME.fullmatch(entry.name):
-        raise ModelError(
-            f"{entry.name!r} cannot name a base: lower-case letters, digits, '.', '_' and '-', at most 48, starting "
-            "and ending with a letter or digit"
-        )
+    if not is_name(entry.name):
+        raise ModelError(f"{entry.name!r} cannot name a base: {NAME_RULE}")
     try:
         store.put_json(f"{_PREFIX}{entry.name}.json", entry.model_dump(mode="json"), if_absent=True)
     except ConflictError:
@@ -64,7 +60,7 @@ def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
 
 def find(store: Store, name: str) -> CatalogueEntry | None:
     """The entry with this name; None if there is none."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         return None
     try:
         return _parse(store.get_json(f"{_PREFIX}{name}.json"))

@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_jobs.errors import CorruptObject, ObjectNotFound, RegistryError
 from ray_jobs.registry.versions import get, versions
-from ray_jobs.spec import Name
+from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 
 PREFIX = "shares/"
-
-_TEAM: TypeAdapter[str] = TypeAdapter(Name)
 
 
 class Share(BaseModel):
@@ -97,15 +95,9 @@ def _update(store: Store, name: str, change: Callable[[Share], Share]) -> Share:
 
 
 def _checked(teams: Iterable[str]) -> set[str]:
-    checked = set(teams)
-    for team in sorted(checked):
-        try:
-            _TEAM.validate_python(team)
-        except ValidationError as error:
-            raise RegistryError(
-                f"{team!r} cannot be a team: lower-case letters, digits, '.', '_' and '-', at most 48, starting and "
-                "ending with a letter or digit"
-            ) from error
+    for team in (checked := set(teams)):
+        if not is_name(team):
+            raise RegistryError(f"{team!r} cannot be a team: {NAME_RULE}")
     return checked
 
 

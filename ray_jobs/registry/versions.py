@@ -26,13 +26,13 @@ from ray_jobs.errors import ConflictError, ObjectNotFound, RegistryError, sugges
 from ray_jobs.registry.card import write_card
 from ray_jobs.registry.files import check_files
 from ray_jobs.registry.model import Kind, Lineage, ModelVersion, key_of, lineage_json, lineage_of, version_of
+from ray_jobs.spec import NAME_RULE, is_name
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 
 CHAMPION = "champion"
 """The alias that a bare name resolves to."""
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 _READS_AT_ONCE = 8
 _MOST_CLAIMS_TRIED = 1000
 
@@ -218,11 +218,8 @@ def _claim_key(name: str, number: str) -> str:
 
 
 def _check_name(name: str, what: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise RegistryError(
-            f"{name!r} cannot be {what}: lower-case letters, digits, '.', '_' and '-', at most 48, starting and ending "
-            "with a letter or digit"
-        )
+    if not is_name(name):
+        raise RegistryError(f"{name!r} cannot be {what}: {NAME_RULE}")
 
 
 def _unknown_name(store: Store, name: str) -> str:

@@ -9,11 +9,12 @@ from ray_jobs.spec.evaluation import EvaluationSection
 from ray_jobs.spec.job import JobSpec
 from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
 from ray_jobs.spec.search import BudgetSection, Range, SearchSection
-from ray_jobs.spec.section import Name, SpecSection
+from ray_jobs.spec.section import NAME_RULE, Name, SpecSection, is_name
 from ray_jobs.spec.serving import ServingSection
 from ray_jobs.spec.training import Precision, TrainingSection
 
 __all__ = [
+    "NAME_RULE",
     "BudgetSection",
     "ComputeSection",
     "DataSection",
@@ -26,6 +27,7 @@ __all__ = [
     "ServingSection",
     "SpecSection",
     "TrainingSection",
+    "is_name",
     "json_schema",
     "load_spec",
     "parse_spec",

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ray_jobs.errors import ConflictError, CorruptObject, SpecError
-from ray_jobs.spec import Name
+from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 
 Kind = Literal["inference", "training"]
@@ -87,7 +87,6 @@ class Total(BaseModel):
 
 
 _ROWS = TypeAdapter(list[UsageRow])
-_TEAM = TypeAdapter(Name)
 _NAME_OF: dict[By, Callable[[UsageRow], str]] = {
     "team": lambda row: row.team,
     "key": lambda row: f"{row.team}/{row.key_id}",
@@ -184,7 +183,6 @@ def _rows(store: Store, key: str) -> list[UsageRow]:
 
 
 def _checked(team: str) -> str:
-    try:
-        return _TEAM.validate_python(team)
-    except ValidationError as error:
-        raise SpecError(f"{team!r} cannot be a team's name: lower case, digits and . _ -, at most 48 long") from error
+    if not is_name(team):
+        raise SpecError(f"{team!r} cannot be a team's name: {NAME_RULE}")
+    return team

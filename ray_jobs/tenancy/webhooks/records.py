@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.errors import ObjectNotFound, SpecError
-from ray_jobs.spec import Name
+from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import targets
 from ray_jobs.tenancy.webhooks.targets import Policy
@@ -30,7 +30,6 @@ PREFIX = "webhooks/"
 _SECRET_PREFIX = "whsec_"
 _SECRET_BYTES = 32
 MAX_ENDPOINTS = 20
-_TEAM = TypeAdapter(Name)
 
 
 class Endpoint(BaseModel):
@@ -144,10 +143,9 @@ def sign(secret: str, event_id: str, timestamp_s: int, body: bytes) -> str:
 
 
 def _folder(team: str) -> str:
-    try:
-        return f"{PREFIX}{_TEAM.validate_python(team)}/"
-    except ValidationError as error:
-        raise SpecError(f"{team!r} cannot be a team's name: lower case, digits and . _ -, at most 48 long") from error
+    if not is_name(team):
+        raise SpecError(f"{team!r} cannot be a team's name: {NAME_RULE}")
+    return f"{PREFIX}{team}/"
 
 
 def _key(team: str, endpoint_id: str) -> str:
