@@ -217,7 +217,7 @@ def is_ours(application: str) -> bool:
 def failure(name: str, state: dict[str, Any]) -> ServingError:
     """The error for an application's failed state."""
     return ServingError(
-        f"{name} did not come up ({state.get('status', 'unknown').lower()})",
+        f"{name} did not start ({state.get('status', 'unknown').lower()})",
         details=_messages(state) or ["Serve gave no reason; see the logs of its replicas in the Ray dashboard"],
     )
 

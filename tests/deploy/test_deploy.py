@@ -345,7 +345,7 @@ def test_the_message_of_a_failed_replica_is_shown(
     register(store, tmp_path)
     message = "The deployment failed to start 1 times in a row.\n\nValueError: no such architecture"
     dashboard.states["kitae-base"] = {"status": "DEPLOY_FAILED", "deployments": {"Engine": {"message": message}}}
-    with pytest.raises(ServingError, match="kitae-base did not come up") as caught:
+    with pytest.raises(ServingError, match="kitae-base did not start") as caught:
         deploy(store, "greeter", settings)
     assert caught.value.details[-1] == "ValueError: no such architecture"
 

@@ -203,7 +203,7 @@ def api_server(
     thread.start()
     deadline = time.monotonic() + 30
     while not process.started:
-        assert time.monotonic() < deadline, "the endpoint did not come up"
+        assert time.monotonic() < deadline, "the endpoint did not start"
         time.sleep(0.02)
     try:
         yield server

@@ -63,7 +63,7 @@ def api_process(environment: Mapping[str, str], *, max_file_bytes: int) -> Itera
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip()
-        assert port, "the endpoint did not come up"
+        assert port, "the endpoint did not start"
         yield ApiProcess(process.pid, int(port))
     finally:
         process.stdin.close()

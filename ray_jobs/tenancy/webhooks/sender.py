@@ -96,9 +96,9 @@ class Sender:
             try:
                 await self.tick()
             except KitaeError as error:
-                logger.warning("webhooks wait: %s", error)
+                logger.warning("webhooks are delayed: %s", error)
             except Exception:  # a bug met in one event must not end all other deliveries
-                logger.exception("webhooks wait")
+                logger.exception("webhooks are delayed")
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._every_s)
 

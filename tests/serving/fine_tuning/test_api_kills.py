@@ -81,7 +81,7 @@ class Served:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return
             assert self.process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server did not come up"
+            assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.05)
 
     def kill(self) -> None:
