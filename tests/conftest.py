@@ -174,12 +174,20 @@ def store_environment(store: Store, store_server: StoreServer, monkeypatch: pyte
 def ray_service(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A Ray cluster with token authentication for the session's heavy tests, and `kitae` commands on it.
 
-    A test that kills the cluster starts it again. The command line's store is reached through a gateway.
+    Commands reach the store through a gateway. What a test leaves dead is started again after it.
     """
     from tests.pipeline.live_service import live_service
 
     with live_service(tmp_path_factory.mktemp("service"), store_server) as service:
         yield service
+
+
+@pytest.fixture(autouse=True)
+def recovered_service(request: pytest.FixtureRequest) -> Iterator[None]:
+    service = request.getfixturevalue("ray_service") if "ray_service" in request.fixturenames else None
+    yield
+    if service is not None:
+        service.recover()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Commands reach the store through a gateway, so that a test can act in the middle
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
@@ -68,6 +69,7 @@ class Service:
     mark: str = field(default_factory=lambda: secrets.token_hex(16))
     ray: Process = field(default_factory=lambda: Process(0, ""))
     drivers: list[Driver] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def scratch(self) -> Path:
@@ -106,6 +108,16 @@ class Service:
             _kill(process)
         processes.stop([self.ray], self.mark)
 
+    def recover(self) -> None:
+        """End commands that a test left running, and start what it left dead."""
+        for driver in self.drivers:
+            driver.kill()
+        self.drivers.clear()
+        if not self.server.process.alive:
+            self.server.start()
+        if not self.ray.alive:
+            self.start_ray()
+
     def stop(self) -> None:
         for driver in self.drivers:
             driver.kill()
@@ -119,7 +131,7 @@ class Service:
 
     def kitae(self, store: Store, *arguments: str, **environment: str) -> Driver:
         """Start a `kitae` command in the background on a store of this service."""
-        log = self.root / f"driver-{len(self.drivers)}.log"
+        log = self.root / f"driver-{next(self.numbers)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray_jobs", *arguments],
