@@ -109,7 +109,7 @@ def test_status_of_a_job_shows_its_stages(kitae: Kitae, stored: Store, name: str
     shown = kitae("status", id_of(stored, name))
     assert all(stage in shown for stage in stages)
     assert list(dict.fromkeys(record.name for record in jobs.stages(stored, id_of(stored, name)))) == stages
-    assert jobs.events(stored, id_of(stored, name))
+    assert list(jobs.events(stored, id_of(stored, name)))
 
 
 def test_trials_shows_a_finished_search(kitae: Kitae, stored: Store, tmp_path: Path) -> None:
