@@ -25,7 +25,7 @@ from transformers import (
 from benchmarks.turns import Turn
 from benchmarks.workbench import Side
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.models import attach, load_base, load_tokenizer
+from ray_jobs.models import attach, load_base, load_processor
 from ray_jobs.spec import parse_spec
 from ray_jobs.training.batching import batch_plan
 
@@ -73,7 +73,7 @@ def main() -> None:
     training = spec.training
     encoded = Encoded.load(Path(side.rows_file))
     plan = batch_plan(spec, encoded)
-    tokenizer = load_tokenizer(Path(side.model_dir), spec.task)
+    tokenizer = load_processor(Path(side.model_dir), spec.task)
     base = load_base(Path(side.model_dir), spec.task, (), torch.float32, seed=training.seed)
     order = [i for step in range(plan.total_steps) for i in plan.rows_of(step)]
     if side.kind == "grouped":

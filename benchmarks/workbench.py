@@ -29,7 +29,7 @@ from ray_jobs.errors import MachineError
 from ray_jobs.jobs import start_attempt
 from ray_jobs.local import embedded_store, processes
 from ray_jobs.local.embedded_store import Credentials
-from ray_jobs.models import load_tokenizer
+from ray_jobs.models import load_processor
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
@@ -171,7 +171,7 @@ class Workbench:
     def prepare(self, rows: Rows) -> str:
         """Encode a set of rows once and return its key."""
         if rows not in self._encoded:
-            tokenizer = load_tokenizer(self.assets / MODEL, "chat")
+            tokenizer = load_processor(self.assets / MODEL, "chat")
             encoded, _ = encode_rows(
                 read_rows(self.assets, rows), TASKS["chat"], tokenizer, [],
                 max_tokens=MAX_TOKENS, too_long="drop", source=rows,
@@ -207,7 +207,7 @@ class Workbench:
         labels = tuple(sorted({row["label"] for row in rows}))
         if self.store.read_manifest(base) is None:
             self.store.commit(base, self.store.upload_tree(self.assets / ENCODER, base), {})
-            tokenizer = load_tokenizer(self.assets / ENCODER, "text_classification")
+            tokenizer = load_processor(self.assets / ENCODER, "text_classification")
             scratch = self.directory / "encoded-reviews"
             scratch.mkdir()
             for part, name in ((rows[: REVIEWS * 4 // 5], TRAIN_FILE), (rows[REVIEWS * 4 // 5 :], HELD_OUT_FILE)):

@@ -62,7 +62,7 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: Report) -> Evaluation
     spec, labels = inputs.train.spec, inputs.train.labels
     task = TASKS[spec.task]
     base_directory = models.fetch_base(store, inputs.train.base_key)
-    processor = models.load_tokenizer(base_directory, spec.task)
+    processor = models.load_processor(base_directory, spec.task)
     report((0, _STEPS, "steps", {"doing": "candidate"}))
     with tempfile.TemporaryDirectory(prefix="kitae-candidate-") as scratch:
         tree = Path(scratch) / "tree"

@@ -67,7 +67,7 @@ def build_adapters(inputs: AdapterInputs, store: Store, report: Report) -> list[
     if not lacking:
         return []
     base = models.fetch_base(store, inputs.train.base_key)
-    tokenizer = models.load_tokenizer(base, inputs.train.spec.task)
+    tokenizer = models.load_processor(base, inputs.train.spec.task)
     model = load_candidate(inputs.train, base)
     whole = {one.key: one for one in checkpoint.committed(store, inputs.train.checkpoints)}
     made = []

@@ -20,7 +20,7 @@ SAMPLE_ROWS = 64
 
 def head_names(model: torch.nn.Module) -> tuple[str, ...]:
     """Prefixes of the weights of a classifier's head, its pooler among them; none for a causal model."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    if not type(model).__name__.endswith("Classification"):
         return ()
     base = str(getattr(model, "base_model_prefix", ""))
     names = [name for name, _ in model.named_parameters()]

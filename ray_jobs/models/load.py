@@ -50,7 +50,7 @@ def fetch_base(store: Store, key: str) -> Path | None:
     return store.fetch(key) if key else None
 
 
-def load_tokenizer(directory: Path | None, task: str) -> Any:
+def load_processor(directory: Path | None, task: str) -> Any:
     """What turns the task's rows into tensors: the tokenizer or image processor of a model directory, None without one.
 
     Raises ModelError where the directory lacks it, or lacks a chat template that the task needs.
@@ -145,7 +145,8 @@ def has_head(directory: Path | None, task: str, labels: Sequence[str]) -> bool:
     if not TASKS[task].has_new_head:
         return True
     config = load_config(directory)
-    classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+    ending = TASKS[task].required_base.auto_class.removeprefix("AutoModel")
+    classifier = any(name.endswith(ending) for name in config.get("architectures") or [])
     return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
 
 

@@ -67,8 +67,8 @@ def _attend(
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     # The masked kernel handles every other option of a model: a window, sinks, a cap.
-    asked = [name for name, value in options.items() if value not in (None, False) and name not in _HARMLESS]
-    plain = query.device.type == "cpu" and dropout == 0.0 and query.shape[2] == key.shape[2] and not asked
+    extra = [name for name, value in options.items() if value not in (None, False) and name not in _HARMLESS]
+    plain = query.device.type == "cpu" and dropout == 0.0 and query.shape[2] == key.shape[2] and not extra
     lengths = row_lengths(position_ids) if plain else []
     if len(lengths) < 2:
         answer: tuple[torch.Tensor, None] = sdpa_attention_forward(

@@ -9,7 +9,7 @@ from typing import Any
 from ray_jobs.data import dataset
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.data.encoding import Encoded, encode_rows
-from ray_jobs.models import bases, fetch_base, load_tokenizer
+from ray_jobs.models import bases, fetch_base, load_processor
 from ray_jobs.pipeline import keys
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow
 from ray_jobs.pipeline.stage import StageContext
@@ -38,7 +38,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     store, spec, base = context.store, flow.job_spec, flow.base_copy(base_model)
     task, labels = TASKS[spec.task], flow.dataset.labels
     files = dataset.load(store, flow.dataset.digest)
-    tokenizer = load_tokenizer(fetch_base(store, base.key), spec.task)
+    tokenizer = load_processor(fetch_base(store, base.key), spec.task)
     key = keys.encoded_rows(flow.dataset.digest, base.digest, spec.data)
     counts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:

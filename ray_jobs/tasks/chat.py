@@ -122,12 +122,11 @@ class Chat(Task[Example]):
         too."""
         from sacrebleu.metrics.chrf import CHRF
 
-        asked = [split_last_answer(row) for row in rows]
-        asked = [pair for pair in asked if isinstance(pair[1], str)]
-        if not asked:
+        pairs = [pair for row in rows if isinstance((pair := split_last_answer(row))[1], str)]
+        if not pairs:
             return {}
-        answers = answer(model, processor, [row for row, _ in asked], max_new_tokens=max_new_tokens)
-        references = [[reference for _, reference in asked]]
+        answers = answer(model, processor, [row for row, _ in pairs], max_new_tokens=max_new_tokens)
+        references = [[reference for _, reference in pairs]]
         return {"chrf": float(CHRF().corpus_score(answers, references).score)}
 
     def _check_pair(self, row: Row) -> list[str]:

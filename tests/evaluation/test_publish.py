@@ -104,7 +104,7 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         (outcome,) = harness.on_workers(1, train_one, [(inputs, store)])
         job = jobs.start_attempt(store, spec)
         key = keys.candidate_key(job.id, outcome.checkpoint)
-        tokenizer = models.load_tokenizer(base, spec.task)
+        tokenizer = models.load_processor(base, spec.task)
         build_candidate(inputs, outcome.checkpoint, store, base, tokenizer, tmp_path / "tree")
         store.commit(key, store.upload_tree(tmp_path / "tree", key), {})
         evaluation = Evaluation(

@@ -72,7 +72,7 @@ def test_methods_that_do_not_fit_say_what_would(tmp_path: Path, monkeypatch: pyt
 
 def test_a_published_model_answers_as_the_one_in_memory(tmp_path: Path) -> None:
     causal = tiny_models.save_causal(tmp_path / "causal")
-    tokenizer = models.load_tokenizer(causal, "chat")
+    tokenizer = models.load_processor(causal, "chat")
     ids = torch.tensor([[5, 6, 7, 8]])
     for method, base in (("lora", causal), ("full", None)):
         model = attach(causal, method=method)

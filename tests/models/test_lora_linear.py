@@ -67,7 +67,7 @@ def test_a_fused_model_is_saved_and_merged_as_peft_does(base: Path, tmp_path: Pa
     fused = adapted(base)
     lora_linear.use(fused)
     logits, _ = outcome(fused)
-    models.save_published(fused, models.load_tokenizer(base, "chat"), tmp_path / "adapter")
+    models.save_published(fused, models.load_processor(base, "chat"), tmp_path / "adapter")
     loaded: Any = models.load_published(tmp_path / "adapter", base, "chat", [], torch.float32)
     with torch.no_grad():
         assert torch.allclose(loaded(input_ids=IDS).logits, logits, rtol=1e-5, atol=1e-6)

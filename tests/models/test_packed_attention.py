@@ -16,7 +16,7 @@ from tests.models import tiny_models
 
 
 def losses_and_gradients(model: Any, *, packed: bool, rows: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    tokenizer = models.load_tokenizer(Path(model.config.name_or_path), "chat")
+    tokenizer = models.load_processor(Path(model.config.name_or_path), "chat")
     task = TASKS["chat"]
     examples = [task.encode(row, tokenizer, []) for row in tiny_models.chat_rows(rows)]
     batch = task.collate(examples, packed=packed, pad_id=0)

@@ -323,7 +323,7 @@ def classifier(tmp_path: Path) -> Path:
 def test_a_classifier_is_deployed_beside_what_runs(service: Service, classifier: Path, client: openai.OpenAI) -> None:
     import torch
 
-    from ray_jobs.models import load_published, load_tokenizer
+    from ray_jobs.models import load_processor, load_published
     from ray_jobs.tasks.text_classification import TextClassification
 
     before = service.replicas()
@@ -333,7 +333,7 @@ def test_a_classifier_is_deployed_beside_what_runs(service: Service, classifier:
 
     texts = ["buy now", "返品はできますか。", "What is the capital of France?", ""] * 10
     model = load_published(classifier, None, "text_classification", LABELS, torch.float32)
-    expected = TextClassification().predict(model, load_tokenizer(classifier, "text_classification"), texts, LABELS)
+    expected = TextClassification().predict(model, load_processor(classifier, "text_classification"), texts, LABELS)
     url, headers = f"{service.settings.url}/classify", {"Authorization": f"Bearer {service.key}"}
     answer = httpx.post(url, json={"model": "spam", "input": texts}, headers=headers, timeout=60).json()
     assert answer["model"] == "spam@1"

@@ -10,7 +10,7 @@ import pytest
 from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import DataError, ModelError
 from ray_jobs.evaluation.parity_prompts import last_answer
-from ray_jobs.models import load_tokenizer
+from ray_jobs.models import load_processor
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example
 from ray_jobs.tasks.chat import check_supervision, render, tokenize
@@ -24,7 +24,7 @@ CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("tokenizer")
     tiny_models.save_tokenizer(directory)
-    return load_tokenizer(directory, "chat")
+    return load_processor(directory, "chat")
 
 
 def conversation(*turns: str, **last: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_rows_that_supervise_nothing_are_refused(tokenizer: Any) -> None:
 
 def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
     tiny_models.save_tokenizer(tmp_path, chat_template=tiny_models.CHATML.replace("'<|im_end|>' + ", ""))
-    tokenizer = load_tokenizer(tmp_path, "chat")
+    tokenizer = load_processor(tmp_path, "chat")
     example = CHAT.encode(conversation("Hello", "Hi"), tokenizer, [])
     with pytest.raises(DataError, match=r"end token \('<\|im_end\|>'\) is supervised in none of the 1 rows"):
         check_supervision([example], tokenizer)
@@ -81,13 +81,13 @@ def test_a_template_that_rewrites_history_is_refused(tmp_path: Path) -> None:
     template = "{{ messages | length }}" + tiny_models.CHATML
     tiny_models.save_tokenizer(tmp_path, chat_template=template)
     with pytest.raises(ModelError, match="rewrites earlier text"):
-        CHAT.encode(conversation("a", "b", "c", "d"), load_tokenizer(tmp_path, "chat"), [])
+        CHAT.encode(conversation("a", "b", "c", "d"), load_processor(tmp_path, "chat"), [])
 
 
 def test_a_base_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     tiny_models.save_tokenizer(tmp_path, chat_template=None)
     with pytest.raises(ModelError, match="no chat template"):
-        load_tokenizer(tmp_path, "chat")
+        load_processor(tmp_path, "chat")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_predictions_come_back_in_order_and_add_up(tmp_path: Path) -> None:
 
     base = tiny_models.save_encoder(tmp_path)
     model = load_base(base, "text_classification", ["no", "yes"], torch.float32, seed=1).eval()  # type: ignore[no-untyped-call]
-    tokenizer = load_tokenizer(base, "text_classification")
+    tokenizer = load_processor(base, "text_classification")
     texts = ["short", "a much longer text " * 9, "返品はできますか", "x"]
     together = TextClassification().predict(model, tokenizer, texts, ["no", "yes"], batch_tokens=64)
     for text, prediction in zip(texts, together, strict=True):
@@ -175,7 +175,7 @@ def test_a_text_has_the_same_vector_alone_and_among_longer_ones(tmp_path: Path) 
 
     base = tiny_models.save_encoder(tmp_path)
     model = load_base(base, "text_classification", ["no", "yes"], torch.float32, seed=1).eval()  # type: ignore[no-untyped-call]
-    tokenizer = load_tokenizer(base, "text_classification")
+    tokenizer = load_processor(base, "text_classification")
     texts = ["short", "a much longer text " * 9, "返品はできますか", "返品はできますか。"]
     vectors = np.array(TextClassification().embed(model, tokenizer, texts))
     assert vectors.shape == (4, model.config.hidden_size)

@@ -159,5 +159,5 @@ class ToyPopularity(Task[TensorExample]):
 
 
 def build(args: dict[str, Any]) -> dict[str, Any]:
-    """Stands in for a predictor's Serve builder: its import path is what the deployment must name."""
+    """Replaces a predictor's Serve builder: the deployment must name its import path."""
     return args

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_jobs.data.encoding import encode_rows
-from ray_jobs.models import load_tokenizer
+from ray_jobs.models import load_processor
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
@@ -54,7 +54,7 @@ def publish(
     """Write base and encoded rows to the store, as the pipeline does."""
     task = TASKS[spec.task]
     labels = sorted({row["label"] for row in train}) if spec.task == "text_classification" else []
-    tokenizer = load_tokenizer(base, spec.task)
+    tokenizer = load_processor(base, spec.task)
     with tempfile.TemporaryDirectory() as scratch:
         for rows, name in ((train, TRAIN_FILE), (held_out, HELD_OUT_FILE)):
             encoded, _ = encode_rows(

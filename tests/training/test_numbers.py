@@ -217,7 +217,7 @@ def test_training_stops_early_and_the_best_checkpoint_is_kept(store: Store, base
 
 
 def test_a_packed_batch_has_the_losses_of_its_rows(base: Path) -> None:
-    tokenizer = models.load_tokenizer(base, "chat")
+    tokenizer = models.load_processor(base, "chat")
     task = TASKS["chat"]
     examples = [task.encode(row, tokenizer, []) for row in ROWS[:9]]
     model = models.load_base(base, "chat", [], torch.float32, seed=0)

@@ -1,7 +1,7 @@
-"""Models that answer without generating: text classification, one Serve application a registered model.
+"""The predictor of text classification: one Serve application for each registered model.
 
-Owns the deployment: loading a version from the store and putting waiting requests into one batch. What a model's answer
-means is the task's own `predict`, the code that training and evaluation use.
+Owns the deployment: it loads a version from the store and puts waiting requests into one batch. Predictions come from
+the task's own `predict`, as in training and evaluation.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 BATCH_TEXTS = 32
-"""Most texts put through the model at once."""
+"""Most texts in one batch."""
 
 BATCH_WAIT_S = 0.005
-"""How long the first text of a batch waits for company."""
+"""Longest that the first text of a batch waits for others."""
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Serve's application builder for one deployment record, given as its JSON."""
+    """Build the Serve application of a deployment record, given as its JSON."""
     from ray import serve
 
     record = Deployment.model_validate(args)
@@ -47,7 +47,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 class TextClassifier:
-    """One replica: a classifier in memory, answering a batch at a time."""
+    """One replica: a classifier in memory that predicts a batch at a time."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         record = Deployment.model_validate(args)
@@ -61,7 +61,7 @@ class TextClassifier:
         import torch
         from ray import serve
 
-        from ray_jobs.models import load_published, load_tokenizer
+        from ray_jobs.models import load_processor, load_published
         from ray_jobs.tasks.text_classification import TextClassification
 
         if torch.cuda.is_available():
@@ -73,7 +73,7 @@ class TextClassifier:
         self._model = load_published(directory, base, record.task, self._labels, dtype)
         if hardware is GPU:
             self._model.to("cuda")
-        self._tokenizer = load_tokenizer(directory, record.task)
+        self._tokenizer = load_processor(directory, record.task)
         self._task = TextClassification()
         # Wrapped here, not as a decorator: this module is imported without ray.
         self._batched = serve.batch(max_batch_size=BATCH_TEXTS, batch_wait_timeout_s=BATCH_WAIT_S)(self._predict)
