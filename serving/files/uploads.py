@@ -71,7 +71,7 @@ class Uploads:
             file_lives_s=file_lives_s,
         )
         self._store.put_json(_key(team, record.id), record.model_dump(mode="json"), if_absent=True)
-        return self._as_wire(record)
+        return self._to_openai(record)
 
     def add_part(self, team: str, upload_id: str, content: Path) -> openai_types.UploadPart:
         record = self._pending(team, upload_id)
@@ -132,7 +132,7 @@ class Uploads:
             record = self._end(self._pending(team, upload_id), "cancelled")
         self._drop_file(record)  # left by a `complete` that did not finish
         self._store.delete_tree(_folder(team, record.id))
-        return self._as_wire(record)
+        return self._to_openai(record)
 
     def sweep(self, now_s: float) -> None:
         """Delete the parts of ended and expired uploads."""
@@ -181,9 +181,9 @@ class Uploads:
             self._files.delete(record.team, _file_id(record.id))
 
     def _completed(self, record: UploadRecord) -> openai_types.Upload:
-        return self._as_wire(record, self._files.find(record.team, _file_id(record.id)))
+        return self._to_openai(record, self._files.find(record.team, _file_id(record.id)))
 
-    def _as_wire(self, record: UploadRecord, file: FileRecord | None = None) -> openai_types.Upload:
+    def _to_openai(self, record: UploadRecord, file: FileRecord | None = None) -> openai_types.Upload:
         return openai_types.Upload.model_validate(
             {
                 **record.model_dump(exclude={"team", "key_id", "file_lives_s", "file_id"}),

@@ -20,7 +20,7 @@ from tests.serving.routing import make_snapshot, make_version
 JOB = "ftjob-01j8z5k3q7w9x2y4a6b8c0d2e4"
 
 
-WIRE = f"ft:base:support::{JOB[6:]}"
+API_NAME = f"ft:base:support::{JOB[6:]}"
 
 
 BOUNDS = Bounds(max_error_rate=0.1, max_p95_s=1.0, min_requests=5)

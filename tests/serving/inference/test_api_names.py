@@ -13,7 +13,7 @@ from serving.access.auth import OPERATOR
 from serving.http.errors import ApiError
 from serving.inference.router import resolve
 from tests.serving.fake_backend import FakeBackend
-from tests.serving.inference.rollouts import JOB, WIRE, ask
+from tests.serving.inference.rollouts import API_NAME, JOB, ask
 from tests.serving.routing import make_client, make_snapshot, make_version
 
 
@@ -46,19 +46,19 @@ TUNED = make_snapshot(
 
 def test_models_created_through_the_api_are_listed_by_api_name_with_their_checkpoints() -> None:
     names = TUNED.names(OPERATOR)
-    assert names == ["base", WIRE, f"{WIRE}:ckpt-step-4", f"{WIRE}:ckpt-step-12"]
+    assert names == ["base", API_NAME, f"{API_NAME}:ckpt-step-4", f"{API_NAME}:ckpt-step-12"]
     assert [resolve(TUNED, name, OPERATOR).public_name for name in names] == names
 
 
 @pytest.mark.parametrize(
     ("asked", "exact", "shown"),
     [
-        (WIRE, f"{JOB}@3", WIRE),
-        (f"ft:other:words:here:{JOB[6:]}", f"{JOB}@3", WIRE),
-        (f"{WIRE}:ckpt-step-4", f"{JOB}@1", f"{WIRE}:ckpt-step-4"),
-        (JOB, f"{JOB}@3", WIRE),
-        (f"{JOB}@3", f"{JOB}@3", WIRE),
-        (f"{JOB}@2", f"{JOB}@2", f"{WIRE}:ckpt-step-12"),
+        (API_NAME, f"{JOB}@3", API_NAME),
+        (f"ft:other:words:here:{JOB[6:]}", f"{JOB}@3", API_NAME),
+        (f"{API_NAME}:ckpt-step-4", f"{JOB}@1", f"{API_NAME}:ckpt-step-4"),
+        (JOB, f"{JOB}@3", API_NAME),
+        (f"{JOB}@3", f"{JOB}@3", API_NAME),
+        (f"{JOB}@2", f"{JOB}@2", f"{API_NAME}:ckpt-step-12"),
     ],
 )
 def test_an_api_name_resolves_and_is_the_public_name(asked: str, exact: str, shown: str) -> None:
@@ -66,7 +66,7 @@ def test_an_api_name_resolves_and_is_the_public_name(asked: str, exact: str, sho
     assert (route.adapter, route.public_name) == (exact, shown)
 
 
-@pytest.mark.parametrize("missing", [f"{WIRE}:ckpt-step-5", "ft:base:support::unknown"])
+@pytest.mark.parametrize("missing", [f"{API_NAME}:ckpt-step-5", "ft:base:support::unknown"])
 def test_an_unknown_api_name_is_not_found(missing: str) -> None:
     with pytest.raises(ApiError) as caught:
         resolve(TUNED, missing, OPERATOR)
@@ -77,12 +77,14 @@ def test_responses_streams_and_model_cards_use_the_api_name() -> None:
     said = f'"model": "{JOB}@3"'
     backend = FakeBackend()
     with make_client(backend, TUNED) as client:
-        assert ask(client, WIRE).json()["model"] == WIRE
-        events = [line.removeprefix("data: ") for line in ask(client, WIRE, text=said, stream=True).text.splitlines()]
+        assert ask(client, API_NAME).json()["model"] == API_NAME
+        events = [
+            line.removeprefix("data: ") for line in ask(client, API_NAME, text=said, stream=True).text.splitlines()
+        ]
         chunks = [json.loads(event) for event in events if event.startswith("{")]
-        assert {chunk["model"] for chunk in chunks} == {WIRE}
+        assert {chunk["model"] for chunk in chunks} == {API_NAME}
         assert " ".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == said
-        assert client.get(f"/v1/models/{JOB}").json()["id"] == WIRE
-        assert WIRE in [card["id"] for card in client.get("/v1/models").json()["data"]]
+        assert client.get(f"/v1/models/{JOB}").json()["id"] == API_NAME
+        assert API_NAME in [card["id"] for card in client.get("/v1/models").json()["data"]]
     assert {body["model"] for _, _, body in backend.calls} == {f"{JOB}@3"}
     assert backend.closed == len(backend.calls)

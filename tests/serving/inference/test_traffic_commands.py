@@ -17,7 +17,7 @@ from ray_jobs.deploy.traffic import Bounds
 from ray_jobs.registry import shares
 from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
-from tests.serving.inference.rollouts import JOB, WIRE, champion, policy_of
+from tests.serving.inference.rollouts import API_NAME, JOB, champion, policy_of
 from tests.serving.routing import deploy_version, register_next
 
 
@@ -102,7 +102,7 @@ def test_promoting_a_pinned_name_warns_that_it_does_not_follow(
 
 def test_a_model_is_shared_by_either_of_its_names(kitae: Callable[..., Result], store: Store, greeter: str) -> None:
     deploy_version(store, register_next(store, JOB))
-    assert kitae("share", WIRE, "--team", "sales").output == f"{JOB} is shared with sales\n"
+    assert kitae("share", API_NAME, "--team", "sales").output == f"{JOB} is shared with sales\n"
     assert kitae("share", greeter, "--everyone").output == "greeter is shared with everyone\n"
     assert "shared with everyone" in kitae("models", greeter).output
     assert kitae("unshare", JOB).output == f"{JOB} is shared with no other team\n"
