@@ -42,7 +42,7 @@ def use(model: torch.nn.Module) -> int:
     for module in model.modules():
         if type(module) is Linear and type(module.base_layer) is nn.Linear:
             fused = MethodType(_forward(module.forward), module)
-            module.forward = fused  # type: ignore[method-assign]  # of this layer alone
+            module.forward = fused  # type: ignore[method-assign]  # this layer only
             count += 1
     return count
 
