@@ -145,7 +145,7 @@ def needed_records(
     assert lora_rank is not None
     if version.base_name == version.name:
         raise ServingError(
-            f"the model {version.name!r} has the name of its own base model, which the endpoint answers for too; "
+            f"the model {version.name!r} has the name of its own base model, which the endpoint also serves; "
             "register it under another name"
         )
     base = Deployment(

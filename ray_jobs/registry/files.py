@@ -19,7 +19,7 @@ _LONGEST_HEADER_BYTES = 100 * 2**20  # the safetensors format's own limit
 
 
 def check_files(directory: Path) -> None:
-    """Raises RegistryError naming every file that must not be published, or if there are no weights."""
+    """Check a model's files. Raises RegistryError naming every file that must not be published, or without weights."""
     if not directory.is_dir():
         raise RegistryError(f"no directory at {directory}: nothing to register")
     files = sorted(Path(folder, name) for folder, _, names in os.walk(directory) for name in names)

@@ -150,7 +150,7 @@ def set_alias(store: Store, name: str, alias: str, version: str, *, expected: st
     if alias.isdigit():
         raise RegistryError(f"an alias cannot be a number: {name}@{alias} would be version {alias}")
     if not version.isdigit():
-        raise RegistryError(f"{version!r} is no version of {name!r}: an alias points at a number, such as 3")
+        raise RegistryError(f"{version!r} is not a version number of {name!r}: an alias points at a number, such as 3")
     get(store, f"{name}@{version}")
 
     def change(old: dict[str, Any] | None) -> dict[str, Any]:

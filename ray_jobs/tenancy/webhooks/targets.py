@@ -95,7 +95,7 @@ def look_up(url: str) -> list[Address]:
     try:
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:
-        raise OSError(f"{parts.hostname} is no host's name") from error
+        raise OSError(f"{parts.hostname} is not a host name") from error
     return [ip_address(str(entry[4][0])) for entry in found]
 
 
