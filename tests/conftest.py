@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from ray_jobs.local import embedded_store, processes
 from ray_jobs.local.embedded_store import Credentials, StorePorts
@@ -26,6 +27,9 @@ from ray_jobs.storage.bucket import StoreSettings
 
 if TYPE_CHECKING:
     from tests.pipeline.live_service import Service
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 HEAVY_ORDER = ("ray_service", "test_end_to_end", "test_endpoint")
 """Groups of heavy tests that start first, the longest in front; `make test` deals groups to two processes."""
