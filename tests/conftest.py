@@ -13,8 +13,9 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -24,6 +25,7 @@ from ray_jobs.local.embedded_store import Credentials, StorePorts
 from ray_jobs.local.processes import Process
 from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import StoreSettings
+from tests.repository import ROOT
 
 if TYPE_CHECKING:
     from tests.pipeline.live_service import Service
@@ -35,28 +37,48 @@ HEAVY_ORDER = ("ray_service", "test_end_to_end", "test_endpoint")
 """Groups of heavy tests that start first, the longest in front; `make test` deals groups to two processes."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests; group the heavy ones for `--dist loadgroup`, and put them behind the others."""
+    """Mark the slow tests, and put the heavy ones behind the others, group by group."""
     slow = slow_tests()
     for item in items:
         if any(item.nodeid.startswith(name) for name in slow):
             item.add_marker(pytest.mark.slow)
-    groups = {item: _group(item) for item in items if item.get_closest_marker("heavy")}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
     order = {group: place for place, group in enumerate(HEAVY_ORDER)}
-    items.sort(key=lambda item: -1 if item not in groups else order.get(groups[item], len(order)))
+
+    def place(item: pytest.Item) -> int:
+        if item.get_closest_marker("heavy") is None:
+            return -1
+        return order.get(heavy_group(item.nodeid.partition("::")[0]), len(order))
+
+    items.sort(key=place)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal groups of heavy tests to processes with `--dist loadgroup`.
+
+    pytest-xdist's own scheduler reads the group from the test's id, where pytest 9.2 no longer lets it write it.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class HeavyGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return heavy_group(nodeid.partition("::")[0])
+
+    return HeavyGroups(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+@cache
+def heavy_group(file: str) -> str:
+    """The group of a file's heavy tests: files that use the session's Ray cluster share one."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return "ray_service" if "ray_service" in text else Path(file).stem
 
 
 def slow_tests() -> tuple[str, ...]:
     """The lines of slow.txt: beginnings of test ids."""
     lines = (Path(__file__).parent / "slow.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if line and not line.startswith("#"))
-
-
-def _group(item: pytest.Item) -> str:
-    return "ray_service" if "ray_service" in getattr(item, "fixturenames", ()) else item.path.stem
 
 
 @dataclass
