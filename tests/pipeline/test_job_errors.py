@@ -99,7 +99,7 @@ def test_missing_rows_and_a_missing_base_are_reported_together(kitae: Run, store
     assert "is neither an existing path" in base
     outcome = kitae(f"{store.uri()}/bases/none", f"{store.uri()}/files/none.jsonl")
     assert f"no rows at {store.uri()}/files/none.jsonl: upload the file there" in outcome.error
-    assert f"nothing at base_model {store.uri()}/bases/none; upload the model there" in outcome.error
+    assert f"base_model {store.uri()}/bases/none is empty; upload the model there" in outcome.error
     assert registry.names(store) == []
 
 
