@@ -2,7 +2,7 @@
 
     python -m benchmarks.replay
 
-Both replay the same trace: ten teams in a cohort, one flavour, four sizes, three priorities. The plain one has a single
+Both replay the same trace: ten teams in a cohort, one flavor, four sizes, three priorities. The plain one has a single
 pool of GPUs without teams, limits and preemption.
 """
 

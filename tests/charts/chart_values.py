@@ -99,7 +99,7 @@ KITAE: dict[str, Values] = {
         jobs={"deadlineSeconds": 86400, "waitingDeadlineSeconds": 600, "environment": {"NCCL_DEBUG": "INFO"}}
     ),
     "queues elsewhere": kitae(queues={"enabled": False}),
-    "flavour elsewhere": kitae(flavors={"cpu": {"create": False}, "h100": {"tolerations": [_TOLERATION]}}),
+    "flavor elsewhere": kitae(flavors={"cpu": {"create": False}, "h100": {"tolerations": [_TOLERATION]}}),
     "borrowing": kitae(queues={"preemption": {"borrowWithinCohort": {"policy": "LowerPriority"}}}),
     "namespace elsewhere": kitae(
         teams={

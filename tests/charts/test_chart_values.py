@@ -44,7 +44,7 @@ REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"teams": {"blue": {"quotas": {"cpu": {"memory": None, "cpu": {"nominal": "1"}}}}}}, "memory"),
     (
         {"teams": {"blue": {"quotas": {"h200": {"cpu": {"nominal": 1}, "memory": {"nominal": "1Gi"}}}}}},
-        r"teams\.blue\.quotas\.h200: no such flavour; flavors has cpu, h100",
+        r"teams\.blue\.quotas\.h200: no such flavor; flavors has cpu, h100",
     ),
     ({"teams": {"green": {"quotas": {"cpu": {"gpu": {"nominal": 1}}}}}}, r"flavors\.cpu\.resource names no GPU"),
     ({"teams": {"blue": {"quotas": {"h100": {"gpu": {"lendingLimit": 9}}}}}}, "lendingLimit is 9, more than nominal 8"),

@@ -111,7 +111,7 @@ def test_one_team_by_priority_waits_as_long_as_in_a_scan_of_its_queue() -> None:
 
 
 Numbers = dict[str, tuple[int, int | None, int | None]]
-"""By team: nominal, borrowing limit and lending limit of one flavour; all in one cohort."""
+"""By team: nominal, borrowing limit and lending limit of one flavor; all in one cohort."""
 
 
 def stepped(teams: Numbers, works: Sequence[Work]) -> dict[str, int]:

@@ -50,13 +50,13 @@
 {{- $namespace := include "kitae.namespaceOf" (dict "team" $team "settings" $settings) }}
 {{- if hasKey $namespaces $namespace }}{{ $found = append $found (printf "teams.%s: its namespace %s is also that of %s: each team needs its own" $team $namespace (get $namespaces $namespace)) }}{{ end }}
 {{- $_ := set $namespaces $namespace (printf "team %s" $team) }}
-{{- if and $v.queues.enabled (not $settings.quotas) }}{{ $found = append $found (printf "teams.%s.quotas is empty: give it a quota of at least one flavour" $team) }}{{ end }}
+{{- if and $v.queues.enabled (not $settings.quotas) }}{{ $found = append $found (printf "teams.%s.quotas is empty: give it a quota of at least one flavor" $team) }}{{ end }}
 {{- range $flavor, $quota := $settings.quotas }}
-{{- if not (hasKey $v.flavors $flavor) }}{{ $found = append $found (printf "teams.%s.quotas.%s: no such flavour; flavors has %s" $team $flavor (keys $v.flavors | sortAlpha | join ", " | default "none")) }}
+{{- if not (hasKey $v.flavors $flavor) }}{{ $found = append $found (printf "teams.%s.quotas.%s: no such flavor; flavors has %s" $team $flavor (keys $v.flavors | sortAlpha | join ", " | default "none")) }}
 {{- else }}
 {{- $resource := (get $v.flavors $flavor).resource }}
 {{- if and $quota.gpu (not $resource) }}{{ $found = append $found (printf "teams.%s.quotas.%s.gpu: flavors.%s.resource names no GPU, such as nvidia.com/gpu" $team $flavor $flavor) }}{{ end }}
-{{- if and $resource (not $quota.gpu) }}{{ $found = append $found (printf "teams.%s.quotas.%s.gpu is missing: the flavour has GPUs (%s)" $team $flavor $resource) }}{{ end }}
+{{- if and $resource (not $quota.gpu) }}{{ $found = append $found (printf "teams.%s.quotas.%s.gpu is missing: the flavor has GPUs (%s)" $team $flavor $resource) }}{{ end }}
 {{- with $quota.gpu }}{{ if hasKey . "lendingLimit" }}{{ if gt (int .lendingLimit) (int .nominal) }}{{ $found = append $found (printf "teams.%s.quotas.%s.gpu.lendingLimit is %d, more than nominal %d" $team $flavor (int .lendingLimit) (int .nominal)) }}{{ end }}{{ end }}{{ end }}
 {{- end }}
 {{- end }}
