@@ -131,7 +131,7 @@ def set_quota(
         raise click.UsageError("--apply changes the cluster and --values only prints: leave one out")
     cluster = session.connect_cluster()
     found = cluster.list(CLUSTER_QUEUE)
-    options: dict[change.Field, str | None] = {"nominal": nominal, "borrow": borrow, "lend": lend}
+    options: dict[change.QuotaField, str | None] = {"nominal": nominal, "borrow": borrow, "lend": lend}
     given = {field: text for field, text in options.items() if text is not None}
     counted = resource or queues.counted(found).get(flavor, "cpu")
     flavors = {each["metadata"]["name"]: each for each in session.list_if_allowed(cluster, RESOURCE_FLAVOR)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ray_jobs.kueue.pool import Pool
     from ray_jobs.quota.compare import Replay
     from ray_jobs.quota.job_trace import JobTrace
-    from ray_jobs.quota.report import By, Report
+    from ray_jobs.quota.report import Report, ReportBy
 
 DEFAULT_DAYS = 30
 _DATE = click.DateTime(formats=["%Y-%m-%d"])
@@ -121,7 +121,7 @@ def simulate(
 def report(
     since: datetime | None,
     until: datetime | None,
-    by: By,
+    by: ReportBy,
     quotas: Path | None,
     as_json: bool,
     csv_file: str | None,

@@ -16,7 +16,7 @@ from ray_jobs.errors import SpecError
 
 ENVIRONMENT_VARIABLE = "KITAE_CLUSTER"
 
-Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A Kubernetes name of at most 63 characters."""
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 """A Kubernetes quantity of CPUs or memory: 500m, 4, 16Gi."""
@@ -36,9 +36,9 @@ class ConfigMapKey(SettingsSection):
 
 
 class TeamQueue(SettingsSection):
-    namespace: Label
+    namespace: KubernetesName
     """Namespace of the team's jobs."""
-    queue: Label
+    queue: KubernetesName
     """LocalQueue in the namespace."""
     cohort: str | None = None
     """Cohort of queues that lend to each other. None: the team has only its own quota."""

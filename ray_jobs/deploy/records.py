@@ -15,7 +15,7 @@ from ray_jobs.storage import Store
 
 PREFIX = "deployments/"
 
-Kind = Literal["base", "adapter", "full", "predictor"]
+DeploymentKind = Literal["base", "adapter", "full", "predictor"]
 
 
 class Deployment(BaseModel):
@@ -25,7 +25,7 @@ class Deployment(BaseModel):
 
     name: str
     """Value of a request's `model`; also names the Serve application."""
-    kind: Kind
+    kind: DeploymentKind
     """`base`: an engine and its adapters. `adapter`: served by its base's engine. `full`: its own engine.
     `predictor`: a model that does not generate."""
     task: str

@@ -18,7 +18,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-Group = tuple[int, torch.Tensor | None]
+TokenGroup = tuple[int, torch.Tensor | None]
 """An adapter's slot and the positions of its tokens; None: all of them."""
 
 
@@ -75,7 +75,7 @@ class GroupedLora(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM's types are n
         add_updates(y_NO, x_NR, None, lora_b_stacked, 1.0, self._token_groups)
 
 
-def groups_of(slots_N: torch.Tensor) -> list[Group]:
+def groups_of(slots_N: torch.Tensor) -> list[TokenGroup]:
     """The adapters in a batch and their tokens; tokens without an adapter (-1) are in no group."""
     slots: Sequence[int] = torch.unique(slots_N).tolist()
     if len(slots) == 1:
@@ -89,7 +89,7 @@ def add_updates(
     a_LRI: torch.Tensor | None,
     b_LOR: torch.Tensor,
     scale: float,
-    groups: Sequence[Group],
+    groups: Sequence[TokenGroup],
 ) -> None:
     """`y[n] += scale * B[slot] A[slot] x[n]` for each token's slot, in place. `a_LRI` None: x is A x already."""
     for slot, positions in groups:

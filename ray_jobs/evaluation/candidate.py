@@ -21,7 +21,7 @@ from ray_jobs.training.inputs import TrainInputs
 if TYPE_CHECKING:
     import torch
 
-Report = Callable[[tuple[float, float, str, dict[str, float | str]]], object]
+SendProgress = Callable[[tuple[float, float, str, dict[str, float | str]]], object]
 """Takes (done, total, unit, metrics)."""
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ray_jobs import models
 from ray_jobs.data import dataset
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.evaluation.candidate import Report, base_weights, build_candidate
+from ray_jobs.evaluation.candidate import SendProgress, base_weights, build_candidate
 from ray_jobs.evaluation.parity import ParityPrompt
 from ray_jobs.evaluation.parity_prompts import parity_prompts
 from ray_jobs.evaluation.scores import measure_model
@@ -57,7 +57,7 @@ class EvaluateInputs(BaseModel):
     candidate_key: str
 
 
-def evaluate(inputs: EvaluateInputs, store: Store, report: Report) -> Evaluation:
+def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Evaluation:
     """Build the candidate from a checkpoint, store it, and score it and its base."""
     spec, labels = inputs.train.spec, inputs.train.labels
     task = TASKS[spec.task]

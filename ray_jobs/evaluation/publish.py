@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import models
-from ray_jobs.evaluation.candidate import Report, attach_weights, load_candidate, save_candidate
+from ray_jobs.evaluation.candidate import SendProgress, attach_weights, load_candidate, save_candidate
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
@@ -61,7 +61,7 @@ def lineage_metrics(one: Checkpoint, spec: JobSpec) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def build_adapters(inputs: AdapterInputs, store: Store, report: Report) -> list[str]:
+def build_adapters(inputs: AdapterInputs, store: Store, report: SendProgress) -> list[str]:
     """Build the missing adapters over one base in memory. Returns the trees that were written."""
     lacking = {key: tree for key, tree in inputs.trees.items() if store.read_manifest(tree) is None}
     if not lacking:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
-from ray_jobs.jobs.events import Kind, Level, append_event, last_sequence
+from ray_jobs.jobs.events import EventKind, Level, append_event, last_sequence
 from ray_jobs.jobs.record import JobRecord, StageRecord, create, load, paused, read_stage, update, write_stage
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -100,7 +100,7 @@ class Job:
         self._require_current(self._reading.record)
 
     def event(
-        self, level: Level, message: str, data: Mapping[str, Any] | None = None, *, kind: Kind = "message"
+        self, level: Level, message: str, data: Mapping[str, Any] | None = None, *, kind: EventKind = "message"
     ) -> None:
         """Write an event. A superseded attempt may write events too: they say what it did."""
         with self._lock:

@@ -26,7 +26,7 @@ COUNTS_S = 900.0
 """A failure within this time after a request is put down to the loss of the machines."""
 _POLL_S = 0.5
 
-Answer = Literal["committed", "not running", "not training", "too late"]
+RequestAnswer = Literal["committed", "not running", "not training", "too late"]
 
 
 class CheckpointRequest(BaseModel):
@@ -88,7 +88,7 @@ def wait(
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> tuple[Answer, int | None]:
+) -> tuple[RequestAnswer, int | None]:
     """Wait until the request is answered or cannot be: the outcome, and the step of the checkpoint."""
     began = clock()
     while True:
@@ -105,7 +105,7 @@ def wait(
         sleep(min(_POLL_S, wait_s - waited_s))
 
 
-def describe(answer: Answer, step: int | None, wait_s: float) -> str:
+def describe(answer: RequestAnswer, step: int | None, wait_s: float) -> str:
     """The outcome of a request as text. Pure."""
     texts = {"committed": f"checkpoint of step {step} committed", "too late": f"no checkpoint within {wait_s:g} s"}
     return texts.get(answer, answer)

@@ -17,7 +17,7 @@ from ray_jobs.jobs.record import load
 from ray_jobs.storage import Store
 
 Level = Literal["info", "warning", "error"]
-Kind = Literal["message", "metrics"]
+EventKind = Literal["message", "metrics"]
 
 
 class Event(BaseModel):
@@ -32,7 +32,7 @@ class Event(BaseModel):
     at: datetime
     level: Level
     message: str
-    kind: Kind = "message"
+    kind: EventKind = "message"
     """`metrics`: training metrics, in `data`."""
     data: dict[str, Any] = {}
 
@@ -94,7 +94,7 @@ def append_event(
     level: Level,
     message: str,
     *,
-    kind: Kind = "message",
+    kind: EventKind = "message",
     data: Mapping[str, Any] | None = None,
 ) -> Event:
     """Write an event under the first free number after `last`, the number of an existing event.

@@ -34,7 +34,7 @@ Object = dict[str, Any]
 
 LONGEST_NAME = 47
 """KubeRay's limit: it appends suffixes to the name."""
-GPU = "nvidia.com/gpu"
+GPU_RESOURCE = "nvidia.com/gpu"
 WORKERS = "workers"
 """Name of the only worker group."""
 CHECKPOINT_WAIT_S = 90
@@ -136,7 +136,7 @@ def worker_resources(settings: ClusterSettings, needs: Needs) -> dict[str, str]:
 
 def gpu_resource(settings: ClusterSettings) -> str:
     """Resource name of the cluster's GPUs."""
-    return next((flavor.resource for flavor in settings.flavors.values() if flavor.resource is not None), GPU)
+    return next((flavor.resource for flavor in settings.flavors.values() if flavor.resource is not None), GPU_RESOURCE)
 
 
 def requests(settings: ClusterSettings, needs: Needs) -> list[PodSet]:

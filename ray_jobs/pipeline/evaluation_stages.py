@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
-from ray_jobs.evaluation.candidate import Report
+from ray_jobs.evaluation.candidate import SendProgress
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
 from ray_jobs.evaluation.parity import ParityReport, check_parity
 from ray_jobs.pipeline.outputs import Flow
@@ -25,7 +25,7 @@ def compare_served(flow: Flow, context: StageContext) -> ParityReport:
 
 
 def compare_with_engine(
-    spec: JobSpec, evaluation: Evaluation, base_key: str, store: Store, report: Report
+    spec: JobSpec, evaluation: Evaluation, base_key: str, store: Store, report: SendProgress
 ) -> ParityReport:
     """The comparison, on a machine of the kind that serves."""
     hardware = detect_hardware()

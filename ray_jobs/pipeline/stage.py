@@ -13,7 +13,7 @@ from ray_jobs.pipeline.outputs import Flow, O
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.training import ray_workers
-from ray_jobs.training.progress_sink import Metrics
+from ray_jobs.training.progress_sink import MetricValues
 
 T = TypeVar("T")
 Show = Callable[..., None]
@@ -31,7 +31,7 @@ class StageContext:
     def store(self) -> Store:
         return self.job.store
 
-    def report(self, done: float, total: float, unit: str, metrics: Metrics) -> None:
+    def report(self, done: float, total: float, unit: str, metrics: MetricValues) -> None:
         """Show progress that comes from a worker."""
         self.show(done, total, unit, **metrics)
 

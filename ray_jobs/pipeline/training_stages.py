@@ -13,7 +13,7 @@ from ray_jobs.search.space import space_of
 from ray_jobs.training import ray_train, ray_workers
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
-from ray_jobs.training.progress_sink import Metrics
+from ray_jobs.training.progress_sink import MetricValues
 
 _TRIALS_SHOWN = 12
 _METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
@@ -25,7 +25,7 @@ def train(flow: Flow, context: StageContext) -> TrainOutcome:
     ray_workers.connect()
     job, events = context.job, TrainingMetrics(context.job)
 
-    def report(done: float, total: float, unit: str, metrics: Metrics) -> None:
+    def report(done: float, total: float, unit: str, metrics: MetricValues) -> None:
         context.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
         events.record(int(done), int(total), metrics)
 

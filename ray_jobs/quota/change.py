@@ -22,9 +22,9 @@ from ray_jobs.quota import amounts
 from ray_jobs.quota.amounts import Amount
 from ray_jobs.quota.quota_file import NO_LIMIT, problems_of, with_field
 
-Field = Literal["nominal", "borrow", "lend"]
-_NAMES: dict[Field, str] = {"nominal": "nominalQuota", "borrow": "borrowingLimit", "lend": "lendingLimit"}
-_VALUES: dict[Field, str] = {"nominal": "nominal", "borrow": "borrowingLimit", "lend": "lendingLimit"}
+QuotaField = Literal["nominal", "borrow", "lend"]
+_NAMES: dict[QuotaField, str] = {"nominal": "nominalQuota", "borrow": "borrowingLimit", "lend": "lendingLimit"}
+_VALUES: dict[QuotaField, str] = {"nominal": "nominal", "borrow": "borrowingLimit", "lend": "lendingLimit"}
 _CONTEXT_LINES = 5
 
 
@@ -63,7 +63,7 @@ def plan(
     queues: Sequence[Object],
     team: str,
     flavor: str,
-    given: Mapping[Field, str],
+    given: Mapping[QuotaField, str],
     *,
     resource: str | None = None,
     capacity: Amount | None = None,
@@ -204,7 +204,7 @@ def _warnings(queues: Sequence[Object], queue: Object, made: Change, capacity: A
     return found
 
 
-def _fields(limits: QuotaLimits) -> dict[Field, Amount | None]:
+def _fields(limits: QuotaLimits) -> dict[QuotaField, Amount | None]:
     return {"nominal": limits.nominal, "borrow": limits.borrow, "lend": limits.lend}
 
 

@@ -33,7 +33,7 @@ def _amount(value: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
-Quantity = Annotated[Amount, BeforeValidator(_amount), Field(ge=0)]
+QuotaAmount = Annotated[Amount, BeforeValidator(_amount), Field(ge=0)]
 
 
 _CHART_DEFAULT = TeamQuota({}, within="LowerPriority", reclaim="Any")
@@ -63,9 +63,9 @@ class _QueuePolicy(_ValuesSection):
 class _ResourceQuota(_ValuesSection):
     model_config = ConfigDict(extra="forbid")
 
-    nominal: Quantity | None = None
-    borrow: Quantity | None = Field(None, alias="borrowingLimit")
-    lend: Quantity | None = Field(None, alias="lendingLimit")
+    nominal: QuotaAmount | None = None
+    borrow: QuotaAmount | None = Field(None, alias="borrowingLimit")
+    lend: QuotaAmount | None = Field(None, alias="lendingLimit")
 
 
 class _FlavorQuotas(_ValuesSection):

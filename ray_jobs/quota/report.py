@@ -18,7 +18,7 @@ from typing import Literal
 from ray_jobs.kueue.pool import Pool, UnitKind
 from ray_jobs.quota.job_trace import JobTrace
 
-By = Literal["team", "job", "model"]
+ReportBy = Literal["team", "job", "model"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class Report:
-    by: By
+    by: ReportBy
     begin: datetime
     end: datetime
     rows: tuple[ReportRow, ...]
@@ -58,7 +58,7 @@ class _JobHours:
     hours: float
 
 
-def report(trace: JobTrace, pool: Pool | None, begin: datetime, end: datetime, by: By) -> Report:
+def report(trace: JobTrace, pool: Pool | None, begin: datetime, end: datetime, by: ReportBy) -> Report:
     """Report on the jobs that ran in the period. `pool` None: no idle hours and no prices."""
     pieces = list(_pieces(trace, begin, end))
     grouped: dict[str, list[_JobHours]] = defaultdict(list)

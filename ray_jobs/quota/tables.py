@@ -8,12 +8,12 @@ from ray_jobs.jobs.progress import duration
 from ray_jobs.quota.compare import FlavorUse, Replay, TeamWaits
 from ray_jobs.quota.report import Report, ReportRow
 
-Table = tuple[list[str], list[list[str]]]
+TextTable = tuple[list[str], list[list[str]]]
 """Columns and rows."""
 ARROW = " → "
 
 
-def team_rows(before: Replay, after: Replay) -> Table:
+def team_rows(before: Replay, after: Replay) -> TextTable:
     """One row a team, `present → proposed`; an unchanged value appears once."""
     columns = ["team", "jobs", "wait p50", "wait p95", "mean wait", "hours", "cost", "preempted", "never start"]
     shown: list[Callable[[TeamWaits], str]] = [
@@ -29,7 +29,7 @@ def team_rows(before: Replay, after: Replay) -> Table:
     return columns, [[a.team, str(a.jobs), *(_change(show(a), show(b)) for show in shown)] for a, b in pairs]
 
 
-def flavor_rows(before: Replay, after: Replay) -> Table:
+def flavor_rows(before: Replay, after: Replay) -> TextTable:
     """One row a flavor, `present → proposed`."""
     columns = ["flavor", "nominal", "utilisation", "hours used", "hours idle", "cost of use", "cost of the quota"]
     shown: list[Callable[[FlavorUse | None], str]] = [
@@ -45,7 +45,7 @@ def flavor_rows(before: Replay, after: Replay) -> Table:
     return columns, [[name, *(_change(show(old.get(name)), show(new.get(name))) for show in shown)] for name in names]
 
 
-def report_rows(report: Report) -> Table:
+def report_rows(report: Report) -> TextTable:
     """One row each, and the total. Empty columns are left out."""
     every: list[tuple[str, Callable[[ReportRow], float | None], str]] = [
         ("GPU h", lambda row: row.gpu_hours, ",.2f"),

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ray_jobs.spec import JobSpec, parse_spec
 
-Kind = Literal["adapter", "full", "predictor"]
+ModelKind = Literal["adapter", "full", "predictor"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelVersion:
     version: str
     key: str
     task: str
-    kind: Kind
+    kind: ModelKind
     """`adapter` needs its base's weights; `full` generates on its own; `predictor` is everything else."""
     base_name: str
     base_digest: str

@@ -25,7 +25,7 @@ from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, ObjectNotFound, RegistryError, suggestion
 from ray_jobs.registry.card import write_card
 from ray_jobs.registry.files import check_files
-from ray_jobs.registry.model import Kind, Lineage, ModelVersion, key_of, lineage_json, lineage_of, version_of
+from ray_jobs.registry.model import Lineage, ModelKind, ModelVersion, key_of, lineage_json, lineage_of, version_of
 from ray_jobs.spec import NAME_RULE, is_name
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
@@ -52,7 +52,7 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
     if (existing := store.read_manifest(key)) is not None:
         return version_of(name, number, existing.meta)
     adapter = (directory / "adapter_config.json").is_file()
-    kind: Kind = "adapter" if adapter else "full" if TASKS[lineage.spec.task].generates else "predictor"
+    kind: ModelKind = "adapter" if adapter else "full" if TASKS[lineage.spec.task].generates else "predictor"
     meta = {"kind": kind, "lineage": lineage_json(lineage), "lineage_digest": lineage_digest}
     version = version_of(name, number, meta)
     write_card(directory, version)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-Share = tuple[str, Sequence[Example]]
+TrialRows = tuple[str, Sequence[Example]]
 """A trial's name, and its rows in a pass."""
 
 
@@ -116,7 +116,7 @@ class SharedLora:
     def tokens(self, example: Example) -> int:
         return len(example.input_ids)
 
-    def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def logits(self, parts: Sequence[TrialRows]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Run one pass. Returns for each part its predictions, (S, V) or (S, C), and the targets of its labels."""
         import torch
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.models import heads
-from ray_jobs.search.adapters import Share, share
+from ray_jobs.search.adapters import TrialRows, share
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Example
@@ -116,7 +116,7 @@ class SharedFeatures:
         """1 for a head that reads only the first token."""
         return 1 if self.first_token else len(example.input_ids)
 
-    def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def logits(self, parts: Sequence[TrialRows]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Run one pass a part. Returns for each its predictions, (S, V) or (S, C), and the targets of its labels."""
         return [self._logits(self._trials[name], rows) for name, rows in parts]
 

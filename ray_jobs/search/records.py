@@ -16,7 +16,7 @@ from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.spec import JobSpec, Range
 from ray_jobs.storage import Store
 
-Status = Literal["ok", "not_finite", "out_of_memory", "timed_out", "lost", "failed"]
+SegmentStatus = Literal["ok", "not_finite", "out_of_memory", "timed_out", "lost", "failed"]
 Params = dict[str, Any]
 
 
@@ -65,7 +65,7 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     run: TrialSegment
-    status: Status
+    status: SegmentStatus
     loss: float | None = None
     """Loss on the held-out rows. None: not measured."""
     accuracy: float | None = None

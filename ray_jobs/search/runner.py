@@ -33,7 +33,7 @@ _SEARCHES_READ = 20
 """Most earlier jobs read for them, the newest first."""
 
 
-class Runs(Protocol):
+class SegmentExecutor(Protocol):
     """Runs trial segments; see `executors.Executor`."""
 
     steps: dict[str, int]
@@ -60,7 +60,7 @@ class Search:
     problem: Problem
     inputs: Callable[[TrialSegment], TrainInputs]
     """Inputs of a segment, without `until` and `checkpoints`."""
-    runs: Runs
+    runs: SegmentExecutor
     show: Callable[..., None]
     memory: dict[tuple[int, int], Any] = field(default_factory=dict)
     _page_at: float = 0.0

@@ -17,7 +17,7 @@ from ray_jobs.models import fetch_base, load_config, require_memory, resolve_pre
 from ray_jobs.search.adapters import SharedLora
 from ray_jobs.search.concurrent_passes import ConcurrentPasses
 from ray_jobs.search.features import SharedFeatures, Unshareable
-from ray_jobs.search.records import Result, Status, TrialSegment
+from ray_jobs.search.records import Result, SegmentStatus, TrialSegment
 from ray_jobs.search.trial_group import Sharing, TrialGroup, TrialTask, first_position, pass_tokens, result_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -265,7 +265,7 @@ def result_of_training(store: Store, task: TrialTask) -> Result | None:
 
 def failed(run: TrialSegment, error: KitaeError) -> Result:
     """The result of a segment that raised an error."""
-    status: Status = "failed"
+    status: SegmentStatus = "failed"
     if isinstance(error, LossNotFinite):
         status = "not_finite"
     elif isinstance(error, TrainingError):

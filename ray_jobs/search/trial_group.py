@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError, LossNotFinite
-from ray_jobs.search.adapters import Share
+from ray_jobs.search.adapters import TrialRows
 from ray_jobs.search.concurrent_passes import ConcurrentPasses
 from ray_jobs.search.records import Result, TrialSegment
 from ray_jobs.spec import JobSpec
@@ -53,7 +53,7 @@ class Sharing(Protocol):
         """Tokens of a row that a pass computes."""
         ...
 
-    def logits(self, parts: Sequence[Share]) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
+    def logits(self, parts: Sequence[TrialRows]) -> list[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
 class TrialTask(BaseModel):

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from ray_jobs.spec.section import SpecSection
 
-Method = Literal["full", "lora", "qlora", "frozen"]
+TrainingMethod = Literal["full", "lora", "qlora", "frozen"]
 Precision = Literal["auto", "fp32", "bf16"]
-Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
+LearningRateSchedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
 class LoraSection(SpecSection):
@@ -25,7 +25,7 @@ class LoraSection(SpecSection):
 
 
 class TrainingSection(SpecSection):
-    method: Method = "lora"
+    method: TrainingMethod = "lora"
     """`full`: every weight. `lora`: low-rank adapters. `qlora`: the same over a 4-bit base. `frozen`: only the head,
     or for a causal model its last `trainable_blocks` blocks."""
     lora: LoraSection = LoraSection()
@@ -47,7 +47,7 @@ class TrainingSection(SpecSection):
     for a frozen causal model's blocks."""
     warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
     """Share of the steps over which the learning rate rises from 0."""
-    schedule: Schedule = "cosine"
+    schedule: LearningRateSchedule = "cosine"
     """How the learning rate falls to 0 after the warm-up. `warmup_stable_decay`: only in the last fifth of the steps
     (Hägele et al. 2024, arXiv:2405.18392); every trial of a search uses this schedule."""
     weight_decay: float = Field(0.0, ge=0.0)

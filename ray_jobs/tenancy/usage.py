@@ -24,7 +24,7 @@ from ray_jobs.errors import ConflictError, CorruptObject, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 
-Kind = Literal["inference", "training"]
+UsageKind = Literal["inference", "training"]
 By = Literal["team", "key", "model", "day"]
 
 PREFIX = "usage/"
@@ -42,7 +42,7 @@ class UsageRow(BaseModel):
     key_id: str
     model: str
     """The registered name, not the spelling in the request."""
-    kind: Kind
+    kind: UsageKind
     requests: int = Field(0, ge=0)
     """Inference: requests. Training: runs."""
     prompt_tokens: int = Field(0, ge=0)

@@ -7,17 +7,17 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Metrics = dict[str, float | str]
-ProgressState = tuple[float, float, str, Metrics]
+MetricValues = dict[str, float | str]
+ProgressUpdate = tuple[float, float, str, MetricValues]
 """(done, total, unit, metrics)."""
-Report = Callable[[float, float, str, Metrics], None]
+ReportProgress = Callable[[float, float, str, MetricValues], None]
 """Receives a ProgressState, for a progress display."""
 
 _POLL_S = 1.0
 
 
 @contextlib.contextmanager
-def progress_sink(report: Report) -> Iterator[Any]:
+def progress_sink(report: ReportProgress) -> Iterator[Any]:
     """An actor that workers put their state into, and a thread here that reports it every second.
 
     Of the states since the last report, the newest is reported, and each that was put with `keep`.
@@ -26,11 +26,11 @@ def progress_sink(report: Report) -> Iterator[Any]:
 
     class Sink:
         def __init__(self) -> None:
-            self.kept: list[ProgressState] = []
-            self.state: ProgressState | None = None
+            self.kept: list[ProgressUpdate] = []
+            self.state: ProgressUpdate | None = None
             self.outcome: str | None = None
 
-        def put(self, state: ProgressState, keep: bool = False) -> None:
+        def put(self, state: ProgressUpdate, keep: bool = False) -> None:
             self.state = None if keep else state
             self.kept += [state] if keep else []
 
@@ -40,7 +40,7 @@ def progress_sink(report: Report) -> Iterator[Any]:
         def answer(self) -> str | None:
             return self.outcome
 
-        def take(self) -> list[ProgressState]:
+        def take(self) -> list[ProgressUpdate]:
             taken = [*self.kept, *([] if self.state is None else [self.state])]
             self.kept, self.state = [], None
             return taken

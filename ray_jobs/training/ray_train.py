@@ -17,7 +17,7 @@ from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.training.control import TrainingControl
 from ray_jobs.training.inputs import TrainHooks, TrainInputs, TrainOutcome, TrainProgress
-from ray_jobs.training.progress_sink import Metrics, Report, progress_sink
+from ray_jobs.training.progress_sink import MetricValues, ReportProgress, progress_sink
 from ray_jobs.training.ray_errors import explain
 from ray_jobs.training.ray_workers import check_room, cluster_lost, cluster_resources, prepare_process
 
@@ -28,7 +28,7 @@ def train_on_workers(
     *,
     job_id: str,
     attempt: int,
-    report: Report,
+    report: ReportProgress,
 ) -> TrainOutcome:
     """Train on `compute.workers` Ray Train workers. Blocks; a cancelled or paused job stops at its next step.
 
@@ -128,8 +128,8 @@ def train_worker(config: dict[str, Any]) -> None:
         ray.get(sink.finish.remote(outcome.model_dump_json()))
 
 
-def _metrics(progress: TrainProgress) -> Metrics:
-    metrics: Metrics = {
+def _metrics(progress: TrainProgress) -> MetricValues:
+    metrics: MetricValues = {
         "loss": progress.loss,
         "tokens_per_s": progress.tokens_per_s,
         "learning_rate": progress.learning_rate,

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ray_jobs.errors import MachineError, TrainingError
 from ray_jobs.spec import ComputeSection
 from ray_jobs.training.machine_errors import memory_errors
-from ray_jobs.training.progress_sink import Report, progress_sink
+from ray_jobs.training.progress_sink import ReportProgress, progress_sink
 from ray_jobs.training.ray_errors import explain
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def call_on_worker(
     function: Callable[..., T],
     *arguments: object,
     compute: ComputeSection,
-    report: Report,
+    report: ReportProgress,
     check: Callable[[], None],
     threads: int | None = None,
 ) -> T:

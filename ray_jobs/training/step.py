@@ -39,7 +39,7 @@ class Optimizer(Protocol):
         """Set the weights and moments that `gather` returned after `steps` steps."""
 
 
-Kind = TypeVar("Kind", bound=Optimizer)
+OptimizerT = TypeVar("OptimizerT", bound=Optimizer)
 
 
 @dataclass
@@ -115,8 +115,8 @@ def restored(
     store: Store,
     found: Checkpoint | None,
     weights: Mapping[str, torch.nn.Parameter],
-    build: Callable[[], Kind],
-) -> Kind:
+    build: Callable[[], OptimizerT],
+) -> OptimizerT:
     """Build an optimizer over trained weights, with the weights and moments of a checkpoint if there is one."""
     if found is None:
         return build()

@@ -15,7 +15,7 @@ from serving.http.errors import bad_request, documented
 from serving.http.retries import is_retry
 
 _MAX_KEY = 255
-Limit = Annotated[int, Query(ge=1, le=openai_types.MAX_JOBS_PAGE)]
+PageLimit = Annotated[int, Query(ge=1, le=openai_types.MAX_JOBS_PAGE)]
 RetryCount = Annotated[str | None, Header()]
 
 
@@ -46,7 +46,7 @@ def routes(tuning: FineTuningService) -> APIRouter:
         )
 
     @router.get("", response_model=openai_types.FineTuningJobList)
-    def list_jobs(request: Request, limit: Limit = 20, after: str | None = None) -> openai_types.FineTuningJobList:
+    def list_jobs(request: Request, limit: PageLimit = 20, after: str | None = None) -> openai_types.FineTuningJobList:
         """List jobs, newest first. `metadata[key]=value`, which may be repeated, filters them."""
         data, more = tuning.page(caller_of(request).team, limit=limit, after=after, metadata=_metadata(request))
         return openai_types.FineTuningJobList(data=data, has_more=more)
@@ -78,7 +78,7 @@ def routes(tuning: FineTuningService) -> APIRouter:
 
     @router.get("/{job_id}/events", response_model=openai_types.FineTuningJobEventList)
     def list_events(
-        request: Request, job_id: str, limit: Limit = 20, after: str | None = None
+        request: Request, job_id: str, limit: PageLimit = 20, after: str | None = None
     ) -> openai_types.FineTuningJobEventList:
         """List events, newest first."""
         data, more = tuning.events(caller_of(request).team, job_id, limit=limit, after=after)
@@ -86,7 +86,7 @@ def routes(tuning: FineTuningService) -> APIRouter:
 
     @router.get("/{job_id}/checkpoints", response_model=openai_types.FineTuningJobCheckpointList)
     def list_checkpoints(
-        request: Request, job_id: str, limit: Limit = 10, after: str | None = None
+        request: Request, job_id: str, limit: PageLimit = 10, after: str | None = None
     ) -> openai_types.FineTuningJobCheckpointList:
         """List the checkpoints that can be used as models, newest first."""
         data, more = tuning.checkpoints(caller_of(request).team, job_id, limit=limit, after=after)
