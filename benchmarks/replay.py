@@ -17,26 +17,28 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
+from ray_jobs.kueue.queued_job import QueuedJob
 from ray_jobs.kueue.simulate import simulate
-from ray_jobs.kueue.work import Work
 
 JOBS, RUNS, TEAMS, NOMINAL = 10_000, 5, 10, 16
 
 
-def trace(load: float, jobs: int = JOBS) -> list[Work]:
+def trace(load: float, jobs: int = JOBS) -> list[QueuedJob]:
     """Poisson arrivals that request `load` of all GPUs on average."""
     drawn = random.Random(5)
     sizes, mean_s, now_s = (1, 2, 4, 8), 3600.0, 0.0
     rate = load * TEAMS * NOMINAL / (statistics.mean(sizes) * mean_s)
-    works = []
+    queued_jobs = []
     for i in range(jobs):
         now_s += drawn.expovariate(rate)
         team = min(TEAMS - 1, int(drawn.expovariate(0.3)))
         priority = drawn.choice((-100, 0, 0, 100))
-        works.append(
-            Work(str(i), f"team-{team}", now_s, drawn.expovariate(1 / mean_s), drawn.choice(sizes), "gpu", priority)
+        queued_jobs.append(
+            QueuedJob(
+                str(i), f"team-{team}", now_s, drawn.expovariate(1 / mean_s), drawn.choice(sizes), "gpu", priority
+            )
         )
-    return works
+    return queued_jobs
 
 
 def pool(**policy: str) -> Pool:
@@ -44,10 +46,10 @@ def pool(**policy: str) -> Pool:
     return Pool(teams, {"h100": "gpu"})
 
 
-def plain(works: Sequence[Work]) -> float:
+def plain(queued_jobs: Sequence[QueuedJob]) -> float:
     """Mean wait in seconds; one pool of GPUs, best effort by priority."""
     free, waiting, ends, total_s = TEAMS * NOMINAL, [], [], 0.0  # type: ignore[var-annotated]  # two lists
-    arrivals = sorted(works, key=lambda work: work.arrival_s)
+    arrivals = sorted(queued_jobs, key=lambda queued_job: queued_job.arrival_s)
     i = 0
     while i < len(arrivals) or ends:
         now_s = min(ends[0][0] if ends else float("inf"), arrivals[i].arrival_s if i < len(arrivals) else float("inf"))
@@ -57,15 +59,15 @@ def plain(works: Sequence[Work]) -> float:
             waiting.append(arrivals[i])
             i += 1
         left = []
-        for work in sorted(waiting, key=lambda work: (-work.priority, work.arrival_s)):
-            if work.units <= free:
-                free -= int(work.units)
-                total_s += now_s - work.arrival_s
-                heapq.heappush(ends, (now_s + work.duration_s, int(work.units)))
+        for queued_job in sorted(waiting, key=lambda queued_job: (-queued_job.priority, queued_job.arrival_s)):
+            if queued_job.units <= free:
+                free -= int(queued_job.units)
+                total_s += now_s - queued_job.arrival_s
+                heapq.heappush(ends, (now_s + queued_job.duration_s, int(queued_job.units)))
             else:
-                left.append(work)
+                left.append(queued_job)
         waiting = left
-    return total_s / len(works)
+    return total_s / len(queued_jobs)
 
 
 def measure(run: Callable[[], object], runs: int) -> list[float]:
@@ -81,11 +83,11 @@ def measure(run: Callable[[], object], runs: int) -> list[float]:
 def main(jobs: int = JOBS, runs: int = RUNS) -> None:
     preempting = pool(within="LowerPriority", reclaim="Any")
     for name, load in (("busy, 85 % of all GPUs requested", 0.85), ("overloaded, 130 %", 1.3)):
-        works = trace(load, jobs)
+        queued_jobs = trace(load, jobs)
         sides: list[tuple[str, Callable[[], object]]] = [
-            ("replay", lambda works=works: simulate(pool(), works)),  # type: ignore[misc]  # bound now
-            ("replay with preemption", lambda works=works: simulate(preempting, works)),  # type: ignore[misc]  # likewise
-            ("plain simulator", lambda works=works: plain(works)),  # type: ignore[misc]  # likewise
+            ("replay", lambda queued_jobs=queued_jobs: simulate(pool(), queued_jobs)),  # type: ignore[misc]  # bound now
+            ("replay with preemption", lambda queued_jobs=queued_jobs: simulate(preempting, queued_jobs)),  # type: ignore[misc]  # likewise
+            ("plain simulator", lambda queued_jobs=queued_jobs: plain(queued_jobs)),  # type: ignore[misc]  # likewise
         ]
         for side, run in sides:
             seconds = measure(run, runs)

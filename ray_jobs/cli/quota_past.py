@@ -89,7 +89,7 @@ def simulate(
     trace = job_trace.read(store, since=first, until=last).arrived(first, last)
     trace, left_out = _with_quota(trace, present, proposed)
     notes = [f"{len(trace.jobs)} past job(s) from {first} to {last}", *trace.notes(), *left_out]
-    before, after = compare.compare(present, proposed, trace.works(), restart_s=60 * lost_minutes)
+    before, after = compare.compare(present, proposed, trace.queued_jobs(), restart_s=60 * lost_minutes)
     if html_file is not None:
         _write(html_file, page.simulation(before, after, title=f"Quotas: {first} to {last}", notes=notes))
     if as_json:

@@ -4,12 +4,12 @@ A discrete-event simulation of Kueue 0.19's admission: nominal quotas, borrowing
 priority and then FIFO (BestEffortFIFO, StrictFIFO), preemption within a queue, and reclaiming of borrowed quota.
 `docs/decisions/quota.md` lists what is not modelled.
 
-    outcomes = simulate(pool, works)
+    outcomes = simulate(pool, queued_jobs)
 
 A cycle considers every team's head, as Kueue's scheduler does: those that need not borrow first, then by priority, then
-by arrival. A head that does not fit is set aside until some job ends. All works of one kind and size of a team fit or
-do not fit together, so a queue is one heap for each kind and size, and only the heaps' heads are considered: a queue of
-thousands costs no more than a short one.
+by arrival. A head that does not fit is set aside until some job ends. Jobs of one team, kind and size
+fit or do not fit together, so a queue is one heap for each kind and size, and only the heaps' heads are considered: a
+queue of thousands costs no more than a short one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from decimal import Decimal
 
 from ray_jobs.kueue.cohort_usage import CohortUsage, thousandths, usage_of
 from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
-from ray_jobs.kueue.work import Allocation, Work, WorkOutcome
+from ray_jobs.kueue.queued_job import Allocation, QueuedJob, QueuedJobOutcome
 
 RESTART_S = 300.0
 """Seconds of work that a preemption costs: those since the last checkpoint, and a start. At most the time it ran."""
@@ -30,23 +30,23 @@ RESTART_S = 300.0
 
 def simulate(
     pool: Pool,
-    works: Sequence[Work],
+    queued_jobs: Sequence[QueuedJob],
     *,
-    running: Sequence[tuple[Work, str]] = (),
+    running: Sequence[tuple[QueuedJob, str]] = (),
     restart_s: float = RESTART_S,
-) -> list[WorkOutcome]:
-    """An outcome for each of `works`, in their order.
+) -> list[QueuedJobOutcome]:
+    """An outcome for each of `queued_jobs`, in their order.
 
-    `running`: works that have their units from their arrival on, each with its flavor; the duration is the remaining
-    one. They have no outcomes. ValueError for a work of a team that the pool does not have.
+    `running`: jobs that have their units from their arrival on, each with its flavor; the duration is the remaining
+    one. They have no outcomes. ValueError for a job of a team that the pool does not have.
     """
     groups: dict[str, list[int]] = defaultdict(list)
-    for i, work in enumerate(works):
-        groups[_group_of(pool, work.team)].append(i)
-    outcomes: list[WorkOutcome | None] = [None] * len(works)
+    for i, queued_job in enumerate(queued_jobs):
+        groups[_group_of(pool, queued_job.team)].append(i)
+    outcomes: list[QueuedJobOutcome | None] = [None] * len(queued_jobs)
     for name, members in groups.items():
-        begun = [(work, flavor) for work, flavor in running if _group_of(pool, work.team) == name]
-        simulated = _CohortSimulation(pool, name, restart_s).run([works[i] for i in members], begun)
+        begun = [(queued_job, flavor) for queued_job, flavor in running if _group_of(pool, queued_job.team) == name]
+        simulated = _CohortSimulation(pool, name, restart_s).run([queued_jobs[i] for i in members], begun)
         for i, outcome in zip(members, simulated, strict=True):
             outcomes[i] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
@@ -62,11 +62,11 @@ def _group_of(pool: Pool, team: str) -> str:
 
 @dataclass(slots=True)
 class _SimulatedJob:
-    """A work in the simulation. Ordered in a queue by `key`."""
+    """A queued job in the simulation. Ordered in a queue by `key`."""
 
-    work: Work
+    queued_job: QueuedJob
     number: int
-    """Index among the works; below 0 for one that is running at the start."""
+    """Index among the queued jobs; below 0 for one that is running at the start."""
     units: int
     left_s: float
     key: tuple[float, float, int]
@@ -92,7 +92,7 @@ class _TeamQueue:
         self.running: dict[int, _SimulatedJob] = {}
 
     def push(self, job: _SimulatedJob) -> None:
-        kind: _Class = (job.work.kind, job.units)
+        kind: _Class = (job.queued_job.kind, job.units)
         heap = self.heaps.setdefault(kind, [])
         heapq.heappush(heap, (job.key, job))
         if heap[0][1] is job:  # else its predecessor did not fit either
@@ -106,11 +106,11 @@ class _TeamQueue:
         return None if best is None else best[1]
 
     def pop(self, job: _SimulatedJob) -> None:
-        _, popped = heapq.heappop(self.heaps[job.work.kind, job.units])
+        _, popped = heapq.heappop(self.heaps[job.queued_job.kind, job.units])
         assert popped is job, "only a head is taken"
 
     def set_aside(self, job: _SimulatedJob) -> None:
-        self.aside.add((job.work.kind, job.units))
+        self.aside.add((job.queued_job.kind, job.units))
 
 
 class _CohortSimulation:
@@ -129,37 +129,37 @@ class _CohortSimulation:
         """Preempted at this moment; they return to their queues at the next one. Otherwise two teams could alternate
         without end: each reclaims what the other's job borrows after preempting its own team's."""
 
-    def run(self, works: Sequence[Work], running: Sequence[tuple[Work, str]]) -> list[WorkOutcome]:
-        jobs = [self._job(work, i) for i, work in enumerate(works)]
-        for i, (work, flavor) in enumerate(running):
-            self.now_s = work.arrival_s
-            self._start(self._job(work, -1 - i), flavor)
-        arrivals = sorted(jobs, key=lambda job: (job.work.arrival_s, job.number))
+    def run(self, queued_jobs: Sequence[QueuedJob], running: Sequence[tuple[QueuedJob, str]]) -> list[QueuedJobOutcome]:
+        jobs = [self._job(queued_job, i) for i, queued_job in enumerate(queued_jobs)]
+        for i, (queued_job, flavor) in enumerate(running):
+            self.now_s = queued_job.arrival_s
+            self._start(self._job(queued_job, -1 - i), flavor)
+        arrivals = sorted(jobs, key=lambda job: (job.queued_job.arrival_s, job.number))
         for batch in self._moments(arrivals):
             back, self.preempted = self.preempted, []
             for job in [*back, *filter(self._could_ever, batch)]:
-                self.queues[job.work.team].push(job)
+                self.queues[job.queued_job.team].push(job)
             while self._cycle():
                 pass
-        return [WorkOutcome(job.work, tuple(job.allocations)) for job in jobs]
+        return [QueuedJobOutcome(job.queued_job, tuple(job.allocations)) for job in jobs]
 
     def _moments(self, arrivals: Sequence[_SimulatedJob]) -> Iterator[list[_SimulatedJob]]:
         """Advance to each time at which jobs end or arrive: end the ending ones, yield the arriving ones."""
         i = 0
         while i < len(arrivals) or self.ends:
             next_end = self.ends[0][0] if self.ends else float("inf")
-            next_arrival = arrivals[i].work.arrival_s if i < len(arrivals) else float("inf")
+            next_arrival = arrivals[i].queued_job.arrival_s if i < len(arrivals) else float("inf")
             self.now_s = min(next_end, next_arrival)
             ended = False
             while self.ends and self.ends[0][0] <= self.now_s:
                 _, _, epoch, job = heapq.heappop(self.ends)
-                if job.epoch == epoch and job.number in self.queues[job.work.team].running:
+                if job.epoch == epoch and job.number in self.queues[job.queued_job.team].running:
                     self._stop(job)
                     ended = True
             if ended:
                 self._try_all_again()
             batch = []
-            while i < len(arrivals) and arrivals[i].work.arrival_s <= self.now_s:
+            while i < len(arrivals) and arrivals[i].queued_job.arrival_s <= self.now_s:
                 batch.append(arrivals[i])
                 i += 1
             if ended or batch:
@@ -169,13 +169,13 @@ class _CohortSimulation:
         for queue in self.queues.values():
             queue.aside.clear()
 
-    def _job(self, work: Work, number: int) -> _SimulatedJob:
-        key = (-work.priority, work.arrival_s, number)
-        return _SimulatedJob(work, number, thousandths(work.units), work.duration_s, key)
+    def _job(self, queued_job: QueuedJob, number: int) -> _SimulatedJob:
+        key = (-queued_job.priority, queued_job.arrival_s, number)
+        return _SimulatedJob(queued_job, number, thousandths(queued_job.units), queued_job.duration_s, key)
 
     def _could_ever(self, job: _SimulatedJob) -> bool:
-        team = job.work.team
-        return any(job.units <= self.usage[flavor].most(team) for flavor in self.flavors[team, job.work.kind])
+        team = job.queued_job.team
+        return any(job.units <= self.usage[flavor].most(team) for flavor in self.flavors[team, job.queued_job.kind])
 
     def _cycle(self) -> bool:
         """One cycle of the scheduler. True: something changed, so another cycle may change more."""
@@ -230,8 +230,8 @@ class _CohortSimulation:
 
     def _assign(self, team: TeamQuota, job: _SimulatedJob) -> tuple[str | None, bool]:
         """(flavor, True) where the job fits, (flavor, False) where it has to preempt, (None, False) where neither."""
-        name, borrowing, preempting = job.work.team, None, None
-        for flavor in self.flavors[name, job.work.kind]:
+        name, borrowing, preempting = job.queued_job.team, None, None
+        for flavor in self.flavors[name, job.queued_job.kind]:
             usage = self.usage[flavor]
             if job.units <= usage.available(name):
                 if team.borrow_first or usage.used[name] + job.units <= usage.nominal[name]:
@@ -260,7 +260,7 @@ class _CohortSimulation:
     ) -> tuple[list[_SimulatedJob], list[_SimulatedJob]]:
         own: list[_SimulatedJob] = []
         others: list[_SimulatedJob] = []
-        priority, arrival_s = job.work.priority, job.work.arrival_s
+        priority, arrival_s = job.queued_job.priority, job.queued_job.arrival_s
         if queue.team.within != "Never":
             newer = queue.team.within == "LowerOrNewerEqualPriority"
             own = [
@@ -268,8 +268,8 @@ class _CohortSimulation:
                 for other in queue.running.values()
                 if other.flavor == flavor
                 and (
-                    other.work.priority < priority
-                    or (newer and other.work.priority == priority and other.work.arrival_s > arrival_s)
+                    other.queued_job.priority < priority
+                    or (newer and other.queued_job.priority == priority and other.queued_job.arrival_s > arrival_s)
                 )
             ]
         usage = self.usage[flavor]
@@ -281,7 +281,7 @@ class _CohortSimulation:
                 others += [
                     each
                     for each in other.running.values()
-                    if each.flavor == flavor and (queue.team.reclaim == "Any" or each.work.priority < priority)
+                    if each.flavor == flavor and (queue.team.reclaim == "Any" or each.queued_job.priority < priority)
                 ]
         return own, others
 
@@ -301,7 +301,7 @@ class _CohortSimulation:
         gone: list[_SimulatedJob] = []
         enough = False
         for each in candidates:
-            other = each.work.team
+            other = each.queued_job.team
             if other != team and usage.used[other] <= usage.nominal[other]:
                 continue  # it no longer borrows
             usage.add(other, -each.units)
@@ -311,12 +311,12 @@ class _CohortSimulation:
                 break
         needed = gone[-1:] if enough else []
         for each in reversed(gone[:-1] if enough else []):
-            usage.add(each.work.team, each.units)
+            usage.add(each.queued_job.team, each.units)
             if not fits():
-                usage.add(each.work.team, -each.units)
+                usage.add(each.queued_job.team, -each.units)
                 needed.append(each)
         for each in needed if enough else gone:
-            usage.add(each.work.team, each.units)
+            usage.add(each.queued_job.team, each.units)
         return needed
 
     def _preempt(self, job: _SimulatedJob) -> None:
@@ -330,13 +330,13 @@ class _CohortSimulation:
 
     def _start(self, job: _SimulatedJob, flavor: str) -> None:
         job.start_s, job.flavor = self.now_s, flavor
-        self.usage[flavor].add(job.work.team, job.units)
-        self.queues[job.work.team].running[job.number] = job
+        self.usage[flavor].add(job.queued_job.team, job.units)
+        self.queues[job.queued_job.team].running[job.number] = job
         heapq.heappush(self.ends, (self.now_s + job.left_s, job.number, job.epoch, job))
 
     def _stop(self, job: _SimulatedJob) -> None:
-        self.usage[job.flavor].add(job.work.team, -job.units)
-        del self.queues[job.work.team].running[job.number]
+        self.usage[job.flavor].add(job.queued_job.team, -job.units)
+        del self.queues[job.queued_job.team].running[job.number]
         job.allocations.append(Allocation(job.start_s, self.now_s, job.flavor))
 
 
@@ -351,4 +351,4 @@ _KINDS: tuple[UnitKind, ...] = ("gpu", "cpu")
 
 
 def _preempted_first(job: _SimulatedJob) -> tuple[int, float, int]:
-    return job.work.priority, -job.start_s, -job.number
+    return job.queued_job.priority, -job.start_s, -job.number

@@ -12,9 +12,9 @@ from statistics import median_high
 
 from ray_jobs.kueue.objects import Object, resources_of, true_since
 from ray_jobs.kueue.pool import Pool
+from ray_jobs.kueue.queued_job import QueuedJob
 from ray_jobs.kueue.queues import Queues, pool_of, team_of
 from ray_jobs.kueue.simulate import simulate
-from ray_jobs.kueue.work import Work
 from ray_jobs.kueue.workload import (
     by_admission_order,
     holds_quota,
@@ -86,7 +86,7 @@ def estimate_starts(
         return recent.get(team) or recent.get("") or older.get(team) or older.get("") or ()
 
     pool, resources = pool_of(queues.cluster_queues, queues.cohorts), queues.counted
-    running: list[tuple[Work, str]] = []
+    running: list[tuple[QueuedJob, str]] = []
     for workload in filter(holds_quota, workloads):
         queue = queues.of(workload)
         if queue is None:
@@ -96,7 +96,7 @@ def estimate_starts(
         if left_s is None:
             return {}
         running += _running(workload, team, pool, resources, now_s, left_s)
-    works: list[Work] = []
+    queued_jobs: list[QueuedJob] = []
     members: list[Object] = []
     for workload in by_admission_order(filter(is_waiting, workloads)):
         queue = queues.of(workload)
@@ -109,9 +109,9 @@ def estimate_starts(
             return {}
         units = float(totals(workload)[resources[flavor]])
         name = "/".join(key(workload))
-        works.append(Work(name, team, now_s, expected_s, units, pool.kinds[flavor], priority(workload)))
+        queued_jobs.append(QueuedJob(name, team, now_s, expected_s, units, pool.kinds[flavor], priority(workload)))
         members.append(workload)
-    outcomes = simulate(pool, works, running=running)
+    outcomes = simulate(pool, queued_jobs, running=running)
     return {
         key(workload): outcome.allocations[0].start_s
         for workload, outcome in zip(members, outcomes, strict=True)
@@ -121,11 +121,11 @@ def estimate_starts(
 
 def _running(
     workload: Object, team: str, pool: Pool, resources: Mapping[str, str], now_s: float, left_s: float
-) -> list[tuple[Work, str]]:
+) -> list[tuple[QueuedJob, str]]:
     """What a Workload with quota holds of each flavor's counted resource."""
     name = "/".join(key(workload))
     return [
-        (Work(name, team, now_s, left_s, float(amount), pool.kinds[flavor], priority(workload)), flavor)
+        (QueuedJob(name, team, now_s, left_s, float(amount), pool.kinds[flavor], priority(workload)), flavor)
         for (flavor, resource), amount in usage(workload).items()
         if amount and resources.get(flavor) == resource and flavor in pool.teams[team].limits
     ]

@@ -1,6 +1,6 @@
 """A job trace replayed under the present and under proposed quotas: waiting times, utilisation and cost. Pure.
 
-before, after = compare(present, proposed, works)
+before, after = compare(present, proposed, queued_jobs)
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ray_jobs.kueue.pool import Pool
+from ray_jobs.kueue.queued_job import QueuedJob, QueuedJobOutcome
 from ray_jobs.kueue.simulate import RESTART_S, simulate
-from ray_jobs.kueue.work import Work, WorkOutcome
 
 HOUR_S = 3600.0
 ALL = "all teams"
@@ -55,7 +55,7 @@ class FlavorUse:
 class Replay:
     """A job trace replayed in one pool."""
 
-    outcomes: tuple[WorkOutcome, ...]
+    outcomes: tuple[QueuedJobOutcome, ...]
     teams: tuple[TeamWaits, ...]
     """By name; the last is `ALL` if there are several."""
     flavors: tuple[FlavorUse, ...]
@@ -63,26 +63,26 @@ class Replay:
 
 
 def compare(
-    present: Pool, proposed: Pool, works: Sequence[Work], *, restart_s: float = RESTART_S
+    present: Pool, proposed: Pool, queued_jobs: Sequence[QueuedJob], *, restart_s: float = RESTART_S
 ) -> tuple[Replay, Replay]:
-    """Replay the same works in both pools. The window is the present's: from the first arrival to the last end."""
-    before = simulate(present, works, restart_s=restart_s)
-    after = simulate(proposed, works, restart_s=restart_s)
+    """Replay the same jobs in both pools. The window is the present's: from the first arrival to the last end."""
+    before = simulate(present, queued_jobs, restart_s=restart_s)
+    after = simulate(proposed, queued_jobs, restart_s=restart_s)
     window_s = window_of(before) or window_of(after) or (0.0, 0.0)
     return measure(present, before, window_s), measure(proposed, after, window_s)
 
 
-def window_of(outcomes: Sequence[WorkOutcome]) -> tuple[float, float] | None:
-    """Seconds of the first arrival and the last end. None: no work has run."""
+def window_of(outcomes: Sequence[QueuedJobOutcome]) -> tuple[float, float] | None:
+    """Seconds of the first arrival and the last end. None: no job has run."""
     ends = [outcome.allocations[-1].end_s for outcome in outcomes if outcome.started]
-    return (min(outcome.work.arrival_s for outcome in outcomes), max(ends)) if ends else None
+    return (min(outcome.queued_job.arrival_s for outcome in outcomes), max(ends)) if ends else None
 
 
-def measure(pool: Pool, outcomes: Sequence[WorkOutcome], window_s: tuple[float, float]) -> Replay:
+def measure(pool: Pool, outcomes: Sequence[QueuedJobOutcome], window_s: tuple[float, float]) -> Replay:
     """Waiting times, utilisation and cost of a simulation's outcomes."""
-    by_team: dict[str, list[WorkOutcome]] = defaultdict(list)
+    by_team: dict[str, list[QueuedJobOutcome]] = defaultdict(list)
     for outcome in outcomes:
-        by_team[outcome.work.team].append(outcome)
+        by_team[outcome.queued_job.team].append(outcome)
     teams = [_waits(pool, team, by_team[team]) for team in sorted(by_team)]
     if len(teams) > 1:
         teams.append(_waits(pool, ALL, outcomes))
@@ -90,7 +90,7 @@ def measure(pool: Pool, outcomes: Sequence[WorkOutcome], window_s: tuple[float, 
     for outcome in outcomes:
         for allocation in outcome.allocations:
             inside_s = min(allocation.end_s, window_s[1]) - max(allocation.start_s, window_s[0])
-            used[allocation.flavor] += max(0.0, inside_s) * outcome.work.units / HOUR_S
+            used[allocation.flavor] += max(0.0, inside_s) * outcome.queued_job.units / HOUR_S
     hours = (window_s[1] - window_s[0]) / HOUR_S
     names = dict.fromkeys(flavor for team in pool.teams.values() for flavor in team.limits)
     uses = [_use(pool, flavor, used[flavor], hours) for flavor in names]
@@ -105,14 +105,14 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def steps(outcomes: Iterable[WorkOutcome], flavor: str) -> list[tuple[float, float]]:
+def steps(outcomes: Iterable[QueuedJobOutcome], flavor: str) -> list[tuple[float, float]]:
     """(seconds, units in use from then on), by time."""
     changes: dict[float, float] = defaultdict(float)
     for outcome in outcomes:
         for allocation in outcome.allocations:
             if allocation.flavor == flavor:
-                changes[allocation.start_s] += outcome.work.units
-                changes[allocation.end_s] -= outcome.work.units
+                changes[allocation.start_s] += outcome.queued_job.units
+                changes[allocation.end_s] -= outcome.queued_job.units
     found, level = [], 0.0
     for at_s in sorted(changes):
         level += changes[at_s]
@@ -120,13 +120,13 @@ def steps(outcomes: Iterable[WorkOutcome], flavor: str) -> list[tuple[float, flo
     return found
 
 
-def _waits(pool: Pool, team: str, outcomes: Sequence[WorkOutcome]) -> TeamWaits:
+def _waits(pool: Pool, team: str, outcomes: Sequence[QueuedJobOutcome]) -> TeamWaits:
     waits = sorted(outcome.wait_s for outcome in outcomes if outcome.started)
     hours = [
         (
-            (allocation.end_s - allocation.start_s) * outcome.work.units / HOUR_S,
+            (allocation.end_s - allocation.start_s) * outcome.queued_job.units / HOUR_S,
             pool.price(allocation.flavor),
-            outcome.work.kind,
+            outcome.queued_job.kind,
         )
         for outcome in outcomes
         for allocation in outcome.allocations

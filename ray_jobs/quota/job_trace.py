@@ -4,7 +4,7 @@ Reads the job records and, for training whose record is gone, the usage ledger (
 day and the hours but not the arrival. Does not know quotas.
 
     trace = read(store, since=date(2026, 11, 1))
-    trace.works()        # for `simulate`
+    trace.queued_jobs()  # for `simulate`
     trace.notes()        # what is left out, and why
 """
 
@@ -21,7 +21,7 @@ from ray_jobs import jobs
 from ray_jobs.errors import SpecError
 from ray_jobs.jobs import JobRecord
 from ray_jobs.kueue.pool import UnitKind
-from ray_jobs.kueue.work import Work
+from ray_jobs.kueue.queued_job import QueuedJob
 from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store
@@ -64,8 +64,8 @@ class PastJob:
         """GPU hours or core hours."""
         return self.units * self.seconds / 3600
 
-    def work(self) -> Work:
-        return Work(
+    def queued_job(self) -> QueuedJob:
+        return QueuedJob(
             name=self.id,
             team=self.team,
             arrival_s=self.arrived_at.timestamp(),
@@ -98,8 +98,8 @@ class JobTrace:
     left_out: tuple[tuple[str, LeftOut], ...] = ()
     """Job and why."""
 
-    def works(self) -> list[Work]:
-        return [job.work() for job in self.jobs]
+    def queued_jobs(self) -> list[QueuedJob]:
+        return [job.queued_job() for job in self.jobs]
 
     def arrived(self, first: date | None, last: date | None = None) -> JobTrace:
         """The trace with only the jobs that arrived in these days, for a replay."""

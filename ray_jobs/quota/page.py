@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from ray_jobs import pages
-from ray_jobs.kueue.work import WorkOutcome
+from ray_jobs.kueue.queued_job import QueuedJobOutcome
 from ray_jobs.pages import BLUE, GREY, RED, Chart, PageSection, Table
 from ray_jobs.quota.compare import ALL, Replay, quantile, steps
 from ray_jobs.quota.report import Report
@@ -93,7 +93,7 @@ def usage_levels(replay: Replay, flavor: str, end_s: float) -> list[tuple[float,
 
 def _waits(replay: Replay, team: str, unit_s: float) -> list[tuple[float, float]]:
     """(wait, share of the jobs that waited no longer). Jobs that never start keep the share below 1."""
-    mine = [outcome for outcome in replay.outcomes if team in (outcome.work.team, ALL)]
+    mine = [outcome for outcome in replay.outcomes if team in (outcome.queued_job.team, ALL)]
     waits = sorted(outcome.wait_s / unit_s for outcome in mine if outcome.started)
     if not waits:
         return []
@@ -103,7 +103,7 @@ def _waits(replay: Replay, team: str, unit_s: float) -> list[tuple[float, float]
     return [(0.0, 0.0), *((quantile(waits, share), share * started) for share in shares)]
 
 
-def _unit(outcomes: Sequence[WorkOutcome]) -> tuple[float, str]:
+def _unit(outcomes: Sequence[QueuedJobOutcome]) -> tuple[float, str]:
     """(seconds, name) of the unit for the longest wait."""
     longest_s = max((outcome.wait_s for outcome in outcomes if outcome.started), default=0.0)
     return (3600.0, "hours") if longest_s > 2 * 3600 else (60.0, "minutes") if longest_s > 120 else (1.0, "seconds")

@@ -1,4 +1,4 @@
-"""Pools and works for tests of the simulation."""
+"""Pools and jobs for tests of the simulation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
-from ray_jobs.kueue.work import Work
+from ray_jobs.kueue.queued_job import QueuedJob
 
 
 def limits(nominal: float, borrow: float | None = None, lend: float | None = None) -> QuotaLimits:
@@ -20,5 +20,5 @@ def make_pool(*, flavors: Sequence[str] = ("h100",), prices: dict[str, float] | 
     return Pool(made, {name: "cpu" if name == "cpu" else "gpu" for name in flavors}, prices or {})
 
 
-def work(name: str, team: str, arrival_s: float, duration_s: float, units: float = 1, priority: int = 0) -> Work:
-    return Work(name, team, arrival_s, duration_s, units, "gpu", priority)
+def job(name: str, team: str, arrival_s: float, duration_s: float, units: float = 1, priority: int = 0) -> QueuedJob:
+    return QueuedJob(name, team, arrival_s, duration_s, units, "gpu", priority)

@@ -8,14 +8,14 @@ import pytest
 
 from ray_jobs.kueue.simulate import simulate
 from ray_jobs.quota.compare import ALL, compare, measure, quantile
-from tests.kueue.builders import limits, make_pool, work
+from tests.kueue.builders import job, limits, make_pool
 
 
 def test_present_and_proposed_are_measured_over_the_same_window() -> None:
-    works = [work(f"w{i}", "blue", 0, 3600) for i in range(4)] + [work("r", "red", 0, 7200)]
+    jobs = [job(f"w{i}", "blue", 0, 3600) for i in range(4)] + [job("r", "red", 0, 7200)]
     present = make_pool(blue=limits(1, borrow=0), red=limits(1, borrow=0), prices={"h100": 2.0})
     proposed = make_pool(blue=limits(2, borrow=0), red=limits(1, borrow=0), prices={"h100": 2.0})
-    before, after = compare(present, proposed, works)
+    before, after = compare(present, proposed, jobs)
     assert [before.window_s, after.window_s] == [(0, 4 * 3600)] * 2
     blue, red, everybody = before.teams
     assert [t.team for t in before.teams] == ["blue", "red", ALL]
@@ -30,7 +30,7 @@ def test_present_and_proposed_are_measured_over_the_same_window() -> None:
 
 def test_a_team_whose_jobs_never_start_has_no_waiting_time() -> None:
     pool = make_pool(blue=limits(1))
-    (blue,) = measure(pool, simulate(pool, [work("huge", "blue", 0, 1, 2)]), (0, 10)).teams
+    (blue,) = measure(pool, simulate(pool, [job("huge", "blue", 0, 1, 2)]), (0, 10)).teams
     assert (blue.never, blue.p50_s, blue.mean_s, blue.hours) == (1, None, None, 0)
 
 

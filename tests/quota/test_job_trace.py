@@ -14,7 +14,7 @@ import pytest
 
 from ray_jobs.jobs import StageRecord
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
-from ray_jobs.kueue.work import Work
+from ray_jobs.kueue.queued_job import QueuedJob
 from ray_jobs.quota import page, tables
 from ray_jobs.quota.compare import compare
 from ray_jobs.quota.job_trace import JobTrace, past_job, read
@@ -44,7 +44,7 @@ def test_a_record_has_the_arrival_and_the_units() -> None:
     job = past_job(make_record("a"))
     assert not isinstance(job, str)
     assert (job.team, job.model, job.units, job.kind, job.seconds, job.waited_s) == ("blue", "a", 2, "gpu", 3600, 1800)
-    assert job.work() == Work(job.id, "blue", (MORNING + timedelta(hours=10)).timestamp(), 3600, 2, "gpu", 0)
+    assert job.queued_job() == QueuedJob(job.id, "blue", (MORNING + timedelta(hours=10)).timestamp(), 3600, 2, "gpu", 0)
     cores = past_job(make_record("c", spec_fields={"compute": {"workers": 3, "cpus_per_worker": 0.5}, "priority": -5}))
     assert not isinstance(cores, str)
     assert (cores.team, cores.kind, cores.units, cores.priority) == ("default", "cpu", 1.5, -5)
@@ -142,10 +142,10 @@ def test_the_table_leaves_out_empty_columns() -> None:
 
 
 def replayed(team: str = "blue") -> Any:
-    works = [Work(f"w{i}", team, 600.0 * i, 3600, 2) for i in range(12)]
+    queued_jobs = [QueuedJob(f"w{i}", team, 600.0 * i, 3600, 2) for i in range(12)]
     present = Pool({team: TeamQuota({"h100": QuotaLimits(Decimal(2))})}, {"h100": "gpu"}, {"h100": 2.0})
     proposed = Pool({team: TeamQuota({"h100": QuotaLimits(Decimal(4))})}, {"h100": "gpu"}, {"h100": 2.0})
-    return compare(present, proposed, works)
+    return compare(present, proposed, queued_jobs)
 
 
 def test_the_tables_of_a_simulation_show_changes() -> None:

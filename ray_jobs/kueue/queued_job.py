@@ -1,4 +1,4 @@
-"""Jobs as the queues see them, and when they had their units: input and output of the simulation. Pure."""
+"""A job as the queues see it, and when it had its units: input and output of the simulation. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ray_jobs.kueue.pool import UnitKind
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A job, as the queues see it."""
+class QueuedJob:
+    """A job of the simulation."""
 
     name: str
     team: str
@@ -23,7 +23,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """A period in which a work had its units, and the flavor."""
+    """A period in which a job had its units, and the flavor."""
 
     start_s: float
     end_s: float
@@ -31,12 +31,12 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkOutcome:
-    """The allocations of a work."""
+class QueuedJobOutcome:
+    """The allocations of a job."""
 
-    work: Work
+    queued_job: QueuedJob
     allocations: tuple[Allocation, ...]
-    """All but the last ended with a preemption. Empty: the work fits into no quota and never started."""
+    """All but the last ended with a preemption. Empty: the job fits into no quota and never started."""
 
     @property
     def started(self) -> bool:
@@ -46,8 +46,8 @@ class WorkOutcome:
     def wait_s(self) -> float:
         """Seconds in the queue, also after preemptions. ValueError if it never started."""
         if not self.allocations:
-            raise ValueError(f"{self.work.name} never started")
-        first = self.allocations[0].start_s - self.work.arrival_s
+            raise ValueError(f"{self.queued_job.name} never started")
+        first = self.allocations[0].start_s - self.queued_job.arrival_s
         later = sum(b.start_s - a.end_s for a, b in zip(self.allocations, self.allocations[1:], strict=False))
         return first + later
 
