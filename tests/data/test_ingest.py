@@ -1,11 +1,9 @@
-"""Rows: which are read, which are refused and why, and the side of the split they fall on."""
+"""Files of rows: which are read, and which are refused and why."""
 
 from __future__ import annotations
 
 import json
-import random
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.data import DatasetFiles, load, prepare
 from ray_jobs.data.formats import LONGEST_LINE_BYTES, Record, read_records
-from ray_jobs.data.ingest import Findings, canonical_line, read_rows
-from ray_jobs.data.split import choose, is_held_out, row_digest, split, without_leak
+from ray_jobs.data.ingest import Findings, read_rows
 from ray_jobs.errors import DataError
-from ray_jobs.spec import DataSection
-from ray_jobs.storage import Store
-from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Row
-
-CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
-
-
-def chat_row(question: str, answer: str) -> Row:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+from tests.data.builders import CHAT, CLASSIFY, chat_row, rows_of, write_jsonl
 
 
 def read(path: Path, rules: Any = CHAT, columns: Mapping[str, str] | None = None) -> tuple[list[Row], list[str]]:
@@ -96,6 +79,11 @@ def test_label_types_become_text(tmp_path: Path) -> None:
     rows, findings = read(path, CLASSIFY)
     assert [row["label"] for row in rows] == ["1", "true", "spam", "1"]
     assert not findings
+
+
+def test_records_are_numbered_from_one(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows_of(2))
+    assert [(type(record), record.number) for record in read_records(path)] == [(Record, 1), (Record, 2)]
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
@@ -300,169 +288,3 @@ def test_none_of_several_optional_columns(tmp_path: Path) -> None:
     (finding,) = read(path)[1]
     assert "'question', 'answer'" in finding
     assert "data.columns" in finding
-
-
-# ---- the split --------------------------------------------------------------------------------------------------
-
-DIGESTS = st.lists(st.text(max_size=4).map(row_digest), min_size=1, max_size=60)
-FRACTIONS = st.floats(0.01, 0.99)
-
-
-@given(DIGESTS, FRACTIONS, st.randoms(use_true_random=False))
-def test_equal_rows_share_a_side_in_any_order(digests: list[bytes], fraction: float, rng: random.Random) -> None:
-    shuffled = list(digests)
-    rng.shuffle(shuffled)
-    try:
-        sides = split(digests, range(len(digests)), fraction)
-    except DataError:
-        with pytest.raises(DataError):
-            split(shuffled, range(len(shuffled)), fraction)
-        return
-    again = split(shuffled, range(len(shuffled)), fraction)
-    held_out = [digests[i] for i in sides.held_out]
-    train = [digests[i] for i in sides.train]
-    assert not set(held_out) & set(train)
-    assert Counter(held_out) == Counter(shuffled[i] for i in again.held_out)
-    assert Counter(held_out) + Counter(train) == Counter(digests)
-    assert list(sides.train) == sorted(sides.train)
-
-
-@given(DIGESTS, DIGESTS, FRACTIONS)
-def test_rows_that_are_added_move_no_other_row(digests: list[bytes], more: list[bytes], fraction: float) -> None:
-    before = {digest: is_held_out(digest, fraction) for digest in digests}
-    after = {digest: is_held_out(digest, fraction) for digest in digests + more}
-    assert before.items() <= after.items()
-
-
-@given(DIGESTS, st.integers(1, 60))
-def test_chosen_rows_are_the_same_in_any_order(digests: list[bytes], max_rows: int) -> None:
-    chosen = [digests[i] for i in choose(digests, max_rows)]
-    backwards = digests[::-1]
-    assert len(chosen) == min(max_rows, len(digests))
-    assert Counter(chosen) == Counter(backwards[i] for i in choose(backwards, max_rows))
-
-
-def test_a_small_choice_is_split_like_the_whole() -> None:
-    digests = [row_digest(f"row {i}") for i in range(20_000)]
-    sides = split(digests, choose(digests, 2_000), 0.1)
-    assert 150 < len(sides.held_out) < 250
-    assert len(sides.train) + len(sides.held_out) == 2_000
-
-
-def test_empty_sides_are_errors() -> None:
-    rows = [row_digest("the same")] * 10
-    with pytest.raises(DataError, match="of 1 distinct rows"):
-        split(rows, range(10), 0.5)
-    with pytest.raises(DataError, match="held out too"):
-        without_leak(rows, range(10), set(rows))
-
-
-# ---- datasets in the store --------------------------------------------------------------------------------------
-
-
-def rows_of(count: int) -> list[Row]:
-    return [chat_row(f"質問 {i}", f"答え {i}") for i in range(count)]
-
-
-def section(train: Path | str, **fields: Any) -> DataSection:
-    return DataSection.model_validate({"train": str(train), **fields})
-
-
-def contents(files: DatasetFiles) -> tuple[list[Row], list[Row]]:
-    return files.train_rows, files.held_out_rows
-
-
-def test_prepare_and_load(tmp_path: Path, store: Store) -> None:
-    rows = rows_of(60)
-    path = write_jsonl(tmp_path / "a.jsonl", rows)
-    dataset = prepare(store, section(path, held_out_fraction=0.2), CHAT)
-    train, held_out = contents(load(store, dataset.digest))
-    assert (len(train), len(held_out)) == (dataset.train_rows, dataset.held_out_rows)
-    assert train == [row for row in rows if row in train]  # the order of the file
-    assert sorted(map(canonical_line, train + held_out)) == sorted(map(canonical_line, rows))
-    assert load(store, dataset.digest).dataset == dataset
-    assert store.read_manifest(f"datasets/{dataset.digest}") is not None
-
-
-def test_the_same_rows_from_another_source_are_the_same_dataset(tmp_path: Path, store: Store) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", rows_of(40))
-    store.upload_file(path, "files/data/b.jsonl")
-    first = prepare(store, section(path), CHAT)
-    again = prepare(store, section(store.uri("files/data/b.jsonl")), CHAT)
-    assert again == first
-    assert prepare(store, section(path, held_out_fraction=0.5), CHAT).digest != first.digest
-
-
-def test_rows_held_out_are_dropped_from_training_and_counted(tmp_path: Path, store: Store) -> None:
-    rows = rows_of(30)
-    train = write_jsonl(tmp_path / "a.jsonl", [*rows, rows[0], rows[25]])
-    held_out = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "質問 1", "completion": "答え 1"}, *rows[25:]])
-    dataset = prepare(store, section(train, held_out=str(held_out)), CHAT)
-    assert (dataset.train_rows, dataset.held_out_rows) == (25, 6)
-    assert (dataset.leaked_rows, dataset.repeated_rows) == (7, 1)
-    kept, set_aside = contents(load(store, dataset.digest))
-    assert not {canonical_line(row) for row in kept} & {canonical_line(row) for row in set_aside}
-
-
-def test_max_rows_takes_the_same_rows_each_time(tmp_path: Path, store: Store) -> None:
-    rows = rows_of(80)
-    first = prepare(store, section(write_jsonl(tmp_path / "a.jsonl", rows), max_rows=40), CHAT)
-    again = prepare(store, section(write_jsonl(tmp_path / "b.jsonl", rows[::-1]), max_rows=40), CHAT)
-    assert first.train_rows + first.held_out_rows == 40
-    for side, backwards in zip(contents(load(store, first.digest)), contents(load(store, again.digest)), strict=True):
-        assert side == backwards[::-1]
-
-
-def test_labels_are_those_of_the_training_rows(tmp_path: Path, store: Store) -> None:
-    rows = [{"text": f"文 {i}", "label": i % 3} for i in range(60)]
-    dataset = prepare(store, section(write_jsonl(tmp_path / "a.jsonl", rows)), CLASSIFY)
-    assert dataset.labels == ("0", "1", "2")
-
-
-def test_labels_that_cannot_be_learnt(tmp_path: Path, store: Store) -> None:
-    train = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t {i}", "label": "xy"[i % 2]} for i in range(8)])
-    held_out = write_jsonl(tmp_path / "b.jsonl", [{"text": "u", "label": "z"}, {"text": "v", "label": "x"}])
-    with pytest.raises(DataError, match="only in held-out rows") as caught:
-        prepare(store, section(train, held_out=str(held_out)), CLASSIFY)
-    assert caught.value.details == ("'z'",)
-    with pytest.raises(DataError, match="only the label 'x'"):
-        prepare(
-            store,
-            section(write_jsonl(tmp_path / "c.jsonl", [{"text": f"t {i}", "label": "x"} for i in range(50)])),
-            CLASSIFY,
-        )
-
-
-def test_problems_of_both_files_are_reported_at_once_and_nothing_is_stored(tmp_path: Path, store: Store) -> None:
-    train = write_jsonl(
-        tmp_path / "a.jsonl", [*rows_of(3), {"prompt": 3, "completion": "x"}, *[{"messages": []}] * 200]
-    )
-    held_out = write_jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "x"}]}])
-    with pytest.raises(DataError) as caught:
-        prepare(store, section(train, held_out=str(held_out)), CHAT)
-    assert "202 problems in " in str(caught.value)
-    assert f"{train} line 4: prompt must be" in caught.value.details[0]
-    assert len(caught.value.details) == 101
-    assert caught.value.details[-1] == "+102 more"
-    assert store.list_dirs("datasets") == []
-
-
-def test_missing_files(tmp_path: Path, store: Store) -> None:
-    with pytest.raises(DataError, match=r"missing\.jsonl does not exist"):
-        prepare(store, section(tmp_path / "missing.jsonl"), CHAT)
-    with pytest.raises(DataError, match="is a directory"):
-        prepare(store, section(tmp_path), CHAT)
-    with pytest.raises(DataError, match="no rows at s3://"):
-        prepare(store, section(store.uri("files/nothing.jsonl")), CHAT)
-
-
-def test_a_column_the_task_does_not_have(tmp_path: Path, store: Store) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", rows_of(3))
-    with pytest.raises(DataError, match="did you mean 'messages'") as caught:
-        prepare(store, section(path, columns={"message": "chat"}), CHAT)
-    assert "data.columns" in str(caught.value)
-
-
-def test_records_are_numbered_from_one(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", rows_of(2))
-    assert [(type(record), record.number) for record in read_records(path)] == [(Record, 1), (Record, 2)]

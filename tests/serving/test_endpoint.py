@@ -1,4 +1,7 @@
-"""The whole endpoint: real store, real Ray, real vLLM, SmolLM2 with adapters, a classifier, the official client."""
+"""The whole endpoint: real store, real Ray, real vLLM, SmolLM2 with adapters, a classifier, the official client.
+
+Over 400 lines: every test needs the same running endpoint, whose start takes minutes.
+"""
 
 from __future__ import annotations
 

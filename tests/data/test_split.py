@@ -1,0 +1,65 @@
+"""The split: equal rows are on one side, in any order of the file and whatever rows are added."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_jobs.data.split import choose, is_held_out, row_digest, split, without_leak
+from ray_jobs.errors import DataError
+
+DIGESTS = st.lists(st.text(max_size=4).map(row_digest), min_size=1, max_size=60)
+FRACTIONS = st.floats(0.01, 0.99)
+
+
+@given(DIGESTS, FRACTIONS, st.randoms(use_true_random=False))
+def test_equal_rows_share_a_side_in_any_order(digests: list[bytes], fraction: float, rng: random.Random) -> None:
+    shuffled = list(digests)
+    rng.shuffle(shuffled)
+    try:
+        sides = split(digests, range(len(digests)), fraction)
+    except DataError:
+        with pytest.raises(DataError):
+            split(shuffled, range(len(shuffled)), fraction)
+        return
+    again = split(shuffled, range(len(shuffled)), fraction)
+    held_out = [digests[i] for i in sides.held_out]
+    train = [digests[i] for i in sides.train]
+    assert not set(held_out) & set(train)
+    assert Counter(held_out) == Counter(shuffled[i] for i in again.held_out)
+    assert Counter(held_out) + Counter(train) == Counter(digests)
+    assert list(sides.train) == sorted(sides.train)
+
+
+@given(DIGESTS, DIGESTS, FRACTIONS)
+def test_rows_that_are_added_move_no_other_row(digests: list[bytes], more: list[bytes], fraction: float) -> None:
+    before = {digest: is_held_out(digest, fraction) for digest in digests}
+    after = {digest: is_held_out(digest, fraction) for digest in digests + more}
+    assert before.items() <= after.items()
+
+
+@given(DIGESTS, st.integers(1, 60))
+def test_chosen_rows_are_the_same_in_any_order(digests: list[bytes], max_rows: int) -> None:
+    chosen = [digests[i] for i in choose(digests, max_rows)]
+    backwards = digests[::-1]
+    assert len(chosen) == min(max_rows, len(digests))
+    assert Counter(chosen) == Counter(backwards[i] for i in choose(backwards, max_rows))
+
+
+def test_a_small_choice_is_split_like_the_whole() -> None:
+    digests = [row_digest(f"row {i}") for i in range(20_000)]
+    sides = split(digests, choose(digests, 2_000), 0.1)
+    assert 150 < len(sides.held_out) < 250
+    assert len(sides.train) + len(sides.held_out) == 2_000
+
+
+def test_empty_sides_are_errors() -> None:
+    rows = [row_digest("the same")] * 10
+    with pytest.raises(DataError, match="of 1 distinct rows"):
+        split(rows, range(10), 0.5)
+    with pytest.raises(DataError, match="held out too"):
+        without_leak(rows, range(10), set(rows))
