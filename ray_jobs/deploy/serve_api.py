@@ -79,13 +79,13 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
     """The whole Serve config: the ingress, and one application per record with its own engine. Pure.
 
     Serve leaves an application with unchanged arguments running, so a record's arguments hold only fields whose change
-    needs a new engine.
+    needs a new engine. Raises ServingError for a record of an unknown task.
     """
     applications = [
         {
             "name": record.application,
             "route_prefix": None,
-            "import_path": TASKS[record.task].predictor or "serving.inference.llm:build",
+            "import_path": _import_path(record),
             "args": record.model_dump(mode="json", exclude={"label"}),
         }
         for record in records
@@ -100,6 +100,15 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
         "logging_config": {"enable_access_log": False},  # the proxy's: the ingress logs each request
         "applications": [ingress, *applications],
     }
+
+
+def _import_path(record: Deployment) -> str:
+    if record.task not in TASKS:
+        raise ServingError(
+            f"{record.name!r} is deployed for the task {record.task!r}, which this version of Kitae does not know: "
+            f"`kitae undeploy {record.name}`, or use the version that deployed it"
+        )
+    return TASKS[record.task].predictor or "serving.inference.llm:build"
 
 
 def differing(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

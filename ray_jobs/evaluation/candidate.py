@@ -54,8 +54,9 @@ def attach_weights(model: torch.nn.Module, store: Store, chosen: Checkpoint | No
     """Copy a checkpoint's weights into a model. Raises ModelError where `chosen`, the one at `key`, is None."""
     if chosen is None:
         raise ModelError(f"the checkpoint {store.uri(key)} is gone; run the job again to train it")
-    state = checkpoint.load_state(store, chosen)
-    for name, parameter in models.trainable(model).items():
+    weights = models.trainable(model)
+    state = checkpoint.load_state(store, chosen, weights)
+    for name, parameter in weights.items():
         parameter.data.copy_(state[name]["weight"])
 
 

@@ -170,7 +170,7 @@ def _store_up(home: Home, state: LocalState, log: Log) -> LocalState:
         return state
     processes.stop([state.store] if state.store else [], home.mark("store"))
     if taken := embedded_store.taken_ports(state.store_ports):
-        log(f"store: port {taken[0]} is in use by {processes.holder_of(taken[0])} ; choosing other ports")
+        log(f"store: port {taken[0]} is in use by {processes.holder_of(taken[0])}; choosing other ports")
         processes.stop([state.ray] if state.ray else [], home.mark("ray"))  # its workers have the old address
         state = replace(state, store_ports=embedded_store.choose_ports(), ray=None)
     output = home.logs / "store.log"

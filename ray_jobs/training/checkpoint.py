@@ -11,10 +11,11 @@ Does not know the loop.
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 _PARTS_PATIENCE_S = 900.0
 """Time the first worker waits for the parts of the others."""
+
+_BLOCK = re.compile(r"\.(\d+)\.")
+"""Number of a transformer block in the name of a weight."""
 
 State = dict[str, dict[str, "torch.Tensor"]]
 """`weight`, `exp_avg` and `exp_avg_sq` of each trained weight."""
@@ -135,8 +139,11 @@ def to_keep(checkpoints: Sequence[Checkpoint], best: int, pinned: frozenset[int]
     return {c.key for c in [*ranked[:best], *pins, *checkpoints[-1:]]}
 
 
-def load_state(store: Store, checkpoint: Checkpoint) -> State:
-    """Load the trained weights and moments of a checkpoint, whole, fp32, on the CPU."""
+def load_state(store: Store, checkpoint: Checkpoint, names: Collection[str] = ()) -> State:
+    """Load the trained weights and moments of a checkpoint, whole, fp32, on the CPU.
+
+    `names` are the weights of the model that they are for: see `with_block_numbers`.
+    """
     from safetensors.torch import load_file
 
     state: State = {}
@@ -144,7 +151,20 @@ def load_state(store: Store, checkpoint: Checkpoint) -> State:
         for key, tensor in load_file(path).items():
             name, _, part = key.rpartition("/")
             state.setdefault(name, {})[part] = tensor
-    return state
+    return with_block_numbers(state, names)
+
+
+def with_block_numbers(state: State, names: Collection[str]) -> State:
+    """The state with its blocks numbered as in `names`. Pure.
+
+    Checkpoints of earlier versions number the trained blocks of a frozen model from 0 where trials shared the others:
+    `layers.0` for `layers.2`. The last block of the model is always among them.
+    """
+    blocks, wanted = ([int(found[1]) for name in part if (found := _BLOCK.search(name))] for part in (state, names))
+    if set(names) <= set(state) or not blocks or not wanted:
+        return state
+    shift = max(wanted) - max(blocks)
+    return {_BLOCK.sub(lambda found: f".{int(found[1]) + shift}.", n, count=1): parts for n, parts in state.items()}
 
 
 def restore_random_state(store: Store, checkpoint: Checkpoint, *, rank: int, workers: int) -> bool:

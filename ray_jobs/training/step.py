@@ -120,7 +120,7 @@ def restored(
     """Build an optimizer over trained weights, with the weights and moments of a checkpoint if there is one."""
     if found is None:
         return build()
-    state = checkpoint.load_state(store, found)
+    state = checkpoint.load_state(store, found, weights)
     for name, weight in weights.items():
         weight.data.copy_(state[name]["weight"])
     optimizer = build()

@@ -176,6 +176,12 @@ def test_the_arguments_of_an_application_exclude_its_label(settings: ServeSettin
     assert one["http_options"] == {"host": "127.0.0.1", "port": settings.port}
 
 
+def test_a_record_of_an_unknown_task_is_an_error_that_names_it(settings: ServeSettings) -> None:
+    later = Deployment(name="painter", kind="predictor", task="painting", key="models/painter/1", version="1")
+    with pytest.raises(ServingError, match="'painter' is deployed for the task 'painting', which this version"):
+        serve_config([later], settings)
+
+
 # --- deploying -------------------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,18 @@ def test_a_half_written_checkpoint_is_never_read_and_is_deleted_by_the_next_comm
     assert list(store.list(key)) == []
 
 
+def test_blocks_that_an_earlier_version_numbered_from_the_cut_are_found() -> None:
+    """Frozen trials that shared a backbone of two blocks under two trained ones."""
+    state = {f"model.layers.{i}.mlp.weight": {"weight": torch.tensor([float(i)])} for i in range(2)}
+    names = [f"model.layers.{i}.mlp.weight" for i in (2, 3)]
+    found = checkpoint.with_block_numbers(state, names)
+    assert {name: parts["weight"].item() for name, parts in found.items()} == {names[0]: 0.0, names[1]: 1.0}
+    assert checkpoint.with_block_numbers(found, names) is found
+    assert checkpoint.with_block_numbers(state, list(state)) is state
+    head = {"score.weight": {"weight": torch.zeros(1)}}
+    assert checkpoint.with_block_numbers(head, ["other.weight"]) is head
+
+
 def test_a_superseded_runner_deletes_nothing(store: Store) -> None:
     save(store, 5, run="first")
     key = leave_half(store, 10, run="second")  # by the runner that took over
