@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,6 @@ def load(store: Store, digest: str) -> DatasetFiles:
     manifest = store.read_manifest(f"datasets/{digest}")
     assert manifest is not None  # fetch has just read it
     return DatasetFiles(_from_facts(digest, manifest.meta), directory / TRAIN_FILE, directory / HELD_OUT_FILE)
-
-
-def as_json(dataset: Dataset) -> dict[str, Any]:
-    """For a stage's record."""
-    return asdict(dataset) | {"labels": list(dataset.labels)}
 
 
 @dataclass

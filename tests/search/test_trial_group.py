@@ -139,6 +139,27 @@ def test_frozen_trials_share_the_features_of_the_rows(store: Store, tmp_path: Pa
         assert set(checkpoint.load_state(store, shared)) == set(checkpoint.load_state(store, alone))
 
 
+def test_a_frozen_segment_of_an_earlier_version_resumes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints number the blocks from the cut."""
+    setting = make_setting(store, tmp_path, "chat", method="frozen")
+    params: Params = {"learning_rate": 1e-2, "trainable_blocks": 1}
+    first = TrialSegment(trial=0, rung=0, params=params, until=4)
+    second = TrialSegment(trial=0, rung=1, params=params, until=8, source=first.name)
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedFeatures, "_whole_name", lambda self, path: path)
+        setting.run(features(setting, depth=1), [first], prefix="old")
+    old, new = (f"{prefix}/{first.name}" for prefix in ("old", "new"))
+    setting.run(features(setting, depth=1), [first], prefix="new")
+    states = [checkpoint.load_state(store, checkpoint.committed(store, prefix)[-1]) for prefix in (old, new)]
+    assert not set(states[0]) & set(states[1])
+    resumed, expected = (
+        setting.run(features(setting, depth=1), [second], prefix=prefix)[second.name] for prefix in ("old", "new")
+    )
+    assert resumed.losses == expected.losses
+
+
 def test_a_model_that_differs_from_its_two_parts_is_not_shared(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
