@@ -11,7 +11,7 @@ import pytest
 
 from ray_jobs.search import sampling, space
 from ray_jobs.search.decide import Schedule, replay, rungs_of
-from ray_jobs.search.records import Problem, Result, SamplingEnd, Status, TrialSegment
+from ray_jobs.search.records import Problem, Result, SamplingEnd, SegmentStatus, TrialSegment
 from ray_jobs.spec import Range
 from ray_jobs.training.lr_schedule import decay_start, learning_rate_at
 from tests.builders import make_spec
@@ -34,7 +34,7 @@ def loss_of(run: TrialSegment) -> float:
     return 1.0 + miss + 0.1 * (run.params.get("lora.rank") == 8) + 1.0 / run.until + 0.01 * run.again
 
 
-def outcome(run: TrialSegment, status: Status = "ok") -> Result:
+def outcome(run: TrialSegment, status: SegmentStatus = "ok") -> Result:
     done = status == "ok"
     return Result(
         run=run,
@@ -125,7 +125,7 @@ def test_finalists_run_again_and_the_mean_of_both_seeds_decides() -> None:
 
 
 @pytest.mark.parametrize("status", ["not_finite", "out_of_memory", "timed_out", "lost", "failed"])
-def test_a_trial_that_fails_is_recorded_and_the_search_continues(status: Status) -> None:
+def test_a_trial_that_fails_is_recorded_and_the_search_continues(status: SegmentStatus) -> None:
     schedule, results, _ = finish(
         make_problem(), make=lambda run: outcome(run, status if run.trial in (0, 1, 4) else "ok")
     )
