@@ -39,7 +39,7 @@ def tune(spec: Path) -> None:
 @click.command()
 @click.argument("job", shell_complete=session.job_ids)
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def trials(job: str, html: Path | None, as_json: bool) -> None:
     """Show the trials of JOB's search, the best first, also while it runs.
 

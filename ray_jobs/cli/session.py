@@ -1,7 +1,6 @@
-"""Shared by all commands: opening the store and the cluster, tables, completion, and errors.
+"""Shared by all commands: opens the store and the cluster, prints tables, completes names, maps errors to exit codes.
 
-Owns the way from the environment (or the local service in `.kitae/`) to an open store, and from an exception to an exit
-code. Knows no command.
+The store is that of the environment or of the local service in `.kitae/`. Knows no command.
 """
 
 from __future__ import annotations

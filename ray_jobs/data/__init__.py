@@ -1,7 +1,4 @@
-"""From files of rows to a versioned dataset and its encoded rows: read, checked, split, encoded.
-
-Knows no training, no Ray and no HTTP; a task decides what a row means.
-"""
+"""Datasets: files of rows are read, checked, split, versioned and encoded. Knows no training, no Ray and no HTTP."""
 
 from ray_jobs.data.dataset import Dataset, DatasetFiles, load, prepare
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,14 +89,6 @@ def _parse_object(line: _Line) -> Record | Unreadable:
     if not isinstance(value, dict):
         return Unreadable(line.number, f"{_json_kind(value)}, not an object of columns")
     return Record(line.number, value)
-
-
-def _read_csv(path: Path) -> Iterator[Record | Unreadable]:
-    return _read_delimited(path, ",")
-
-
-def _read_tsv(path: Path) -> Iterator[Record | Unreadable]:
-    return _read_delimited(path, "\t")
 
 
 def _read_delimited(path: Path, delimiter: str) -> Iterator[Record | Unreadable]:
@@ -247,7 +240,7 @@ def _json_kind(value: Any) -> str:
 
 _READERS: dict[str, Callable[[Path], Iterator[Record | Unreadable]]] = {
     ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_delimited, delimiter=","),
+    ".tsv": partial(_read_delimited, delimiter="\t"),
     ".parquet": _read_parquet,
 }

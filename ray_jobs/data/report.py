@@ -11,7 +11,7 @@ class RowReport(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: str
-    """Task whose columns it has."""
+    """Task whose columns the file has."""
     rows: int
     duplicates: int
     """Rows that equal an earlier one."""
@@ -19,7 +19,7 @@ class RowReport(BaseModel):
     """Tokens in all rows, by the tokenizer of `model`. None: no model counted."""
     longest_tokens: int | None = None
     supervised_tokens: int | None = None
-    """Tokens that are trained."""
+    """Tokens that count in the loss."""
     model: str | None = None
     """Base model whose tokenizer counted."""
     too_long: tuple[int, ...] = ()

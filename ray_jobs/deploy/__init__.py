@@ -65,7 +65,8 @@ def deploy(
     """
     version = registry.get(store, ref)
     label = ref.partition("@")[2] or None
-    wanted = needed_records(version, label, _options(version, serving), lora_rank=_lora_rank(store, version))
+    options = serving or version.lineage.spec.serving
+    wanted = needed_records(version, label, options, lora_rank=_lora_rank(store, version))
     elsewhere = settings.endpoint_url is not None
     answers = Deployed(version.name, version.version, wanted[-1].base, settings.url, recorded_only=elsewhere)
     if elsewhere:
@@ -167,10 +168,6 @@ def _apply(store: Store, client: ServeClient, settings: ServeSettings) -> None:
     while (current := records.read_all(store)) != applied:
         client.apply(serve_config(current.values(), settings))
         applied = current
-
-
-def _options(version: ModelVersion, serving: ServingSection | None) -> ServingSection:
-    return version.lineage.spec.serving if serving is None else serving
 
 
 def _lora_rank(store: Store, version: ModelVersion) -> int | None:

@@ -166,7 +166,7 @@ class ServeClient:
                     f"the endpoint already listens on port {running['port']}, and KITAE_PORT says "
                     f"{self._settings.port}: set KITAE_PORT to the first, or undeploy everything first"
                 )
-        elif _is_here(self._settings.dashboard_url):
+        elif urlsplit(self._settings.dashboard_url).hostname in ("127.0.0.1", "localhost", "::1"):
             require_free_port(self._settings.host, self._settings.port)
         return details
 
@@ -268,7 +268,3 @@ def _messages(state: dict[str, Any]) -> list[str]:
 
 def _tail(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-_MESSAGE_LINES:]
-
-
-def _is_here(url: str) -> bool:
-    return (urlsplit(url).hostname or "") in ("127.0.0.1", "localhost", "::1")

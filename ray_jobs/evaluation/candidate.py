@@ -17,12 +17,13 @@ from ray_jobs.tasks.base import Reference
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
 from ray_jobs.training.inputs import TrainInputs
+from ray_jobs.training.progress_sink import ProgressUpdate
 
 if TYPE_CHECKING:
     import torch
 
-SendProgress = Callable[[tuple[float, float, str, dict[str, float | str]]], object]
-"""Takes (done, total, unit, metrics)."""
+SendProgress = Callable[[ProgressUpdate], object]
+"""Sends a worker's progress to the driver."""
 
 
 def build_candidate(

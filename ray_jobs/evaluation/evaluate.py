@@ -7,7 +7,9 @@ is computed here, while the model is in memory.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,10 +19,15 @@ from ray_jobs.data.encoding import Encoded
 from ray_jobs.evaluation.candidate import SendProgress, base_weights, build_candidate
 from ray_jobs.evaluation.parity import ParityPrompt
 from ray_jobs.evaluation.parity_prompts import parity_prompts
-from ray_jobs.evaluation.scores import measure_model
+from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Reference, Row
 from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
+from ray_jobs.training.scoring import score
+
+if TYPE_CHECKING:
+    import torch
 
 _STEPS = 5
 
@@ -101,3 +108,22 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Eval
         held_out_rows=len(rows),
         parity_prompts=prompts,
     )
+
+
+def measure_model(
+    model: torch.nn.Module,
+    processor: Any,
+    encoded: Encoded,
+    rows: Sequence[Row],
+    spec: JobSpec,
+    labels: Sequence[str],
+    reference: Reference | None,
+) -> dict[str, float]:
+    """Loss and accuracy over the encoded rows, and the task's own measures. `rows` are those of `encoded`."""
+    task = TASKS[spec.task]
+    model.eval()
+    scores = score(model, task, encoded, spec, next(model.parameters()).device, reference)
+    chosen = rows if not task.generates else rows[: spec.evaluation.generate_rows]
+    whole: Any = model
+    measured = task.measure(whole, processor, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
+    return {"loss": scores.loss, task.metric: scores.accuracy} | measured

@@ -1,4 +1,4 @@
-"""A job's remaining checkpoints, published: each an adapter of its own and a further version of the job's model.
+"""Publishes a job's remaining checkpoints, each as an adapter and a further version of the job's model.
 
 Owns which checkpoints these are, their adapters and their metrics. The best checkpoint is evaluated (`evaluate.py`) and
 compared with the base; the others have only the held-out metrics of training.

@@ -29,12 +29,10 @@ reading."""
 
 @dataclass(frozen=True)
 class Launched:
-    """Marks a runner that a launcher started, knowing of this pause and no later one (None: of none).
-
-    A pause or cancellation requested since, before the runner's first line, holds.
-    """
+    """Marks a runner that a launcher started: a later pause or cancellation stops it before its first stage."""
 
     paused_at: str | None = None
+    """Time of the pause that this launch ends. None: the job was not paused."""
 
 
 def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, launched: Launched | None = None) -> Job:

@@ -297,7 +297,11 @@ class _CohortSimulation:
 
         if usage.available(team) + sum(each.units for group in groups for each in group) < job.units:
             return []
-        candidates = [each for group in groups for each in sorted(group, key=_preempted_first)]
+        candidates = [
+            each
+            for group in groups
+            for each in sorted(group, key=lambda job: (job.queued_job.priority, -job.start_s, -job.number))
+        ]
         gone: list[_SimulatedJob] = []
         enough = False
         for each in candidates:
@@ -348,7 +352,3 @@ def _usage(pool: Pool, flavor: str, teams: Mapping[str, TeamQuota]) -> CohortUsa
 
 
 _KINDS: tuple[UnitKind, ...] = ("gpu", "cpu")
-
-
-def _preempted_first(job: _SimulatedJob) -> tuple[int, float, int]:
-    return job.queued_job.priority, -job.start_s, -job.number

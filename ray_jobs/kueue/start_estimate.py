@@ -1,8 +1,8 @@
 """When waiting Workloads are likely to start. Pure.
 
-Simulates admission (`simulate`) from the present state of the queues: what runs ends after the time that past jobs of
-its team took, and what waits follows in Kueue's order. Durations are those of the finished Workloads in the cluster;
-the caller may add older ones.
+Simulates admission (`simulate`) from the present state of the queues: a running Workload ends after the time that past
+jobs of its team took, and waiting ones follow in Kueue's order. Durations are those of the finished Workloads in the
+cluster; the caller may add older ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Workload as Kueue reads it: what it requests and holds, its state, its place in the order of admission. Pure."""
+"""A Workload as Kueue reads it: requests and usage, state, and place in the order of admission. Pure."""
 
 from __future__ import annotations
 

@@ -10,21 +10,7 @@ from ray_jobs.models.precision import precision_name, require_memory, resolve_pr
 from ray_jobs.models.published import load_published, save_published
 
 __all__ = [
-    "attach",
-    "block_prefixes",
-    "build",
-    "build_base",
-    "check_architecture",
-    "fetch_base",
-    "has_head",
-    "load_base",
-    "load_config",
-    "load_processor",
-    "load_published",
-    "precision_name",
-    "reference_of",
-    "require_memory",
-    "resolve_precision",
-    "save_published",
-    "trainable",
-]
+    "attach", "block_prefixes", "build", "build_base", "check_architecture", "fetch_base", "has_head", "load_base",
+    "load_config", "load_processor", "load_published", "precision_name", "reference_of", "require_memory",
+    "resolve_precision", "save_published", "trainable",
+]  # fmt: skip

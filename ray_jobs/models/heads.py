@@ -55,14 +55,14 @@ def draw(model: torch.nn.Module, directory: Path, seed: int, *, keep_pooler: boo
     """
     import torch
 
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     deviation = float(getattr(model.config, "initializer_range", 0.02))
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name in new_weights(model, directory):
             weight = weights[name]
             if weight.ndim >= 2:
-                value = torch.empty(weight.shape).normal_(0.0, deviation, generator=dice)
+                value = torch.empty(weight.shape).normal_(0.0, deviation, generator=generator)
             else:
                 value = torch.full(weight.shape, 0.0 if name.endswith("bias") else 1.0)
             if not (keep_pooler and name.startswith(_pooling_layer(model)[1] or name + " ")):

@@ -1,4 +1,4 @@
-"""An attempt at a job: claims it, writes down how it ended, and runs its stages or finds their records.
+"""An attempt: claims the job, runs its stages or finds their records, and records how it ended.
 
 Knows no stage. What a stage's error means for the record is decided here.
 """

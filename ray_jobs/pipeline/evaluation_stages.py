@@ -1,4 +1,4 @@
-"""What shows that a candidate is worth registering: its scores beside its base's, and served equals trained."""
+"""Evaluation and parity: the candidate's scores beside its base's, and the served model against the trained one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Store keys of what the stages write. Pure; a key follows from what its content depends on, so that a stage that runs
-again finds what it wrote."""
+"""Store keys of the stages' results. Pure: a key depends on the inputs alone, so a repeated stage finds its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job trains on: the dataset, a copy of each base model, and the rows as each base's tensors."""
+"""Inputs of training: the dataset, a copy of each base model, and the rows encoded for each base."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ def make_dataset(flow: Flow, context: StageContext) -> Dataset:
 
 
 def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
-    """Copy a base model into the store."""
     base = bases.prepare(
         context.store,
         base_model,

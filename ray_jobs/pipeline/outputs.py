@@ -39,7 +39,7 @@ class BaseCopy(StageOutput):
 
 
 NO_BASE = BaseCopy(digest="", name="", key="")
-"""Stands for the base of a task that trains from nothing."""
+"""The base of a task that trains from scratch."""
 
 
 class EncodedRows(StageOutput):

@@ -1,4 +1,4 @@
-"""From a candidate to an endpoint: the registered version, the published checkpoints and the deployment."""
+"""Registration, publication of checkpoints, and deployment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray_jobs.training import checkpoint
 
 
 def register(flow: Flow, context: StageContext) -> Registered:
-    """Register the candidate, and let the model's name stand for it."""
+    """Register the candidate and point the alias `champion` at it."""
     metrics = flow.evaluation.tuned | {f"base_{name}": value for name, value in flow.evaluation.base.items()}
     if flow.parity is not None:
         metrics |= {"parity_mean_gap": flow.parity.mean_gap}

@@ -1,4 +1,4 @@
-"""What `run`, `tune` and `plan` answer with, as text and as JSON for the job's record."""
+"""Results of `run`, `tune` and `plan`, as text and as JSON for the job's record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage is, and what it runs with. Knows no stage."""
+"""The type of a stage, and the context it runs in. Knows no particular stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Show = Callable[..., None]
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage runs with: its attempt and its progress display."""
+    """A stage's attempt and progress display."""
 
     job: Job
     show: Show
@@ -53,13 +53,13 @@ class Stage(Generic[O]):
     run: Callable[[Flow, StageContext], O]
     output: type[O]
     base_model: str = ""
-    """The base it works on, for the stages that exist once a base."""
+    """The base it works on. Empty: the stage exists once a job."""
     off: str | None = None
     """Why the job does not run it. None: it does."""
     gate: Callable[[Flow], None] = lambda _: None
     """Raises GateError where the job must end after this stage; called for a recorded output, too."""
     description: str = ""
-    """What it is going to do, for the plan."""
+    """Its work in a few words, for the plan."""
 
     def read(self, record: StageRecord) -> O | None:
         """The output that a record keeps. None: a version that this one cannot read wrote it."""

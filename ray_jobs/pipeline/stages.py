@@ -57,7 +57,7 @@ def dataset(spec: JobSpec, sources: Sources) -> Stage[Dataset]:
 
 
 def material(spec: JobSpec, sources: Sources, base_model: str) -> Iterator[Stage[Any]]:
-    """A base model's copy, and the rows encoded for it. A task that trains from nothing has no copy."""
+    """A base model's copy, and the rows encoded for it. A task that trains from scratch has no copy."""
 
     def encoded(flow: Flow) -> dict[str, Any]:
         base = flow.base_copy(base_model)

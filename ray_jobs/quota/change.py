@@ -30,8 +30,6 @@ _CONTEXT_LINES = 5
 
 @dataclass(frozen=True)
 class Change:
-    """A planned change."""
-
     team: str
     flavor: str
     resource: str

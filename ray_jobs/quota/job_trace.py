@@ -90,7 +90,7 @@ class LedgerJob:
 
 @dataclass(frozen=True)
 class JobTrace:
-    """JobTrace jobs of a period."""
+    """Past jobs of a period."""
 
     jobs: tuple[PastJob, ...]
     """By arrival."""

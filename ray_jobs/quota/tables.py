@@ -58,11 +58,14 @@ def report_rows(report: Report) -> TextTable:
     rows = [*report.rows, report.total]
     kept = [column for column in every if any(column[1](row) for row in rows)] or every[:1]
     columns = [report.by, "jobs", *(name for name, _, _ in kept)]
-    return columns, [[row.name, str(row.jobs), *(_cell(get(row), form) for _, get, form in kept)] for row in rows]
-
-
-def _cell(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+    return columns, [
+        [
+            row.name,
+            str(row.jobs),
+            *("" if (value := get(row)) is None else format(value, form) for _, get, form in kept),
+        ]
+        for row in rows
+    ]
 
 
 def _time(seconds: float | None) -> str:

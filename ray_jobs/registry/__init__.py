@@ -21,18 +21,6 @@ from ray_jobs.registry.versions import (
 )
 
 __all__ = [
-    "CHAMPION",
-    "Alias",
-    "Lineage",
-    "ModelVersion",
-    "aliases",
-    "base_name",
-    "delete_alias",
-    "delete_version",
-    "get",
-    "names",
-    "read_alias",
-    "register",
-    "set_alias",
-    "versions",
-]
+    "CHAMPION", "Alias", "Lineage", "ModelVersion", "aliases", "base_name", "delete_alias", "delete_version", "get",
+    "names", "read_alias", "register", "set_alias", "versions",
+]  # fmt: skip

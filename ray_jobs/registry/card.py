@@ -37,7 +37,7 @@ def model_card(version: ModelVersion) -> str:
         f"pipeline_tag: {TASKS[version.task].pipeline_tag}",
         f"tags: [kitae, {training.method}]",
     ]
-    origin = f"Fine-tuned from `{_code(spec.base_model)}`" if spec.base_model else "Trained from nothing"
+    origin = f"Fine-tuned from `{_code(spec.base_model)}`" if spec.base_model else "Trained from scratch"
     parts = [
         "---\n" + "\n".join(front) + "\n---",
         f"# {version.name}, version {version.version}",

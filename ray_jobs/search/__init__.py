@@ -1,4 +1,4 @@
-"""Hyperparameter search: the best of many trials, for a fraction of the cost of training each to its end.
+"""Hyperparameter search: the best of many trials. Does not know how a single model trains.
 
 Pure: `space` (what is searched), `records` (what is stored), `sampling` (the next values), `decide` (which trial runs).
 `trial_group` trains trials in one process and shares their passes by `adapters` or `features`; `shared_trainer` is that

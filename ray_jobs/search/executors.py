@@ -137,7 +137,9 @@ class Executor:
                 self._polls[trainer] = self._actors[trainer].poll.remote()
             try:
                 if not ray.wait([self._polls[trainer]], timeout=_ANSWER_S)[0]:
-                    self._check_cluster()
+                    if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
+                        ray_workers.check_cluster(self.job_id)
+                        self._cluster_seen_s = time.monotonic()
                     continue
                 state: SharedTrainerState = ray.get(self._polls.pop(trainer))
             except KitaeError:
@@ -153,11 +155,6 @@ class Executor:
                     self.steps.pop(result.run.name, None)
                     results.append(result)
         return results
-
-    def _check_cluster(self) -> None:
-        if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
-            ray_workers.check_cluster(self.job_id)
-            self._cluster_seen_s = time.monotonic()
 
     def close(self) -> None:
         """Release all workers. Waits for its threads: one in a call of Ray would crash the interpreter at its end."""

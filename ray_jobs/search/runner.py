@@ -53,8 +53,6 @@ class SegmentExecutor(Protocol):
 
 @dataclass
 class Search:
-    """One search in progress."""
-
     job: Job
     records: SearchRecords
     problem: Problem
@@ -134,15 +132,11 @@ class Search:
                 for name in late:
                     self.runs.drop(name)
                 assert limit is not None
-                return [self._timed_out(name, limit) for name in late]
+                error = f"it took more than search.trial_minutes {limit:g}"
+                return [Result(run=self._waiting[name], status="timed_out", error=error) for name in late]
             if not self.runs.running():
                 return []
             time.sleep(_POLL_S)
-
-    def _timed_out(self, name: str, limit: float) -> Result:
-        return Result(
-            run=self._waiting[name], status="timed_out", error=f"it took more than search.trial_minutes {limit:g}"
-        )
 
     @property
     def _section(self) -> SearchSection:

@@ -1,6 +1,6 @@
 """The values of the next trial, from Optuna: a study built from the trials so far, so equal trials give equal values.
 
-Owns the translation to Optuna. Of rungs it knows only that a later one weighs more.
+Owns the translation to Optuna. Knows nothing of rungs but that a later one weighs more.
 """
 
 from __future__ import annotations

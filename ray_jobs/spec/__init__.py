@@ -14,22 +14,7 @@ from ray_jobs.spec.serving import ServingSection
 from ray_jobs.spec.training import Precision, TrainingSection
 
 __all__ = [
-    "NAME_RULE",
-    "BudgetSection",
-    "ComputeSection",
-    "DataSection",
-    "EvaluationSection",
-    "JobSpec",
-    "Name",
-    "Precision",
-    "Range",
-    "SearchSection",
-    "ServingSection",
-    "SpecSection",
-    "TrainingSection",
-    "is_name",
-    "json_schema",
-    "load_spec",
-    "parse_spec",
-    "read_yaml",
-]
+    "NAME_RULE", "BudgetSection", "ComputeSection", "DataSection", "EvaluationSection", "JobSpec", "Name", "Precision",
+    "Range", "SearchSection", "ServingSection", "SpecSection", "TrainingSection", "is_name", "json_schema", "load_spec",
+    "parse_spec", "read_yaml",
+]  # fmt: skip

@@ -37,7 +37,7 @@ class JobSpec(SpecSection):
     """What the model does, and so which columns the rows have."""
     base_model: str = Field("", validate_default=True)
     """The base model: a hub id, `s3://bucket/prefix`, a directory, or a `.gguf` file of any of these. Required, except
-    for a task that trains from nothing."""
+    for a task that trains from scratch."""
     team: Name | None = None
     """Team that owns the job and its model. None: the team `default`."""
     priority: int = Field(0, ge=-100, le=100)
@@ -56,11 +56,11 @@ class JobSpec(SpecSection):
     @classmethod
     def _suits_the_task(cls, base_model: str, info: ValidationInfo) -> str:
         task = TASKS.get(info.data.get("task", ""))
-        from_nothing = task is not None and task.base is None
-        if not base_model and not from_nothing:
+        from_scratch = task is not None and task.base is None
+        if not base_model and not from_scratch:
             raise PydanticCustomError("missing", "Field required")
-        if base_model and from_nothing:
-            raise ValueError("this task trains from nothing; leave base_model out")
+        if base_model and from_scratch:
+            raise ValueError("this task trains from scratch; leave base_model out")
         return base_model
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The kinds of job, a file each. A new task is a new file here, its predictor, and a line in `TASKS`.
+"""Tasks, a file each: what a job trains a model to do. A new task is a file here, its predictor, and a line in `TASKS`.
 
 Knows no job file and no store: every room that needs a fact of a task, from the job file's schema to the endpoint's
 routes, reads it from `TASKS`.

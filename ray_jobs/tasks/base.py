@@ -193,7 +193,7 @@ class Task(ABC, Generic[E]):
     pipeline_tag: ClassVar[str]
     """The hub's name of the task, for model cards."""
     base: ClassVar[BaseNeeds | None] = None
-    """None: the task trains from nothing, with `new_model`, and a job has no `base_model`."""
+    """None: the task trains from scratch, with `new_model`, and a job has no `base_model`."""
     predictor: ClassVar[str | None] = None
     """Import path of the Serve builder that serves the task's models. None: vLLM serves them."""
     label_column: ClassVar[str | None] = None

@@ -1,4 +1,4 @@
-"""AdamW as every training uses it, and an optimizer over fp32 master weights for trials that share a process."""
+"""AdamW for every training, and an optimizer over fp32 master weights for trials that share a process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Errors of a machine that ran out of memory or disk, by their class, and what to change.
 
-Libraries that raise a class without meaning are converted here, and only here.
+Errors that a library raises without a class of their own are converted here only.
 """
 
 from __future__ import annotations

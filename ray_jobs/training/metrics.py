@@ -103,7 +103,8 @@ class TrainingMetrics:
         if is_new:
             steps, seconds = repeated_work(began_at_step, self._seen)
             self._seen.clear()
-            repeated = f"{steps} steps ({_roughly(seconds)} of work) are repeated" if steps else "no step is repeated"
+            time_text = f"{seconds:.0f} s" if seconds < 120 else duration(seconds)
+            repeated = f"{steps} steps ({time_text} of work) are repeated" if steps else "no step is repeated"
             data = {"from_step": began_at_step, "steps_again": steps, "seconds_again": round(seconds, 1)}
             self._job.event("info", f"resumes from step {began_at_step}; {repeated}", data)
         if not self._seen or step > self._seen[-1][0]:
@@ -126,10 +127,6 @@ class TrainingMetrics:
             if found[-1][0] <= began_at_step:
                 break
         return found[::-1]
-
-
-def _roughly(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else duration(seconds)
 
 
 def write_csv(store: Store, job_id: str, checkpoints: Iterable[Checkpoint]) -> str | None:

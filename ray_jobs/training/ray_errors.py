@@ -1,4 +1,4 @@
-"""Errors that Ray raises, as errors of ours: by the class of what they wrap. Does not call Ray."""
+"""Converts Ray's errors to Kitae's, by the class of the wrapped error. Does not call Ray."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WRAPPED = ("cause", "health_check_failure", "controller_failure")
 
 
 def explain(error: Exception, otherwise: str) -> Exception:
-    """The KitaeError inside an error of Ray's, or one that says what the error means.
+    """The KitaeError wrapped by an error of Ray's, or one that explains it.
 
     An unknown error becomes a TrainingError of `otherwise` and its last line.
     """

@@ -35,8 +35,6 @@ _UNCHECKED = "this key cannot be checked"
 
 
 class KeySource(Protocol):
-    """Source of API keys."""
-
     async def find(self, key: str) -> ApiKey | None:
         """Return the record of a valid key, or None. Raises ApiError 503 if validity is unknown."""
         ...

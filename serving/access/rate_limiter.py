@@ -32,8 +32,6 @@ _FIRST_SWEEP_KEYS = 1024
 
 @dataclass
 class _KeyUsage:
-    """Usage of one key."""
-
     limits: Limits
     """The key's limits at its latest request."""
     used_at_s: float
@@ -91,7 +89,7 @@ class RateLimiter:
     @contextmanager
     def request(self, key_id: str, limits: Limits) -> Iterator[None]:
         """Count a request of a key while it runs. Raises ApiError 429, and counts nothing, if a limit is reached."""
-        if not _has_rate_limits(limits):
+        if not any((limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests)):
             yield
             return
         now_s = self._clock()
@@ -152,10 +150,6 @@ def decide(usage: _KeyUsage, now_s: float) -> RateLimited | None:
         refusals.append(RateLimited("requests at the same time", limit, 1.0))
     longest = max(refusals, key=lambda refusal: refusal.wait_s, default=None)
     return longest if longest is not None and longest.wait_s > 0 else None
-
-
-def _has_rate_limits(limits: Limits) -> bool:
-    return any((limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests))
 
 
 def _headers(what: str, limit: int, remaining: int, reset_s: float) -> dict[str, str]:

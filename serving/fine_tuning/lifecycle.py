@@ -51,8 +51,6 @@ class StartRunner:
 
 @dataclass(frozen=True)
 class StopRunner:
-    """Stop a runner."""
-
     launch: Launch
 
 

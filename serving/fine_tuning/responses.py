@@ -18,7 +18,6 @@ _LEVELS: Mapping[str, Any] = {"info": "info", "warning": "warn", "error": "error
 
 
 def event_to_openai(event: Event, event_id: str) -> openai_types.FineTuningJobEvent:
-    """Convert an event."""
     return openai_types.FineTuningJobEvent(
         id=event_id,
         created_at=int(event.at.timestamp()),

@@ -52,13 +52,11 @@ class ApiError(Exception):
         self.details = [dict(detail) for detail in details]
 
     def body(self) -> dict[str, Any]:
-        """Return the response body."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error | ({"details": self.details} if self.details else {})}
 
     def response(self) -> JSONResponse:
-        """Return the response."""
         return _SafeJson(self.body(), status_code=self.status, headers=self.headers)
 
 

@@ -38,7 +38,6 @@ CPU_SHARE = 0.01
 
 
 def engine_settings(record: Deployment, hardware: Hardware) -> EngineSettings:
-    """Return the engine settings of a deployment record."""
     serving = record.serving
     return EngineSettings(
         dtype=serving_dtype(record.precision, hardware),

@@ -44,8 +44,6 @@ _MAX_RETRY_S = 60.0
 
 @dataclass(frozen=True)
 class RequestOutcome:
-    """Outcome of one request."""
-
     ok: bool
     seconds: float
     """Time to the response, or to a stream's first chunk; later chunks depend on the client's reading speed."""

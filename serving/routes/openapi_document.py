@@ -33,7 +33,6 @@ def install(app: FastAPI) -> None:
 
 
 def build_document(app: FastAPI) -> dict[str, Any]:
-    """Build the document of an app."""
     found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     components = found.setdefault("components", {})
     schemas = components.setdefault("schemas", {})

@@ -108,7 +108,7 @@ def test_a_task_with_its_own_loss_and_a_reference_runs_through_the_pipeline(stor
     assert np.dot(learnt, WANTED) / np.linalg.norm(learnt) / np.linalg.norm(WANTED) > 0.9
     card = (store.fetch(version.key) / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: reinforcement-learning" in card
-    assert "Trained from nothing for toy preference" in card
+    assert "Trained from scratch for toy preference" in card
     assert "base_model:" not in card.split("---")[1]
 
     again = pipeline.run(store, spec)
@@ -153,7 +153,7 @@ def test_a_job_file_says_what_a_task_without_a_base_takes(store: Store) -> None:
     fields = {"base_model": "org/base", "training": {"method": "lora"}}
     with pytest.raises(SpecError) as caught:
         job_file(store, "toy_preference", preferences(), **fields)
-    assert list(caught.value.details) == ["base_model: this task trains from nothing; leave base_model out"]
+    assert list(caught.value.details) == ["base_model: this task trains from scratch; leave base_model out"]
     with pytest.raises(SpecError) as caught:
         job_file(store, "toy_preference", preferences(), training={"method": "lora"})
     assert list(caught.value.details) == ["task: toy_preference has no base model to adapt; set training.method: full"]

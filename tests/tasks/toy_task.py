@@ -1,7 +1,7 @@
 """Two small tasks that use everything a task can say beyond the text tasks, and their predictors' import paths.
 
 `ToyPreference` trains by steps with a loss of its own against a frozen reference, on pairs of vectors; `ToyPopularity`
-counts items in closed form. Both train from nothing on named tensors, and have several measures.
+counts items in closed form. Both train from scratch on named tensors, and have several measures.
 
 Shapes: B rows, F features, C labels.
 """

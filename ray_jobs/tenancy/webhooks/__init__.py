@@ -17,19 +17,6 @@ from ray_jobs.tenancy.webhooks.sender import OUTCOMES, Answer, Sender
 from ray_jobs.tenancy.webhooks.targets import Policy
 
 __all__ = [
-    "EVENTS",
-    "OUTCOMES",
-    "Answer",
-    "Endpoint",
-    "EventType",
-    "Policy",
-    "Sender",
-    "add",
-    "endpoints",
-    "enqueue",
-    "get",
-    "next_try",
-    "remove",
-    "sign",
-    "test_event",
-]
+    "EVENTS", "OUTCOMES", "Answer", "Endpoint", "EventType", "Policy", "Sender", "add", "endpoints", "enqueue", "get",
+    "next_try", "remove", "sign", "test_event",
+]  # fmt: skip
