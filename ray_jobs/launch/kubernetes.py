@@ -1,6 +1,6 @@
 """Runners as RayJobs in Kueue's queues: the launcher of a Kubernetes cluster.
 
-Owns which requests are sent, and when. The RayJob's content is in `rayjob`, the reading of its state in `runner_state`.
+Owns which requests are sent, and when. `rayjob_manifest` builds the RayJob, `runner_state` reads its state.
 Several processes may launch at once: a RayJob's name is its runner's id, so the second one finds the first one's.
 
 `runners` reads the informers; with `fresh`, or where an informer has no recent answer, it lists from the server. If the
@@ -37,7 +37,7 @@ from ray_jobs.kueue import capacity
 from ray_jobs.kueue.queues import NO_QUEUES, Queues
 from ray_jobs.kueue.start_estimate import estimate_starts
 from ray_jobs.kueue.workload import admitted_at, is_waiting, key
-from ray_jobs.launch import rayjob, runner_state
+from ray_jobs.launch import rayjob_manifest, runner_state
 from ray_jobs.launch.launcher import Needs, Runner
 from ray_jobs.launch.runner_state import RunnerObjects
 
@@ -68,7 +68,7 @@ class KubernetesLauncher:
 
     def check(self, needs: Needs) -> None:
         """RequestTooLarge, UnknownQueue; see `Launcher`."""
-        team = rayjob.team_of(self.settings, needs.team)
+        team = rayjob_manifest.team_of(self.settings, needs.team)
         queue = self.cluster.get(LOCAL_QUEUE, team.queue, team.namespace)
         if queue is None:
             existing = [found["metadata"]["name"] for found in self.cluster.list(LOCAL_QUEUE, team.namespace)]
@@ -78,12 +78,14 @@ class KubernetesLauncher:
             )
         queues, cohorts = self.cluster.list(CLUSTER_QUEUE), self._list_or_none(COHORT, fresh=True)
         found = capacity.quotas(queue["spec"]["clusterQueue"], queues, cohorts)
-        capacity.check(needs.team, rayjob.requests(self.settings, needs), found)
+        capacity.check(needs.team, rayjob_manifest.requests(self.settings, needs), found)
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         """Create the RayJob; do nothing if it exists."""
         ray_version = metadata.version("ray")  # jobs run in this process' image
-        body = rayjob.manifest(self.settings, runner_id, arguments, environment, needs, ray_version=ray_version)
+        body = rayjob_manifest.manifest(
+            self.settings, runner_id, arguments, environment, needs, ray_version=ray_version
+        )
         namespace = body["metadata"]["namespace"]
         try:
             self.cluster.create(RAY_JOB, body, namespace)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from ray_jobs.cluster import settings
-from ray_jobs.launch import rayjob
+from ray_jobs.launch import rayjob_manifest
 from ray_jobs.launch.launcher import Needs
 from ray_jobs.spec import parse_spec
 from tests.charts import chart_values, helm
@@ -30,7 +30,7 @@ def launched(profile: str) -> dict[str, Any]:
     spec = parse_spec(chart_values.job()["job"]["spec"])
     environment = {"KITAE_STORE": "s3://models/kitae"}
     arguments = ["resume", spec.job_id, "--launched"]
-    return rayjob.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec), ray_version="2.60.0")
+    return rayjob_manifest.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec), ray_version="2.60.0")
 
 
 def released() -> dict[str, Any]:

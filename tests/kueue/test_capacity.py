@@ -14,7 +14,7 @@ from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.errors import RequestTooLarge, UnknownQueue
 from ray_jobs.kueue import capacity
 from ray_jobs.kueue.capacity import Quota
-from ray_jobs.launch import rayjob
+from ray_jobs.launch import rayjob_manifest
 from ray_jobs.launch.launcher import Needs
 from tests.cluster.builders import SETTINGS, cluster_queue
 
@@ -60,7 +60,7 @@ def test_a_cohorts_own_quota_counts_and_a_parent_hides_the_limit() -> None:
     nested = {**cohort, "spec": {**cohort["spec"], "parentName": "company"}}
     assert gpus("a", queue, cohorts=(nested,)).largest is None
     needs = Needs("j", "0" * 16, "blue", 0, 1000, 4.0, 1)
-    capacity.check("blue", rayjob.requests(SETTING, needs), capacity.quotas("a", [queue], [nested]))
+    capacity.check("blue", rayjob_manifest.requests(SETTING, needs), capacity.quotas("a", [queue], [nested]))
     with pytest.raises(UnknownQueue, match="existing: a"):
         capacity.quotas("b", [queue])
 
@@ -74,7 +74,7 @@ def test_exactly_the_requests_that_fit_an_empty_cluster_pass_the_check(
 ) -> None:
     queues = [cluster_queue("a", gpus=own, cpu="64", borrowing=borrowing), cluster_queue("b", gpus=other, cpu="64")]
     needs = Needs("j", "0" * 16, "blue", 0, workers, float(cpu), per_worker)
-    requested = rayjob.requests(SETTING, needs)
+    requested = rayjob_manifest.requests(SETTING, needs)
     wanted = {
         name: sum((pods.count * pods.requests.get(name, Decimal(0)) for pods in requested), Decimal(0))
         for name in ("cpu", "memory", "nvidia.com/gpu")
