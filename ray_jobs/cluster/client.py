@@ -108,7 +108,7 @@ class Cluster:
         return self.listing(kind, namespace, labels=labels).items
 
     def listing(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> Listing:
-        """As `list`, with the resourceVersion."""
+        """`list`, with the resourceVersion."""
         try:
             return self._pages(kind, namespace, labels, limit=self._page_size)
         except Expired:  # a later page of an expired version

@@ -1,7 +1,6 @@
-"""From the best checkpoint to an `Evaluation`: the candidate in the store, scored beside its base on held-out rows.
+"""Evaluates the best checkpoint: stores the candidate, and scores it and its base on held-out rows.
 
-Owns the order of the steps and what is kept of them. The endpoint is compared in `parity.py`; the trainer's side of it
-is computed here, while the model is in memory.
+Also computes the trainer's side of parity, while the model is in memory; `parity.py` compares it with the engine.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Evaluation(BaseModel):
     base: dict[str, float]
     tuned: dict[str, float]
     base_is: str
-    """What `base` scores: the base model or, where that has no head for the task, the task's baseline."""
+    """Source of `base`: the base model or, where that has no head for the task, the task's baseline."""
     held_out_rows: int
     parity_prompts: tuple[ParityPrompt, ...]
 

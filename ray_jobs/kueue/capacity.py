@@ -32,9 +32,9 @@ class Quota:
     borrowed: Decimal
     """As Kueue reports it."""
     available: Decimal
-    """What the queue could use at once, own and borrowed."""
+    """Amount that the queue can use now, own and borrowed."""
     largest: Decimal | None
-    """What the queue could use while all others are idle. None: unknown, because its cohort has a parent."""
+    """Amount that the queue can use while all others are idle. None: unknown, because its cohort has a parent."""
 
     @property
     def nominal(self) -> Decimal:

@@ -1,4 +1,4 @@
-"""What each team uses of one resource and has available: Kueue's arithmetic of a flat cohort. Pure.
+"""Usage and availability of one resource by team: Kueue's arithmetic of a flat cohort. Pure.
 
 Follows `available` and `potentialAvailable` in Kueue's pkg/cache/scheduler/resource_node.go, with one cohort above the
 queues. Amounts are whole thousandths, for speed: the simulation calls this millions of times.
@@ -41,14 +41,14 @@ class CohortUsage:
         self.lent += (used - guaranteed if used > guaranteed else 0) - before
 
     def available(self, team: str) -> int:
-        """What the team could use at once, own and borrowed. Negative where the quota is exceeded."""
+        """Amount that the team can use now, own and borrowed. Negative where the quota is exceeded."""
         guaranteed, used = self.guaranteed[team], self.used[team]
         from_cohort = self.lendable - self.lent
         limit = self.nominal[team] - max(guaranteed, used) + self.borrow[team]
         return max(0, guaranteed - used) + min(from_cohort, limit)
 
     def most(self, team: str) -> int:
-        """What the team could use while all others are idle."""
+        """Amount that the team can use while all others are idle."""
         return min(self.guaranteed[team] + self.lendable, self.nominal[team] + self.borrow[team])
 
 

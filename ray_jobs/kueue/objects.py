@@ -19,7 +19,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Reservation:
-    """What a queue's workloads reserve of one flavor's resource."""
+    """Reservation of one flavor's resource by a queue's workloads."""
 
     used: Decimal
     """Borrowed quota included."""

@@ -122,7 +122,7 @@ def estimate_starts(
 def _running(
     workload: Object, team: str, pool: Pool, resources: Mapping[str, str], now_s: float, left_s: float
 ) -> list[tuple[QueuedJob, str]]:
-    """What a Workload with quota holds of each flavor's counted resource."""
+    """Each flavor's counted resource that a Workload with quota holds."""
     name = "/".join(key(workload))
     return [
         (QueuedJob(name, team, now_s, left_s, float(amount), pool.kinds[flavor], priority(workload)), flavor)

@@ -29,7 +29,7 @@ class PodSet:
 
 
 def totals(workload: Object) -> Amounts:
-    """What the whole Workload requests, as Kueue counts it.
+    """Total requests of a Workload, as Kueue counts them.
 
     With quota: the usage in its admission. Before that: `status.resourceRequests`, which Kueue writes when it considers
     the Workload (RuntimeClass overhead, LimitRange defaults and transformations included). Else: its pod sets.
@@ -45,7 +45,7 @@ def totals(workload: Object) -> Amounts:
 
 
 def usage(workload: Object) -> dict[tuple[str, str], Decimal]:
-    """What its admission assigns, by (flavor, resource)."""
+    """Amounts that its admission assigns, by (flavor, resource)."""
     found: dict[tuple[str, str], Decimal] = {}
     for pods in ((workload.get("status") or {}).get("admission") or {}).get("podSetAssignments") or []:
         amounts = _amounts(pods.get("resourceUsage"))

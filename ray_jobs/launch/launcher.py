@@ -36,7 +36,7 @@ UNKNOWN, UNREACHABLE = Runner("unknown"), Runner("unreachable")
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job requests of the cluster, and the team that it counts for."""
+    """A job's requests to the cluster, and the team whose quota they count against."""
 
     job_id: str
     digest: str

@@ -51,7 +51,7 @@ def fetch_base(store: Store, key: str) -> Path | None:
 
 
 def load_processor(directory: Path | None, task: str) -> Any:
-    """What turns the task's rows into tensors: the tokenizer or image processor of a model directory, None without one.
+    """The tokenizer or image processor of a model directory; None without a directory.
 
     Raises ModelError where the directory lacks it, or lacks a chat template that the task needs.
     """

@@ -23,7 +23,7 @@ O = TypeVar("O")  # noqa: E741  # an output
 
 
 class StageOutput(BaseModel):
-    """What a stage leaves in its record."""
+    """A stage's output, stored in its record."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -64,7 +64,7 @@ class SearchOutcome(StageOutput):
     """A search's best trial."""
 
     inputs: TrainInputs
-    """Those of the best trial's training."""
+    """Inputs of the best trial's training."""
     run: str
     params: dict[str, Any]
     checkpoint: str
@@ -100,7 +100,7 @@ class Published(StageOutput):
 
 
 class DeployedEndpoint(StageOutput):
-    """Where a deployed version answers."""
+    """The endpoint of a deployed version."""
 
     url: str
     version: str
@@ -182,7 +182,7 @@ class Flow:
 
     @property
     def train_inputs(self) -> TrainInputs:
-        """Those of the training whose checkpoint is evaluated."""
+        """Inputs of the training whose checkpoint is evaluated."""
         if self.search is not None and not self.retrains:
             return self.search.inputs
         return TrainInputs(

@@ -141,7 +141,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What a run would do."""
+    """The stages of a job, and the action that a run would take for each."""
 
     job_id: str
     spec: JobSpec

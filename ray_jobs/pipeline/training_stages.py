@@ -1,4 +1,4 @@
-"""From encoded rows to a checkpoint: the search for the best trial, and the training."""
+"""Search and training: from encoded rows to a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster's queues hold now, why Workloads wait, and when they may start. Pure.
+"""Present usage of a cluster's queues, reasons why Workloads wait, and their estimated starts. Pure.
 
 rows(queues, workloads)                        a row for each team, flavor and resource
 waiting(queues, workloads, now=…, older=…)     an entry for each Workload without quota
@@ -32,7 +32,7 @@ class QuotaRow:
     lent: Amount
     """Unused nominal quota that is out of reach because others borrow it."""
     available: Amount
-    """What the team could use at once, own and borrowed."""
+    """Amount that the team can use now, own and borrowed."""
     waiting: Amount
     """Total requests of its Workloads without quota, in the flavor in which Kueue tries them first."""
     waiting_jobs: int
@@ -48,7 +48,7 @@ class WaitingWorkload:
     name: str
     namespace: str
     flavor: str | None
-    """In which Kueue tries it first. None: no flavor of its team has what it requests."""
+    """The flavor that Kueue tries first. None: no flavor of its team has what it requests."""
     asks: Mapping[str, Amount]
     """Total requests, by resource."""
     priority: int

@@ -189,7 +189,7 @@ def _claim(store: Store, name: str, lineage: Lineage, lineage_digest: str) -> tu
     for number, document in zip(sorted(claimed), documents, strict=True):
         if _is_claim_of(document, lineage_digest):
             return str(number), lineage_of(document["lineage"])
-    # As it is read back, so that every process writes the same model card, byte for byte.
+    # In the form in which it is read back, so that every process writes the same model card, byte for byte.
     mine = json.loads(canonical_json({"lineage_digest": lineage_digest, "lineage": lineage_json(lineage)}))
     first = max(claimed, default=0) + 1
     for number in range(first, first + _MOST_CLAIMS_TRIED):

@@ -38,7 +38,7 @@ _GROUPS_KEPT = 2
 
 @dataclass(frozen=True)
 class SharedTrainerState:
-    """What a shared trainer reports to a poll."""
+    """Answer of a shared trainer to a poll."""
 
     results: tuple[Result, ...]
     """Since the last poll."""
@@ -49,7 +49,7 @@ class SharedTrainerState:
 
 
 def mode_of(spec: JobSpec) -> tuple[Mode, str]:
-    """Where a trial can run, and why it cannot share. Pure."""
+    """The mode in which a trial runs, and why it cannot share. Pure."""
     training, compute = spec.training, spec.compute
     if compute.zero_stage == 3 or compute.offload != "none":
         why = f"compute.zero_stage {compute.zero_stage} splits or moves the weights"

@@ -74,7 +74,7 @@ class Trial:
     state: TrainingState
     optimizer: MasterWeights
     first: Position
-    """Where the segment begins, also when it resumes from a later checkpoint."""
+    """Position at the segment's start, even if it resumes from a later checkpoint."""
     seconds: float = 0.0
     """Its share of the rounds, by tokens."""
     start_s: float = 0.0
@@ -96,7 +96,7 @@ class TrialGroup:
     limit: int
     """Most tokens of a forward pass."""
     concurrent: ConcurrentPasses = field(default_factory=ConcurrentPasses)
-    """Where passes run; several at a time only on a CPU."""
+    """Runs the passes; several at a time only on a CPU."""
     trials: dict[str, Trial] = field(default_factory=dict)
 
     def add(self, task: TrialTask) -> None:
@@ -262,7 +262,7 @@ class TrialGroup:
 
 
 def first_position(store: Store, inputs: TrainInputs) -> Position:
-    """Where a segment begins: at its source's checkpoint, or at the base model."""
+    """Position at a segment's start: of its source's checkpoint, or of the base model."""
     until = inputs.until
     source = checkpoint.load(store, until.resume_from) if until is not None and until.resume_from is not None else None
     return source.position if source is not None else Position()

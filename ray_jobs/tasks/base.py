@@ -1,4 +1,4 @@
-"""What a task is: its columns, how a row is checked and encoded, its loss, its measures, and what serves its models.
+"""The interface of a task: columns, validation and encoding of rows, loss, measures, base and predictor.
 
 A task is data handed to one pipeline and one training loop, never a branch in them. Knows nothing of stores, workers,
 methods or job files; torch and transformers are imported only inside the functions that run a model.
@@ -47,7 +47,7 @@ LOSS = Measure("loss", higher_is_better=False)
 
 @dataclass(frozen=True)
 class BaseNeeds:
-    """What a task needs of a base model, and what is put on it."""
+    """Requirements of a task on a base model, and the head that is added to it."""
 
     architectures: tuple[str, ...]
     """Endings of the architecture names that the task can start from."""
@@ -61,7 +61,7 @@ class BaseNeeds:
     frozen_learning_rate: float
     """Peak learning rate of `method: frozen` where the job file has none."""
     frozen_features: Literal["first_token", "all_tokens"]
-    """What the trained part reads of the frozen part's output: trials on one frozen base share it."""
+    """Outputs of the frozen part that the trained part reads: trials on one frozen base share them."""
     excluded_architectures: tuple[str, ...] = ()
     """Endings that rule a name out, although it ends in one of `architectures`."""
     chat_template: bool = False
@@ -75,7 +75,7 @@ class EncodedRow(Protocol):
 
     @property
     def length(self) -> int:
-        """What the row takes of `micro_batch_tokens`: its tokens, or 1 for a row of a fixed size."""
+        """The row's share of `micro_batch_tokens`: its tokens, or 1 for a row of a fixed size."""
         ...
 
     @property
@@ -134,7 +134,7 @@ class Batch:
     """(row, position) of each supervised prediction where the model predicts every position; None: the model's logits
     are already those of `targets_S`."""
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What the loss needs and the model does not take."""
+    """Inputs of the loss that are not inputs of the model."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -170,7 +170,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a trained model is compared with where no base model can do the task."""
+    """Comparison for a trained model where no base model can do the task."""
 
     metrics: dict[str, float]
     """`loss` and the task's measures."""
@@ -282,7 +282,7 @@ class Task(ABC, Generic[E]):
         raise NotImplementedError(f"{self.name} trains by optimizer steps")
 
     def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
-        """What needs no training, on the held-out rows: the comparison where no base model can do the task."""
+        """Metrics on the held-out rows that need no training, where no base model can do the task."""
         raise NotImplementedError(f"{self.name} is compared with its base model")
 
     @abstractmethod

@@ -1,1 +1,1 @@
-"""What belongs to a team: API keys, usage and webhooks. Knows no HTTP routes and counts no limits."""
+"""Teams' API keys, usage and webhooks. Knows no HTTP routes and counts no limits."""

@@ -172,5 +172,5 @@ def check_cluster(job_id: str) -> None:
 
 
 def cluster_lost(job_id: str) -> str:
-    """What to do after the cluster was lost. Pure."""
+    """Advice after the cluster was lost. Pure."""
     return f"the Ray cluster was lost; once it runs again, `kitae resume {job_id}` resumes from the last checkpoint"

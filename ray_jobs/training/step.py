@@ -129,7 +129,7 @@ def restored(
 
 
 def not_finite(loss: float, step: int, steps: int, rate: float) -> LossNotFinite:
-    """What to change when a training loss is not finite. Pure; `step` is 0-based."""
+    """The error of a training loss that is not finite, with advice. Pure; `step` is 0-based."""
     return LossNotFinite(
         f"the training loss is {loss} at step {step + 1} of {steps} (learning rate {rate:.3g}): lower "
         "training.learning_rate, or set training.max_grad_norm; the weights of this step are not kept"

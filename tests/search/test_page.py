@@ -67,7 +67,7 @@ def test_the_table_has_the_winner_first_and_the_cost_last() -> None:
     assert rest[0][-1] == "stopped at rung 2"
     tokens = sum(result.tokens for result in results.values())
     assert text.splitlines()[-1] == (
-        f"9 trials, {len(results)} runs, {tokens:,} tokens, {2 * len(results)} worker-seconds; "
+        f"9 trials, {len(results)} segments, {tokens:,} tokens, {2 * len(results)} worker-seconds; "
         "sampling ended: every trial has run"
     )
 
