@@ -63,9 +63,8 @@ def table(problem: Problem, results: Results, schedule: Schedule, *, limit: int 
     shared = 1 if problem.spec.compute.gpus_per_worker else workers
     seconds = sum(result.seconds * (shared if result.shared else workers) for result in results.values())
     why = "sampling continues" if schedule.sampling else f"sampling ended: {_plain(schedule.why) or 'nothing ran'}"
-    lines.append(
-        f"{len(trials)} trials, {len(results)} segments, {tokens:,} tokens, {seconds:,.0f} worker-seconds; {why}"
-    )
+    cost = f"{tokens:,} tokens, {seconds:,.0f} worker-seconds"
+    lines.append(f"{len(trials)} trials, {len(results)} segments, {cost}; {why}")
     return "\n".join(lines)
 
 

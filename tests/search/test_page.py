@@ -155,7 +155,7 @@ def test_an_empty_search_has_a_page_without_figures() -> None:
     nothing = Schedule((), sampling=False)
     assert "There are no results yet." in page(problem, {}, nothing, {}, title="greeter-1")
     assert table(problem, {}, nothing).endswith(
-        "0 trials, 0 runs, 0 tokens, 0 worker-seconds; sampling ended: nothing ran"
+        "0 trials, 0 segments, 0 tokens, 0 worker-seconds; sampling ended: nothing ran"
     )
 
 
