@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ray_jobs.cluster.kinds import Kind
     from ray_jobs.storage import Store
 
-Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
 
 def open_store(*, check: bool = True) -> Store:
     """The store of KITAE_STORE; without it, the store of this directory's local service."""

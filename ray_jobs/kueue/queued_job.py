@@ -50,7 +50,3 @@ class QueuedJobOutcome:
         first = self.allocations[0].start_s - self.queued_job.arrival_s
         later = sum(b.start_s - a.end_s for a, b in zip(self.allocations, self.allocations[1:], strict=False))
         return first + later
-
-    @property
-    def run_s(self) -> float:
-        return sum(allocation.end_s - allocation.start_s for allocation in self.allocations)

@@ -41,10 +41,6 @@ class Measure:
     higher_is_better: bool = True
 
 
-LOSS = Measure("loss", higher_is_better=False)
-"""Mean loss a supervised label: every task has it, and the gate compares it."""
-
-
 @dataclass(frozen=True)
 class BaseNeeds:
     """Requirements of a task on a base model, and the head that is added to it."""

@@ -5,8 +5,6 @@ Does not decide when a job has ended (`lifecycle`).
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ray_jobs import jobs
 from ray_jobs.jobs import JobRecord
 from ray_jobs.spec import JobSpec
@@ -16,7 +14,6 @@ from ray_jobs.tenancy.usage import UsageRow, write_training
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob
 
-Ended = Literal["succeeded", "failed", "cancelled"]
 _EVENTS: dict[str, webhooks.EventType] = {
     "succeeded": "fine_tuning.job.succeeded",
     "failed": "fine_tuning.job.failed",
