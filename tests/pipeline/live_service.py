@@ -44,6 +44,11 @@ class Driver:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
+    @property
+    def last_line(self) -> str:
+        """The command's own last line: Ray prints messages of a raylet as they arrive, also after the end."""
+        return [line for line in self.output.strip().splitlines() if "(raylet)" not in line][-1]
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
