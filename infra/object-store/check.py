@@ -17,7 +17,18 @@ import sys
 from ray_jobs.errors import KitaeError, ObjectNotFound, StoreAccessDenied
 from ray_jobs.storage import Store
 
-FORBIDDEN = ("keys/", "teams/", "open/", "uploads/", "usage/", "webhooks/", "webhooks-out/", "traffic/", "shares/")
+FORBIDDEN = (
+    "keys/",
+    "places/",
+    "teams/",
+    "open/",
+    "uploads/",
+    "usage/",
+    "webhooks/",
+    "webhooks-out/",
+    "traffic/",
+    "shares/",
+)
 """Prefixes for the endpoint and the operator's command line only."""
 
 
