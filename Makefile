@@ -58,7 +58,7 @@ demo: setup ## fine-tune a small model on this machine, check it, serve it, talk
 stop: setup ## stop what `make demo` and `kitae local up` started, and nothing else
 	@$(BIN)/kitae local down
 
-test-fast: setup ## the pure and in-process tests, in two minutes (TESTS=… for some)
+test-fast: setup ## the pure and in-process tests (TESTS=… for some)
 	@$(BIN)/pytest -n 2 -m 'not heavy and not slow' $(TESTS)
 
 test: setup ## all tests: the light ones, then the heavy ones, two at a time (TESTS=… for some)
