@@ -1,4 +1,7 @@
-"""Deploying without Ray: needed records, how they merge, and every answer of the Serve API."""
+"""Deploying without Ray: needed records, how they merge, and every answer of the Serve API.
+
+Over 400 lines: the tests share one fake of the Serve API and its records.
+"""
 
 from __future__ import annotations
 
