@@ -20,7 +20,7 @@ def test_the_catalogue_records_a_bases_tasks_and_keeps_its_name(store: Store, tm
     assert (entry.tasks, entry.max_tokens) == (("chat",), 256)
     assert bases.add(store, str(tmp_path / "chat"), "tiny").digest == entry.digest  # again
     assert bases.add(store, str(save_encoder(tmp_path / "encoder"))).tasks == ("text_classification",)
-    with pytest.raises(ModelError, match="another base already"):
+    with pytest.raises(ModelError, match="is another base"):
         bases.add(store, str(save_causal(tmp_path / "other", seed=1)), "tiny")
     assert bases.fingerprint(store, "tiny") == entry.digest
     assert bases.prepare(store, "tiny", "chat").key == entry.key
