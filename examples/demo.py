@@ -146,7 +146,8 @@ def ask(store: Store, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
     """Ask base and tuned model the first held-out questions. Raises ServingError if the endpoint does not answer."""
     import openai
 
-    from ray_jobs import data, registry
+    from ray_jobs import registry
+    from ray_jobs.data import dataset
 
     client = openai.OpenAI(base_url=endpoint(), api_key=os.environ["KITAE_API_KEY"], timeout=120.0)
 
@@ -164,7 +165,7 @@ def ask(store: Store, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
 
     answers = []
     version = registry.get(store, f"{result['model']}@{result['version']}")
-    for row in data.load(store, version.lineage.dataset_digest).held_out_rows[:QUESTIONS]:
+    for row in dataset.load(store, version.lineage.dataset_digest).held_out_rows[:QUESTIONS]:
         asked, expected = row["messages"][-2:]
         question = str(asked["content"])
         base, tuned = answer(version.base_name, question), answer(version.name, question)

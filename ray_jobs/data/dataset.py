@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +25,6 @@ from ray_jobs.tasks.base import Row, Task
 
 TRAIN_FILE = "train.jsonl"
 HELD_OUT_FILE = "held_out.jsonl"
-_FORMAT = 1
-_MOST_LABELS_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,16 @@ class DatasetFiles:
 
     @cached_property
     def train_rows(self) -> list[Row]:
-        return list(iterate(self.train))
+        return _read(self.train)
 
     @cached_property
     def held_out_rows(self) -> list[Row]:
-        return list(iterate(self.held_out))
+        return _read(self.held_out)
 
 
-def iterate(path: Path) -> Iterator[Row]:
-    """The rows of one of a dataset's files, in order."""
+def _read(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield json.loads(line)
+        return [json.loads(line) for line in file]
 
 
 def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
@@ -83,33 +79,25 @@ def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
     with tempfile.TemporaryDirectory(prefix="kitae-dataset-") as temporary:
         scratch = Path(temporary)
         train, held_out = _ingest(store, data, task, scratch)
-        leaked = 0
         chosen = choose(train.digests, data.max_rows)
         tree = scratch / "tree"
         tree.mkdir()
+        leaked = 0
+        set_aside: Sequence[int]
         if held_out is None:
-            sides = split(train.digests, chosen, data.held_out_fraction)
-            kept: list[int] = list(sides.train)
-            train.copy(kept, tree / TRAIN_FILE)
-            train.copy(sides.held_out, tree / HELD_OUT_FILE)
-            held_out_labels = train.labels_of(sides.held_out)
-            held_out_count = len(sides.held_out)
+            kept, set_aside = split(train.digests, chosen, data.held_out_fraction)
         else:
-            kept = without_leak(train.digests, chosen, set(held_out.digests))
+            kept, set_aside = without_leak(train.digests, chosen, set(held_out.digests)), range(len(held_out.digests))
             leaked = len(chosen) - len(kept)
-            train.copy(kept, tree / TRAIN_FILE)
-            everything = range(len(held_out.digests))
-            held_out.copy(everything, tree / HELD_OUT_FILE)
-            held_out_labels = held_out.labels_of(everything)
-            held_out_count = len(held_out.digests)
-        labels = train.labels_of(kept)
+        labels = train.copy(kept, tree / TRAIN_FILE)
+        held_out_labels = (held_out or train).copy(set_aside, tree / HELD_OUT_FILE)
         if task.label_column is not None:
             _check_labels(labels, held_out_labels)
         facts = {
-            "format": _FORMAT,
+            "format": 1,
             "task": task.name,
             "train_rows": len(kept),
-            "held_out_rows": held_out_count,
+            "held_out_rows": len(set_aside),
             "labels": sorted(labels),
             "repeated_rows": len(kept) - len({train.digests[i] for i in kept}),
             "leaked_rows": leaked,
@@ -136,17 +124,11 @@ class _Spool:
     digests: list[bytes]
     labels: list[str | None]
 
-    def copy(self, rows: Iterable[int], path: Path) -> None:
-        """Write these rows (ascending numbers) to a file."""
-        wanted = iter(rows)
-        upcoming = next(wanted, None)
+    def copy(self, rows: Sequence[int], path: Path) -> set[str]:
+        """Write these rows (ascending numbers) to a file. Returns their labels."""
+        wanted = set(rows)
         with self.path.open("rb") as source, path.open("wb") as target:
-            for i, line in enumerate(source):
-                if i == upcoming:
-                    target.write(line)
-                    upcoming = next(wanted, None)
-
-    def labels_of(self, rows: Iterable[int]) -> set[str]:
+            target.writelines(line for i, line in enumerate(source) if i in wanted)
         return {label for i in rows if (label := self.labels[i]) is not None}
 
 
@@ -181,7 +163,7 @@ def _check_labels(train: set[str], held_out: set[str]) -> None:
         raise DataError(
             f"{len(unknown)} label(s) occur only in held-out rows, so they cannot be learnt: add training rows with "
             "them, or remove them",
-            details=[repr(label) for label in unknown[:_MOST_LABELS_SHOWN]],
+            details=[repr(label) for label in unknown[:20]],
         )
 
 

@@ -5,7 +5,6 @@ Owns the file of encoded rows and the policy for rows that are too long. Does no
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,138 +19,82 @@ _SHOWN = 100
 """Most rows an error names one by one."""
 
 
-class Encoded(ABC):
-    """N encoded rows, which a task's `collate` takes."""
+@dataclass(frozen=True)
+class Encoded:
+    """N encoded rows, which a task's `collate` takes: named arrays, each name's end to end along the first axis.
 
-    @staticmethod
-    def of(examples: Sequence[Any]) -> Encoded:
+    Row i of `items` is `values["items"][ends["items"][i-1]:ends["items"][i]]`.
+    """
+
+    values: Mapping[str, np.ndarray]
+    ends: Mapping[str, np.ndarray]
+    lengths: tuple[int, ...]
+    """Each row's share of `micro_batch_tokens`."""
+    supervised: tuple[int, ...]
+    """Each row's number of labels in the loss."""
+    tokens: bool
+    """Rows are `Example`s, with the arrays `input_ids` and `labels`; else `TensorExample`s."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Any]) -> Encoded:
         """Lay examples of one kind end to end."""
-        return EncodedTokens.of(examples) if isinstance(examples[0], Example) else EncodedTensors.of(examples)
+        rows = [_arrays(example) for example in examples]
+        return cls(
+            {name: np.concatenate([row[name] for row in rows]) for name in rows[0]},
+            {name: np.cumsum([len(row[name]) for row in rows], dtype=np.int64) for name in rows[0]},
+            tuple(example.length for example in examples),
+            tuple(example.supervised for example in examples),
+            tokens=isinstance(examples[0], Example),
+        )
 
-    @staticmethod
-    def load(path: Path) -> Encoded:
+    @classmethod
+    def load(cls, path: Path) -> Encoded:
         """Read what `save` wrote."""
         from safetensors.numpy import load_file
 
         arrays = load_file(path)
-        return EncodedTokens(**arrays) if "input_ids" in arrays else EncodedTensors.from_arrays(arrays)
+        tokens = "input_ids" in arrays
+        if tokens:
+            values = {"input_ids": arrays["input_ids"], "labels": arrays["labels"]}
+            ends = {"input_ids": arrays["input_ends"], "labels": arrays["label_ends"]}
+            counted = np.concatenate([[0], np.cumsum(values["labels"] != IGNORED)])[ends["labels"]]
+            lengths, supervised = np.diff(ends["input_ids"], prepend=0), np.diff(counted, prepend=0)
+        else:
+            values, ends = (
+                {name.removesuffix(part): array for name, array in arrays.items() if name.endswith(part)}
+                for part in (".values", ".ends")
+            )
+            lengths, supervised = arrays["lengths"], arrays["supervised"]
+        return cls(values, ends, tuple(lengths.tolist()), tuple(supervised.tolist()), tokens)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file."""
         from safetensors.numpy import save_file
 
-        save_file(dict(self._arrays()), path)
+        if self.tokens:
+            arrays = {**self.values, "input_ends": self.ends["input_ids"], "label_ends": self.ends["labels"]}
+        else:
+            arrays = {f"{name}.values": array for name, array in self.values.items()}
+            arrays |= {f"{name}.ends": array for name, array in self.ends.items()}
+            arrays |= {"lengths": np.asarray(self.lengths), "supervised": np.asarray(self.supervised)}
+        save_file(arrays, path)
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    @abstractmethod
     def __getitem__(self, i: int) -> Any:
         """Row i, of the kind that the task's `encode` returns."""
-
-    @property
-    @abstractmethod
-    def lengths(self) -> tuple[int, ...]:
-        """Each row's share of `micro_batch_tokens`."""
-
-    @property
-    @abstractmethod
-    def supervised(self) -> tuple[int, ...]:
-        """Each row's number of labels in the loss."""
-
-    @abstractmethod
-    def _arrays(self) -> Mapping[str, np.ndarray]: ...
+        starts = {name: ends[i - 1] if i else 0 for name, ends in self.ends.items()}
+        row = {name: array[starts[name] : self.ends[name][i]] for name, array in self.values.items()}
+        if self.tokens:
+            return Example(tuple(row["input_ids"].tolist()), tuple(row["labels"].tolist()))
+        return TensorExample(row, self.supervised[i], self.lengths[i])
 
 
-@dataclass(frozen=True)
-class EncodedTokens(Encoded):
-    """Rows as tokens: example i is `input_ids[input_ends[i-1]:input_ends[i]]`, and likewise its labels."""
-
-    input_ids: np.ndarray
-    input_ends: np.ndarray
-    labels: np.ndarray
-    label_ends: np.ndarray
-
-    @staticmethod
-    def of(examples: Sequence[Example]) -> EncodedTokens:
-        flat_ids = [token for example in examples for token in example.input_ids]
-        flat_labels = [label for example in examples for label in example.labels]
-        return EncodedTokens(
-            np.asarray(flat_ids, dtype=np.int32),
-            np.cumsum([len(example.input_ids) for example in examples], dtype=np.int64),
-            np.asarray(flat_labels, dtype=np.int32),
-            np.cumsum([len(example.labels) for example in examples], dtype=np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.input_ends)
-
-    def __getitem__(self, i: int) -> Example:
-        return Example(
-            tuple(self.input_ids[slice(*_bounds(self.input_ends, i))].tolist()),
-            tuple(self.labels[slice(*_bounds(self.label_ends, i))].tolist()),
-        )
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(np.diff(self.input_ends, prepend=0).tolist())
-
-    @property
-    def supervised(self) -> tuple[int, ...]:
-        counted = np.concatenate([[0], np.cumsum(self.labels != IGNORED)])
-        return tuple(np.diff(counted[self.label_ends], prepend=0).tolist())
-
-    def _arrays(self) -> Mapping[str, np.ndarray]:
-        return vars(self)
-
-
-@dataclass(frozen=True)
-class EncodedTensors(Encoded):
-    """Rows as named arrays, each name's end to end along the first axis: row i of `items` is
-    `values["items"][ends["items"][i-1]:ends["items"][i]]`."""
-
-    values: Mapping[str, np.ndarray]
-    ends: Mapping[str, np.ndarray]
-    row_lengths: np.ndarray
-    row_supervised: np.ndarray
-
-    @staticmethod
-    def of(examples: Sequence[TensorExample]) -> EncodedTensors:
-        names = examples[0].tensors
-        return EncodedTensors(
-            {name: np.concatenate([example.tensors[name] for example in examples]) for name in names},
-            {name: np.cumsum([len(example.tensors[name]) for example in examples], dtype=np.int64) for name in names},
-            np.asarray([example.length for example in examples], dtype=np.int64),
-            np.asarray([example.supervised for example in examples], dtype=np.int64),
-        )
-
-    @staticmethod
-    def from_arrays(arrays: Mapping[str, np.ndarray]) -> EncodedTensors:
-        values, ends = (
-            {name.removesuffix(part): array for name, array in arrays.items() if name.endswith(part)}
-            for part in (".values", ".ends")
-        )
-        return EncodedTensors(values, ends, arrays["lengths"], arrays["supervised"])
-
-    def __len__(self) -> int:
-        return len(self.row_lengths)
-
-    def __getitem__(self, i: int) -> TensorExample:
-        tensors = {name: values[slice(*_bounds(self.ends[name], i))] for name, values in self.values.items()}
-        return TensorExample(tensors, int(self.row_supervised[i]), int(self.row_lengths[i]))
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        return tuple(self.row_lengths.tolist())
-
-    @property
-    def supervised(self) -> tuple[int, ...]:
-        return tuple(self.row_supervised.tolist())
-
-    def _arrays(self) -> Mapping[str, np.ndarray]:
-        values = {f"{name}.values": array for name, array in self.values.items()}
-        ends = {f"{name}.ends": array for name, array in self.ends.items()}
-        return values | ends | {"lengths": self.row_lengths, "supervised": self.row_supervised}
+def _arrays(example: Example | TensorExample) -> Mapping[str, np.ndarray]:
+    if isinstance(example, TensorExample):
+        return example.tensors
+    return {"input_ids": np.asarray(example.input_ids, np.int32), "labels": np.asarray(example.labels, np.int32)}
 
 
 def encode_rows(
@@ -197,7 +140,3 @@ def encode_rows(
             "others supervise nothing"
         )
     return Encoded.of(examples), kept
-
-
-def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
-    return int(ends[i - 1]) if i else 0, int(ends[i])

@@ -22,8 +22,6 @@ LONGEST_LINE_BYTES = 10_000_000
 """A longer line is refused: nearly always the file has lost its line ends."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
-_PARQUET_ROWS_AT_ONCE = 256
-_MOST_NAMED = 10
 _LINE_ENDING_IN_CR = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 
 
@@ -45,11 +43,8 @@ class Unreadable:
     unit: str = "line"
 
 
-@dataclass(frozen=True)
-class _Line:
-    number: int
-    text: str
-    """Without a byte order mark, with its line end."""
+_Line = tuple[int, str]
+"""(number, text without a byte order mark, with its line end)."""
 
 
 def read_records(path: Path) -> Iterator[Record | Unreadable]:
@@ -70,25 +65,25 @@ def _read_jsonl(path: Path) -> Iterator[Record | Unreadable]:
     for line in _read_lines(path):
         if isinstance(line, Unreadable):
             yield line
-        elif line.text.strip():
-            yield _parse_object(line)
+        elif line[1].strip():
+            yield _parse_object(*line)
 
 
-def _parse_object(line: _Line) -> Record | Unreadable:
+def _parse_object(number: int, text: str) -> Record | Unreadable:
     try:
-        value = json.loads(line.text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
     except json.JSONDecodeError as error:
         reason = f"not JSON: {error.msg} at character {error.colno}"
-        if error.msg == "Extra data" and line.text.lstrip().startswith("{"):
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
             reason += "; one object a line"
-        return Unreadable(line.number, reason)
+        return Unreadable(number, reason)
     except ValueError as error:
-        return Unreadable(line.number, str(error))
+        return Unreadable(number, str(error))
     except RecursionError:
-        return Unreadable(line.number, "nested too deeply to be read")
+        return Unreadable(number, "nested too deeply to be read")
     if not isinstance(value, dict):
-        return Unreadable(line.number, f"{_json_kind(value)}, not an object of columns")
-    return Record(line.number, value)
+        return Unreadable(number, f"{_json_kind(value)}, not an object of columns")
+    return Record(number, value)
 
 
 def _read_delimited(path: Path, delimiter: str) -> Iterator[Record | Unreadable]:
@@ -101,23 +96,23 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Record | Unreadable]
             if isinstance(line, Unreadable):
                 troubles.append(line)
             else:
-                starts.append(line.number)
-                yield line.text
+                starts.append(line[0])
+                yield line[1]
 
     csv.field_size_limit(LONGEST_LINE_BYTES)  # the module's own limit is 128 KiB, and it has no other setting
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         given = reader.line_num
-        reason, fields = "", []
+        reason, fields = "", None
         try:
-            fields = next(reader)
-        except StopIteration:
-            yield from _drain(troubles)
-            return
+            fields = next(reader, None)
         except csv.Error as error:
             reason = f"not well quoted: {error}"
-        yield from _drain(troubles)
+        yield from troubles
+        troubles.clear()
+        if fields is None and not reason:
+            return
         number = starts[given] if given < len(starts) else starts[-1]
         if reason:
             yield Unreadable(number, reason)
@@ -135,11 +130,6 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Record | Unreadable]
             yield Record(number, dict(zip(header, fields, strict=True)))
 
 
-def _drain(troubles: list[Unreadable]) -> Iterator[Unreadable]:
-    yield from troubles
-    troubles.clear()
-
-
 def _read_parquet(path: Path) -> Iterator[Record | Unreadable]:
     import pyarrow
     import pyarrow.parquet
@@ -147,7 +137,7 @@ def _read_parquet(path: Path) -> Iterator[Record | Unreadable]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS_AT_ONCE):
+            for batch in file.iter_batches(batch_size=256):
                 for values in batch.to_pylist():
                     number += 1
                     yield Record(number, _without_nulls(values), unit="row")
@@ -190,7 +180,7 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
             if "\x00" in text:
                 yield Unreadable(number, f"a NUL byte at character {text.index(chr(0)) + 1}; remove it")
                 continue
-            yield _Line(number, text)
+            yield number, text
 
 
 def _split_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
@@ -225,7 +215,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _twice(names: Iterable[str]) -> list[str]:
     """Names that occur more than once, the first few."""
-    return sorted(name for name, count in Counter(names).items() if count > 1)[:_MOST_NAMED]
+    return sorted(name for name, count in Counter(names).items() if count > 1)[:10]
 
 
 def _no_constants(name: str) -> Any:

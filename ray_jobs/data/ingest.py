@@ -19,9 +19,6 @@ from ray_jobs.errors import DataError, ObjectNotFound, suggestion
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Row, Task
 
-MOST_DETAILS = 100
-"""Most findings listed one by one; the rest are counted."""
-_LONGEST_REASON = 500
 _MOST_COLUMNS, _MOST_NAMED, _LONGEST_NAME = 100, 20, 40
 """Column names an error can list: remembered, shown, and characters of each."""
 
@@ -32,13 +29,13 @@ class Findings:
 
     details: list[str] = field(default_factory=list)
     count: int = 0
-    most: int = MOST_DETAILS
+    most: int = 100
+    """Most findings listed one by one; the rest are counted."""
 
     def add(self, where: str, reason: str) -> None:
         self.count += 1
         if len(self.details) < self.most:
-            short = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
-            self.details.append(f"{where}: {short}")
+            self.details.append(f"{where}: {reason if len(reason) <= 500 else reason[:500] + '…'}")
 
     def extend(self, other: Findings) -> None:
         self.count += other.count

@@ -21,10 +21,6 @@ from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS, task_for
 
-MOST_FINDINGS = 10_000
-"""Most bad lines reported one by one."""
-_LONG_LINES_SHOWN = 100
-
 
 def check_rows(
     store: Store, key: str, filename: str, task: str | None = None, base: CatalogueEntry | None = None
@@ -55,7 +51,7 @@ def task_of(path: Path) -> str:
 
 def _check(path: Path, filename: str, name: str, tokenizer: Any, base: CatalogueEntry | None) -> RowReport:
     task = TASKS[name]
-    findings = Findings(most=MOST_FINDINGS)
+    findings = Findings(most=10_000)
     seen: set[bytes] = set()
     rows = duplicates = tokens = longest = supervised = 0
     too_long: list[int] = []
@@ -67,24 +63,23 @@ def _check(path: Path, filename: str, name: str, tokenizer: Any, base: Catalogue
         if tokenizer is None or findings.count:  # a refused file needs no figures
             continue
         example = task.encode(row, tokenizer, () if task.label_column is None else [row[task.label_column]])
-        length = example.length
-        tokens, longest, supervised = tokens + length, max(longest, length), supervised + example.supervised
+        length, supervised = example.length, supervised + example.supervised
+        tokens, longest = tokens + length, max(longest, length)
         if base is not None and base.max_tokens is not None and length > base.max_tokens:
             too_long.append(number)
     if findings.count:
-        details = [re.sub(rf"^{re.escape(filename)} (line|row) ", r"\1 ", detail) for detail in findings.details]
-        more = [f"+{findings.count - len(details)} more"] if findings.count > len(details) else []
-        noun = "problem" if findings.count == 1 else "problems"
-        raise DataError(f"{findings.count} {noun} in {filename}", details=[*details, *more])
-    report = RowReport(task=name, rows=rows, duplicates=duplicates)
+        prefix = re.compile(rf"^{re.escape(filename)} (line|row) ")
+        findings.details = [prefix.sub(r"\1 ", detail) for detail in findings.details]
+        findings.raise_if_any([filename])
     if tokenizer is None or base is None:
-        return report
-    return report.model_copy(
-        update={
-            "tokens": tokens,
-            "longest_tokens": longest,
-            "supervised_tokens": supervised,
-            "model": base.name,
-            "too_long": tuple(too_long[:_LONG_LINES_SHOWN]),
-        }
+        return RowReport(task=name, rows=rows, duplicates=duplicates)
+    return RowReport(
+        task=name,
+        rows=rows,
+        duplicates=duplicates,
+        tokens=tokens,
+        longest_tokens=longest,
+        supervised_tokens=supervised,
+        model=base.name,
+        too_long=tuple(too_long[:100]),
     )

@@ -8,19 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 
 from ray_jobs.errors import DataError
-
-_RANGE = 1 << 64
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Row numbers (from 0, in file order) of each side."""
-
-    train: tuple[int, ...]
-    held_out: tuple[int, ...]
 
 
 def row_digest(line: str) -> bytes:
@@ -39,27 +28,25 @@ def choose(digests: Sequence[bytes], max_rows: int | None) -> list[int]:
 
 def is_held_out(digest: bytes, fraction: float) -> bool:
     """True for a row of the share `fraction` that is set aside."""
-    return int.from_bytes(digest[:8], "big") < fraction * _RANGE
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def split(digests: Sequence[bytes], chosen: Sequence[int], fraction: float) -> Sides:
-    """Set a share of the chosen rows aside. Raises DataError where either side would be empty."""
-    sides = Sides(
-        train=tuple(i for i in chosen if not is_held_out(digests[i], fraction)),
-        held_out=tuple(i for i in chosen if is_held_out(digests[i], fraction)),
-    )
+def split(digests: Sequence[bytes], chosen: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
+    """(training rows, held-out rows) of the chosen rows. Raises DataError where either side would be empty."""
+    train = [i for i in chosen if not is_held_out(digests[i], fraction)]
+    held_out = [i for i in chosen if is_held_out(digests[i], fraction)]
     distinct = len({digests[i] for i in chosen})
-    if not sides.held_out:
+    if not held_out:
         raise DataError(
             f"held_out_fraction {fraction} of {distinct} distinct rows sets none aside: add rows, raise "
             "data.held_out_fraction, or name held-out rows in data.held_out"
         )
-    if not sides.train:
+    if not train:
         raise DataError(
             f"held_out_fraction {fraction} of {distinct} distinct rows leaves none to train on: add rows, or lower "
             "data.held_out_fraction"
         )
-    return sides
+    return train, held_out
 
 
 def without_leak(digests: Sequence[bytes], chosen: Sequence[int], held_out: Set[bytes]) -> list[int]:

@@ -11,21 +11,6 @@ from dataclasses import dataclass
 SAMPLE_BYTES = 1 << 20
 """Bytes of a file that the guess reads."""
 
-_JAPANESE = {"cp932": "Shift-JIS (CP932)", "euc_jp": "EUC-JP"}
-_BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: ("UTF-32", "UTF-32"),
-    codecs.BOM_UTF32_BE: ("UTF-32", "UTF-32"),
-    codecs.BOM_UTF16_LE: ("UTF-16", "UTF-16"),
-    codecs.BOM_UTF16_BE: ("UTF-16", "UTF-16"),
-}
-"""Longer marks first: UTF-32's begins with UTF-16's."""
-
-_JIS_ESCAPES = (b"\x1b$B", b"\x1b$@", b"\x1b(J")
-_FEWEST_ZEROS, _ZERO_SHARE = 8, 0.05
-"""Least number and share of zeros in every second byte for UTF-16; fewer are NULs in UTF-8 text."""
-_READABLE_SHARE = 0.5
-"""Least share of ordinary Japanese characters among the non-ASCII ones for a Japanese encoding."""
-
 
 @dataclass(frozen=True)
 class Guess:
@@ -41,12 +26,23 @@ class Guess:
         return f"convert it: iconv -f {self.iconv} -t UTF-8 IN > OUT"
 
 
+_JAPANESE = {"cp932": Guess("Shift-JIS (CP932)", "CP932"), "euc_jp": Guess("EUC-JP", "EUC-JP")}
+_BYTE_ORDER_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # first: they begin with UTF-16's
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_FEWEST_ZEROS, _ZERO_SHARE = 8, 0.05
+"""Least number and share of zeros in every second byte for UTF-16; fewer are NULs in UTF-8 text."""
+_READABLE_SHARE = 0.5
+"""Least share of ordinary Japanese characters among the non-ASCII ones for a Japanese encoding."""
+
+
 def by_mark(head: bytes) -> Guess | None:
     """Encoding by its byte order mark or escape sequence. None: UTF-8, or no such mark."""
-    for mark, (name, iconv) in _BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return Guess(name, iconv)
-    if any(escape in head for escape in _JIS_ESCAPES):
+    for name, marks in _BYTE_ORDER_MARKS.items():
+        if head.startswith(marks):
+            return Guess(name, name)
+    if any(escape in head for escape in (b"\x1b$B", b"\x1b$@", b"\x1b(J")):
         return Guess("ISO-2022-JP (JIS)", "ISO-2022-JP")
     # In UTF-16 one byte of every ASCII character is zero, always the same one of the two; UTF-8 text has no zeros.
     even, odd = head[0::2].count(0), head[1::2].count(0)
@@ -60,7 +56,7 @@ def guess(sample: bytes) -> Guess:
     scored = {codec: _japanese_share(sample, codec) for codec in _JAPANESE}
     best = max(scored, key=scored.__getitem__)
     if scored[best] >= _READABLE_SHARE:
-        return Guess(_JAPANESE[best], "CP932" if best == "cp932" else "EUC-JP")
+        return _JAPANESE[best]
     return Guess("of an unknown encoding (perhaps Windows-1252)", None)
 
 

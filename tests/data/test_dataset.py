@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.data import DatasetFiles, load, prepare
+from ray_jobs.data.dataset import DatasetFiles, load, prepare
 from ray_jobs.data.ingest import canonical_line
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection

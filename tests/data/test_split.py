@@ -21,18 +21,18 @@ def test_equal_rows_share_a_side_in_any_order(digests: list[bytes], fraction: fl
     shuffled = list(digests)
     rng.shuffle(shuffled)
     try:
-        sides = split(digests, range(len(digests)), fraction)
+        train_rows, held_out_rows = split(digests, range(len(digests)), fraction)
     except DataError:
         with pytest.raises(DataError):
             split(shuffled, range(len(shuffled)), fraction)
         return
-    again = split(shuffled, range(len(shuffled)), fraction)
-    held_out = [digests[i] for i in sides.held_out]
-    train = [digests[i] for i in sides.train]
+    _, again = split(shuffled, range(len(shuffled)), fraction)
+    held_out = [digests[i] for i in held_out_rows]
+    train = [digests[i] for i in train_rows]
     assert not set(held_out) & set(train)
-    assert Counter(held_out) == Counter(shuffled[i] for i in again.held_out)
+    assert Counter(held_out) == Counter(shuffled[i] for i in again)
     assert Counter(held_out) + Counter(train) == Counter(digests)
-    assert list(sides.train) == sorted(sides.train)
+    assert train_rows == sorted(train_rows)
 
 
 @given(DIGESTS, DIGESTS, FRACTIONS)
@@ -52,9 +52,9 @@ def test_chosen_rows_are_the_same_in_any_order(digests: list[bytes], max_rows: i
 
 def test_a_small_choice_is_split_like_the_whole() -> None:
     digests = [row_digest(f"row {i}") for i in range(20_000)]
-    sides = split(digests, choose(digests, 2_000), 0.1)
-    assert 150 < len(sides.held_out) < 250
-    assert len(sides.train) + len(sides.held_out) == 2_000
+    train, held_out = split(digests, choose(digests, 2_000), 0.1)
+    assert 150 < len(held_out) < 250
+    assert len(train) + len(held_out) == 2_000
 
 
 def test_empty_sides_are_errors() -> None:
