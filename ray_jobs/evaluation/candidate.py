@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Reference
 from ray_jobs.training import checkpoint
-from ray_jobs.training.checkpoint import Checkpoint
 from ray_jobs.training.inputs import TrainInputs
 from ray_jobs.training.progress_sink import ProgressUpdate
 
@@ -27,32 +26,22 @@ SendProgress = Callable[[ProgressUpdate], object]
 
 
 def build_candidate(
-    inputs: TrainInputs,
-    checkpoint_key: str,
-    store: Store,
-    base: Path | None,
-    processor: Any,
-    tree: Path,
+    inputs: TrainInputs, checkpoint_key: str, store: Store, base: Path | None, processor: Any, tree: Path
 ) -> tuple[torch.nn.Module, Reference | None]:
     """Load a checkpoint's model, and write its files into `tree`. Returns also the reference its loss needs."""
     spec = inputs.spec
-    chosen = next((c for c in checkpoint.committed(store, inputs.checkpoints) if c.key == checkpoint_key), None)
-    model = load_candidate(inputs, base)
+    model = models.build(spec, base, inputs.labels, trains=False)
     reference = models.reference_of(model, TASKS[spec.task])
-    attach_weights(model, store, chosen, checkpoint_key)
+    attach_weights(model, store, checkpoint_key)
     if spec.compute.gpus_per_worker and spec.training.method != "qlora":
         model = model.to("cuda")
     save_candidate(model, spec, processor, tree)
     return model, reference
 
 
-def load_candidate(inputs: TrainInputs, base: Path | None) -> torch.nn.Module:
-    """Load the base with the modules that training adds to it, as before the first step."""
-    return models.build(inputs.spec, base, inputs.labels, trains=False)
-
-
-def attach_weights(model: torch.nn.Module, store: Store, chosen: Checkpoint | None, key: str) -> None:
-    """Copy a checkpoint's weights into a model. Raises ModelError where `chosen`, the one at `key`, is None."""
+def attach_weights(model: torch.nn.Module, store: Store, key: str) -> None:
+    """Copy the weights of the checkpoint at a key into a model. Raises ModelError where it is gone."""
+    chosen = checkpoint.load(store, key)
     if chosen is None:
         raise ModelError(f"the checkpoint {store.uri(key)} is gone; run the job again to train it")
     weights = models.trainable(model)
@@ -68,19 +57,15 @@ def save_candidate(model: torch.nn.Module, spec: JobSpec, processor: Any, tree: 
     models.save_published(model, processor, tree)
 
 
+@contextmanager
 def base_weights(
     candidate: torch.nn.Module, directory: Path, spec: JobSpec, labels: Sequence[str]
-) -> AbstractContextManager[torch.nn.Module]:
+) -> Iterator[torch.nn.Module]:
     """The base model: the candidate with its adapter switched off, or the base's own files."""
     if hasattr(candidate, "disable_adapter") and not TASKS[spec.task].has_new_head:
-        return _without_adapter(candidate)
-    device = next(candidate.parameters()).device
+        with candidate.disable_adapter():  # type: ignore[operator]  # a PEFT model has it
+            yield candidate
+        return
     dtype = models.resolve_precision(spec)
     model: torch.nn.Module = models.load_base(directory, spec.task, labels, dtype, seed=spec.training.seed)
-    return nullcontext(model.to(device))
-
-
-@contextmanager
-def _without_adapter(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    with model.disable_adapter():  # type: ignore[operator]  # a PEFT model has it
-        yield model
+    yield model.to(next(candidate.parameters()).device)

@@ -1,10 +1,11 @@
-"""Evaluates the best checkpoint: stores the candidate, and scores it and its base on held-out rows.
+"""Evaluates the best checkpoint: stores the candidate, scores it and its base on held-out rows, and the gate on both.
 
 Also computes the trainer's side of parity, while the model is in memory; `parity.py` compares it with the engine.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from ray_jobs import models
 from ray_jobs.data import dataset
 from ray_jobs.data.encoding import Encoded
+from ray_jobs.errors import GateError
 from ray_jobs.evaluation.candidate import SendProgress, base_weights, build_candidate
 from ray_jobs.evaluation.parity import ParityPrompt
-from ray_jobs.evaluation.parity_prompts import parity_prompts
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Reference, Row
+from ray_jobs.tasks.base import IGNORED, Example, Reference, Row
+from ray_jobs.tasks.chat import last_assistant
 from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
 from ray_jobs.training.scoring import score
 
@@ -86,7 +88,7 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Eval
     report((1, _STEPS, "steps", {"doing": "tuned model"}))
     tuned = measure_model(candidate, processor, encoded, rows, spec, labels, reference)
     report((2, _STEPS, "steps", {"doing": "trainer's side of parity"}))
-    prompts = parity_prompts(candidate, encoded, rows, spec) if task.checks_parity else ()
+    prompts = parity_prompts(candidate, encoded, rows, spec) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "base model"}))
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
@@ -126,3 +128,63 @@ def measure_model(
     whole: Any = model
     measured = task.measure(whole, processor, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
     return {"loss": scores.loss, task.metric: scores.accuracy} | measured
+
+
+def parity_prompts(
+    model: torch.nn.Module, encoded: Encoded, rows: Sequence[Row], spec: JobSpec
+) -> tuple[ParityPrompt, ...]:
+    """Prompts of the first `evaluation.parity.prompts` rows that have an answer, scored by the trainer's model.
+
+    S: supervised positions, V: vocabulary.
+    """
+    import torch
+
+    task = TASKS[spec.task]
+    device = next(model.parameters()).device
+    prompts: list[ParityPrompt] = []
+    for i, row in enumerate(rows):
+        if len(prompts) == spec.evaluation.parity.prompts:
+            break
+        example = last_answer(encoded[i])
+        if example is None:
+            continue
+        start = next(t for t, label in enumerate(example.labels) if label != IGNORED)
+        batch = task.collate([example], packed=False, pad_id=0).to(device)
+        with torch.no_grad():
+            logprobs_SV = task.logits(model, batch).float().log_softmax(-1)
+        chosen_S = logprobs_SV.gather(1, batch.targets_S[:, None])[:, 0].tolist()
+        prompts.append(
+            ParityPrompt(
+                messages=tuple(row["messages"][: last_assistant(row["messages"])]),
+                prompt_ids=example.input_ids[:start],
+                answer_ids=example.input_ids[start:],
+                answer_logprobs=tuple(chosen_S),
+                tools=tuple(row.get("tools") or ()),
+            )
+        )
+    return tuple(prompts)
+
+
+def last_answer(example: Example) -> Example | None:
+    """The example up to the end of its last supervised span, with only that span supervised. None: it has none."""
+    supervised = [t for t, label in enumerate(example.labels) if label != IGNORED]
+    if not supervised:
+        return None
+    start = end = supervised[-1]
+    while start > 0 and example.labels[start - 1] != IGNORED:
+        start -= 1
+    labels = (*[IGNORED] * start, *example.labels[start : end + 1])
+    return Example(example.input_ids[: end + 1], labels)
+
+
+def gate(evaluation: Evaluation, spec: JobSpec) -> None:
+    """Raise GateError for a tuned model that is not better than its base on held-out rows."""
+    tuned, base = evaluation.tuned["loss"], evaluation.base["loss"]
+    if not math.isfinite(tuned):
+        raise GateError(f"the tuned model's held-out loss is {tuned}; it is not registered")
+    if spec.evaluation.must_beat_base and tuned >= base:
+        raise GateError(
+            f"the tuned model's held-out loss {tuned:.4f} is not below that of {evaluation.base_is}, {base:.4f}, on "
+            f"{evaluation.held_out_rows} rows, so it is not registered: train longer, change the learning rate or "
+            "bring more rows, or set evaluation.must_beat_base: false"
+        )

@@ -4,11 +4,13 @@ The trainer's side comes in as token ids and log-probabilities. The engine's sid
 in a process of its own that frees its memory; it gets the prompts as messages and applies its own chat template, as the
 endpoint does. Knows no task, store or trainer.
 
-The child process is `python -m ray_jobs.evaluation.parity`: one JSON request on stdin, JSON lines on a descriptor.
+The child process is `python -m ray_jobs.evaluation.parity`: one JSON request on stdin; on a descriptor the engine's
+number format in a line, then a JSON line for each prompt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -21,11 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ray_jobs.engine import (
     VLLM_DTYPES,
     Dtype,
     EngineSettings,
-    Hardware,
     engine_environment,
     engine_kwargs,
     serving_dtype,
@@ -34,8 +37,6 @@ from ray_jobs.errors import GateError, ServingError
 
 DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.1}
 """Largest mean |gap| of the answers' log-probabilities, in nats a token, for a job that sets none."""
-
-_ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,12 @@ def _run_engine(
         "model": str(base_dir),
         "adapter": None if adapter_dir is None else str(adapter_dir),
         "settings": asdict(settings),
-        "prompts": [{"messages": p.messages, "answer_ids": p.answer_ids, "tools": p.tools} for p in prompts],
+        "prompts": [asdict(prompt) for prompt in prompts],
     }
     packages = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | engine_environment(settings)
     environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONPATH": packages}
     served: list[ServedAnswer] = []
-    dtype = ""
     reader, writer = os.pipe()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
@@ -235,25 +235,22 @@ def _run_engine(
         killer.start()
         try:
             assert child.stdin is not None
-            child.stdin.write(json.dumps(request) + "\n")
-            child.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already
+                child.stdin.write(json.dumps(request) + "\n")
+                child.stdin.flush()
             with os.fdopen(reader, encoding="utf-8") as lines:
+                dtype = next(lines, "").strip()
                 for line in lines:
-                    answer = json.loads(line)
-                    dtype = answer.get("dtype", dtype)
-                    if "prompt_ids" in answer:
-                        served.append(_served(answer))
-                        if progress is not None:
-                            progress(len(served), len(prompts))
-            code = child.wait()
-        except BrokenPipeError:
+                    served.append(TypeAdapter(ServedAnswer).validate_json(line))
+                    if progress is not None:
+                        progress(len(served), len(prompts))
             code = child.wait()
         finally:
             timed_out = not killer.is_alive()
             killer.cancel()
             child.kill()
             child.wait()
-            if child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
                 child.stdin.close()
         if code != 0 or len(served) != len(prompts):
             log.seek(0)
@@ -265,13 +262,6 @@ def _run_engine(
     return served, dtype
 
 
-def _served(answer: dict[str, Any]) -> ServedAnswer:
-    base = answer.get("base_logprobs")
-    return ServedAnswer(
-        tuple(answer["prompt_ids"]), tuple(answer["answer_logprobs"]), None if base is None else tuple(base)
-    )
-
-
 def _exit_with_parent() -> None:
     """End with the parent, which holds this process's stdin open: a killed job must not leave an engine behind."""
     sys.stdin.read()
@@ -281,33 +271,31 @@ def _exit_with_parent() -> None:
 def _child(descriptor: int) -> None:
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    raw = request["settings"]
-    settings = EngineSettings(**raw | {"hardware": Hardware(**raw["hardware"])})
+    settings = TypeAdapter(EngineSettings).validate_python(request["settings"])
 
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     engine = LLM(request["model"], disable_log_stats=True, **engine_kwargs(settings))
-    adapter = None if request["adapter"] is None else LoRARequest(_ADAPTER, 1, request["adapter"])
+    adapter = None if request["adapter"] is None else LoRARequest("adapter", 1, request["adapter"])
     ask = SamplingParams(max_tokens=1, temperature=0.0)
     score = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
 
-    def logprobs(prompt_ids: list[int], answer_ids: list[int], lora: Any) -> list[float]:
+    def logprobs(prompt_ids: tuple[int, ...], answer_ids: list[int], lora: Any) -> tuple[float, ...]:
         tokens = {"prompt_token_ids": [*prompt_ids, *answer_ids]}
         (output,) = engine.generate([tokens], score, lora_request=lora, use_tqdm=False)
         scored = output.prompt_logprobs[len(prompt_ids) :]
-        return [float(at[token].logprob) for at, token in zip(scored, answer_ids, strict=True)]
+        return tuple(float(at[token].logprob) for at, token in zip(scored, answer_ids, strict=True))
 
     with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        print(json.dumps({"dtype": str(engine.llm_engine.model_config.dtype).removeprefix("torch.")}), file=out)
+        print(str(engine.llm_engine.model_config.dtype).removeprefix("torch."), file=out)
         for prompt in request["prompts"]:
             tools = prompt["tools"] or None
             (asked,) = engine.chat(prompt["messages"], ask, lora_request=adapter, tools=tools, use_tqdm=False)
-            ids, answer_ids = list(asked.prompt_token_ids), prompt["answer_ids"]
-            answer = {"prompt_ids": ids, "answer_logprobs": logprobs(ids, answer_ids, adapter)}
-            if adapter is not None:
-                answer["base_logprobs"] = logprobs(ids, answer_ids, None)
-            print(json.dumps(answer), file=out, flush=True)
+            ids, answer_ids = tuple(asked.prompt_token_ids), prompt["answer_ids"]
+            base_logprobs = None if adapter is None else logprobs(ids, answer_ids, None)
+            answer = ServedAnswer(ids, logprobs(ids, answer_ids, adapter), base_logprobs)
+            print(json.dumps(asdict(answer)), file=out, flush=True)
 
 
 if __name__ == "__main__":

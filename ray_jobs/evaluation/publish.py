@@ -13,11 +13,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import models
-from ray_jobs.evaluation.candidate import SendProgress, attach_weights, load_candidate, save_candidate
+from ray_jobs.evaluation.candidate import SendProgress, attach_weights, save_candidate
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
 from ray_jobs.training.inputs import TrainInputs
 
@@ -61,23 +60,19 @@ def lineage_metrics(one: Checkpoint, spec: JobSpec) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def build_adapters(inputs: AdapterInputs, store: Store, report: SendProgress) -> list[str]:
-    """Build the missing adapters over one base in memory. Returns the trees that were written."""
+def build_adapters(inputs: AdapterInputs, store: Store, report: SendProgress) -> None:
+    """Build the missing adapters over one base in memory."""
     lacking = {key: tree for key, tree in inputs.trees.items() if store.read_manifest(tree) is None}
     if not lacking:
-        return []
+        return
     base = models.fetch_base(store, inputs.train.base_key)
     tokenizer = models.load_processor(base, inputs.train.spec.task)
-    model = load_candidate(inputs.train, base)
-    whole = {one.key: one for one in checkpoint.committed(store, inputs.train.checkpoints)}
-    made = []
+    model = models.build(inputs.train.spec, base, inputs.train.labels, trains=False)
     for number, (key, tree) in enumerate(lacking.items()):
         report((number, len(lacking), "checkpoints", {}))
-        attach_weights(model, store, whole.get(key), key)
+        attach_weights(model, store, key)
         with tempfile.TemporaryDirectory(prefix="kitae-adapter-") as scratch:
             directory = Path(scratch) / "tree"
             save_candidate(model, inputs.train.spec, tokenizer, directory)
             store.commit(tree, store.upload_tree(directory, tree), {"checkpoint": key})
-        made.append(tree)
     report((len(lacking), len(lacking), "checkpoints", {}))
-    return made

@@ -138,10 +138,8 @@ def load_base(
     return loaded
 
 
-def has_head(directory: Path | None, task: str, labels: Sequence[str]) -> bool:
+def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     """True where a base can do the task untrained: with its own head, or with one for these labels."""
-    if directory is None:
-        return False
     if not TASKS[task].has_new_head:
         return True
     config = load_config(directory)

@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 from ray_jobs.data.dataset import Dataset
-from ray_jobs.evaluation.evaluate import Evaluation
-from ray_jobs.evaluation.gate import gate
+from ray_jobs.evaluation.evaluate import Evaluation, gate
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.pipeline import evaluation_stages, material_stages, release_stages, training_stages
 from ray_jobs.pipeline.outputs import (
@@ -106,7 +105,7 @@ def parity(spec: JobSpec) -> Stage[ParityReport]:
             "serving": flow.spec.serving.model_dump(mode="json", exclude={"deploy", "max_queued_requests"}),
         }
 
-    off = None if TASKS[spec.task].checks_parity else "not needed: no engine serves this task"
+    off = None if TASKS[spec.task].generates else "not needed: no engine serves this task"
     return Stage("parity", document, evaluation_stages.compare_served, ParityReport, off=off)
 
 

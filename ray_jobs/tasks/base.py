@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,14 +31,6 @@ class Column:
     name: str
     description: str
     required: bool = True
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that says how well a model does on held-out rows."""
-
-    name: str
-    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,24 +58,6 @@ class BaseNeeds:
     """The `transformers` class that loads what turns rows into tensors: a tokenizer or an image processor."""
 
 
-class EncodedRow(Protocol):
-    """A row as tensors, of whatever kind the task makes."""
-
-    @property
-    def length(self) -> int:
-        """The row's share of `micro_batch_tokens`: its tokens, or 1 for a row of a fixed size."""
-        ...
-
-    @property
-    def supervised(self) -> int:
-        """Number of labels that count in the loss."""
-        ...
-
-    def truncated(self, length: int) -> EncodedRow:
-        """The row cut to `length`."""
-        ...
-
-
 @dataclass(frozen=True)
 class Example:
     """A row as tokens. `labels[i]` is what must come at position i (`IGNORED`: anything); a task with one label a row
@@ -94,6 +68,7 @@ class Example:
 
     @property
     def length(self) -> int:
+        """The row's share of `micro_batch_tokens`."""
         return len(self.input_ids)
 
     @property
@@ -102,6 +77,7 @@ class Example:
         return sum(label != IGNORED for label in self.labels)
 
     def truncated(self, length: int) -> Example:
+        """The row cut to `length` tokens."""
         if len(self.labels) == len(self.input_ids):
             return Example(self.input_ids[:length], self.labels[:length])
         # One label a row: an encoder's closing token stays, as it does when a text is cut for prediction.
@@ -114,7 +90,9 @@ class TensorExample:
 
     tensors: Mapping[str, np.ndarray]
     supervised: int = 1
+    """Number of labels that count in the loss."""
     length: int = 1
+    """The row's share of `micro_batch_tokens`."""
 
     def truncated(self, length: int) -> TensorExample:
         raise ValueError("a row of named tensors is not cut: encode it within data.max_tokens")
@@ -134,8 +112,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
+
+        def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
         select = None if self.select_SV is None else (self.select_SV[0].to(device), self.select_SV[1].to(device))
-        return Batch(_moved(self.inputs, device), self.targets_S.to(device), select, _moved(self.extras, device))
+        return Batch(moved(self.inputs), self.targets_S.to(device), select, moved(self.extras))
 
 
 Reference = Callable[[Batch], "torch.Tensor"]
@@ -182,8 +164,8 @@ class Task(ABC, Generic[E]):
 
     name: ClassVar[str]
     columns: ClassVar[tuple[Column, ...]]
-    measures: ClassVar[tuple[Measure, ...]]
-    """Measures beside the loss. The first is `Scores.accuracy`, taken at each evaluation of a training."""
+    measures: ClassVar[tuple[str, ...]]
+    """Names of the measures beside the loss. The first is `Scores.accuracy`, taken at each evaluation of a training."""
     route: ClassVar[str]
     """Path of the endpoint that answers for the task's models."""
     pipeline_tag: ClassVar[str]
@@ -206,7 +188,7 @@ class Task(ABC, Generic[E]):
     @property
     def metric(self) -> str:
         """Name of the first measure."""
-        return self.measures[0].name
+        return self.measures[0]
 
     @property
     def required_base(self) -> BaseNeeds:
@@ -221,13 +203,11 @@ class Task(ABC, Generic[E]):
 
     @property
     def generates(self) -> bool:
-        """vLLM serves the task's models: a base's adapters share one engine, and the endpoint generates text."""
-        return self.predictor is None
+        """vLLM serves the task's models: a base's adapters share one engine, and the endpoint generates text.
 
-    @property
-    def checks_parity(self) -> bool:
-        """The serving engine is compared with the trainer: the two run different code."""
-        return self.generates
+        Such a model is checked for parity, since the engine and the trainer run different code.
+        """
+        return self.predictor is None
 
     def recognises(self, columns: AbstractSet[str]) -> bool:
         """Rows with these columns are the task's, where a file of rows names no task."""
@@ -303,7 +283,3 @@ def scores_of(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> Scores:
         return Scores()
     correct = int((logits_SV.argmax(-1) == targets_S).sum())
     return Scores(float(loss_sum(logits_SV, targets_S)), targets_S.numel(), correct)
-
-
-def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Measure, Row, Task
+from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class Chat(Task[Example]):
         Column("completion", "what the assistant answers", required=False),
         Column("tools", "JSON schemas of the functions the assistant may call", required=False),
     )
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("token_accuracy"), Measure("chrf"))
+    measures: ClassVar[tuple[str, ...]] = ("token_accuracy", "chrf")
     route: ClassVar[str] = "/v1/chat/completions"
     pipeline_tag: ClassVar[str] = "text-generation"
     base: ClassVar[BaseNeeds | None] = BaseNeeds(
@@ -99,7 +99,19 @@ class Chat(Task[Example]):
         return Example(tuple(input_ids), tuple(targets))
 
     def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
-        check_supervision(examples, processor)
+        """Refuse rows that train nothing, or never the end token: the model would not learn to stop."""
+        if not any(example.supervised for example in examples):
+            raise DataError(
+                f"none of the {len(examples)} rows supervises a token: every assistant message is empty, has weight 0, "
+                "or was cut off; give assistant messages weight 1 or raise data.max_tokens"
+            )
+        ends = end_token_ids(processor)
+        if not any(label in ends for example in examples for label in example.labels):
+            raise DataError(
+                f"the end token ({', '.join(map(repr, processor.convert_ids_to_tokens(sorted(ends))))}) is supervised "
+                f"in none of the {len(examples)} rows, so the model would not learn to stop: the chat template must "
+                "write it after an assistant message, and data.max_tokens must not cut it off"
+            )
 
     def collate(self, examples: Sequence[Example], *, packed: bool = False, pad_id: int = 0) -> Batch:
         return _pack(examples, pad_id) if packed else _pad(examples, pad_id)
@@ -122,12 +134,16 @@ class Chat(Task[Example]):
         too."""
         from sacrebleu.metrics.chrf import CHRF
 
-        pairs = [pair for row in rows if isinstance((pair := split_last_answer(row))[1], str)]
-        if not pairs:
+        prompts, references = [], []
+        for row in rows:
+            last = last_assistant(row["messages"])
+            if isinstance(row["messages"][last].get("content"), str):
+                prompts.append(row | {"messages": row["messages"][:last]})
+                references.append(row["messages"][last]["content"])
+        if not prompts:
             return {}
-        answers = answer(model, processor, [row for row, _ in pairs], max_new_tokens=max_new_tokens)
-        references = [[reference for _, reference in pairs]]
-        return {"chrf": float(CHRF().corpus_score(answers, references).score)}
+        answers = answer(model, processor, prompts, max_new_tokens=max_new_tokens)
+        return {"chrf": float(CHRF().corpus_score(answers, [references]).score)}
 
     def _check_pair(self, row: Row) -> list[str]:
         if "prompt" not in row and "completion" not in row:
@@ -158,10 +174,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def split_last_answer(row: Row) -> tuple[Row, Any]:
-    """(the row up to the assistant's last message, that message's content)."""
-    last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
-    return row | {"messages": row["messages"][:last]}, row["messages"][last].get("content")
+def last_assistant(messages: Sequence[Row]) -> int:
+    """Index of the assistant's last message."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
 
 
 def answer(
@@ -169,53 +184,29 @@ def answer(
 ) -> list[str]:
     """Greedy answers to conversations that end with the user, in batches of 8, shortest first."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     device = next(model.parameters()).device
-    prompts = [tokenize(tokenizer, render(tokenizer, row["messages"], row.get("tools"), generate=True)) for row in rows]
+    pad_id = int((tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0)
+    texts = [render(tokenizer, row["messages"], row.get("tools"), generate=True) for row in rows]
+    prompts = [torch.tensor(tokenize(tokenizer, text)) for text in texts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for at in range(0, len(order), 8):
         group = order[at : at + 8]
-        width = max(len(prompts[i]) for i in group)
-        pad_id = pad_token_id(tokenizer)
-        ids_BT = torch.tensor([[pad_id] * (width - len(prompts[i])) + prompts[i] for i in group], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in group], device=device)
+        ids = [prompts[i] for i in group]
+        mask_BT = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
         with torch.no_grad():
             out_BT = model.generate(  # type: ignore[operator]  # transformers' mixin is untyped
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
+                input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side="left").to(device),
+                attention_mask=mask_BT.to(device),
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id,
             )
-        for i, ids in zip(group, out_BT[:, width:].tolist(), strict=True):
-            answers[i] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        for i, answer_ids in zip(group, out_BT[:, mask_BT.shape[1] :].tolist(), strict=True):
+            answers[i] = str(tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
     return answers
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token; the end token where a tokenizer has none."""
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(pad_id or 0)
-
-
-def check_supervision(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse rows that train nothing, or never the end token: the model would not learn to stop.
-
-    Raises DataError.
-    """
-    if not any(example.supervised for example in examples):
-        raise DataError(
-            f"none of the {len(examples)} rows supervises a token: every assistant message is empty, has weight 0, or "
-            "was cut off; give assistant messages weight 1 or raise data.max_tokens"
-        )
-    ends = end_token_ids(tokenizer)
-    if not any(label in ends for example in examples for label in example.labels):
-        raise DataError(
-            f"the end token ({', '.join(map(repr, tokenizer.convert_ids_to_tokens(sorted(ends))))}) is supervised in "
-            f"none of the {len(examples)} rows, so the model would not learn to stop: the chat template must write it "
-            "after an assistant message, and data.max_tokens must not cut it off"
-        )
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -242,10 +233,7 @@ def _generation_ends(directory: str) -> frozenset[int]:
 def _through_end_token(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> int:
     """Number of the answer's ids to train: up to the last end token, without what the template adds after it."""
     ends = end_token_ids(tokenizer)
-    for i in range(len(answer_ids) - 1, -1, -1):
-        if answer_ids[i] in ends:
-            return i + 1
-    return len(answer_ids)
+    return next((i + 1 for i in reversed(range(len(answer_ids))) if answer_ids[i] in ends), len(answer_ids))
 
 
 def _pack(examples: Sequence[Example], pad_id: int) -> Batch:
@@ -255,49 +243,34 @@ def _pack(examples: Sequence[Example], pad_id: int) -> Batch:
     """
     import torch
 
-    ids: list[int] = []
-    positions: list[int] = []
-    keep: list[int] = []
-    targets: list[int] = []
-    for example in examples:
-        offset = len(ids)
-        for t in range(1, len(example.labels)):
-            if example.labels[t] != IGNORED:
-                keep.append(offset + t - 1)
-                targets.append(example.labels[t])
-        ids += example.input_ids
-        positions += range(len(example.input_ids))
-    nothing = not keep
+    ids = [token for example in examples for token in example.input_ids]
+    positions = [t for example in examples for t in range(len(example.input_ids))]
+    labels = [label for example in examples for label in (IGNORED, *example.labels[1:])]
+    next_T = torch.tensor(labels[1:], dtype=torch.long)
+    keep_S = (next_T != IGNORED).nonzero().flatten()
     inputs = {
         "input_ids": torch.tensor([ids or [pad_id]]),
         "position_ids": torch.tensor([positions or [0]]),
-        "logits_to_keep": torch.tensor([0] if nothing else keep),
+        "logits_to_keep": keep_S if len(keep_S) else torch.tensor([0]),
     }
-    return Batch(inputs, torch.tensor(targets, dtype=torch.long))
+    return Batch(inputs, next_T[keep_S])
 
 
 def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
     """One row an example, padded at the end to the longest."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     examples = examples or [Example((pad_id,), (IGNORED,))]
-    width = max(len(example.input_ids) for example in examples)
-    ids_BT = torch.full((len(examples), width), pad_id)
-    mask_BT = torch.zeros((len(examples), width), dtype=torch.long)
-    rows: list[int] = []
-    positions: list[int] = []
-    targets: list[int] = []
-    for b, example in enumerate(examples):
-        length = len(example.input_ids)
-        ids_BT[b, :length] = torch.tensor(example.input_ids)
-        mask_BT[b, :length] = 1
-        for t in range(1, length):
-            if example.labels[t] != IGNORED:
-                rows.append(b)
-                positions.append(t - 1)
-                targets.append(example.labels[t])
-    select = (torch.tensor(rows, dtype=torch.long), torch.tensor(positions, dtype=torch.long))
-    return Batch({"input_ids": ids_BT, "attention_mask": mask_BT}, torch.tensor(targets, dtype=torch.long), select)
+    ids = [torch.tensor(example.input_ids) for example in examples]
+    inputs = {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+    }
+    labels = [torch.tensor(example.labels[1:], dtype=torch.long) for example in examples]
+    next_BT = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    rows, positions = (next_BT != IGNORED).nonzero(as_tuple=True)
+    return Batch(inputs, next_BT[rows, positions], (rows, positions))
 
 
 def _check_message(message: object) -> list[str]:

@@ -16,8 +16,8 @@ import pytest
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.engine import EngineSettings, cpu_hardware
 from ray_jobs.errors import GateError, ServingError
+from ray_jobs.evaluation.evaluate import parity_prompts
 from ray_jobs.evaluation.parity import DEFAULT_BOUNDS, ParityPrompt, check_parity
-from ray_jobs.evaluation.parity_prompts import parity_prompts
 from ray_jobs.tasks import TASKS
 from tests.builders import make_spec
 from tests.serving.served_models import ROWS, smollm2, with_adapter

@@ -9,12 +9,11 @@ import pytest
 
 from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.evaluation.parity_prompts import last_answer
+from ray_jobs.evaluation.evaluate import last_answer
 from ray_jobs.models import load_processor
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example
-from ray_jobs.tasks.chat import check_supervision, render, tokenize
-from ray_jobs.tasks.text_classification import majority_class
+from ray_jobs.tasks.chat import render, tokenize
 from tests.models import tiny_models
 
 CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
@@ -66,7 +65,7 @@ def test_weight_0_is_read_and_not_trained(tokenizer: Any) -> None:
 def test_rows_that_supervise_nothing_are_refused(tokenizer: Any) -> None:
     cut = Example((1, 2, 3), (IGNORED, IGNORED, IGNORED))
     with pytest.raises(DataError, match="none of the 2 rows supervises a token"):
-        check_supervision([cut, cut], tokenizer)
+        CHAT.check_encoded([cut, cut], tokenizer)
 
 
 def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
     tokenizer = load_processor(tmp_path, "chat")
     example = CHAT.encode(conversation("Hello", "Hi"), tokenizer, [])
     with pytest.raises(DataError, match=r"end token \('<\|im_end\|>'\) is supervised in none of the 1 rows"):
-        check_supervision([example], tokenizer)
+        CHAT.check_encoded([example], tokenizer)
 
 
 def test_a_template_that_rewrites_history_is_refused(tmp_path: Path) -> None:
@@ -187,6 +186,7 @@ def test_a_text_has_the_same_vector_alone_and_among_longer_ones(tmp_path: Path) 
 
 
 def test_the_majority_class_is_a_fair_baseline() -> None:
-    figures = majority_class(["a", "a", "a", "b"], ["a", "b"])
+    train, held_out = ([{"label": label} for label in labels] for labels in ("aaab", "ab"))
+    figures = CLASSIFY.baseline(train, held_out).metrics
     assert figures["accuracy"] == 0.5
     assert figures["loss"] == pytest.approx(0.837, abs=1e-3)

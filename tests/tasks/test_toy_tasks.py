@@ -98,7 +98,7 @@ def test_a_task_with_its_own_loss_and_a_reference_runs_through_the_pipeline(stor
     assert result.base["loss"] == pytest.approx(np.log(2))
     assert result.tuned["loss"] < 0.5
     assert result.tuned["preference_accuracy"] > 0.9
-    assert set(result.tuned) == {"loss"} | {measure.name for measure in ToyPreference.measures}
+    assert set(result.tuned) == {"loss", *ToyPreference.measures}
 
     version = registry.get(store, spec.name)
     assert (version.kind, version.base_name, version.base_digest) == ("predictor", "", "")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ray_jobs.tasks.base import Baseline, Batch, Column, Measure, Reference, Row, Scores, Task, TensorExample
+from ray_jobs.tasks.base import Baseline, Batch, Column, Reference, Row, Scores, Task, TensorExample
 
 FEATURES = 3
 _BETA = 0.5
@@ -49,10 +49,7 @@ class ToyPreference(Task[TensorExample]):
 
     name: ClassVar[str] = "toy_preference"
     columns: ClassVar[tuple[Column, ...]] = (Column("chosen", "a vector"), Column("rejected", "a vector"))
-    measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("preference_accuracy"),
-        Measure("mean_gap", higher_is_better=False),
-    )
+    measures: ClassVar[tuple[str, ...]] = ("preference_accuracy", "mean_gap")
     route: ClassVar[str] = "/v1/toys/preferences"
     pipeline_tag: ClassVar[str] = "reinforcement-learning"
     predictor: ClassVar[str | None] = "tests.tasks.toy_task:build"
@@ -111,7 +108,7 @@ class ToyPopularity(Task[TensorExample]):
 
     name: ClassVar[str] = "toy_popularity"
     columns: ClassVar[tuple[Column, ...]] = (Column("user", "who chose"), Column("item", "what was chosen"))
-    measures: ClassVar[tuple[Measure, ...]] = (Measure("hit_rate"), Measure("surprise", higher_is_better=False))
+    measures: ClassVar[tuple[str, ...]] = ("hit_rate", "surprise")
     route: ClassVar[str] = "/v1/toys/items"
     pipeline_tag: ClassVar[str] = "tabular-classification"
     predictor: ClassVar[str | None] = "tests.tasks.toy_task:build"
