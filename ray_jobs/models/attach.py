@@ -27,16 +27,16 @@ def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torc
         model.enable_input_require_grads()  # type: ignore[no-untyped-call]
     if training.method == "full":
         return model
+    if training.method == "frozen":
+        return _freeze(model, training, task)
+    prepared: Any = model
     if training.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        prepared: Any = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+        prepared = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
             model, use_gradient_checkpointing=training.gradient_checkpointing
         )
-        return _add_adapters(prepared, training, task)
-    if training.method == "frozen":
-        return _freeze(model, training, task)
-    return _add_adapters(model, training, task)
+    return _add_adapters(prepared, training, task)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

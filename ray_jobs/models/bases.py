@@ -64,7 +64,7 @@ def fingerprint(store: Store, source: str) -> str:
             f"base_model {source!r} is neither an existing path (seen from {Path.cwd()}), an s3:// address nor a hub "
             "id such as org/model"
         )
-    return _hub_revision(source)
+    return _ask_hub(source, download=False)
 
 
 def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None = None) -> Base:
@@ -87,7 +87,10 @@ def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None
             if path.name != "manifest.json":
                 target = tree / path.relative_to(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link(path, target)
+                try:
+                    os.link(path.resolve(), target)
+                except OSError:  # another file system
+                    shutil.copyfile(path, target)
         if not any(path.suffix == ".safetensors" for path in kept):
             raise ModelError(
                 f"base_model {source} has no .safetensors weights; pickled weights (.bin, .pt) are not read since they "
@@ -143,7 +146,7 @@ def _local(store: Store, source: str, progress: ProgressFn | None) -> Iterator[P
         elif Path(source).expanduser().exists():
             path = Path(source).expanduser()
         else:
-            path = _from_hub(source)
+            path = Path(_ask_hub(source, download=True))
         if path.suffix == ".gguf":
             converted = Path(scratch) / "converted"
             convert_gguf(path, converted)
@@ -166,8 +169,7 @@ def convert_gguf(path: Path, directory: Path) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
     except Exception as error:  # the reader raises many classes, all for an unreadable file
         raise ModelError(f"{path.name} is not a GGUF file that can be read: {error}") from error
-    if _pretokenizer(path) == "smollm":
-        _restore_digits(tokenizer)
+    _restore_pretokenizer(path, tokenizer)
     config = loaded.config
     # With it, transformers refuses to save, and vLLM expects a quantised file.
     if hasattr(config, "quantization_config"):
@@ -176,7 +178,7 @@ def convert_gguf(path: Path, directory: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    ends = {name: getattr(tokenizer, name) for name in ("eos_token_id", "bos_token_id")}
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         **{name: token for name, token in ends.items() if token is not None}
     )
@@ -185,27 +187,19 @@ def convert_gguf(path: Path, directory: Path) -> None:
     tokenizer.save_pretrained(str(directory))
 
 
-def _pretokenizer(path: Path) -> str:
-    """Name of the pre-tokenizer that a GGUF file asks for."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(str(path)).get_field("tokenizer.ggml.pre")
-    return "" if field is None else str(field.contents())
-
-
-def _restore_digits(tokenizer: Any) -> None:
-    """Split digits one by one first, as `tokenizer.ggml.pre: smollm` requires.
+def _restore_pretokenizer(path: Path, tokenizer: Any) -> None:
+    """Split digits one by one first where a GGUF file has `tokenizer.ggml.pre: smollm`.
 
     transformers ignores the field for a GPT-2-like tokenizer; the difference shows where spaces precede a number.
     """
+    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    field = GGUFReader(str(path)).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, text])
 
 
 def _split_gguf(source: str) -> tuple[str, str | None]:
@@ -216,40 +210,23 @@ def _split_gguf(source: str) -> tuple[str, str | None]:
     return source, None
 
 
-def _hub_revision(source: str) -> str:
-    try:
-        from huggingface_hub import HfApi
+def _ask_hub(source: str, *, download: bool) -> str:
+    """The revision of a hub id, or the directory of its download. Raises ModelError."""
+    from huggingface_hub import HfApi, snapshot_download
 
-        repo, _, revision = source.partition("@")
+    repo, _, revision = source.partition("@")
+    try:
+        if download:
+            allow = [f"*{suffix}" for suffix in _KEPT]
+            return snapshot_download(repo, revision=revision or None, allow_patterns=allow)
         return str(HfApi().model_info(repo, revision=revision or None).sha)
     except Exception as error:  # the hub client raises many classes, all for an unavailable model
-        raise _missing(source, error) from error
-
-
-def _from_hub(source: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-
-        repo, _, revision = source.partition("@")
-        allow = [f"*{suffix}" for suffix in _KEPT]
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=allow))
-    except Exception as error:  # as above
-        raise _missing(source, error) from error
-
-
-def _missing(source: str, error: Exception) -> ModelError:
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return ModelError(
-        f"base_model {source!r} is no local path, and the hub does not provide it{offline}: {type(error).__name__}. "
-        "Check the name, set HF_TOKEN for a gated model, or name a directory or an s3:// address"
-    )
-
-
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path.resolve(), target)
-    except OSError:  # another file system
-        shutil.copyfile(path, target)
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ModelError(
+            f"base_model {source!r} is no local path, and the hub does not provide it{offline}: "
+            f"{type(error).__name__}. Check the name, set HF_TOKEN for a gated model, or name a directory or an s3:// "
+            "address"
+        ) from error
 
 
 def _tree_digest(tree: Path) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,18 +93,15 @@ def reference_of(module: torch.nn.Module, task: Task[Any]) -> Reference | None:
         return None
     import torch
 
-    adapted: Any = module
-    frozen = module if hasattr(module, "disable_adapter") else copy.deepcopy(module).requires_grad_(False).eval()
+    adapted: Any = module if hasattr(module, "disable_adapter") else None
+    frozen = module if adapted is not None else copy.deepcopy(module).requires_grad_(False)
 
     def predict(batch: Batch) -> torch.Tensor:
         was_training = frozen.training
         frozen.eval()
         try:
-            with torch.no_grad():
-                if frozen is not module:
-                    return task.logits(frozen, batch)
-                with adapted.disable_adapter():
-                    return task.logits(frozen, batch)
+            with torch.no_grad(), nullcontext() if adapted is None else adapted.disable_adapter():
+                return task.logits(frozen, batch)
         finally:
             frozen.train(was_training)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import heads
-from ray_jobs.models.heads import head_names
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 
@@ -111,7 +110,7 @@ def load_base(
     if not dropout:
         options |= {name: 0.0 for name, value in config.items() if "drop" in name and isinstance(value, float)}
     if four_bit:
-        require_4bit()
+        _require_4bit()
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -126,7 +125,7 @@ def load_base(
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"the base model cannot be loaded: {error}") from error
     mismatched = [key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"]]
-    head = head_names(model)
+    head = heads.head_names(model)
     lacking = [k for k in [*report["missing_keys"], *mismatched] if not k.startswith(head)]
     if lacking:
         raise ModelError(
@@ -148,7 +147,7 @@ def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
 
 
-def require_4bit() -> None:
+def _require_4bit() -> None:
     """Raise MachineError where 4-bit weights cannot be computed with."""
     import importlib.util
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, TrainingSection
 from ray_jobs.tasks import TASKS
 
 Group = tuple[int, ...]
@@ -29,33 +29,31 @@ class BatchPlan:
 
     lengths: tuple[int, ...]
     supervised: tuple[int, ...]
-    batch_size: int
-    micro_batch_tokens: int
-    epochs: int
-    seed: int
+    training: TrainingSection
     packed: bool
-    max_steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
+        return math.ceil(len(self.lengths) / self.training.batch_size)
 
     @property
     def total_steps(self) -> int:
-        steps = self.steps_per_epoch * self.epochs
-        return steps if self.max_steps is None else min(steps, self.max_steps)
+        steps = self.steps_per_epoch * self.training.epochs
+        return min(steps, self.training.max_steps or steps)
 
     def rows_of(self, step: int) -> Group:
         """The rows of a step (0-based). Each epoch has every row once, in an order drawn from the seed and the epoch;
         its last step may be smaller."""
         epoch, at = divmod(step, self.steps_per_epoch)
-        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.lengths))
-        return tuple(int(i) for i in order[at * self.batch_size : (at + 1) * self.batch_size])
+        order = np.random.Generator(np.random.PCG64([self.training.seed, epoch])).permutation(len(self.lengths))
+        size = self.training.batch_size
+        return tuple(order[at * size : (at + 1) * size].tolist())
 
     def groups_of(self, step: int, workers: int) -> tuple[Group, ...]:
         """The step's forward passes; worker r of W takes groups r, r + W, …. There are a multiple of W, and some may be
         empty."""
-        return split(self.rows_of(step), self.lengths, workers, self.micro_batch_tokens, packed=self.packed)
+        limit = self.training.micro_batch_tokens
+        return split(self.rows_of(step), self.lengths, workers, limit, packed=self.packed)
 
     def supervised_in(self, step: int) -> int:
         """Labels in the step's loss, over all workers; at least 1, so that a step without labels has the mean 0."""
@@ -68,17 +66,7 @@ class BatchPlan:
 
 def batch_plan(spec: JobSpec, encoded: Encoded) -> BatchPlan:
     """The batch plan of a job's training rows."""
-    training = spec.training
-    return BatchPlan(
-        lengths=encoded.lengths,
-        supervised=encoded.supervised,
-        batch_size=training.batch_size,
-        micro_batch_tokens=training.micro_batch_tokens,
-        epochs=training.epochs,
-        seed=training.seed,
-        packed=is_packed(spec),
-        max_steps=training.max_steps,
-    )
+    return BatchPlan(encoded.lengths, encoded.supervised, spec.training, is_packed(spec))
 
 
 def is_packed(spec: JobSpec) -> bool:

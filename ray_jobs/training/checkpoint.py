@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from ray_jobs.errors import LossNotFinite, MachineError, ObjectNotFound, StoreError
 from ray_jobs.storage import FileEntry, Store
 from ray_jobs.training.machine_errors import is_disk_full
@@ -99,7 +101,7 @@ class Checkpoint:
 
 def committed(store: Store, prefix: str) -> list[Checkpoint]:
     """Every committed checkpoint, the oldest first."""
-    found = [one for key in _trees(store, prefix) if (one := load(store, key)) is not None]
+    found = filter(None, (load(store, key) for key in _trees(store, prefix)))
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
 
 
@@ -108,10 +110,8 @@ def load(store: Store, key: str) -> Checkpoint | None:
     manifest = store.read_manifest(key)
     if manifest is None:
         return None
-    position = dict(manifest.meta["position"])
-    position["losses"] = tuple(position["losses"])
-    position["evaluations"] = tuple((step, loss, share) for step, loss, share in position.get("evaluations", ()))
-    return Checkpoint(key, manifest.meta["workers"], Position(**position), manifest.size_bytes)
+    position = TypeAdapter(Position).validate_python(manifest.meta["position"])
+    return Checkpoint(key, manifest.meta["workers"], position, manifest.size_bytes)
 
 
 def uncommitted(store: Store, prefix: str) -> list[str]:
@@ -228,8 +228,8 @@ class Writer:
 
     def wait(self) -> None:
         """Wait until the last `save` is committed. Raises its error."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
+        pending, self._pending = self._pending, None
+        if pending is not None:
             pending.result()
 
     def close(self) -> None:
@@ -262,7 +262,7 @@ class Writer:
         self.store.put_json(f"{key}/part-{self.rank:05d}.json", [asdict(entry) for entry in entries])
         if self.rank == 0:
             parts = [self._part(f"{key}/part-{rank:05d}.json") for rank in range(self.workers)]
-            meta = {"workers": self.workers, "position": asdict(position) | {"losses": list(position.losses)}}
+            meta = {"workers": self.workers, "position": asdict(position)}
             self.store.commit(key, [entry for part in parts for entry in part], meta)
             self.on_commit(position.step)
             if self.deletes_older:
@@ -275,17 +275,15 @@ class Writer:
                 return [FileEntry(**entry) for entry in self.store.get_json(key)]
             except ObjectNotFound as error:
                 if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"a worker did not upload its part {key} within {_PARTS_PATIENCE_S:.0f} s"
-                    ) from error
+                    why = f"a worker did not upload its part {key} within {_PARTS_PATIENCE_S:.0f} s"
+                    raise StoreError(why) from error
                 time.sleep(0.1)
 
     def _delete_others(self) -> None:
         """Delete older checkpoints, after a newer one is committed."""
         whole = committed(self.store, self.prefix)
         keep = to_keep(whole, self.keep, self.pinned)
-        stale = [c.key for c in whole if c.key not in keep]
         # Uncommitted ones of earlier starts; this start writes its next one after this returns.
         left = [key for key in uncommitted(self.store, self.prefix) if not key.endswith(f"-{self.run}")]
-        for key in [*stale, *left]:
+        for key in [*(c.key for c in whole if c.key not in keep), *left]:
             self.store.delete_tree(key)

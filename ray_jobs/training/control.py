@@ -13,8 +13,6 @@ from ray_jobs.errors import KitaeError
 from ray_jobs.jobs import checkpoint_request
 from ray_jobs.storage import Store
 
-_POLL_S = 2.0
-
 
 class TrainingControl:
     """Polls the store for requests to one training.
@@ -24,7 +22,7 @@ class TrainingControl:
     """
 
     def __init__(
-        self, store: Store, job_id: str, attempt: int, stop_key: str, *, answers: bool, poll_s: float = _POLL_S
+        self, store: Store, job_id: str, attempt: int, stop_key: str, *, answers: bool, poll_s: float = 2.0
     ) -> None:
         self._store, self._job_id, self._attempt, self._stop_key = store, job_id, attempt, stop_key
         self._answers, self._poll_s = answers, poll_s

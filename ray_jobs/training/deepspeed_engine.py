@@ -27,10 +27,11 @@ def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
     compute = spec.compute
     # In bf16, DeepSpeed exposes its fp32 masters from stage 1 on; the numbers equal those of stage 0.
     zero: dict[str, Any] = {"stage": max(compute.zero_stage, int(bf16))}
+    on_cpu = {"device": "cpu", "pin_memory": compute.gpus_per_worker > 0}
     if compute.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": compute.gpus_per_worker > 0}
+        zero["offload_optimizer"] = on_cpu
     if compute.offload == "optimizer_and_parameters":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": compute.gpus_per_worker > 0}
+        zero["offload_param"] = on_cpu
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -88,7 +89,7 @@ class DeepSpeedOptimizer:
         inner = _inner_optimizer(self.engine)
         _link_moments(self.engine)
         for name, parameter in trainable(self.module).items():
-            if _is_partitioned(parameter):
+            if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):  # partitioned
                 whole = {"weight": safe_get_full_fp32_param(parameter)}
                 whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             else:
@@ -152,10 +153,6 @@ def _link_moments(engine: DeepSpeedEngine) -> None:
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _is_partitioned(parameter: torch.nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
 def _inner_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:

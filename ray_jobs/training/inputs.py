@@ -50,17 +50,13 @@ class TrainInputs(BaseModel):
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """One optimizer step: its loss, rate and speed."""
+    """One optimizer step."""
 
     step: int
     total_steps: int
-    loss: float
-    learning_rate: float
-    tokens_per_s: float
-    held_out_loss: float | None
-    held_out_accuracy: float | None
-    began_at_step: int
-    """Step of the checkpoint this start resumed from; 0 without one."""
+    metrics: dict[str, float | str]
+    """`loss`, `learning_rate` and `tokens_per_s`; after an evaluation `held_out_loss` and `held_out_accuracy`; and
+    `began_at_step`, the step of the checkpoint that this start resumed from (0 without one)."""
 
 
 @dataclass(frozen=True)

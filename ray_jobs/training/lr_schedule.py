@@ -12,9 +12,6 @@ import math
 from ray_jobs.spec import JobSpec, TrainingSection
 from ray_jobs.tasks import TASKS
 
-DECAY = 0.2
-"""Share of the steps in which `warmup_stable_decay` decays."""
-
 
 def default_learning_rate(training: TrainingSection, task: str) -> float:
     """Peak rate of a job file without one. LoRA needs about ten times that of full training (Schulman et al., "LoRA
@@ -29,7 +26,7 @@ def default_learning_rate(training: TrainingSection, task: str) -> float:
 
 def decay_start(steps: int) -> int:
     """Steps before the decay of a run of `steps` steps. The decay takes a fifth of them, and at least one."""
-    return max(0, steps - max(1, round(steps * DECAY)))
+    return max(0, steps - max(1, round(steps * 0.2)))
 
 
 def learning_rate_at(step: int, total_steps: int, spec: JobSpec, *, stop_at_step: int | None = None) -> float:

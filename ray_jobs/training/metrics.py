@@ -21,10 +21,6 @@ EVERY_S = 10.0
 """Least time between two events without an evaluation."""
 EVENTS_A_TRAINING = 1000
 """Most events of a training without an evaluation, however long it takes."""
-CSV_COLUMNS = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
-
-_SEEN_KEPT = 10_000
-"""Steps remembered, at most one a second, from which the time of repeated steps is computed."""
 
 _NAMES = {
     "loss": "train_loss",
@@ -81,10 +77,8 @@ class TrainingMetrics:
         """Record a step; most become no event."""
         self._see(step, int(metrics.get("began_at_step", 0)))
         now_s = self._clock()
-        measured = "held_out_loss" in metrics
-        if not is_due(
-            step, total_steps, last_step=self._last_step, seconds_since=now_s - self._last_s, measured=measured
-        ):
+        measured, since_s = "held_out_loss" in metrics, now_s - self._last_s
+        if not is_due(step, total_steps, last_step=self._last_step, seconds_since=since_s, measured=measured):
             return
         self._last_step, self._last_s = step, now_s
         data = {name: metrics[ours] for ours, name in _NAMES.items() if ours in metrics}
@@ -96,7 +90,7 @@ class TrainingMetrics:
     def _see(self, step: int, began_at_step: int) -> None:
         """Report the repeated work once a new start reports its first steps."""
         if self._seen is None:
-            self._seen = deque(self._seen_before(began_at_step), _SEEN_KEPT)
+            self._seen = deque(self._seen_before(began_at_step), 10_000)  # at most one a second is reported
             is_new = bool(self._seen)
         else:
             is_new = bool(self._seen) and step <= self._seen[-1][0]
@@ -141,7 +135,8 @@ def write_csv(store: Store, job_id: str, checkpoints: Iterable[Checkpoint]) -> s
     if not lines:
         return None
     text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    columns = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines[step] for step in sorted(lines))
     key = f"jobs/{job_id}/metrics.csv"

@@ -12,23 +12,17 @@ import tempfile
 from typing import Any
 
 from ray_jobs import errors
-from ray_jobs.errors import KitaeError, TrainingError
-from ray_jobs.spec import ComputeSection
+from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
 from ray_jobs.storage import Store
 from ray_jobs.training.control import TrainingControl
 from ray_jobs.training.inputs import TrainHooks, TrainInputs, TrainOutcome, TrainProgress
-from ray_jobs.training.progress_sink import MetricValues, ReportProgress, progress_sink
+from ray_jobs.training.progress_sink import ReportProgress, progress_sink
 from ray_jobs.training.ray_errors import explain
-from ray_jobs.training.ray_workers import check_room, cluster_lost, cluster_resources, prepare_process
+from ray_jobs.training.ray_workers import check_room, cluster_lost, prepare_process
 
 
 def train_on_workers(
-    inputs: TrainInputs,
-    store: Store,
-    *,
-    job_id: str,
-    attempt: int,
-    report: ReportProgress,
+    inputs: TrainInputs, store: Store, *, job_id: str, attempt: int, report: ReportProgress
 ) -> TrainOutcome:
     """Train on `compute.workers` Ray Train workers. Blocks; a cancelled or paused job stops at its next step.
 
@@ -40,7 +34,10 @@ def train_on_workers(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     compute = inputs.spec.compute
-    check_room(compute, cluster_resources())
+    resources = {"CPU": compute.cpus_per_worker}
+    if compute.gpus_per_worker:
+        resources["GPU"] = float(compute.gpus_per_worker)
+    check_room(compute)
     with progress_sink(report) as sink, tempfile.TemporaryDirectory(prefix="kitae-ray-train-") as scratch:
         trainer = TorchTrainer(
             train_worker,
@@ -55,7 +52,7 @@ def train_on_workers(
             scaling_config=ScalingConfig(
                 num_workers=compute.workers,
                 use_gpu=compute.gpus_per_worker > 0,
-                resources_per_worker=_resources(compute),
+                resources_per_worker=resources,
             ),
             torch_config=TorchConfig(backend="nccl" if compute.gpus_per_worker else "gloo"),
             # Ray stores only its controller's state here; checkpoints go to the store.
@@ -72,10 +69,10 @@ def train_on_workers(
                 if isinstance(error, TrainingFailedError)
                 else f"{cluster_lost(job_id)}. The error"
             )
-            raise _read_failure(store, _failure_key(inputs, attempt)) or explain(error, otherwise) from error
+            raise _read_failure(store, inputs, attempt) or explain(error, otherwise) from error
         answer = ray.get(sink.answer.remote())
     if answer is None:
-        raise _read_failure(store, _failure_key(inputs, attempt)) or TrainingError("the workers ended without a result")
+        raise _read_failure(store, inputs, attempt) or TrainingError("the workers ended without a result")
     return TrainOutcome.model_validate_json(answer)
 
 
@@ -88,6 +85,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """One training process. A KitaeError is written to the store and ends the whole group without a retry."""
     import ray
     import ray.train
+    import torch.distributed as dist
 
     from ray_jobs.training.trainer import train
 
@@ -104,9 +102,8 @@ def train_worker(config: dict[str, Any]) -> None:
         return  # this attempt has failed; the driver reads why
 
     def report(progress: TrainProgress) -> None:
-        metrics = _metrics(progress)
-        state = (progress.step, progress.total_steps, "steps", metrics)
-        sink.put.remote(state, keep="held_out_loss" in metrics)
+        state = (progress.step, progress.total_steps, "steps", progress.metrics)
+        sink.put.remote(state, keep="held_out_loss" in progress.metrics)
 
     first = context.get_world_rank() == 0
     control = TrainingControl(store, config["job_id"], config["attempt"], _stop_key(inputs), answers=first)
@@ -115,34 +112,20 @@ def train_worker(config: dict[str, Any]) -> None:
         outcome = train(inputs, store, hooks)
     except Exception as error:
         if isinstance(error, KitaeError):
-            _write_failure(store, failure_key, error)
+            failure = {"type": type(error).__name__, "message": error.message, "details": list(error.details)}
+            with contextlib.suppress(KitaeError):  # two workers may fail at once, and the store may be what failed
+                store.put_json(failure_key, failure)
         elif not _is_written(store, failure_key):
             raise  # Ray Train restarts the group
         if inputs.spec.compute.gpus_per_worker:
             raise  # the others may wait in a collective that only the end of this process breaks; the group restarts
-        _leave_group()
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()  # so that the others' collectives fail and they end too
         return
     finally:
         control.close()
     if first:
         ray.get(sink.finish.remote(outcome.model_dump_json()))
-
-
-def _metrics(progress: TrainProgress) -> MetricValues:
-    metrics: MetricValues = {
-        "loss": progress.loss,
-        "tokens_per_s": progress.tokens_per_s,
-        "learning_rate": progress.learning_rate,
-        "began_at_step": progress.began_at_step,
-    }
-    if progress.held_out_loss is not None and progress.held_out_accuracy is not None:
-        metrics |= {"held_out_loss": progress.held_out_loss, "held_out_accuracy": progress.held_out_accuracy}
-    return metrics
-
-
-def _resources(compute: ComputeSection) -> dict[str, float]:
-    resources = {"CPU": compute.cpus_per_worker}
-    return resources | ({"GPU": float(compute.gpus_per_worker)} if compute.gpus_per_worker else {})
 
 
 def _stop_key(inputs: TrainInputs) -> str:
@@ -153,11 +136,6 @@ def _failure_key(inputs: TrainInputs, attempt: int) -> str:
     return f"{inputs.checkpoints}.failed-{attempt}.json"
 
 
-def _write_failure(store: Store, key: str, error: KitaeError) -> None:
-    with contextlib.suppress(KitaeError):  # two workers may fail at once, and the store may be what failed
-        store.put_json(key, {"type": type(error).__name__, "message": error.message, "details": list(error.details)})
-
-
 def _is_written(store: Store, key: str) -> bool:
     """Whether another worker has failed, so that this one's error only follows from it."""
     with contextlib.suppress(KitaeError):
@@ -165,18 +143,11 @@ def _is_written(store: Store, key: str) -> bool:
     return False
 
 
-def _read_failure(store: Store, key: str) -> KitaeError | None:
-    if not store.exists(key):
+def _read_failure(store: Store, inputs: TrainInputs, attempt: int) -> KitaeError | None:
+    try:
+        document = store.get_json(_failure_key(inputs, attempt))
+    except ObjectNotFound:
         return None
-    document = store.get_json(key)
     kind = getattr(errors, document["type"], KitaeError)
     error: KitaeError = kind(document["message"], details=document["details"])
     return error
-
-
-def _leave_group() -> None:
-    """Close the connections to the other workers, so that their collectives fail and they end too."""
-    import torch.distributed as dist
-
-    with contextlib.suppress(RuntimeError):
-        dist.destroy_process_group()

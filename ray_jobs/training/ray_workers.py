@@ -22,10 +22,6 @@ from ray_jobs.training.ray_errors import explain
 
 T = TypeVar("T")
 
-_POLL_S = 1.0
-_ACTOR_CONCURRENCY = 4
-"""Calls that an actor answers while it works."""
-
 
 def connect() -> None:
     """Join the Ray cluster of RAY_ADDRESS, or of the job this runs in; without either, start one here."""
@@ -49,7 +45,6 @@ def call_on_worker(
     compute: ComputeSection,
     report: ReportProgress,
     check: Callable[[], None],
-    threads: int | None = None,
 ) -> T:
     """Call `function(*arguments, report)` in a process of its own with the resources of one training worker.
 
@@ -57,11 +52,11 @@ def call_on_worker(
     """
     import ray
 
-    check_room(compute, cluster_resources())
+    check_room(compute)
     with progress_sink(report) as sink:
 
         def call() -> T:
-            prepare_process(threads)
+            prepare_process(None)
             with memory_errors():
                 return function(*arguments, lambda state: sink.put.remote(state))
 
@@ -69,7 +64,7 @@ def call_on_worker(
         task: Any = ray.remote(num_cpus=compute.cpus_per_worker, num_gpus=compute.gpus_per_worker, max_calls=1)(call)
         reference = task.options(max_retries=2).remote()
         try:
-            while not ray.wait([reference], timeout=_POLL_S)[0]:
+            while not ray.wait([reference], timeout=1.0)[0]:
                 check()
         except BaseException:
             ray.cancel(reference, force=True)
@@ -97,12 +92,12 @@ def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
             prepare_process(threads, on_cpu=not on_gpu)
             super().__init__(*given)
 
-    check_room(compute, cluster_resources())
+    check_room(compute)
     made: Any = ray.remote(Actor)
     options = made.options(
         num_cpus=cpus,
         num_gpus=compute.gpus_per_worker,
-        max_concurrency=_ACTOR_CONCURRENCY,
+        max_concurrency=4,  # calls that it answers while it works
         runtime_env=None if on_gpu else {"env_vars": _allocator(threads or os.cpu_count() or 1)},
     )
     return options.remote(*arguments)
@@ -119,10 +114,8 @@ def _allocator(threads: int) -> dict[str, str]:
     library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
     if not library.is_file():
         return {}
-    return {
-        "LD_PRELOAD": str(library),
-        "MALLOC_CONF": f"narenas:{threads},dirty_decay_ms:1000,muzzy_decay_ms:0",
-    }
+    settings = f"narenas:{threads},dirty_decay_ms:1000,muzzy_decay_ms:0"
+    return {"LD_PRELOAD": str(library), "MALLOC_CONF": settings}
 
 
 def prepare_process(threads: int | None, *, on_cpu: bool = True) -> None:
@@ -142,8 +135,9 @@ def cluster_resources() -> dict[str, float]:
     return resources
 
 
-def check_room(compute: ComputeSection, cluster: dict[str, float]) -> None:
-    """Raise MachineError when the whole cluster could never hold the workers. Pure."""
+def check_room(compute: ComputeSection) -> None:
+    """Raise MachineError when the whole cluster could never hold the workers."""
+    cluster = cluster_resources()
     wanted = {"CPU": compute.cpus_per_worker * compute.workers, "GPU": float(compute.gpus_per_worker * compute.workers)}
     lacking = [
         f"{amount:g} {name} for {compute.workers} worker(s), and the cluster has {cluster.get(name, 0.0):g}"

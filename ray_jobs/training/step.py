@@ -65,7 +65,7 @@ class TrainingState:
     @property
     def end(self) -> int:
         """Steps to take in all."""
-        return end_of(self.plan, self.until)
+        return self.plan.total_steps if self.until is None else self.until.stop_at_step
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
@@ -76,11 +76,14 @@ class TrainingState:
 
         `loss_sum` is the loss over all supervised labels of the step. Raises LossNotFinite before any weight changes.
         """
-        step = self.step
+        step, rate = self.step, self.rate(self.step)
         loss = loss_sum / self.plan.supervised_in(step)
         if not math.isfinite(loss):
-            raise not_finite(loss, step, self.end, self.rate(step))
-        self.optimizer.step(self.rate(step))
+            raise LossNotFinite(
+                f"the training loss is {loss} at step {step + 1} of {self.end} (learning rate {rate:.3g}): lower "
+                "training.learning_rate, or set training.max_grad_norm; the weights of this step are not kept"
+            )
+        self.optimizer.step(rate)
         self.position = self.position.after_step(loss, self.plan.tokens_in(step))
 
     def measured(self, scores: Scores) -> None:
@@ -90,11 +93,6 @@ class TrainingState:
     def save(self) -> None:
         """Write a checkpoint; its upload runs in the background."""
         self.writer.save(self.optimizer.gather(), self.position)
-
-
-def end_of(plan: BatchPlan, until: TrainUntil | None) -> int:
-    """Steps to take in all."""
-    return plan.total_steps if until is None else until.stop_at_step
 
 
 def rate_of(spec: JobSpec, plan: BatchPlan, until: TrainUntil | None, step: int) -> float:
@@ -126,11 +124,3 @@ def restored(
     optimizer = build()
     optimizer.restore(state, steps=found.position.step)
     return optimizer
-
-
-def not_finite(loss: float, step: int, steps: int, rate: float) -> LossNotFinite:
-    """The error of a training loss that is not finite, with advice. Pure; `step` is 0-based."""
-    return LossNotFinite(
-        f"the training loss is {loss} at step {step + 1} of {steps} (learning rate {rate:.3g}): lower "
-        "training.learning_rate, or set training.max_grad_norm; the weights of this step are not kept"
-    )

@@ -1,4 +1,4 @@
-"""The training loop of a job, for every task and method: DeepSpeed on one process or many.
+"""The training of a job: one loop for every task and method, with DeepSpeed on one process or many; or `fit`, once.
 
 Runs wherever a torch process group exists: `ray_train.py` starts it under Ray Train,
 `torchrun --nproc-per-node 2 -m ray_jobs.training.trainer INPUTS.json` without Ray.
@@ -21,11 +21,9 @@ from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import Scores
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import batch_plan
 from ray_jobs.training.checkpoint import Checkpoint, Position
-from ray_jobs.training.closed_form import fit
 from ray_jobs.training.deepspeed_engine import DeepSpeedOptimizer
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainHooks, TrainInputs, TrainOutcome, TrainProgress
 from ray_jobs.training.machine_errors import memory_errors, out_of_memory, peak_memory_bytes
@@ -40,11 +38,12 @@ def train(inputs: TrainInputs, store: Store, hooks: TrainHooks | None = None) ->
 
     Raises LossNotFinite, MachineError when memory runs out, and what the base model, the rows or the store raise.
     """
+    hooks = hooks or TrainHooks()
     try:
         with memory_errors():
-            if not TASKS[inputs.spec.task].trains_by_steps:
-                return fit(inputs, store, hooks or TrainHooks())
-            return Trainer(inputs, store, hooks or TrainHooks()).run()
+            if TASKS[inputs.spec.task].trains_by_steps:
+                return Trainer(inputs, store, hooks).run()
+            return _fit(inputs, store, hooks)
     except MemoryError as error:
         raise out_of_memory(inputs.spec) from error
 
@@ -61,14 +60,9 @@ class Trainer:
         on_gpu = self._spec.compute.gpus_per_worker > 0
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         self._task = TASKS[self._spec.task]
-        encoded = store.fetch(inputs.encoded_key)
-        self._rows, self._held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
+        self._rows, self._held_out = _load_rows(inputs, store)
         self._plan = batch_plan(self._spec, self._rows)
-        start = [os.urandom(4).hex()]  # the same on all workers
-        dist.broadcast_object_list(start, src=0)
-        keep = self._spec.training.checkpoints_to_keep
-        writer = checkpoint.Writer(store, inputs.checkpoints, start[0], self._rank, self._workers, keep)
-        writer.on_commit = hooks.on_commit
+        writer = _start_writer(inputs, store, hooks, self._spec.training.checkpoints_to_keep)
         found = to_resume(store, inputs.checkpoints, inputs.until)
         self.optimizer = self._build_optimizer(found)
         position = found.position if found is not None else Position()
@@ -119,14 +113,25 @@ class Trainer:
                 steady_tokens, steady_s = steady_tokens + tokens, steady_s + seconds
             state.position = replace(state.position, seconds=state.position.seconds + seconds)
             if self._is_evaluation_due():
-                state.measured(self._score())
+                model = self.optimizer.module
+                state.measured(score(model, self._task, self._held_out, self._spec, self._device, self._reference))
             if first:
                 self._report(first_step, steady_tokens / steady_s if steady_s else tokens / seconds)
             stopped = "on_request" if stop else "early" if self._is_out_of_patience() else "finished"
             if stop or save or self._is_checkpoint_due():
                 state.save()
         writer.close()
-        return self._outcome(stopped, first_step, steady_tokens / steady_s if steady_s else 0.0)
+        found = checkpoint.committed(self._store, self._inputs.checkpoints) if first else []
+        best = next((each.key for each in found if each.position.step == state.position.best_step), "")
+        outcome = _outcome(state.position, best, self._workers)
+        return outcome.model_copy(
+            update={
+                "stopped": stopped,
+                "tokens_per_s": steady_tokens / steady_s if steady_s else outcome.tokens_per_s,
+                "checkpoint_stall_s": writer.stall_s,
+                "resumed_from_step": first_step,
+            }
+        )
 
     def passes(self, step: int, stop: bool, save: bool) -> tuple[float, bool, bool]:
         """Forward and backward passes of a step, and whether any worker wants to stop or to save after it.
@@ -147,10 +152,6 @@ class Trainer:
         sums = all_reduced(sums, self._device)
         return float(sums[0]), bool(sums[1]), bool(sums[2])
 
-    def _score(self) -> Scores:
-        module = self.optimizer.module
-        return score(module, self._task, self._held_out, self._spec, self._device, self._reference)
-
     def _is_evaluation_due(self) -> bool:
         every = self._spec.training.eval_every_steps or self._plan.steps_per_epoch
         due = self.state.step % every == 0 and self._inputs.until is None
@@ -168,37 +169,83 @@ class Trainer:
 
     def _report(self, first_step: int, tokens_per_s: float) -> None:
         position = self.state.position
-        self._hooks.on_progress(
-            TrainProgress(
-                step=position.step,
-                total_steps=self.state.end,
-                loss=position.losses[-1],
-                learning_rate=self.state.rate(position.step - 1),
-                tokens_per_s=tokens_per_s,
-                held_out_loss=position.held_out_loss,
-                held_out_accuracy=position.held_out_accuracy,
-                began_at_step=first_step,
-            )
-        )
+        metrics: dict[str, float | str] = {
+            "loss": position.losses[-1],
+            "tokens_per_s": tokens_per_s,
+            "learning_rate": self.state.rate(position.step - 1),
+            "began_at_step": first_step,
+        }
+        if position.held_out_loss is not None and position.held_out_accuracy is not None:
+            metrics |= {"held_out_loss": position.held_out_loss, "held_out_accuracy": position.held_out_accuracy}
+        self._hooks.on_progress(TrainProgress(position.step, self.state.end, metrics))
 
-    def _outcome(self, stopped: Stopped, first_step: int, tokens_per_s: float) -> TrainOutcome:
-        position = self.state.position
-        found = checkpoint.committed(self._store, self._inputs.checkpoints) if self._rank == 0 else []
-        return TrainOutcome(
-            stopped=stopped,
-            step=position.step,
-            best_step=position.best_step or 0,
-            best_loss=position.best_loss if position.best_loss is not None else 0.0,
-            checkpoint=next((each.key for each in found if each.position.step == position.best_step), ""),
-            final_train_loss=position.losses[-1],
-            tokens=position.tokens,
-            seconds=position.seconds,
-            tokens_per_s=tokens_per_s or position.tokens / max(position.seconds, 1e-9),
-            checkpoint_stall_s=self.state.writer.stall_s,
-            peak_memory_bytes=peak_memory_bytes(),
-            resumed_from_step=first_step,
-            workers=self._workers,
-        )
+
+def _fit(inputs: TrainInputs, store: Store, hooks: TrainHooks) -> TrainOutcome:
+    """Set the weights by the task's `fit` and write their checkpoint, unless the store has it.
+
+    Counts as one step on all rows. Every worker computes the same weights and writes its share.
+    """
+    import torch
+    import torch.distributed as dist
+
+    spec, task = inputs.spec, TASKS[inputs.spec.task]
+    found, stall_s = checkpoint.latest(store, inputs.checkpoints), 0.0
+    if found is None:
+        started = time.perf_counter()
+        rows, held_out = _load_rows(inputs, store)
+        model = models.build(spec, models.fetch_base(store, inputs.base_key), inputs.labels)
+        task.fit(model, [rows[i] for i in range(len(rows))])
+        train, measured = (score(model, task, part, spec, torch.device("cpu")) for part in (rows, held_out))
+        step = 1 if inputs.until is None else inputs.until.stop_at_step
+        seconds = time.perf_counter() - started
+        position = Position(step=step, tokens=sum(rows.lengths), seconds=seconds, losses=(train.loss,))
+        position = position.measured(measured.loss, measured.accuracy)
+        writer = _start_writer(inputs, store, hooks, keep=1)
+        weights = models.trainable(model).items()
+        writer.save(((name, {"weight": weight.detach().float().cpu()}) for name, weight in weights), position)
+        writer.close()
+        stall_s = writer.stall_s
+        dist.barrier()
+        found = checkpoint.latest(store, inputs.checkpoints)
+        assert found is not None
+    outcome = _outcome(found.position, found.key, dist.get_world_size())
+    return outcome.model_copy(update={"checkpoint_stall_s": stall_s})
+
+
+def _load_rows(inputs: TrainInputs, store: Store) -> tuple[Encoded, Encoded]:
+    """The training rows and the held-out rows."""
+    encoded = store.fetch(inputs.encoded_key)
+    return Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
+
+
+def _start_writer(inputs: TrainInputs, store: Store, hooks: TrainHooks, keep: int) -> checkpoint.Writer:
+    """The writer of this start's checkpoints. A collective."""
+    import torch.distributed as dist
+
+    run = [os.urandom(4).hex()]  # the same on all workers
+    dist.broadcast_object_list(run, src=0)
+    writer = checkpoint.Writer(store, inputs.checkpoints, run[0], dist.get_rank(), dist.get_world_size(), keep)
+    writer.on_commit = hooks.on_commit
+    return writer
+
+
+def _outcome(position: Position, best: str, workers: int) -> TrainOutcome:
+    """The outcome of a finished training. `best`: key of its best checkpoint."""
+    return TrainOutcome(
+        stopped="finished",
+        step=position.step,
+        best_step=position.best_step or 0,
+        best_loss=position.best_loss or 0.0,
+        checkpoint=best,
+        final_train_loss=position.losses[-1],
+        tokens=position.tokens,
+        seconds=position.seconds,
+        tokens_per_s=position.tokens / max(position.seconds, 1e-9),
+        checkpoint_stall_s=0.0,
+        peak_memory_bytes=peak_memory_bytes(),
+        resumed_from_step=0,
+        workers=workers,
+    )
 
 
 def main() -> int:

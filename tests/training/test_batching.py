@@ -6,13 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_jobs.spec import TrainingSection
 from ray_jobs.training.batching import BatchPlan, split
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
 
-def make_plan(lengths: list[int], *, batch_size: int = 5, epochs: int = 2, packed: bool = True) -> BatchPlan:
-    return BatchPlan(tuple(lengths), tuple(lengths), batch_size, 64, epochs, seed=3, packed=packed)
+def make_plan(lengths: list[int], *, packed: bool = True, supervised: int | None = None, **settings: int) -> BatchPlan:
+    training = TrainingSection.model_validate(
+        {"batch_size": 5, "epochs": 2, "micro_batch_tokens": 64, "seed": 3, **settings}
+    )
+    counts = tuple(lengths) if supervised is None else (supervised,) * len(lengths)
+    return BatchPlan(tuple(lengths), counts, training, packed)
 
 
 @given(LENGTHS, st.integers(1, 7), st.booleans())
@@ -50,7 +55,7 @@ def test_the_order_changes_with_the_epoch_and_the_seed() -> None:
     plan = make_plan([1] * 30, batch_size=30)
     assert plan.rows_of(0) != plan.rows_of(1)
     assert plan.rows_of(0) == make_plan([1] * 30, batch_size=30).rows_of(0)
-    assert plan.rows_of(0) != BatchPlan((1,) * 30, (1,) * 30, 30, 64, 2, seed=4, packed=True).rows_of(0)
+    assert plan.rows_of(0) != make_plan([1] * 30, batch_size=30, seed=4).rows_of(0)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -64,9 +69,9 @@ def test_a_row_longer_than_a_pass_is_alone_in_it(packed: bool) -> None:
 
 
 def test_max_steps_ends_the_plan() -> None:
-    assert BatchPlan((1,) * 10, (1,) * 10, 5, 64, 3, seed=0, packed=True, max_steps=4).total_steps == 4
+    assert make_plan([1] * 10, epochs=3, max_steps=4).total_steps == 4
     assert make_plan([1] * 10).total_steps == 4
 
 
 def test_a_step_that_supervises_nothing_has_a_mean() -> None:
-    assert BatchPlan((3, 3), (0, 0), 2, 64, 1, seed=0, packed=True).supervised_in(0) == 1
+    assert make_plan([3, 3], batch_size=2, supervised=0).supervised_in(0) == 1
