@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ray_jobs.data.ingest import Findings, canonical_line, check_mapping, local_copy, read_rows
 from ray_jobs.data.split import choose, row_digest, split, without_leak
 from ray_jobs.digests import json_sha256
@@ -47,6 +49,9 @@ class Dataset:
     def key(self) -> str:
         """Its key in the store."""
         return f"datasets/{self.digest}"
+
+
+_DATASET = TypeAdapter(Dataset)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
             "repeated_rows": len(kept) - len({train.digests[i] for i in kept}),
             "leaked_rows": leaked,
         }
-        dataset = _from_facts(_digest(tree, facts), facts)
+        dataset = _DATASET.validate_python(facts | {"digest": _digest(tree, facts)})
         if store.read_manifest(dataset.key) is None:
             store.commit(dataset.key, store.upload_tree(tree, dataset.key), facts)
     return dataset
@@ -113,7 +118,8 @@ def load(store: Store, digest: str) -> DatasetFiles:
     directory = store.fetch(f"datasets/{digest}")
     manifest = store.read_manifest(f"datasets/{digest}")
     assert manifest is not None  # fetch has just read it
-    return DatasetFiles(_from_facts(digest, manifest.meta), directory / TRAIN_FILE, directory / HELD_OUT_FILE)
+    dataset = _DATASET.validate_python(manifest.meta | {"digest": digest})
+    return DatasetFiles(dataset, directory / TRAIN_FILE, directory / HELD_OUT_FILE)
 
 
 @dataclass
@@ -134,10 +140,8 @@ class _Spool:
 
 def _ingest(store: Store, data: DataSection, task: Task[Any], scratch: Path) -> tuple[_Spool, _Spool | None]:
     """Both files' rows; every finding in both raises one DataError."""
+    check_mapping(task, data.columns)
     findings = Findings()
-    for problem in check_mapping(task, data.columns):
-        findings.add("job file", problem)
-    findings.raise_if_any(["data.columns"])
     sources = [source for source in (data.train, data.held_out) if source is not None]
     spools = []
     for i, source in enumerate(sources):
@@ -173,8 +177,3 @@ def _digest(tree: Path, facts: dict[str, Any]) -> str:
         with (tree / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def _from_facts(digest: str, facts: dict[str, Any]) -> Dataset:
-    fields = {name: facts[name] for name in ("task", "train_rows", "held_out_rows", "repeated_rows", "leaked_rows")}
-    return Dataset(digest=digest, labels=tuple(facts["labels"]), **fields)

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ray_jobs.data import text_encoding
 from ray_jobs.errors import DataError
 
 LONGEST_LINE_BYTES = 10_000_000
 """A longer line is refused: nearly always the file has lost its line ends."""
-
-_UTF8_MARK = b"\xef\xbb\xbf"
-_LINE_ENDING_IN_CR = re.compile(rb"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 
 
 @dataclass(frozen=True)
@@ -157,18 +153,26 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
     line that is not is refused alone."""
     with path.open("rb") as file:
         sample = file.read(text_encoding.SAMPLE_BYTES)
-        wrong = text_encoding.by_mark(sample)
-        if wrong is not None:
-            yield Unreadable(0, f"it is {wrong.name}, not UTF-8; {wrong.fix}")
-            return
-        file.seek(len(_UTF8_MARK) if sample.startswith(_UTF8_MARK) else 0)
-        for number, raw in _split_lines(file):
-            if raw is None:
+    wrong = text_encoding.by_mark(sample)
+    if wrong is not None:
+        yield Unreadable(0, f"it is {wrong.name}, not UTF-8; {wrong.fix}")
+        return
+    number = 0
+    # Bytes that are not UTF-8 become lone surrogates, which `raw` turns back.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        while text := lines.readline(LONGEST_LINE_BYTES + 1):
+            number += 1
+            if number == 1:
+                text = text.removeprefix("\ufeff")  # the byte order mark
+            raw = text.encode(errors="surrogateescape")
+            if len(raw) > LONGEST_LINE_BYTES:
+                while text and not text.endswith(("\r", "\n")):
+                    text = lines.readline(LONGEST_LINE_BYTES)
                 megabytes = LONGEST_LINE_BYTES // 1_000_000
                 yield Unreadable(number, f"longer than {megabytes} MB; is a line end missing?")
                 continue
             try:
-                text = raw.decode("utf-8")
+                raw.decode()
             except UnicodeDecodeError as error:
                 found = text_encoding.guess(sample)
                 if found.iconv is not None:
@@ -181,28 +185,6 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
                 yield Unreadable(number, f"a NUL byte at character {text.index(chr(0)) + 1}; remove it")
                 continue
             yield number, text
-
-
-def _split_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """(number, bytes with the line end); None for a line that is too long."""
-    number = 0
-    while chunk := file.readline(LONGEST_LINE_BYTES + 1):
-        if len(chunk) > LONGEST_LINE_BYTES and b"\r" not in chunk[:-1]:
-            while chunk and not chunk.endswith(b"\n"):
-                chunk = file.readline(LONGEST_LINE_BYTES)
-            number += 1
-            yield number, None
-            continue
-        if len(chunk) > LONGEST_LINE_BYTES and not chunk.endswith(b"\n"):
-            # Old Macintosh line ends: give back what follows the last of them.
-            keep = chunk.rindex(b"\r", 0, -1) + 1
-            file.seek(keep - len(chunk), 1)
-            chunk = chunk[:keep]
-        # Lazily: a list of all matches takes thirty times the chunk where most lines are empty.
-        for found in _LINE_ENDING_IN_CR.finditer(chunk):
-            number += 1
-            line = found[0]
-            yield number, line if len(line) <= LONGEST_LINE_BYTES else None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

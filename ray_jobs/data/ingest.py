@@ -116,14 +116,15 @@ def read_rows(
         findings.add(source, "it holds no rows")
 
 
-def check_mapping(task: Task[Any], columns: Mapping[str, str]) -> list[str]:
-    """Problems of `data.columns` that no file could cure."""
-    known = [column.name for column in task.columns]
-    return [
-        f"data.columns: the task {task.name} has no column {name!r}; {_nearest(name, known)}"
-        for name in columns
-        if name not in known
-    ]
+def check_mapping(task: Task[Any], columns: Mapping[str, str]) -> None:
+    """Raise DataError for problems of `data.columns` that no file could cure."""
+    known, findings = [column.name for column in task.columns], Findings()
+    for name in columns:
+        if name not in known:
+            findings.add(
+                "job file", f"data.columns: the task {task.name} has no column {name!r}; {_nearest(name, known)}"
+            )
+    findings.raise_if_any(["data.columns"])
 
 
 def canonical_line(row: Row) -> str:

@@ -25,14 +25,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ray_jobs.engine import (
-    VLLM_DTYPES,
-    Dtype,
-    EngineSettings,
-    engine_environment,
-    engine_kwargs,
-    serving_dtype,
-)
+from ray_jobs.engine import VLLM_DTYPES, Dtype, EngineSettings, engine_environment, engine_kwargs, serving_dtype
 from ray_jobs.errors import GateError, ServingError
 
 DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.1}
@@ -127,12 +120,7 @@ def check_parity(
 
 
 def compare(
-    trained: Sequence[ParityPrompt],
-    served: Sequence[ServedAnswer],
-    *,
-    bound: float,
-    dtype: str,
-    expected_dtype: str,
+    trained: Sequence[ParityPrompt], served: Sequence[ServedAnswer], *, bound: float, dtype: str, expected_dtype: str
 ) -> ParityReport:
     """Judge the engine's numbers against the trainer's; one finding a cause, the first difference explained."""
     pairs = list(zip(trained, served, strict=True))
@@ -231,10 +219,10 @@ def _run_engine(
             text=True,
         )
         os.close(writer)
+        assert child.stdin is not None
         killer = threading.Timer(timeout_s, child.kill)
         killer.start()
         try:
-            assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended already
                 child.stdin.write(json.dumps(request) + "\n")
                 child.stdin.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import ModelError
-from ray_jobs.models.heads import head_modules, head_names
+from ray_jobs.models.heads import head_names
 from ray_jobs.spec import TrainingSection
 from ray_jobs.tasks import TASKS
 
@@ -48,14 +48,15 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = training.lora.target_modules
+    heads = [name.rstrip(".").split(".")[-1] for name in head_names(model)]
     config = LoraConfig(
         r=training.lora.rank,
         lora_alpha=training.lora.alpha,  # type: ignore[arg-type]  # PEFT takes a float too
         lora_dropout=training.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type=TaskType[TASKS[task].required_base.adapter_type],
-        modules_to_save=head_modules(model) or None,
-        exclude_modules=[rf"{name}(\..*)?" for name in head_modules(model)] or None,
+        modules_to_save=heads or None,
+        exclude_modules=[rf"{name}(\..*)?" for name in heads] or None,
     )
     try:
         adapted: torch.nn.Module = get_peft_model(model, config)

@@ -29,11 +29,6 @@ def head_names(model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(sorted(outer | pooler))
 
 
-def head_modules(model: torch.nn.Module) -> list[str]:
-    """The head's modules by the last part of their names, as PEFT takes them."""
-    return [name.rstrip(".").split(".")[-1] for name in head_names(model)]
-
-
 def new_weights(model: torch.nn.Module, directory: Path) -> list[str]:
     """The head's weights that a model directory's files lack, or have in another shape."""
     from safetensors import safe_open

@@ -16,13 +16,7 @@ from ray_jobs.tasks.base import Task
 from ray_jobs.tasks.chat import Chat
 from ray_jobs.tasks.text_classification import TextClassification
 
-TASKS: dict[str, Task[Any]] = {
-    task.name: task
-    for task in (
-        Chat(),
-        TextClassification(),
-    )
-}
+TASKS: dict[str, Task[Any]] = {task.name: task for task in (Chat(), TextClassification())}
 DEFAULT_TASK = Chat.name
 """Assumed where neither a request nor the rows' columns say the task."""
 

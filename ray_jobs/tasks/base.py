@@ -268,6 +268,21 @@ class Task(ABC, Generic[E]):
         """The task's own measures on held-out rows, by the names of `measures`; `metric` may be left out."""
 
 
+def padded(
+    rows: Sequence[Sequence[int]], pad_id: int, side: Literal["left", "right"] = "right"
+) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask` of rows of tokens, (B, T), padded to the longest."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    ones = [torch.ones_like(row) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side=side),
+        "attention_mask": pad_sequence(ones, batch_first=True, padding_side=side),
+    }
+
+
 def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropies in fp32, a scalar; 0 with a gradient where nothing is supervised."""
     from torch.nn import functional

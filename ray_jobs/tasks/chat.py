@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task
+from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task, padded
 
 if TYPE_CHECKING:
     import torch
@@ -160,10 +160,7 @@ def render(
 ) -> str:
     """The conversation as text, by the tokenizer's chat template. `generate` ends it where the assistant begins."""
     text = tokenizer.apply_chat_template(
-        messages,
-        tools=list(tools) if tools else None,
-        tokenize=False,
-        add_generation_prompt=generate,
+        messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=generate
     )
     assert isinstance(text, str)
     return text
@@ -184,27 +181,24 @@ def answer(
 ) -> list[str]:
     """Greedy answers to conversations that end with the user, in batches of 8, shortest first."""
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
     device = next(model.parameters()).device
     pad_id = int((tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0)
     texts = [render(tokenizer, row["messages"], row.get("tools"), generate=True) for row in rows]
-    prompts = [torch.tensor(tokenize(tokenizer, text)) for text in texts]
+    prompts = [tokenize(tokenizer, text) for text in texts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for at in range(0, len(order), 8):
         group = order[at : at + 8]
-        ids = [prompts[i] for i in group]
-        mask_BT = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
+        inputs = padded([prompts[i] for i in group], pad_id, side="left")
         with torch.no_grad():
             out_BT = model.generate(  # type: ignore[operator]  # transformers' mixin is untyped
-                input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side="left").to(device),
-                attention_mask=mask_BT.to(device),
+                **{name: tensor.to(device) for name, tensor in inputs.items()},
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id,
             )
-        for i, answer_ids in zip(group, out_BT[:, mask_BT.shape[1] :].tolist(), strict=True):
+        for i, answer_ids in zip(group, out_BT[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
             answers[i] = str(tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
     return answers
 
@@ -262,14 +256,10 @@ def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
     from torch.nn.utils.rnn import pad_sequence
 
     examples = examples or [Example((pad_id,), (IGNORED,))]
-    ids = [torch.tensor(example.input_ids) for example in examples]
-    inputs = {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-    }
     labels = [torch.tensor(example.labels[1:], dtype=torch.long) for example in examples]
     next_BT = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
     rows, positions = (next_BT != IGNORED).nonzero(as_tuple=True)
+    inputs = padded([example.input_ids for example in examples], pad_id)
     return Batch(inputs, next_BT[rows, positions], (rows, positions))
 
 

@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Row, Task
+from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Row, Task, padded
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+PASS_TOKENS = 8192
+"""Most tokens of a pass that predicts."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,7 @@ class TextClassification(Task[Example]):
 
         targets_B = torch.tensor([example.labels[0] for example in examples], dtype=torch.long)
         rows = [example.input_ids for example in examples] or [(pad_id,)]
-        width = max(map(len, rows))
-        inputs = {
-            "input_ids": torch.tensor([[*ids, *[pad_id] * (width - len(ids))] for ids in rows]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rows]),
-        }
-        return Batch(inputs, targets_B)
+        return Batch(padded(rows, pad_id), targets_B)
 
     def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
         """Always the commonest label, with the training rows' shares of the labels as probabilities."""
@@ -116,16 +115,13 @@ class TextClassification(Task[Example]):
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str],
         labels: Sequence[str],
-        *,
-        max_tokens: int | None = None,
-        batch_tokens: int = 8192,
     ) -> list[Prediction]:
-        """Classify texts. A text over `max_tokens` (None: the model's own limit) is cut at the end."""
+        """Classify texts. A text over the model's limit is cut at the end."""
 
         def chances(batch: Batch) -> torch.Tensor:
             return self.logits(model, batch).float().softmax(-1)
 
-        rows = self._through(model, tokenizer, texts, chances, max_tokens=max_tokens, batch_tokens=batch_tokens)
+        rows = self._through(model, tokenizer, texts, chances)
         scores = [dict(zip(labels, row, strict=True)) for row in rows]
         return [Prediction(max(each, key=each.__getitem__), each) for each in scores]
 
@@ -151,21 +147,18 @@ class TextClassification(Task[Example]):
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str],
         compute: Callable[[Batch], torch.Tensor],
-        *,
-        max_tokens: int | None = None,
-        batch_tokens: int = 8192,
     ) -> list[list[float]]:
-        """A row of numbers for each text; similar lengths share a pass of at most `batch_tokens` tokens."""
+        """A row of numbers for each text; similar lengths share a pass of at most `PASS_TOKENS` tokens."""
         import torch
 
-        limit = max_tokens or int(getattr(model.config, "max_position_embeddings", 512))
+        limit = int(getattr(model.config, "max_position_embeddings", 512))
         encoded = [tokenizer.encode(text, truncation=True, max_length=limit) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         device = next(model.parameters()).device
         pad_id = int(tokenizer.pad_token_id or 0)
         rows: list[list[float]] = [[] for _ in texts]
         while order:
-            size = max(1, sum(1 for n, i in enumerate(order) if (n + 1) * len(encoded[i]) <= batch_tokens))
+            size = max(1, sum(1 for n, i in enumerate(order) if (n + 1) * len(encoded[i]) <= PASS_TOKENS))
             group, order = order[:size], order[size:]
             batch = self.collate([Example(tuple(encoded[i]), (0,)) for i in group], packed=False, pad_id=pad_id)
             with torch.no_grad():

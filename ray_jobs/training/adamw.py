@@ -34,21 +34,21 @@ class MasterWeights:
     def __init__(self, weights: Mapping[str, torch.nn.Parameter], spec: JobSpec) -> None:
         import torch
 
-        self._weights, self._max_grad_norm = dict(weights), spec.training.max_grad_norm
-        self._masters = dict(weights)
+        self._max_grad_norm, self._masters = spec.training.max_grad_norm, dict(weights)
         if resolve_precision(spec) is not torch.float32:
             self._masters = {n: torch.nn.Parameter(w.detach().float().clone()) for n, w in weights.items()}
             for weight in weights.values():
                 weight.data = weight.data.to(torch.bfloat16)
+        self._pairs = list(zip(weights.values(), self._masters.values(), strict=True))
+        """Each weight and its master: the weight itself in fp32."""
         self._adamw = adamw(list(self._masters.values()), spec.training.weight_decay, 0.0)
 
     def step(self, learning_rate: float) -> None:
         """Clip the gradients, update the weights, and clear the gradients."""
         import torch
 
-        for weight, master in self._pairs():
-            if weight is not master:
-                master.grad = None if weight.grad is None else weight.grad.float()
+        for weight, master in self._pairs:
+            master.grad = None if weight.grad is None else weight.grad.float()
         if self._max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._masters.values(), self._max_grad_norm)
         for group in self._adamw.param_groups:
@@ -56,13 +56,12 @@ class MasterWeights:
         self._adamw.step()
         self.clear_gradients()
         with torch.no_grad():
-            for weight, master in self._pairs():
-                if weight is not master:
-                    weight.copy_(master)
+            for weight, master in self._pairs:
+                weight.copy_(master)
 
     def clear_gradients(self) -> None:
         """Drop the gradients of passes whose step is not taken."""
-        for weight, master in self._pairs():
+        for weight, master in self._pairs:
             weight.grad = master.grad = None
 
     def gather(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -76,12 +75,9 @@ class MasterWeights:
         import torch
 
         with torch.no_grad():
-            for name, master in self._masters.items():
+            for name, (weight, master) in zip(self._masters, self._pairs, strict=True):
                 saved = state[name]
                 master.copy_(saved["weight"])
-                self._weights[name].copy_(master)
+                weight.copy_(master)
                 moments = {key: saved[key].to(master.device).clone() for key in MOMENTS}
                 self._adamw.state[master] = {"step": torch.tensor(float(steps), device=master.device), **moments}
-
-    def _pairs(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter]]:
-        return ((weight, self._masters[name]) for name, weight in self._weights.items())

@@ -50,9 +50,7 @@ def train_on_workers(
                 "threads": compute.threads_per_worker,
             },
             scaling_config=ScalingConfig(
-                num_workers=compute.workers,
-                use_gpu=compute.gpus_per_worker > 0,
-                resources_per_worker=resources,
+                num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
             ),
             torch_config=TorchConfig(backend="nccl" if compute.gpus_per_worker else "gloo"),
             # Ray stores only its controller's state here; checkpoints go to the store.

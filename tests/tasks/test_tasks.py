@@ -11,7 +11,7 @@ from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import DataError, ModelError
 from ray_jobs.evaluation.evaluate import last_answer
 from ray_jobs.models import load_processor
-from ray_jobs.tasks import TASKS
+from ray_jobs.tasks import TASKS, text_classification
 from ray_jobs.tasks.base import IGNORED, Example
 from ray_jobs.tasks.chat import render, tokenize
 from tests.models import tiny_models
@@ -147,7 +147,7 @@ def test_the_last_answer_alone_is_compared(tokenizer: Any) -> None:
     assert last_answer(Example((1,), (IGNORED,))) is None
 
 
-def test_predictions_come_back_in_order_and_add_up(tmp_path: Path) -> None:
+def test_predictions_come_back_in_order_and_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from ray_jobs.models import load_base
@@ -157,7 +157,9 @@ def test_predictions_come_back_in_order_and_add_up(tmp_path: Path) -> None:
     model = load_base(base, "text_classification", ["no", "yes"], torch.float32, seed=1).eval()  # type: ignore[no-untyped-call]
     tokenizer = load_processor(base, "text_classification")
     texts = ["short", "a much longer text " * 9, "返品はできますか", "x"]
-    together = TextClassification().predict(model, tokenizer, texts, ["no", "yes"], batch_tokens=64)
+    monkeypatch.setattr(text_classification, "PASS_TOKENS", 64)
+    together = TextClassification().predict(model, tokenizer, texts, ["no", "yes"])
+    monkeypatch.undo()
     for text, prediction in zip(texts, together, strict=True):
         (alone,) = TextClassification().predict(model, tokenizer, [text], ["no", "yes"])
         assert prediction.scores == pytest.approx(alone.scores, abs=1e-5)
