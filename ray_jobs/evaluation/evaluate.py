@@ -9,7 +9,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,7 +22,7 @@ from ray_jobs.evaluation.parity import ParityPrompt
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import IGNORED, Example, Reference, Row
+from ray_jobs.tasks.base import IGNORED, Example, Row
 from ray_jobs.tasks.chat import last_assistant
 from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
 from ray_jobs.training.scoring import score
@@ -85,15 +85,22 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Eval
     rows = [files_of_rows.held_out_rows[i] for i in inputs.held_out_kept]
     is_adapter = hasattr(candidate, "peft_config")
 
+    def measured(model: torch.nn.Module) -> dict[str, float]:
+        """Loss and accuracy over the encoded rows, and the task's own measures."""
+        model.eval()
+        scores = score(model, task, encoded, spec, next(model.parameters()).device, reference)
+        chosen = rows[: spec.evaluation.generate_rows] if task.generates else rows
+        own = task.measure(model, processor, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
+        return {"loss": scores.loss, task.metric: scores.accuracy} | own
+
     report((1, _STEPS, "steps", {"doing": "tuned model"}))
-    tuned = measure_model(candidate, processor, encoded, rows, spec, labels, reference)
+    tuned = measured(candidate)
     report((2, _STEPS, "steps", {"doing": "trainer's side of parity"}))
     prompts = parity_prompts(candidate, encoded, rows, spec) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "base model"}))
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
-            base = measure_model(base_model, processor, encoded, rows, spec, labels, reference)
-            base_is = "the base model"
+            base, base_is = measured(base_model), "the base model"
     else:
         baseline = task.baseline(files_of_rows.train_rows, rows)
         base, base_is = baseline.metrics, baseline.name
@@ -109,25 +116,6 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Eval
         held_out_rows=len(rows),
         parity_prompts=prompts,
     )
-
-
-def measure_model(
-    model: torch.nn.Module,
-    processor: Any,
-    encoded: Encoded,
-    rows: Sequence[Row],
-    spec: JobSpec,
-    labels: Sequence[str],
-    reference: Reference | None,
-) -> dict[str, float]:
-    """Loss and accuracy over the encoded rows, and the task's own measures. `rows` are those of `encoded`."""
-    task = TASKS[spec.task]
-    model.eval()
-    scores = score(model, task, encoded, spec, next(model.parameters()).device, reference)
-    chosen = rows if not task.generates else rows[: spec.evaluation.generate_rows]
-    whole: Any = model
-    measured = task.measure(whole, processor, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
-    return {"loss": scores.loss, task.metric: scores.accuracy} | measured
 
 
 def parity_prompts(

@@ -5,8 +5,17 @@ Knows no rows, no optimizer and no Ray.
 
 from ray_jobs.models.attach import attach, block_prefixes, trainable
 from ray_jobs.models.build import build, build_base, reference_of
-from ray_jobs.models.load import check_architecture, fetch_base, has_head, load_base, load_config, load_processor
-from ray_jobs.models.precision import precision_name, require_memory, resolve_precision
+from ray_jobs.models.load import (
+    check_architecture,
+    fetch_base,
+    has_head,
+    load_base,
+    load_config,
+    load_processor,
+    precision_name,
+    require_memory,
+    resolve_precision,
+)
 from ray_jobs.models.published import load_published, save_published
 
 __all__ = [

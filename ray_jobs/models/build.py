@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.models import heads, lora_linear, packed_attention
 from ray_jobs.models.attach import attach
-from ray_jobs.models.load import load_base
-from ray_jobs.models.precision import resolve_precision
+from ray_jobs.models.load import load_base, resolve_precision
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Reference, Task

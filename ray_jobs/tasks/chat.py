@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_MOST_PROBLEMS = 10
-"""Most problems reported of one row."""
 
 
 class Chat(Task[Example]):
@@ -49,14 +47,20 @@ class Chat(Task[Example]):
 
     def check_row(self, row: Row) -> list[str]:
         if "messages" not in row:
-            return self._check_pair(row)
+            if "prompt" not in row and "completion" not in row:
+                return ["neither messages nor prompt and completion"]
+            return [
+                f"{key} must be non-empty text, not {_short(row.get(key))}"
+                for key in ("prompt", "completion")
+                if not isinstance(row.get(key), str) or not row[key].strip()
+            ]
         messages = row["messages"]
         if not isinstance(messages, list) or not messages:
             return [f"messages must be a non-empty list, not {_short(messages)}"]
         problems: list[str] = []
         for i, message in enumerate(messages):
             problems += [f"messages[{i}]: {problem}" for problem in _check_message(message)]
-            if len(problems) >= _MOST_PROBLEMS:
+            if len(problems) >= 10:  # enough of one row
                 return problems
         if not problems and not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
             problems.append("no assistant message with weight 1: nothing would be trained")
@@ -144,15 +148,6 @@ class Chat(Task[Example]):
             return {}
         answers = answer(model, processor, prompts, max_new_tokens=max_new_tokens)
         return {"chrf": float(CHRF().corpus_score(answers, [references]).score)}
-
-    def _check_pair(self, row: Row) -> list[str]:
-        if "prompt" not in row and "completion" not in row:
-            return ["neither messages nor prompt and completion"]
-        return [
-            f"{key} must be non-empty text, not {_short(row.get(key))}"
-            for key in ("prompt", "completion")
-            if not isinstance(row.get(key), str) or not row[key].strip()
-        ]
 
 
 def render(

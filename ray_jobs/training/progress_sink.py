@@ -26,13 +26,13 @@ def progress_sink(report: ReportProgress) -> Iterator[Any]:
 
     class Sink:
         def __init__(self) -> None:
-            self.kept: list[ProgressUpdate] = []
-            self.state: ProgressUpdate | None = None
+            self.states: list[ProgressUpdate] = []
+            self.keeps_last = True
             self.outcome: str | None = None
 
         def put(self, state: ProgressUpdate, keep: bool = False) -> None:
-            self.state = None if keep else state
-            self.kept += [state] if keep else []
+            self.states = [*(self.states if self.keeps_last else self.states[:-1]), state]
+            self.keeps_last = keep
 
         def finish(self, outcome: str) -> None:
             self.outcome = outcome
@@ -41,8 +41,7 @@ def progress_sink(report: ReportProgress) -> Iterator[Any]:
             return self.outcome
 
         def take(self) -> list[ProgressUpdate]:
-            taken = [*self.kept, *([] if self.state is None else [self.state])]
-            self.kept, self.state = [], None
+            taken, self.states = self.states, []
             return taken
 
     actor: Any = ray.remote(num_cpus=0)(Sink)
