@@ -77,10 +77,7 @@ def _read(path: Path) -> list[Row]:
 
 
 def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
-    """Read, check and split the rows and store the dataset, unless the store has it.
-
-    Raises DataError with everything that is wrong with the rows.
-    """
+    """Read, check and split the rows and store the dataset, once. Raises DataError with everything that is wrong."""
     with tempfile.TemporaryDirectory(prefix="kitae-dataset-") as temporary:
         scratch = Path(temporary)
         train, held_out = _ingest(store, data, task, scratch)

@@ -5,6 +5,7 @@ Owns encodings, line ends, quoting and nesting. Knows no task and no column's me
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections import Counter
@@ -14,11 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.data import text_encoding
 from ray_jobs.errors import DataError
 
 LONGEST_LINE_BYTES = 10_000_000
 """A longer line is refused: nearly always the file has lost its line ends."""
+
+
+_SAMPLE_BYTES = 1 << 20
+"""Bytes of a file that the guess reads."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,8 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
     """Text lines, ended by `\\n`, `\\r\\n` or `\\r`, also mixed. A file that is not UTF-8 is refused at once; a single
     line that is not is refused alone."""
     with path.open("rb") as file:
-        sample = file.read(text_encoding.SAMPLE_BYTES)
-    wrong = text_encoding.by_mark(sample)
+        sample = file.read(_SAMPLE_BYTES)
+    wrong = _by_mark(sample)
     if wrong is not None:
         yield Unreadable(0, f"it is {wrong.name}, not UTF-8; {wrong.fix}")
         return
@@ -174,17 +178,83 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
             try:
                 raw.decode()
             except UnicodeDecodeError as error:
-                found = text_encoding.guess(sample)
+                found = _guess(sample)
                 if found.iconv is not None:
                     yield Unreadable(0, f"it is not UTF-8 (first at line {number}) but seems {found.name}; {found.fix}")
                     return
-                byte, at, name = raw[error.start], error.start + 1, text_encoding.guess(raw).name
+                byte, at, name = raw[error.start], error.start + 1, _guess(raw).name
                 yield Unreadable(number, f"byte 0x{byte:02x} at {at} is not UTF-8; the line seems {name}")
                 continue
             if "\x00" in text:
                 yield Unreadable(number, f"a NUL byte at character {text.index(chr(0)) + 1}; remove it")
                 continue
             yield number, text
+
+
+@dataclass(frozen=True)
+class _Guess:
+    name: str
+    """Shown in messages: `Shift-JIS (CP932)`."""
+    iconv: str | None
+    """Name for `iconv -f`. None: no conversion can be recommended."""
+
+    @property
+    def fix(self) -> str:
+        if self.iconv is None:
+            return "save the file as UTF-8"
+        return f"convert it: iconv -f {self.iconv} -t UTF-8 IN > OUT"
+
+
+_JAPANESE = {"cp932": _Guess("Shift-JIS (CP932)", "CP932"), "euc_jp": _Guess("EUC-JP", "EUC-JP")}
+_BYTE_ORDER_MARKS = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # first: they begin with UTF-16's
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+_FEWEST_ZEROS, _ZERO_SHARE = 8, 0.05
+"""Least number and share of zeros in every second byte for UTF-16; fewer are NULs in UTF-8 text."""
+_READABLE_SHARE = 0.5
+"""Least share of ordinary Japanese characters among the non-ASCII ones for a Japanese encoding."""
+
+
+def _by_mark(head: bytes) -> _Guess | None:
+    """Encoding by its byte order mark or escape sequence. None: UTF-8, or no such mark."""
+    for name, marks in _BYTE_ORDER_MARKS.items():
+        if head.startswith(marks):
+            return _Guess(name, name)
+    if any(escape in head for escape in (b"\x1b$B", b"\x1b$@", b"\x1b(J")):
+        return _Guess("ISO-2022-JP (JIS)", "ISO-2022-JP")
+    # In UTF-16 one byte of every ASCII character is zero, always the same one of the two; UTF-8 text has no zeros.
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if min(even, odd) == 0 and max(even, odd) >= max(_FEWEST_ZEROS, _ZERO_SHARE * len(head) / 2):
+        return _Guess("UTF-16 without a byte order mark", "UTF-16LE" if odd else "UTF-16BE")
+    return None
+
+
+def _guess(sample: bytes) -> _Guess:
+    """Likely encoding of bytes that are not UTF-8. Only shown, never used to decode."""
+    scored = {codec: _japanese_share(sample, codec) for codec in _JAPANESE}
+    best = max(scored, key=scored.__getitem__)
+    if scored[best] >= _READABLE_SHARE:
+        return _JAPANESE[best]
+    return _Guess("of an unknown encoding (perhaps Windows-1252)", None)
+
+
+def _japanese_share(sample: bytes, codec: str) -> float:
+    """Share of kana, kanji and full-width punctuation among the non-ASCII characters, as this codec decodes them."""
+    decoder = codecs.getincrementaldecoder(codec)("strict")  # incremental: the sample may end inside a character
+    try:
+        text = decoder.decode(sample)
+    except UnicodeDecodeError:
+        return 0.0
+    foreign = [character for character in text if ord(character) > 0x7F]
+    # Half-width katakana do not count: EUC-JP read as Shift-JIS is full of them.
+    ordinary = sum(
+        "\u3000" <= character <= "\u30ff" or "\u4e00" <= character <= "\u9fff" or "\uff01" <= character <= "\uff60"
+        for character in foreign
+    )
+    # Kana are rare where the wrong codec decodes Japanese text, and common where the right one does.
+    kana = sum("\u3040" <= character <= "\u30ff" for character in foreign)
+    return (ordinary + kana) / (2 * len(foreign)) + (0.25 if kana else 0.0) if foreign else 0.0
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

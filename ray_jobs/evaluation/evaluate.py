@@ -17,8 +17,8 @@ from ray_jobs import models
 from ray_jobs.data import dataset
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import GateError
-from ray_jobs.evaluation.candidate import SendProgress, base_weights, build_candidate
 from ray_jobs.evaluation.parity import ParityPrompt
+from ray_jobs.evaluation.publish import SendProgress, base_weights, build_candidate
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS

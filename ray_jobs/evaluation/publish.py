@@ -1,24 +1,82 @@
-"""Publishes a job's remaining checkpoints, each as an adapter and a further version of the job's model.
+"""Publishing checkpoints: the candidate, and a job's remaining checkpoints, each as an adapter and a further version.
 
-Owns which checkpoints these are, their adapters and their metrics. The best checkpoint is evaluated (`evaluate.py`) and
-compared with the base; the others have only the held-out metrics of training.
+Owns which checkpoints these are, their files and their metrics. The best checkpoint, the candidate, is evaluated
+(`evaluate.py`) and compared with the base; the others have only the held-out metrics of training.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import models
-from ray_jobs.evaluation.candidate import SendProgress, attach_weights, save_candidate
+from ray_jobs.errors import ModelError
+from ray_jobs.registry import base_name
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Reference
+from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
 from ray_jobs.training.inputs import TrainInputs
+from ray_jobs.training.ray_workers import ProgressUpdate
+
+if TYPE_CHECKING:
+    import torch
+
+SendProgress = Callable[[ProgressUpdate], object]
+"""Sends a worker's progress to the driver."""
+
+
+def build_candidate(
+    inputs: TrainInputs, checkpoint_key: str, store: Store, base: Path | None, processor: Any, tree: Path
+) -> tuple[torch.nn.Module, Reference | None]:
+    """Load a checkpoint's model, and write its files into `tree`. Returns also the reference its loss needs."""
+    spec = inputs.spec
+    model = models.build(spec, base, inputs.labels, trains=False)
+    reference = models.reference_of(model, TASKS[spec.task])
+    _attach_weights(model, store, checkpoint_key)
+    if spec.compute.gpus_per_worker and spec.training.method != "qlora":
+        model = model.to("cuda")
+    _save_candidate(model, spec, processor, tree)
+    return model, reference
+
+
+def _attach_weights(model: torch.nn.Module, store: Store, key: str) -> None:
+    """Copy the weights of the checkpoint at a key into a model. Raises ModelError where it is gone."""
+    chosen = checkpoint.load(store, key)
+    if chosen is None:
+        raise ModelError(f"the checkpoint {store.uri(key)} is gone; run the job again to train it")
+    weights = models.trainable(model)
+    state = checkpoint.load_state(store, chosen, weights)
+    for name, parameter in weights.items():
+        parameter.data.copy_(state[name]["weight"])
+
+
+def _save_candidate(model: torch.nn.Module, spec: JobSpec, processor: Any, tree: Path) -> None:
+    """Write the files that would be published."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = base_name(spec.base_model)  # not a path of this machine
+    models.save_published(model, processor, tree)
+
+
+@contextmanager
+def base_weights(
+    candidate: torch.nn.Module, directory: Path, spec: JobSpec, labels: Sequence[str]
+) -> Iterator[torch.nn.Module]:
+    """The base model: the candidate with its adapter switched off, or the base's own files."""
+    if hasattr(candidate, "disable_adapter") and not TASKS[spec.task].has_new_head:
+        with candidate.disable_adapter():  # type: ignore[operator]  # a PEFT model has it
+            yield candidate
+        return
+    dtype = models.resolve_precision(spec)
+    model: torch.nn.Module = models.load_base(directory, spec.task, labels, dtype, seed=spec.training.seed)
+    yield model.to(next(candidate.parameters()).device)
 
 
 class AdapterInputs(BaseModel):
@@ -70,9 +128,9 @@ def build_adapters(inputs: AdapterInputs, store: Store, report: SendProgress) ->
     model = models.build(inputs.train.spec, base, inputs.train.labels, trains=False)
     for number, (key, tree) in enumerate(lacking.items()):
         report((number, len(lacking), "checkpoints", {}))
-        attach_weights(model, store, key)
+        _attach_weights(model, store, key)
         with tempfile.TemporaryDirectory(prefix="kitae-adapter-") as scratch:
             directory = Path(scratch) / "tree"
-            save_candidate(model, inputs.train.spec, tokenizer, directory)
+            _save_candidate(model, inputs.train.spec, tokenizer, directory)
             store.commit(tree, store.upload_tree(directory, tree), {"checkpoint": key})
     report((len(lacking), len(lacking), "checkpoints", {}))

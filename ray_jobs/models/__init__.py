@@ -6,20 +6,20 @@ Knows no rows, no optimizer and no Ray.
 from ray_jobs.models.attach import attach, block_prefixes, trainable
 from ray_jobs.models.build import build, build_base, reference_of
 from ray_jobs.models.load import (
-    check_architecture,
     fetch_base,
     has_head,
     load_base,
     load_config,
     load_processor,
+    load_published,
     precision_name,
     require_memory,
     resolve_precision,
+    save_published,
 )
-from ray_jobs.models.published import load_published, save_published
 
 __all__ = [
-    "attach", "block_prefixes", "build", "build_base", "check_architecture", "fetch_base", "has_head", "load_base",
+    "attach", "block_prefixes", "build", "build_base", "fetch_base", "has_head", "load_base",
     "load_config", "load_processor", "load_published", "precision_name", "reference_of", "require_memory",
     "resolve_precision", "save_published", "trainable",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import ModelError
-from ray_jobs.models import check_architecture, load_config
+from ray_jobs.models.load import check_architecture, load_config
 from ray_jobs.registry import base_name, catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import ProgressFn, Store

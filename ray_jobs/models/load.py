@@ -1,6 +1,6 @@
-"""Loading a base for a task: its configuration, its processor and its weights, all checked; and their number format.
+"""Models in directories: a base loaded for a task, checked, in the job's number format; a registered model's files.
 
-Works on local directories only; `bases.py` brings them. `trust_remote_code` is off everywhere.
+`bases.py` brings the directories. `trust_remote_code` is off everywhere.
 """
 
 from __future__ import annotations
@@ -137,6 +137,39 @@ def load_base(
     loaded: PreTrainedModel = model
     heads.draw(loaded, directory, seed)
     return loaded
+
+
+def save_published(model: torch.nn.Module, processor: Any, directory: Path) -> None:
+    """Write what is registered. `processor` None: the task has none."""
+    whole: Any = model
+    if hasattr(whole, "save_pretrained"):
+        # PEFT would otherwise ask the hub whether the vocabulary was changed.
+        options = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+        whole.save_pretrained(str(directory), safe_serialization=True, **options)
+    else:
+        from safetensors.torch import save_model
+
+        directory.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(directory / "model.safetensors"))
+    if processor is not None:
+        processor.save_pretrained(str(directory))
+
+
+def load_published(directory: Path, base: Path | None, task: str, labels: Sequence[str], dtype: torch.dtype) -> Any:
+    """Read what `save_published` wrote: an adapter over `base`, or (None) a whole model. In evaluation mode."""
+    model: Any
+    if TASKS[task].base is None:
+        from safetensors.torch import load_model
+
+        model = TASKS[task].new_model(labels, seed=0)
+        load_model(model, str(directory / "model.safetensors"))
+    elif base is None:
+        model = load_base(directory, task, labels, dtype, seed=0)
+    else:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(load_base(base, task, labels, dtype, seed=0), str(directory))
+    return model.train(False)
 
 
 def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import cast
 
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
-from ray_jobs.evaluation.candidate import SendProgress
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
 from ray_jobs.evaluation.parity import ParityReport, check_parity
+from ray_jobs.evaluation.publish import SendProgress
 from ray_jobs.pipeline.outputs import Flow
 from ray_jobs.pipeline.stage import StageContext
 from ray_jobs.spec import JobSpec

@@ -13,7 +13,7 @@ from ray_jobs.pipeline.outputs import Flow, O
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.training import ray_workers
-from ray_jobs.training.progress_sink import MetricValues
+from ray_jobs.training.ray_workers import MetricValues
 
 T = TypeVar("T")
 Show = Callable[..., None]

@@ -13,7 +13,7 @@ from ray_jobs.search.space import space_of
 from ray_jobs.training import ray_train, ray_workers
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
-from ray_jobs.training.progress_sink import MetricValues
+from ray_jobs.training.ray_workers import MetricValues
 
 _TRIALS_SHOWN = 12
 _METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")

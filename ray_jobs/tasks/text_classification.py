@@ -110,11 +110,7 @@ class TextClassification(Task[Example]):
         }
 
     def predict(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[str],
-        labels: Sequence[str],
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], labels: Sequence[str]
     ) -> list[Prediction]:
         """Classify texts. A text over the model's limit is cut at the end."""
 

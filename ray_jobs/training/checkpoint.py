@@ -4,8 +4,6 @@ A checkpoint is `{prefix}/step-{step}-{run}/`: each worker's share of the traine
 fp32 tensors by name, which any number of workers and any ZeRO stage can read), each worker's random state, and, written
 last, the manifest, whose `meta` holds the position in the data. All files are safetensors; frozen weights are not
 stored. `run` identifies one start of the workers, so that files of a killed start never mix with its successor's.
-
-Does not know the loop.
 """
 
 from __future__ import annotations

@@ -63,12 +63,9 @@ class TrainingControl:
                 gone = record.status in ("cancelled", "paused") or record.attempt != self._attempt
                 if gone or self._store.exists(self._stop_key):
                     self._stop.set()
-                if self._answers:
-                    self._receive_request()
-
-    def _receive_request(self) -> None:
-        found = checkpoint_request.current(self._store, self._job_id)
-        if found is None or found.attempt != self._attempt or found.number <= self._received or found.step is not None:
-            return
-        checkpoint_request.acknowledge(self._store, self._job_id, found.number)
-        self._received = self._wanted = found.number
+                found = checkpoint_request.current(self._store, self._job_id) if self._answers else None
+                if found is None or found.attempt != self._attempt or found.step is not None:
+                    continue
+                if found.number > self._received:
+                    checkpoint_request.acknowledge(self._store, self._job_id, found.number)
+                    self._received = self._wanted = found.number

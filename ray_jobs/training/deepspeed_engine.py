@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration for a job.
-
-    `managed_gradient_accumulation` is off: `step()` ends a step, so steps may differ in their number of passes.
-    """
+    """DeepSpeed's configuration for a job."""
     compute = spec.compute
     # In bf16, DeepSpeed exposes its fp32 masters from stage 1 on; the numbers equal those of stage 0.
     zero: dict[str, Any] = {"stage": max(compute.zero_stage, int(bf16))}
@@ -35,7 +32,7 @@ def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
+        "managed_gradient_accumulation": False,  # steps may differ in their number of passes
         "gradient_clipping": spec.training.max_grad_norm or 0.0,
         "bf16": {"enabled": bf16},
         "zero_optimization": zero,

@@ -33,11 +33,8 @@ _NAMES = {
 
 
 def is_due(step: int, total_steps: int, *, last_step: int, seconds_since: float, measured: bool) -> bool:
-    """Whether a step becomes an event: every step with an evaluation, and some of the others. Pure.
-
-    Steps up to `last_step` do not: restarted workers repeat them.
-    """
-    if step <= last_step:
+    """Whether a step becomes an event: every step with an evaluation, and some of the others. Pure."""
+    if step <= last_step:  # repeated by restarted workers
         return False
     return measured or (seconds_since >= EVERY_S and (step - last_step) * EVENTS_A_TRAINING >= total_steps)
 

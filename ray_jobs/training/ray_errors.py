@@ -12,10 +12,7 @@ _WRAPPED = ("cause", "health_check_failure", "controller_failure")
 
 
 def explain(error: Exception, otherwise: str) -> Exception:
-    """The KitaeError wrapped by an error of Ray's, or one that explains it.
-
-    An unknown error becomes a TrainingError of `otherwise` and its last line.
-    """
+    """The KitaeError that an error of Ray's wraps, or one that explains it: for an unknown error, `otherwise`."""
     from ray.exceptions import OutOfMemoryError, RayTaskError
 
     causes = list(_causes(error))

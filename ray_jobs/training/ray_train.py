@@ -16,9 +16,8 @@ from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
 from ray_jobs.storage import Store
 from ray_jobs.training.control import TrainingControl
 from ray_jobs.training.inputs import TrainHooks, TrainInputs, TrainOutcome, TrainProgress
-from ray_jobs.training.progress_sink import ReportProgress, progress_sink
 from ray_jobs.training.ray_errors import explain
-from ray_jobs.training.ray_workers import check_room, cluster_lost, prepare_process
+from ray_jobs.training.ray_workers import ReportProgress, check_room, cluster_lost, prepare_process, progress_sink
 
 
 def train_on_workers(

@@ -1,26 +1,31 @@
-"""Ray: the connection to a cluster, single calls as Ray tasks, and actors.
+"""Ray: the connection to a cluster, single calls as Ray tasks, actors, and the progress that workers report.
 
 Does not know what a stage or a training does; `ray_train.py` runs a training on a group of workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_jobs.errors import MachineError, TrainingError
 from ray_jobs.spec import ComputeSection
 from ray_jobs.training.machine_errors import memory_errors
-from ray_jobs.training.progress_sink import ReportProgress, progress_sink
 from ray_jobs.training.ray_errors import explain
 
 T = TypeVar("T")
+MetricValues = dict[str, float | str]
+ProgressUpdate = tuple[float, float, str, MetricValues]
+"""(done, total, unit, metrics)."""
+ReportProgress = Callable[[float, float, str, MetricValues], None]
+"""Receives a ProgressState, for a progress display."""
 
 
 def connect() -> None:
@@ -76,11 +81,60 @@ def call_on_worker(
     return answer
 
 
-def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
-    """Start an actor of `cls(*arguments)` with the resources of one training worker on a GPU, or of all on CPUs.
+@contextlib.contextmanager
+def progress_sink(report: ReportProgress) -> Iterator[Any]:
+    """An actor that workers put their state into, and a thread here that reports it every second.
 
-    It has a process of its own, and answers calls while it works.
+    Of the states since the last report, the newest is reported, and each that was put with `keep`.
     """
+    import ray
+
+    class Sink:
+        def __init__(self) -> None:
+            self.states: list[ProgressUpdate] = []
+            self.keeps_last = True
+            self.outcome: str | None = None
+
+        def put(self, state: ProgressUpdate, keep: bool = False) -> None:
+            self.states = [*(self.states if self.keeps_last else self.states[:-1]), state]
+            self.keeps_last = keep
+
+        def finish(self, outcome: str) -> None:
+            self.outcome = outcome
+
+        def answer(self) -> str | None:
+            return self.outcome
+
+        def take(self) -> list[ProgressUpdate]:
+            taken, self.states = self.states, []
+            return taken
+
+    actor: Any = ray.remote(num_cpus=0)(Sink)
+    sink = actor.remote()
+    done = threading.Event()
+
+    def poll() -> None:
+        while True:
+            last = done.wait(1.0)
+            with contextlib.suppress(Exception):  # a display that fails must not end the job
+                for state in ray.get(sink.take.remote(), timeout=10):
+                    with contextlib.suppress(Exception):
+                        report(*state)
+            if last:
+                return
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield sink
+    finally:
+        done.set()
+        thread.join(timeout=15)
+        ray.kill(sink)
+
+
+def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
+    """Start an actor of `cls(*arguments)` with the resources of one training worker on a GPU, or of all on CPUs."""
     import ray
 
     on_gpu = compute.gpus_per_worker > 0
@@ -106,8 +160,7 @@ def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
 def _allocator(threads: int) -> dict[str, str]:
     """Environment of a process that computes on a CPU in several threads: Ray's jemalloc.
 
-    The C library's allocator keeps almost half as much memory again in fragments, since tensors of all sizes come and
-    go.
+    The C library's allocator keeps almost half as much memory again in fragments.
     """
     import ray
 
@@ -152,10 +205,7 @@ def check_room(compute: ComputeSection) -> None:
 
 
 def check_cluster(job_id: str) -> None:
-    """Raise TrainingError when the cluster of this process is gone.
-
-    Ray's own calls would wait for it, and end this process after a minute.
-    """
+    """Raise TrainingError when this process's cluster is gone; Ray's own calls would end the process a minute later."""
     import ray
 
     host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)

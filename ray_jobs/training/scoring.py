@@ -23,10 +23,7 @@ def score(
     device: torch.device,
     reference: Reference | None = None,
 ) -> Scores:
-    """Score encoded rows. In a process group each worker scores its share, and all return the sum.
-
-    Leaves the model in the mode it was in.
-    """
+    """Score encoded rows, each worker of a process group its share; all return the sum. The model's mode stays."""
     import torch
     import torch.distributed as dist
 
@@ -47,10 +44,7 @@ def score(
 
 
 def run_sample(model: torch.nn.Module, spec: JobSpec, rows: Encoded) -> None:
-    """Put some training rows through a model that is not wrapped yet, the same on every worker.
-
-    A new classifier's pooler is standardised over them.
-    """
+    """Put some training rows, the same on every worker, through a model, to standardise a new classifier's pooler."""
     task = TASKS[spec.task]
     size = max(1, spec.training.micro_batch_tokens // spec.data.max_tokens)
     device = next(model.parameters()).device

@@ -72,10 +72,7 @@ class TrainingState:
         return rate_of(self.spec, self.plan, self.until, step)
 
     def take(self, loss_sum: float) -> None:
-        """Take one step with the gradients of its passes.
-
-        `loss_sum` is the loss over all supervised labels of the step. Raises LossNotFinite before any weight changes.
-        """
+        """Take a step; `loss_sum` is over all its supervised labels. Raises LossNotFinite before a weight changes."""
         step, rate = self.step, self.rate(self.step)
         loss = loss_sum / self.plan.supervised_in(step)
         if not math.isfinite(loss):
@@ -110,10 +107,7 @@ def to_resume(store: Store, checkpoints: str, until: TrainUntil | None) -> Check
 
 
 def restored(
-    store: Store,
-    found: Checkpoint | None,
-    weights: Mapping[str, torch.nn.Parameter],
-    build: Callable[[], OptimizerT],
+    store: Store, found: Checkpoint | None, weights: Mapping[str, torch.nn.Parameter], build: Callable[[], OptimizerT]
 ) -> OptimizerT:
     """Build an optimizer over trained weights, with the weights and moments of a checkpoint if there is one."""
     if found is None:

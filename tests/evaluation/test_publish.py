@@ -16,8 +16,8 @@ from ray_jobs import jobs, models, registry
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.errors import ModelError
 from ray_jobs.evaluation import publish
-from ray_jobs.evaluation.candidate import build_candidate
 from ray_jobs.evaluation.evaluate import Evaluation
+from ray_jobs.evaluation.publish import build_candidate
 from ray_jobs.jobs import Job
 from ray_jobs.pipeline import keys, release_stages
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered

@@ -11,7 +11,7 @@ from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, metrics, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position, Writer
 from ray_jobs.training.metrics import EVENTS_A_TRAINING, TrainingMetrics, is_due
-from ray_jobs.training.progress_sink import progress_sink
+from ray_jobs.training.ray_workers import progress_sink
 from tests.builders import make_spec
 
 
