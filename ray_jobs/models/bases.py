@@ -82,15 +82,15 @@ def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None
         check_architecture(config, task)
         tree = Path(scratch) / "tree"
         tree.mkdir()
-        kept = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.suffix in _KEPT]
+        files = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != "manifest.json"]
+        kept = [p for p in files if p.suffix in _KEPT]
         for path in kept:
-            if path.name != "manifest.json":
-                target = tree / path.relative_to(directory)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(path.resolve(), target)
-                except OSError:  # another file system
-                    shutil.copyfile(path, target)
+            target = tree / path.relative_to(directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), target)
+            except OSError:  # another file system
+                shutil.copyfile(path, target)
         if not any(path.suffix == ".safetensors" for path in kept):
             raise ModelError(
                 f"base_model {source} has no .safetensors weights; pickled weights (.bin, .pt) are not read since they "

@@ -27,7 +27,6 @@ from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.training import ray_train, ray_workers
-from ray_jobs.training.ray_errors import explain
 
 _LIVES = 3
 """Process deaths after which a segment is given up. After the first it has a process to itself, so that the segment
@@ -208,7 +207,7 @@ class Executor:
         self._actors.pop(trainer, None)
         self._polls.pop(trainer, None)
         lost = [on.task for on in self._placed.values() if on.trainer == trainer]
-        why = explain(error, "a process of the search ended")
+        why = ray_workers.explain(error, "a process of the search ended")
         self.note(f"{why}; {len(lost)} run(s) resume from their last checkpoints")
         results = []
         for task in lost:

@@ -112,22 +112,17 @@ class DeepSpeedOptimizer:
 
 
 def _restore_one(parameter: torch.nn.Parameter, saved: dict[str, torch.Tensor], inner: torch.optim.Optimizer) -> None:
-    from deepspeed.utils import (
-        safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
+    from deepspeed import utils
 
     if hasattr(parameter, "ds_id"):
         # A ZeRO-3 shard: the whole weight, padded to a multiple of the workers and cut into equal parts.
-        safe_set_local_fp32_param(parameter, _shard(parameter, saved["weight"]))
+        utils.safe_set_local_fp32_param(parameter, _shard(parameter, saved["weight"]))
         for key in MOMENTS:
-            safe_set_local_optimizer_state(parameter, _shard(parameter, saved[key]), key)
+            utils.safe_set_local_optimizer_state(parameter, _shard(parameter, saved[key]), key)
     elif hasattr(parameter, "_hp_mapping"):
-        safe_set_full_fp32_param(parameter, saved["weight"])
+        utils.safe_set_full_fp32_param(parameter, saved["weight"])
         for key in MOMENTS:
-            safe_set_full_optimizer_state(parameter, saved[key], key)
+            utils.safe_set_full_optimizer_state(parameter, saved[key], key)
     else:
         parameter.data.copy_(saved["weight"])
         for key in MOMENTS:

@@ -86,12 +86,10 @@ class TrainingMetrics:
 
     def _see(self, step: int, began_at_step: int) -> None:
         """Report the repeated work once a new start reports its first steps."""
+        is_first = self._seen is None
         if self._seen is None:
             self._seen = deque(self._seen_before(began_at_step), 10_000)  # at most one a second is reported
-            is_new = bool(self._seen)
-        else:
-            is_new = bool(self._seen) and step <= self._seen[-1][0]
-        if is_new:
+        if self._seen and (is_first or step <= self._seen[-1][0]):
             steps, seconds = repeated_work(began_at_step, self._seen)
             self._seen.clear()
             time_text = f"{seconds:.0f} s" if seconds < 120 else duration(seconds)

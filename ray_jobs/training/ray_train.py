@@ -14,14 +14,13 @@ from typing import Any
 from ray_jobs import errors
 from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
 from ray_jobs.storage import Store
+from ray_jobs.training import ray_workers
 from ray_jobs.training.control import TrainingControl
 from ray_jobs.training.inputs import TrainHooks, TrainInputs, TrainOutcome, TrainProgress
-from ray_jobs.training.ray_errors import explain
-from ray_jobs.training.ray_workers import ReportProgress, check_room, cluster_lost, prepare_process, progress_sink
 
 
 def train_on_workers(
-    inputs: TrainInputs, store: Store, *, job_id: str, attempt: int, report: ReportProgress
+    inputs: TrainInputs, store: Store, *, job_id: str, attempt: int, report: ray_workers.ReportProgress
 ) -> TrainOutcome:
     """Train on `compute.workers` Ray Train workers. Blocks; a cancelled or paused job stops at its next step.
 
@@ -36,8 +35,8 @@ def train_on_workers(
     resources = {"CPU": compute.cpus_per_worker}
     if compute.gpus_per_worker:
         resources["GPU"] = float(compute.gpus_per_worker)
-    check_room(compute)
-    with progress_sink(report) as sink, tempfile.TemporaryDirectory(prefix="kitae-ray-train-") as scratch:
+    ray_workers.check_room(compute)
+    with ray_workers.progress_sink(report) as sink, tempfile.TemporaryDirectory(prefix="kitae-ray-train-") as scratch:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -64,9 +63,9 @@ def train_on_workers(
                 f"workers failed more than compute.max_failures {compute.max_failures} times; `kitae resume {job_id}` "
                 "resumes from the last checkpoint. The last failure"
                 if isinstance(error, TrainingFailedError)
-                else f"{cluster_lost(job_id)}. The error"
+                else f"{ray_workers.cluster_lost(job_id)}. The error"
             )
-            raise _read_failure(store, inputs, attempt) or explain(error, otherwise) from error
+            raise _read_failure(store, inputs, attempt) or ray_workers.explain(error, otherwise) from error
         answer = ray.get(sink.answer.remote())
     if answer is None:
         raise _read_failure(store, inputs, attempt) or TrainingError("the workers ended without a result")
@@ -89,7 +88,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     threads = config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     inputs = TrainInputs.model_validate_json(config["inputs"])
-    prepare_process(threads, on_cpu=inputs.spec.compute.gpus_per_worker == 0)
+    ray_workers.prepare_process(threads, on_cpu=inputs.spec.compute.gpus_per_worker == 0)
     os.environ.setdefault("LOCAL_RANK", str(context.get_local_rank()))  # read by DeepSpeed
     store: Store = config["store"]
     sink = config["sink"]

@@ -1,4 +1,4 @@
-"""Ray: the connection to a cluster, single calls as Ray tasks, actors, and the progress that workers report.
+"""Ray: the connection to a cluster, single calls as Ray tasks, actors, and the progress and errors of workers.
 
 Does not know what a stage or a training does; `ray_train.py` runs a training on a group of workers.
 """
@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_jobs.errors import MachineError, TrainingError
+from ray_jobs.errors import KitaeError, MachineError, TrainingError
 from ray_jobs.spec import ComputeSection
-from ray_jobs.training.machine_errors import memory_errors
-from ray_jobs.training.ray_errors import explain
+from ray_jobs.training.machine_errors import is_disk_full, memory_errors
 
 T = TypeVar("T")
 MetricValues = dict[str, float | str]
@@ -218,3 +217,40 @@ def check_cluster(job_id: str) -> None:
 def cluster_lost(job_id: str) -> str:
     """Advice after the cluster was lost. Pure."""
     return f"the Ray cluster was lost; once it runs again, `kitae resume {job_id}` resumes from the last checkpoint"
+
+
+def explain(error: Exception, otherwise: str) -> Exception:
+    """The KitaeError that an error of Ray's wraps, or one that explains it: for an unknown error, `otherwise`."""
+    from ray.exceptions import OutOfMemoryError, RayTaskError
+
+    causes = list(_causes(error))
+    for inner in causes:
+        # Ray makes its wrapper an instance of the class it wraps, with the remote traceback as its text.
+        if isinstance(inner, KitaeError) and not isinstance(inner, RayTaskError):
+            return inner
+    if any(isinstance(inner, OutOfMemoryError | MemoryError) for inner in causes):
+        return MachineError(
+            "a worker was killed because its machine ran out of memory: lower training.micro_batch_tokens or "
+            "compute.workers, raise compute.zero_stage, or use a machine with more memory"
+        )
+    if any(is_disk_full(inner) for inner in causes):
+        return MachineError("a worker's disk is full: make room there, or set TMPDIR and KITAE_CACHE to a larger disk")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return TrainingError(f"{otherwise}: {lines[-1] if lines else repr(error)}")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it wraps: Ray's task errors, Ray Train's errors by worker, and Python's chains."""
+    wrappers = ("cause", "health_check_failure", "controller_failure")
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        at = pending.pop(0)
+        if at is None or id(at) in seen:
+            continue
+        seen.add(id(at))
+        yield at
+        pending += [at.__cause__, at.__context__]
+        pending += [inner for name in wrappers if isinstance(inner := getattr(at, name, None), BaseException)]
+        failures = getattr(at, "worker_failures", None)
+        pending += list(failures.values()) if isinstance(failures, dict) else []

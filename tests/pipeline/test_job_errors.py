@@ -28,7 +28,7 @@ from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDeni
 from ray_jobs.local.processes import free_ports
 from ray_jobs.storage import Store
 from ray_jobs.training.machine_errors import is_disk_full, memory_errors, out_of_memory
-from ray_jobs.training.ray_errors import explain
+from ray_jobs.training.ray_workers import explain
 from tests.models import tiny_models
 from tests.training.harness import make_spec
 
