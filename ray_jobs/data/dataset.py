@@ -59,16 +59,15 @@ class DatasetFiles:
     """A dataset on this machine. The files are shared: only read them."""
 
     dataset: Dataset
-    train: Path
-    held_out: Path
+    directory: Path
 
     @cached_property
     def train_rows(self) -> list[Row]:
-        return _read(self.train)
+        return _read(self.directory / TRAIN_FILE)
 
     @cached_property
     def held_out_rows(self) -> list[Row]:
-        return _read(self.held_out)
+        return _read(self.directory / HELD_OUT_FILE)
 
 
 def _read(path: Path) -> list[Row]:
@@ -115,8 +114,7 @@ def load(store: Store, digest: str) -> DatasetFiles:
     directory = store.fetch(f"datasets/{digest}")
     manifest = store.read_manifest(f"datasets/{digest}")
     assert manifest is not None  # fetch has just read it
-    dataset = _DATASET.validate_python(manifest.meta | {"digest": digest})
-    return DatasetFiles(dataset, directory / TRAIN_FILE, directory / HELD_OUT_FILE)
+    return DatasetFiles(_DATASET.validate_python(manifest.meta | {"digest": digest}), directory)
 
 
 @dataclass

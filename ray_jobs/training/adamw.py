@@ -26,7 +26,7 @@ def adamw(weights: Sequence[torch.nn.Parameter], weight_decay: float, learning_r
 
 
 class MasterWeights:
-    """AdamW in one process without DeepSpeed; computes what DeepSpeed computes in ZeRO stage 0.
+    """`step.Optimizer` in one process without DeepSpeed; computes what DeepSpeed computes in ZeRO stage 0.
 
     In bf16 it steps fp32 copies of the weights; in fp32 it steps the weights themselves.
     """
@@ -44,7 +44,6 @@ class MasterWeights:
         self._adamw = adamw(list(self._masters.values()), spec.training.weight_decay, 0.0)
 
     def step(self, learning_rate: float) -> None:
-        """Clip the gradients, update the weights, and clear the gradients."""
         import torch
 
         for weight, master in self._pairs:
@@ -65,7 +64,6 @@ class MasterWeights:
             weight.grad = master.grad = None
 
     def gather(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """Each trained weight in turn, with its moments; see `step.Optimizer`."""
         for name, master in self._masters.items():
             whole = {"weight": master} | {key: self._adamw.state[master][key] for key in MOMENTS}
             yield name, {key: tensor.detach().float().cpu().clone() for key, tensor in whole.items()}

@@ -44,7 +44,7 @@ def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
 
 
 class DeepSpeedOptimizer:
-    """A model wrapped in a DeepSpeed engine. The process group must exist."""
+    """`step.Optimizer` of a model wrapped in a DeepSpeed engine. The process group must exist."""
 
     def __init__(self, model: torch.nn.Module, spec: JobSpec, learning_rate: float, *, bf16: bool) -> None:
         import deepspeed
@@ -71,16 +71,12 @@ class DeepSpeedOptimizer:
         self.engine.backward(loss_sum * (self._workers / supervised))
 
     def step(self, learning_rate: float) -> None:
-        """Clip the gradients, update the weights, and clear the gradients."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
 
     def gather(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """Each trained weight in turn, with its moments; see `step.Optimizer`.
-
-        A collective: every worker must read it to the end. Only one weight is whole at a time.
-        """
+        """A collective: every worker must read it to the end. Only one weight is whole at a time."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         inner = _inner_optimizer(self.engine)

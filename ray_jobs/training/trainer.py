@@ -30,8 +30,6 @@ from ray_jobs.training.machine_errors import memory_errors, out_of_memory, peak_
 from ray_jobs.training.scoring import all_reduced, run_sample, score
 from ray_jobs.training.step import TrainingState, rate_of, restored, to_resume
 
-Stopped = Literal["finished", "early", "on_request"]
-
 
 def train(inputs: TrainInputs, store: Store, hooks: TrainHooks | None = None) -> TrainOutcome:
     """Train to the end, resuming from the last checkpoint. Call on every process of the default process group.
@@ -100,7 +98,7 @@ class Trainer:
         """Take the remaining steps; evaluate, save and report when due."""
         state, writer, first = self.state, self.state.writer, self._rank == 0
         first_step, steady_tokens, steady_s = state.step, 0, 0.0
-        stopped: Stopped = "early" if self._is_out_of_patience() else "finished"
+        stopped: Literal["finished", "early", "on_request"] = "early" if self._is_out_of_patience() else "finished"
         while stopped == "finished" and state.step < state.end:
             step, started = state.step, time.perf_counter()
             loss, stop, save = self.passes(
