@@ -20,7 +20,6 @@ from ray_jobs.errors import DataError
 LONGEST_LINE_BYTES = 10_000_000
 """A longer line is refused: nearly always the file has lost its line ends."""
 
-
 _SAMPLE_BYTES = 1 << 20
 """Bytes of a file that the guess reads."""
 

@@ -24,7 +24,7 @@ MetricValues = dict[str, float | str]
 ProgressUpdate = tuple[float, float, str, MetricValues]
 """(done, total, unit, metrics)."""
 ReportProgress = Callable[[float, float, str, MetricValues], None]
-"""Receives a ProgressState, for a progress display."""
+"""Receives a ProgressUpdate's parts, for a progress display."""
 
 
 def connect() -> None:
