@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
-from ray_jobs.kueue.queued_job import QueuedJob
-from ray_jobs.kueue.simulate import simulate
+from ray_jobs.kueue.simulate import QueuedJob, simulate
 
 JOBS, RUNS, TEAMS, NOMINAL = 10_000, 5, 10, 16
 

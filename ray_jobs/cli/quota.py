@@ -19,7 +19,6 @@ from ray_jobs.cli import quota_past, session
 from ray_jobs.errors import suggestion
 
 if TYPE_CHECKING:
-    from ray_jobs.kueue.pool import QuotaLimits
     from ray_jobs.quota.status import QuotaRow, WaitingWorkload
 
 TRACE_DAYS = 30
@@ -63,7 +62,7 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
       kitae quota show
       kitae quota show --team blue --json
     """
-    from ray_jobs.cluster.client import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, WORKLOAD
+    from ray_jobs.cluster.kinds import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, WORKLOAD
     from ray_jobs.errors import SpecError
     from ray_jobs.kueue.queues import Queues, local_queues, team_of
     from ray_jobs.quota import status
@@ -122,7 +121,7 @@ def set_quota(
       kitae quota set blue --flavor h100 --nominal 8 --borrow 4 --lend 2 --apply
       kitae quota set blue --flavor h100 --nominal 8 --values >> values.yaml
     """
-    from ray_jobs.cluster.client import CLUSTER_QUEUE, NODE, RESOURCE_FLAVOR
+    from ray_jobs.cluster.kinds import CLUSTER_QUEUE, NODE, RESOURCE_FLAVOR
     from ray_jobs.errors import ObjectChanged
     from ray_jobs.kueue import queues
     from ray_jobs.quota import change
@@ -165,7 +164,7 @@ for command in (quota_past.simulate, quota_past.report):
 def _known() -> tuple[set[str], set[str]]:
     """Teams and flavors, from the settings if KITAE_CLUSTER is set, else from the cluster."""
     from ray_jobs.cluster import settings
-    from ray_jobs.cluster.client import CLUSTER_QUEUE
+    from ray_jobs.cluster.kinds import CLUSTER_QUEUE
     from ray_jobs.kueue import queues
 
     read = settings.from_environment(os.environ)
@@ -194,17 +193,14 @@ def _durations(now: datetime) -> dict[str, list[float]]:
 
 
 def _row_cells(row: QuotaRow) -> list[str]:
-    most = _most(row.limits)
-    numbers = [row.limits.nominal, row.used, row.borrowed, row.lent]
-    waiting = f"{_text(row.waiting, row.resource)} ({row.waiting_jobs})" if row.waiting_jobs else "0"
-    amounts = [_text(number, row.resource) for number in numbers]
-    return [row.team, row.flavor, row.resource, *amounts, most, _text(row.available, row.resource), waiting]
+    from ray_jobs.cluster import quantities
 
-
-def _most(limits: QuotaLimits) -> str:
-    from ray_jobs.quota import amounts
-
-    return "no limit" if limits.borrow is None else amounts.text(limits.borrow)
+    quota, limits = row.quota, row.quota.limits
+    most = "no limit" if limits.borrow is None else quantities.text(limits.borrow)
+    numbers = [limits.nominal, quota.used, quota.borrowed, quota.lent]
+    waiting = f"{_text(row.waiting, quota.resource)} ({row.waiting_jobs})" if row.waiting_jobs else "0"
+    amounts = [_text(number, quota.resource) for number in numbers]
+    return [row.team, quota.flavor, quota.resource, *amounts, most, _text(quota.available, quota.resource), waiting]
 
 
 def _waiting_cells(each: WaitingWorkload, now: datetime) -> list[str]:
@@ -218,15 +214,17 @@ def _waiting_cells(each: WaitingWorkload, now: datetime) -> list[str]:
 
 
 def _text(amount: Decimal, resource: str) -> str:
-    from ray_jobs.quota import amounts
+    from ray_jobs.cluster import quantities
 
-    return f"{float(amount / 2**30):.4g}Gi" if resource == "memory" else amounts.text(amount)
+    return f"{float(amount / 2**30):.4g}Gi" if resource == "memory" else quantities.text(amount)
 
 
 def _row_json(row: QuotaRow) -> dict[str, Any]:
     document = asdict(row)
-    limits = document.pop("limits")
-    return _numbers({**document, **limits})
+    quota = document.pop("quota") | {"lent": row.quota.lent}
+    limits = quota.pop("limits")
+    del quota["largest"]
+    return _numbers({**document, **quota, **limits})
 
 
 def _waiting_json(each: WaitingWorkload) -> dict[str, Any]:

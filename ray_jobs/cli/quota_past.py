@@ -181,7 +181,7 @@ def _days(since: datetime | None, until: datetime | None) -> tuple[Any, Any]:
 def _present(file: Path | None) -> Pool:
     """The quotas of a file, else of the cluster, priced by the cluster's settings. MachineError without both."""
     from ray_jobs.cluster import settings
-    from ray_jobs.cluster.client import CLUSTER_QUEUE, COHORT
+    from ray_jobs.cluster.kinds import CLUSTER_QUEUE, COHORT
     from ray_jobs.errors import ClusterUnreachable
     from ray_jobs.kueue import queues
     from ray_jobs.quota import quota_file

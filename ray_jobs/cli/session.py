@@ -18,8 +18,8 @@ from click.shell_completion import CompletionItem
 from ray_jobs.errors import KitaeError
 
 if TYPE_CHECKING:
-    from ray_jobs.cluster.client import Cluster, Object
-    from ray_jobs.cluster.kinds import Kind
+    from ray_jobs.cluster.client import Cluster
+    from ray_jobs.cluster.kinds import Kind, Object
     from ray_jobs.storage import Store
 
 

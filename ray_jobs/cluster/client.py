@@ -18,23 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ray_jobs.cluster.kinds import (
-    CLUSTER_QUEUE,
-    COHORT,
-    CONFIG_MAP,
-    CRD,
-    EVENT,
-    LOCAL_QUEUE,
-    NODE,
-    OPERATORS,
-    POD,
-    PRIORITY_CLASS,
-    RAY_CLUSTER,
-    RAY_JOB,
-    RESOURCE_FLAVOR,
-    WORKLOAD,
-    Kind,
-)
+from ray_jobs.cluster.kinds import OPERATORS, Kind, Object
 from ray_jobs.errors import (
     AlreadyExists,
     ClusterError,
@@ -49,19 +33,9 @@ from ray_jobs.errors import (
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, Configuration
 
-__all__ = [
-    "CLUSTER_QUEUE", "COHORT", "CONFIG_MAP", "CRD", "EVENT", "LOCAL_QUEUE", "NODE", "POD", "PRIORITY_CLASS",
-    "RAY_CLUSTER", "RAY_JOB", "RESOURCE_FLAVOR", "WORKLOAD", "Cluster", "Kind", "Listing", "Object", "WatchEvent",
-]  # fmt: skip
-
-Object = dict[str, Any]
-"""A Kubernetes object, as its JSON."""
-
 _CONNECT_S, _READ_S = 5.0, 30.0
-_TRIES_OF_A_READ = 3
-_CONNECTIONS = 64
-_VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
-_MERGE_PATCH = "application/merge-patch+json"
+_METHODS = {"create": "POST", "patch": "PATCH", "delete": "DELETE"}
+"""By RBAC verb; the others are GET."""
 
 
 @dataclass(frozen=True)
@@ -109,34 +83,44 @@ class Cluster:
 
     def listing(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> Listing:
         """`list`, with the resourceVersion."""
-        try:
-            return self._pages(kind, namespace, labels, limit=self._page_size)
-        except Expired:  # a later page of an expired version
-            return self._pages(kind, namespace, labels, limit=None)
+        items: list[Object] = []
+        query = {**_selected(labels), "limit": str(self._page_size)}
+        while True:
+            try:
+                page = self._ask("list", kind, namespace, query=query)
+            except _Absent as error:
+                raise ClusterError(f"{kind.resource} cannot be listed: {error.message}") from error
+            except Expired:
+                if "limit" not in query:
+                    raise
+                items, query = [], _selected(labels)  # a later page of an expired version: all again, in one page
+                continue
+            # The items of a list lack apiVersion and kind.
+            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or []]
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return Listing(items, str(metadata.get("resourceVersion", "")))
+            query = {**query, "continue": str(metadata["continue"])}
 
     def get(self, kind: Kind, name: str, namespace: str | None = None) -> Object | None:
         """One object. None: it does not exist."""
         try:
-            return self._ask("GET", kind, namespace, name)
+            return self._ask("get", kind, namespace, name)
         except _Absent:
             return None
 
-    def create(self, kind: Kind, body: Object, namespace: str | None = None, *, dry_run: bool = False) -> Object:
+    def create(self, kind: Kind, body: Object, namespace: str | None = None) -> Object:
         """Create an object. AlreadyExists if its name is taken; ObjectRefused if it is invalid."""
-        query = {"dryRun": "All"} if dry_run else {}
         try:
-            return self._ask("POST", kind, namespace, body=body, query=query)
+            return self._ask("create", kind, namespace, body=body)
         except _Absent as error:
             raise ObjectRefused(f"{kind.kind} cannot be created in namespace {namespace!r}: {error.message}") from error
 
-    def patch(
-        self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
-    ) -> Object:
+    def patch(self, kind: Kind, name: str, body: Object, namespace: str | None = None) -> Object:
         """Change an object (JSON merge patch). ObjectChanged if the body has a `metadata.resourceVersion` that is no
         longer current; ObjectRefused if the object does not exist or would be invalid."""
-        query = {"dryRun": "All"} if dry_run else {}
         try:
-            return self._ask("PATCH", kind, namespace, name, body=body, query=query)
+            return self._ask("patch", kind, namespace, name, body=body)
         except _Absent as error:
             raise ObjectRefused(f"{_place(kind, name, namespace)} does not exist") from error
 
@@ -144,7 +128,7 @@ class Cluster:
         """Delete an object after those that it owns. False: it does not exist."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
         try:
-            self._ask("DELETE", kind, namespace, name, body=body)
+            self._ask("delete", kind, namespace, name, body=body)
         except _Absent:
             return False
         return True
@@ -171,7 +155,7 @@ class Cluster:
             "timeoutSeconds": str(max(1, round(timeout_s))),
             **_selected(labels),
         }
-        response = self._send("GET", kind, kind.path(namespace), query, None, timeout_s=timeout_s + _READ_S)
+        response = self._send("GET", kind.path(namespace), query, timeout_s=timeout_s + _READ_S)
         if response.status != 200:
             raise self._refusal(response, "watch", kind, namespace, None)
         rest = b""
@@ -188,26 +172,9 @@ class Cluster:
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    def _pages(
-        self, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None, *, limit: int | None
-    ) -> Listing:
-        items: list[Object] = []
-        query = {**_selected(labels), **({} if limit is None else {"limit": str(limit)})}
-        while True:
-            try:
-                page = self._ask("GET", kind, namespace, query=query)
-            except _Absent as error:
-                raise ClusterError(f"{kind.resource} cannot be listed: {error.message}") from error
-            # The items of a list lack apiVersion and kind.
-            items += [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in page.get("items") or []]
-            metadata = page.get("metadata") or {}
-            if not metadata.get("continue"):
-                return Listing(items, str(metadata.get("resourceVersion", "")))
-            query = {**query, "continue": str(metadata["continue"])}
-
     def _ask(
         self,
-        method: str,
+        verb: str,
         kind: Kind,
         namespace: str | None,
         name: str | None = None,
@@ -215,32 +182,35 @@ class Cluster:
         body: Object | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Object:
-        if name is not None and kind.namespaced and namespace is None:
-            raise ValueError(f"a {kind.kind} is named within a namespace")
         path = kind.path(namespace) + (f"/{name}" if name is not None else "")
-        response = self._send(method, kind, path, query or {}, body, timeout_s=_READ_S)
+        response = self._send(_METHODS.get(verb, "GET"), path, query or {}, body)
         if not 200 <= response.status < 300:
-            verb = _VERBS.get(method, "get" if name is not None else "list")
-            made = (body or {}).get("metadata", {}).get("name") if method == "POST" else None
-            raise self._refusal(response, verb, kind, namespace, name or made)
-        answer = self._json(response)
+            name = name or (body or {}).get("metadata", {}).get("name")
+            raise self._refusal(response, verb, kind, namespace, name)
+        answer = _json(response)
         if answer is None:
             raise ClusterUnreachable(f"{self._api.configuration.host} does not answer as a Kubernetes API")
         return answer
 
     def _send(
-        self, method: str, kind: Kind, path: str, query: Mapping[str, str], body: Object | None, *, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Object | None = None,
+        *,
+        timeout_s: float = _READ_S,
     ) -> Any:
         """The raw response; after a 401, the one with new credentials."""
         api = self._api
-        response = self._send_once(api, method, path, query, body, timeout_s)
+        response = _send_once(api, method, path, query, body, timeout_s)
         if response.status != 401:
             return response
         response.response.close()
         with self._lock:
             if self._api is api:
                 self._api = self._log_in()
-        response = self._send_once(self._api, method, path, query, body, timeout_s)
+        response = _send_once(self._api, method, path, query, body, timeout_s)
         if response.status == 401:
             raise ClusterUnreachable(
                 f"the Kubernetes API at {api.configuration.host} refuses these credentials, also after reading them "
@@ -248,32 +218,8 @@ class Cluster:
             )
         return response
 
-    def _send_once(
-        self, api: ApiClient, method: str, path: str, query: Mapping[str, str], body: Object | None, timeout_s: float
-    ) -> Any:
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = _MERGE_PATCH if method == "PATCH" else "application/json"
-        request = api.param_serialize(
-            method,
-            path,
-            query_params=list(query.items()),
-            header_params=headers,
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        try:
-            return api.call_api(*request, _request_timeout=(_CONNECT_S, timeout_s))
-        except (HTTPError, ApiException, OSError) as error:
-            reason = getattr(error, "reason", None) or type(error).__name__
-            message = f"the Kubernetes API at {api.configuration.host} does not answer: {str(reason)[:300]}"
-            raise ClusterUnreachable(message) from error
-
     def _refusal(self, response: Any, verb: str, kind: Kind, namespace: str | None, name: str | None) -> ClusterError:
-        status = self._json(response) or {}
+        status = _json(response) or {}
         code, reason = response.status, str(status.get("reason", ""))
         detail = str(status.get("message") or response.reason or "")[:2000]
         details = status.get("details") or {}
@@ -281,7 +227,8 @@ class Cluster:
         if code == 404:
             # The answer names a missing object, but not a missing kind.
             return _Absent(detail) if details.get("name") else self._no_such_kind(kind)
-        if code == 403 and _is_rbac(detail):
+        # Admission webhooks and quotas also answer 403; this one is the authorizer's.
+        if code == 403 and re.search(r"cannot \w+ (resource|path)", detail):
             return _forbidden(detail, verb, kind, namespace)
         if code == 409:
             if reason == "AlreadyExists":
@@ -295,11 +242,10 @@ class Cluster:
         return ClusterUnreachable(f"the Kubernetes API answered {code} to {verb} {where}: {detail}")
 
     def _no_such_kind(self, kind: Kind) -> NoSuchKind:
-        operator = OPERATORS.get(kind.group, "a newer Kubernetes")
-        fix = f"install {operator} or newer (infra/operators)"
+        fix = f"install {OPERATORS.get(kind.group, 'a newer Kubernetes')} or newer (infra/operators)"
         try:
-            response = self._send("GET", kind, f"/apis/{kind.group}", {}, None, timeout_s=_READ_S)
-            group = self._json(response) if response.status == 200 else None
+            response = self._send("GET", f"/apis/{kind.group}", {})
+            group = _json(response) if response.status == 200 else None
         except ClusterError:
             group = None
         versions = [str(version["version"]) for version in (group or {}).get("versions", [])]
@@ -308,22 +254,43 @@ class Cluster:
             return NoSuchKind(f"the cluster serves {kind.group} in {served}, and {kind.version} is needed: {fix}")
         return NoSuchKind(f"the cluster has no {kind.resource} in version {kind.version}: {fix}")
 
-    def _json(self, response: Any) -> Object | None:
-        from urllib3.exceptions import HTTPError
-
-        try:
-            document = json.loads(response.read() or b"null")
-        except HTTPError as error:
-            raise ClusterUnreachable(
-                f"the connection to the Kubernetes API broke while reading its answer ({type(error).__name__})"
-            ) from error
-        except ValueError:
-            return None
-        return document if isinstance(document, dict) else None
-
 
 class _Absent(ClusterError):
     """The object or its namespace does not exist."""
+
+
+def _send_once(
+    api: ApiClient, method: str, path: str, query: Mapping[str, str], body: Object | None, timeout_s: float
+) -> Any:
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    headers = {"Accept": "application/json"}
+    if body is not None:
+        headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
+    request = api.param_serialize(
+        method, path, query_params=list(query.items()), header_params=headers, body=body, auth_settings=["BearerToken"]
+    )
+    try:
+        return api.call_api(*request, _request_timeout=(_CONNECT_S, timeout_s))
+    except (HTTPError, ApiException, OSError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        message = f"the Kubernetes API at {api.configuration.host} does not answer: {str(reason)[:300]}"
+        raise ClusterUnreachable(message) from error
+
+
+def _json(response: Any) -> Object | None:
+    from urllib3.exceptions import HTTPError
+
+    try:
+        document = json.loads(response.read() or b"null")
+    except HTTPError as error:
+        raise ClusterUnreachable(
+            f"the connection to the Kubernetes API broke while reading its answer ({type(error).__name__})"
+        ) from error
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _event(line: Object, kind: Kind) -> WatchEvent:
@@ -344,23 +311,19 @@ def _place(kind: Kind, name: str | None, namespace: str | None) -> str:
     return whole if namespace is None else f"{whole} in namespace {namespace}"
 
 
-def _is_rbac(detail: str) -> bool:
-    """The 403 is the authorizer's; admission webhooks and quotas also answer 403."""
-    return re.search(r"cannot \w+ (resource|path)", detail) is not None
-
-
 def _forbidden(detail: str, verb: str, kind: Kind, namespace: str | None) -> Forbidden:
     found = re.search(r'User "([^"]+)"', detail)
     user = found[1] if found else "this user"
-    scope = f"-n {namespace} " if namespace else ""
-    role, binding = ("role", "rolebinding") if namespace else ("clusterrole", "clusterrolebinding")
+    scope, prefix, where = f"-n {namespace} ", "", f"in namespace {namespace}"
+    if namespace is None:
+        scope, prefix, where = "", "cluster", "in all namespaces"
+    role, binding = f"{prefix}role", f"{prefix}rolebinding"
     subject = (
         f"--serviceaccount={':'.join(user.split(':')[2:])}"
         if user.startswith("system:serviceaccount:")
         else f"--user={user}"
     )
     name = f"kitae-{verb}-{kind.plural}"
-    where = f"in namespace {namespace}" if namespace else "in all namespaces"
     return Forbidden(
         f"{user} may not {verb} {kind.resource} {where}: install the chart's RBAC, or add a {binding}:",
         details=[
@@ -392,9 +355,9 @@ def _from_environment() -> ApiClient:
 
 
 def prepared(configuration: Configuration) -> Configuration:
-    """Set the number of tries and connections that `Cluster` relies on."""
+    """Set the number of tries and of connections that `Cluster` relies on."""
     from urllib3.util.retry import Retry
 
-    configuration.retries = Retry(_TRIES_OF_A_READ - 1, status=0, other=0, backoff_factor=0.2, raise_on_status=False)
-    configuration.connection_pool_maxsize = _CONNECTIONS
+    configuration.retries = Retry(2, status=0, other=0, backoff_factor=0.2, raise_on_status=False)
+    configuration.connection_pool_maxsize = 64
     return configuration

@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ray_jobs.cluster.client import Cluster, Object
-from ray_jobs.cluster.kinds import Kind
+from ray_jobs.cluster.client import Cluster
+from ray_jobs.cluster.kinds import Kind, Object
 from ray_jobs.errors import ClusterError, Expired
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,6 @@ class Informer:
                 return None
             return list(self._objects.values())
 
-    def list(self) -> list[Object]:
-        """Every object, listed from the server. ClusterError."""
-        return self.cluster.list(self.kind, self.namespace, labels=self.labels)
-
     def step(self) -> None:
         """One list, or one watch until it ends. ClusterError; events received before it are kept."""
         if self._version is None:
@@ -76,9 +72,9 @@ class Informer:
         with self._lock:
             self._answered_at = time.monotonic()
 
-    def follow(self, stop: threading.Event) -> None:
-        """Step until `stop` is set."""
-        failures = 0
+    def follow(self, stop: threading.Event | None = None) -> None:
+        """Step until `stop` is set; without it, until the process ends."""
+        stop, failures = stop or threading.Event(), 0
         while not stop.is_set():
             try:
                 self.step()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+"""A Kubernetes object, as its JSON."""
 
 TEAM_LABEL = "kitae.dev/team"
 JOB_LABEL = "kitae.dev/job"
@@ -38,31 +42,20 @@ class Kind:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(self, namespace: str | None = None) -> str:
-        """URL path of the collection. ValueError for the namespace of a cluster-scoped kind."""
+        """URL path of the collection."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        if namespace is not None and not self.namespaced:
-            raise ValueError(f"{self.kind} is cluster-scoped, and namespace {namespace!r} was given")
         return f"{root}/namespaces/{namespace}/{self.plural}" if namespace else f"{root}/{self.plural}"
 
 
 _KUEUE = "kueue.x-k8s.io"
 RAY_JOB = Kind("ray.io", "v1", "rayjobs", "RayJob")
-RAY_CLUSTER = Kind("ray.io", "v1", "rayclusters", "RayCluster")
 WORKLOAD = Kind(_KUEUE, "v1beta2", "workloads", "Workload")
 CLUSTER_QUEUE = Kind(_KUEUE, "v1beta2", "clusterqueues", "ClusterQueue", namespaced=False)
 LOCAL_QUEUE = Kind(_KUEUE, "v1beta2", "localqueues", "LocalQueue")
 RESOURCE_FLAVOR = Kind(_KUEUE, "v1beta2", "resourceflavors", "ResourceFlavor", namespaced=False)
-PRIORITY_CLASS = Kind(_KUEUE, "v1beta2", "workloadpriorityclasses", "WorkloadPriorityClass", namespaced=False)
 COHORT = Kind(_KUEUE, "v1beta2", "cohorts", "Cohort", namespaced=False)
 POD = Kind("", "v1", "pods", "Pod")
-EVENT = Kind("", "v1", "events", "Event")
 NODE = Kind("", "v1", "nodes", "Node", namespaced=False)
-CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
-CRD = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
 
-KINDS = (
-    RAY_JOB, RAY_CLUSTER, WORKLOAD, CLUSTER_QUEUE, LOCAL_QUEUE, RESOURCE_FLAVOR, PRIORITY_CLASS, COHORT, POD, EVENT,
-    NODE, CONFIG_MAP, CRD,
-)  # fmt: skip
 OPERATORS = {"ray.io": "KubeRay 1.7", _KUEUE: "Kueue 0.19"}
 """The operator that serves a group, in the oldest supported version."""

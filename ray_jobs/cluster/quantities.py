@@ -1,4 +1,7 @@
-"""Kubernetes' quantities (`500m`, `16Gi`) as numbers, and numbers for display. Pure."""
+"""Kubernetes' quantities (`500m`, `16Gi`), read and written, and numbers for display. Pure.
+
+Amounts are Decimals, in CPUs, bytes or pieces, so that sums are exact.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,22 @@ _FACTORS = {
 
 
 def parse(quantity: str | int | float) -> Decimal:
-    """In CPUs, bytes or pieces. ValueError if the text is no quantity."""
+    """`"500m"` is 0.5, `"16Gi"` is 17179869184. ValueError if the text is no quantity."""
     found = _QUANTITY.fullmatch(str(quantity))
     if found is None or found[2] not in _FACTORS:
-        raise ValueError(f"{quantity!r} is no Kubernetes quantity")
+        raise ValueError(f"{quantity!r} is no quantity: write a number, or one with a suffix such as 500m, 16Gi or 2k")
     return Decimal(found[1]) * _FACTORS[found[2]]
 
 
-def cpus(amount: float) -> str:
-    """CPUs in Kubernetes' notation: `4`, `500m`."""
-    return str(int(amount)) if amount == int(amount) else f"{round(amount * 1000)}m"
+def text(amount: Decimal) -> str:
+    """The shortest exact spelling: `8`, `500m`, `16Gi`."""
+    if not amount:
+        return "0"
+    for suffix in ("Ei", "Pi", "Ti", "Gi", "Mi", "Ki", "", "m", "u", "n"):
+        scaled = amount / _FACTORS[suffix]
+        if scaled == scaled.to_integral_value():
+            return f"{int(scaled)}{suffix}"
+    return f"{amount.normalize():f}"
 
 
 def shown(resource: str, amount: Decimal) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.cluster.quantities import shown
 from ray_jobs.errors import RequestTooLarge, UnknownQueue
-from ray_jobs.kueue.cohort_usage import SCALE, thousandths, usage_of
-from ray_jobs.kueue.objects import NO_RESERVATION, Object, limits_of, reservations, resources_of
-from ray_jobs.kueue.pool import QuotaLimits
+from ray_jobs.kueue.objects import NO_RESERVATION, quotas_of, reservations
+from ray_jobs.kueue.pool import SCALE, CohortUsage, QuotaLimits, thousandths
 from ray_jobs.kueue.workload import PodSet
 
 _NONE = Decimal(0)
@@ -68,13 +68,13 @@ def quotas(name: str, queues: Sequence[Object], cohorts: Sequence[Object] = ()) 
         for other, queue in named.items()
         if other == name or (cohort_name and queue["spec"].get("cohortName") == cohort_name)
     ]
-    limits = {queue["metadata"]["name"]: _limits(queue) for queue in members}
+    limits = {queue["metadata"]["name"]: quotas_of(queue) for queue in members}
     reserved = {queue["metadata"]["name"]: reservations(queue) for queue in members}
-    shared = {} if cohort is None else _limits(cohort)
+    shared = {} if cohort is None else quotas_of(cohort)
     nested = cohort is not None and cohort["spec"].get("parentName") is not None
     found = []
     for place, own in limits[name].items():
-        usage = usage_of(
+        usage = CohortUsage(
             {queue: each[place] for queue, each in limits.items() if place in each},
             in_cohort=cohort_name is not None,
             shared=shared.get(place, QuotaLimits(_NONE)).nominal,
@@ -89,11 +89,6 @@ def quotas(name: str, queues: Sequence[Object], cohorts: Sequence[Object] = ()) 
         available = max(_NONE, Decimal(usage.available(name)) / SCALE)
         found.append(Quota(*place, own, mine.used, mine.borrowed, available, largest))
     return found
-
-
-def _limits(queue: Object) -> dict[tuple[str, str], QuotaLimits]:
-    """By (flavor, resource)."""
-    return {(flavor, resource): limits_of(quota) for flavor, resource, quota in resources_of(queue)}
 
 
 def check(team: str, pod_sets: Sequence[PodSet], found: Sequence[Quota]) -> None:

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
 
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.cluster.quantities import parse
 from ray_jobs.kueue.pool import QuotaLimits
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,11 @@ def limits_of(quota: Object) -> QuotaLimits:
         None if borrow is None else parse(borrow),
         None if lend is None else parse(lend),
     )
+
+
+def quotas_of(queue: Object) -> dict[tuple[str, str], QuotaLimits]:
+    """`resources_of` as limits, by (flavor, resource)."""
+    return {(flavor, resource): limits_of(quota) for flavor, resource, quota in resources_of(queue)}
 
 
 def reservations(queue: Object) -> dict[tuple[str, str], Reservation]:

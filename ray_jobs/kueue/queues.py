@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ray_jobs.cluster.kinds import TEAM_LABEL
+from ray_jobs.cluster.kinds import TEAM_LABEL, Object
 from ray_jobs.kueue.capacity import Quota, quotas
-from ray_jobs.kueue.objects import Object, limits_of, resources_of
+from ray_jobs.kueue.objects import quotas_of
 from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
 from ray_jobs.kueue.workload import queue_key
 
 PREFIX = "kitae-"
 """Prefix of the names that the chart gives a team's objects."""
-_NOT_COUNTED = ("cpu", "memory", "pods", "ephemeral-storage")
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,9 @@ def counted(queues: Sequence[Object]) -> dict[str, str]:
     """The counted resource of each flavor: GPUs where any queue has a quota of them, else CPU."""
     found: dict[str, str] = {}
     for queue in queues:
-        for flavor, resource, quota in resources_of(queue):
+        for (flavor, resource), limits in quotas_of(queue).items():
             found.setdefault(flavor, "cpu")
-            if resource not in _NOT_COUNTED and limits_of(quota).nominal > 0:
+            if resource not in ("cpu", "memory", "pods", "ephemeral-storage") and limits.nominal > 0:
                 found[flavor] = resource
     return found
 
@@ -81,9 +80,9 @@ def pool_of(
         flavor: "cpu" if resource == "cpu" else "gpu" for flavor, resource in resources.items()
     }
     shared = {
-        (cohort["metadata"]["name"], flavor): limits_of(quota).nominal
+        (cohort["metadata"]["name"], flavor): limits.nominal
         for cohort in cohorts
-        for flavor, resource, quota in resources_of(cohort)
+        for (flavor, resource), limits in quotas_of(cohort).items()
         if resources.get(flavor) == resource
     }
     return Pool({team_of(queue): _team(queue, resources) for queue in queues}, kinds, dict(prices or {}), shared)
@@ -93,9 +92,7 @@ def _team(queue: Object, resources: Mapping[str, str]) -> TeamQuota:
     spec = queue.get("spec") or {}
     preemption, fungibility = spec.get("preemption") or {}, spec.get("flavorFungibility") or {}
     return TeamQuota(
-        limits={
-            flavor: limits_of(quota) for flavor, resource, quota in resources_of(queue) if resources[flavor] == resource
-        },
+        limits={flavor: own for (flavor, resource), own in quotas_of(queue).items() if resources[flavor] == resource},
         cohort=spec.get("cohortName"),
         strategy=spec.get("queueingStrategy", "BestEffortFIFO"),
         within=preemption.get("withinClusterQueue", "Never"),

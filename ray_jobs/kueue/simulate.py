@@ -16,16 +16,59 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import pairwise
 
-from ray_jobs.kueue.cohort_usage import CohortUsage, thousandths, usage_of
-from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
-from ray_jobs.kueue.queued_job import Allocation, QueuedJob, QueuedJobOutcome
+from ray_jobs.kueue.pool import CohortUsage, Pool, TeamQuota, UnitKind, thousandths
 
 RESTART_S = 300.0
 """Seconds of work that a preemption costs: those since the last checkpoint, and a start. At most the time it ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A job of the simulation."""
+
+    name: str
+    team: str
+    arrival_s: float
+    duration_s: float
+    units: float
+    """GPUs or cores, all of one flavor."""
+    kind: UnitKind = "gpu"
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A period in which a job had its units, and the flavor."""
+
+    start_s: float
+    end_s: float
+    flavor: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJobOutcome:
+    """The allocations of a job."""
+
+    queued_job: QueuedJob
+    allocations: tuple[Allocation, ...]
+    """All but the last ended with a preemption. Empty: the job fits into no quota and never started."""
+
+    @property
+    def started(self) -> bool:
+        return bool(self.allocations)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds in the queue, also after preemptions. ValueError if it never started."""
+        if not self.allocations:
+            raise ValueError(f"{self.queued_job.name} never started")
+        first = self.allocations[0].start_s - self.queued_job.arrival_s
+        return first + sum(later.start_s - earlier.end_s for earlier, later in pairwise(self.allocations))
 
 
 def simulate(
@@ -40,16 +83,14 @@ def simulate(
     `running`: jobs that have their units from their arrival on, each with its flavor; the duration is the remaining
     one. They have no outcomes. ValueError for a job of a team that the pool does not have.
     """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, queued_job in enumerate(queued_jobs):
-        groups[_group_of(pool, queued_job.team)].append(i)
-    outcomes: list[QueuedJobOutcome | None] = [None] * len(queued_jobs)
+    jobs = [_simulated(queued_job, i) for i, queued_job in enumerate(queued_jobs)]
+    groups: dict[str, list[_SimulatedJob]] = defaultdict(list)
+    for job in jobs:
+        groups[_group_of(pool, job.queued_job.team)].append(job)
     for name, members in groups.items():
         begun = [(queued_job, flavor) for queued_job, flavor in running if _group_of(pool, queued_job.team) == name]
-        simulated = _CohortSimulation(pool, name, restart_s).run([queued_jobs[i] for i in members], begun)
-        for i, outcome in zip(members, simulated, strict=True):
-            outcomes[i] = outcome
-    return [outcome for outcome in outcomes if outcome is not None]
+        _CohortSimulation(pool, name, restart_s).run(members, begun)
+    return [QueuedJobOutcome(job.queued_job, tuple(job.allocations)) for job in jobs]
 
 
 def _group_of(pool: Pool, team: str) -> str:
@@ -77,6 +118,11 @@ class _SimulatedJob:
     allocations: list[Allocation] = field(default_factory=list)
 
 
+def _simulated(queued_job: QueuedJob, number: int) -> _SimulatedJob:
+    key = (-queued_job.priority, queued_job.arrival_s, number)
+    return _SimulatedJob(queued_job, number, thousandths(queued_job.units), queued_job.duration_s, key)
+
+
 _Class = tuple[UnitKind, int]
 
 
@@ -99,18 +145,18 @@ class _TeamQueue:
             self.aside.discard(kind)
 
     def head(self) -> _SimulatedJob | None:
-        best: tuple[tuple[float, float, int], _SimulatedJob] | None = None
-        for kind, heap in self.heaps.items():
-            if heap and (self.strict or kind not in self.aside) and (best is None or heap[0][0] < best[0]):
-                best = heap[0]
-        return None if best is None else best[1]
+        heads = [heap[0] for kind, heap in self.heaps.items() if heap and (self.strict or kind not in self.aside)]
+        return min(heads)[1] if heads else None
 
     def pop(self, job: _SimulatedJob) -> None:
         _, popped = heapq.heappop(self.heaps[job.queued_job.kind, job.units])
         assert popped is job, "only a head is taken"
 
-    def set_aside(self, job: _SimulatedJob) -> None:
-        self.aside.add((job.queued_job.kind, job.units))
+    def set_aside(self, job: _SimulatedJob) -> bool:
+        """True: the queue has another head now."""
+        if not self.strict:
+            self.aside.add((job.queued_job.kind, job.units))
+        return not self.strict
 
 
 class _CohortSimulation:
@@ -119,9 +165,17 @@ class _CohortSimulation:
     def __init__(self, pool: Pool, name: str, restart_s: float) -> None:
         teams = {team: own for team, own in pool.teams.items() if _group_of(pool, team) == name}
         self.queues = {team: _TeamQueue(team, own) for team, own in teams.items()}
-        flavors = dict.fromkeys(flavor for own in teams.values() for flavor in own.limits)
-        self.usage = {flavor: _usage(pool, flavor, teams) for flavor in flavors}
-        self.flavors = {(team, kind): pool.flavors_of(team, kind) for team in teams for kind in _KINDS}
+        (cohort,) = {own.cohort for own in teams.values()}
+        self.usage = {
+            flavor: CohortUsage(
+                {team: own.limits[flavor] for team, own in teams.items() if flavor in own.limits},
+                in_cohort=cohort is not None,
+                shared=Decimal(0) if cohort is None else pool.shared.get((cohort, flavor), Decimal(0)),
+            )
+            for flavor in dict.fromkeys(flavor for own in teams.values() for flavor in own.limits)
+        }
+        kinds: tuple[UnitKind, ...] = ("gpu", "cpu")
+        self.flavors = {(team, kind): pool.flavors_of(team, kind) for team in teams for kind in kinds}
         self.restart_s = restart_s
         self.now_s = 0.0
         self.ends: list[tuple[float, int, int, _SimulatedJob]] = []
@@ -129,27 +183,23 @@ class _CohortSimulation:
         """Preempted at this moment; they return to their queues at the next one. Otherwise two teams could alternate
         without end: each reclaims what the other's job borrows after preempting its own team's."""
 
-    def run(self, queued_jobs: Sequence[QueuedJob], running: Sequence[tuple[QueuedJob, str]]) -> list[QueuedJobOutcome]:
-        jobs = [self._job(queued_job, i) for i, queued_job in enumerate(queued_jobs)]
+    def run(self, jobs: Sequence[_SimulatedJob], running: Sequence[tuple[QueuedJob, str]]) -> None:
         for i, (queued_job, flavor) in enumerate(running):
             self.now_s = queued_job.arrival_s
-            self._start(self._job(queued_job, -1 - i), flavor)
-        arrivals = sorted(jobs, key=lambda job: (job.queued_job.arrival_s, job.number))
-        for batch in self._moments(arrivals):
+            self._start(_simulated(queued_job, -1 - i), flavor)
+        for batch in self._moments(jobs):
             back, self.preempted = self.preempted, []
             for job in [*back, *filter(self._could_ever, batch)]:
                 self.queues[job.queued_job.team].push(job)
             while self._cycle():
                 pass
-        return [QueuedJobOutcome(job.queued_job, tuple(job.allocations)) for job in jobs]
 
-    def _moments(self, arrivals: Sequence[_SimulatedJob]) -> Iterator[list[_SimulatedJob]]:
+    def _moments(self, jobs: Sequence[_SimulatedJob]) -> Iterator[list[_SimulatedJob]]:
         """Advance to each time at which jobs end or arrive: end the ending ones, yield the arriving ones."""
-        i = 0
-        while i < len(arrivals) or self.ends:
-            next_end = self.ends[0][0] if self.ends else float("inf")
-            next_arrival = arrivals[i].queued_job.arrival_s if i < len(arrivals) else float("inf")
-            self.now_s = min(next_end, next_arrival)
+        latest_first = sorted(jobs, key=lambda job: (job.queued_job.arrival_s, job.number), reverse=True)
+        while latest_first or self.ends:
+            next_arrivals = [job.queued_job.arrival_s for job in latest_first[-1:]]
+            self.now_s = min([*next_arrivals, *(end_s for end_s, *_ in self.ends[:1])])
             ended = False
             while self.ends and self.ends[0][0] <= self.now_s:
                 _, _, epoch, job = heapq.heappop(self.ends)
@@ -159,19 +209,14 @@ class _CohortSimulation:
             if ended:
                 self._try_all_again()
             batch = []
-            while i < len(arrivals) and arrivals[i].queued_job.arrival_s <= self.now_s:
-                batch.append(arrivals[i])
-                i += 1
+            while latest_first and latest_first[-1].queued_job.arrival_s <= self.now_s:
+                batch.append(latest_first.pop())
             if ended or batch:
                 yield batch
 
     def _try_all_again(self) -> None:
         for queue in self.queues.values():
             queue.aside.clear()
-
-    def _job(self, queued_job: QueuedJob, number: int) -> _SimulatedJob:
-        key = (-queued_job.priority, queued_job.arrival_s, number)
-        return _SimulatedJob(queued_job, number, thousandths(queued_job.units), queued_job.duration_s, key)
 
     def _could_ever(self, job: _SimulatedJob) -> bool:
         team = job.queued_job.team
@@ -187,7 +232,7 @@ class _CohortSimulation:
                 continue
             flavor, fits = self._assign(queue.team, job)
             if flavor is None:
-                changed |= self._put_aside(queue, job)
+                changed |= queue.set_aside(job)
                 continue
             usage = self.usage[flavor]
             borrows = fits and usage.used[queue.name] + job.units > usage.nominal[queue.name]
@@ -216,17 +261,10 @@ class _CohortSimulation:
                 room = min(job.units, max(0, usage.nominal[queue.name] - usage.used[queue.name]))
                 usage.add(queue.name, room)
                 reserved.append((flavor, queue.name, room))
-            changed |= self._put_aside(queue, job)
+            changed |= queue.set_aside(job)
         for flavor, team, units in reserved:
             self.usage[flavor].add(team, -units)
         return changed
-
-    def _put_aside(self, queue: _TeamQueue, job: _SimulatedJob) -> bool:
-        """True: the queue has another head now."""
-        if queue.strict:
-            return False
-        queue.set_aside(job)
-        return True
 
     def _assign(self, team: TeamQuota, job: _SimulatedJob) -> tuple[str | None, bool]:
         """(flavor, True) where the job fits, (flavor, False) where it has to preempt, (None, False) where neither."""
@@ -274,15 +312,13 @@ class _CohortSimulation:
             ]
         usage = self.usage[flavor]
         if queue.team.reclaim != "Never" and usage.used[queue.name] < usage.nominal[queue.name]:
-            for other in self.queues.values():
-                name = other.name
-                if other is queue or name not in usage.used or usage.used[name] <= usage.nominal[name]:
-                    continue
-                others += [
-                    each
-                    for each in other.running.values()
-                    if each.flavor == flavor and (queue.team.reclaim == "Any" or each.queued_job.priority < priority)
-                ]
+            others = [
+                each
+                for other in self.queues.values()
+                if other is not queue and usage.used.get(other.name, 0) > usage.nominal.get(other.name, 0)
+                for each in other.running.values()
+                if each.flavor == flavor and (queue.team.reclaim == "Any" or each.queued_job.priority < priority)
+            ]
         return own, others
 
     def _fewest(
@@ -303,7 +339,6 @@ class _CohortSimulation:
             for each in sorted(group, key=lambda job: (job.queued_job.priority, -job.start_s, -job.number))
         ]
         gone: list[_SimulatedJob] = []
-        enough = False
         for each in candidates:
             other = each.queued_job.team
             if other != team and usage.used[other] <= usage.nominal[other]:
@@ -311,15 +346,14 @@ class _CohortSimulation:
             usage.add(other, -each.units)
             gone.append(each)
             if fits():
-                enough = True
                 break
-        needed = gone[-1:] if enough else []
-        for each in reversed(gone[:-1] if enough else []):
+        needed = [gone.pop()] if gone and fits() else []
+        for each in reversed(gone):
             usage.add(each.queued_job.team, each.units)
-            if not fits():
+            if needed and not fits():
                 usage.add(each.queued_job.team, -each.units)
                 needed.append(each)
-        for each in needed if enough else gone:
+        for each in needed:
             usage.add(each.queued_job.team, each.units)
         return needed
 
@@ -342,13 +376,3 @@ class _CohortSimulation:
         self.usage[job.flavor].add(job.queued_job.team, -job.units)
         del self.queues[job.queued_job.team].running[job.number]
         job.allocations.append(Allocation(job.start_s, self.now_s, job.flavor))
-
-
-def _usage(pool: Pool, flavor: str, teams: Mapping[str, TeamQuota]) -> CohortUsage:
-    (cohort,) = {team.cohort for team in teams.values()}
-    shared = pool.shared.get((cohort, flavor), Decimal(0)) if cohort is not None else Decimal(0)
-    limits = {name: team.limits[flavor] for name, team in teams.items() if flavor in team.limits}
-    return usage_of(limits, in_cohort=cohort is not None, shared=shared)
-
-
-_KINDS: tuple[UnitKind, ...] = ("gpu", "cpu")

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median_high
 
-from ray_jobs.kueue.objects import Object, resources_of, true_since
+from ray_jobs.cluster.kinds import Object
+from ray_jobs.kueue.objects import resources_of, true_since
 from ray_jobs.kueue.pool import Pool
-from ray_jobs.kueue.queued_job import QueuedJob
 from ray_jobs.kueue.queues import Queues, pool_of, team_of
-from ray_jobs.kueue.simulate import simulate
+from ray_jobs.kueue.simulate import QueuedJob, simulate
 from ray_jobs.kueue.workload import (
     by_admission_order,
     holds_quota,

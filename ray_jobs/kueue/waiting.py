@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.kueue.capacity import scarce_quotas, usage_text
-from ray_jobs.kueue.objects import Object, condition, is_true
+from ray_jobs.kueue.objects import condition, is_true
 from ray_jobs.kueue.queues import Queues, team_of
 from ray_jobs.kueue.workload import is_active, queue_key, totals
 

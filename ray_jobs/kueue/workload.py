@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from ray_jobs.cluster.kinds import RUNNER_LABEL
+from ray_jobs.cluster.kinds import RUNNER_LABEL, Object
 from ray_jobs.cluster.quantities import parse
-from ray_jobs.kueue.objects import Object, condition, is_true, seconds_of, true_since
+from ray_jobs.kueue.objects import condition, is_true, seconds_of, true_since
 
 Amounts = dict[str, Decimal]
 """By resource; in CPUs, bytes or pieces."""

@@ -14,9 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 
-from ray_jobs.cluster.client import Cluster, Object
+from ray_jobs.cluster.client import Cluster
 from ray_jobs.cluster.informer import Informer
 from ray_jobs.cluster.kinds import (
     CLUSTER_QUEUE,
@@ -30,6 +29,7 @@ from ray_jobs.cluster.kinds import (
     RUNNER_LABEL,
     WORKLOAD,
     Kind,
+    Object,
 )
 from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.errors import AlreadyExists, ClusterError, UnknownQueue
@@ -37,9 +37,9 @@ from ray_jobs.kueue import capacity
 from ray_jobs.kueue.queues import NO_QUEUES, Queues
 from ray_jobs.kueue.start_estimate import estimate_starts
 from ray_jobs.kueue.workload import admitted_at, is_waiting, key
-from ray_jobs.launch import rayjob_manifest, runner_state
+from ray_jobs.launch import rayjob_manifest
 from ray_jobs.launch.launcher import Needs, Runner
-from ray_jobs.launch.runner_state import RunnerObjects
+from ray_jobs.launch.runner_state import ended_at, runner_id_of, runner_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ class KubernetesLauncher:
     now: Callable[[], float] = time.time
     watches: bool = True
     """Run informers in threads of their own. False: every read is a list, unless the caller steps `informers`."""
-    _informers: dict[tuple[Kind, str | None], Informer] = field(default_factory=dict)
+    informers: dict[tuple[Kind, str | None], Informer] = field(default_factory=dict)
+    """By kind and namespace; those so far."""
     _pods_read: dict[str, tuple[float, list[Object]]] = field(default_factory=dict)
     _ended_since: dict[str, float] = field(default_factory=dict)
     """By uid: since when a RayJob is reported as ended."""
-    _stop: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, needs: Needs) -> None:
@@ -76,16 +76,13 @@ class KubernetesLauncher:
                 f"no LocalQueue {team.queue!r} in namespace {team.namespace}; existing: "
                 f"{', '.join(sorted(existing)) or 'none'}"
             )
-        queues, cohorts = self.cluster.list(CLUSTER_QUEUE), self._list_or_none(COHORT, fresh=True)
-        found = capacity.quotas(queue["spec"]["clusterQueue"], queues, cohorts)
+        queues = self.cluster.list(CLUSTER_QUEUE)
+        found = capacity.quotas(queue["spec"]["clusterQueue"], queues, self._if_listed(COHORT, fresh=True))
         capacity.check(needs.team, rayjob_manifest.requests(self.settings, needs), found)
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         """Create the RayJob; do nothing if it exists."""
-        ray_version = metadata.version("ray")  # jobs run in this process' image
-        body = rayjob_manifest.manifest(
-            self.settings, runner_id, arguments, environment, needs, ray_version=ray_version
-        )
+        body = rayjob_manifest.manifest(self.settings, runner_id, arguments, environment, needs)
         namespace = body["metadata"]["namespace"]
         try:
             self.cluster.create(RAY_JOB, body, namespace)
@@ -101,7 +98,7 @@ class KubernetesLauncher:
             found["metadata"]["namespace"]
             for namespace in namespaces
             for found in self._informer(RAY_JOB, namespace).items() or []
-            if runner_state.runner_id(found) == runner_id
+            if runner_id_of(found) == runner_id
         ]
         for namespace in dict.fromkeys([*known, *namespaces]):
             if self.cluster.delete(RAY_JOB, runner_id, namespace):
@@ -113,29 +110,23 @@ class KubernetesLauncher:
         rayjobs = self._in_namespaces(RAY_JOB, fresh=fresh)
         workloads = self._in_namespaces(WORKLOAD, fresh=fresh) if rayjobs else []
         by_owner = {owner["uid"]: w for w in workloads for owner in w["metadata"].get("ownerReferences") or []}
-        queues = self._queues() if any(map(is_waiting, workloads)) else NO_QUEUES
-        now_s = self.now()
+        queues, now_s = NO_QUEUES, self.now()
+        if any(map(is_waiting, workloads)):  # only for messages: without the cluster's queues these say less
+            local = {(team.namespace, team.queue): team.cluster_queue for team in self.settings.teams.values()}
+            queues = Queues(self._if_listed(CLUSTER_QUEUE), self._if_listed(COHORT), local)
         starts = estimate_starts(workloads, queues, now_s=now_s) if queues.cluster_queues else {}
         found = {}
         for item in rayjobs:
-            name = runner_state.runner_id(item)
+            name = runner_id_of(item)
             if name is None or not name.startswith(prefix):
                 continue
             workload = by_owner.get(item["metadata"]["uid"])
             start_s = None if workload is None else starts.get(key(workload))
             pods = self._pods(item) if workload is not None and admitted_at(workload) is not None else []
             starts_in_s = None if start_s is None else start_s - now_s
-            found[name] = runner_state.runner_of(RunnerObjects(item, workload, pods, queues, starts_in_s, now_s))
+            found[name] = runner_of(item, workload, pods, queues, starts_in_s=starts_in_s, now_s=now_s)
         self._delete_ended(rayjobs)
         return found
-
-    def informers(self) -> list[Informer]:
-        """The informers so far; with `watches` off, the caller steps them."""
-        return list(self._informers.values())
-
-    def close(self) -> None:
-        """End the informers."""
-        self._stop.set()
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -143,9 +134,7 @@ class KubernetesLauncher:
         """Delete the RayJobs that ended more than `_KEPT_S` ago and were reported for `_REPORTED_S`."""
         now_s = self.now()
         ours = [item for item in rayjobs if item["metadata"]["labels"].get(MANAGER_LABEL) == MANAGER]
-        ended = {
-            item["metadata"]["uid"]: (item, at_s) for item in ours if (at_s := runner_state.ended_at(item)) is not None
-        }
+        ended = {item["metadata"]["uid"]: (item, at_s) for item in ours if (at_s := ended_at(item)) is not None}
         self._ended_since = {uid: self._ended_since.get(uid, now_s) for uid in ended}
         for uid, (item, at_s) in ended.items():
             metadata = item["metadata"]
@@ -173,12 +162,7 @@ class KubernetesLauncher:
             self._pods_read[name] = (self.now(), pods)
         return pods
 
-    def _queues(self) -> Queues:
-        """Only for messages: without the cluster's queues these say less."""
-        local = {(team.namespace, team.queue): team.cluster_queue for team in self.settings.teams.values()}
-        return Queues(self._list_or_none(CLUSTER_QUEUE, fresh=False), self._list_or_none(COHORT, fresh=False), local)
-
-    def _list_or_none(self, kind: Kind, *, fresh: bool) -> list[Object]:
+    def _if_listed(self, kind: Kind, *, fresh: bool = False) -> list[Object]:
         try:
             return self._read(kind, None, fresh=fresh)
         except ClusterError as error:
@@ -194,15 +178,15 @@ class KubernetesLauncher:
     def _read(self, kind: Kind, namespace: str | None, *, fresh: bool) -> list[Object]:
         informer = self._informer(kind, namespace)
         items = None if fresh else informer.items()
-        return informer.list() if items is None else items
+        return self.cluster.list(kind, namespace, labels=informer.labels) if items is None else items
 
     def _informer(self, kind: Kind, namespace: str | None) -> Informer:
         with self._lock:
-            found = self._informers.get((kind, namespace))
+            found = self.informers.get((kind, namespace))
             if found is None:
                 labels = OURS if kind == RAY_JOB else None  # Workloads have only the labels that Kueue copies
-                found = self._informers[kind, namespace] = Informer(self.cluster, kind, namespace, labels)
+                found = self.informers[kind, namespace] = Informer(self.cluster, kind, namespace, labels)
                 if self.watches:
                     name = f"{kind.plural} in {namespace or 'all namespaces'}"
-                    threading.Thread(target=found.follow, args=(self._stop,), name=name, daemon=True).start()
+                    threading.Thread(target=found.follow, name=name, daemon=True).start()
             return found

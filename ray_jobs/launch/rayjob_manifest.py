@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from importlib.metadata import version
 
 from ray_jobs.cluster.kinds import (
     JOB_LABEL,
@@ -22,19 +22,17 @@ from ray_jobs.cluster.kinds import (
     RAY_JOB,
     RUNNER_LABEL,
     TEAM_LABEL,
+    Object,
 )
-from ray_jobs.cluster.quantities import cpus, parse
+from ray_jobs.cluster.quantities import parse, text
 from ray_jobs.cluster.settings import ClusterSettings, TeamQueue
 from ray_jobs.errors import ClusterError, UnknownQueue
 from ray_jobs.jobs.sigterm import STOP_WAIT
 from ray_jobs.kueue.workload import PodSet
 from ray_jobs.launch.launcher import Needs
 
-Object = dict[str, Any]
-
 LONGEST_NAME = 47
 """KubeRay's limit: it appends suffixes to the name."""
-GPU_RESOURCE = "nvidia.com/gpu"
 WORKERS = "workers"
 """Name of the only worker group."""
 CHECKPOINT_WAIT_S = 90
@@ -62,18 +60,11 @@ def team_of(settings: ClusterSettings, name: str) -> TeamQueue:
 
 
 def manifest(
-    settings: ClusterSettings,
-    runner_id: str,
-    arguments: list[str],
-    environment: Mapping[str, str],
-    needs: Needs,
-    *,
-    ray_version: str,
+    settings: ClusterSettings, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs
 ) -> Object:
     """The RayJob of a runner of `python -m ray_jobs ARGUMENTS`.
 
-    `ray_version`: the image's; KubeRay needs it to set up the token. UnknownQueue if the team has no queue;
-    ClusterError if the id is no valid name.
+    UnknownQueue if the team has no queue; ClusterError if the id is no valid name.
     """
     if len(runner_id) > LONGEST_NAME or not _NAME.fullmatch(runner_id):
         raise ClusterError(
@@ -103,9 +94,12 @@ def manifest(
         "ttlSecondsAfterFinished": scheduling.ttl_s,
         "backoffLimit": scheduling.backoff_limit,
         "rayClusterSpec": {
-            "rayVersion": ray_version,
+            "rayVersion": version("ray"),  # jobs run in this process' image; KubeRay needs it to set up the token
             "authOptions": {"mode": "token"},
-            "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pods.head()},
+            "headGroupSpec": {
+                "rayStartParams": {"num-cpus": "0"},
+                "template": pods.training("ray-head", settings.head.model_dump()),
+            },
             "workerGroupSpecs": [
                 {
                     "groupName": WORKERS,
@@ -113,7 +107,9 @@ def manifest(
                     "minReplicas": needs.workers,
                     "maxReplicas": needs.workers,
                     "rayStartParams": {},
-                    "template": pods.worker(),
+                    "template": pods.training(
+                        "ray-worker", worker_resources(settings, needs), sizeLimit=settings.worker.shared_memory
+                    ),
                 }
             ],
         },
@@ -130,19 +126,17 @@ def manifest(
 def worker_resources(settings: ClusterSettings, needs: Needs) -> dict[str, str]:
     """Requests and limits of a worker's pod: the job file's CPUs and GPUs, at least the platform's CPUs."""
     cpu = max(Decimal(str(needs.cpus_per_worker)), parse(settings.worker.cpu))
-    gpus = {gpu_resource(settings): str(needs.gpus_per_worker)} if needs.gpus_per_worker else {}
-    return {"cpu": cpus(float(cpu)), "memory": settings.worker.memory, **gpus}
-
-
-def gpu_resource(settings: ClusterSettings) -> str:
-    """Resource name of the cluster's GPUs."""
-    return next((flavor.resource for flavor in settings.flavors.values() if flavor.resource is not None), GPU_RESOURCE)
+    resources = {"cpu": text(round(cpu, 3)), "memory": settings.worker.memory}
+    if needs.gpus_per_worker:
+        gpus = [flavor.resource for flavor in settings.flavors.values() if flavor.resource is not None]
+        resources[gpus[0] if gpus else "nvidia.com/gpu"] = str(needs.gpus_per_worker)
+    return resources
 
 
 def requests(settings: ClusterSettings, needs: Needs) -> list[PodSet]:
     """Pod sets of a runner, as Kueue counts them."""
     sets = [
-        ("head", 1, {"cpu": settings.head.cpu, "memory": settings.head.memory}),
+        ("head", 1, settings.head.model_dump()),
         (WORKERS, needs.workers, worker_resources(settings, needs)),
         ("submitter", 1, SUBMITTER),
     ]
@@ -172,65 +166,52 @@ class _Pods:
         }
         self._environment = [{"name": name, "value": value} for name, value in plain.items()]
 
-    def head(self) -> Object:
-        head = self._settings.head
-        return self._pod("ray-head", {"cpu": head.cpu, "memory": head.memory}, shared_memory=None)
-
-    def worker(self) -> Object:
-        shared = self._settings.worker.shared_memory
-        return self._pod("ray-worker", worker_resources(self._settings, self._needs), shared_memory=shared)
-
     def submitter(self) -> Object:
         """The pod that submits the entrypoint to the head."""
         container = {
             "name": "ray-job-submitter",
-            "image": self._settings.image,
-            "imagePullPolicy": self._settings.image_pull_policy,
-            "securityContext": _RESTRICTED,
             "env": [{"name": "HOME", "value": HOME}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}],
             "resources": {"requests": dict(SUBMITTER), "limits": {"cpu": "1", "memory": "1Gi"}},
-            "volumeMounts": [_mounted("tmp", "/tmp"), _mounted("home", HOME)],
         }
-        spec = self._spec(container, [_empty("tmp"), _empty("home")])
-        return {"metadata": {"labels": dict(self._labels)}, "spec": {**spec, "restartPolicy": "Never"}}
+        return self._template(container, [_empty("tmp", "/tmp"), _empty("home", HOME)], restartPolicy="Never")
 
-    def _pod(self, name: str, resources: dict[str, str], *, shared_memory: str | None) -> Object:
-        settings = self._settings
-        memory = {"medium": "Memory", **({"sizeLimit": shared_memory} if shared_memory else {})}
-        mounts = [_mounted("tmp", "/tmp"), _mounted("home", HOME), _mounted("cache", CACHE)]
-        mounts.append(_mounted("shared-memory", "/dev/shm"))
-        volumes = [_empty("tmp"), _empty("home"), _empty("cache", sizeLimit=settings.cache.size)]
-        volumes.append({"name": "shared-memory", "emptyDir": memory})
-        if settings.store_ca is not None:
-            mounts.append({**_mounted("store-ca", CA), "readOnly": True})
-            volumes.append({"name": "store-ca", "configMap": {"name": settings.store_ca.config_map}})
-        checkpoint_request = [
-            "python",
-            "-m",
-            "ray_jobs",
-            "notice",
-            self._needs.job_id,
-            "--wait-s",
-            str(CHECKPOINT_WAIT_S),
+    def training(self, name: str, resources: Mapping[str, str], **shared_memory: str) -> Object:
+        """The head or a worker. `shared_memory`: options of the volume at /dev/shm."""
+        volumes = [
+            _empty("tmp", "/tmp"),
+            _empty("home", HOME),
+            _empty("cache", CACHE, sizeLimit=self._settings.cache.size),
+            _empty("shared-memory", "/dev/shm", medium="Memory", **shared_memory),
         ]
+        if self._settings.store_ca is not None:
+            config_map = {"name": "store-ca", "configMap": {"name": self._settings.store_ca.config_map}}
+            volumes.append(({"name": "store-ca", "mountPath": CA, "readOnly": True}, config_map))
+        notice = f"python -m ray_jobs notice {self._needs.job_id} --wait-s {CHECKPOINT_WAIT_S}"
         container = {
             "name": name,
+            "env": self._environment,
+            "envFrom": [{"secretRef": {"name": self._settings.store_secret}}],
+            "resources": {"requests": dict(resources), "limits": dict(resources)},
+            "lifecycle": {"preStop": {"exec": {"command": notice.split()}}},
+        }
+        return self._template(container, volumes)
+
+    def _template(self, container: Object, volumes: list[tuple[Object, Object]], **spec: str) -> Object:
+        """A pod of one container. `volumes`: each mount and its volume."""
+        settings, security = self._settings, self._settings.pod_security
+        container |= {
             "image": settings.image,
             "imagePullPolicy": settings.image_pull_policy,
-            "securityContext": _RESTRICTED,
-            "env": self._environment,
-            "envFrom": [{"secretRef": {"name": settings.store_secret}}],
-            "resources": {"requests": dict(resources), "limits": dict(resources)},
-            "lifecycle": {"preStop": {"exec": {"command": checkpoint_request}}},
-            "volumeMounts": mounts,
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": [mount for mount, _ in volumes],
         }
-        return {"metadata": {"labels": dict(self._labels)}, "spec": self._spec(container, volumes)}
-
-    def _spec(self, container: Object, volumes: list[Object]) -> Object:
-        security = self._settings.pod_security
-        pull = [{"name": name} for name in self._settings.image_pull_secrets]
-        return {
-            "serviceAccountName": self._settings.service_account,
+        pull = [{"name": name} for name in settings.image_pull_secrets]
+        pod = {
+            "serviceAccountName": settings.service_account,
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": GRACE_S,
             "securityContext": {
@@ -242,20 +223,12 @@ class _Pods:
             },
             **({"imagePullSecrets": pull} if pull else {}),
             "containers": [container],
-            "volumes": volumes,
+            "volumes": [volume for _, volume in volumes],
+            **spec,
         }
+        return {"metadata": {"labels": dict(self._labels)}, "spec": pod}
 
 
-_RESTRICTED: Object = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
-
-
-def _mounted(name: str, path: str) -> Object:
-    return {"name": name, "mountPath": path}
-
-
-def _empty(name: str, **facts: str) -> Object:
-    return {"name": name, "emptyDir": dict(facts)}
+def _empty(name: str, path: str, **options: str) -> tuple[Object, Object]:
+    """An empty directory: its mount and its volume."""
+    return {"name": name, "mountPath": path}, {"name": name, "emptyDir": dict(options)}

@@ -7,10 +7,9 @@ or out of date. An unknown phase, such as one of a newer version, is that of a r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from ray_jobs.cluster.kinds import RUNNER_LABEL
-from ray_jobs.kueue.objects import Object, condition, seconds_of
+from ray_jobs.cluster.kinds import RUNNER_LABEL, Object
+from ray_jobs.kueue.objects import condition, seconds_of
 from ray_jobs.kueue.queues import NO_QUEUES, Queues
 from ray_jobs.kueue.waiting import NOT_PROCESSED, waiting_reason
 from ray_jobs.kueue.workload import admitted_at
@@ -27,56 +26,55 @@ _HOPELESS_ENDS = {
 }
 
 
-@dataclass(frozen=True)
-class RunnerObjects:
-    """The cluster's objects about one runner."""
+def runner_of(
+    rayjob: Object,
+    workload: Object | None = None,
+    pods: Sequence[Object] = (),
+    queues: Queues = NO_QUEUES,
+    *,
+    starts_in_s: float | None = None,
+    now_s: float,
+) -> Runner:
+    """The state of a runner.
 
-    rayjob: Object
-    workload: Object | None = None
-    """None: Kueue has not made one yet, or is not installed."""
-    pods: Sequence[Object] = ()
-    """Pods of a starting runner; they show why it does not start."""
-    queues: Queues = NO_QUEUES
-    starts_in_s: float | None = None
-    """Estimated seconds until it starts. None: unknown."""
-    now_s: float = 0.0
-
-
-def runner_of(found: RunnerObjects) -> Runner:
-    """The state of a runner."""
-    status = found.rayjob.get("status") or {}
+    `workload`: None if Kueue has not made one yet, or is not installed. `pods`: those of a starting runner; they show
+    why it does not start. `starts_in_s`: estimated seconds until it starts; None: unknown.
+    """
+    status = rayjob.get("status") or {}
     phase, detail = str(status.get("jobDeploymentStatus", "")), str(status.get("message") or "")
-    interrupted_at = _interrupted_at(found.workload)
+    # Kueue sets the condition to False when it admits the Workload again.
+    evicted = None if workload is None else condition(workload, "Evicted")
+    interrupted_at = None if evicted is None else seconds_of(evicted["lastTransitionTime"])
     if phase in ("Complete", "Failed", "ValidationFailed"):
         reason = "ValidationFailed" if phase == "ValidationFailed" else str(status.get("reason") or "")
         why = _HOPELESS_ENDS.get(reason)
         message = ": ".join(part for part in (why or reason, detail) if part)
         return Runner("ended", message[:500] or phase, interrupted_at, hopeless=why is not None)
-    if "deletionTimestamp" in found.rayjob["metadata"]:
+    if "deletionTimestamp" in rayjob["metadata"]:
         # Its pods may still run; it becomes unknown once the RayJob is gone.
         return Runner("running", "being stopped", interrupted_at)
     if phase == "Running":
         state = "pending" if status.get("jobStatus") in ("", None, "PENDING") else "running"
         return Runner(state, "", interrupted_at)  # type: ignore[arg-type]  # one of two words
-    admitted = found.workload is not None and admitted_at(found.workload) is not None
+    admitted = workload is not None and admitted_at(workload) is not None
     if phase in ("Suspending", "Suspended") or not admitted:
-        return Runner("pending", waiting_message(found), interrupted_at)
-    trouble, since_s = _pod_trouble(found.pods)
+        return Runner("pending", _waiting_message(workload, queues, starts_in_s), interrupted_at)
+    trouble, since_s = _pod_trouble(pods)
     if trouble:
-        hopeless = since_s is not None and found.now_s - since_s >= IMAGE_PATIENCE_S
+        hopeless = since_s is not None and now_s - since_s >= IMAGE_PATIENCE_S
         return Runner("pending", f"cannot start: {trouble}", interrupted_at, hopeless)
     failed = int(status.get("failed") or 0)
     message = f"starting again after {failed} failed start(s)" if failed and phase in _STARTING else "starting"
     return Runner("pending", message, interrupted_at)
 
 
-def waiting_message(found: RunnerObjects) -> str:
+def _waiting_message(workload: Object | None, queues: Queues, starts_in_s: float | None) -> str:
     """`waiting: blue uses 8 of 8 h100; 2 can be borrowed; about 40 min`."""
-    if found.workload is None:
+    if workload is None:
         return f"waiting: {NOT_PROCESSED}"
-    reason = waiting_reason(found.workload, found.queues)
+    reason = waiting_reason(workload, queues)
     begin = f"{reason.eviction}; waiting" if reason.eviction else "waiting"
-    estimate = "" if found.starts_in_s is None else f"about {roughly(found.starts_in_s)}"
+    estimate = "" if starts_in_s is None else f"about {roughly(starts_in_s)}"
     rest = "; ".join(part for part in (reason.cause, estimate) if part)
     return f"{begin}: {rest}" if rest else begin
 
@@ -91,7 +89,7 @@ def roughly(seconds: float) -> str:
     return f"{round(hours)} h" if hours <= 36 else f"{round(hours / 24)} days"
 
 
-def runner_id(found: Object) -> str | None:
+def runner_id_of(found: Object) -> str | None:
     """The runner of an object. None: the object is not of a runner."""
     label = (found["metadata"].get("labels") or {}).get(RUNNER_LABEL)
     return None if label is None else str(label)
@@ -102,12 +100,6 @@ def ended_at(rayjob: Object) -> float | None:
     status = rayjob.get("status") or {}
     ended = status.get("jobDeploymentStatus") in ("Complete", "Failed")
     return seconds_of(status["endTime"]) if ended and status.get("endTime") else None
-
-
-def _interrupted_at(workload: Object | None) -> float | None:
-    """Unix seconds of the last eviction. Kueue sets the condition to False when it admits the Workload again."""
-    evicted = None if workload is None else condition(workload, "Evicted")
-    return None if evicted is None else seconds_of(evicted["lastTransitionTime"])
 
 
 def _pod_trouble(pods: Sequence[Object]) -> tuple[str, float | None]:

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ray_jobs.kueue.pool import Pool
-from ray_jobs.kueue.queued_job import QueuedJob, QueuedJobOutcome
-from ray_jobs.kueue.simulate import RESTART_S, simulate
+from ray_jobs.kueue.simulate import RESTART_S, QueuedJob, QueuedJobOutcome, simulate
 
 HOUR_S = 3600.0
 ALL = "all teams"

@@ -21,7 +21,7 @@ from ray_jobs import jobs
 from ray_jobs.errors import SpecError
 from ray_jobs.jobs import JobRecord
 from ray_jobs.kueue.pool import UnitKind
-from ray_jobs.kueue.queued_job import QueuedJob
+from ray_jobs.kueue.simulate import QueuedJob
 from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from ray_jobs import pages
-from ray_jobs.kueue.queued_job import QueuedJobOutcome
+from ray_jobs.kueue.simulate import QueuedJobOutcome
 from ray_jobs.pages import BLUE, GREY, RED, Chart, PageSection, Table
 from ray_jobs.quota.compare import ALL, Replay, quantile, steps
 from ray_jobs.quota.report import Report

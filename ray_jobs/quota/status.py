@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 
-from ray_jobs.kueue.objects import Object, time_of
-from ray_jobs.kueue.pool import QuotaLimits
+from ray_jobs.cluster.kinds import Object
+from ray_jobs.kueue.capacity import Quota
+from ray_jobs.kueue.objects import time_of
 from ray_jobs.kueue.queues import Queues, team_of
 from ray_jobs.kueue.start_estimate import Durations, estimate_starts, flavor_of
 from ray_jobs.kueue.waiting import waiting_reason
 from ray_jobs.kueue.workload import display_name, is_waiting, key, priority, totals
-from ray_jobs.quota.amounts import Amount
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,8 @@ class QuotaRow:
     """One resource of one flavor, of one team."""
 
     team: str
-    flavor: str
-    resource: str
-    limits: QuotaLimits
-    used: Amount
-    borrowed: Amount
-    lent: Amount
-    """Unused nominal quota that is out of reach because others borrow it."""
-    available: Amount
-    """Amount that the team can use now, own and borrowed."""
-    waiting: Amount
+    quota: Quota
+    waiting: Decimal
     """Total requests of its Workloads without quota, in the flavor in which Kueue tries them first."""
     waiting_jobs: int
     counted: bool
@@ -49,7 +42,7 @@ class WaitingWorkload:
     namespace: str
     flavor: str | None
     """The flavor that Kueue tries first. None: no flavor of its team has what it requests."""
-    asks: Mapping[str, Amount]
+    asks: Mapping[str, Decimal]
     """Total requests, by resource."""
     priority: int
     since: datetime
@@ -68,18 +61,12 @@ def rows(queues: Queues, workloads: Sequence[Object]) -> list[QuotaRow]:
             (flavor_of(workload, queue, resources), totals(workload)) for other, workload in pending if other is queue
         ]
         for quota in queues.quotas[queue["metadata"]["name"]]:
-            requested = [total.get(quota.resource, Amount(0)) for flavor, total in mine if flavor == quota.flavor]
+            requested = [total.get(quota.resource, Decimal(0)) for flavor, total in mine if flavor == quota.flavor]
             found.append(
                 QuotaRow(
                     team=team_of(queue),
-                    flavor=quota.flavor,
-                    resource=quota.resource,
-                    limits=quota.limits,
-                    used=quota.used,
-                    borrowed=quota.borrowed,
-                    lent=quota.lent,
-                    available=quota.available,
-                    waiting=sum(requested, Amount(0)),
+                    quota=quota,
+                    waiting=sum(requested, Decimal(0)),
                     waiting_jobs=sum(amount > 0 for amount in requested),
                     counted=resources[quota.flavor] == quota.resource,
                 )

@@ -30,7 +30,7 @@ def launched(profile: str) -> dict[str, Any]:
     spec = parse_spec(chart_values.job()["job"]["spec"])
     environment = {"KITAE_STORE": "s3://models/kitae"}
     arguments = ["resume", spec.job_id, "--launched"]
-    return rayjob_manifest.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec), ray_version="2.60.0")
+    return rayjob_manifest.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec))
 
 
 def released() -> dict[str, Any]:

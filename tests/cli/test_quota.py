@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import quota, session
-from ray_jobs.cluster.client import CLUSTER_QUEUE, LOCAL_QUEUE, NODE, RESOURCE_FLAVOR, WORKLOAD
+from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, NODE, RESOURCE_FLAVOR, WORKLOAD
 from ray_jobs.errors import ClusterUnreachable, Forbidden, KitaeError, NoSuchKind, ObjectChanged, SpecError
 from ray_jobs.storage import Store
 from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray_jobs.cluster.client import Object
+from ray_jobs.cluster.kinds import Object
 
 SETTINGS: dict[str, Any] = {
     "image": "registry.example/kitae:0.1.0",

@@ -226,21 +226,21 @@ class FakeKubernetes:
         kind = request.kind
         if kind is None:
             raise _NoSuchPath
-        name, namespace, dry_run = request.name, request.namespace, request.query.get("dryRun") == "All"
+        name, namespace = request.name, request.namespace
         match request.verb:
             case "list":
                 return 200, self._list(kind, request)
             case "get":
                 return 200, self.objects.get(kind, str(name), namespace)
             case "create":
-                return 201, self.objects.create(kind, _document(request), namespace, dry_run=dry_run)
+                return 201, self.objects.create(kind, _document(request), namespace)
             case "patch":
                 body = _document(request)
                 if request.path.endswith("/status"):
                     return 200, self.objects.set_status(kind, str(name), namespace, body["status"])
-                return 200, self.objects.patch(kind, str(name), body, namespace, dry_run=dry_run)
+                return 200, self.objects.patch(kind, str(name), body, namespace)
             case "update":
-                return 200, self.objects.replace(kind, str(name), _document(request), namespace, dry_run=dry_run)
+                return 200, self.objects.replace(kind, str(name), _document(request), namespace)
             case _:
                 return 200, self.objects.delete(kind, str(name), namespace)
 

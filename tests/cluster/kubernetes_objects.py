@@ -11,14 +11,29 @@ import re
 import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ray_jobs.cluster.kinds import KINDS, RAY_JOB, Kind
+from ray_jobs.cluster.kinds import (
+    CLUSTER_QUEUE,
+    COHORT,
+    LOCAL_QUEUE,
+    NODE,
+    POD,
+    RAY_JOB,
+    RESOURCE_FLAVOR,
+    WORKLOAD,
+    Kind,
+    Object,
+)
 from tests.cluster.schemas import validators
 
-Object = dict[str, Any]
+CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
+PRIORITY_CLASS = replace(CLUSTER_QUEUE, plural="workloadpriorityclasses", kind="WorkloadPriorityClass")
+KINDS = (
+    RAY_JOB, WORKLOAD, CLUSTER_QUEUE, LOCAL_QUEUE, RESOURCE_FLAVOR, PRIORITY_CLASS, COHORT, POD, NODE, CONFIG_MAP,
+)  # fmt: skip
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -96,7 +111,7 @@ class Objects:
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
-    def create(self, kind: Kind, body: Object, namespace: str | None = None, *, dry_run: bool = False) -> Object:
+    def create(self, kind: Kind, body: Object, namespace: str | None = None) -> Object:
         with self.changed:
             made = copy.deepcopy(body)
             metadata = made.setdefault("metadata", {})
@@ -113,20 +128,14 @@ class Objects:
             made.pop("status", None)  # a subresource, written by its controller only
             self._admit(kind, made, None)
             metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
-            return copy.deepcopy(made) if dry_run else self._put(kind, made, "ADDED")
+            return self._put(kind, made, "ADDED")
 
-    def patch(
-        self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
-    ) -> Object:
+    def patch(self, kind: Kind, name: str, body: Object, namespace: str | None = None) -> Object:
         """Apply a merge patch. Without a change the resourceVersion stays."""
         with self.changed:
-            return self.replace(
-                kind, name, merged(self._found(kind, name, namespace), body), namespace, dry_run=dry_run
-            )
+            return self.replace(kind, name, merged(self._found(kind, name, namespace), body), namespace)
 
-    def replace(
-        self, kind: Kind, name: str, body: Object, namespace: str | None = None, *, dry_run: bool = False
-    ) -> Object:
+    def replace(self, kind: Kind, name: str, body: Object, namespace: str | None = None) -> Object:
         """Replace an object except its status."""
         with self.changed:
             old, new = self._found(kind, name, namespace), copy.deepcopy(body)
@@ -144,7 +153,7 @@ class Objects:
             self._admit(kind, new, old)
             if new.get("spec") != old.get("spec"):
                 new["metadata"]["generation"] = old["metadata"]["generation"] + 1
-            if dry_run or new == old:
+            if new == old:
                 return copy.deepcopy(new)
             return self._put_or_finish(kind, new)
 

@@ -8,16 +8,8 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.cluster.client import (
-    CLUSTER_QUEUE,
-    CONFIG_MAP,
-    LOCAL_QUEUE,
-    RAY_JOB,
-    WORKLOAD,
-    Cluster,
-    Object,
-    WatchEvent,
-)
+from ray_jobs.cluster.client import Cluster, WatchEvent
+from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
 from ray_jobs.errors import (
     AlreadyExists,
     ClusterUnreachable,
@@ -28,7 +20,7 @@ from ray_jobs.errors import (
     ObjectRefused,
 )
 from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes
-from tests.cluster.kubernetes_objects import Refused, selects
+from tests.cluster.kubernetes_objects import CONFIG_MAP, Refused, selects
 
 
 @pytest.fixture
@@ -80,16 +72,16 @@ def test_create_get_patch_and_delete(cluster: Cluster) -> None:
         cluster.patch(CONFIG_MAP, "a", {"data": {}}, "blue")
 
 
-def test_a_dry_run_validates_and_writes_nothing(cluster: Cluster) -> None:
-    cluster.create(LOCAL_QUEUE, local_queue("kitae"), "blue", dry_run=True)
-    assert cluster.list(LOCAL_QUEUE, "blue") == []
+def test_an_invalid_object_is_refused_with_every_cause(cluster: Cluster) -> None:
     with pytest.raises(ObjectRefused, match="clusterqueue") as caught:
-        cluster.create(LOCAL_QUEUE, local_queue("kitae", clusterqueue="x"), "blue", dry_run=True)
+        cluster.create(LOCAL_QUEUE, local_queue("kitae", clusterqueue="x"), "blue")
     assert caught.value.details
+    assert cluster.list(LOCAL_QUEUE, "blue") == []
     cluster.create(LOCAL_QUEUE, local_queue("kitae"), "blue")
-    answer = cluster.patch(LOCAL_QUEUE, "kitae", {"spec": {"stopPolicy": "Hold"}}, "blue", dry_run=True)
+    with pytest.raises(ObjectRefused, match="stopPolicy"):
+        cluster.patch(LOCAL_QUEUE, "kitae", {"spec": {"stopPolicy": "Sometimes"}}, "blue")
+    answer = cluster.patch(LOCAL_QUEUE, "kitae", {"spec": {"stopPolicy": "Hold"}}, "blue")
     assert answer["spec"]["stopPolicy"] == "Hold"
-    assert "stopPolicy" not in cluster.list(LOCAL_QUEUE, "blue")[0]["spec"]
 
 
 def test_a_patch_of_an_old_version_changes_nothing(cluster: Cluster) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
-from ray_jobs.kueue.queued_job import QueuedJob
+from ray_jobs.kueue.simulate import QueuedJob
 
 
 def limits(nominal: float, borrow: float | None = None, lend: float | None = None) -> QuotaLimits:

@@ -22,14 +22,13 @@ from ray_jobs.cluster.kinds import (
     CLUSTER_QUEUE,
     LOCAL_QUEUE,
     POD,
-    PRIORITY_CLASS,
     PRIORITY_LABEL,
     QUEUE_LABEL,
     RAY_JOB,
     WORKLOAD,
     Kind,
 )
-from tests.cluster.kubernetes_objects import Object, Objects, Refused, now
+from tests.cluster.kubernetes_objects import PRIORITY_CLASS, Object, Objects, Refused, now
 
 UNITS = {"m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.cluster.client import Object
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.cluster.quantities import parse
 from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.errors import RequestTooLarge, UnknownQueue

@@ -5,8 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from ray_jobs.kueue import queues
-from ray_jobs.kueue.cohort_usage import usage_of
-from ray_jobs.kueue.pool import QuotaLimits
+from ray_jobs.kueue.pool import CohortUsage, QuotaLimits
 from tests.quota.builders import GPU, make_queue
 
 
@@ -42,5 +41,5 @@ def test_a_pool_is_read_from_the_queues() -> None:
     assert pool.shared == {("kitae", "h100"): 3}
     assert pool.nominal("h100") == 7
     limits = {team: own.limits["h100"] for team, own in pool.teams.items()}
-    usage = usage_of(limits, in_cohort=True, shared=Decimal(3))
+    usage = CohortUsage(limits, in_cohort=True, shared=Decimal(3))
     assert [usage.most("blue"), usage.most("green")] == [6000, 4000]

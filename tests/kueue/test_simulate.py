@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_jobs.kueue.pool import Pool, TeamQuota
-from ray_jobs.kueue.queued_job import Allocation, QueuedJob, QueuedJobOutcome
-from ray_jobs.kueue.simulate import simulate
+from ray_jobs.kueue.simulate import Allocation, QueuedJob, QueuedJobOutcome, simulate
 from ray_jobs.quota.compare import quantile, steps
 from tests.kueue.builders import job, limits, make_pool
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_jobs.cluster.client import Object
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.kueue.queues import Queues, local_queues
 from ray_jobs.kueue.start_estimate import Durations, estimate_starts, remaining_s
 from tests.quota.builders import NOW, make_finished, make_local, make_queue, make_workload

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.cluster.client import Object
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.kueue.queues import NO_QUEUES, Queues, local_queues
 from ray_jobs.kueue.waiting import EVICTIONS, waiting_reason
 from tests.quota.builders import make_local, make_queue, make_workload, stamp

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ray_jobs.cluster.client import LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
+from ray_jobs.cluster.kinds import LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
 from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import ClusterError, ClusterUnreachable, Forbidden, NoSuchKind, RequestTooLarge, UnknownQueue
-from ray_jobs.launch import rayjob_manifest
 from ray_jobs.launch.kubernetes import KubernetesLauncher
 from ray_jobs.launch.launcher import Runner
 from ray_jobs.launch.ray_job import RayLauncher
+from ray_jobs.launch.rayjob_manifest import manifest
 from serving.app import launcher_from_environment
 from tests.cluster.builders import SETTINGS, local_queue
 from tests.cluster.fake_kubernetes import Rule
 from tests.launch.two_teams import ARGUMENTS, BLUE, ENVIRONMENT, ID, NEEDS, Place, two_teams
-
-manifest = partial(rayjob_manifest.manifest, ray_version="2.60.0")
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.cluster.client import Object
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.kueue.objects import seconds_of
 from ray_jobs.kueue.waiting import EVICTIONS
 from ray_jobs.launch import runner_state
 from ray_jobs.launch.launcher import RunnerState
-from ray_jobs.launch.runner_state import RunnerObjects, roughly, runner_of
+from ray_jobs.launch.runner_state import roughly, runner_of
 
 AT = "2026-11-24T12:00:00Z"
 AT_S = seconds_of(AT)
@@ -61,7 +61,7 @@ EVICTED = ("Evicted", "True", "Preempted", "Preempted to accommodate a workload"
 def test_the_state_and_message_of_a_runner(
     phase: str, status: dict[str, Any], workload: Object | None, state: RunnerState, message: str
 ) -> None:
-    found = runner_of(RunnerObjects(rayjob_of(phase, **status), workload, now_s=AT_S))
+    found = runner_of(rayjob_of(phase, **status), workload, now_s=AT_S)
     assert (found.state, found.message) == (state, message)
     assert not found.hopeless
     assert (found.interrupted_at == AT_S) == (workload is not None and "Evicted" in str(workload))
@@ -70,9 +70,9 @@ def test_the_state_and_message_of_a_runner(
 @pytest.mark.parametrize("reason", sorted(EVICTIONS))
 def test_every_reason_of_an_eviction_has_a_message(reason: str) -> None:
     workload = workload_of(("Evicted", "True", reason, ""), PENDING)
-    message = runner_of(RunnerObjects(rayjob_of("Suspended"), workload)).message
+    message = runner_of(rayjob_of("Suspended"), workload, now_s=AT_S).message
     assert message.startswith(f"{EVICTIONS[reason]}; waiting")
-    unknown = runner_of(RunnerObjects(rayjob_of("Suspended"), workload_of(("Evicted", "True", "Moon", ""))))
+    unknown = runner_of(rayjob_of("Suspended"), workload_of(("Evicted", "True", "Moon", "")), now_s=AT_S)
     assert unknown.message == "stopped by Kueue (Moon); waiting"
 
 
@@ -91,7 +91,7 @@ def test_every_reason_of_an_eviction_has_a_message(reason: str) -> None:
     ],
 )
 def test_reasons_other_than_quota(workload: Object, words: str) -> None:
-    assert words in runner_of(RunnerObjects(rayjob_of("Suspended"), workload)).message
+    assert words in runner_of(rayjob_of("Suspended"), workload, now_s=AT_S).message
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,7 @@ def test_why_an_admitted_runner_does_not_start(container: Object, pod: Object, w
     pods = [{"metadata": {"creationTimestamp": AT}, "status": status}]
     late = AT_S + runner_state.IMAGE_PATIENCE_S
     for now_s in (AT_S, late):
-        view = RunnerObjects(rayjob_of("Initializing"), workload_of(ADMITTED), pods, now_s=now_s)
-        found = runner_of(view)
+        found = runner_of(rayjob_of("Initializing"), workload_of(ADMITTED), pods, now_s=now_s)
         assert words in found.message
         assert found.message.startswith("cannot start: ")
         assert found.hopeless == (now_s == late and "PodScheduled" not in str(pod))

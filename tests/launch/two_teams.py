@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ray_jobs.cluster.client import CLUSTER_QUEUE, LOCAL_QUEUE, PRIORITY_CLASS, RAY_JOB
+from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB
 from ray_jobs.cluster.settings import parse
 from ray_jobs.launch.kubernetes import KubernetesLauncher
 from ray_jobs.launch.launcher import Needs, Runner
 from tests.cluster.builders import SETTINGS, cluster_queue, local_queue, priority_class
 from tests.cluster.fake_kubernetes import FakeKubernetes, fake_kubernetes
+from tests.cluster.kubernetes_objects import PRIORITY_CLASS
 from tests.kueue.fake_kueue import FakeKueue
 
 BLUE = "kitae-blue"

@@ -19,9 +19,8 @@ from typing import Self
 from unittest.mock import patch
 
 from ray_jobs import jobs
-from ray_jobs.cluster.client import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB, Object
 from ray_jobs.cluster.informer import Informer
-from ray_jobs.cluster.kinds import Kind
+from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB, Kind, Object
 from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import ClusterError, JobError
 from ray_jobs.jobs import Job, Launched
@@ -101,7 +100,7 @@ class World:
 
     def informers(self) -> list[Informer]:
         assert isinstance(self.shown.launcher, KubernetesLauncher)
-        return self.shown.launcher.informers()
+        return list(self.shown.launcher.informers.values())
 
     def _count(self, kind: Kind, new: Object, old: Object | None) -> None:
         if kind == RAY_JOB and old is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ray_jobs.cluster.client import Object
+from ray_jobs.cluster.kinds import Object
 from ray_jobs.jobs import JobRecord
 from ray_jobs.storage import Store
 from tests.builders import make_spec

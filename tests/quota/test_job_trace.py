@@ -14,7 +14,7 @@ import pytest
 
 from ray_jobs.jobs import StageRecord
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
-from ray_jobs.kueue.queued_job import QueuedJob
+from ray_jobs.kueue.simulate import QueuedJob
 from ray_jobs.quota import page, tables
 from ray_jobs.quota.compare import compare
 from ray_jobs.quota.job_trace import JobTrace, past_job, read

@@ -26,15 +26,16 @@ def test_a_row_has_usage_borrowed_lent_and_waiting_amounts() -> None:
         make_workload("w2", "red", 1),
         make_workload("r", "blue", 6, running=True),
     ]
-    found = {(row.team, row.flavor, row.resource): row for row in rows(two_teams(), workloads)}
+    found = {(row.team, row.quota.flavor, row.quota.resource): row for row in rows(two_teams(), workloads)}
     blue, red = found["blue", "h100", GPU], found["red", "h100", GPU]
-    assert [blue.limits, blue.used, blue.borrowed, blue.available] == [QuotaLimits(Decimal(4)), 6, 2, 0]
-    assert [red.used, red.borrowed, red.lent, red.available] == [2, 0, 2, 0]
+    own, other = blue.quota, red.quota
+    assert [own.limits, own.used, own.borrowed, own.available] == [QuotaLimits(Decimal(4)), 6, 2, 0]
+    assert [other.used, other.borrowed, other.lent, other.available] == [2, 0, 2, 0]
     assert [red.waiting, red.waiting_jobs, blue.waiting_jobs] == [4, 2, 0]
     assert red.counted
     assert not found["red", "h100", "memory"].counted
     assert found["red", "cpu", "cpu"].counted
-    assert found["red", "h100", "memory"].limits.nominal == 64 * 2**30
+    assert found["red", "h100", "memory"].quota.limits.nominal == 64 * 2**30
     assert found["red", "h100", "cpu"].waiting == 1 + 6 + 1 + 2
 
 
