@@ -188,7 +188,7 @@ def _durations(now: datetime) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for job in trace.jobs:
         for name in (job.team, ""):
-            found.setdefault(name, []).append(job.seconds)
+            found.setdefault(name, []).append(job.duration_s)
     return found
 
 

@@ -74,7 +74,7 @@ def simulate(
       kitae quota simulate --set blue.h100=8 --set red.h100=4,borrow=4
       kitae quota simulate --proposal values.yaml --since 2026-11-01 --html quota.html
     """
-    from ray_jobs.quota import compare, job_trace, page, quota_file, tables
+    from ray_jobs.quota import compare, job_trace, quota_file, results
 
     if proposal is None and not settings:
         raise click.UsageError("no proposed quota: give --proposal FILE or --set TEAM.FLAVOR=N")
@@ -89,17 +89,17 @@ def simulate(
     trace = job_trace.read(store, since=first, until=last).arrived(first, last)
     trace, left_out = _with_quota(trace, present, proposed)
     notes = [f"{len(trace.jobs)} past job(s) from {first} to {last}", *trace.notes(), *left_out]
-    before, after = compare.compare(present, proposed, trace.queued_jobs(), restart_s=60 * lost_minutes)
+    before, after = compare.compare(present, proposed, trace.jobs, restart_s=60 * lost_minutes)
     if html_file is not None:
-        _write(html_file, page.simulation(before, after, title=f"Quotas: {first} to {last}", notes=notes))
+        _write(html_file, results.simulation_page(before, after, title=f"Quotas: {first} to {last}", notes=notes))
     if as_json:
         session.print_json({"notes": notes, "present": _replay_json(before), "proposed": _replay_json(after)})
         return
-    columns, rows = tables.team_rows(before, after)
+    columns, rows = results.team_rows(before, after)
     session.print_table(columns, rows, empty=f"no job arrived from {first} to {last} in {store.uri()}")
     if rows:
         click.echo()
-        session.print_table(*tables.flavor_rows(before, after), empty="no quota")
+        session.print_table(*results.flavor_rows(before, after), empty="no quota")
     for note in notes:
         click.echo(note, err=True)
 
@@ -138,7 +138,7 @@ def report(
       kitae quota report --by model --csv models.csv --html models.html
     """
     from ray_jobs.errors import MachineError
-    from ray_jobs.quota import job_trace, page, tables
+    from ray_jobs.quota import job_trace, results
     from ray_jobs.quota import report as reports
 
     if as_json and csv_file == "-":
@@ -161,11 +161,11 @@ def report(
     elif csv_file is not None:
         _write(Path(csv_file), reports.as_csv(made))
     if html_file is not None:
-        _write(html_file, page.usage(made, title=f"Use of quotas by {by}: {first} to {last}"))
+        _write(html_file, results.report_page(made, title=f"Use of quotas by {by}: {first} to {last}"))
     if as_json:
         session.print_json(_report_json(made))
     elif csv_file != "-":
-        session.print_table(*tables.report_rows(made), empty="")
+        session.print_table(*results.report_rows(made), empty="")
         for note in made.notes:
             click.echo(note, err=True)
 

@@ -1,6 +1,6 @@
 """Settings of the platform team: `cluster.yaml`, which the chart mounts and KITAE_CLUSTER names.
 
-Owns names, defaults and checks. Does not know Kubernetes objects; only `load` does I/O.
+Owns names, defaults and checks. Does not know Kubernetes objects; only `from_environment` does I/O.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ray_jobs.errors import SpecError
-
-ENVIRONMENT_VARIABLE = "KITAE_CLUSTER"
 
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A Kubernetes name of at most 63 characters."""
@@ -150,15 +148,6 @@ class ClusterSettings(SettingsSection):
         return fitting[-1] if fitting else ordered[0][0] if ordered else None
 
 
-def load(path: Path) -> ClusterSettings:
-    """Read the file. SpecError lists every problem."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f"{ENVIRONMENT_VARIABLE} names {path}, which is not readable YAML: {error}") from error
-    return parse(document, source=str(path))
-
-
 def parse(document: Any, *, source: str = "the cluster's settings") -> ClusterSettings:
     """Validate a document. SpecError lists every problem."""
     try:
@@ -169,6 +158,13 @@ def parse(document: Any, *, source: str = "the cluster's settings") -> ClusterSe
 
 
 def from_environment(environment: Mapping[str, str]) -> ClusterSettings | None:
-    """The settings in the file that KITAE_CLUSTER names. None: the variable is not set."""
-    path = environment.get(ENVIRONMENT_VARIABLE)
-    return load(Path(path)) if path else None
+    """The settings in the file that KITAE_CLUSTER names. None: the variable is not set. SpecError lists every
+    problem."""
+    path = environment.get("KITAE_CLUSTER")
+    if not path:
+        return None
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"KITAE_CLUSTER names {path}, which is not readable YAML: {error}") from error
+    return parse(document, source=path)

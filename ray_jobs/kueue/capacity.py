@@ -13,9 +13,8 @@ from decimal import Decimal
 from ray_jobs.cluster.kinds import Object
 from ray_jobs.cluster.quantities import shown
 from ray_jobs.errors import RequestTooLarge, UnknownQueue
-from ray_jobs.kueue.objects import NO_RESERVATION, quotas_of, reservations
+from ray_jobs.kueue.objects import NO_RESERVATION, PodSet, quotas_of, reservations
 from ray_jobs.kueue.pool import SCALE, CohortUsage, QuotaLimits, thousandths
-from ray_jobs.kueue.workload import PodSet
 
 _NONE = Decimal(0)
 
@@ -62,16 +61,16 @@ def quotas(name: str, queues: Sequence[Object], cohorts: Sequence[Object] = ()) 
         known = ", ".join(sorted(named)) or "none"
         raise UnknownQueue(f"no ClusterQueue {name!r} in the cluster; existing: {known}")
     cohort_name = named[name]["spec"].get("cohortName")
-    cohort = next((found for found in cohorts if found["metadata"]["name"] == cohort_name), None)
-    members = [
-        queue
+    cohort = next((found for found in cohorts if found["metadata"]["name"] == cohort_name), {})
+    members = {
+        other: queue
         for other, queue in named.items()
         if other == name or (cohort_name and queue["spec"].get("cohortName") == cohort_name)
-    ]
-    limits = {queue["metadata"]["name"]: quotas_of(queue) for queue in members}
-    reserved = {queue["metadata"]["name"]: reservations(queue) for queue in members}
-    shared = {} if cohort is None else quotas_of(cohort)
-    nested = cohort is not None and cohort["spec"].get("parentName") is not None
+    }
+    limits = {other: quotas_of(queue) for other, queue in members.items()}
+    reserved = {other: reservations(queue) for other, queue in members.items()}
+    shared = quotas_of(cohort)
+    nested = cohort.get("spec", {}).get("parentName") is not None
     found = []
     for place, own in limits[name].items():
         usage = CohortUsage(
@@ -100,19 +99,17 @@ def check(team: str, pod_sets: Sequence[PodSet], found: Sequence[Quota]) -> None
     problems = []
     for resource in sorted({name for pods in pod_sets for name in pods.requests}):
         matching = [quota for quota in found if quota.resource == resource]
-        total = sum((pods.count * pods.requests.get(resource, _NONE) for pods in pod_sets), _NONE)
-        if not matching:
-            if total > 0:
-                problems.append(
-                    f"{resource}: the queue of team {team} has none, and the job requests {shown(resource, total)}"
-                )
-            continue
         largest = [quota.largest for quota in matching if quota.largest is not None]
         if len(largest) < len(matching):
-            continue
-        most = max(largest)
-        too_large = next((pods for pods in pod_sets if pods.count * pods.requests.get(resource, _NONE) > most), None)
-        if too_large is not None:
+            continue  # one of unknown size
+        amounts = [(pods, pods.count * pods.requests.get(resource, _NONE)) for pods in pod_sets]
+        total, most = sum((amount for _, amount in amounts), _NONE), max(largest, default=_NONE)
+        too_large = next((pods for pods, amount in amounts if amount > most), None)
+        if not matching and total > 0:
+            problems.append(
+                f"{resource}: the queue of team {team} has none, and the job requests {shown(resource, total)}"
+            )
+        elif too_large is not None:
             quota = next(quota for quota in matching if quota.largest == most)
             problems.append(_too_large(resource, too_large, quota, most))
         elif total > sum(largest):

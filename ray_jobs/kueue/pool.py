@@ -16,8 +16,6 @@ Reclaim = Literal["Never", "LowerPriority", "Any"]
 UnitKind = Literal["gpu", "cpu"]
 """The unit in which work and flavors are counted."""
 
-DEFAULT_COHORT = "kitae"
-"""Cohort of the chart's queues."""
 SCALE = 1000
 _UNLIMITED = 10**30
 """Above every quantity, bytes of memory included."""
@@ -45,7 +43,8 @@ class TeamQuota:
 
     limits: Mapping[str, QuotaLimits]
     """By flavor, in the order in which Kueue tries them."""
-    cohort: str | None = DEFAULT_COHORT
+    cohort: str | None = "kitae"
+    """By default, that of the chart's queues."""
     strategy: Strategy = "BestEffortFIFO"
     within: WithinQueue = "Never"
     """`preemption.withinClusterQueue`: which jobs of its own team a job may preempt."""

@@ -8,9 +8,8 @@ from functools import cached_property
 
 from ray_jobs.cluster.kinds import TEAM_LABEL, Object
 from ray_jobs.kueue.capacity import Quota, quotas
-from ray_jobs.kueue.objects import quotas_of
+from ray_jobs.kueue.objects import queue_key, quotas_of
 from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
-from ray_jobs.kueue.workload import queue_key
 
 PREFIX = "kitae-"
 """Prefix of the names that the chart gives a team's objects."""

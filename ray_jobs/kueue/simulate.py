@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from ray_jobs.kueue.pool import CohortUsage, Pool, TeamQuota, UnitKind, thousandths
 
@@ -121,6 +121,10 @@ class _SimulatedJob:
 def _simulated(queued_job: QueuedJob, number: int) -> _SimulatedJob:
     key = (-queued_job.priority, queued_job.arrival_s, number)
     return _SimulatedJob(queued_job, number, thousandths(queued_job.units), queued_job.duration_s, key)
+
+
+def _preempted_first(job: _SimulatedJob) -> tuple[int, float, int]:
+    return job.queued_job.priority, -job.start_s, -job.number
 
 
 _Class = tuple[UnitKind, int]
@@ -286,31 +290,18 @@ class _CohortSimulation:
     def _victims(self, queue: _TeamQueue, job: _SimulatedJob, flavor: str) -> list[_SimulatedJob]:
         """Kueue's classical preemption: borrowing jobs of other teams and preemptible jobs of the own team, the lowest
         priority and the latest start first, no more than needed."""
-        own, others = self._candidates(queue, job, flavor)
-        if others:
-            found = self._fewest(queue.name, job, flavor, [others, own], borrowing=False)
-            if found:
-                return found
-        return self._fewest(queue.name, job, flavor, [own], borrowing=True)
-
-    def _candidates(
-        self, queue: _TeamQueue, job: _SimulatedJob, flavor: str
-    ) -> tuple[list[_SimulatedJob], list[_SimulatedJob]]:
-        own: list[_SimulatedJob] = []
-        others: list[_SimulatedJob] = []
-        priority, arrival_s = job.queued_job.priority, job.queued_job.arrival_s
-        if queue.team.within != "Never":
-            newer = queue.team.within == "LowerOrNewerEqualPriority"
-            own = [
-                other
-                for other in queue.running.values()
-                if other.flavor == flavor
-                and (
-                    other.queued_job.priority < priority
-                    or (newer and other.queued_job.priority == priority and other.queued_job.arrival_s > arrival_s)
-                )
-            ]
-        usage = self.usage[flavor]
+        priority, arrival_s, usage = job.queued_job.priority, job.queued_job.arrival_s, self.usage[flavor]
+        newer = queue.team.within == "LowerOrNewerEqualPriority"
+        own = [
+            each
+            for each in queue.running.values()
+            if each.flavor == flavor
+            and queue.team.within != "Never"
+            and (
+                each.queued_job.priority < priority
+                or (newer and each.queued_job.priority == priority and each.queued_job.arrival_s > arrival_s)
+            )
+        ]
         if queue.team.reclaim != "Never" and usage.used[queue.name] < usage.nominal[queue.name]:
             others = [
                 each
@@ -319,7 +310,9 @@ class _CohortSimulation:
                 for each in other.running.values()
                 if each.flavor == flavor and (queue.team.reclaim == "Any" or each.queued_job.priority < priority)
             ]
-        return own, others
+            if others and (found := self._fewest(queue.name, job, flavor, [others, own], borrowing=False)):
+                return found
+        return self._fewest(queue.name, job, flavor, [own], borrowing=True)
 
     def _fewest(
         self, team: str, job: _SimulatedJob, flavor: str, groups: Sequence[Sequence[_SimulatedJob]], *, borrowing: bool
@@ -333,13 +326,8 @@ class _CohortSimulation:
 
         if usage.available(team) + sum(each.units for group in groups for each in group) < job.units:
             return []
-        candidates = [
-            each
-            for group in groups
-            for each in sorted(group, key=lambda job: (job.queued_job.priority, -job.start_s, -job.number))
-        ]
         gone: list[_SimulatedJob] = []
-        for each in candidates:
+        for each in chain.from_iterable(sorted(group, key=_preempted_first) for group in groups):
             other = each.queued_job.team
             if other != team and usage.used[other] <= usage.nominal[other]:
                 continue  # it no longer borrows

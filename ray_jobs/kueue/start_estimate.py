@@ -8,14 +8,11 @@ cluster; the caller may add older ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from statistics import median_high
 
 from ray_jobs.cluster.kinds import Object
-from ray_jobs.kueue.objects import resources_of, true_since
-from ray_jobs.kueue.pool import Pool
-from ray_jobs.kueue.queues import Queues, pool_of, team_of
-from ray_jobs.kueue.simulate import QueuedJob, simulate
-from ray_jobs.kueue.workload import (
+from ray_jobs.kueue.objects import (
     by_admission_order,
     holds_quota,
     is_active,
@@ -23,9 +20,14 @@ from ray_jobs.kueue.workload import (
     key,
     priority,
     ran_s,
+    resources_of,
     totals,
+    true_since,
     usage,
 )
+from ray_jobs.kueue.pool import UnitKind
+from ray_jobs.kueue.queues import Queues, pool_of, team_of
+from ray_jobs.kueue.simulate import QueuedJob, simulate
 
 Durations = Mapping[str, Sequence[float]]
 """Seconds that jobs ran, by team; `""`: over all teams."""
@@ -58,18 +60,12 @@ def flavor_of(workload: Object, queue: Object | None, resources: Mapping[str, st
 
     `resources`: see `queues.counted`.
     """
-    if queue is None:
-        return None
     requested = totals(workload)
     wants_gpu = any(amount for name, amount in requested.items() if name not in ("cpu", "memory"))
-    return next(
-        (
-            flavor
-            for flavor, _, _ in resources_of(queue)
-            if (resources[flavor] != "cpu") == wants_gpu and requested.get(resources[flavor])
-        ),
-        None,
-    )
+    for flavor, _, _ in resources_of(queue or {}):
+        if (resources[flavor] != "cpu") == wants_gpu and requested.get(resources[flavor]):
+            return flavor
+    return None
 
 
 def estimate_starts(
@@ -95,7 +91,12 @@ def estimate_starts(
         left_s = remaining_s(past(team), max(0.0, now_s - (true_since(workload, "QuotaReserved") or now_s)))
         if left_s is None:
             return {}
-        running += _running(workload, team, pool, resources, now_s, left_s)
+        # Each flavor's counted resource that it holds.
+        running += [
+            (_queued(workload, team, now_s, left_s, amount, pool.kinds[flavor]), flavor)
+            for (flavor, resource), amount in usage(workload).items()
+            if amount and resources.get(flavor) == resource and flavor in pool.teams[team].limits
+        ]
     queued_jobs: list[QueuedJob] = []
     members: list[Object] = []
     for workload in by_admission_order(filter(is_waiting, workloads)):
@@ -107,9 +108,8 @@ def estimate_starts(
         expected_s = remaining_s(past(team), 0.0)
         if expected_s is None:
             return {}
-        units = float(totals(workload)[resources[flavor]])
-        name = "/".join(key(workload))
-        queued_jobs.append(QueuedJob(name, team, now_s, expected_s, units, pool.kinds[flavor], priority(workload)))
+        units = totals(workload)[resources[flavor]]
+        queued_jobs.append(_queued(workload, team, now_s, expected_s, units, pool.kinds[flavor]))
         members.append(workload)
     outcomes = simulate(pool, queued_jobs, running=running)
     return {
@@ -119,13 +119,5 @@ def estimate_starts(
     }
 
 
-def _running(
-    workload: Object, team: str, pool: Pool, resources: Mapping[str, str], now_s: float, left_s: float
-) -> list[tuple[QueuedJob, str]]:
-    """Each flavor's counted resource that a Workload with quota holds."""
-    name = "/".join(key(workload))
-    return [
-        (QueuedJob(name, team, now_s, left_s, float(amount), pool.kinds[flavor], priority(workload)), flavor)
-        for (flavor, resource), amount in usage(workload).items()
-        if amount and resources.get(flavor) == resource and flavor in pool.teams[team].limits
-    ]
+def _queued(workload: Object, team: str, now_s: float, duration_s: float, units: Decimal, kind: UnitKind) -> QueuedJob:
+    return QueuedJob("/".join(key(workload)), team, now_s, duration_s, float(units), kind, priority(workload))

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from ray_jobs.cluster.kinds import Object
 from ray_jobs.kueue.capacity import scarce_quotas, usage_text
-from ray_jobs.kueue.objects import condition, is_true
+from ray_jobs.kueue.objects import condition, is_active, is_true, queue_key, totals
 from ray_jobs.kueue.queues import Queues, team_of
-from ray_jobs.kueue.workload import is_active, queue_key, totals
 
 EVICTIONS: Mapping[str, str] = {
     "Preempted": "preempted: another job goes first",
@@ -42,10 +41,9 @@ class WaitingReason:
 
 def waiting_reason(workload: Object, queues: Queues) -> WaitingReason:
     """The reason of a Workload that is not admitted. Without any queues Kueue's message is the cause."""
-    evicted = condition(workload, "Evicted")
     eviction = ""
-    if evicted is not None and evicted.get("status") == "True":
-        reason = str(evicted.get("reason", "evicted"))
+    if is_true(workload, "Evicted"):
+        reason = str((condition(workload, "Evicted") or {}).get("reason", "evicted"))
         eviction = EVICTIONS.get(reason, f"stopped by Kueue ({reason})")
     cause, message = _cause(workload, queues)
     if again := ((workload.get("status") or {}).get("requeueState") or {}).get("requeueAt"):

@@ -34,9 +34,9 @@ from ray_jobs.cluster.kinds import (
 from ray_jobs.cluster.settings import ClusterSettings
 from ray_jobs.errors import AlreadyExists, ClusterError, UnknownQueue
 from ray_jobs.kueue import capacity
+from ray_jobs.kueue.objects import is_true, is_waiting, key
 from ray_jobs.kueue.queues import NO_QUEUES, Queues
 from ray_jobs.kueue.start_estimate import estimate_starts
-from ray_jobs.kueue.workload import admitted_at, is_waiting, key
 from ray_jobs.launch import rayjob_manifest
 from ray_jobs.launch.launcher import Needs, Runner
 from ray_jobs.launch.runner_state import ended_at, runner_id_of, runner_of
@@ -122,7 +122,7 @@ class KubernetesLauncher:
                 continue
             workload = by_owner.get(item["metadata"]["uid"])
             start_s = None if workload is None else starts.get(key(workload))
-            pods = self._pods(item) if workload is not None and admitted_at(workload) is not None else []
+            pods = self._pods(item) if workload is not None and is_true(workload, "Admitted") else []
             starts_in_s = None if start_s is None else start_s - now_s
             found[name] = runner_of(item, workload, pods, queues, starts_in_s=starts_in_s, now_s=now_s)
         self._delete_ended(rayjobs)

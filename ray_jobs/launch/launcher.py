@@ -68,16 +68,12 @@ class Launcher(Protocol):
     def check(self, needs: Needs) -> None:
         """RequestTooLarge if no state of the cluster could ever admit the job, UnknownQueue if the team has no
         queue."""
-        ...
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         """Start `kitae ARGUMENTS` under this id. Does nothing if the id is taken."""
-        ...
 
     def stop(self, runner_id: str) -> None:
         """Send SIGTERM, and SIGKILL after the grace period. No error if the runner does not exist."""
-        ...
 
     def runners(self, prefix: str, *, fresh: bool = False) -> dict[str, Runner]:
         """The runners whose id begins with `prefix`. `fresh`: read from the cluster, not from a copy seconds old."""
-        ...

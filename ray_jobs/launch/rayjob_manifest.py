@@ -28,7 +28,7 @@ from ray_jobs.cluster.quantities import parse, text
 from ray_jobs.cluster.settings import ClusterSettings, TeamQueue
 from ray_jobs.errors import ClusterError, UnknownQueue
 from ray_jobs.jobs.sigterm import STOP_WAIT
-from ray_jobs.kueue.workload import PodSet
+from ray_jobs.kueue.objects import PodSet
 from ray_jobs.launch.launcher import Needs
 
 LONGEST_NAME = 47

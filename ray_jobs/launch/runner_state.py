@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ray_jobs.cluster.kinds import RUNNER_LABEL, Object
-from ray_jobs.kueue.objects import condition, seconds_of
+from ray_jobs.kueue.objects import condition, is_true, seconds_of
 from ray_jobs.kueue.queues import NO_QUEUES, Queues
 from ray_jobs.kueue.waiting import NOT_PROCESSED, waiting_reason
-from ray_jobs.kueue.workload import admitted_at
 from ray_jobs.launch.launcher import Runner
 
 IMAGE_PATIENCE_S = 900.0
@@ -56,8 +55,7 @@ def runner_of(
     if phase == "Running":
         state = "pending" if status.get("jobStatus") in ("", None, "PENDING") else "running"
         return Runner(state, "", interrupted_at)  # type: ignore[arg-type]  # one of two words
-    admitted = workload is not None and admitted_at(workload) is not None
-    if phase in ("Suspending", "Suspended") or not admitted:
+    if phase in ("Suspending", "Suspended") or workload is None or not is_true(workload, "Admitted"):
         return Runner("pending", _waiting_message(workload, queues, starts_in_s), interrupted_at)
     trouble, since_s = _pod_trouble(pods)
     if trouble:

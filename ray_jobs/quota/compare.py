@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from statistics import fmean
+
+import numpy as np
 
 from ray_jobs.kueue.pool import Pool
 from ray_jobs.kueue.simulate import RESTART_S, QueuedJob, QueuedJobOutcome, simulate
@@ -96,14 +100,6 @@ def measure(pool: Pool, outcomes: Sequence[QueuedJobOutcome], window_s: tuple[fl
     return Replay(tuple(outcomes), tuple(teams), tuple(uses), window_s)
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Quantile of sorted values, interpolated linearly (numpy's default)."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
 def steps(outcomes: Iterable[QueuedJobOutcome], flavor: str) -> list[tuple[float, float]]:
     """(seconds, units in use from then on), by time."""
     changes: dict[float, float] = defaultdict(float)
@@ -112,35 +108,29 @@ def steps(outcomes: Iterable[QueuedJobOutcome], flavor: str) -> list[tuple[float
             if allocation.flavor == flavor:
                 changes[allocation.start_s] += outcome.queued_job.units
                 changes[allocation.end_s] -= outcome.queued_job.units
-    found, level = [], 0.0
-    for at_s in sorted(changes):
-        level += changes[at_s]
-        found.append((at_s, round(level, 6)))
-    return found
+    times = sorted(changes)
+    levels = accumulate(changes[at_s] for at_s in times)
+    return [(at_s, round(level, 6)) for at_s, level in zip(times, levels, strict=True)]
 
 
 def _waits(pool: Pool, team: str, outcomes: Sequence[QueuedJobOutcome]) -> TeamWaits:
-    waits = sorted(outcome.wait_s for outcome in outcomes if outcome.started)
-    hours = [
-        (
-            (allocation.end_s - allocation.start_s) * outcome.queued_job.units / HOUR_S,
-            pool.price(allocation.flavor),
-            outcome.queued_job.kind,
-        )
-        for outcome in outcomes
-        for allocation in outcome.allocations
-    ]
-    gpu_hours = sum(amount for amount, _, kind in hours if kind == "gpu")
+    waits = [outcome.wait_s for outcome in outcomes if outcome.started]
+    hours, cost = {"gpu": 0.0, "cpu": 0.0}, 0.0
+    for outcome in outcomes:
+        for allocation in outcome.allocations:
+            amount = (allocation.end_s - allocation.start_s) * outcome.queued_job.units / HOUR_S
+            hours[outcome.queued_job.kind] += amount
+            cost += amount * pool.price(allocation.flavor)
     return TeamWaits(
         team=team,
         jobs=len(outcomes),
         never=len(outcomes) - len(waits),
         preemptions=sum(max(0, len(outcome.allocations) - 1) for outcome in outcomes),
-        p50_s=quantile(waits, 0.5) if waits else None,
-        p95_s=quantile(waits, 0.95) if waits else None,
-        mean_s=sum(waits) / len(waits) if waits else None,
-        hours=gpu_hours or sum(amount for amount, _, _ in hours),
-        cost=sum(amount * price for amount, price, _ in hours),
+        p50_s=float(np.quantile(waits, 0.5)) if waits else None,
+        p95_s=float(np.quantile(waits, 0.95)) if waits else None,
+        mean_s=fmean(waits) if waits else None,
+        hours=hours["gpu"] or hours["cpu"],
+        cost=cost,
     )
 
 

@@ -4,17 +4,19 @@ Reads the job records and, for training whose record is gone, the usage ledger (
 day and the hours but not the arrival. Does not know quotas.
 
     trace = read(store, since=date(2026, 11, 1))
-    trace.queued_jobs()  # for `simulate`
-    trace.notes()        # what is left out, and why
+    trace.jobs     # for `simulate`
+    trace.notes()  # what is left out, and why
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import Literal
 
 from ray_jobs import jobs
@@ -26,6 +28,7 @@ from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
+from ray_jobs.tenancy.usage import UsageRow
 
 LeftOut = Literal["still runs or waits", "never started", "record that cannot be read", "only in the ledger"]
 _READS_AT_ONCE = 16
@@ -33,59 +36,13 @@ _LEDGER_ROW = re.compile(r"(?P<job>.+-[0-9a-f]{10})-\d{6}\.json")
 """Ledger documents of training, whose writer is a job's id."""
 
 
-@dataclass(frozen=True)
-class PastJob:
-    """One job that has ended, or is cut off at `now`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastJob(QueuedJob):
+    """A job that has ended, or is cut off at `now`; `name` is its id. `duration_s`: seconds in which it held its
+    workers, over all attempts."""
 
-    id: str
-    team: str
     model: str
-    arrived_at: datetime
-    started_at: datetime
-    """Start of its newest attempt."""
     ended_at: datetime
-    seconds: float
-    """Seconds in which it held its workers, over all attempts."""
-    workers: int
-    units: float
-    """GPUs, or cores if it requested no GPU."""
-    kind: UnitKind
-    priority: int
-    status: str
-    attempts: int
-
-    @property
-    def waited_s(self) -> float | None:
-        """Seconds from arrival to start. None: it had several attempts, and only the last start is known."""
-        return (self.started_at - self.arrived_at).total_seconds() if self.attempts == 1 else None
-
-    @property
-    def hours(self) -> float:
-        """GPU hours or core hours."""
-        return self.units * self.seconds / 3600
-
-    def queued_job(self) -> QueuedJob:
-        return QueuedJob(
-            name=self.id,
-            team=self.team,
-            arrival_s=self.arrived_at.timestamp(),
-            duration_s=self.seconds,
-            units=self.units,
-            kind=self.kind,
-            priority=self.priority,
-        )
-
-
-@dataclass(frozen=True)
-class LedgerJob:
-    """Training whose record is gone: it counts in a report and cannot be replayed."""
-
-    id: str
-    team: str
-    model: str
-    day: date
-    worker_hours: float
-    gpu_hours: float
 
 
 @dataclass(frozen=True)
@@ -94,16 +51,14 @@ class JobTrace:
 
     jobs: tuple[PastJob, ...]
     """By arrival."""
-    ledger_jobs: tuple[LedgerJob, ...] = ()
+    ledger_jobs: tuple[tuple[str, UsageRow], ...] = ()
+    """Job and usage of training whose record is gone: it counts in a report and cannot be replayed."""
     left_out: tuple[tuple[str, LeftOut], ...] = ()
     """Job and why."""
 
-    def queued_jobs(self) -> list[QueuedJob]:
-        return [job.queued_job() for job in self.jobs]
-
-    def arrived(self, first: date | None, last: date | None = None) -> JobTrace:
+    def arrived(self, first: date, last: date) -> JobTrace:
         """The trace with only the jobs that arrived in these days, for a replay."""
-        inside = [job for job in self.jobs if (first or date.min) <= _day(job.arrived_at) <= (last or date.max)]
+        inside = [job for job in self.jobs if first <= datetime.fromtimestamp(job.arrival_s, UTC).date() <= last]
         return replace(self, jobs=tuple(inside))
 
     def notes(self) -> list[str]:
@@ -113,29 +68,26 @@ class JobTrace:
         return [f"{count} job(s) left out: {why}" for why, count in counts.items() if count]
 
 
-def read(
-    store: Store, *, since: date | None = None, until: date | None = None, now: datetime | None = None
-) -> JobTrace:
-    """Jobs that arrived or held workers from `since` to `until`, both included (UTC days). None: no bound.
+def read(store: Store, *, since: date = date.min, until: date = date.max, now: datetime | None = None) -> JobTrace:
+    """Jobs that arrived or held workers from `since` to `until`, both included (UTC days).
 
     `now`: running jobs are included as if they ended then; without it they are left out.
     """
-    first, last = since or date.min, until or date.max
     records = jobs.list_jobs(store)
-    inside = [record for record in records if _day(record.created_at) <= last and _day(_ended_at(record, now)) >= first]
-    again = [record for record in inside if record.attempt > 1]
+    inside = [each for each in records if _day(each.created_at) <= until and _day(_ended_at(each, now)) >= since]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        earlier = dict(zip((r.id for r in again), pool.map(lambda r: _earlier_s(store, r), again), strict=True))
+        earlier_s = list(pool.map(partial(_earlier_s, store), inside))
     found: list[PastJob] = []
     left_out: list[tuple[str, LeftOut]] = []
-    for record in inside:
-        past = past_job(record, now=now, earlier_s=earlier.get(record.id, 0.0))
+    for record, seconds in zip(inside, earlier_s, strict=True):
+        past = past_job(record, now=now, earlier_s=seconds)
         if isinstance(past, PastJob):
             found.append(past)
         else:
             left_out.append((record.id, past))
-    ledger_jobs = _ledger_jobs(store, {record.id for record in records}, first, last)
-    return JobTrace(tuple(sorted(found, key=lambda job: (job.arrived_at, job.id))), ledger_jobs, tuple(left_out))
+    found.sort(key=lambda job: (job.arrival_s, job.name))
+    ledger_jobs = _ledger_jobs(store, {record.id for record in records}, since, until)
+    return JobTrace(tuple(found), tuple(ledger_jobs), tuple(left_out))
 
 
 def past_job(record: JobRecord, *, now: datetime | None = None, earlier_s: float = 0.0) -> PastJob | LeftOut:
@@ -152,19 +104,15 @@ def past_job(record: JobRecord, *, now: datetime | None = None, earlier_s: float
     kind: UnitKind = "gpu" if compute.gpus_per_worker else "cpu"
     ended_at = _ended_at(record, now)
     return PastJob(
-        id=record.id,
+        name=record.id,
         team=spec.team or DEFAULT_TEAM,
-        model=spec.name,
-        arrived_at=record.created_at,
-        started_at=record.started_at,
-        ended_at=ended_at,
-        seconds=max(0.0, (ended_at - record.started_at).total_seconds()) + earlier_s,
-        workers=compute.workers,
+        arrival_s=record.created_at.timestamp(),
+        duration_s=max(0.0, (ended_at - record.started_at).total_seconds()) + earlier_s,
         units=compute.workers * (compute.gpus_per_worker if kind == "gpu" else compute.cpus_per_worker),
         kind=kind,
         priority=spec.priority,
-        status=record.status,
-        attempts=record.attempt,
+        model=spec.name,
+        ended_at=ended_at,
     )
 
 
@@ -173,27 +121,24 @@ def _ended_at(record: JobRecord, now: datetime | None) -> datetime:
 
 
 def _day(at: datetime) -> date:
-    return at.astimezone(UTC).date() if at.year < 9999 else date.max
+    return at.astimezone(UTC).date()
 
 
 def _earlier_s(store: Store, record: JobRecord) -> float:
     """Seconds of the stages that earlier attempts finished; the record has no times of these attempts."""
+    if record.attempt <= 1:
+        return 0.0
     return sum(stage.seconds for stage in jobs.stages(store, record.id) if stage.attempt < record.attempt)
 
 
-def _ledger_jobs(store: Store, known: set[str], first: date, last: date) -> tuple[LedgerJob, ...]:
+def _ledger_jobs(store: Store, known: set[str], first: date, last: date) -> Iterator[tuple[str, UsageRow]]:
     keys = [
-        (day, info.key, parts["job"])
+        (info.key, parts["job"])
         for team in store.list_dirs(usage.PREFIX)
         for day in map(date.fromisoformat, store.list_dirs(f"{usage.PREFIX}{team}/"))
         if first <= day <= last
         for info in store.list(f"{usage.PREFIX}{team}/{day.isoformat()}/")
         if (parts := _LEDGER_ROW.fullmatch(info.key.rpartition("/")[2])) is not None and parts["job"] not in known
     ]
-    documents = usage.rows_at(store, [key for _, key, _ in keys])
-    return tuple(
-        LedgerJob(job, row.team, row.model, day, row.worker_seconds / 3600, row.gpu_seconds / 3600)
-        for (day, _, job), rows in zip(keys, documents, strict=True)
-        for row in rows
-        if row.kind == "training"
-    )
+    for (_, job), rows in zip(keys, usage.rows_at(store, [key for key, _ in keys]), strict=True):
+        yield from ((job, row) for row in rows if row.kind == "training")

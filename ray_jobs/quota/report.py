@@ -11,7 +11,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from typing import Literal
 
@@ -67,15 +67,12 @@ def report(trace: JobTrace, pool: Pool | None, begin: datetime, end: datetime, b
     for piece in pieces:
         grouped[{"team": piece.team, "job": piece.job, "model": piece.model}[by]].append(piece)
     span_hours = max(0.0, (end - begin).total_seconds() / 3600)
-    rows = []
-    for name in sorted(grouped):
-        row = _row(name, grouped[name], pool)
-        if by == "team" and pool is not None and name in pool.teams:
-            row = _with_idle(row, pool, [name], span_hours)
-        rows.append(row)
+    rows = [_row(name, grouped[name], pool) for name in sorted(grouped)]
     total = _row("total", pieces, pool)
     if pool is not None:
         total = _with_idle(total, pool, list(pool.teams), span_hours)
+        if by == "team":
+            rows = [_with_idle(row, pool, [row.name], span_hours) if row.name in pool.teams else row for row in rows]
     return Report(by, begin, end, tuple(rows), total, tuple(_notes(trace, pieces, pool)))
 
 
@@ -83,48 +80,47 @@ def as_csv(report: Report) -> str:
     """One line a row, without the total, so that a sum over the lines is correct."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [field.name for field in fields(ReportRow)][1:]
-    writer.writerow([report.by, *names])
+    writer.writerow([report.by, *(field.name for field in fields(ReportRow)[1:])])
     for row in report.rows:
-        values = asdict(row)
-        writer.writerow([row.name, *("" if values[name] is None else _figure(values[name]) for name in names)])
+        writer.writerow(map(_cell, astuple(row)))
     return out.getvalue()
 
 
-def _figure(value: float) -> str:
-    return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+def _cell(value: str | float | None) -> str:
+    """Six digits after the point at most; empty for None."""
+    if isinstance(value, float):
+        return f"{value:.6f}".rstrip("0").rstrip(".")
+    return "" if value is None else str(value)
 
 
 def _pieces(trace: JobTrace, begin: datetime, end: datetime) -> Iterable[_JobHours]:
     for job in trace.jobs:
         # The times of earlier attempts are unknown: they are placed right before the last one.
-        first = max(begin.timestamp(), job.ended_at.timestamp() - job.seconds)
+        first = max(begin.timestamp(), job.ended_at.timestamp() - job.duration_s)
         inside_s = min(end.timestamp(), job.ended_at.timestamp()) - first
         if inside_s > 0:
-            yield _JobHours(job.team, job.id, job.model, job.kind, inside_s * job.units / 3600)
-    for ledger in trace.ledger_jobs:
-        if begin.date() <= ledger.day <= end.date():
-            kind: UnitKind = "gpu" if ledger.gpu_hours else "cpu"
-            hours = ledger.gpu_hours or ledger.worker_hours
-            yield _JobHours(ledger.team, ledger.id, ledger.model, kind, hours)
+            yield _JobHours(job.team, job.name, job.model, job.kind, inside_s * job.units / 3600)
+    for name, row in trace.ledger_jobs:
+        if begin.date() <= row.day <= end.date():
+            kind: UnitKind = "gpu" if row.gpu_seconds else "cpu"
+            yield _JobHours(row.team, name, row.model, kind, (row.gpu_seconds or row.worker_seconds) / 3600)
 
 
 def _row(name: str, pieces: list[_JobHours], pool: Pool | None) -> ReportRow:
-    priced = pool is not None and bool(pool.prices)
+    cost = None
+    if pool is not None and pool.prices:
+        cost = sum(piece.hours * _price(pool, piece.team, piece.kind) for piece in pieces)
     return ReportRow(
         name=name,
         jobs=len({piece.job for piece in pieces}),
         gpu_hours=sum(piece.hours for piece in pieces if piece.kind == "gpu"),
         core_hours=sum(piece.hours for piece in pieces if piece.kind == "cpu"),
-        cost=sum(piece.hours * _price(pool, piece.team, piece.kind) for piece in pieces)
-        if pool is not None and priced
-        else None,
+        cost=cost,
     )
 
 
 def _with_idle(row: ReportRow, pool: Pool, teams: list[str], span_hours: float) -> ReportRow:
-    idle: dict[UnitKind, float] = {}
-    cost = 0.0
+    idle, cost = {}, 0.0
     used: dict[UnitKind, float] = {"gpu": row.gpu_hours, "cpu": row.core_hours}
     for kind, hours in used.items():
         quotas = [
@@ -136,18 +132,12 @@ def _with_idle(row: ReportRow, pool: Pool, teams: list[str], span_hours: float) 
         idle[kind] = max(0.0, whole - hours)
         # Idle hours are spread over the flavors in proportion to the quota.
         cost += idle[kind] * sum(quota * price for quota, price in quotas) / whole if whole else 0.0
-    return replace(
-        row,
-        idle_gpu_hours=idle["gpu"],
-        idle_core_hours=idle["cpu"],
-        idle_cost=cost if pool.prices else None,
-    )
+    idle_cost = cost if pool.prices else None
+    return replace(row, idle_gpu_hours=idle["gpu"], idle_core_hours=idle["cpu"], idle_cost=idle_cost)
 
 
 def _price(pool: Pool, team: str, kind: UnitKind) -> float:
-    if team not in pool.teams:
-        return 0.0
-    flavors = pool.flavors_of(team, kind)
+    flavors = pool.flavors_of(team, kind) if team in pool.teams else []
     return pool.price(flavors[0]) if flavors else 0.0
 
 

@@ -13,11 +13,10 @@ from decimal import Decimal
 
 from ray_jobs.cluster.kinds import Object
 from ray_jobs.kueue.capacity import Quota
-from ray_jobs.kueue.objects import time_of
+from ray_jobs.kueue.objects import display_name, is_waiting, key, priority, time_of, totals
 from ray_jobs.kueue.queues import Queues, team_of
 from ray_jobs.kueue.start_estimate import Durations, estimate_starts, flavor_of
 from ray_jobs.kueue.waiting import waiting_reason
-from ray_jobs.kueue.workload import display_name, is_waiting, key, priority, totals
 
 
 @dataclass(frozen=True)

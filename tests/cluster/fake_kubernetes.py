@@ -39,8 +39,8 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 
 from ray_jobs.cluster.client import Cluster, prepared
-from ray_jobs.cluster.kinds import Kind
-from tests.cluster.kubernetes_objects import Object, Objects, Refused, bad_request, seen_as, selects, selects_fields
+from ray_jobs.cluster.kinds import Kind, Object
+from tests.cluster.kubernetes_objects import Objects, Refused, bad_request, seen_as, selects, selects_fields
 
 USER = "system:serviceaccount:kitae:kitae-endpoint"
 _PATH = re.compile(

@@ -27,8 +27,9 @@ from ray_jobs.cluster.kinds import (
     RAY_JOB,
     WORKLOAD,
     Kind,
+    Object,
 )
-from tests.cluster.kubernetes_objects import PRIORITY_CLASS, Object, Objects, Refused, now
+from tests.cluster.kubernetes_objects import PRIORITY_CLASS, Objects, Refused, now
 
 UNITS = {"m": 0.001, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from ray_jobs.cluster.kinds import Object
-from ray_jobs.kueue.workload import by_admission_order, pod_requests, totals, usage
+from ray_jobs.kueue.objects import by_admission_order, pod_requests, totals, usage
 from tests.quota.builders import GPU, make_workload, stamp
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from ray_jobs.kueue.simulate import simulate
-from ray_jobs.quota.compare import ALL, compare, measure, quantile
+from ray_jobs.quota.compare import ALL, compare, measure
 from tests.kueue.builders import job, limits, make_pool
 
 
@@ -32,11 +30,3 @@ def test_a_team_whose_jobs_never_start_has_no_waiting_time() -> None:
     pool = make_pool(blue=limits(1))
     (blue,) = measure(pool, simulate(pool, [job("huge", "blue", 0, 1, 2)]), (0, 10)).teams
     assert (blue.never, blue.p50_s, blue.mean_s, blue.hours) == (1, None, None, 0)
-
-
-def test_quantiles_match_numpy() -> None:
-    import numpy as np
-
-    values = sorted(random.Random(1).random() for _ in range(37))
-    for share in (0, 0.5, 0.95, 1):
-        assert quantile(values, share) == pytest.approx(float(np.quantile(values, share)))

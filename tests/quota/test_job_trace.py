@@ -15,7 +15,7 @@ import pytest
 from ray_jobs.jobs import StageRecord
 from ray_jobs.kueue.pool import Pool, QuotaLimits, TeamQuota
 from ray_jobs.kueue.simulate import QueuedJob
-from ray_jobs.quota import page, tables
+from ray_jobs.quota import results
 from ray_jobs.quota.compare import compare
 from ray_jobs.quota.job_trace import JobTrace, past_job, read
 from ray_jobs.quota.report import as_csv, report
@@ -43,8 +43,9 @@ def make_pool(**prices: float) -> Pool:
 def test_a_record_has_the_arrival_and_the_units() -> None:
     job = past_job(make_record("a"))
     assert not isinstance(job, str)
-    assert (job.team, job.model, job.units, job.kind, job.seconds, job.waited_s) == ("blue", "a", 2, "gpu", 3600, 1800)
-    assert job.queued_job() == QueuedJob(job.id, "blue", (MORNING + timedelta(hours=10)).timestamp(), 3600, 2, "gpu", 0)
+    assert (job.team, job.model, job.units, job.kind, job.duration_s) == ("blue", "a", 2, "gpu", 3600)
+    assert (job.name, job.priority) == (make_record("a").id, 0)
+    assert job.arrival_s == (MORNING + timedelta(hours=10)).timestamp()
     cores = past_job(make_record("c", spec_fields={"compute": {"workers": 3, "cpus_per_worker": 0.5}, "priority": -5}))
     assert not isinstance(cores, str)
     assert (cores.team, cores.kind, cores.units, cores.priority) == ("default", "cpu", 1.5, -5)
@@ -80,12 +81,11 @@ def test_the_trace_is_read_from_records_and_the_ledger(store: Store) -> None:
     usage.write_training(store, ledger.model_copy(update={"model": "a"}), writer=make_record("a").id, number=1)
     usage.write(store, "red", DAY, "api-0123456789abcdef", 1, [ledger.model_copy(update={"kind": "inference"})])
     found = read(store, since=DAY, until=DAY)
-    assert {job.model: job.seconds for job in found.jobs} == {"a": 3600, "again": 3600 + 600}
-    assert [job.waited_s for job in found.jobs if job.model == "again"] == [None]
+    assert {job.model: job.duration_s for job in found.jobs} == {"a": 3600, "again": 3600 + 600}
     assert found.left_out == ((runs.id, "still runs or waits"),)
-    assert [(one.id, one.team, one.gpu_hours) for one in found.ledger_jobs] == [("gone-0123456789", "red", 2)]
+    assert [(job, row.team, row.gpu_seconds) for job, row in found.ledger_jobs] == [("gone-0123456789", "red", 7200)]
     assert found.notes() == ["1 job(s) left out: still runs or waits", "1 job(s) left out: only in the ledger"]
-    cut = {job.model: job.seconds for job in read(store, since=DAY, now=NOW).jobs}
+    cut = {job.model: job.duration_s for job in read(store, since=DAY, now=NOW).jobs}
     assert cut == {"a": 3600, "again": 4200, "runs": 5400}
     assert {job.model for job in read(store).jobs} == {"a", "again", "old"}
     assert {job.model for job in read(store, since=DAY - timedelta(days=8)).jobs} == {"a", "again", "old"}
@@ -136,7 +136,7 @@ def test_the_csv_has_one_line_a_row_and_no_total() -> None:
 
 
 def test_the_table_leaves_out_empty_columns() -> None:
-    columns, rows = tables.report_rows(report(trace(make_record("a")), make_pool(), MORNING, NOW, "team"))
+    columns, rows = results.report_rows(report(trace(make_record("a")), make_pool(), MORNING, NOW, "team"))
     assert columns == ["team", "jobs", "GPU h", "idle GPU h", "idle core h"]
     assert rows[-1] == ["total", "1", "2.00", "70.00", "96.00"]
 
@@ -149,10 +149,10 @@ def replayed(team: str = "blue") -> Any:
 
 
 def test_the_tables_of_a_simulation_show_changes() -> None:
-    columns, rows = tables.team_rows(*replayed())
+    columns, rows = results.team_rows(*replayed())
     assert dict(zip(columns, rows[0], strict=True))["wait p50"] == "4h35m → 1h40m"
     assert dict(zip(columns, rows[0], strict=True))["jobs"] == "12"
-    columns, rows = tables.flavor_rows(*replayed())
+    columns, rows = results.flavor_rows(*replayed())
     shown = dict(zip(columns, rows[0], strict=True))
     assert (shown["nominal"], shown["utilisation"], shown["hours used"]) == ("2 → 4", "100.0% → 50.0%", "24.0")
     assert shown["cost of the quota"] == "48.00 → 96.00"
@@ -169,7 +169,7 @@ def figures(html: str) -> list[tuple[list[Any], dict[str, Any]]]:
 
 
 def test_the_page_of_a_simulation_is_self_contained_and_plots_both_quotas() -> None:
-    html = page.simulation(*replayed("<b>lue"), title="A <title>", notes=["a & b"])
+    html = results.simulation_page(*replayed("<b>lue"), title="A <title>", notes=["a & b"])
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="', html)
     assert "<b>lue" not in html
     assert "&lt;b&gt;lue" in html
@@ -190,18 +190,18 @@ def test_the_page_of_a_simulation_is_self_contained_and_plots_both_quotas() -> N
 def test_usage_levels_are_means_over_time() -> None:
     before, after = replayed()
     for each, end_s in ((before, before.window_s[1]), (after, before.window_s[1])):
-        levels = page.usage_levels(each, "h100", end_s)
+        levels = results.usage_levels(each, "h100", end_s)
         mean = sum(level for _, level in levels) / len(levels)
         assert mean * (end_s - each.window_s[0]) / 3600 == pytest.approx(24)
 
 
 def test_the_page_of_a_report_has_used_and_idle_hours_of_each_row() -> None:
-    html = page.usage(report(trace(make_record("a")), make_pool(h100=3.0), MORNING, NOW, "team"), title="Use")
+    html = results.report_page(report(trace(make_record("a")), make_pool(h100=3.0), MORNING, NOW, "team"), title="Use")
     ((used, idle), layout) = figures(html)[0]
     assert (used["name"], idle["name"], layout["barmode"]) == ("used", "idle", "stack")
     assert (used["x"], idle["x"]) == ([2, 0], [46, 24])
     assert layout["yaxis"]["ticktext"] == ["blue", "red"]
     assert "70.00" in html
-    empty = page.usage(report(JobTrace(()), None, MORNING, NOW, "job"), title="Use")
+    empty = results.report_page(report(JobTrace(()), None, MORNING, NOW, "job"), title="Use")
     assert "No job ran" in empty
     assert figures(empty) == []

@@ -1,18 +1,23 @@
-"""Plots and tables of a simulation and of a report, as one self-contained HTML page. Pure."""
+"""Results of a simulation and of a report: tables of text, and a self-contained HTML page with plots. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from ray_jobs import pages
+from ray_jobs.jobs.progress import duration
 from ray_jobs.kueue.simulate import QueuedJobOutcome
 from ray_jobs.pages import BLUE, GREY, RED, Chart, PageSection, Table
-from ray_jobs.quota.compare import ALL, Replay, quantile, steps
-from ray_jobs.quota.report import Report
-from ray_jobs.quota.tables import flavor_rows, report_rows, team_rows
+from ray_jobs.quota.compare import ALL, FlavorUse, Replay, TeamWaits, steps
+from ray_jobs.quota.report import Report, ReportRow
 
+TextTable = tuple[list[str], list[list[str]]]
+"""Columns and rows."""
+T = TypeVar("T")
 _POINTS = 300
 """Most points of a line."""
 _MOST_BARS = 40
@@ -23,7 +28,70 @@ _LEGEND = {"showlegend": True, "legend": {"orientation": "h", "y": 1.12}}
 Line = Sequence[tuple[float, float]]
 
 
-def simulation(before: Replay, after: Replay, *, title: str, notes: Sequence[str]) -> str:
+# ---- tables
+
+
+def team_rows(before: Replay, after: Replay) -> TextTable:
+    """One row a team, `present → proposed`; an unchanged value appears once."""
+    shown: dict[str, Callable[[TeamWaits], str]] = {
+        "wait p50": lambda waits: _time(waits.p50_s),
+        "wait p95": lambda waits: _time(waits.p95_s),
+        "mean wait": lambda waits: _time(waits.mean_s),
+        "hours": lambda waits: f"{waits.hours:,.1f}",
+        "cost": lambda waits: f"{waits.cost:,.2f}",
+        "preempted": lambda waits: str(waits.preemptions),
+        "never start": lambda waits: str(waits.never),
+    }
+    pairs = zip(before.teams, after.teams, strict=True)
+    rows = [[old.team, str(old.jobs), *_changes(shown, old, new)] for old, new in pairs]
+    return ["team", "jobs", *shown], rows
+
+
+def flavor_rows(before: Replay, after: Replay) -> TextTable:
+    """One row a flavor, `present → proposed`."""
+    shown: dict[str, Callable[[FlavorUse], str]] = {
+        "nominal": lambda use: f"{use.nominal:g}",
+        "utilisation": lambda use: "–" if use.utilisation is None else f"{use.utilisation:.1%}",
+        "hours used": lambda use: f"{use.hours:,.1f}",
+        "hours idle": lambda use: f"{use.idle_hours:,.1f}",
+        "cost of use": lambda use: f"{use.used_cost:,.2f}",
+        "cost of the quota": lambda use: f"{use.nominal_cost:,.2f}",
+    }
+    old, new = {use.flavor: use for use in before.flavors}, {use.flavor: use for use in after.flavors}
+    return ["flavor", *shown], [[name, *_changes(shown, old.get(name), new.get(name))] for name in {**old, **new}]
+
+
+def report_rows(report: Report) -> TextTable:
+    """One row each, and the total. Empty columns are left out."""
+    every: dict[str, Callable[[ReportRow], float | None]] = {
+        "GPU h": lambda row: row.gpu_hours,
+        "idle GPU h": lambda row: row.idle_gpu_hours,
+        "core h": lambda row: row.core_hours,
+        "idle core h": lambda row: row.idle_core_hours,
+        "cost": lambda row: row.cost,
+        "idle cost": lambda row: row.idle_cost,
+    }
+    rows = [*report.rows, report.total]
+    kept = [name for name, get in every.items() if any(map(get, rows))] or ["GPU h"]
+    cells = [["" if (value := every[name](row)) is None else f"{value:,.2f}" for name in kept] for row in rows]
+    return [report.by, "jobs", *kept], [
+        [row.name, str(row.jobs), *numbers] for row, numbers in zip(rows, cells, strict=True)
+    ]
+
+
+def _time(seconds: float | None) -> str:
+    return "–" if seconds is None else duration(seconds)
+
+
+def _changes(shown: Mapping[str, Callable[[T], str]], before: T | None, after: T | None) -> list[str]:
+    pairs = [["–" if side is None else show(side) for side in (before, after)] for show in shown.values()]
+    return [old if old == new else f"{old} → {new}" for old, new in pairs]
+
+
+# ---- pages
+
+
+def simulation_page(before: Replay, after: Replay, *, title: str, notes: Sequence[str]) -> str:
     """Waiting times of each team and usage of each flavor, present beside proposed."""
     unit_s, unit = _unit([*before.outcomes, *after.outcomes])
     waits = [
@@ -54,16 +122,12 @@ def simulation(before: Replay, after: Replay, *, title: str, notes: Sequence[str
     return pages.page(title, sections, notes=notes)
 
 
-def usage(report: Report, *, title: str) -> str:
+def report_page(report: Report, *, title: str) -> str:
     """Used and idle hours as bars, and the table."""
-    gpu = report.total.gpu_hours > 0
-    unit = "GPU hours" if gpu else "core hours"
-    bars = [
-        (row.name, row.gpu_hours, row.idle_gpu_hours or 0.0)
-        if gpu
-        else (row.name, row.core_hours, row.idle_core_hours or 0.0)
-        for row in report.rows
-    ]
+    unit = "GPU hours" if report.total.gpu_hours > 0 else "core hours"
+    bars = [(row.name, row.gpu_hours, row.idle_gpu_hours or 0.0) for row in report.rows]
+    if unit == "core hours":
+        bars = [(row.name, row.core_hours, row.idle_core_hours or 0.0) for row in report.rows]
     largest = sorted(bars, key=lambda bar: bar[1:], reverse=True)[:_MOST_BARS]
     caption = f"The {_MOST_BARS} largest of {len(report.rows)}." if len(report.rows) > len(largest) else ""
     charts = [Chart("hours", _bars(largest, unit))] if largest else []
@@ -77,30 +141,25 @@ def usage(report: Report, *, title: str) -> str:
 def usage_levels(replay: Replay, flavor: str, end_s: float) -> list[tuple[float, float]]:
     """(hours since the window began, mean units in use) of equal intervals up to `end_s`."""
     begin_s = replay.window_s[0]
-    width_s = (end_s - begin_s) / _POINTS
     changes = steps(replay.outcomes, flavor)
-    if not changes or width_s <= 0:
+    if not changes or end_s <= begin_s:
         return []
-    area = [0.0] * _POINTS
-    for (at_s, level), (next_s, _) in zip(changes, [*changes[1:], (end_s, 0.0)], strict=True):
-        place = max(0, int((at_s - begin_s) / width_s))
-        while level and place < _POINTS and begin_s + place * width_s < next_s:
-            low = max(at_s, begin_s + place * width_s)
-            area[place] += level * max(0.0, min(next_s, begin_s + (place + 1) * width_s) - low)
-            place += 1
-    return [((i + 0.5) * width_s / 3600, area[i] / width_s) for i in range(_POINTS)]
+    times_s, levels = np.array(changes).T
+    used = np.concatenate([[0.0], np.cumsum(levels[:-1] * np.diff(times_s))])  # unit seconds until each change
+    edges_s, width_s = np.linspace(begin_s, end_s, _POINTS + 1, retstep=True)
+    means = np.diff(np.interp(edges_s, times_s, used)) / width_s
+    return list(zip(((edges_s[:-1] - begin_s + width_s / 2) / 3600).tolist(), means.tolist(), strict=True))
 
 
 def _waits(replay: Replay, team: str, unit_s: float) -> list[tuple[float, float]]:
     """(wait, share of the jobs that waited no longer). Jobs that never start keep the share below 1."""
     mine = [outcome for outcome in replay.outcomes if team in (outcome.queued_job.team, ALL)]
-    waits = sorted(outcome.wait_s / unit_s for outcome in mine if outcome.started)
+    waits = [outcome.wait_s / unit_s for outcome in mine if outcome.started]
     if not waits:
         return []
-    started = len(waits) / len(mine)
-    count = min(_POINTS, len(waits))
-    shares = [i / max(1, count - 1) for i in range(count)]
-    return [(0.0, 0.0), *((quantile(waits, share), share * started) for share in shares)]
+    shares = np.linspace(0.0, 1.0, min(_POINTS, len(waits)))
+    below = (shares * len(waits) / len(mine)).tolist()
+    return [(0.0, 0.0), *zip(np.quantile(waits, shares).tolist(), below, strict=True)]
 
 
 def _unit(outcomes: Sequence[QueuedJobOutcome]) -> tuple[float, str]:
