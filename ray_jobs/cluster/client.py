@@ -33,6 +33,9 @@ from ray_jobs.errors import (
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, Configuration
 
+Labels = Mapping[str, str] | None
+"""Labels that objects must have."""
+
 _CONNECT_S, _READ_S = 5.0, 30.0
 _METHODS = {"create": "POST", "patch": "PATCH", "delete": "DELETE"}
 """By RBAC verb; the others are GET."""
@@ -75,13 +78,11 @@ class Cluster:
         """Log in with the pod's service account, else KUBECONFIG (~/.kube/config). ClusterUnreachable without both."""
         return cls(_from_environment)
 
-    def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> list[Object]:
+    def list(self, kind: Kind, namespace: str | None = None, *, labels: Labels = None) -> list[Object]:
         """Objects of a kind with these labels, in one namespace or in all."""
         return self.listing(kind, namespace, labels=labels).items
 
-    def listing(self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> Listing:
+    def listing(self, kind: Kind, namespace: str | None = None, *, labels: Labels = None) -> Listing:
         """`list`, with the resourceVersion."""
         items: list[Object] = []
         query = {**_selected(labels), "limit": str(self._page_size)}
@@ -134,13 +135,7 @@ class Cluster:
         return True
 
     def watch(
-        self,
-        kind: Kind,
-        namespace: str | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        since: str,
-        timeout_s: float,
+        self, kind: Kind, namespace: str | None, *, labels: Labels = None, since: str, timeout_s: float
     ) -> Iterator[WatchEvent]:
         """Changes after the version `since`, until the server ends the watch, after `timeout_s` at the latest.
 
@@ -158,13 +153,10 @@ class Cluster:
         response = self._send("GET", kind.path(namespace), query, timeout_s=timeout_s + _READ_S)
         if response.status != 200:
             raise self._refusal(response, "watch", kind, namespace, None)
-        rest = b""
         try:
-            for chunk in response.response.stream():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    if line.strip():
-                        yield _event(json.loads(line), kind)
+            for line in response.response:
+                if line.strip():
+                    yield _event(json.loads(line), kind)
         except (HTTPError, OSError, ValueError) as error:  # ValueError: a truncated line, or no JSON
             raise ClusterUnreachable(f"the watch of {kind.resource} broke ({type(error).__name__})") from error
         finally:
@@ -193,13 +185,7 @@ class Cluster:
         return answer
 
     def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Object | None = None,
-        *,
-        timeout_s: float = _READ_S,
+        self, method: str, path: str, query: Mapping[str, str], body: Object | None = None, timeout_s: float = _READ_S
     ) -> Any:
         """The raw response; after a 401, the one with new credentials."""
         api = self._api
@@ -302,7 +288,7 @@ def _event(line: Object, kind: Kind) -> WatchEvent:
     return WatchEvent(line["type"], line["object"])
 
 
-def _selected(labels: Mapping[str, str] | None) -> dict[str, str]:
+def _selected(labels: Labels) -> dict[str, str]:
     return {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())} if labels else {}
 
 
@@ -314,10 +300,8 @@ def _place(kind: Kind, name: str | None, namespace: str | None) -> str:
 def _forbidden(detail: str, verb: str, kind: Kind, namespace: str | None) -> Forbidden:
     found = re.search(r'User "([^"]+)"', detail)
     user = found[1] if found else "this user"
-    scope, prefix, where = f"-n {namespace} ", "", f"in namespace {namespace}"
-    if namespace is None:
-        scope, prefix, where = "", "cluster", "in all namespaces"
-    role, binding = f"{prefix}role", f"{prefix}rolebinding"
+    scope, where = (f"-n {namespace} ", f"in namespace {namespace}") if namespace else ("", "in all namespaces")
+    role, binding = ("role", "rolebinding") if namespace else ("clusterrole", "clusterrolebinding")
     subject = (
         f"--serviceaccount={':'.join(user.split(':')[2:])}"
         if user.startswith("system:serviceaccount:")

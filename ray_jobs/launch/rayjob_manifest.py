@@ -72,7 +72,6 @@ def manifest(
         )
     team = team_of(settings, needs.team)
     labels = {
-        "app.kubernetes.io/name": "kitae",
         "app.kubernetes.io/instance": runner_id,
         MANAGER_LABEL: MANAGER,
         **OURS,
@@ -80,12 +79,12 @@ def manifest(
         JOB_LABEL: needs.digest,
         RUNNER_LABEL: runner_id,
     }
-    # KubeRay sets `app.kubernetes.io/name: kuberay` itself and selects the head by it.
-    pod_labels = {name: value for name, value in labels.items() if name != "app.kubernetes.io/name"}
-    priority = settings.priority_class(needs.priority)
-    queued = {**labels, QUEUE_LABEL: team.queue, **({} if priority is None else {PRIORITY_LABEL: priority})}
+    # Not on the pods: KubeRay sets `app.kubernetes.io/name: kuberay` itself and selects the head by it.
+    queued = {"app.kubernetes.io/name": "kitae", **labels, QUEUE_LABEL: team.queue}
+    if (priority := settings.priority_class(needs.priority)) is not None:
+        queued[PRIORITY_LABEL] = priority
     scheduling = settings.scheduling
-    pods = _Pods(settings, needs, environment, pod_labels)
+    pods = _Pods(settings, needs, environment, labels)
     spec: Object = {
         "entrypoint": shlex.join(["python", "-m", "ray_jobs", *arguments]),
         "submissionMode": "K8sJobMode",

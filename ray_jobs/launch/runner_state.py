@@ -53,8 +53,8 @@ def runner_of(
         # Its pods may still run; it becomes unknown once the RayJob is gone.
         return Runner("running", "being stopped", interrupted_at)
     if phase == "Running":
-        state = "pending" if status.get("jobStatus") in ("", None, "PENDING") else "running"
-        return Runner(state, "", interrupted_at)  # type: ignore[arg-type]  # one of two words
+        begun = status.get("jobStatus") not in ("", None, "PENDING")
+        return Runner("running" if begun else "pending", "", interrupted_at)
     if phase in ("Suspending", "Suspended") or workload is None or not is_true(workload, "Admitted"):
         return Runner("pending", _waiting_message(workload, queues, starts_in_s), interrupted_at)
     trouble, since_s = _pod_trouble(pods)
