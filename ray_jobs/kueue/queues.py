@@ -11,9 +11,6 @@ from ray_jobs.kueue.capacity import Quota, quotas
 from ray_jobs.kueue.objects import queue_key, quotas_of
 from ray_jobs.kueue.pool import Pool, TeamQuota, UnitKind
 
-PREFIX = "kitae-"
-"""Prefix of the names that the chart gives a team's objects."""
-
 
 @dataclass(frozen=True)
 class Queues:
@@ -54,9 +51,9 @@ def local_queues(objects: Sequence[Object]) -> dict[tuple[str, str], str]:
 
 
 def team_of(queue: Object) -> str:
-    """The team of a ClusterQueue: its label, else its name."""
+    """The team of a ClusterQueue: its label, else its name without the prefix of the chart's objects."""
     labels = queue["metadata"].get("labels") or {}
-    return str(labels.get(TEAM_LABEL) or queue["metadata"]["name"].removeprefix(PREFIX))
+    return str(labels.get(TEAM_LABEL) or queue["metadata"]["name"].removeprefix("kitae-"))
 
 
 def counted(queues: Sequence[Object]) -> dict[str, str]:

@@ -97,8 +97,7 @@ def estimate_starts(
             for (flavor, resource), amount in usage(workload).items()
             if amount and resources.get(flavor) == resource and flavor in pool.teams[team].limits
         ]
-    queued_jobs: list[QueuedJob] = []
-    members: list[Object] = []
+    queued_jobs: dict[tuple[str, str], QueuedJob] = {}
     for workload in by_admission_order(filter(is_waiting, workloads)):
         queue = queues.of(workload)
         flavor = flavor_of(workload, queue, resources)
@@ -109,14 +108,9 @@ def estimate_starts(
         if expected_s is None:
             return {}
         units = totals(workload)[resources[flavor]]
-        queued_jobs.append(_queued(workload, team, now_s, expected_s, units, pool.kinds[flavor]))
-        members.append(workload)
-    outcomes = simulate(pool, queued_jobs, running=running)
-    return {
-        key(workload): outcome.allocations[0].start_s
-        for workload, outcome in zip(members, outcomes, strict=True)
-        if outcome.started
-    }
+        queued_jobs[key(workload)] = _queued(workload, team, now_s, expected_s, units, pool.kinds[flavor])
+    outcomes = zip(queued_jobs, simulate(pool, list(queued_jobs.values()), running=running), strict=True)
+    return {name: outcome.allocations[0].start_s for name, outcome in outcomes if outcome.started}
 
 
 def _queued(workload: Object, team: str, now_s: float, duration_s: float, units: Decimal, kind: UnitKind) -> QueuedJob:
