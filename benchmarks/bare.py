@@ -50,7 +50,7 @@ def main() -> None:
             batch = task.collate([rows[i] for i in group], packed=True, pad_id=0)
             logits_SV = model(**batch.inputs, use_cache=False).logits[0]
             loss = cross_entropy(logits_SV, batch.targets_S, reduction="sum") / supervised
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm or float("inf"))
         optimizer.step()

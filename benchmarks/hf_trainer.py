@@ -81,7 +81,7 @@ def main() -> None:
         order = [i for step in range(1, plan.total_steps - 1) for i in plan.rows_of(step)]
     collator: Any = DataCollatorForSeq2Seq(tokenizer)
     if side.kind == "flat":
-        collator = DataCollatorWithFlattening()  # type: ignore[no-untyped-call]
+        collator = DataCollatorWithFlattening()  # type: ignore[no-untyped-call]  # transformers has no type for it
     arguments = TrainingArguments(
         output_dir=f"{sys.argv[1]}.trainer",  # deleted with the workbench's directory
         use_cpu=True,

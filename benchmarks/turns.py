@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from ray_jobs.errors import MachineError
 
@@ -51,7 +51,7 @@ class Measure:
     @classmethod
     def of(cls, document: Mapping[str, object]) -> Measure:
         """Read measurements from a result file."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})  # type: ignore[arg-type]
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})  # type: ignore[arg-type]  # its own JSON
 
 
 class Turn:
@@ -77,21 +77,21 @@ class Turn:
 @dataclass
 class _Seat:
     connection: socket.socket
-    file: object
+    file: TextIO
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     loss: float | None = None
 
     def receive(self) -> None:
-        line = self.file.readline()  # type: ignore[attr-defined]  # makefile's result has no public type
+        line = self.file.readline()
         if not line:
             raise EOFError
         said = json.loads(line)
         self.cpu_s, self.peak_memory_bytes, self.loss = said["cpu_s"], said["peak_memory_bytes"], said["loss"]
 
     def go(self) -> None:
-        self.file.write("go\n")  # type: ignore[attr-defined]
-        self.file.flush()  # type: ignore[attr-defined]
+        self.file.write("go\n")
+        self.file.flush()
 
 
 @dataclass
@@ -163,7 +163,7 @@ class Umpire:
                 continue
             connection.settimeout(_STEP_PATIENCE_S)
             seat = _Seat(connection, connection.makefile("rw", encoding="utf-8"))
-            assert json.loads(seat.file.readline())["side"] == name  # type: ignore[attr-defined]
+            assert json.loads(seat.file.readline())["side"] == name
             seats.append(seat)
         for seat in seats:
             seat.receive()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from ray_jobs import jobs, models, registry
 from ray_jobs.data.dataset import Dataset
@@ -22,15 +20,12 @@ from ray_jobs.jobs import Job
 from ray_jobs.pipeline import keys, release_stages
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered
 from ray_jobs.pipeline.stage import StageContext
-from ray_jobs.spec import parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 from ray_jobs.training.trainer import train
 from tests.models import tiny_models
-from tests.pipeline.live_service import Service
-from tests.serving.served_models import ROWS, smollm2
 from tests.training import harness
 
 
@@ -191,54 +186,3 @@ def test_a_full_fine_tune_publishes_only_its_registered_checkpoint(
     assert (row.step, row.version) == (one.outcome.best_step, "1")
     assert registry.aliases(store, "tiny") == {"champion": "1", f"ckpt-step-{row.step}": "1"}
     assert len(registry.versions(store, "tiny")) == 1
-
-
-def numbered(row: dict[str, Any], number: int) -> dict[str, Any]:
-    """A row's question with a number before it."""
-    question: dict[str, Any] = row["messages"][0]
-    return question | {"content": f"{number}. {question['content']}"}
-
-
-@pytest.mark.heavy
-def test_a_whole_job_publishes_the_checkpoints_it_kept(ray_service: Service, store: Store, tmp_path: Path) -> None:
-    """The command line, Ray workers and a real model."""
-    for name, numbers in (("train", range(4)), ("held_out", range(4, 6))):
-        rows = [{"messages": [numbered(row, number), row["messages"][1]]} for number in numbers for row in ROWS]
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    document = {
-        "name": "answers",
-        "task": "chat",
-        "base_model": str(smollm2()),
-        "data": {
-            "train": str(tmp_path / "train.jsonl"),
-            "held_out": str(tmp_path / "held_out.jsonl"),
-            "max_tokens": 128,
-        },
-        "training": {
-            "lora": {"rank": 4},
-            "max_steps": 3,
-            "batch_size": 4,
-            "learning_rate": 1e-3,
-            "eval_every_steps": 1,
-            "checkpoints_to_keep": 2,
-            "publish_checkpoints": True,
-        },
-        "evaluation": {"generate_rows": 0, "parity": {"prompts": 1}},
-        "serving": {"deploy": False, "kv_cache_gib": 0.25},
-    }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
-    job_id = parse_spec(document).job_id
-    driver = ray_service.kitae(store, "run", str(tmp_path / "job.yaml"))
-    assert driver.wait(600) == 0, driver.output
-    assert driver.output.count("publish    started") == 1
-    again = ray_service.kitae(store, "resume", job_id)
-    assert again.wait() == 0, again.output
-    assert "publish    skipped" in again.output
-    result = jobs.load(store, job_id).result
-    assert result is not None
-    assert [row["step"] for row in result["checkpoints"]] == [2, 3]
-    losses = [registry.get(store, f"answers@ckpt-step-{step}").metrics["loss"] for step in (2, 3)]
-    assert losses[1] < losses[0]
-    assert registry.get(store, "answers").version == registry.get(store, "answers@ckpt-step-3").version == "1"
-    assert len(registry.versions(store, "answers")) == 2

@@ -138,6 +138,10 @@ def test_the_official_client_fine_tunes_a_model_and_calls_it(checkout: Checkout,
     seen = whole_flow(RELEASES[-1], checkout.url, checkout.key, base, tmp_path / "rows.jsonl", timeout_s=TIMEOUT_S)
     print(f"the official client: {seen}")
     assert len(seen["checkpoints"]) >= 2
+    records = checkout.json("ray_jobs", "status", "--json")
+    (published,) = [record["result"]["checkpoints"] for record in records if record["status"] == "succeeded"]
+    assert [row["step"] for row in published] == seen["checkpoints"][::-1]
+    assert len({row["version"] for row in published}) == len(published)
 
 
 def test_pause_and_cancel_free_the_workers_within_seconds(checkout: Checkout, base: str) -> None:

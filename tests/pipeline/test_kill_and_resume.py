@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
-from ray_jobs.errors import JobCancelled, JobError, JobPaused, TrainingError
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, KitaeError, TrainingError
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.heavy
 
 EQUAL = 1e-6
 """Relative; fp32, at the same number of workers."""
-STEPS = 120
+STEPS = 60
 EVERY = 5
 """Steps from one checkpoint to the next."""
 CANCEL_PATIENCE_S = 20.0
@@ -79,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_file(directory: Path, name: str, *, base: str = "encoder", **sections: dict[str, Any]) -> JobFile:
-    """A job of 120 steps of 32 rows, at least 0.1 s each; sections are merged into it."""
+    """A job of 60 steps of 32 rows, at least 0.1 s each; sections are merged into it."""
     document: dict[str, Any] = {
         "name": name,
         "task": "text_classification",
@@ -91,7 +91,7 @@ def job_file(directory: Path, name: str, *, base: str = "encoder", **sections: d
         },
         "training": {
             "method": "full",
-            "epochs": 12,
+            "epochs": 6,
             "batch_size": 32,
             "micro_batch_tokens": 32,  # a row a pass, so that steps take a while
             "learning_rate": 1e-3,
@@ -239,80 +239,81 @@ def _events(store: Store, job: JobFile) -> list[str]:
 
 
 @pytest.mark.usefixtures("store_environment")
-def test_a_cancelled_job_resumes_with_another_number_of_workers(
+def test_a_paused_and_a_cancelled_job_resume_with_another_number_of_workers(
     ray_service: Service, store: Store, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2 workers, cancelled; 1, cancelled; 2 again, to the end: the losses equal those of a run on one worker."""
+    """2 workers, paused; 1, cancelled; 2 again, to the end: the losses equal those of a run on one worker."""
     monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
     job = job_file(files, "still", base="encoder-without-dropout")
     watched = Watched(store, job.spec.job_id)
     driver = ray_service.kitae(store, "run", str(job.path))
-    at = 0
-    for command in (("resume", job.spec.job_id, "--workers", "1"), ("run", str(job.path))):
-        at = watched.wait_for_step(at + EVERY, driver)
-        started = time.monotonic()
-        assert ray_service.kitae(store, "cancel", job.spec.job_id).wait() == 0
-        assert driver.wait() == JobCancelled.exit_code
-        wait_until_gone(ray_service)
-        assert time.monotonic() - started < CANCEL_PATIENCE_S
-        assert driver.last_line.startswith("error: job still-")
-        assert "Traceback" not in driver.output
-        assert watched.status() == "cancelled"
-        before, at = at, watched.step()
-        assert before <= at < STEPS
-        driver = ray_service.kitae(store, *command)
-    assert driver.wait() == 0, driver.output
-    losses, _ = outcome(store, job)
-    same(losses, alone(store, watched, job), within=1e-4)
 
-
-def test_a_paused_job_frees_its_workers_and_resumes_from_that_step(
-    ray_service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
-) -> None:
-    watched = Watched(store, job.spec.job_id)
-    driver = ray_service.kitae(store, "run", str(job.path))
-    watched.wait_for_step(EVERY, driver)
-    started = time.monotonic()
-    assert ray_service.kitae(store, "pause", job.spec.job_id).wait() == 0
-    assert driver.wait() == JobPaused.exit_code
-    wait_until_gone(ray_service)
-    assert time.monotonic() - started < CANCEL_PATIENCE_S
-    assert driver.last_line.startswith("error: job tiny-")
-    assert "Traceback" not in driver.output
-    assert watched.status() == "paused"
-    last = watched.committed()[-1].position
-    assert EVERY <= last.step < STEPS
+    _ends_soon("pause", watched, driver, JobPaused, ray_service, after=EVERY)
+    paused_at = watched.step()
+    assert EVERY <= paused_at < STEPS
     events = [event for _, event in jobs.events(store, job.spec.job_id)]
-    metrics = [event.data["step"] for event in events if event.kind == "metrics"]
-    assert metrics[0] <= 10
+    assert next(event.data["step"] for event in events if event.kind == "metrics") <= 10
     assert events[-1].message.startswith(f"job {job.spec.job_id} was paused")
 
-    driver = ray_service.kitae(store, "resume", job.spec.job_id)
-    ended_well(driver, store, job, undisturbed)
+    driver = ray_service.kitae(store, "resume", job.spec.job_id, "--workers", "1")
+    _ends_soon("cancel", watched, driver, JobCancelled, ray_service, after=paused_at + EVERY)
+    cancelled_at = watched.step()
+    assert paused_at < cancelled_at < STEPS
+    assert jobs.load(store, job.spec.job_id).paused_at is None
+
+    driver = ray_service.kitae(store, "run", str(job.path))
+    assert driver.wait() == 0, driver.output
+    losses, _ = outcome(store, job)
+    same(losses, alone(store, job), within=1e-4)
+    assert watched.half_written() == []
     record = jobs.load(store, job.spec.job_id)
-    assert (record.attempt, record.paused_at) == (2, None)
+    assert (record.status, record.attempt) == ("succeeded", 3)
     (trained,) = [stage for stage in jobs.stages(store, job.spec.job_id) if stage.name == "train"]
-    assert trained.outputs["resumed_from_step"] == last.step
+    assert trained.outputs["resumed_from_step"] == cancelled_at
+
+
+def _ends_soon(
+    command: str, watched: Watched, driver: Driver, error: type[KitaeError], service: Service, *, after: int
+) -> None:
+    """Pause or cancel a job once a step is committed; it ends, and its workers too, within seconds."""
+    watched.wait_for_step(after, driver)
+    started = time.monotonic()
+    _in_process(command, watched.job_id)
+    assert driver.wait() == error.exit_code
+    deadline = started + CANCEL_PATIENCE_S
+    while service.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert service.workers() == []
+    assert driver.last_line.startswith("error: job still-")
+    assert "Traceback" not in driver.output
+    assert watched.status() == {"pause": "paused", "cancel": "cancelled"}[command]
+
+
+def _in_process(*arguments: str) -> str:
+    """Output of a `kitae` command in this process: one of its own takes as long to start as many steps take."""
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 @pytest.mark.usefixtures("store_environment")
 def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
-    ray_service: Service, store: Store, files: Path, undisturbed: Undisturbed
+    ray_service: Service, store: Store, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job writes a checkpoint at its end only, except when one is requested: first by `kitae notice` before the
     cluster is killed, then by SIGTERM to the driver, as Ray stops a job."""
-    job = job_file(files, "tiny", training={"checkpoint_every_steps": None, "eval_every_steps": STEPS})
+    monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
+    training = {"checkpoint_every_steps": None, "eval_every_steps": STEPS}
+    job = job_file(files, "noticed", training=training, compute={"workers": 1})
     watched = Watched(store, job.spec.job_id)
 
     driver = ray_service.kitae(store, "run", str(job.path))
     _wait_for_another_step(store, job, driver)
-    # In this process: a process of its own takes as long to start as many of these steps take.
-    noticed = CliRunner().invoke(cli, ["notice", job.spec.job_id, "--wait-s", "60"])
+    output = _in_process("notice", job.spec.job_id, "--wait-s", "60")
     ray_service.kill_ray()
-    assert noticed.exit_code == 0, noticed.output
     noticed_at = watched.step()
     assert 0 < noticed_at < STEPS
-    assert f"checkpoint of step {noticed_at}" in noticed.output
+    assert f"checkpoint of step {noticed_at}" in output
     assert driver.wait() == TrainingError.exit_code
     assert watched.status() == "running", "the end of the machines does not end the job"
     ray_service.start_ray()
@@ -329,7 +330,7 @@ def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
     driver = ray_service.kitae(store, "resume", job.spec.job_id)
     assert driver.wait() == 0, driver.output
     losses, _ = outcome(store, job)
-    same(losses, undisturbed.losses)
+    same(losses, alone(store, job))
     events = [event for _, event in jobs.events(store, job.spec.job_id)]
     assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at]
 
@@ -374,14 +375,7 @@ def test_training_metrics_are_events_and_a_csv_file(
     assert record.result["checkpoints"] == []
 
 
-def wait_until_gone(ray_service: Service) -> None:
-    deadline = time.monotonic() + CANCEL_PATIENCE_S
-    while ray_service.workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert ray_service.workers() == []
-
-
-def alone(store: Store, watched: Watched, job: JobFile) -> tuple[float, ...]:
+def alone(store: Store, job: JobFile) -> tuple[float, ...]:
     """The losses of the same training in one process, without Ray."""
     base = next(record for record in jobs.stages(store, job.spec.job_id) if record.name == "base")
     encoded = next(record for record in jobs.stages(store, job.spec.job_id) if record.name == "encode")
@@ -401,10 +395,11 @@ def train_alone(case: tuple[TrainInputs, Store]) -> None:
 
 
 def test_a_loss_that_is_not_a_number_stops_the_job(ray_service: Service, store: Store, files: Path) -> None:
-    job = job_file(files, "diverges", training={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    training = {"learning_rate": 1e30, "warmup_fraction": 0.0}
+    job = job_file(files, "diverges", training=training, compute={"workers": 1})
     driver = ray_service.kitae(store, "run", str(job.path))
     assert driver.wait() == TrainingError.exit_code, driver.output
-    reason = r"error: the training loss is (nan|inf) at step \d of 120 \(learning rate \S+e\+\d+\): lower"
+    reason = r"error: the training loss is (nan|inf) at step \d of 60 \(learning rate \S+e\+\d+\): lower"
     assert re.match(reason, driver.last_line)
     assert "Traceback" not in driver.output
     failed(store, job)

@@ -26,9 +26,9 @@ from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
 from serving.http.background import BackgroundLoop, PeriodicTask
-from serving.observability.finished_request import FinishedRequest
 from serving.observability.usage_ledger import UsageLedger
 from tests.conftest import StoreServer
+from tests.serving.observability.finished_requests import finished
 from tests.storage.faulty_store import Forward, Request, Response, faulty
 
 DAY = date(2026, 11, 24)
@@ -38,25 +38,6 @@ ALWAYS = ("--since", "2026-11-01", "--until", "2099-01-01")
 def row(**changes: Any) -> UsageRow:
     fields: dict[str, Any] = {"day": DAY, "team": "blue", "key_id": "k1", "model": "m", "kind": "inference"}
     return UsageRow(**(fields | {"requests": 1} | changes))
-
-
-def finished(**changes: Any) -> FinishedRequest:
-    fields: dict[str, Any] = {
-        "request_id": "r",
-        "method": "POST",
-        "route": "/v1/chat/completions",
-        "status": 200,
-        "complete": True,
-        "duration_s": 0.5,
-        "first_chunk_s": None,
-        "response_bytes": 10,
-        "team": "blue",
-        "key_id": "k1",
-        "model": "m",
-        "prompt_tokens": 3,
-        "completion_tokens": 1,
-    }
-    return FinishedRequest(**(fields | changes))
 
 
 def make_ledger(store: Store, **options: Any) -> UsageLedger:

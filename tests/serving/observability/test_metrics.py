@@ -24,6 +24,7 @@ from serving.observability.finished_request import FinishedRequest
 from serving.observability.metrics import Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
 from serving.settings import EndpointSettings
+from tests.serving.observability.finished_requests import finished
 
 KEY = "a-key-of-the-tests"
 PROMPT = "a private prompt"
@@ -184,25 +185,6 @@ def test_models_beyond_the_maximum_share_a_label() -> None:
     assert values == {"a": 6, "b": 3, "other": 6}
 
 
-def finished(**changes: Any) -> FinishedRequest:
-    fields: dict[str, Any] = {
-        "request_id": "r",
-        "method": "POST",
-        "route": "/v1/chat/completions",
-        "status": 200,
-        "complete": True,
-        "duration_s": 0.5,
-        "first_chunk_s": None,
-        "response_bytes": 10,
-        "team": "blue",
-        "key_id": "key-1",
-        "model": "m",
-        "prompt_tokens": 3,
-        "completion_tokens": 1,
-    }
-    return FinishedRequest(**(fields | changes))
-
-
 def test_a_stream_is_measured_to_its_first_chunk_and_to_its_end(measured: MeasuredApp) -> None:
     measured.client.post("/v1/chat/completions", json={"stream": True})
     measured.client.post("/v1/chat/completions", json={})
@@ -240,7 +222,7 @@ def test_a_log_line_has_all_fields_and_no_secret(measured: MeasuredApp) -> None:
         "status": 200,
         "complete": True,
         "team": "blue",
-        "key_id": "key-1",
+        "key_id": "k1",
         "model": "greeter@1",
         "prompt_tokens": 11,
         "completion_tokens": 7,
