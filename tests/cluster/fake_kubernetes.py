@@ -337,6 +337,7 @@ class _NoSuchPath(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: without this the second waits 40 ms
     fake: FakeKubernetes
 
     def do(self) -> None:

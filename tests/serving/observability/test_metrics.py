@@ -44,7 +44,7 @@ class Named:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["state"]["caller"] = Caller("blue", "key-1")
+            scope["state"]["caller"] = Caller("blue", "k1")
         await self._app(scope, receive, send)
 
 
