@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
 from ray_jobs.jobs.events import EventKind, Level, append_event, last_sequence
-from ray_jobs.jobs.record import JobRecord, StageRecord, create, load, paused, read_stage, update, write_stage
+from ray_jobs.jobs.record import JobRecord, StageRecord, create, load, paused, update, write_stage
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 
@@ -105,10 +105,6 @@ class Job:
             last = last_sequence(self.store, self.id) if self._last_event is None else self._last_event
             written = append_event(self.store, self.id, self.attempt, last, level, message, kind=kind, data=data)
             self._last_event = written.sequence
-
-    def stage(self, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
-        """The stage with exactly these inputs, if it has finished in this or an earlier attempt."""
-        return read_stage(self.store, self.id, name, inputs)
 
     def finish_stage(
         self, name: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float

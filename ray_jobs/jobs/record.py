@@ -172,7 +172,7 @@ def stages(store: Store, job_id: str) -> list[StageRecord]:
 
 
 def read_stage(store: Store, job_id: str, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
-    """The stage with exactly these inputs, if it has finished."""
+    """The stage with exactly these inputs, if it has finished in any attempt."""
     try:
         return StageRecord.model_validate(store.get_json(_stage_key(job_id, name, inputs)))
     except ObjectNotFound:

@@ -10,25 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.data.dataset import Dataset
+from ray_jobs.digests import json_digest
 from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
 from ray_jobs.evaluation.parity import ParityReport
-from ray_jobs.pipeline import keys
 from ray_jobs.spec import JobSpec
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 
 O = TypeVar("O")  # noqa: E741  # an output
 
 
-class StageOutput(BaseModel):
-    """A stage's output, stored in its record."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class BaseCopy(StageOutput):
+class BaseCopy(BaseModel, frozen=True):
     """A base model's copy in the store."""
 
     digest: str
@@ -42,7 +36,7 @@ NO_BASE = BaseCopy(digest="", name="", key="")
 """The base of a task that trains from scratch."""
 
 
-class EncodedRows(StageOutput):
+class EncodedRows(BaseModel, frozen=True):
     """A dataset's rows as the tensors that one base trains on."""
 
     train_rows: int = 0
@@ -60,7 +54,7 @@ class EncodedRows(StageOutput):
     labels: tuple[str, ...]
 
 
-class SearchOutcome(StageOutput):
+class SearchOutcome(BaseModel, frozen=True):
     """A search's best trial."""
 
     inputs: TrainInputs
@@ -76,14 +70,14 @@ class SearchOutcome(StageOutput):
     """Key of the page that shows the search."""
 
 
-class Registered(StageOutput):
+class Registered(BaseModel, frozen=True):
     """A version of a model."""
 
     name: str
     version: str
 
 
-class PublishedCheckpoint(StageOutput):
+class PublishedCheckpoint(BaseModel, frozen=True):
     """A checkpoint that clients can call, with its metrics; None: not measured at this step."""
 
     step: int
@@ -93,13 +87,13 @@ class PublishedCheckpoint(StageOutput):
     valid_mean_token_accuracy: float | None
 
 
-class Published(StageOutput):
+class Published(BaseModel, frozen=True):
     """The checkpoints that clients can call, by step."""
 
     checkpoints: tuple[PublishedCheckpoint, ...] = ()
 
 
-class DeployedEndpoint(StageOutput):
+class DeployedEndpoint(BaseModel, frozen=True):
     """The endpoint of a deployed version."""
 
     url: str
@@ -150,10 +144,8 @@ class Flow:
     @property
     def search_prefix(self) -> str:
         """Prefix of the search's records."""
-        materials = {
-            source: (self.base_copy(source).key, self.get(EncodedRows, source).key) for source in self.base_models
-        }
-        return keys.search_prefix(self.job_spec.job_id, materials)
+        materials = {model: (self.base_copy(model).key, self.get(EncodedRows, model).key) for model in self.base_models}
+        return f"jobs/{self.job_spec.job_id}/search/{json_digest(materials)}"
 
     @property
     def search(self) -> SearchOutcome | None:
@@ -175,23 +167,25 @@ class Flow:
         """The base of the trained model."""
         return self.base_copy(self.spec.base_model)
 
-    @property
-    def encoded(self) -> EncodedRows:
-        """The rows of the trained model."""
-        return self.get(EncodedRows, self.spec.base_model)
+    def inputs_of(self, spec: JobSpec, checkpoints: str) -> TrainInputs:
+        """Inputs of a training whose checkpoints have this prefix."""
+        return TrainInputs(
+            spec=spec,
+            labels=self.dataset.labels,
+            encoded_key=self.get(EncodedRows, spec.base_model).key,
+            base_key=self.base_copy(spec.base_model).key,
+            checkpoints=checkpoints,
+        )
 
     @property
     def train_inputs(self) -> TrainInputs:
-        """Inputs of the training whose checkpoint is evaluated."""
+        """Inputs of the training whose checkpoint is evaluated. Their prefix is the same for any number of workers."""
         if self.search is not None and not self.retrains:
             return self.search.inputs
-        return TrainInputs(
-            spec=self.spec,
-            labels=self.dataset.labels,
-            encoded_key=self.encoded.key,
-            base_key=self.base.key,
-            checkpoints=keys.checkpoints_prefix(self.job_spec.job_id, self.spec, self.encoded.key, self.base.key),
-        )
+        inputs = self.inputs_of(self.spec, "")
+        training = self.spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep", "publish_checkpoints"})
+        digest = json_digest([inputs.encoded_key, inputs.base_key, self.spec.task, training])
+        return inputs.model_copy(update={"checkpoints": f"jobs/{self.job_spec.job_id}/checkpoints/{digest}"})
 
     @property
     def trained(self) -> TrainOutcome | SearchOutcome:
@@ -212,8 +206,8 @@ class Flow:
             train=self.train_inputs,
             checkpoint_key=self.trained.checkpoint,
             dataset_digest=self.dataset.digest,
-            held_out_kept=self.encoded.held_out_kept,
-            candidate_key=keys.candidate_key(self.job_spec.job_id, self.trained.checkpoint),
+            held_out_kept=self.get(EncodedRows, self.spec.base_model).held_out_kept,
+            candidate_key=candidate_key(self.job_spec.job_id, self.trained.checkpoint),
         )
 
     @property
@@ -229,3 +223,8 @@ class Flow:
     @property
     def registered(self) -> Registered:
         return self.get(Registered)
+
+
+def candidate_key(job_id: str, checkpoint_key: str) -> str:
+    """Key of the publishable model built from a checkpoint."""
+    return f"jobs/{job_id}/candidates/{checkpoint_key.rsplit('/', 1)[-1]}"

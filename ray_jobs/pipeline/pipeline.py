@@ -7,34 +7,43 @@ its deployment again.
 
 from __future__ import annotations
 
-from functools import partial
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
-from ray_jobs.errors import GateError
-from ray_jobs.jobs import Job, Launched
-from ray_jobs.jobs.record import read_stage
+from pydantic import BaseModel
+
+from ray_jobs import jobs
+from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
+from ray_jobs.jobs import Job, Launched, StageRecord, checkpoint_request, sigterm
+from ray_jobs.jobs.progress import stage_progress
 from ray_jobs.pipeline import sources
-from ray_jobs.pipeline.attempt import StageRunner, attempt, find_output
-from ray_jobs.pipeline.outputs import Flow, SearchOutcome
-from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, TuneResult, job_result
-from ray_jobs.pipeline.stages import stages_of
+from ray_jobs.pipeline.outputs import Flow, MissingOutputError, SearchOutcome
+from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
+from ray_jobs.pipeline.stage_work import StageContext
+from ray_jobs.pipeline.stages import Stage, stages_of
 from ray_jobs.spec import JobSpec, SearchSection
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint
+from ray_jobs.training.machine_errors import is_disk_full
 from ray_jobs.training.metrics import write_csv
+
+R = TypeVar("R", bound=BaseModel)
 
 
 def run(store: Store, spec: JobSpec, *, launched: Launched | None = None) -> JobResult:
     """Run or resume a job to its end. Raises the job's error, after writing it into the job's record."""
 
     def work(job: Job) -> JobResult:
-        flow, runner = Flow(spec), StageRunner(job)
-        flow = runner.run(stages_of(flow, sources.read_sources(store, spec, flow.base_models)), flow)
+        flow = Flow(spec)
+        flow, times = _run_stages(job, stages_of(flow, sources.read_sources(store, spec, flow.base_models)), flow)
         metrics_csv = write_csv(store, job.id, checkpoint.committed(store, flow.train_inputs.checkpoints))
-        result = job_result(flow, runner.times, metrics_csv)
+        result = job_result(flow, times, metrics_csv)
         job.event("info", f"registered {result.model}@{result.version}", result.tuned)
         return result
 
-    return attempt(store, spec, work, launched)
+    return _attempt(store, spec, work, launched)
 
 
 def tune(store: Store, spec: JobSpec) -> TuneResult:
@@ -43,12 +52,13 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
 
     def work(job: Job) -> TuneResult:
         flow = Flow(spec)
-        stages = stages_of(flow, sources.read_sources(store, spec, flow.base_models))
+        stages = list(stages_of(flow, sources.read_sources(store, spec, flow.base_models)))
         end = next(number for number, stage in enumerate(stages, 1) if stage.output is SearchOutcome)
-        found = StageRunner(job).run(stages[:end], flow).get(SearchOutcome)
+        flow, _ = _run_stages(job, stages[:end], flow)
+        found = flow.get(SearchOutcome)
         return TuneResult(job_id=job.id, run=found.run, params=found.params, page=found.page)
 
-    return attempt(store, spec, work)
+    return _attempt(store, spec, work)
 
 
 def plan(store: Store, spec: JobSpec) -> PlanReport:
@@ -60,7 +70,7 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
             action = stage.off
         elif gate_error:
             action = f"not reached: {gate_error}"
-        elif (found := find_output(stage, flow, partial(read_stage, store, spec.job_id))) is not None:
+        elif (found := find_output(store, stage, flow)) is not None:
             record, output = found
             action = f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}{which}"
             flow = flow.with_output(stage.output, stage.base_model, output)
@@ -71,4 +81,91 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
         else:
             action = "will run" + which + (f": {stage.description}" if stage.description else "")
         planned.append(PlannedStage(stage.name, action))
-    return PlanReport(spec.job_id, spec, tuple(planned))
+    return PlanReport(spec, tuple(planned))
+
+
+def find_output(store: Store, stage: Stage[Any], flow: Flow) -> tuple[StageRecord, Any] | None:
+    """A finished stage's record and output. None: it has to run, or its inputs follow from a stage that has to."""
+    if stage.inputs is None:
+        return None
+    try:
+        record = jobs.read_stage(store, flow.job_spec.job_id, stage.name, stage.inputs(flow))
+    except MissingOutputError:
+        return None
+    output = None if record is None else stage.read(record)
+    return None if record is None or output is None else (record, output)
+
+
+def _run_stages(job: Job, stages: Iterable[Stage[Any]], flow: Flow) -> tuple[Flow, list[StageTime]]:
+    """Run the stages that have no record yet, and return the outputs and times of all."""
+    times: list[StageTime] = []
+    for stage in stages:
+        if stage.off is None:
+            output, time_taken = _run_stage(job, stage, flow)
+            times.append(time_taken)
+            flow = flow.with_output(stage.output, stage.base_model, output)
+            stage.gate(flow)
+    return flow, times
+
+
+def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]:
+    job.check(fresh=True)
+    if (found := find_output(job.store, stage, flow)) is not None:
+        record, output = found
+        print(f"{stage.name:<9}  skipped: done before, in {record.seconds:.0f} s", flush=True)
+        return output, StageTime(name=stage.name, seconds=record.seconds, skipped=True)
+    started = time.monotonic()
+    job.event("info", f"stage {stage.name} started")
+    print(f"{stage.name:<9}  started", flush=True)
+    with stage_progress(stage.name) as progress:
+        output = stage.run(flow, StageContext(job, progress.update))
+    job.check(fresh=True)
+    seconds = time.monotonic() - started
+    job.event("info", f"stage {stage.name} finished", {"seconds": round(seconds, 1)})
+    if stage.inputs is not None:
+        job.finish_stage(stage.name, stage.inputs(flow), stage.document(output), seconds)
+    return output, StageTime(name=stage.name, seconds=seconds, skipped=False)
+
+
+def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
+    """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
+    job = jobs.start_attempt(store, spec, launched=launched)
+    job.event("info", f"attempt {job.attempt} started")
+    try:
+        with sigterm.checkpoint_on_sigterm(job, pauses=launched is None):
+            result = work(job)
+        job.finish("succeeded", result=result.model_dump(mode="json"))
+    except (JobCancelled, JobPaused, JobSuperseded) as error:
+        job.event("warning", str(error))
+        raise
+    except KeyboardInterrupt:
+        with contextlib.suppress(KitaeError):
+            job.finish("cancelled")
+        raise
+    except Exception as error:
+        known = _known(error)
+        with contextlib.suppress(KitaeError):  # the job's own error matters more than one of the record
+            if _machines_are_going(job):
+                job.event("warning", f"its machines were taken away; it resumes on others ({known})")
+            else:
+                job.event("error", str(known))
+                job.finish("failed", error=str(known))
+        if known is error:
+            raise
+        raise known from error
+    return result
+
+
+def _machines_are_going(job: Job) -> bool:
+    """Whether this attempt was given a checkpoint request: an error after one follows from the end of the machines, and
+    the next attempt meets any other cause again."""
+    with contextlib.suppress(KitaeError):
+        return checkpoint_request.was_requested(job.store, job.id, job.attempt)
+    return False
+
+
+def _known(error: Exception) -> Exception:
+    """A full disk as an error with its fix; every other error unchanged."""
+    if isinstance(error, KitaeError) or not is_disk_full(error):
+        return error
+    return MachineError(f"the disk is full: make room, or set TMPDIR and KITAE_CACHE to a larger disk ({error})")

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.evaluation.publish import alias_of
 from ray_jobs.pipeline.outputs import DeployedEndpoint, Flow, Published, PublishedCheckpoint
 from ray_jobs.spec import JobSpec
 
 
-class StageTime(BaseModel):
+class StageTime(BaseModel, frozen=True):
     """Time of a stage in this run."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     seconds: float
@@ -25,10 +23,8 @@ class StageTime(BaseModel):
     """Its record existed."""
 
 
-class SearchSummary(BaseModel):
+class SearchSummary(BaseModel, frozen=True):
     """A search in a job's result."""
-
-    model_config = ConfigDict(frozen=True)
 
     run: str
     """The best trial's last run."""
@@ -38,10 +34,8 @@ class SearchSummary(BaseModel):
     """Key of the page that shows the search."""
 
 
-class JobResult(BaseModel):
+class JobResult(BaseModel, frozen=True):
     """Outcome of a job."""
-
-    model_config = ConfigDict(frozen=True)
 
     job_id: str
     model: str
@@ -64,29 +58,25 @@ class JobResult(BaseModel):
 
     def as_text(self) -> str:
         """A table for people."""
-        rows = [
-            f"{name:<16} {_number(self.base.get(name)):>12} {_number(value):>12}" for name, value in self.tuned.items()
-        ]
-        steps = ", ".join(str(checkpoint.step) for checkpoint in self.checkpoints)
-        times = ", ".join(f"{s.name} {'skipped' if s.skipped else f'{s.seconds:.0f} s'}" for s in self.stages)
+        base_is = "base" if self.base_is == "the base model" else self.base_is[:12]
         lines = [
             f"{self.model}@{self.version}  (job {self.job_id})",
             "",
-            f"{'held-out':<16} {self.base_is[:12] if self.base_is != 'the base model' else 'base':>12} {'tuned':>12}",
-            *rows,
-            "",
-            f"training    {self.tokens_per_s:,.0f} tokens/s",
-            *(
-                []
-                if self.parity_mean_gap is None
-                else [f"parity      mean log-probability gap {self.parity_mean_gap:.2g}"]
-            ),
-            *([] if self.search is None else [f"search      {search_summary(self.search.model_dump())}"]),
-            *([] if not self.checkpoints else [f"checkpoints {steps}, as {self.model}@{alias_of('N')}"]),
-            f"stages      {times}",
-            f"endpoint    {self.endpoint or 'not deployed'}",
+            f"{'held-out':<16} {base_is:>12} {'tuned':>12}",
         ]
-        return "\n".join(lines)
+        for name, value in self.tuned.items():
+            base = f"{self.base[name]:.4f}" if name in self.base else ""
+            lines.append(f"{name:<16} {base:>12} {value:>12.4f}")
+        lines += ["", f"training    {self.tokens_per_s:,.0f} tokens/s"]
+        if self.parity_mean_gap is not None:
+            lines.append(f"parity      mean log-probability gap {self.parity_mean_gap:.2g}")
+        if self.search is not None:
+            lines.append(f"search      {search_summary(self.search.model_dump())}")
+        if self.checkpoints:
+            steps = ", ".join(str(checkpoint.step) for checkpoint in self.checkpoints)
+            lines.append(f"checkpoints {steps}, as {self.model}@{alias_of('N')}")
+        times = ", ".join(f"{s.name} {'skipped' if s.skipped else f'{s.seconds:.0f} s'}" for s in self.stages)
+        return "\n".join([*lines, f"stages      {times}", f"endpoint    {self.endpoint or 'not deployed'}"])
 
 
 def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) -> JobResult:
@@ -118,10 +108,8 @@ def search_summary(search: Mapping[str, Any]) -> str:
     return f"{search['trials']} trials; the best has {', '.join(values)}"
 
 
-class TuneResult(BaseModel):
+class TuneResult(BaseModel, frozen=True):
     """Outcome of a search."""
-
-    model_config = ConfigDict(frozen=True)
 
     job_id: str
     run: str
@@ -143,7 +131,6 @@ class PlannedStage:
 class PlanReport:
     """The stages of a job, and the action that a run would take for each."""
 
-    job_id: str
     spec: JobSpec
     stages: tuple[PlannedStage, ...]
 
@@ -151,8 +138,4 @@ class PlanReport:
         """The resolved spec as YAML, then a line a stage."""
         document = yaml.safe_dump(self.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         lines = [f"  {stage.name:<10} {stage.action}" for stage in self.stages]
-        return f"{document}\njob {self.job_id}\n" + "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+        return f"{document}\njob {self.spec.job_id}\n" + "\n".join(lines)

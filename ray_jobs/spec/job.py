@@ -10,14 +10,20 @@ from pydantic_core import PydanticCustomError
 
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import suggestion
-from ray_jobs.spec.compute import ComputeSection
-from ray_jobs.spec.data import DataSection
-from ray_jobs.spec.evaluation import EvaluationSection
 from ray_jobs.spec.search import Range, SearchSection, searchable_fields
-from ray_jobs.spec.section import Name, SpecSection
-from ray_jobs.spec.serving import ServingSection
-from ray_jobs.spec.training import TrainingSection
+from ray_jobs.spec.sections import (
+    ComputeSection,
+    DataSection,
+    EvaluationSection,
+    Name,
+    ServingSection,
+    SpecSection,
+    TrainingSection,
+)
 from ray_jobs.tasks import TASKS, TaskName
+
+COMBINATIONS = "combinations"
+"""Type of pydantic's error about fields that exclude each other; its context has the `problems`."""
 
 
 def _require_base_model(schema: dict[str, Any]) -> None:
@@ -84,7 +90,7 @@ class JobSpec(SpecSection):
             )
         problems += self._search_problems()
         if problems:
-            raise SpecProblems(problems)
+            raise PydanticCustomError(COMBINATIONS, "{text}", {"text": "; ".join(problems), "problems": problems})
         return self
 
     def _search_problems(self) -> list[str]:
@@ -105,8 +111,6 @@ class JobSpec(SpecSection):
                     self.with_values({name: value})
                 except ValidationError as error:
                     problems += [f"search.space.{name}: {value!r}: {item['msg']}" for item in error.errors()]
-                except ValueError as error:
-                    problems.append(f"search.space.{name}: {error}")
         return problems
 
     def with_values(self, values: Mapping[str, Any]) -> JobSpec:
@@ -136,11 +140,3 @@ class JobSpec(SpecSection):
     def job_id(self) -> str:
         """`{name}-{digest}`: running the same spec again resumes the same job."""
         return f"{self.name}-{self.digest()[:10]}"
-
-
-class SpecProblems(ValueError):
-    """Several problems that one validator found."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ray_jobs.errors import SpecError, suggestion
-from ray_jobs.spec.job import JobSpec, SpecProblems
+from ray_jobs.spec.job import COMBINATIONS, JobSpec
 from ray_jobs.spec.search import LIST, RANGE
 
 _MOST_PROBLEMS = 100
@@ -61,8 +61,9 @@ def _explain(item: dict[str, Any]) -> list[str]:
     """One of pydantic's errors as messages."""
     location = [str(part) for part in item["loc"] if part not in (RANGE, LIST)]
     where = ".".join(location)
-    if isinstance(found := item.get("ctx", {}).get("error"), SpecProblems):
-        return found.problems
+    if item["type"] == COMBINATIONS:
+        problems: list[str] = item["ctx"]["problems"]
+        return problems
     if item["type"] == "extra_forbidden":
         return [f"{where}: unknown field; {suggestion(location[-1], _fields_at(location[:-1]))}"]
     if item["type"] == "missing":

@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from ray_jobs.spec.section import SpecSection
-
-Algorithm = Literal["asha", "tpe", "random", "grid", "pbt"]
+from ray_jobs.spec.sections import SpecSection
 
 _MOST_VALUES = 1000
 """Values of one field; each is validated with the whole job."""
@@ -64,7 +62,7 @@ class SearchSection(SpecSection):
     space: dict[str, FieldSpace] | None = Field(None, max_length=_MOST_FIELDS)
     """The fields to search: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, each with a list
     of values or a range `{min, max, scale}`. None: the default space of the task and method, which `plan` shows."""
-    algorithm: Algorithm = "asha"
+    algorithm: Literal["asha", "tpe", "random", "grid", "pbt"] = "asha"
     """`asha`: TPE proposes, and a trial continues only while it is among the best of its rung. `tpe`, `random` and
     `grid`: every trial is trained to its end. `pbt`: a population whose worst members continue from the best."""
     metric: str = "loss"

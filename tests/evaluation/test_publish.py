@@ -17,9 +17,9 @@ from ray_jobs.evaluation import publish
 from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.publish import build_candidate
 from ray_jobs.jobs import Job
-from ray_jobs.pipeline import keys, release_stages
-from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered
-from ray_jobs.pipeline.stage import StageContext
+from ray_jobs.pipeline import stage_work
+from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered, candidate_key
+from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position
@@ -65,7 +65,7 @@ class TrainedJob:
     base: Path
 
     def publish(self) -> tuple[PublishedCheckpoint, ...]:
-        return release_stages.publish_checkpoints(self.flow, StageContext(self.job, lambda *_, **__: None)).checkpoints
+        return stage_work.publish_checkpoints(self.flow, StageContext(self.job, lambda *_, **__: None)).checkpoints
 
 
 def train_one(case: tuple[TrainInputs, Store]) -> TrainOutcome:
@@ -94,11 +94,16 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         spec = harness.make_spec(training=sections, compute={"workers": 1})
         base = tiny_models.save_causal(tmp_path / "causal")
         rows = tiny_models.chat_rows(48)
-        prefix = keys.checkpoints_prefix(spec.job_id, spec, f"encoded/{spec.task}", f"bases/{base.name}")
+        copy = BaseCopy(digest="base", name="base", key=f"bases/{base.name}")
+        flow = Flow(spec).with_output(BaseCopy, spec.base_model, copy)
+        flow = flow.with_output(Dataset, "", Dataset("rows", spec.task, 40, 8, (), 0, 0))
+        encoded = EncodedRows(held_out_kept=(), key=f"encoded/{spec.task}", labels=())
+        flow = flow.with_output(EncodedRows, spec.base_model, encoded)
+        prefix = flow.train_inputs.checkpoints
         inputs = harness.publish(store, spec, base, rows[:40], rows[40:], checkpoints=prefix)
         (outcome,) = harness.on_workers(1, train_one, [(inputs, store)])
         job = jobs.start_attempt(store, spec)
-        key = keys.candidate_key(job.id, outcome.checkpoint)
+        key = candidate_key(job.id, outcome.checkpoint)
         tokenizer = models.load_processor(base, spec.task)
         build_candidate(inputs, outcome.checkpoint, store, base, tokenizer, tmp_path / "tree")
         store.commit(key, store.upload_tree(tmp_path / "tree", key), {})
@@ -113,13 +118,8 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
             held_out_rows=8,
             parity_prompts=(),
         )
-        copy = BaseCopy(digest="base", name="base", key=inputs.base_key)
-        flow = Flow(spec).with_output(BaseCopy, spec.base_model, copy)
-        flow = flow.with_output(Dataset, "", Dataset("rows", spec.task, 40, 8, (), 0, 0))
-        encoded = EncodedRows(held_out_kept=(), key=inputs.encoded_key, labels=())
-        flow = flow.with_output(EncodedRows, spec.base_model, encoded)
         flow = flow.with_output(TrainOutcome, "", outcome).with_output(Evaluation, "", evaluation)
-        registered = release_stages.register(flow, StageContext(job, lambda *_, **__: None))
+        registered = stage_work.register(flow, StageContext(job, lambda *_, **__: None))
         return TrainedJob(job, flow.with_output(Registered, "", registered), inputs, outcome, base)
 
     return make

@@ -91,7 +91,7 @@ def test_the_older_runner_is_superseded_and_can_write_nothing(store: Store) -> N
         older.finish_stage("train", {"seed": 1}, {"loss": 1.0}, 2.0)
     with pytest.raises(JobSuperseded):
         older.finish("failed", error="too late")
-    assert newer.stage("train", {"seed": 1}) is None
+    assert jobs.read_stage(store, newer.id, "train", {"seed": 1}) is None
     newer.check(fresh=True)
     assert newer.finish("succeeded").status == "succeeded"
 
@@ -263,14 +263,14 @@ def test_notes_written_at_once_are_all_kept(store: Store) -> None:
 
 def test_a_stage_is_found_by_its_inputs_alone(store: Store) -> None:
     job = jobs.start_attempt(store, make_spec())
-    assert job.stage("ingest", {"rows": "abc", "seed": 1}) is None
+    assert jobs.read_stage(store, job.id, "ingest", {"rows": "abc", "seed": 1}) is None
     job.finish_stage("ingest", {"rows": "abc", "seed": 1}, {"dataset": "d1"}, 3.5)
     again = jobs.start_attempt(store, make_spec())
-    found = again.stage("ingest", {"seed": 1, "rows": "abc"})
+    found = jobs.read_stage(store, again.id, "ingest", {"seed": 1, "rows": "abc"})
     assert found is not None
     assert (found.outputs, found.seconds, found.attempt) == ({"dataset": "d1"}, 3.5, 1)
-    assert again.stage("ingest", {"rows": "abc", "seed": 2}) is None
-    assert again.stage("train", {"rows": "abc", "seed": 1}) is None
+    assert jobs.read_stage(store, again.id, "ingest", {"rows": "abc", "seed": 2}) is None
+    assert jobs.read_stage(store, again.id, "train", {"rows": "abc", "seed": 1}) is None
 
 
 def test_a_repeated_stage_replaces_its_record(store: Store) -> None:

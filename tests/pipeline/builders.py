@@ -12,9 +12,9 @@ import pytest
 from ray_jobs import registry
 from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.parity import ParityReport
-from ray_jobs.pipeline import evaluation_stages, material_stages, release_stages, training_stages
+from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import BaseCopy, DeployedEndpoint, EncodedRows, Flow, Registered, SearchOutcome
-from ray_jobs.pipeline.stage import StageContext
+from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec
@@ -82,24 +82,24 @@ class FakeStages:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Record each stage; the heavy ones do nothing else."""
 
-        def patch(module: object, function: str, name: str, work: Callable[..., Any]) -> None:
+        def patch(function: str, name: str, work: Callable[..., Any]) -> None:
             def run(*arguments: Any, **options: Any) -> Any:
                 self.ran.append(name)
                 self.during.get(name, lambda: None)()
                 return work(*arguments, **options)
 
-            monkeypatch.setattr(module, function, run)
+            monkeypatch.setattr(stage_work, function, run)
 
-        patch(material_stages, "make_dataset", "dataset", material_stages.make_dataset)
-        patch(material_stages, "copy_base", "base", material_stages.copy_base)
-        patch(material_stages, "encode", "encode", encode)
-        patch(training_stages, "search", "search", search)
-        patch(training_stages, "train", "train", train)
-        patch(evaluation_stages, "evaluate_candidate", "evaluate", self.evaluate)
-        patch(evaluation_stages, "compare_served", "parity", compare_served)
-        patch(release_stages, "register", "register", register)
-        patch(release_stages, "publish_checkpoints", "publish", release_stages.publish_checkpoints)
-        patch(release_stages, "deploy_version", "deploy", self.deploy)
+        patch("make_dataset", "dataset", stage_work.make_dataset)
+        patch("copy_base", "base", stage_work.copy_base)
+        patch("encode", "encode", encode)
+        patch("search", "search", search)
+        patch("train", "train", train)
+        patch("evaluate_candidate", "evaluate", self.evaluate)
+        patch("compare_served", "parity", compare_served)
+        patch("register", "register", register)
+        patch("publish_checkpoints", "publish", stage_work.publish_checkpoints)
+        patch("deploy_version", "deploy", self.deploy)
 
     def evaluate(self, flow: Flow, _context: StageContext) -> Evaluation:
         return Evaluation(

@@ -1,0 +1,303 @@
+"""The work of each stage, in the order of `stages.py`: from rows to an answering endpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from ray_jobs import __version__, deploy, registry
+from ray_jobs.data import dataset
+from ray_jobs.data.dataset import Dataset
+from ray_jobs.data.encoding import encode_rows
+from ray_jobs.digests import json_digest
+from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
+from ray_jobs.evaluation import publish
+from ray_jobs.evaluation.evaluate import Evaluation, evaluate
+from ray_jobs.evaluation.parity import ParityReport, check_parity
+from ray_jobs.evaluation.publish import SendProgress
+from ray_jobs.jobs import Job
+from ray_jobs.models import bases, fetch_base, load_config, load_processor
+from ray_jobs.pipeline.outputs import (
+    BaseCopy,
+    DeployedEndpoint,
+    EncodedRows,
+    Flow,
+    Published,
+    PublishedCheckpoint,
+    Registered,
+    SearchOutcome,
+    candidate_key,
+)
+from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.search import decide, page
+from ray_jobs.search.executors import Executor
+from ray_jobs.search.records import Problem, SearchRecords, TrialSegment
+from ray_jobs.search.runner import Search, warm_points
+from ray_jobs.search.space import space_of
+from ray_jobs.spec import ComputeSection, JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.tasks import TASKS
+from ray_jobs.training import checkpoint, ray_train, ray_workers
+from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+from ray_jobs.training.metrics import TrainingMetrics
+from ray_jobs.training.ray_workers import MetricValues
+
+T = TypeVar("T")
+_TRIALS_SHOWN = 12
+_METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
+"""Metrics of a step beside the progress bar."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage's attempt and progress display."""
+
+    job: Job
+    show: Callable[..., None]
+    """`Progress.update` of the stage's display."""
+
+    @property
+    def store(self) -> Store:
+        return self.job.store
+
+    def report(self, done: float, total: float, unit: str, metrics: MetricValues) -> None:
+        """Show progress that comes from a worker."""
+        self.show(done, total, unit, **metrics)
+
+    def on_worker(self, function: Callable[..., T], *arguments: object, compute: ComputeSection) -> T:
+        """Call `function(*arguments, store, report)` on a worker. Raises as `ray_workers.call_on_worker`."""
+        ray_workers.connect()
+        return ray_workers.call_on_worker(
+            function, *arguments, self.store, compute=compute, report=self.report, check=self.job.check
+        )
+
+
+def make_dataset(flow: Flow, context: StageContext) -> Dataset:
+    """Read, check and split the rows."""
+    return dataset.prepare(context.store, flow.job_spec.data, TASKS[flow.job_spec.task])
+
+
+def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
+    """Copy a base model into the store."""
+
+    def progress(done: int, total: int) -> None:
+        context.show(done, total, "bytes")
+
+    base = bases.prepare(context.store, base_model, flow.job_spec.task, progress=progress)
+    return BaseCopy(digest=base.digest, name=base.name, architecture=base.architecture, key=base.key)
+
+
+def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
+    """Encode the rows of both sides for a base, once."""
+    store, spec, base = context.store, flow.job_spec, flow.base_copy(base_model)
+    task, labels, limits = TASKS[spec.task], flow.dataset.labels, spec.data
+    files = dataset.load(store, flow.dataset.digest)
+    tokenizer = load_processor(fetch_base(store, base.key), spec.task)
+    key = f"{flow.dataset.key}/encoded/{json_digest([base.digest, limits.max_tokens, limits.too_long])}"
+    counts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:
+        for side, rows, name in (
+            ("train", files.train_rows, TRAIN_FILE),
+            ("held_out", files.held_out_rows, HELD_OUT_FILE),
+        ):
+            encoded, kept = encode_rows(
+                rows,
+                task,
+                tokenizer,
+                labels,
+                max_tokens=limits.max_tokens,
+                too_long=limits.too_long,
+                source=side.replace("_", "-"),
+                progress=lambda done, total: context.show(done, total, "rows"),
+            )
+            if side == "train":
+                task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)
+            encoded.save(Path(scratch) / name)
+            counts |= {
+                f"{side}_rows": len(encoded),
+                f"{side}_rows_left_out": len(rows) - len(encoded),
+                f"{side}_tokens": int(sum(encoded.lengths)),
+                f"{side}_supervised": int(sum(encoded.supervised)),
+            }
+        if store.read_manifest(key) is None:
+            store.commit(key, store.upload_tree(Path(scratch), key), {"base": base.digest})
+    return EncodedRows(**counts, held_out_kept=tuple(kept), key=key, labels=labels)
+
+
+def search(flow: Flow, context: StageContext) -> SearchOutcome:
+    """Search to the best trial."""
+    job, store, spec = context.job, context.store, flow.job_spec
+    assert spec.search is not None
+    ray_workers.connect()
+    records = SearchRecords(store, flow.search_prefix)
+    encoded = flow.get(EncodedRows, spec.base_model)
+    base = fetch_base(store, flow.base_copy(spec.base_model).key)
+    config = load_config(base) if base is not None else {}
+    begun = Problem(spec=spec, space=space_of(spec, config, encoded.train_supervised), rows=encoded.train_rows)
+    problem = records.begin(begun.model_copy(update={"warm": warm_points(store, begun, job.id)}))
+
+    def inputs(run: TrialSegment) -> TrainInputs:
+        trial = decide.trial_spec(problem, run).model_copy(update={"compute": spec.compute})
+        return flow.inputs_of(trial, records.checkpoints(run))
+
+    def note(text: str) -> None:
+        job.event("warning", f"search: {text}")
+        print(f"search     {text}", flush=True)
+
+    executor = Executor(store, spec.compute, spec.search.parallel, job.id, job.attempt, note)
+    try:
+        schedule = Search(job, records, problem, inputs, executor, context.show).run()
+    finally:
+        executor.close()
+    assert schedule.winner is not None
+    results = records.results()
+    winner = results[schedule.winner.name]
+    assert winner.checkpoint is not None
+    print(page.table(problem, results, schedule, limit=_TRIALS_SHOWN), flush=True)
+    return SearchOutcome(
+        inputs=inputs(winner.run),
+        run=winner.run.name,
+        params=winner.run.params,
+        checkpoint=winner.checkpoint,
+        tokens_per_s=winner.tokens / max(winner.seconds, 1e-9),
+        trials=len({result.run.trial for result in results.values()}),
+        tokens=sum(result.tokens for result in results.values()),
+        page=f"{records.prefix}/page.html",
+    )
+
+
+def train(flow: Flow, context: StageContext) -> TrainOutcome:
+    """Train to the end on Ray Train workers. Raises as `Job.check` where the job was stopped."""
+    ray_workers.connect()
+    job, events = context.job, TrainingMetrics(context.job)
+
+    def report(done: float, total: float, unit: str, metrics: MetricValues) -> None:
+        context.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
+        events.record(int(done), int(total), metrics)
+
+    outcome = ray_train.train_on_workers(
+        flow.train_inputs, context.store, job_id=job.id, attempt=job.attempt, report=report
+    )
+    if outcome.stopped == "on_request":
+        job.check(fresh=True)  # raises
+    return outcome
+
+
+def evaluate_candidate(flow: Flow, context: StageContext) -> Evaluation:
+    """Build the candidate and score it and its base on held-out rows."""
+    return context.on_worker(evaluate, flow.evaluate_inputs, compute=flow.spec.compute)
+
+
+def compare_served(flow: Flow, context: StageContext) -> ParityReport:
+    """Compare what is served with what was trained. Raises GateError where they differ."""
+    return context.on_worker(compare_with_engine, flow.spec, flow.evaluation, flow.base.key, compute=flow.spec.compute)
+
+
+def compare_with_engine(
+    spec: JobSpec, evaluation: Evaluation, base_key: str, store: Store, report: SendProgress
+) -> ParityReport:
+    """The comparison, on a machine of the kind that serves."""
+    hardware = detect_hardware()
+    trained = cast(Dtype, evaluation.dtype)
+    settings = EngineSettings(
+        dtype=serving_dtype(trained, hardware),
+        hardware=hardware,
+        max_model_len=spec.serving.max_model_len,
+        max_lora_rank=evaluation.lora_rank,
+        max_loras=spec.serving.max_loras,
+        kv_cache_gib=spec.serving.kv_cache_gib,
+        max_num_seqs=spec.serving.max_ongoing_requests,
+    )
+    candidate = store.fetch(evaluation.candidate_key)
+
+    def progress(done: int, total: int) -> None:
+        report((done, total, "prompts", {}))
+
+    return check_parity(
+        store.fetch(base_key) if evaluation.is_adapter else candidate,
+        evaluation.parity_prompts,
+        settings,
+        trained_dtype=trained,
+        adapter_dir=candidate if evaluation.is_adapter else None,
+        max_mean_gap=spec.evaluation.parity.max_mean_logprob_gap,
+        progress=progress,
+    )
+
+
+def register(flow: Flow, context: StageContext) -> Registered:
+    """Register the candidate and point the alias `champion` at it."""
+    metrics = flow.evaluation.tuned | {f"base_{name}": value for name, value in flow.evaluation.base.items()}
+    if flow.parity is not None:
+        metrics |= {"parity_mean_gap": flow.parity.mean_gap}
+    version = _register_tree(flow, context, flow.evaluation.candidate_key, metrics)
+    registry.set_alias(context.store, version.name, "champion", version.version)
+    return Registered(name=version.name, version=version.version)
+
+
+def publish_checkpoints(flow: Flow, context: StageContext) -> Published:
+    """Register each remaining checkpoint of an adapter as a version, and give each registered checkpoint its alias."""
+    store, inputs, best = context.store, flow.train_inputs, flow.trained.checkpoint
+    found = checkpoint.committed(store, inputs.checkpoints)
+    chosen = publish.others(found, best) if publish.has_adapters(inputs.spec) else []
+    trees = {one.key: candidate_key(context.job.id, one.key) for one in chosen}
+    if chosen:
+        context.on_worker(
+            publish.build_adapters, publish.AdapterInputs(train=inputs, trees=trees), compute=inputs.spec.compute
+        )
+    published = [_published(one, flow.registered.version) for one in found if one.key == best]
+    for one in chosen:
+        metrics = publish.lineage_metrics(one, inputs.spec)
+        published.append(_published(one, _register_tree(flow, context, trees[one.key], metrics).version))
+    for row in published:
+        registry.set_alias(store, flow.registered.name, publish.alias_of(row.step), row.version)
+    return Published(checkpoints=tuple(sorted(published, key=lambda row: row.step)))
+
+
+def deploy_version(flow: Flow, context: StageContext) -> DeployedEndpoint:
+    """Deploy the model and wait until the version answers."""
+    settings = deploy.ServeSettings.from_env()
+    deployed = deploy.deploy(
+        context.store,
+        flow.registered.name,
+        settings,
+        progress=lambda doing, seconds: context.show(seconds, max(seconds, settings.timeout_s), "s", doing=doing),
+    )
+    return DeployedEndpoint(url=deployed.url, version=deployed.version)
+
+
+def _register_tree(flow: Flow, context: StageContext, key: str, metrics: dict[str, float]) -> ModelVersion:
+    """Register a tree of the store. The same tree and job are the same version."""
+    spec = flow.spec
+    training = spec.training.model_copy(update={"precision": flow.evaluation.dtype})  # what `auto` became
+    lineage = Lineage(
+        dataset_digest=flow.dataset.digest,
+        base_digest=flow.base.digest,
+        spec=spec.model_copy(update={"training": training}),
+        code_version=__version__,
+        job_id=context.job.id,
+        metrics=metrics,
+        labels=flow.dataset.labels,
+        trial=None if flow.search is None else flow.search.run,
+    )
+    with tempfile.TemporaryDirectory(prefix="kitae-register-") as scratch:
+        # The registry writes a model card into the tree; the store's cached copy is shared.
+        tree = Path(scratch) / "tree"
+        shutil.copytree(context.store.fetch(key), tree)
+        return registry.register(
+            context.store, spec.name, tree, lineage=lineage, lineage_digest=json_digest([key, spec.digest()])
+        )
+
+
+def _published(one: checkpoint.Checkpoint, version: str) -> PublishedCheckpoint:
+    position = one.position
+    return PublishedCheckpoint(
+        step=position.step,
+        version=version,
+        train_loss=position.losses[-1] if position.losses else None,
+        valid_loss=position.held_out_loss,
+        valid_mean_token_accuracy=position.held_out_accuracy,
+    )

@@ -1,0 +1,155 @@
+"""The job file's sections `data`, `training`, `compute`, `evaluation` and `serving`, and the form of a name."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
+
+Name = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
+"""A name that is valid in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
+NAME_RULE = "lower-case letters, digits, '.', '_' and '-', at most 48, starting and ending with a letter or digit"
+
+
+def is_name(text: str) -> bool:
+    """True if the text is a valid `Name`."""
+    return _NAME.fullmatch(text) is not None
+
+
+class SpecSection(BaseModel):
+    """A part of the job file: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSection(SpecSection):
+    train: str
+    """Rows to train on: `s3://bucket/key` or a path; `.jsonl`, `.csv`, `.tsv` or `.parquet`."""
+    held_out: str | None = None
+    """Rows to evaluate on. None: `held_out_fraction` of the training rows is set aside."""
+    held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    """Share of the rows set aside when `held_out` is None. Rows with the same content go to the same side."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Column of the file for each column of the task, where they differ, such as `{text: body, label: is_spam}`."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use only this many rows, chosen by hash (the same each time). None: all."""
+    max_tokens: int = Field(1024, ge=8)
+    """Longest row in tokens."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What to do with a longer row: refuse the data, drop the row, or truncate it at the end."""
+
+
+class LoraSection(SpecSection):
+    rank: int = Field(16, ge=1, le=512)
+    """Rank of the update matrices."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank (Hu et al. 2021, arXiv:2106.09685)."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter; `all-linear` is every one but the head."""
+
+
+class TrainingSection(SpecSection):
+    method: Literal["full", "lora", "qlora", "frozen"] = "lora"
+    """`full`: every weight. `lora`: low-rank adapters. `qlora`: the same over a 4-bit base. `frozen`: only the head,
+    or for a causal model its last `trainable_blocks` blocks."""
+    lora: LoraSection = LoraSection()
+    """Used by `lora` and `qlora`."""
+    trainable_blocks: int = Field(2, ge=1)
+    """Number of last transformer blocks that `frozen` trains in a causal model."""
+    epochs: int = Field(3, ge=1, le=50)
+    """Passes over the training rows."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps. None: after `epochs`."""
+    batch_size: int = Field(16, ge=1)
+    """Rows per optimizer step, over all workers."""
+    micro_batch_tokens: int = Field(2048, ge=8)
+    """Most tokens in one forward pass of a worker; a step accumulates gradients over as many passes as it needs."""
+    packing: bool = True
+    """Pack several rows into one sequence, without attention across them (causal models only; others are padded)."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate. None: 2e-4 for lora and qlora, 2e-5 for full, 1e-3 for a frozen backbone's head and 5e-5
+    for a frozen causal model's blocks."""
+    warmup_fraction: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of the steps over which the learning rate rises from 0."""
+    schedule: Literal["constant", "linear", "cosine", "warmup_stable_decay"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up. `warmup_stable_decay`: only in the last fifth of the steps
+    (Hägele et al. 2024, arXiv:2405.18392); every trial of a search uses this schedule."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's decoupled weight decay; not applied to biases and norms."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clip the global gradient norm at this value. None: no clipping."""
+    precision: Precision = "auto"
+    """`auto`: bf16 where the hardware computes it natively, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_every_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations of the held-out loss. None: at the end of each epoch."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations without a better held-out loss. None: never."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints, besides those after each evaluation. None: only after evaluations."""
+    checkpoints_to_keep: int = Field(2, ge=1)
+    """Number of checkpoints kept in the store: the best by held-out loss, and always the last."""
+    publish_checkpoints: bool = False
+    """Register the other checkpoints kept as further versions of the model, each with the alias
+    `ckpt-step-{step}` (chat models with adapters only)."""
+    seed: int = Field(42, ge=0, le=2**31 - 1)
+    """Seeds the order of the rows, new weights and dropout."""
+
+
+class ComputeSection(SpecSection):
+    workers: int = Field(1, ge=1)
+    """Training processes: one per GPU or, without GPUs, one per share of the cores."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """Ray CPUs reserved for each worker."""
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+    """GPUs reserved for each worker: 0 or 1."""
+    threads_per_worker: int | None = Field(None, ge=1)
+    """Compute threads of a CPU worker. None: the machine's cores divided by the workers on it."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: what is split over the workers. 1: optimizer state; 2: also gradients; 3: also weights.
+    In bf16, 0 runs as 1."""
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
+    """Keep optimizer state, or weights too, in CPU memory (needs zero_stage 2 or 3; weights need 3)."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are restarted from the last checkpoint before the job fails."""
+
+
+class ParitySection(SpecSection):
+    prompts: int = Field(8, ge=1, le=256)
+    """Held-out prompts answered by both the serving engine and the trainer's model."""
+    max_mean_logprob_gap: float | None = Field(None, gt=0)
+    """Largest mean |difference| of the answer tokens' log-probabilities. None: 1e-3 in fp32, 0.1 in bf16."""
+
+
+class EvaluationSection(SpecSection):
+    must_beat_base: bool = True
+    """Refuse to register a model whose held-out loss is not below its base's."""
+    generate_rows: int = Field(16, ge=0)
+    """Held-out rows that both models answer for the task metric (chat only)."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest such answer, in tokens."""
+    parity: ParitySection = ParitySection()
+    """The check that the served model answers as the trained one did."""
+
+
+class ServingSection(SpecSection):
+    deploy: bool = True
+    """Deploy the version once it is registered."""
+    max_model_len: int = Field(2048, ge=64)
+    """Longest prompt plus answer, in tokens."""
+    max_loras: int = Field(4, ge=1)
+    """Most adapters that a base's engine holds in memory at once."""
+    max_ongoing_requests: int = Field(32, ge=1)
+    """Most requests that a replica processes at once."""
+    max_queued_requests: int = Field(128, ge=1)
+    """Most requests that wait beyond those; more are answered 429."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
