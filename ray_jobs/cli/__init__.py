@@ -1,1 +1,1 @@
-"""The commands of `kitae`, one module per subject: arguments in, tables out. Imports click and nothing heavier."""
+"""The commands of `kitae`, one module per subject: arguments in, tables out. Imports nothing heavier than click."""

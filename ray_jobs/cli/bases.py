@@ -1,7 +1,4 @@
-"""`bases`: the base models that a job file may name.
-
-Owns what these commands print. `ray_jobs.models.bases` prepares a base, `ray_jobs.registry.catalogue` keeps its entry.
-"""
+"""`bases`: the base models that a job file may name."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from ray_jobs.cli import session
 
 
 @click.group(invoke_without_command=True, options_metavar="[--json]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 @click.pass_context
 def bases(context: click.Context, as_json: bool) -> None:
     """Show the base models that jobs may name, which are those that the fine-tuning API offers.
@@ -31,15 +28,9 @@ def bases(context: click.Context, as_json: bool) -> None:
     if as_json:
         session.print_json([entry.model_dump(mode="json") for entry in entries])
         return
-    rows = [
-        (entry.name, ", ".join(entry.tasks), entry.architecture, str(entry.max_tokens or "?"), entry.source)
-        for entry in entries
-    ]
-    session.print_table(
-        ["base", "tasks", "architecture", "longest row", "source"],
-        rows,
-        empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` adds one",
-    )
+    columns = ["base", "tasks", "architecture", "longest row", "source"]
+    rows = [(e.name, ", ".join(e.tasks), e.architecture, str(e.max_tokens or "?"), e.source) for e in entries]
+    session.print_table(columns, rows, empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` adds one")
 
 
 @bases.command()

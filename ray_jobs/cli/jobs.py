@@ -1,12 +1,9 @@
-"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`, `notice`: a job from its file to its end.
-
-Owns the output of these commands. Knows neither a stage's work (`pipeline`) nor the rules of a record (`jobs`).
-"""
+"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`, `notice`: a job from its file to its end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,39 +15,33 @@ from ray_jobs.cli import session
 
 if TYPE_CHECKING:
     from ray_jobs.errors import KitaeError
-    from ray_jobs.jobs import Event, JobRecord
-    from ray_jobs.pipeline import JobResult
+    from ray_jobs.jobs import JobRecord
+    from ray_jobs.spec import JobSpec
     from ray_jobs.storage import Store
 
 WATCH_EVERY_S = 2.0
 SILENT_AFTER_S = 300.0
 """A running job writes an event at least at every evaluation; without one for so long, its runner may be dead."""
 
-_SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
-_JOB = click.argument("job", shell_complete=session.job_ids)
-
 
 @click.command()
-@_SPEC
-def plan(spec: Path) -> None:
+@session.SPEC
+def plan(spec: JobSpec) -> None:
     """Show which stages of the job file SPEC `run` would run, and which it would skip.
 
     \b
     Example:
       kitae plan examples/faq_chat.yaml
     """
-    from ray_jobs.spec import load_spec
-
-    loaded = load_spec(spec)
     from ray_jobs import pipeline
 
-    click.echo(pipeline.plan(session.open_store(), loaded).as_text())
+    click.echo(pipeline.plan(session.open_store(), spec).as_text())
 
 
 @click.command()
-@_SPEC
+@session.SPEC
 @click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: exit 0 when stopped.")
-def run(spec: Path, launched: bool) -> None:
+def run(spec: JobSpec, launched: bool) -> None:
     """Run the job file SPEC, from rows to an answering endpoint.
 
     The same file is the same job: finished stages are skipped, and a job that was killed resumes. A runner of the job
@@ -61,18 +52,15 @@ def run(spec: Path, launched: bool) -> None:
       kitae run examples/faq_chat.yaml
       ray job submit --working-dir . -- python -m ray_jobs run examples/faq_chat.yaml
     """
-    from ray_jobs.spec import load_spec
-
-    loaded = load_spec(spec)  # before the heavy imports, so that a mistake in the file is reported at once
     from ray_jobs import pipeline
     from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded
 
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
-        _report(pipeline.run(session.open_store(), loaded))
+        click.echo(pipeline.run(session.open_store(), spec).as_text())
 
 
 @click.command()
-@_JOB
+@session.JOB
 @click.option("--workers", type=click.IntRange(min=1), help="Number of training workers (compute.workers).")
 @click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: a later stop is kept.")
 @click.option("--paused-at", hidden=True, help="The pause that this launch ends.")
@@ -96,7 +84,8 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     from ray_jobs import pipeline
 
     with _exit_0_on(JobError if launched else ()):
-        _report(pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None))
+        result = pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None)
+        click.echo(result.as_text())
 
 
 @contextmanager
@@ -109,7 +98,7 @@ def _exit_0_on(stops: type[KitaeError] | tuple[type[KitaeError], ...]) -> Iterat
 
 
 @click.command()
-@_JOB
+@session.JOB
 def cancel(job: str) -> None:
     """End JOB. Its runner stops within seconds; `kitae resume` resumes it.
 
@@ -124,7 +113,7 @@ def cancel(job: str) -> None:
 
 
 @click.command()
-@_JOB
+@session.JOB
 def pause(job: str) -> None:
     """Stop JOB for now. Its runner stops within seconds and frees its machines; `kitae resume` resumes it.
 
@@ -184,23 +173,14 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
     from ray_jobs.jobs import list_jobs, load
 
     store = session.open_store(check=False)
-    if job is None and (watch or show_events):
-        records = list_jobs(store)
-        if not records:
-            raise JobError(f"there is no job in {store.uri()} yet; `kitae run SPEC` starts one")
-        job = records[0].id
     if job is None:
-        records = list_jobs(store)
-        if as_json:
-            session.print_json([record.model_dump(mode="json") for record in records])
-        else:
-            rows = [(r.id, r.status, str(r.attempt), _ago(r.created_at), _outcome(r)) for r in records]
-            session.print_table(
-                ["job", "status", "attempts", "created", "outcome"],
-                rows,
-                empty=f"no jobs in {store.uri()} yet; `kitae run SPEC` starts one",
-            )
-        return
+        records, none = list_jobs(store), f"no jobs in {store.uri()} yet; `kitae run SPEC` starts one"
+        if not (watch or show_events):
+            _print_jobs(records, as_json, empty=none)
+            return
+        if not records:
+            raise JobError(none)
+        job = records[0].id
     record = load(store, job)
     if as_json and not watch:
         session.print_json(_as_json(store, record, with_events=show_events))
@@ -215,8 +195,12 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         context.exit(1)
 
 
-def _report(result: JobResult) -> None:
-    click.echo(result.as_text())
+def _print_jobs(records: Sequence[JobRecord], as_json: bool, *, empty: str) -> None:
+    if as_json:
+        session.print_json([record.model_dump(mode="json") for record in records])
+        return
+    rows = [(r.id, r.status, str(r.attempt), _ago(r.created_at), _outcome(r)) for r in records]
+    session.print_table(["job", "status", "attempts", "created", "outcome"], rows, empty=empty)
 
 
 def _print_events(store: Store, job_id: str, *, after: str) -> str:
@@ -224,16 +208,12 @@ def _print_events(store: Store, job_id: str, *, after: str) -> str:
 
     last = after
     for key, event in events(store, job_id, after=after):
-        click.echo(_event_line(event))
+        mark = "" if event.level == "info" else f"{event.level}: "
+        data = "" if event.kind == "metrics" else session.format_metrics(event.data)  # the message of metrics has them
+        line = f"{event.at.astimezone():%H:%M:%S}  #{event.attempt}  {mark}{event.message}"
+        click.echo(line + (f"  ({data})" if data else ""))
         last = key
     return last
-
-
-def _event_line(event: Event) -> str:
-    at = event.at.astimezone().strftime("%H:%M:%S")
-    mark = "" if event.level == "info" else f"{event.level}: "
-    data = "" if event.kind == "metrics" else session.format_metrics(event.data)  # the message of metrics has them
-    return f"{at}  #{event.attempt}  {mark}{event.message}" + (f"  ({data})" if data else "")
 
 
 def _print_job(store: Store, record: JobRecord) -> None:
@@ -278,12 +258,9 @@ def _outcome(record: JobRecord) -> str:
         return record.error.splitlines()[0]
     if not record.result:
         return ""
-    model, tuned, base = (
-        f"{record.result['model']}@{record.result['version']}",
-        record.result["tuned"],
-        record.result["base"],
-    )
-    return f"{model}, held-out loss {base['loss']:.3f} → {tuned['loss']:.3f}"
+    result = record.result
+    losses = f"{result['base']['loss']:.3f} → {result['tuned']['loss']:.3f}"
+    return f"{result['model']}@{result['version']}, held-out loss {losses}"
 
 
 def _ago(at: datetime) -> str:

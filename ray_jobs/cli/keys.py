@@ -1,7 +1,4 @@
-"""`keys`: API keys of the endpoint.
-
-Owns what these commands print. `ray_jobs.tenancy.api_keys` stores the keys, the endpoint checks them.
-"""
+"""`keys`: API keys of the endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.tenancy.api_keys import ApiKey, Limits
+    from ray_jobs.tenancy.api_keys import ApiKey
 
 _LIMIT = click.IntRange(min=1)
 
@@ -39,7 +36,7 @@ def keys() -> None:
 @click.option("--concurrent-requests", type=_LIMIT, help="Requests processed at the same time.")
 @click.option("--concurrent-jobs", type=_LIMIT, help="Fine-tuning jobs that have not ended.")
 @click.option("--max-body-bytes", type=click.IntRange(min=1024), help="Longest request body.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **limits: int | None) -> None:
     """Create a key and print it. Only its digest is stored, so it cannot be shown again.
 
@@ -57,14 +54,14 @@ def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **l
     key, secret = keys.create(store, team, name, keys.Limits(**limits), expires_at=expires_at)
     if as_json:
         session.print_json(_as_json(key) | {"key": secret})
-        return
-    click.echo(f"key {key.id} of team {key.team}; it is not shown again:", err=True)
-    click.echo(secret)
+    else:
+        click.echo(f"key {key.id} of team {key.team}; it is not shown again:", err=True)
+        click.echo(secret)
 
 
 @keys.command("list")
 @click.option("--team", help="Only this team's keys.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def list_command(team: str | None, as_json: bool) -> None:
     """Show the keys, including revoked and expired ones, without their secrets.
 
@@ -80,7 +77,7 @@ def list_command(team: str | None, as_json: bool) -> None:
     if as_json:
         session.print_json([_as_json(key) for key in found])
         return
-    rows = [(key.id, key.team, key.name, _state(key), _limits(key.limits), _day(key.created_at)) for key in found]
+    rows = [(key.id, key.team, key.name, _state(key), _limits(key), f"{key.created_at:%Y-%m-%d}") for key in found]
     whose = "" if team is None else f" of team {team}"
     session.print_table(
         ["id", "team", "name", "state", "limits", "created"],
@@ -91,7 +88,7 @@ def list_command(team: str | None, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key_id", metavar="ID", shell_complete=session.key_ids)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@session.YES
 def revoke(key_id: str, yes: bool) -> None:
     """Revoke key ID permanently. The endpoint refuses it within seconds.
 
@@ -116,12 +113,8 @@ def _as_json(key: ApiKey) -> dict[str, Any]:
 
 def _state(key: ApiKey) -> str:
     state = key.state(datetime.now(UTC))
-    return f"{state} until {_day(key.expires_at)}" if state == "active" and key.expires_at is not None else state
+    return f"{state} until {key.expires_at:%Y-%m-%d}" if state == "active" and key.expires_at is not None else state
 
 
-def _limits(limits: Limits) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in limits if value is not None) or "-"
-
-
-def _day(when: datetime) -> str:
-    return f"{when:%Y-%m-%d}"
+def _limits(key: ApiKey) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in key.limits if value is not None) or "-"

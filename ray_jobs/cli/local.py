@@ -1,7 +1,4 @@
-"""`local`: the local service of this directory: store, Ray and endpoint.
-
-Owns what these commands print. `ray_jobs.local` starts and stops the parts.
-"""
+"""`local`: the local service of this directory: store, Ray and endpoint."""
 
 from __future__ import annotations
 
@@ -35,17 +32,11 @@ def up() -> None:
     """
     from ray_jobs import deploy
     from ray_jobs import local as service
-    from ray_jobs.jobs.progress import duration
     from ray_jobs.storage import Store
 
     service.up()
     os.environ.update(service.environment())
-    store = Store.from_env(check=False)
-
-    def report(line: str, seconds: float) -> None:
-        click.echo(f"{duration(seconds):>6}  {line}", err=True)
-
-    deploy.reapply(store, deploy.ServeSettings.from_env(), progress=report)
+    deploy.reapply(Store.from_env(check=False), deploy.ServeSettings.from_env(), progress=session.print_progress)
 
 
 @local.command()
@@ -62,7 +53,7 @@ def down() -> None:
 
 
 @local.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def status(as_json: bool) -> None:
     """Show the state and address of each part.
 

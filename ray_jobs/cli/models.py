@@ -1,7 +1,4 @@
-"""`models`, `deploy`, `undeploy`: registered versions and their deployment.
-
-Owns what these commands print. The registry stores versions, `ray_jobs.deploy` serves them.
-"""
+"""`models`, `deploy`, `undeploy`: registered versions and their deployment."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class ModelsGroup(click.Group):
     subcommand_metavar="[NAME | COMMAND] …",
     options_metavar="[--json]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
     """Show the registered models, or NAME's versions with their aliases and metrics.
@@ -65,47 +62,38 @@ def models(context: click.Context, as_json: bool) -> None:
         return
     answering = {record.name: record.label or "champion" for record in deployed(store)}
     rows = []
-    for name, versions in found.items():
-        if not versions:
-            continue
-        newest = versions[-1]
+    for name, (*_, newest) in ((name, versions) for name, versions in found.items() if versions):
         aliases = ", ".join(f"{alias} → {version}" for alias, version in sorted(registry.aliases(store, name).items()))
-        rows.append(
-            (name, newest.task, newest.base_name, str(len(versions)), newest.version, aliases, answering.get(name, "-"))
-        )
-    session.print_table(
-        ["model", "task", "base", "versions", "newest", "aliases", "answers"],
-        rows,
-        empty=f"no models in {store.uri()} yet; `kitae run SPEC` trains one",
-    )
+        count, answers = str(len(found[name])), answering.get(name, "-")
+        rows.append((name, newest.task, newest.base_name, count, newest.version, aliases, answers))
+    columns = ["model", "task", "base", "versions", "newest", "aliases", "answers"]
+    session.print_table(columns, rows, empty=f"no models in {store.uri()} yet; `kitae run SPEC` trains one")
 
 
 @models.command(hidden=True)  # `kitae models NAME`
 @_NAME
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 @click.pass_context
 def show(context: click.Context, name: str, as_json: bool) -> None:
     """Show NAME's versions, or all details of NAME@VERSION."""
     from ray_jobs import registry
     from ray_jobs.deploy import traffic
+    from ray_jobs.registry import shares
 
     store = session.open_store(check=False)
-    as_json = as_json or bool(context.obj)
     if "@" in name:
-        version = registry.get(store, name)
-        session.print_json(_as_json(store, version))
+        session.print_json(_as_json(store, registry.get(store, name)))
         return
     versions = registry.versions(store, name)
     if not versions:
         registry.get(store, name)  # RegistryError, naming the nearest
-    if as_json:
+    if as_json or context.obj:
         session.print_json([_as_json(store, version) for version in versions])
         return
-    labels = _aliases_by_version(store, name)
     rows = [
         (
             version.version,
-            ", ".join(labels.get(version.version, [])),
+            ", ".join(_aliases(store, version)),
             version.kind,
             _compared(version.metrics),
             version.lineage.job_id,
@@ -114,8 +102,10 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         for version in versions
     ]
     session.print_table(["version", "aliases", "kind", "held-out, base → tuned", "job", "created"], rows, empty="")
-    for line in [*traffic.describe(traffic.read(store, name), name), *_shared(store, name)]:
+    for line in traffic.describe(traffic.read(store, name), name):
         click.echo(line)
+    if (shared := shares.read(store, name)) != shares.NOT_SHARED:
+        click.echo(f"shared with {shares.describe(shared)}")
 
 
 @models.command()
@@ -137,7 +127,7 @@ def alias(name: str, alias: str, version: str) -> None:
 
 @models.command()
 @click.argument("model", metavar="NAME@VERSION", shell_complete=session.model_names)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@session.YES
 def delete(model: str, yes: bool) -> None:
     """Delete one version's weights permanently.
 
@@ -167,22 +157,6 @@ def _compared(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _shared(store: Store, name: str) -> list[str]:
-    from ray_jobs.registry import shares
-
-    shared = shares.read(store, name)
-    return [] if shared == shares.NOT_SHARED else [f"shared with {shares.describe(shared)}"]
-
-
-def _aliases_by_version(store: Store, name: str) -> dict[str, list[str]]:
-    from ray_jobs import registry
-
-    labels: dict[str, list[str]] = {}
-    for alias, version in sorted(registry.aliases(store, name).items()):
-        labels.setdefault(version, []).append(alias)
-    return labels
-
-
 @click.command()
 @click.argument("model", metavar="NAME[@VERSION|@ALIAS]", shell_complete=session.model_names)
 def deploy(model: str) -> None:
@@ -193,14 +167,9 @@ def deploy(model: str) -> None:
       kitae deploy faq-chat@2
     """
     from ray_jobs import deploy as deployment
-    from ray_jobs.jobs.progress import duration
 
-    store = session.open_store()
-
-    def report(line: str, seconds: float) -> None:
-        click.echo(f"{duration(seconds):>6}  {line}", err=True)
-
-    click.echo(deployment.deploy(store, model, deployment.ServeSettings.from_env(), progress=report))
+    store, settings = session.open_store(), deployment.ServeSettings.from_env()
+    click.echo(deployment.deploy(store, model, settings, progress=session.print_progress))
 
 
 @click.command()
@@ -214,9 +183,14 @@ def undeploy(name: str) -> None:
     """
     from ray_jobs import deploy as deployment
 
-    store = session.open_store()
-    click.echo(deployment.undeploy(store, name, deployment.ServeSettings.from_env()))
+    click.echo(deployment.undeploy(session.open_store(), name, deployment.ServeSettings.from_env()))
 
 
 def _as_json(store: Store, version: ModelVersion) -> dict[str, object]:
-    return version.as_json() | {"aliases": _aliases_by_version(store, version.name).get(version.version, [])}
+    return version.as_json() | {"aliases": _aliases(store, version)}
+
+
+def _aliases(store: Store, version: ModelVersion) -> list[str]:
+    from ray_jobs import registry
+
+    return sorted(alias for alias, to in registry.aliases(store, version.name).items() if to == version.version)

@@ -1,8 +1,4 @@
-"""`quota show` and `quota set`: quotas, usage and waiting jobs of a cluster, and changes of a quota.
-
-Owns arguments and output; `quota simulate` and `quota report` are in `quota_past`. Does not know the arithmetic
-(`ray_jobs.quota`, `ray_jobs.kueue`). Only `set --apply` writes.
-"""
+"""`quota show` and `quota set`: quotas, usage and waiting jobs of a cluster, and changes of a quota."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ray_jobs.cli import quota_past, session
 from ray_jobs.errors import suggestion
@@ -25,14 +20,14 @@ TRACE_DAYS = 30
 """Age of the oldest past jobs on which `show` bases estimates."""
 
 
-def team_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a team with a quota."""
-    return session.matching(incomplete, lambda: sorted(_known()[0]))
+@session.completes
+def team_names(_: str) -> list[str]:
+    return sorted(_known()[0])
 
 
-def flavor_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a flavor."""
-    return session.matching(incomplete, lambda: sorted(_known()[1]))
+@session.completes
+def flavor_names(_: str) -> list[str]:
+    return sorted(_known()[1])
 
 
 @click.group()
@@ -51,7 +46,7 @@ def quota() -> None:
 @quota.command()
 @click.option("--team", metavar="TEAM", shell_complete=team_names, help="Only this team's.  [default: every team's]")
 @click.option("--all", "everything", is_flag=True, help="Also CPU and memory of GPU flavors.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def show(team: str | None, everything: bool, as_json: bool) -> None:
     """Show quota, usage and waiting jobs of each team and flavor, and for each waiting job the reason and a start.
 
@@ -79,9 +74,7 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
     waits = [each for each in waits if team in (None, each.team)]
     rows = [row for row in status.rows(queues, workloads) if team in (None, row.team)]
     if as_json:
-        session.print_json(
-            {"at": now, "quotas": [_row_json(row) for row in rows], "waiting": list(map(_waiting_json, waits))}
-        )
+        session.print_json({"at": now, "quotas": list(map(_row_json, rows)), "waiting": list(map(asdict, waits))})
         return
     columns = ["team", "flavor", "resource", "nominal", "used", "borrowed", "lent", "may borrow", "free", "waiting"]
     shown = [_row_cells(row) for row in rows if everything or row.counted]
@@ -224,19 +217,4 @@ def _row_json(row: QuotaRow) -> dict[str, Any]:
     quota = document.pop("quota") | {"lent": row.quota.lent}
     limits = quota.pop("limits")
     del quota["largest"]
-    return _numbers({**document, **quota, **limits})
-
-
-def _waiting_json(each: WaitingWorkload) -> dict[str, Any]:
-    return _numbers(asdict(each) | {"asks": _numbers(dict(each.asks))})
-
-
-def _numbers(document: dict[str, Any]) -> dict[str, Any]:
-    """Decimals as numbers, times as ISO 8601."""
-    plain: dict[str, Any] = {}
-    for name, value in document.items():
-        if isinstance(value, Decimal):
-            plain[name] = int(value) if value == int(value) else float(value)
-        else:
-            plain[name] = value.isoformat() if isinstance(value, datetime) else value
-    return plain
+    return {**document, **quota, **limits}

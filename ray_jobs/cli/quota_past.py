@@ -1,7 +1,4 @@
-"""`quota simulate` and `quota report`: past jobs replayed under another quota, and the use of the quotas.
-
-Owns arguments and output. Does not know the simulation (`kueue.simulate`) or the report (`quota.report`).
-"""
+"""`quota simulate` and `quota report`: past jobs replayed under another quota, and the use of the quotas."""
 
 from __future__ import annotations
 
@@ -22,18 +19,9 @@ if TYPE_CHECKING:
     from ray_jobs.quota.job_trace import JobTrace
     from ray_jobs.quota.report import Report, ReportBy
 
-DEFAULT_DAYS = 30
-_DATE = click.DateTime(formats=["%Y-%m-%d"])
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_SINCE = click.option("--since", type=_DATE, metavar="DATE", help=f"First day (UTC).  [default: {DEFAULT_DAYS} days]")
-_UNTIL = click.option("--until", type=_DATE, metavar="DATE", help="Last day (UTC).  [default: today]")
-_QUOTA = click.option(
-    "--quota",
-    "quotas",
-    type=_FILE,
-    metavar="FILE",
-    help="The present quotas as the chart's values.  [default: the cluster's]",
-)
+_PRESENT = "The present quotas as the chart's values.  [default: the cluster's]"
+_QUOTA = click.option("--quota", "quotas", type=_FILE, metavar="FILE", help=_PRESENT)
 
 
 @click.command()
@@ -43,8 +31,8 @@ _QUOTA = click.option(
 @click.option(
     "--set", "settings", multiple=True, metavar="TEAM.FLAVOR=N[,borrow=N][,lend=N]", help="One proposed quota."
 )
-@_SINCE
-@_UNTIL
+@session.SINCE
+@session.UNTIL
 @_QUOTA
 @click.option(
     "--lost-minutes",
@@ -53,7 +41,7 @@ _QUOTA = click.option(
     show_default=True,
     help="Minutes of work that a preemption costs: since the last checkpoint, and a start.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 @click.option("--html", "html_file", type=_FILE, metavar="FILE", help="Write a page with plots.")
 def simulate(
     proposal: Path | None,
@@ -79,7 +67,7 @@ def simulate(
     if proposal is None and not settings:
         raise click.UsageError("no proposed quota: give --proposal FILE or --set TEAM.FLAVOR=N")
     proposed_file = quota_file.load(proposal) if proposal is not None else None
-    first, last = _days(since, until)
+    first, last = session.days(since, until)
     present = _present(quotas)
     proposed = present
     if proposed_file is not None:
@@ -105,18 +93,12 @@ def simulate(
 
 
 @click.command()
-@_SINCE
-@_UNTIL
+@session.SINCE
+@session.UNTIL
 @click.option("--by", type=click.Choice(["team", "job", "model"]), default="team", show_default=True)
 @_QUOTA
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--csv",
-    "csv_file",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    metavar="FILE",
-    help="Write CSV; `-`: to standard output.",
-)
+@session.JSON
+@click.option("--csv", "csv_file", type=click.Path(dir_okay=False), metavar="FILE", help="Write CSV; `-`: to stdout.")
 @click.option("--html", "html_file", type=_FILE, metavar="FILE", help="Write a page with a plot.")
 def report(
     since: datetime | None,
@@ -143,7 +125,7 @@ def report(
 
     if as_json and csv_file == "-":
         raise click.UsageError("--json and --csv - exclude each other: both write to standard output")
-    first, last = _days(since, until)
+    first, last = session.days(since, until)
     try:
         present: Pool | None = _present(quotas)
     except MachineError as error:
@@ -168,14 +150,6 @@ def report(
         session.print_table(*results.report_rows(made), empty="")
         for note in made.notes:
             click.echo(note, err=True)
-
-
-def _days(since: datetime | None, until: datetime | None) -> tuple[Any, Any]:
-    last = until.date() if until else datetime.now(UTC).date()
-    first = since.date() if since else last - timedelta(days=DEFAULT_DAYS - 1)
-    if first > last:
-        raise click.BadParameter(f"{first} is after the last day, {last}", param_hint="--since")
-    return first, last
 
 
 def _present(file: Path | None) -> Pool:
@@ -223,11 +197,7 @@ def _replay_json(replay: Replay) -> dict[str, Any]:
 
 
 def _report_json(made: Report) -> dict[str, Any]:
-    return {
-        "by": made.by,
-        "begin": made.begin.isoformat(),
-        "end": made.end.isoformat(),
-        "rows": [{made.by: row.name} | {k: v for k, v in asdict(row).items() if k != "name"} for row in made.rows],
-        "total": {k: v for k, v in asdict(made.total).items() if k != "name"},
-        "notes": list(made.notes),
-    }
+    document = asdict(made)
+    document["rows"] = [{made.by: row.pop("name")} | row for row in document["rows"]]
+    del document["total"]["name"]
+    return document

@@ -11,12 +11,13 @@ from ray_jobs.cli import session
 
 if TYPE_CHECKING:
     from ray_jobs.search.records import SearchRecords
+    from ray_jobs.spec import JobSpec
     from ray_jobs.storage import Store
 
 
 @click.command()
-@click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
-def tune(spec: Path) -> None:
+@session.SPEC
+def tune(spec: JobSpec) -> None:
     """Search the hyperparameters of the job file SPEC. `run` then evaluates and registers the best trial.
 
     The job file's `search:` sets the space, the algorithm and the budget; without it, the defaults of the task and the
@@ -26,20 +27,17 @@ def tune(spec: Path) -> None:
     Example:
       kitae tune examples/faq_chat.yaml
     """
-    from ray_jobs.spec import load_spec
-
-    loaded = load_spec(spec)
     from ray_jobs import pipeline
 
-    result = pipeline.tune(session.open_store(), loaded)
+    result = pipeline.tune(session.open_store(), spec)
     click.echo(f"best: {result.run} with {session.format_metrics(result.params)}  (job {result.job_id})")
     click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
 
 
 @click.command()
-@click.argument("job", shell_complete=session.job_ids)
+@session.JOB
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def trials(job: str, html: Path | None, as_json: bool) -> None:
     """Show the trials of JOB's search, the best first, also while it runs.
 

@@ -9,7 +9,10 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,25 +23,24 @@ from ray_jobs.errors import KitaeError
 if TYPE_CHECKING:
     from ray_jobs.cluster.client import Cluster
     from ray_jobs.cluster.kinds import Kind, Object
+    from ray_jobs.spec import JobSpec
     from ray_jobs.storage import Store
+
+ShellComplete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+DEFAULT_DAYS = 30
+_DATE = click.DateTime(formats=["%Y-%m-%d"])
 
 
 def open_store(*, check: bool = True) -> Store:
     """The store of KITAE_STORE; without it, the store of this directory's local service."""
     from ray_jobs.storage import Store
 
-    use_local_service()
+    if "KITAE_STORE" not in os.environ:
+        from ray_jobs import local
+
+        if local.is_up():
+            os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
     return Store.from_env(check=check)
-
-
-def use_local_service() -> None:
-    """Set the environment to this directory's local service, unless it names a store."""
-    if "KITAE_STORE" in os.environ:
-        return
-    from ray_jobs import local
-
-    if local.is_up():
-        os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
 
 
 def connect_cluster() -> Cluster:
@@ -59,8 +61,31 @@ def list_if_allowed(cluster: Cluster, kind: Kind) -> list[Object]:
         return []
 
 
+def days(since: datetime | None, until: datetime | None) -> tuple[date, date]:
+    """The first and the last day of the options `--since` and `--until`."""
+    last = until.date() if until else datetime.now(UTC).date()
+    first = since.date() if since else last - timedelta(days=DEFAULT_DAYS - 1)
+    if first > last:
+        raise click.BadParameter(f"{first} is after the last day, {last}", param_hint="--since")
+    return first, last
+
+
+def print_progress(doing: str, seconds: float) -> None:
+    """Print a step of a deployment and the time since its start."""
+    from ray_jobs.jobs.progress import duration
+
+    click.echo(f"{duration(seconds):>6}  {doing}", err=True)
+
+
 def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print JSON; decimals as numbers, times as ISO 8601."""
+
+    def plain(other: object) -> object:
+        if isinstance(other, Decimal):
+            return int(other) if other == int(other) else float(other)
+        return other.isoformat() if isinstance(other, datetime) else str(other)
+
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=plain))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
@@ -88,56 +113,64 @@ def format_metrics(values: Mapping[str, Any]) -> str:
     )
 
 
-def job_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a job's id."""
-    return _complete(incomplete, lambda store: store.list_dirs("jobs/"))
+def completes(candidates: Callable[[str], Iterable[str]]) -> ShellComplete:
+    """Completes one of the candidates for the incomplete word; none if computing them fails."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        os.environ.setdefault("KITAE_STORE_PATIENCE_S", "1")  # a user waits for the completion
+        try:
+            return [CompletionItem(name) for name in candidates(incomplete) if name.startswith(incomplete)]
+        except Exception:  # noqa: BLE001  # a failed completion must not print an error into a half-typed line
+            return []
+
+    return complete
 
 
-def base_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a base of the catalogue."""
+@completes
+def job_ids(_: str) -> Iterable[str]:
+    return open_store(check=False).list_dirs("jobs/")
+
+
+@completes
+def base_names(_: str) -> Iterable[str]:
     from ray_jobs.registry import catalogue
 
-    return _complete(incomplete, lambda store: [entry.name for entry in catalogue.entries(store)])
+    return [entry.name for entry in catalogue.entries(open_store(check=False))]
 
 
-def key_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes the id of an API key."""
+@completes
+def key_ids(_: str) -> Iterable[str]:
+    from ray_jobs.tenancy import api_keys
 
-    def candidates(store: Store) -> list[str]:
-        from ray_jobs.tenancy import api_keys
-
-        return list(api_keys.etags(store))
-
-    return _complete(incomplete, candidates)
+    return api_keys.etags(open_store(check=False))
 
 
-def model_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Completes a model's name, and after `@` its versions and aliases."""
+@completes
+def model_names(incomplete: str) -> Iterable[str]:
+    """Models, and after `@` the model's versions and aliases."""
+    from ray_jobs import registry
 
-    def candidates(store: Store) -> list[str]:
-        from ray_jobs import registry
-
-        name, at, _ = incomplete.partition("@")
-        if not at:
-            return list(registry.names(store))
-        labels = [*(version.version for version in registry.versions(store, name)), *registry.aliases(store, name)]
-        return [f"{name}@{label}" for label in labels]
-
-    return _complete(incomplete, candidates)
+    store = open_store(check=False)
+    name, at, _ = incomplete.partition("@")
+    if not at:
+        return registry.names(store)
+    labels = [*(version.version for version in registry.versions(store, name)), *registry.aliases(store, name)]
+    return [f"{name}@{label}" for label in labels]
 
 
-def _complete(incomplete: str, candidates: Callable[[Store], Sequence[str]]) -> list[CompletionItem]:
-    os.environ.setdefault("KITAE_STORE_PATIENCE_S", "1")  # a user waits for the completion
-    return matching(incomplete, lambda: candidates(open_store(check=False)))
+def _load_spec(context: click.Context, parameter: click.Parameter, path: Path) -> JobSpec:
+    """Read the job file before the heavy imports, so that a mistake in it is reported at once."""
+    from ray_jobs.spec import load_spec
+
+    return load_spec(path)
 
 
-def matching(incomplete: str, candidates: Callable[[], Sequence[str]]) -> list[CompletionItem]:
-    """Completes one of the candidates; none if computing them fails."""
-    try:
-        found = candidates()
-    except Exception:  # noqa: BLE001  # a failed completion must not print an error into a half-typed line
-        return []
-    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+YES = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+JOB = click.argument("job", shell_complete=job_ids)
+SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path), callback=_load_spec)
+SINCE = click.option("--since", type=_DATE, metavar="DATE", help=f"First day (UTC).  [default: {DEFAULT_DAYS} days]")
+UNTIL = click.option("--until", type=_DATE, metavar="DATE", help="Last day (UTC).  [default: today]")
 
 
 def run(cli: click.Command, *, prog_name: str) -> int:

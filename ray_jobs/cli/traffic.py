@@ -1,7 +1,4 @@
-"""`promote`, `rollback`, `traffic`, `share`, `unshare`: the versions that answer requests, and the teams that may ask.
-
-Owns what these commands print. `deploy.traffic` keeps the policies, `registry.shares` the shares.
-"""
+"""`promote`, `rollback`, `traffic`, `share`, `unshare`: which versions answer, and the teams that may ask."""
 
 from __future__ import annotations
 
@@ -12,10 +9,16 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.deploy.traffic import Bounds
     from ray_jobs.storage import Store
 
-_NAME = click.argument("name", shell_complete=session.model_names)
+
+def _registry_name(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    from ray_jobs.registry import api_names
+
+    return api_names.registry_ref(name)
+
+
+_NAME = click.argument("name", shell_complete=session.model_names, callback=_registry_name)
 _ALIAS = click.option("--alias", default="champion", show_default=True, help="Alias to change.")
 _BOUNDS = ("--max-error-rate", "--max-p95-s", "--min-requests")
 
@@ -43,10 +46,8 @@ def promote(
     alias: str,
     percent: float | None,
     shadow: bool,
-    max_error_rate: float | None,
-    max_p95_s: float | None,
-    min_requests: int | None,
     watch_s: float | None,
+    **limits: float | None,
 ) -> None:
     """Send requests for model NAME to VERSION: all, a share (--canary), or copies (--shadow).
 
@@ -60,18 +61,23 @@ def promote(
     """
     from ray_jobs.deploy import traffic
 
-    name = _registry_name(name)
-    given = {"max_error_rate": max_error_rate, "max_p95_s": max_p95_s, "min_requests": min_requests}
-    bounds = traffic.Bounds.model_validate({key: value for key, value in given.items() if value is not None})
-    bounded = any(value is not None for value in given.values())
-    _check_options(percent, shadow, bounded, watch_s)
-    store = session.open_store(check=False)
+    given = {limit: value for limit, value in limits.items() if value is not None}
+    if percent is not None and shadow:
+        raise click.UsageError("a version is either a canary or a shadow: leave --canary or --shadow out")
+    if shadow and given:
+        raise click.UsageError(f"a shadow has no bounds, since its answers are dropped: leave {', '.join(_BOUNDS)} out")
+    if watch_s is not None and (shadow or percent is not None):
+        raise click.UsageError("--watch-s is for a whole promotion: a canary is judged until it ends")
+    bounds, store = traffic.Bounds.model_validate(given), session.open_store(check=False)
     if shadow:
         click.echo(traffic.start_shadow(store, name, version, alias=alias))
     elif percent is not None:
         click.echo(traffic.start_canary(store, name, version, percent=percent, alias=alias, bounds=bounds))
     else:
-        _promote_whole(store, name, version, alias, bounds if bounded or watch_s else None, watch_s)
+        watched = bounds if given or watch_s else None
+        watch_s = watch_s or traffic.WATCH_S
+        click.echo(traffic.promote(store, name, version, alias=alias, bounds=watched, watch_s=watch_s))
+        _follow(store, name, alias)
 
 
 @click.command()
@@ -89,14 +95,13 @@ def rollback(name: str, alias: str) -> None:
     from ray_jobs.deploy import traffic
 
     store = session.open_store(check=False)
-    name = _registry_name(name)
     click.echo(traffic.roll_back(store, name, alias=alias))
     _follow(store, name, alias)
 
 
 @click.command()
 @_NAME
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def traffic(name: str, as_json: bool) -> None:
     """Show the aliases of model NAME, its canary and shadow, and the last rollback with its reason.
 
@@ -108,7 +113,6 @@ def traffic(name: str, as_json: bool) -> None:
     from ray_jobs.deploy import traffic as policies
 
     store = session.open_store(check=False)
-    name = _registry_name(name)
     registry.get(store, name)  # RegistryError, naming the nearest
     policy, aliases = policies.read(store, name), registry.aliases(store, name)
     if as_json:
@@ -134,7 +138,6 @@ def share(name: str, teams: tuple[str, ...], everyone: bool) -> None:
     """
     from ray_jobs.registry import shares
 
-    name = _registry_name(name)
     shared = shares.share(session.open_store(check=False), name, teams=teams, everyone=everyone)
     click.echo(f"{name} is shared with {shares.describe(shared)}")
 
@@ -152,25 +155,14 @@ def unshare(name: str, teams: tuple[str, ...], everyone: bool) -> None:
     """
     from ray_jobs.registry import shares
 
-    name = _registry_name(name)
     shared = shares.unshare(session.open_store(check=False), name, teams=teams, everyone=everyone)
     click.echo(f"{name} is shared with {shares.describe(shared)}")
-
-
-def _promote_whole(
-    store: Store, name: str, version: str, alias: str, bounds: Bounds | None, watch_s: float | None
-) -> None:
-    from ray_jobs.deploy import traffic
-
-    click.echo(traffic.promote(store, name, version, alias=alias, bounds=bounds, watch_s=watch_s or traffic.WATCH_S))
-    _follow(store, name, alias)
 
 
 def _follow(store: Store, name: str, alias: str) -> None:
     """Deploy the version that the alias points at, if it has its own engine."""
     from ray_jobs import deploy, registry
     from ray_jobs.deploy import records
-    from ray_jobs.jobs.progress import duration
 
     record, now = records.read(store, name), registry.read_alias(store, name, alias)
     if record is None or now is None:
@@ -181,25 +173,6 @@ def _follow(store: Store, name: str, alias: str) -> None:
     # All versions of an adapter are loadable; a version's own engine runs what the bare name resolves to.
     if record.version in (None, now.version) or alias != (record.label or registry.CHAMPION):
         return
-
-    def report(line: str, seconds: float) -> None:
-        click.echo(f"{duration(seconds):>6}  {line}", err=True)
-
     # The champion's record has no label: while an engine starts, the bare name resolves to the running version.
     ref = name if alias == registry.CHAMPION else f"{name}@{alias}"
-    click.echo(deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=report))
-
-
-def _check_options(percent: float | None, shadow: bool, bounded: bool, watch_s: float | None) -> None:
-    if percent is not None and shadow:
-        raise click.UsageError("a version is either a canary or a shadow: leave --canary or --shadow out")
-    if shadow and bounded:
-        raise click.UsageError(f"a shadow has no bounds, since its answers are dropped: leave {', '.join(_BOUNDS)} out")
-    if watch_s is not None and (shadow or percent is not None):
-        raise click.UsageError("--watch-s is for a whole promotion: a canary is judged until it ends")
-
-
-def _registry_name(name: str) -> str:
-    from ray_jobs.registry import api_names
-
-    return api_names.registry_ref(name)
+    click.echo(deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=session.print_progress))

@@ -1,7 +1,4 @@
-"""`webhooks`: a team's HTTP endpoints for the ends of its jobs.
-
-Owns what these commands print. `ray_jobs.tenancy.webhooks` signs, sends and retries events.
-"""
+"""`webhooks`: a team's HTTP endpoints for the ends of its jobs."""
 
 from __future__ import annotations
 
@@ -38,11 +35,7 @@ def webhooks() -> None:
 @click.argument("url")
 @_TEAM
 @click.option(
-    "--event",
-    "events",
-    type=click.Choice(_EVENTS),
-    multiple=True,
-    help="Event type to send; repeatable.  [default: all]",
+    "--event", "events", type=click.Choice(_EVENTS), multiple=True, help="Event to send; repeatable.  [default: all]"
 )
 def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
     """Send TEAM's events to URL, and print the secret that verifies them; it is not shown again.
@@ -61,7 +54,7 @@ def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
 
 @webhooks.command(name="list")
 @_TEAM
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@session.JSON
 def list_(team: str, as_json: bool) -> None:
     """Show TEAM's endpoints, without their secrets.
 
@@ -75,15 +68,11 @@ def list_(team: str, as_json: bool) -> None:
     if as_json:
         session.print_json([endpoint.public() for endpoint in found])
         return
-    rows = [
-        (
-            endpoint.id,
-            endpoint.url,
-            ", ".join(event.removeprefix("fine_tuning.job.") for event in endpoint.events),
-            f"off: {endpoint.disabled_why}" if endpoint.disabled_at else "on",
-        )
-        for endpoint in found
-    ]
+    rows = []
+    for endpoint in found:
+        events = ", ".join(event.removeprefix("fine_tuning.job.") for event in endpoint.events)
+        state = f"off: {endpoint.disabled_why}" if endpoint.disabled_at else "on"
+        rows.append((endpoint.id, endpoint.url, events, state))
     session.print_table(["id", "url", "events", "state"], rows, empty=f"team {team} has no webhooks")
 
 
@@ -125,9 +114,8 @@ def test(endpoint_id: str, team: str) -> None:
     if answer.status is None:
         raise ServingError(f"{endpoint_id} did not answer: {answer.why}: {answer.detail}")
     text = "".join(one if one.isprintable() else " " for one in answer.body.decode(errors="replace")).strip()
-    line = f"{endpoint_id} answered {answer.status} after {answer.seconds:.2f} s: {text[:_SHOWN_CHARACTERS]}".rstrip(
-        ": "
-    )
+    line = f"{endpoint_id} answered {answer.status} after {answer.seconds:.2f} s"
+    line += f": {text[:_SHOWN_CHARACTERS]}" if text else ""
     if answer.outcome != "delivered":
         raise ServingError(line)
     click.echo(line)
