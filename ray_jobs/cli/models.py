@@ -11,7 +11,6 @@ from ray_jobs.cli import session
 
 if TYPE_CHECKING:
     from ray_jobs.registry import ModelVersion
-    from ray_jobs.storage import Store
 
 _NAME = click.argument("name", shell_complete=session.model_names)
 
@@ -56,16 +55,19 @@ def models(context: click.Context, as_json: bool) -> None:
     from ray_jobs.deploy import deployed
 
     store = session.open_store(check=False)
-    found = {name: registry.versions(store, name) for name in registry.names(store)}
+    found = {name: (registry.versions(store, name), registry.aliases(store, name)) for name in registry.names(store)}
     if as_json:
-        session.print_json({name: [_as_json(store, version) for version in found[name]] for name in found})
+        session.print_json(
+            {name: [_as_json(one, aliases) for one in every] for name, (every, aliases) in found.items()}
+        )
         return
     answering = {record.name: record.label or "champion" for record in deployed(store)}
     rows = []
-    for name, (*_, newest) in ((name, versions) for name, versions in found.items() if versions):
-        aliases = ", ".join(f"{alias} → {version}" for alias, version in sorted(registry.aliases(store, name).items()))
-        count, answers = str(len(found[name])), answering.get(name, "-")
-        rows.append((name, newest.task, newest.base_name, count, newest.version, aliases, answers))
+    for name, (versions, aliases) in found.items():
+        if versions:
+            newest, count, answers = versions[-1], str(len(versions)), answering.get(name, "-")
+            shown = ", ".join(f"{alias} → {version}" for alias, version in sorted(aliases.items()))
+            rows.append((name, newest.task, newest.base_name, count, newest.version, shown, answers))
     columns = ["model", "task", "base", "versions", "newest", "aliases", "answers"]
     session.print_table(columns, rows, empty=f"no models in {store.uri()} yet; `kitae run SPEC` trains one")
 
@@ -82,18 +84,19 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
 
     store = session.open_store(check=False)
     if "@" in name:
-        session.print_json(_as_json(store, registry.get(store, name)))
+        found = registry.get(store, name)
+        session.print_json(_as_json(found, registry.aliases(store, found.name)))
         return
-    versions = registry.versions(store, name)
+    versions, aliases = registry.versions(store, name), registry.aliases(store, name)
     if not versions:
         registry.get(store, name)  # RegistryError, naming the nearest
     if as_json or context.obj:
-        session.print_json([_as_json(store, version) for version in versions])
+        session.print_json([_as_json(version, aliases) for version in versions])
         return
     rows = [
         (
             version.version,
-            ", ".join(_aliases(store, version)),
+            ", ".join(_labels(version, aliases)),
             version.kind,
             _compared(version.metrics),
             version.lineage.job_id,
@@ -186,11 +189,9 @@ def undeploy(name: str) -> None:
     click.echo(deployment.undeploy(session.open_store(), name, deployment.ServeSettings.from_env()))
 
 
-def _as_json(store: Store, version: ModelVersion) -> dict[str, object]:
-    return version.as_json() | {"aliases": _aliases(store, version)}
+def _as_json(version: ModelVersion, aliases: Mapping[str, str]) -> dict[str, object]:
+    return version.as_json() | {"aliases": _labels(version, aliases)}
 
 
-def _aliases(store: Store, version: ModelVersion) -> list[str]:
-    from ray_jobs import registry
-
-    return sorted(alias for alias, to in registry.aliases(store, version.name).items() if to == version.version)
+def _labels(version: ModelVersion, aliases: Mapping[str, str]) -> list[str]:
+    return sorted(alias for alias, pointed_at in aliases.items() if pointed_at == version.version)

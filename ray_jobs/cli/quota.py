@@ -74,7 +74,7 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
     waits = [each for each in waits if team in (None, each.team)]
     rows = [row for row in status.rows(queues, workloads) if team in (None, row.team)]
     if as_json:
-        session.print_json({"at": now, "quotas": list(map(_row_json, rows)), "waiting": list(map(asdict, waits))})
+        session.print_json({"at": str(now), "quotas": list(map(_row_json, rows)), "waiting": list(map(asdict, waits))})
         return
     columns = ["team", "flavor", "resource", "nominal", "used", "borrowed", "lent", "may borrow", "free", "waiting"]
     shown = [_row_cells(row) for row in rows if everything or row.counted]

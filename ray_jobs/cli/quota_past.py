@@ -69,10 +69,8 @@ def simulate(
     proposed_file = quota_file.load(proposal) if proposal is not None else None
     first, last = session.days(since, until)
     present = _present(quotas)
-    proposed = present
-    if proposed_file is not None:
-        proposed = quota_file.with_file(proposed, proposed_file, source=str(proposal))
-    proposed = quota_file.with_settings(proposed, settings)
+    whole = quota_file.with_file(present, proposed_file, source=str(proposal)) if proposed_file is not None else present
+    proposed = quota_file.with_settings(whole, settings)
     store = session.open_store(check=False)
     trace = job_trace.read(store, since=first, until=last).arrived(first, last)
     trace, left_out = _with_quota(trace, present, proposed)

@@ -20,7 +20,6 @@ def _registry_name(context: click.Context, parameter: click.Parameter, name: str
 
 _NAME = click.argument("name", shell_complete=session.model_names, callback=_registry_name)
 _ALIAS = click.option("--alias", default="champion", show_default=True, help="Alias to change.")
-_BOUNDS = ("--max-error-rate", "--max-p95-s", "--min-requests")
 
 
 @click.command()
@@ -65,16 +64,17 @@ def promote(
     if percent is not None and shadow:
         raise click.UsageError("a version is either a canary or a shadow: leave --canary or --shadow out")
     if shadow and given:
-        raise click.UsageError(f"a shadow has no bounds, since its answers are dropped: leave {', '.join(_BOUNDS)} out")
+        bounds = "--max-error-rate, --max-p95-s, --min-requests"
+        raise click.UsageError(f"a shadow has no bounds, since its answers are dropped: leave {bounds} out")
     if watch_s is not None and (shadow or percent is not None):
         raise click.UsageError("--watch-s is for a whole promotion: a canary is judged until it ends")
-    bounds, store = traffic.Bounds.model_validate(given), session.open_store(check=False)
+    limits_set, store = traffic.Bounds.model_validate(given), session.open_store(check=False)
     if shadow:
         click.echo(traffic.start_shadow(store, name, version, alias=alias))
     elif percent is not None:
-        click.echo(traffic.start_canary(store, name, version, percent=percent, alias=alias, bounds=bounds))
+        click.echo(traffic.start_canary(store, name, version, percent=percent, alias=alias, bounds=limits_set))
     else:
-        watched = bounds if given or watch_s else None
+        watched = limits_set if given or watch_s else None
         watch_s = watch_s or traffic.WATCH_S
         click.echo(traffic.promote(store, name, version, alias=alias, bounds=watched, watch_s=watch_s))
         _follow(store, name, alias)

@@ -12,7 +12,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.tenancy.usage import By, Total
+    from ray_jobs.tenancy.usage import By
 
 
 @click.command()
@@ -52,11 +52,9 @@ def usage(
         writer.writerows(numbers)
     else:
         columns = [by, "requests", "prompt tokens", "completion tokens", "runs", "trained tokens", "worker h", "GPU h"]
-        shown = [_cells(total) for total in [*totals, everything]] if totals else []
+        shown = []
+        for one in [*totals, everything] if totals else []:
+            counts = (one.requests, one.prompt_tokens, one.completion_tokens, one.training_runs, one.trained_tokens)
+            hours = (one.worker_seconds / 3600, one.gpu_seconds / 3600)
+            shown.append([one.name, *(f"{count:,}" for count in counts), *(f"{value:.2f}" for value in hours)])
         session.print_table(columns, shown, empty=f"no usage from {first} to {last} in {store.uri()}")
-
-
-def _cells(total: Total) -> list[str]:
-    counts = [total.requests, total.prompt_tokens, total.completion_tokens, total.training_runs, total.trained_tokens]
-    hours = [total.worker_seconds / 3600, total.gpu_seconds / 3600]
-    return [total.name, *(f"{count:,}" for count in counts), *(f"{value:.2f}" for value in hours)]

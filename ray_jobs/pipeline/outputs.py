@@ -195,12 +195,6 @@ class Flow:
         return self.get(TrainOutcome)
 
     @property
-    def trained_tokens(self) -> int:
-        """Tokens of the training and of all trials."""
-        searched = self.search.tokens if self.search is not None and self.retrains else 0
-        return searched + self.trained.tokens
-
-    @property
     def evaluate_inputs(self) -> EvaluateInputs:
         return EvaluateInputs(
             train=self.train_inputs,

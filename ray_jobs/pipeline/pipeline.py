@@ -37,7 +37,7 @@ def run(store: Store, spec: JobSpec, *, launched: Launched | None = None) -> Job
 
     def work(job: Job) -> JobResult:
         flow = Flow(spec)
-        flow, times = _run_stages(job, stages_of(flow, sources.read_sources(store, spec, flow.base_models)), flow)
+        flow, times = _run_stages(job, stages_of(flow, sources.read_sources(store, flow)), flow)
         metrics_csv = write_csv(store, job.id, checkpoint.committed(store, flow.train_inputs.checkpoints))
         result = job_result(flow, times, metrics_csv)
         job.event("info", f"registered {result.model}@{result.version}", result.tuned)
@@ -52,7 +52,7 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
 
     def work(job: Job) -> TuneResult:
         flow = Flow(spec)
-        stages = list(stages_of(flow, sources.read_sources(store, spec, flow.base_models)))
+        stages = list(stages_of(flow, sources.read_sources(store, flow)))
         end = next(number for number, stage in enumerate(stages, 1) if stage.output is SearchOutcome)
         flow, _ = _run_stages(job, stages[:end], flow)
         found = flow.get(SearchOutcome)
@@ -64,7 +64,7 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
 def plan(store: Store, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing."""
     flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
-    for stage in stages_of(flow, sources.read_sources(store, spec, flow.base_models)):
+    for stage in stages_of(flow, sources.read_sources(store, flow)):
         which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
         if stage.off is not None:
             action = stage.off

@@ -95,7 +95,7 @@ def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) 
         parity_mean_gap=None if flow.parity is None else flow.parity.mean_gap,
         search=None if found is None else SearchSummary.model_validate(vars(found), extra="ignore"),
         checkpoints=flow.get(Published).checkpoints if spec.training.publish_checkpoints else (),
-        trained_tokens=flow.trained_tokens,
+        trained_tokens=flow.trained.tokens + (found.tokens if found is not None and flow.retrains else 0),
         metrics_csv=metrics_csv,
         stages=tuple(times),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_jobs.data.ingest import local_copy
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import DataError, KitaeError
 from ray_jobs.models import bases
-from ray_jobs.spec import JobSpec
+from ray_jobs.pipeline.outputs import Flow
 from ray_jobs.storage import Store
 
 
@@ -24,16 +24,17 @@ class Sources:
     """By base model."""
 
 
-def read_sources(store: Store, spec: JobSpec, base_models: Sequence[str]) -> Sources:
+def read_sources(store: Store, flow: Flow) -> Sources:
     """Fingerprint the rows and the bases. Raises one error with everything that is missing."""
+    data = flow.job_spec.data
     problems: list[KitaeError] = []
-    rows: list[str] = []
+    rows: tuple[str, ...] = ()
     prints: dict[str, str] = {}
     try:
-        rows = [rows_fingerprint(store, source) for source in (spec.data.train, spec.data.held_out) if source]
+        rows = tuple(_rows_fingerprint(store, source) for source in (data.train, data.held_out) if source)
     except KitaeError as error:
         problems.append(error)
-    for base_model in filter(None, base_models):
+    for base_model in filter(None, flow.base_models):
         try:
             prints[base_model] = bases.fingerprint(store, base_model)
         except KitaeError as error:
@@ -42,10 +43,10 @@ def read_sources(store: Store, spec: JobSpec, base_models: Sequence[str]) -> Sou
         raise problems[0]
     if problems:  # the first one's kind, which keeps its exit code
         raise type(problems[0])("the job cannot run", details=[str(problem) for problem in problems])
-    return Sources(tuple(rows), prints)
+    return Sources(rows, prints)
 
 
-def rows_fingerprint(store: Store, source: str) -> str:
+def _rows_fingerprint(store: Store, source: str) -> str:
     """A value that changes with a file of rows. Raises DataError for a missing file."""
     if not source.startswith("s3://"):
         with local_copy(store, source) as path, path.open("rb") as file:

@@ -165,14 +165,10 @@ def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mappin
 
 def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> list[PageSection]:
     """The figures; a sentence where there is nothing to draw."""
+    tried = "All trials with a measured rung. Drag along an axis to filter."
     drawn: list[tuple[str, str, str, Figure | str]] = [
         ("Learning curves", "curves", "Training loss; a dot is the held-out loss at a rung.", _curves(trials)),
-        (
-            "Values tried",
-            "tried",
-            "All trials with a measured rung. Drag along an axis to filter.",
-            _tried(problem, trials),
-        ),
+        ("Values tried", "tried", tried, _tried(problem, trials)),
         ("Importance", "importance", "Share of the variance at the first rung.", _importance(problem, results)),
         ("Best so far", "cost", "By the tokens trained until then.", _cost(problem, results)),
     ]
@@ -254,14 +250,10 @@ def _importance(problem: Problem, results: Results) -> Figure | str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns when few trials give equal shares
         shares = get_param_importances(sampling.study_of(problem.space, seen), params=varied)
-    names = sorted(shares, key=lambda name: (shares[name], name))
-    bars = {
-        "type": "bar",
-        "orientation": "h",
-        "marker": {"color": pages.BLUE},
-        "text": [f"{shares[n]:.2f}" for n in names],
-    }
-    return pages.figure([{"x": [shares[n] for n in names], "y": [escape(n) for n in names], **bars}], "importance", "")
+    values, names = zip(*sorted((share, name) for name, share in shares.items()), strict=True)
+    bars = {"type": "bar", "orientation": "h", "marker": {"color": pages.BLUE}, "x": values}
+    bars |= {"y": list(map(escape, names)), "text": [f"{value:.2f}" for value in values]}
+    return pages.figure([bars], "importance", "")
 
 
 def _cost(problem: Problem, results: Results) -> Figure | str:
