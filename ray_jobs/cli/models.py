@@ -31,10 +31,7 @@ class ModelsGroup(click.Group):
 
 
 @click.group(
-    cls=ModelsGroup,
-    invoke_without_command=True,
-    subcommand_metavar="[NAME | COMMAND] …",
-    options_metavar="[--json]",
+    cls=ModelsGroup, invoke_without_command=True, subcommand_metavar="[NAME | COMMAND] …", options_metavar="[--json]"
 )
 @session.JSON
 @click.pass_context

@@ -27,10 +27,7 @@ _ALIAS = click.option("--alias", default="champion", show_default=True, help="Al
 @click.argument("version")
 @_ALIAS
 @click.option(
-    "--canary",
-    "percent",
-    type=click.FloatRange(0, 100, min_open=True),
-    help="Percent of the requests that VERSION answers, instead of all of them.",
+    "--canary", "percent", type=click.FloatRange(0, 100, min_open=True), help="Percent of requests, instead of all."
 )
 @click.option("--shadow", is_flag=True, help="Send VERSION a copy of each request; its answers are dropped.")
 @click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Roll back above this share of 5xx. [0.05]")

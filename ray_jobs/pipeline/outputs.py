@@ -54,20 +54,26 @@ class EncodedRows(BaseModel, frozen=True):
     labels: tuple[str, ...]
 
 
-class SearchOutcome(BaseModel, frozen=True):
+class SearchSummary(BaseModel, frozen=True):
+    """A search in a job's result."""
+
+    run: str
+    """The best trial's last run."""
+    params: dict[str, Any]
+    trials: int
+    page: str
+    """Key of the page that shows the search."""
+
+
+class SearchOutcome(SearchSummary, frozen=True):
     """A search's best trial."""
 
     inputs: TrainInputs
     """Inputs of the best trial's training."""
-    run: str
-    params: dict[str, Any]
     checkpoint: str
     tokens_per_s: float
-    trials: int
     tokens: int
     """Trained by all trials."""
-    page: str
-    """Key of the page that shows the search."""
 
 
 class Registered(BaseModel, frozen=True):

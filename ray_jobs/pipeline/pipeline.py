@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ray_jobs import jobs
 from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
@@ -92,8 +92,12 @@ def find_output(store: Store, stage: Stage[Any], flow: Flow) -> tuple[StageRecor
         record = jobs.read_stage(store, flow.job_spec.job_id, stage.name, stage.inputs(flow))
     except MissingOutputError:
         return None
-    output = None if record is None else stage.read(record)
-    return None if record is None or output is None else (record, output)
+    if record is None:
+        return None
+    try:
+        return record, TypeAdapter(stage.output).validate_python(record.outputs, extra="ignore")
+    except ValidationError:  # written by a version whose outputs this one cannot read
+        return None
 
 
 def _run_stages(job: Job, stages: Iterable[Stage[Any]], flow: Flow) -> tuple[Flow, list[StageTime]]:
@@ -123,7 +127,8 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
     seconds = time.monotonic() - started
     job.event("info", f"stage {stage.name} finished", {"seconds": round(seconds, 1)})
     if stage.inputs is not None:
-        job.finish_stage(stage.name, stage.inputs(flow), stage.document(output), seconds)
+        document = TypeAdapter(stage.output).dump_python(output, mode="json")
+        job.finish_stage(stage.name, stage.inputs(flow), document, seconds)
     return output, StageTime(name=stage.name, seconds=seconds, skipped=False)
 
 

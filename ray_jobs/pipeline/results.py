@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from ray_jobs.evaluation.publish import alias_of
-from ray_jobs.pipeline.outputs import DeployedEndpoint, Flow, Published, PublishedCheckpoint
+from ray_jobs.pipeline.outputs import DeployedEndpoint, Flow, Published, PublishedCheckpoint, SearchSummary
 from ray_jobs.spec import JobSpec
 
 
@@ -21,17 +21,6 @@ class StageTime(BaseModel, frozen=True):
     seconds: float
     skipped: bool
     """Its record existed."""
-
-
-class SearchSummary(BaseModel, frozen=True):
-    """A search in a job's result."""
-
-    run: str
-    """The best trial's last run."""
-    params: dict[str, Any]
-    trials: int
-    page: str
-    """Key of the page that shows the search."""
 
 
 class JobResult(BaseModel, frozen=True):

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
-from pydantic import TypeAdapter, ValidationError
-
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.evaluation.evaluate import Evaluation, gate
 from ray_jobs.evaluation.parity import ParityReport
-from ray_jobs.jobs import StageRecord
 from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import (
     BaseCopy,
@@ -52,18 +49,6 @@ class Stage(Generic[O]):
     """Raises GateError where the job must end after this stage; called for a recorded output, too."""
     description: str = ""
     """Its work in a few words, for the plan."""
-
-    def read(self, record: StageRecord) -> O | None:
-        """The output that a record keeps. None: a version that this one cannot read wrote it."""
-        try:
-            return TypeAdapter(self.output).validate_python(record.outputs, extra="ignore")
-        except ValidationError:
-            return None
-
-    def document(self, output: O) -> dict[str, Any]:
-        """The output as JSON for its record."""
-        document: dict[str, Any] = TypeAdapter(self.output).dump_python(output, mode="json")
-        return document
 
 
 def stages_of(flow: Flow, sources: Sources) -> Iterator[Stage[Any]]:
