@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ray_jobs.cli import session
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError
 
 if TYPE_CHECKING:
-    from ray_jobs.errors import KitaeError
     from ray_jobs.jobs import JobRecord
     from ray_jobs.spec import JobSpec
     from ray_jobs.storage import Store
@@ -53,7 +53,6 @@ def run(spec: JobSpec, launched: bool) -> None:
       ray job submit --working-dir . -- python -m ray_jobs run examples/faq_chat.yaml
     """
     from ray_jobs import pipeline
-    from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded
 
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
         click.echo(pipeline.run(session.open_store(), spec).as_text())
@@ -72,7 +71,6 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
       kitae resume faq-chat-1f0c2a9b3d
       kitae resume faq-chat-1f0c2a9b3d --workers 1
     """
-    from ray_jobs.errors import JobError
     from ray_jobs.jobs import Launched, load
     from ray_jobs.spec import parse_spec
 
@@ -169,7 +167,6 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
       kitae status faq-chat-1f0c2a9b3d --watch
       kitae status --json | jq '.[] | select(.status == "failed") | .id'
     """
-    from ray_jobs.errors import JobError
     from ray_jobs.jobs import list_jobs, load
 
     store = session.open_store(check=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_jobs.cli import quota_past, session
-from ray_jobs.errors import suggestion
+from ray_jobs.errors import KitaeError, ObjectChanged, SpecError, suggestion
 
 if TYPE_CHECKING:
     from ray_jobs.quota.status import QuotaRow, WaitingWorkload
@@ -58,7 +58,6 @@ def show(team: str | None, everything: bool, as_json: bool) -> None:
       kitae quota show --team blue --json
     """
     from ray_jobs.cluster.kinds import CLUSTER_QUEUE, COHORT, LOCAL_QUEUE, WORKLOAD
-    from ray_jobs.errors import SpecError
     from ray_jobs.kueue.queues import Queues, local_queues, team_of
     from ray_jobs.quota import status
 
@@ -115,7 +114,6 @@ def set_quota(
       kitae quota set blue --flavor h100 --nominal 8 --values >> values.yaml
     """
     from ray_jobs.cluster.kinds import CLUSTER_QUEUE, NODE, RESOURCE_FLAVOR
-    from ray_jobs.errors import ObjectChanged
     from ray_jobs.kueue import queues
     from ray_jobs.quota import change
 
@@ -169,7 +167,6 @@ def _known() -> tuple[set[str], set[str]]:
 
 def _durations(now: datetime) -> dict[str, list[float]]:
     """Durations of past jobs in seconds, by team and (`""`) over all teams. Empty if the store cannot be read."""
-    from ray_jobs.errors import KitaeError
     from ray_jobs.quota import job_trace
 
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_jobs.cli import session
+from ray_jobs.errors import ClusterUnreachable, MachineError
 
 if TYPE_CHECKING:
     from ray_jobs.kueue.pool import Pool
@@ -117,7 +118,6 @@ def report(
       kitae quota report --since 2026-11-01 --until 2026-11-30
       kitae quota report --by model --csv models.csv --html models.html
     """
-    from ray_jobs.errors import MachineError
     from ray_jobs.quota import job_trace, results
     from ray_jobs.quota import report as reports
 
@@ -154,7 +154,6 @@ def _present(file: Path | None) -> Pool:
     """The quotas of a file, else of the cluster, priced by the cluster's settings. MachineError without both."""
     from ray_jobs.cluster import settings
     from ray_jobs.cluster.kinds import CLUSTER_QUEUE, COHORT
-    from ray_jobs.errors import ClusterUnreachable
     from ray_jobs.kueue import queues
     from ray_jobs.quota import quota_file
 
@@ -181,7 +180,6 @@ def _with_quota(trace: JobTrace, *pools: Pool) -> tuple[JobTrace, list[str]]:
 
 
 def _write(path: Path, text: str) -> None:
-    from ray_jobs.errors import MachineError
 
     try:
         path.write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ray_jobs.cli import session
+from ray_jobs.errors import JobError
 
 if TYPE_CHECKING:
     from ray_jobs.search.records import SearchRecords
@@ -65,7 +66,6 @@ def trials(job: str, html: Path | None, as_json: bool) -> None:
 
 def _records(store: Store, job: str) -> SearchRecords:
     """The newest search of a job. Raises JobError for a job without one."""
-    from ray_jobs.errors import JobError
     from ray_jobs.jobs import load
     from ray_jobs.search.records import SearchRecords
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from ray_jobs.errors import KitaeError
+from ray_jobs.errors import Forbidden, KitaeError
 
 if TYPE_CHECKING:
     from ray_jobs.cluster.client import Cluster
@@ -52,7 +52,6 @@ def connect_cluster() -> Cluster:
 
 def list_if_allowed(cluster: Cluster, kind: Kind) -> list[Object]:
     """List optional objects: none, and a warning, if the caller may not read them."""
-    from ray_jobs.errors import Forbidden
 
     try:
         return cluster.list(kind)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ray_jobs.cli import session
+from ray_jobs.errors import ServingError
 
 if TYPE_CHECKING:
     from ray_jobs.tenancy.webhooks import EventType
@@ -104,7 +105,6 @@ def test(endpoint_id: str, team: str) -> None:
     """
     import asyncio
 
-    from ray_jobs.errors import ServingError
     from ray_jobs.tenancy import webhooks
 
     store = session.open_store(check=False)
