@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import bases, jobs, keys, local, models, quota, search, session, shell, traffic, usage, webhooks
+from ray_jobs.cli import jobs, keys, local, models, quota, session, shell, traffic, usage, webhooks
 
 
 class Commands(click.Group):
@@ -48,9 +48,9 @@ for command in (
     jobs.pause,
     jobs.cancel,
     jobs.notice,
-    search.tune,
-    search.trials,
-    bases.bases,
+    jobs.tune,
+    jobs.trials,
+    models.bases,
     models.models,
     models.deploy,
     models.undeploy,

@@ -1,4 +1,4 @@
-"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`, `notice`: a job from its file to its end."""
+"""`plan`, `run`, `resume`, `status`, `pause`, `cancel`, `notice`, `tune`, `trials`: a job from its file to its end."""
 
 from __future__ import annotations
 
@@ -96,6 +96,60 @@ def _exit_0_on(stops: type[KitaeError] | tuple[type[KitaeError], ...]) -> Iterat
 
 
 @click.command()
+@session.SPEC
+def tune(spec: JobSpec) -> None:
+    """Search the hyperparameters of the job file SPEC. `run` then evaluates and registers the best trial.
+
+    The job file's `search:` sets the space, the algorithm and the budget; without it, the defaults of the task and the
+    method apply.
+
+    \b
+    Example:
+      kitae tune examples/faq_chat.yaml
+    """
+    from ray_jobs import pipeline
+
+    result = pipeline.tune(session.open_store(), spec)
+    click.echo(f"best: {result.run} with {session.format_metrics(result.params)}  (job {result.job_id})")
+    click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
+
+
+@click.command()
+@session.JOB
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots to this file.")
+@session.JSON
+def trials(job: str, html: Path | None, as_json: bool) -> None:
+    """Show the trials of JOB's search, the best first, also while it runs.
+
+    \b
+    Example:
+      kitae trials faq-chat-1f0c2a9b3d
+      kitae trials faq-chat-1f0c2a9b3d --html trials.html
+    """
+    from ray_jobs.jobs import load
+    from ray_jobs.search import decide, page
+    from ray_jobs.search.records import SearchRecords
+
+    store = session.open_store(check=False)
+    load(store, job)  # JobError for an unknown job
+    begun = [SearchRecords(store, f"jobs/{job}/search/{name}") for name in store.list_dirs(f"jobs/{job}/search/")]
+    if not begun:
+        raise JobError(f"job {job} has no search yet; `search:` in its job file adds one")
+    records = max(begun, key=lambda each: each.problem().begun_at)
+    problem, results, stop = records.problem(), records.results(), records.stopped()
+    schedule = decide.replay(problem, results, stop)
+    if as_json:
+        session.print_json([result.model_dump(mode="json", exclude={"losses"}) for result in results.values()])
+        return
+    if html is not None:
+        text = page.page(problem, results, schedule, records.spent(), title=job)
+        html.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {html}")
+        return
+    click.echo(page.table(problem, results, schedule))
+
+
+@click.command()
 @session.JOB
 def cancel(job: str) -> None:
     """End JOB. Its runner stops within seconds; `kitae resume` resumes it.
@@ -167,7 +221,7 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
       kitae status faq-chat-1f0c2a9b3d --watch
       kitae status --json | jq '.[] | select(.status == "failed") | .id'
     """
-    from ray_jobs.jobs import list_jobs, load
+    from ray_jobs.jobs import events, list_jobs, load, stages
 
     store = session.open_store(check=False)
     if job is None:
@@ -180,7 +234,11 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         job = records[0].id
     record = load(store, job)
     if as_json and not watch:
-        session.print_json(_as_json(store, record, with_events=show_events))
+        document = record.model_dump(mode="json")
+        document["stages"] = [stage.model_dump(mode="json") for stage in stages(store, job)]
+        if show_events:
+            document["events"] = [event.model_dump(mode="json") for _, event in events(store, job)]
+        session.print_json(document)
         return
     last_key = _print_events(store, job, after="") if show_events or watch else ""
     while watch and record.status in ("queued", "running"):
@@ -237,16 +295,6 @@ def _print_job(store: Store, record: JobRecord) -> None:
         click.echo(f"  last      {_ago(last.at)}: {last.message}")
         if (datetime.now(UTC) - last.at).total_seconds() > SILENT_AFTER_S:
             click.echo(f"            its runner may be dead; `kitae resume {record.id}` resumes the job")
-
-
-def _as_json(store: Store, record: JobRecord, *, with_events: bool) -> dict[str, object]:
-    from ray_jobs.jobs import events, stages
-
-    whole: dict[str, object] = record.model_dump(mode="json")
-    whole["stages"] = [stage.model_dump(mode="json") for stage in stages(store, record.id)]
-    if with_events:
-        whole["events"] = [event.model_dump(mode="json") for _, event in events(store, record.id)]
-    return whole
 
 
 def _outcome(record: JobRecord) -> str:

@@ -1,4 +1,4 @@
-"""`models`, `deploy`, `undeploy`: registered versions and their deployment."""
+"""`bases`, `models`, `deploy`, `undeploy`: base models, registered versions and their deployment."""
 
 from __future__ import annotations
 
@@ -13,6 +13,67 @@ if TYPE_CHECKING:
     from ray_jobs.registry import ModelVersion
 
 _NAME = click.argument("name", shell_complete=session.model_names)
+
+
+@click.group(invoke_without_command=True, options_metavar="[--json]")
+@session.JSON
+@click.pass_context
+def bases(context: click.Context, as_json: bool) -> None:
+    """Show the base models that jobs may name, which are those that the fine-tuning API offers.
+
+    \b
+    Example:
+      kitae bases
+      kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
+      kitae bases remove smollm2-135m-instruct
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from ray_jobs.registry import catalogue
+
+    store = session.open_store(check=False)
+    entries = catalogue.entries(store)
+    if as_json:
+        session.print_json([entry.model_dump(mode="json") for entry in entries])
+        return
+    columns = ["base", "tasks", "architecture", "longest row", "source"]
+    rows = [(e.name, ", ".join(e.tasks), e.architecture, str(e.max_tokens or "?"), e.source) for e in entries]
+    session.print_table(columns, rows, empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` adds one")
+
+
+@bases.command()
+@click.argument("source")
+@click.option("--name", help="Its name. Default: the last part of SOURCE, in lower case.")
+def add(source: str, name: str | None) -> None:
+    """Copy a base model into the store and the catalogue. SOURCE is of the form of a job's base_model.
+
+    \b
+    Example:
+      kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
+      kitae bases add s3://models/qwen3-8b --name qwen3-8b
+    """
+    from ray_jobs.jobs.progress import stage_progress
+    from ray_jobs.models import bases as prepared
+
+    store = session.open_store()
+    with stage_progress("base") as progress:
+        entry = prepared.add(store, source, name, progress=lambda done, total: progress.update(done, total, "bytes"))
+    click.echo(f"{entry.name} ({entry.architecture}) can be fine-tuned for: {', '.join(entry.tasks)}")
+
+
+@bases.command()
+@click.argument("name", shell_complete=session.base_names)
+def remove(name: str) -> None:
+    """Remove NAME from the catalogue. The prepared copy stays, for models trained from it.
+
+    \b
+    Example:
+      kitae bases remove smollm2-135m-instruct
+    """
+    from ray_jobs.registry import catalogue
+
+    catalogue.remove(session.open_store(check=False), name)
+    click.echo(f"{name} is no longer in the catalogue")
 
 
 class ModelsGroup(click.Group):
