@@ -39,6 +39,7 @@ KitaeError
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Sequence
 
 
@@ -58,7 +59,7 @@ class KitaeError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions across processes; the keyword-only argument has to be kept.
-        return (_rebuild, (type(self), self.message, self.details))
+        return functools.partial(type(self), details=self.details), (self.message,)
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
@@ -69,10 +70,6 @@ def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) ->
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return otherwise or f"known: {', '.join(names) or 'none'}"
-
-
-def _rebuild(cls: type[KitaeError], message: str, details: tuple[str, ...]) -> KitaeError:
-    return cls(message, details=details)
 
 
 class SpecError(KitaeError):

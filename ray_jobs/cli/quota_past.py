@@ -174,7 +174,7 @@ def _present(file: Path | None) -> Pool:
 def _with_quota(trace: JobTrace, *pools: Pool) -> tuple[JobTrace, list[str]]:
     """The jobs of teams that are in every pool, and a note about the others."""
     kept = [job for job in trace.jobs if all(job.team in each.teams for each in pools)]
-    gone = Counter(job.team for job in trace.jobs if any(job.team not in each.teams for each in pools))
+    gone = Counter(job.team for job in trace.jobs) - Counter(job.team for job in kept)
     teams = ", ".join(f"{team} ({count})" for team, count in sorted(gone.items()))
     return replace(trace, jobs=tuple(kept)), [f"jobs of teams without a quota left out: {teams}"] if gone else []
 

@@ -174,7 +174,6 @@ UNTIL = click.option("--until", type=_DATE, metavar="DATE", help="Last day (UTC)
 
 def run(cli: click.Command, *, prog_name: str) -> int:
     """Run the command line; returns the exit code. An error prints one line and its details, not a traceback."""
-    debug = "--debug" in sys.argv[1:2]
     try:
         code = cli.main(prog_name=prog_name, standalone_mode=False)
     except click.ClickException as error:
@@ -186,7 +185,7 @@ def run(cli: click.Command, *, prog_name: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001  # outermost handler: reported below, with the traceback after --debug
-        if debug:
+        if "--debug" in sys.argv[1:2]:
             traceback.print_exc()
         return _report(error)
     return code if isinstance(code, int) else 0

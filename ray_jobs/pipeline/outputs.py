@@ -32,10 +32,6 @@ class BaseCopy(BaseModel, frozen=True):
     key: str
 
 
-NO_BASE = BaseCopy(digest="", name="", key="")
-"""The base of a task that trains from scratch."""
-
-
 class EncodedRows(BaseModel, frozen=True):
     """A dataset's rows as the tensors that one base trains on."""
 
@@ -133,8 +129,8 @@ class Flow:
         return replace(self, outputs={**self.outputs, (kind, base_model): output})
 
     def base_copy(self, base_model: str) -> BaseCopy:
-        """A base model's copy; `NO_BASE` for the empty name."""
-        return self.get(BaseCopy, base_model) if base_model else NO_BASE
+        """A base model's copy; an empty one for a task that trains from scratch."""
+        return self.get(BaseCopy, base_model) if base_model else BaseCopy(digest="", name="", key="")
 
     @property
     def base_models(self) -> tuple[str, ...]:

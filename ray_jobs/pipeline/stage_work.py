@@ -47,7 +47,6 @@ from ray_jobs.training.metrics import TrainingMetrics
 from ray_jobs.training.ray_workers import MetricValues
 
 T = TypeVar("T")
-_TRIALS_SHOWN = 12
 _METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
 """Metrics of a step beside the progress bar."""
 
@@ -157,7 +156,7 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     results = records.results()
     winner = results[schedule.winner.name]
     assert winner.checkpoint is not None
-    print(page.table(problem, results, schedule, limit=_TRIALS_SHOWN), flush=True)
+    print(page.table(problem, results, schedule, limit=12), flush=True)
     return SearchOutcome(
         inputs=inputs(winner.run),
         run=winner.run.name,

@@ -8,10 +8,6 @@ from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from ray_jobs.spec.sections import SpecSection
 
-_MOST_VALUES = 1000
-"""Values of one field; each is validated with the whole job."""
-_MOST_FIELDS = 100
-
 
 class Range(SpecSection):
     min: float
@@ -31,9 +27,9 @@ class Range(SpecSection):
 
 
 RANGE, LIST = "a range", "a list"
-_Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=_MOST_VALUES)]
 FieldSpace = Annotated[
-    Annotated[Range, Tag(RANGE)] | Annotated[_Values, Tag(LIST)],
+    # The whole job is validated with each value.
+    Annotated[Range, Tag(RANGE)] | Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000), Tag(LIST)],
     Discriminator(lambda given: RANGE if isinstance(given, dict | Range) else LIST),
 ]
 """The values of one field that a search tries."""
@@ -59,7 +55,7 @@ class BudgetSection(SpecSection):
 
 
 class SearchSection(SpecSection):
-    space: dict[str, FieldSpace] | None = Field(None, max_length=_MOST_FIELDS)
+    space: dict[str, FieldSpace] | None = Field(None, max_length=100)
     """The fields to search: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, each with a list
     of values or a range `{min, max, scale}`. None: the default space of the task and method, which `plan` shows."""
     algorithm: Literal["asha", "tpe", "random", "grid", "pbt"] = "asha"
