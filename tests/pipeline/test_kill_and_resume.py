@@ -39,7 +39,7 @@ pytestmark = pytest.mark.heavy
 
 EQUAL = 1e-6
 """Relative; fp32, at the same number of workers."""
-STEPS = 60
+STEPS = 120
 EVERY = 5
 """Steps from one checkpoint to the next."""
 CANCEL_PATIENCE_S = 20.0
@@ -79,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_file(directory: Path, name: str, *, base: str = "encoder", **sections: dict[str, Any]) -> JobFile:
-    """A job of 60 steps of 32 rows, at least 0.1 s each; sections are merged into it."""
+    """A job of 120 steps of 32 rows, about 0.1 s each; sections are merged into it."""
     document: dict[str, Any] = {
         "name": name,
         "task": "text_classification",
@@ -91,7 +91,7 @@ def job_file(directory: Path, name: str, *, base: str = "encoder", **sections: d
         },
         "training": {
             "method": "full",
-            "epochs": 6,
+            "epochs": 12,
             "batch_size": 32,
             "micro_batch_tokens": 32,  # a row a pass, so that steps take a while
             "learning_rate": 1e-3,
@@ -399,7 +399,7 @@ def test_a_loss_that_is_not_a_number_stops_the_job(ray_service: Service, store: 
     job = job_file(files, "diverges", training=training, compute={"workers": 1})
     driver = ray_service.kitae(store, "run", str(job.path))
     assert driver.wait() == TrainingError.exit_code, driver.output
-    reason = r"error: the training loss is (nan|inf) at step \d of 60 \(learning rate \S+e\+\d+\): lower"
+    reason = r"error: the training loss is (nan|inf) at step \d of 120 \(learning rate \S+e\+\d+\): lower"
     assert re.match(reason, driver.last_line)
     assert "Traceback" not in driver.output
     failed(store, job)
