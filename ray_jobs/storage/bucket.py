@@ -13,12 +13,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from ray_jobs.errors import ObjectNotFound, StoreAccessDenied, StoreError
 from ray_jobs.storage.faults import RETRIED, FaultKind, as_error, classify
+from ray_jobs.storage.manifest import ObjectInfo
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -50,67 +52,48 @@ class StoreSettings:
     """Concurrent requests of a transfer; each holds one part in memory."""
 
 
-@dataclass(frozen=True)
-class ObjectHead:
-    """An object's size, etag and user metadata."""
-
-    size_bytes: int
-    etag: str
-    metadata: Mapping[str, str]
-
-
+@dataclass(frozen=True, eq=False)
 class Bucket:
-    """One bucket of one store. Safe to share between threads; creates its client on first use."""
+    """One bucket of one store. Safe to share between threads; creates its client on first use.
 
-    def __init__(self, name: str, settings: StoreSettings, *, stop: threading.Event | None = None) -> None:
-        self.name = name
-        self.settings = settings
-        self._stop = stop or threading.Event()
-        self._clients: dict[int, S3Client] = {}
-        self._lock = threading.Lock()
+    A bucket made of another by `replace` shares its client.
+    """
+
+    name: str
+    settings: StoreSettings
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Ends the waits between retries."""
+    _clients: dict[int, S3Client] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def where(self) -> str:
         return f"s3://{self.name} ({self.settings.endpoint_url})"
 
-    def stopping_at(self, stop: threading.Event) -> Bucket:
-        """The same bucket, whose waits between retries end when `stop` is set."""
-        return self._share(Bucket(self.name, self.settings, stop=stop))
-
     def patient_for(self, patience_s: float) -> Bucket:
-        return self._share(Bucket(self.name, replace(self.settings, patience_s=patience_s), stop=self._stop))
-
-    def named(self, name: str) -> Bucket:
-        return self._share(Bucket(name, self.settings, stop=self._stop))
+        return replace(self, settings=replace(self.settings, patience_s=patience_s))
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
     def get(self, key: str) -> tuple[bytes, str]:
         """The whole object and its etag; verifies the stored checksum, if any."""
-
-        def request() -> tuple[bytes, str]:
-            response = self._client().get_object(Bucket=self.name, Key=key, ChecksumMode="ENABLED")
-            return response["Body"].read(), response["ETag"]
-
-        return self._try(f"get {key}", request)
+        return self._read(f"get {key}", Key=key, ChecksumMode="ENABLED")
 
     def get_range(self, key: str, offset: int, size_bytes: int, *, etag: str) -> bytes:
         """`size_bytes` bytes from `offset` of exactly the object with this etag. ConflictError if it was replaced."""
+        wanted = f"bytes={offset}-{offset + size_bytes - 1}"
+        return self._read(f"get {key} from byte {offset}", Key=key, Range=wanted, IfMatch=etag)[0]
 
-        def request() -> bytes:
-            response = self._client().get_object(
-                Bucket=self.name, Key=key, Range=f"bytes={offset}-{offset + size_bytes - 1}", IfMatch=etag
-            )
-            return response["Body"].read()
+    def head(self, key: str) -> ObjectInfo:
+        """Raises ObjectNotFound."""
+        found = self._try(f"head {key}", lambda: self._client().head_object(Bucket=self.name, Key=key))
+        return ObjectInfo(key, found["ContentLength"], found["ETag"], found["Metadata"])
 
-        return self._try(f"get {key} from byte {offset}", request)
-
-    def head(self, key: str) -> ObjectHead:
-        def request() -> ObjectHead:
-            response = self._client().head_object(Bucket=self.name, Key=key)
-            return ObjectHead(response["ContentLength"], response["ETag"], response["Metadata"])
-
-        return self._try(f"head {key}", request)
+    def find(self, key: str) -> ObjectInfo | None:
+        try:
+            return self.head(key)
+        except ObjectNotFound:
+            return None
 
     def put(
         self,
@@ -144,15 +127,15 @@ class Bucket:
     def delete(self, key: str) -> None:
         self._try(f"delete {key}", lambda: self._client().delete_object(Bucket=self.name, Key=key))
 
-    def objects(self, prefix: str) -> Iterator[tuple[str, int, str]]:
-        """(key, size, etag) of every object whose key starts with `prefix`, in key order."""
-        for page in self._pages(prefix, delimiter=""):
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order, without metadata."""
+        for page in self._pages(prefix):
             for item in page.get("Contents", []):
-                yield item["Key"], item["Size"], item["ETag"]
+                yield ObjectInfo(item["Key"], item["Size"], item["ETag"])
 
     def folders(self, prefix: str) -> Iterator[str]:
         """The distinct `prefix…/` one level below."""
-        for page in self._pages(prefix, delimiter="/"):
+        for page in self._pages(prefix, Delimiter="/"):
             for item in page.get("CommonPrefixes", []):
                 yield item["Prefix"]
 
@@ -229,7 +212,8 @@ class Bucket:
 
     def ensure(self) -> None:
         """Create the bucket if it does not exist."""
-        if self._try(f"head bucket {self.name}", self._exists):
+        with suppress(ObjectNotFound):
+            self._try(f"head bucket {self.name}", lambda: self._client().head_bucket(Bucket=self.name))
             return
         arguments: dict[str, Any] = {"Bucket": self.name}
         if self.settings.region != "us-east-1":  # AWS requires it, except in this region, where it refuses it
@@ -244,16 +228,6 @@ class Bucket:
         except StoreError as error:
             if "BucketAlreadyOwnedByYou" not in error.message:  # another process created it
                 raise
-
-    def _exists(self) -> bool:
-        try:
-            self._client().head_bucket(Bucket=self.name)
-        except Exception as error:
-            fault = classify(error)
-            if fault is not None and fault.kind in (FaultKind.NOT_FOUND, FaultKind.NO_BUCKET):
-                return False
-            raise
-        return True
 
     # ---- retries --------------------------------------------------------------------------------------------------
 
@@ -285,31 +259,29 @@ class Bucket:
                 again = again or (fault.kind is FaultKind.DAMAGED and damaged < _DAMAGED_TRIES)
                 if not again:
                     raise as_error(fault, action=action, where=self.where, waited_s=waited_s) from error
-            if self._stop.wait(random.uniform(0.5, 1.0) * delay_s):
+            if self.stop.wait(random.uniform(0.5, 1.0) * delay_s):
                 raise StoreError(f"{action} was not finished: the transfer was stopped")
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
-    def _etag_of_mine(self, key: str, mark: str) -> str | None:
-        try:
-            head = self.head(key)
-        except ObjectNotFound:
-            return None
-        return head.etag if head.metadata.get(_WRITE_META) == mark else None
+    def _read(self, action: str, **arguments: Any) -> tuple[bytes, str]:
+        def request() -> tuple[bytes, str]:
+            response = self._client().get_object(Bucket=self.name, **arguments)
+            return response["Body"].read(), response["ETag"]
 
-    def _pages(self, prefix: str, *, delimiter: str) -> Iterator[ListObjectsV2OutputTypeDef]:
-        arguments: dict[str, Any] = {"Bucket": self.name, "Prefix": prefix}
-        if delimiter:
-            arguments["Delimiter"] = delimiter
+        return self._try(action, request)
+
+    def _etag_of_mine(self, key: str, mark: str) -> str | None:
+        found = self.find(key)
+        return found.etag if found is not None and found.metadata.get(_WRITE_META) == mark else None
+
+    def _pages(self, prefix: str, **arguments: Any) -> Iterator[ListObjectsV2OutputTypeDef]:
+        arguments |= {"Bucket": self.name, "Prefix": prefix}
         while True:
             page = self._try(f"list {prefix}", lambda: self._client().list_objects_v2(**arguments))
             yield page
             if not page.get("IsTruncated"):
                 return
             arguments["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _share(self, other: Bucket) -> Bucket:
-        other._clients, other._lock = self._clients, self._lock
-        return other
 
     def _client(self) -> S3Client:
         # A boto client may be shared by threads, but not used after a fork.

@@ -20,18 +20,36 @@ from ray_jobs.errors import (
 
 
 class FaultKind(Enum):
-    NO_ANSWER = "nothing answers; a retry may succeed"
-    FAILING = "the store fails; a retry may succeed"
-    FULL = "the store has no room"
-    DAMAGED = "the bytes were damaged in transit"
-    NOT_FOUND = "no such key"
-    NO_BUCKET = "no such bucket"
-    NO_UPLOAD = "no such multipart upload"
-    CONFLICT = "the condition did not hold"
-    DENIED = "credentials refused"
-    UNSUPPORTED = "the store does not support this"
-    WRONG_ADDRESS = "another server answers"
-    REFUSED = "refused for another reason"
+    """Class of a failed request: Kitae's error, and the end of its message."""
+
+    NO_ANSWER = (
+        StoreUnreachable,
+        "; tried for {waited_s:.0f} s. Check that the store runs and that AWS_ENDPOINT_URL is its address; "
+        "KITAE_STORE_PATIENCE_S sets how many seconds a job waits for it",
+    )
+    FAILING = (
+        StoreUnreachable,
+        "; tried for {waited_s:.0f} s. The store runs and keeps failing: its disk may be full, which few stores "
+        "report; see its log (the embedded store's is .kitae/logs/store.log)",
+    )
+    FULL = (StoreError, ". The store has no room: delete versions that are not needed, or give it more")
+    DAMAGED = (CorruptObject, ". The bytes were damaged in transit several times; check network and disk")
+    NOT_FOUND = (ObjectNotFound, ". No such key")
+    NO_BUCKET = (StoreError, ". Create the bucket, or name another in KITAE_STORE")
+    NO_UPLOAD = (StoreError, ". No such multipart upload")
+    CONFLICT = (ConflictError, ". Another process wrote it first")
+    DENIED = (
+        StoreAccessDenied,
+        ". Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, their permissions on the bucket, and this machine's "
+        "clock",
+    )
+    UNSUPPORTED = (StoreLacks, ". The store does not support this")
+    WRONG_ADDRESS = (
+        StoreUnreachable,
+        ". AWS_ENDPOINT_URL or AWS_REGION is not this store's (a private certificate authority goes into "
+        "AWS_CA_BUNDLE)",
+    )
+    REFUSED = (StoreError, "")
 
 
 @dataclass(frozen=True)
@@ -108,11 +126,8 @@ def classify(error: Exception) -> Fault | None:
     if isinstance(error, ResponseParserError):
         return Fault(FaultKind.WRONG_ADDRESS, "the answer is not S3's XML")
     # Refused, reset, timed out, or interrupted within a body.
-    if isinstance(error, boto.ConnectionError | boto.HTTPClientError | boto.IncompleteReadError):
-        return Fault(FaultKind.NO_ANSWER, _first_line(error))
-    if isinstance(error, ConnectionError | TimeoutError):
-        return Fault(FaultKind.NO_ANSWER, _first_line(error))
-    if type(error).__module__.startswith("urllib3."):
+    lost = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, ConnectionError, TimeoutError)
+    if isinstance(error, lost) or type(error).__module__.startswith("urllib3."):
         return Fault(FaultKind.NO_ANSWER, _first_line(error))
     return None
 
@@ -120,42 +135,9 @@ def classify(error: Exception) -> Fault | None:
 def as_error(fault: Fault, *, action: str, where: str, waited_s: float) -> StoreError:
     """Kitae's error for a fault. `action` is, for example, "put models/a/1/manifest.json"; `where` names bucket and
     endpoint."""
-    failed = f"{action} failed at {where}: {fault.text}"
-    match fault.kind:
-        case FaultKind.NO_ANSWER:
-            return StoreUnreachable(
-                f"{failed}; tried for {waited_s:.0f} s. Check that the store runs and that AWS_ENDPOINT_URL is its "
-                "address; KITAE_STORE_PATIENCE_S sets how many seconds a job waits for it"
-            )
-        case FaultKind.FAILING:
-            return StoreUnreachable(
-                f"{failed}; tried for {waited_s:.0f} s. The store runs and keeps failing: its disk may be full, which "
-                "few stores report; see its log (the embedded store's is .kitae/logs/store.log)"
-            )
-        case FaultKind.FULL:
-            return StoreError(f"{failed}. The store has no room: delete versions that are not needed, or give it more")
-        case FaultKind.WRONG_ADDRESS:
-            return StoreUnreachable(
-                f"{failed}. AWS_ENDPOINT_URL or AWS_REGION is not this store's (a private certificate authority goes "
-                "into AWS_CA_BUNDLE)"
-            )
-        case FaultKind.DENIED:
-            return StoreAccessDenied(
-                f"{failed}. Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, their permissions on the bucket, and "
-                "this machine's clock"
-            )
-        case FaultKind.NO_BUCKET:
-            return StoreError(f"{failed}. Create the bucket, or name another in KITAE_STORE")
-        case FaultKind.NOT_FOUND:
-            return ObjectNotFound(f"{failed}. No such key")
-        case FaultKind.CONFLICT:
-            return ConflictError(f"{failed}. Another process wrote it first")
-        case FaultKind.DAMAGED:
-            return CorruptObject(f"{failed}. The bytes were damaged in transit several times; check network and disk")
-        case FaultKind.UNSUPPORTED:
-            return StoreLacks(f"{failed}. The store does not support this")
-        case FaultKind.NO_UPLOAD | FaultKind.REFUSED:
-            return StoreError(failed)
+    kind: type[StoreError]
+    kind, ending = fault.kind.value
+    return kind(f"{action} failed at {where}: {fault.text}{ending.format(waited_s=waited_s)}")
 
 
 def _first_line(error: Exception) -> str:

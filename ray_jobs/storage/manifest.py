@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,11 +19,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing. `key` is relative to the store's root."""
+    """One stored object. `key` is relative to the store's root, or to the bucket's for a single request."""
 
     key: str
     size_bytes: int
     etag: str
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """User metadata; listings leave it empty."""
 
 
 @dataclass(frozen=True, order=True)
@@ -63,7 +65,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     document = {
         "format": _FORMAT,
         "digest": manifest.digest,
-        "files": [_row(entry) for entry in manifest.files],
+        "files": [asdict(entry) for entry in manifest.files],
         "meta": manifest.meta,
     }
     return canonical_json(document)
@@ -101,9 +103,5 @@ def why_unsafe(path: str) -> str | None:
     return None
 
 
-def _row(entry: FileEntry) -> dict[str, Any]:
-    return {"path": entry.path, "size_bytes": entry.size_bytes, "sha256": entry.sha256}
-
-
 def _digest(entries: tuple[FileEntry, ...], meta: Mapping[str, Any]) -> str:
-    return canonical_digest([[_row(entry) for entry in entries], dict(meta)])
+    return canonical_digest([[asdict(entry) for entry in entries], dict(meta)])

@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 from ray_jobs.errors import ConflictError, CorruptObject, StoreAccessDenied, StoreError, StoreLacks, StoreUnreachable
 from ray_jobs.storage.bucket import Bucket
+from ray_jobs.storage.manifest import ObjectInfo
 
 _WRONG_SHA256 = bytes(32)
 _RACERS = 4
@@ -55,8 +57,8 @@ def _clean_up(bucket: Bucket, folder: str) -> None:
         for key, upload_id in list(quick.open_uploads(folder)):
             quick.abort_upload(key, upload_id)
     with suppress(StoreError):
-        for key, _, _ in list(quick.objects(folder)):
-            quick.delete(key)
+        for info in list(quick.objects(folder)):
+            quick.delete(info.key)
 
 
 def _round_trip(bucket: Bucket, key: str) -> bool:
@@ -67,7 +69,7 @@ def _round_trip(bucket: Bucket, key: str) -> bool:
 
 def _listing(bucket: Bucket, key: str) -> bool:
     etag = bucket.put(f"{key}/a/b", b"kitae")
-    listed = list(bucket.objects(f"{key}/")) == [(f"{key}/a/b", 5, etag)]
+    listed = list(bucket.objects(f"{key}/")) == [ObjectInfo(f"{key}/a/b", 5, etag)]
     folded = list(bucket.folders(f"{key}/")) == [f"{key}/a/"]
     bucket.delete(f"{key}/a/b")
     return listed and folded and not list(bucket.objects(f"{key}/"))
@@ -82,15 +84,15 @@ def _checksum(bucket: Bucket, key: str) -> bool:
     return _refused(CorruptObject, lambda: bucket.put(key, b"kitae", sha256=_WRONG_SHA256))
 
 
-def _if_absent(bucket: Bucket, key: str) -> bool:
-    bucket.put(key, b"first", if_absent=True)
-    return _refused(ConflictError, lambda: bucket.put(key, b"second", if_absent=True))
+def _if_absent(bucket: Bucket, key: str, write: Callable[..., str] = Bucket.put) -> bool:
+    write(bucket, key, b"first", if_absent=True)
+    return _refused(ConflictError, lambda: write(bucket, key, b"second", if_absent=True))
 
 
-def _if_match(bucket: Bucket, key: str) -> bool:
-    old = bucket.put(key, b"first")
-    bucket.put(key, b"second", if_match=old)
-    return _refused(ConflictError, lambda: bucket.put(key, b"third", if_match=old))
+def _if_match(bucket: Bucket, key: str, write: Callable[..., str] = Bucket.put) -> bool:
+    old = write(bucket, key, b"first")
+    write(bucket, key, b"second", if_match=old)
+    return _refused(ConflictError, lambda: write(bucket, key, b"third", if_match=old))
 
 
 def _race(bucket: Bucket, key: str) -> bool:
@@ -114,17 +116,6 @@ def _part_checksum(bucket: Bucket, key: str) -> bool:
     return _refused(CorruptObject, lambda: bucket.upload_part(key, upload_id, 1, b"kitae", sha256=_WRONG_SHA256))
 
 
-def _multipart_if_absent(bucket: Bucket, key: str) -> bool:
-    _upload(bucket, key, b"first", if_absent=True)
-    return _refused(ConflictError, lambda: _upload(bucket, key, b"second", if_absent=True))
-
-
-def _multipart_if_match(bucket: Bucket, key: str) -> bool:
-    old = _upload(bucket, key, b"first")
-    _upload(bucket, key, b"second", if_match=old)
-    return _refused(ConflictError, lambda: _upload(bucket, key, b"third", if_match=old))
-
-
 def _upload(bucket: Bucket, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
     upload_id, mark = bucket.begin_upload(key, metadata={})
     part = bucket.upload_part(key, upload_id, 1, data)
@@ -139,6 +130,7 @@ def _refused(how: type[StoreError], request: Callable[[], object]) -> bool:
     return False
 
 
+_OVERWRITTEN = "a dead job could overwrite a live one"
 CHECKS: tuple[tuple[str, str, Check], ...] = (
     ("reading back what was written, with its metadata", "nothing works without it", _round_trip),
     ("listing what was just written, and not what was deleted", "stages would run twice", _listing),
@@ -149,6 +141,6 @@ CHECKS: tuple[tuple[str, str, Check], ...] = (
     ("conditional writes that hold in a race", "two jobs could claim the same version at once", _race),
     ("multipart uploads", "large files could not be written", _multipart),
     ("checksums of parts", "it keeps parts damaged in transit", _part_checksum),
-    ("conditional multipart uploads (If-None-Match: *)", "a dead job could overwrite a live one", _multipart_if_absent),
-    ("conditional multipart uploads (If-Match)", "a dead job could overwrite a live one", _multipart_if_match),
+    ("conditional multipart uploads (If-None-Match: *)", _OVERWRITTEN, partial(_if_absent, write=_upload)),
+    ("conditional multipart uploads (If-Match)", _OVERWRITTEN, partial(_if_match, write=_upload)),
 )

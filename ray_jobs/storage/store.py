@@ -33,22 +33,13 @@ from ray_jobs.storage.manifest import (
     make_manifest,
 )
 from ray_jobs.storage.probe import probe
-from ray_jobs.storage.transfer import (
-    LocalFile,
-    ProgressFn,
-    Transfer,
-    require_free,
-    scan,
-    sha256_of,
-    temporary_beside,
-)
+from ray_jobs.storage.transfer import ProgressFn, Transfer, require_free, scan, sha256_of, temporary_beside
 
 Names = list[str]  # within Store, `list` is its own method
 
 _PROBE_PATIENCE_S = 10.0
 _SWAP_PATIENCE_S = 30.0
-_DELETES_AT_ONCE = 8
-_READS_AT_ONCE = 8
+_REQUESTS_AT_ONCE = 8
 
 
 class Store:
@@ -82,9 +73,8 @@ class Store:
 
     def at(self, uri: str) -> Store:
         """A store rooted at another `s3://` address, with the same endpoint and credentials."""
-        name, prefix = split_uri(uri)
         other = Store(uri, self._bucket.settings, cache=self._cache)
-        other._bucket, other._prefix = self._bucket.named(name), prefix
+        other._bucket = replace(self._bucket, name=other._bucket.name)
         return other
 
     def probe(self) -> None:
@@ -133,26 +123,20 @@ class Store:
             except ObjectNotFound:
                 return None
 
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             found = zip(keys, pool.map(read, keys), strict=True)
             return {key: document for key, document in found if document is not None}
 
     def put_json(self, key: str, document: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
         return self.put(key, canonical_json(document), if_absent=if_absent, if_match=if_match)
 
-    def update_json(
-        self,
-        key: str,
-        change: Callable[[dict[str, Any] | None], dict[str, Any]],
-        *,
-        patience_s: float = _SWAP_PATIENCE_S,
-    ) -> dict[str, Any]:
+    def update_json(self, key: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> dict[str, Any]:
         """Replace a document by `change(document)` (None: it does not exist), retried until no other write intervened.
 
         `change` may be called several times, so it must be pure; its exceptions end the update. Raises ConflictError
-        after `patience_s`.
+        after 30 s.
         """
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + _SWAP_PATIENCE_S
         delay_s = 0.01
         while True:
             try:
@@ -173,16 +157,12 @@ class Store:
             delay_s = min(2 * delay_s, 0.5)
 
     def exists(self, key: str) -> bool:
-        try:
-            self._bucket.head(self._prefix + key)
-        except ObjectNotFound:
-            return False
-        return True
+        return self._bucket.find(self._prefix + key) is not None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below `prefix/`, in key order; keys are relative to the store's root."""
-        for key, size_bytes, etag in self._bucket.objects(self._prefix + folder_of(prefix)):
-            yield ObjectInfo(key.removeprefix(self._prefix), size_bytes, etag)
+        for info in self._bucket.objects(self._prefix + folder_of(prefix)):
+            yield replace(info, key=info.key.removeprefix(self._prefix))
 
     def list_dirs(self, prefix: str = "") -> Names:
         """The names of the folders one level below `prefix/`."""
@@ -193,7 +173,7 @@ class Store:
         """Delete keys; an absent key is no error."""
         wanted = [keys] if isinstance(keys, str) else list(keys)
         # One request per key: several stores lack the request that deletes many.
-        with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             for _ in pool.map(self._bucket.delete, [self._prefix + key for key in wanted]):
                 pass
 
@@ -208,24 +188,24 @@ class Store:
 
     # ---- files and trees ------------------------------------------------------------------------------------------
 
-    def upload_file(self, path: Path, key: str, *, progress: ProgressFn | None = None) -> FileEntry:
+    def upload_file(self, path: Path, key: str) -> FileEntry:
         """Write a file under `key`, in parallel parts, replacing an existing object. The entry's path is the file's."""
         if not path.is_file():
             raise StoreError(f"no file at {path}: nothing to upload")
-        existing = self._info(key)
-        file = LocalFile(path.name, path, path.stat().st_size)
-        with Transfer(self._bucket, total_bytes=file.size_bytes, progress=progress) as transfer:
-            return transfer.run([partial(transfer.upload, file, self._prefix + key, existing)])[0]
+        existing = self._bucket.find(self._prefix + key)
+        with Transfer(self._bucket, total_bytes=path.stat().st_size, progress=None) as transfer:
+            return transfer.run([partial(transfer.upload, path.name, path, self._prefix + key, existing)])[0]
 
     def download_file(self, key: str, path: Path, *, progress: ProgressFn | None = None) -> FileEntry:
         """Read `key` into the file `path`, which is replaced only once all bytes are verified."""
         head = self._bucket.head(self._prefix + key)
         with temporary_beside(path) as directory:
             require_free(directory, head.size_bytes)
+            target = directory / path.name
             with Transfer(self._bucket, total_bytes=head.size_bytes, progress=progress) as transfer:
-                (entry,) = transfer.run([partial(transfer.download, self._prefix + key, directory / "file", None)])
-            os.replace(directory / "file", path)
-        return replace(entry, path=path.name)
+                (entry,) = transfer.run([partial(transfer.download, head.key, target, None)])
+            os.replace(target, path)
+        return entry
 
     def upload_tree(self, directory: Path, prefix: str, *, progress: ProgressFn | None = None) -> tuple[FileEntry, ...]:
         """Write every file of a directory below `prefix/`, for `commit` to make visible.
@@ -236,15 +216,21 @@ class Store:
         files = scan(directory)
         committed = self.read_manifest(prefix)
         if committed is not None:
-            return self._same_as(committed, files, prefix)
-        folder = folder_of(prefix)
-        existing = {info.key.removeprefix(folder): info for info in self.list(prefix)}
-        total_bytes = sum(file.size_bytes for file in files)
-        with Transfer(self._bucket, total_bytes=total_bytes, progress=progress) as transfer:
+            entries = tuple(FileEntry(path, file.stat().st_size, sha256_of(file)) for path, file in files.items())
+            if tuple(sorted(entries)) != committed.files:
+                raise ConflictError(
+                    f"{self.uri(prefix)} is already committed, with other files; it is never overwritten"
+                )
+            return entries
+        folder = self._prefix + folder_of(prefix)
+        existing = {info.key: info for info in self._bucket.objects(folder)}
+        sizes = {path: file.stat().st_size for path, file in files.items()}
+        largest_first = sorted(files, key=lambda path: -sizes[path])  # the largest ends last
+        with Transfer(self._bucket, total_bytes=sum(sizes.values()), progress=progress) as transfer:
             return transfer.run(
                 [
-                    partial(transfer.upload, file, self._prefix + folder + file.path, existing.get(file.path))
-                    for file in sorted(files, key=lambda file: -file.size_bytes)  # the largest first: it ends last
+                    partial(transfer.upload, path, files[path], folder + path, existing.get(folder + path))
+                    for path in largest_first
                 ]
             )
 
@@ -280,74 +266,42 @@ class Store:
             return None
         return decode_manifest(data, source=self.uri(key))
 
-    def download_tree(self, prefix: str, directory: Path, *, progress: ProgressFn | None = None) -> Manifest:
-        """Read a committed tree into `directory`, which appears only once every file is verified.
-
-        `directory` must be absent or empty, or already hold this tree. Raises ObjectNotFound if nothing is committed,
-        CorruptObject if a file does not match the manifest, MachineError if the disk is too small.
-        """
-        manifest = self._committed(prefix)
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            if directory.is_dir() and _holds(directory, manifest):
-                return manifest
-            raise StoreError(f"{directory} exists and is not {self.uri(prefix)}: name a new directory, or remove it")
-        folder = self._prefix + folder_of(prefix)
-        with temporary_beside(directory) as temporary:
-            require_free(temporary, manifest.size_bytes)
-            tree = temporary / "tree"
-            tree.mkdir()
-            with Transfer(self._bucket, total_bytes=manifest.size_bytes, progress=progress) as transfer:
-                transfer.run(
-                    [
-                        partial(transfer.download, folder + entry.path, tree / entry.path, entry)
-                        for entry in sorted(manifest.files, key=lambda entry: -entry.size_bytes)
-                    ]
-                )
-            try:
-                os.rename(tree, directory)
-            except OSError as error:
-                if not (directory.is_dir() and _holds(directory, manifest)):  # else: another process downloaded it
-                    raise MachineError(f"cannot move {tree} to {directory}: {error.strerror}") from error
-        return manifest
-
-    def fetch(self, prefix: str, *, cache: Path | None = None, progress: ProgressFn | None = None) -> Path:
+    def fetch(self, prefix: str, *, progress: ProgressFn | None = None) -> Path:
         """A local directory with a committed tree: downloaded once per machine, and cached by the manifest's digest.
 
-        The directory is shared; do not write to it.
+        The directory is shared; do not write to it. It appears once every file is verified. Raises ObjectNotFound if
+        nothing is committed, CorruptObject if a file does not match the manifest, MachineError if the disk is too
+        small.
         """
-        manifest = self._committed(prefix)
-        directory = (cache or self._cache) / "trees" / manifest.digest
+        manifest = self.read_manifest(prefix)
+        if manifest is None:
+            raise ObjectNotFound(f"nothing is committed at {self.uri(prefix)}: it has no {MANIFEST_NAME}")
+        directory = self._cache / "trees" / manifest.digest
         with _locked(directory.with_suffix(".lock")):
             if not _sizes_match(directory, manifest):
                 with temporary_beside(directory) as temporary:
+                    self._download(manifest, self._prefix + folder_of(prefix), temporary / "tree", progress)
                     if directory.exists():  # left damaged by a crash of the machine
                         os.rename(directory, temporary / "damaged")
-                    self.download_tree(prefix, temporary / "tree", progress=progress)
-                    for entry in manifest.files:
-                        _flush_to_disk(temporary / "tree" / entry.path)
                     os.rename(temporary / "tree", directory)
         return directory
 
     # ---- private --------------------------------------------------------------------------------------------------
 
-    def _committed(self, prefix: str) -> Manifest:
-        manifest = self.read_manifest(prefix)
-        if manifest is None:
-            raise ObjectNotFound(f"nothing is committed at {self.uri(prefix)}: it has no {MANIFEST_NAME}")
-        return manifest
-
-    def _same_as(self, committed: Manifest, files: Sequence[LocalFile], prefix: str) -> tuple[FileEntry, ...]:
-        entries = tuple(FileEntry(file.path, file.size_bytes, sha256_of(file.source)) for file in files)
-        if tuple(sorted(entries)) != committed.files:
-            raise ConflictError(f"{self.uri(prefix)} is already committed, with other files; it is never overwritten")
-        return entries
-
-    def _info(self, key: str) -> ObjectInfo | None:
-        try:
-            head = self._bucket.head(self._prefix + key)
-        except ObjectNotFound:
-            return None
-        return ObjectInfo(key, head.size_bytes, head.etag)
+    def _download(self, manifest: Manifest, folder: str, tree: Path, progress: ProgressFn | None) -> None:
+        """Read a tree into the new directory `tree`, and write it to the disk before it gets its name in the cache."""
+        tree.mkdir()
+        require_free(tree, manifest.size_bytes)
+        with Transfer(self._bucket, total_bytes=manifest.size_bytes, progress=progress) as transfer:
+            transfer.run(
+                [
+                    partial(transfer.download, folder + entry.path, tree / entry.path, entry)
+                    for entry in sorted(manifest.files, key=lambda entry: -entry.size_bytes)
+                ]
+            )
+        for entry in manifest.files:
+            with (tree / entry.path).open("rb") as file:
+                os.fsync(file.fileno())
 
     def _parse(self, key: str, data: bytes) -> Any:
         try:
@@ -363,20 +317,6 @@ def _reopen(uri: str) -> Store:
 def _sizes_match(directory: Path, manifest: Manifest) -> bool:
     sizes = [(directory / entry.path, entry.size_bytes) for entry in manifest.files]
     return directory.is_dir() and all(path.is_file() and path.stat().st_size == size for path, size in sizes)
-
-
-def _holds(directory: Path, manifest: Manifest) -> bool:
-    return _sizes_match(directory, manifest) and all(
-        sha256_of(directory / entry.path) == entry.sha256 for entry in manifest.files
-    )
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from ray_jobs.errors import (
     MachineError,
     StoreError,
 )
-from ray_jobs.storage import Manifest, Store
+from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import Bucket
-from ray_jobs.storage.transfer import PART_BYTES, LocalFile, Transfer, parts_of
+from ray_jobs.storage.transfer import PART_BYTES, Transfer, parts_of
 from tests.conftest import StoreServer
 from tests.repository import ROOT
 from tests.storage.builders import MB, at_once, bucket_of, contents, key_of, make_tree, save
@@ -44,10 +44,10 @@ def test_a_tree_round_trips(store: Store, tmp_path: Path) -> None:
     assert manifest.size_bytes == total
     assert store.read_manifest("t") == manifest
     seen.clear()
-    assert store.download_tree("t", tmp_path / "out", progress=lambda done, _: seen.append((done, 0))) == manifest
-    assert contents(tmp_path / "out") == contents(directory)
+    tree = store.fetch("t", progress=lambda done, _: seen.append((done, 0)))
+    assert contents(tree) == contents(directory)
     assert seen[-1][0] == total
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert sorted(path.name for path in tree.parent.iterdir()) == [manifest.digest, f"{manifest.digest}.lock"]
 
 
 def test_the_digest_depends_on_the_content_alone(store: Store, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_tree_is_committed_once(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="never overwritten"):
         store.upload_tree(directory, "t")
     assert store.read_manifest("t") == manifest
-    store.download_tree("t", tmp_path / "out")
+    store.fetch("t")
 
 
 def test_one_of_eight_commits_of_different_trees_wins(store: Store, tmp_path: Path) -> None:
@@ -113,8 +113,7 @@ def test_leftovers_of_a_dead_upload_are_replaced(store: Store, tmp_path: Path) -
     store.upload_tree(make_tree(tmp_path / "old", a=10, b=PART_BYTES + 1), "t")
     directory = make_tree(tmp_path / "new", a=10, b=PART_BYTES + 1)
     save(store, directory, "t")
-    store.download_tree("t", tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(directory)
+    assert contents(store.fetch("t")) == contents(directory)
 
 
 @pytest.mark.parametrize("size", [10, PART_BYTES + 1])
@@ -128,8 +127,8 @@ def test_a_late_writer_cannot_change_a_committed_tree(
         pytest.raises(ConflictError),
         Transfer(bucket_of(store, store_server), total_bytes=size, progress=None) as transfer,
     ):
-        transfer.upload(LocalFile("a", late, size), key_of(store, "t/a"), None)
-    store.download_tree("t", tmp_path / "out")
+        transfer.upload("a", late, key_of(store, "t/a"), None)
+    store.fetch("t")
     assert store.read_manifest("t") == manifest
 
 
@@ -137,7 +136,7 @@ def test_eight_uploads_of_the_same_tree_all_succeed(store: Store, tmp_path: Path
     directory = make_tree(tmp_path / "in", a=1000, b=PART_BYTES + 1)
     manifests = at_once(8, lambda _: save(store, directory, "t", {"same": True}))
     assert len({manifest.digest for manifest in manifests}) == 1
-    store.download_tree("t", tmp_path / "out")
+    store.fetch("t")
 
 
 def test_a_deleted_tree_loses_its_manifest_first(
@@ -212,20 +211,6 @@ def test_a_file_round_trips_and_can_be_replaced(store: Store, tmp_path: Path) ->
         store.upload_file(tmp_path / "absent", "f/b")
 
 
-def test_a_download_never_overwrites_another_directory(store: Store, tmp_path: Path) -> None:
-    save(store, make_tree(tmp_path / "in", a=10), "t")
-    mine = make_tree(tmp_path / "mine", thesis=10)
-    before = contents(mine)
-    with pytest.raises(StoreError, match="exists and is not"):
-        store.download_tree("t", mine)
-    assert contents(mine) == before
-    store.download_tree("t", tmp_path / "out")
-    store.download_tree("t", tmp_path / "out")  # the directory holds this tree already
-    (tmp_path / "empty").mkdir()
-    store.download_tree("t", tmp_path / "empty")
-    assert contents(tmp_path / "empty") == contents(tmp_path / "in")
-
-
 def test_a_big_tree_moves_in_parallel(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = make_tree(tmp_path / "in", a=80 * MB, b=30 * MB, c__d=10 * MB, **{f"n{i}": 1000 for i in range(10)})
     most = {"now": 0, "upload_part": 0, "get_range": 0}
@@ -247,8 +232,7 @@ def test_a_big_tree_moves_in_parallel(store: Store, tmp_path: Path, monkeypatch:
     for name in ("upload_part", "get_range"):
         monkeypatch.setattr(Bucket, name, counted(name, getattr(Bucket, name)))
     save(store, directory, "t")
-    store.download_tree("t", tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(directory)
+    assert contents(store.fetch("t")) == contents(directory)
     assert most["upload_part"] >= 4
     assert most["get_range"] >= 4
 
@@ -257,16 +241,16 @@ def test_concurrent_fetches_download_once(store: Store, tmp_path: Path, monkeypa
     directory = make_tree(tmp_path / "in", a=1000, b__c=10)
     save(store, directory, "t")
     downloads: list[str] = []
-    original = Store.download_tree
+    original = Bucket.get_range
 
-    def counted(self: Store, prefix: str, *arguments: Any, **options: Any) -> Manifest:
-        downloads.append(prefix)
-        return original(self, prefix, *arguments, **options)
+    def counted(self: Bucket, key: str, *arguments: Any, **options: Any) -> bytes:
+        downloads.append(key.rpartition("/")[2])
+        return original(self, key, *arguments, **options)
 
-    monkeypatch.setattr(Store, "download_tree", counted)
+    monkeypatch.setattr(Bucket, "get_range", counted)
     found = set(at_once(8, lambda _: store.fetch("t")))
     assert len(found) == 1
-    assert downloads == ["t"]
+    assert sorted(downloads) == ["a", "c"]
     assert contents(found.pop()) == contents(directory)
 
 
@@ -286,12 +270,12 @@ def test_the_cache_keeps_two_trees_of_one_prefix_apart(store: Store, tmp_path: P
     first = store.fetch("t")
     store.delete_tree("t")
     save(store, make_tree(tmp_path / "two", a=10), "t")
-    second = store.fetch("t", cache=tmp_path / "cache")
+    second = store.fetch("t")
     assert contents(first) == contents(tmp_path / "one")
     assert contents(second) == contents(tmp_path / "two")
 
 
-def test_a_small_disk_is_reported_before_the_download(store: Store, tmp_path: Path) -> None:
+def test_a_small_disk_is_reported_before_the_download(store: Store, store_server: StoreServer, tmp_path: Path) -> None:
     save(store, make_tree(tmp_path / "in", a=6 * MB, b=4 * MB), "t")
     small = tmp_path / "small"
     small.mkdir()
@@ -300,11 +284,9 @@ def test_a_small_disk_is_reported_before_the_download(store: Store, tmp_path: Pa
     try:
         free = shutil.disk_usage(small).free
         with pytest.raises(MachineError, match=f"{10 * MB} bytes needed, {free} bytes free.*KITAE_CACHE"):
-            store.download_tree("t", small / "out")
-        with pytest.raises(MachineError, match="bytes needed"):
-            store.fetch("t", cache=small)
+            Store(store.uri(), store_server.settings(), cache=small).fetch("t")
         assert shutil.disk_usage(small).free > free - MB
-        assert not (small / "out").exists()
+        assert [path.suffix for path in (small / "trees").iterdir()] == [".lock"]
     finally:
         subprocess.run(["umount", small], check=True)
 
@@ -312,13 +294,11 @@ def test_a_small_disk_is_reported_before_the_download(store: Store, tmp_path: Pa
 def test_a_full_disk_ends_the_download(store: Store, store_environment: dict[str, str], tmp_path: Path) -> None:
     save(store, make_tree(tmp_path / "in", a=3 * PART_BYTES), "t")
     program = textwrap.dedent("""
-        import sys
-        from pathlib import Path
         from ray_jobs.errors import MachineError
         from ray_jobs.storage import Store
 
         try:
-            Store.from_env(check=False).download_tree("t", Path(sys.argv[1]))
+            Store.from_env(check=False).fetch("t")
         except MachineError as error:
             print(error)
         """)
@@ -328,16 +308,17 @@ def test_a_full_disk_ends_the_download(store: Store, store_environment: dict[str
 
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(out)],
+        [sys.executable, "-c", program],
         cwd=ROOT,
+        env={**os.environ, "KITAE_CACHE": str(out)},
         preexec_fn=limit,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert f"{3 * PART_BYTES} bytes needed" in done.stdout, done.stderr
-    assert not out.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    assert [path.suffix for path in (out / "trees").iterdir()] == [".lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 @given(st.integers(0, 5 * 10**13))
