@@ -23,7 +23,7 @@ from benchmarks import costs, endpoint, overhead, report, search, sharing, train
 from benchmarks.workbench import open_workbench
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.errors import KitaeError
-from ray_jobs.jobs.progress import stage_progress
+from ray_jobs.jobs.progress import StageProgress
 
 BENCHMARKS: dict[str, ModuleType] = {
     "overhead": overhead,
@@ -64,7 +64,7 @@ def _measure(names: tuple[str, ...], assets: Path, results: Path, *, quick: bool
     results.mkdir(parents=True, exist_ok=True)
     with open_workbench(assets) as bench:
         for name in names:
-            with stage_progress(name) as progress:
+            with StageProgress(name) as progress:
                 setting = report.setting(datetime.now(UTC), quick=quick)
                 bench.keep = partial(_write, results / f"{name}.json", setting)
                 figures = BENCHMARKS[name].run(bench, progress.update, quick=quick)

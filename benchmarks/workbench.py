@@ -38,7 +38,7 @@ from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, Tra
 
 Rows = Literal["faq", "mixed"]
 Show = Callable[..., None]
-"""`Progress.update`."""
+"""`StageProgress.update`."""
 MODEL = "smollm2-135m-instruct"
 ENCODER = "multilingual-e5-small"
 REVIEWS = 1000

@@ -52,11 +52,11 @@ def add(source: str, name: str | None) -> None:
       kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
       kitae bases add s3://models/qwen3-8b --name qwen3-8b
     """
-    from ray_jobs.jobs.progress import stage_progress
+    from ray_jobs.jobs.progress import StageProgress
     from ray_jobs.models import bases as prepared
 
     store = session.open_store()
-    with stage_progress("base") as progress:
+    with StageProgress("base") as progress:
         entry = prepared.add(store, source, name, progress=lambda done, total: progress.update(done, total, "bytes"))
     click.echo(f"{entry.name} ({entry.architecture}) can be fine-tuned for: {', '.join(entry.tasks)}")
 

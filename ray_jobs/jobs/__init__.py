@@ -17,11 +17,10 @@ from ray_jobs.jobs.record import (
     request_cancel,
     request_pause,
     stages,
-    status_of,
 )
 
 __all__ = [
     "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "StageRecord", "Status", "create", "event",
     "event_names", "events", "give_up", "list_jobs", "load", "note", "note_changed", "note_created", "read_stage",
-    "request_cancel", "request_pause", "stages", "start_attempt", "status_of",
+    "request_cancel", "request_pause", "stages", "start_attempt",
 ]  # fmt: skip

@@ -64,14 +64,6 @@ def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, laun
     return Job(store, update(store, spec.job_id, claim))
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """The last reading of job.json, and its time (monotonic clock)."""
-
-    record: JobRecord
-    at_s: float
-
-
 class Job:
     """One attempt, as its runner holds it. Safe to use from several threads."""
 
@@ -79,23 +71,21 @@ class Job:
         self.store = store
         self.id = record.id
         self.attempt = record.attempt
-        self._reading = _Reading(record, time.monotonic())
+        self.record = record
+        """As last read: at most `CHECK_EVERY_S` old right after `check()`."""
+        self._read_at_s = time.monotonic()
         self._last_event: int | None = None
         self._lock = threading.Lock()
-
-    @property
-    def record(self) -> JobRecord:
-        """The record as last read: at most `CHECK_EVERY_S` old right after `check()`."""
-        return self._reading.record
 
     def check(self, *, fresh: bool = False) -> None:
         """Raise JobCancelled, JobPaused or JobSuperseded if this attempt must stop.
 
         `fresh` reads the store even if it was just read.
         """
-        if fresh or time.monotonic() - self._reading.at_s >= CHECK_EVERY_S:
-            self._reading = _Reading(load(self.store, self.id), time.monotonic())
-        self._require_current(self._reading.record)
+        if fresh or time.monotonic() - self._read_at_s >= CHECK_EVERY_S:
+            self.record = load(self.store, self.id)
+            self._read_at_s = time.monotonic()
+        self._require_current(self.record)
 
     def event(
         self, level: Level, message: str, data: Mapping[str, Any] | None = None, *, kind: EventKind = "message"
@@ -148,9 +138,8 @@ class Job:
                 }
             )
 
-        record = update(self.store, self.id, end)
-        self._reading = _Reading(record, time.monotonic())
-        return record
+        self.record = update(self.store, self.id, end)
+        return self.record
 
     def pause(self) -> None:
         """Pause the job, to be resumed by a later attempt. Raises as `finish`; then nothing is written."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs import jobs
 from ray_jobs.errors import ObjectNotFound
@@ -29,10 +29,8 @@ _POLL_S = 0.5
 RequestAnswer = Literal["committed", "not running", "not training", "too late"]
 
 
-class CheckpointRequest(BaseModel):
+class CheckpointRequest(BaseModel, frozen=True):
     """`notice.json`. Times are Unix seconds."""
-
-    model_config = ConfigDict(frozen=True)
 
     number: int
     """From 1, over all attempts."""

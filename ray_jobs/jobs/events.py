@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.errors import ConflictError
 from ray_jobs.jobs.record import load
@@ -20,10 +20,8 @@ Level = Literal["info", "warning", "error"]
 EventKind = Literal["message", "metrics"]
 
 
-class Event(BaseModel):
+class Event(BaseModel, frozen=True):
     """One message about a job."""
-
-    model_config = ConfigDict(frozen=True)
 
     attempt: int
     """The attempt that wrote it, or that was the newest when it was written from outside."""

@@ -9,9 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self, TextIO
+from dataclasses import dataclass, field, replace
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -21,16 +20,6 @@ LINE_EVERY_S = 5.0
 """Seconds between plain lines, besides the last."""
 BAR_WIDTH = 24
 _SHORT_UNITS = {"tokens_per_s": "tok/s", "rows_per_s": "rows/s", "steps_per_s": "steps/s"}
-
-
-class Progress(Protocol):
-    """Receives the progress of a long step."""
-
-    def update(self, done: float, total: float, unit: str, **metrics: float | str) -> None:
-        """`done` of `total` units are done; `bytes` are shown as KiB or MiB, metrics by name, `x_per_s` as a rate."""
-
-    def close(self) -> None:
-        """Show the last state permanently."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +86,11 @@ def line(label: str, snapshot: ProgressState, *, ended: bool = False) -> str:
     return "  ".join(part for part in (f"{label:<9}", bar, amount, *metrics, time_shown) if part)
 
 
-def stage_progress(label: str) -> StageProgress:
-    """`with stage_progress("train") as progress:`: a live bar on a terminal, plain lines anywhere else."""
-    return StageProgress(label)
-
-
 class StageProgress:
-    """A Progress on standard error, as a context manager."""
+    """`with StageProgress("train") as progress:`: a live bar on standard error if it is a terminal, else plain lines.
+
+    The last state stays on the screen, with the time the whole step took.
+    """
 
     def __init__(self, label: str, *, out: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._label = label
@@ -113,7 +100,6 @@ class StageProgress:
         self._first: tuple[float, float] | None = None  # clock and `done` at the first update
         self._snapshot: ProgressState | None = None
         self._written_s: float | None = None
-        self._closed = False
         self._lock = threading.Lock()  # transfers report from many threads
         self._live = (
             Live(console=Console(file=self._out), refresh_per_second=4, transient=True) if self._out.isatty() else None
@@ -124,12 +110,16 @@ class StageProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._live is not None:
+                self._live.stop()
+            if self._snapshot is not None:
+                whole = replace(self._snapshot, elapsed_s=self._clock() - self._started_s)
+                self._write(line(self._label, whole, ended=True))
 
     def update(self, done: float, total: float, unit: str, **metrics: float | str) -> None:
+        """`done` of `total` units are done; `bytes` are shown as KiB or MiB, metrics by name, `x_per_s` as a rate."""
         with self._lock:
             now_s = self._clock()
             if self._first is None:
@@ -141,24 +131,6 @@ class StageProgress:
             elif self._written_s is None or now_s - self._written_s >= LINE_EVERY_S:
                 self._write(line(self._label, self._snapshot))
                 self._written_s = now_s
-
-    def close(self) -> None:
-        """Idempotent. The last state stays on the screen, with the time the whole step took."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self._live is not None:
-                self._live.stop()
-            if self._snapshot is not None:
-                whole = ProgressState(
-                    self._snapshot.done,
-                    self._snapshot.total,
-                    self._snapshot.unit,
-                    self._snapshot.metrics,
-                    self._clock() - self._started_s,
-                )
-                self._write(line(self._label, whole, ended=True))
 
     def _write(self, text: str) -> None:
         self._out.write(text + "\n")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, computed_field
 
 from ray_jobs.digests import canonical_digest
 from ray_jobs.errors import ConflictError, JobError, ObjectNotFound, suggestion
@@ -21,24 +21,8 @@ from ray_jobs.storage import Store
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
-def status_of(*, started: bool, finished: bool, failed: bool, cancelled: bool, paused: bool) -> Status:
-    """The status that the facts of a record amount to.
-
-    A cancellation holds, whatever the runner did before it noticed; a pause holds unless the job was already over.
-    """
-    if cancelled:
-        return "cancelled"
-    if finished:
-        return "failed" if failed else "succeeded"
-    if paused:
-        return "paused"
-    return "running" if started else "queued"
-
-
-class JobRecord(BaseModel):
+class JobRecord(BaseModel, frozen=True):
     """`job.json`: the facts, and the status they amount to."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     spec: dict[str, Any]
@@ -61,23 +45,22 @@ class JobRecord(BaseModel):
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy cannot express
     @property
     def status(self) -> Status:
-        return status_of(
-            started=self.started_at is not None,
-            finished=self.finished_at is not None,
-            failed=self.error is not None,
-            cancelled=self.cancelled_at is not None,
-            paused=self.paused_at is not None,
-        )
+        """A cancellation holds, whatever the runner did before it noticed; a pause holds unless the job was over."""
+        if self.cancelled_at is not None:
+            return "cancelled"
+        if self.finished_at is not None:
+            return "succeeded" if self.error is None else "failed"
+        if self.paused_at is not None:
+            return "paused"
+        return "queued" if self.started_at is None else "running"
 
     def over(self) -> bool:
         """True once the job has ended, in any way. A paused job has not: it can be resumed."""
         return self.status not in ("queued", "running", "paused")
 
 
-class StageRecord(BaseModel):
+class StageRecord(BaseModel, frozen=True):
     """A finished stage: the same stage with the same inputs need not run again."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     inputs: dict[str, Any]
@@ -167,7 +150,8 @@ def give_up(store: Store, job_id: str, error: str) -> JobRecord:
 
 def stages(store: Store, job_id: str) -> list[StageRecord]:
     """Every finished stage, in the order they finished."""
-    found = [StageRecord.model_validate(store.get_json(item.key)) for item in store.list(f"jobs/{job_id}/stages/")]
+    documents = store.documents(f"jobs/{job_id}/stages").values()
+    found = [StageRecord.model_validate(document) for document in documents]
     return sorted(found, key=lambda record: record.finished_at)
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from ray_jobs import jobs
 from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
 from ray_jobs.jobs import Job, Launched, StageRecord, checkpoint_request, sigterm
-from ray_jobs.jobs.progress import stage_progress
+from ray_jobs.jobs.progress import StageProgress
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.outputs import Flow, MissingOutputError, SearchOutcome
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
@@ -121,7 +121,7 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
     started = time.monotonic()
     job.event("info", f"stage {stage.name} started")
     print(f"{stage.name:<9}  started", flush=True)
-    with stage_progress(stage.name) as progress:
+    with StageProgress(stage.name) as progress:
         output = stage.run(flow, StageContext(job, progress.update))
     job.check(fresh=True)
     seconds = time.monotonic() - started

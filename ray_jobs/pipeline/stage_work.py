@@ -57,7 +57,7 @@ class StageContext:
 
     job: Job
     show: Callable[..., None]
-    """`Progress.update` of the stage's display."""
+    """`StageProgress.update`."""
 
     @property
     def store(self) -> Store:

@@ -39,7 +39,7 @@ Names = list[str]  # within Store, `list` is its own method
 
 _PROBE_PATIENCE_S = 10.0
 _SWAP_PATIENCE_S = 30.0
-_REQUESTS_AT_ONCE = 8
+_REQUESTS_AT_ONCE = 16
 
 
 class Store:

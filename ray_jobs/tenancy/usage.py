@@ -6,7 +6,6 @@ usage is the sum of these objects. Knows no prices and no limits, nor who counts
 (`serving.observability.usage_ledger` counts requests).
 
     write(store, "blue", day, "replica-1f3a", 7, [row])
-    write_training(store, row, writer=job_id, number=launch)
     for total in group(read(store, "blue", since, until), "model"): …
 """
 
@@ -14,35 +13,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from ray_jobs.errors import ConflictError, CorruptObject, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 
-UsageKind = Literal["inference", "training"]
 By = Literal["team", "key", "model", "day"]
 
 PREFIX = "usage/"
-_READS_AT_ONCE = 16
 _WRITER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
-class UsageRow(BaseModel):
+class UsageRow(BaseModel, frozen=True):
     """Usage of one model by one key on one day."""
-
-    model_config = ConfigDict(frozen=True)
 
     day: date
     team: Name
     key_id: str
     model: str
     """The registered name, not the spelling in the request."""
-    kind: UsageKind
+    kind: Literal["inference", "training"]
     requests: int = Field(0, ge=0)
     """Inference: requests. Training: runs."""
     prompt_tokens: int = Field(0, ge=0)
@@ -60,21 +54,11 @@ class UsageRow(BaseModel):
 
     def plus(self, other: UsageRow) -> UsageRow:
         """The sum of both; the identity is this row's."""
-        return self.model_copy(
-            update={
-                "requests": self.requests + other.requests,
-                "prompt_tokens": self.prompt_tokens + other.prompt_tokens,
-                "completion_tokens": self.completion_tokens + other.completion_tokens,
-                "worker_seconds": self.worker_seconds + other.worker_seconds,
-                "gpu_seconds": self.gpu_seconds + other.gpu_seconds,
-            }
-        )
+        return self.model_copy(update={name: getattr(self, name) + getattr(other, name) for name in _SUMMED})
 
 
-class Total(BaseModel):
+class Total(BaseModel, frozen=True):
     """Usage of a team, key, model or day, of both kinds."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     requests: int = 0
@@ -86,6 +70,7 @@ class Total(BaseModel):
     gpu_seconds: float = 0.0
 
 
+_SUMMED = ("requests", "prompt_tokens", "completion_tokens", "worker_seconds", "gpu_seconds")
 _ROWS = TypeAdapter(list[UsageRow])
 _NAME_OF: dict[By, Callable[[UsageRow], str]] = {
     "team": lambda row: row.team,
@@ -98,7 +83,8 @@ _NAME_OF: dict[By, Callable[[UsageRow], str]] = {
 def write(store: Store, team: str, day: date, writer: str, number: int, rows: Sequence[UsageRow]) -> bool:
     """Write a team's rows of a day. False: the object exists, so these rows are counted already.
 
-    `writer` and `number` must name these rows and no others, in every try.
+    `writer` and `number` must name these rows and no others, in every try: for training they are the job's id and the
+    number of its run, and `day` is that of the recorded end, so that every replica that sees the end may write it.
     """
     if not _WRITER.fullmatch(writer):
         raise ValueError(f"{writer!r} cannot be part of a key")
@@ -110,15 +96,6 @@ def write(store: Store, team: str, day: date, writer: str, number: int, rows: Se
     except ConflictError:
         return False
     return True
-
-
-def write_training(store: Store, row: UsageRow, *, writer: str, number: int) -> bool:
-    """Write the usage of one run of a job; `writer` is the job's id, `number` that of the run.
-
-    Every replica that sees the run's end may call this, and one row is counted: `row.day` must be the day on which the
-    run ended according to its record, not today.
-    """
-    return write(store, row.team, row.day, writer, number, [row])
 
 
 def read(store: Store, team: str | None, since: date, until: date) -> list[UsageRow]:
@@ -136,8 +113,7 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
 
 def rows_at(store: Store, keys: Sequence[str]) -> list[list[UsageRow]]:
     """The rows of each object, in the keys' order; reads several at a time. Raises CorruptObject."""
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return list(pool.map(lambda key: _rows(store, key), keys))
+    return [_rows(store, key, document) for key, document in store.read_json(keys).items()]
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
@@ -157,9 +133,8 @@ def group(rows: Iterable[UsageRow], by: By) -> list[Total]:
     return [total(name, parts[name]) for name in sorted(parts)]
 
 
-def total(name: str, rows: Iterable[UsageRow]) -> Total:
+def total(name: str, rows: Sequence[UsageRow]) -> Total:
     """The sum of the rows."""
-    rows = list(rows)
     inference = [row for row in rows if row.kind == "inference"]
     trained = [row for row in rows if row.kind == "training"]
     return Total(
@@ -174,8 +149,7 @@ def total(name: str, rows: Iterable[UsageRow]) -> Total:
     )
 
 
-def _rows(store: Store, key: str) -> list[UsageRow]:
-    document = store.get_json(key)
+def _rows(store: Store, key: str, document: Any) -> list[UsageRow]:
     try:
         return _ROWS.validate_python(document["rows"])
     except (KeyError, TypeError, ValidationError) as error:

@@ -9,8 +9,8 @@ from ray_jobs import jobs
 from ray_jobs.jobs import JobRecord
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
-from ray_jobs.tenancy import webhooks
-from ray_jobs.tenancy.usage import UsageRow, write_training
+from ray_jobs.tenancy import usage, webhooks
+from ray_jobs.tenancy.usage import UsageRow
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob
 
@@ -42,7 +42,7 @@ def publish_job_end(store: Store, api: ApiJob, job: JobRecord, reported: Reporte
         worker_seconds=workers * seconds,
         gpu_seconds=workers * spec.compute.gpus_per_worker * seconds,
     )
-    write_training(store, row, writer=job.id, number=job.attempt)
+    usage.write(store, row.team, row.day, job.id, job.attempt, [row])
 
 
 def training_seconds(store: Store, job: JobRecord) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
-from ray_jobs.jobs import Event, JobRecord, Status, status_of
+from ray_jobs.jobs import Event, JobRecord, Status
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 
@@ -39,13 +39,23 @@ UNPAUSED: dict[tuple[bool, bool, bool, bool], Status] = {
 
 
 @pytest.mark.parametrize("facts", list(itertools.product([False, True], repeat=4)))
-def test_status_of_every_combination(facts: tuple[bool, bool, bool, bool]) -> None:
+def test_the_status_of_every_combination(facts: tuple[bool, bool, bool, bool]) -> None:
     started, finished, failed, cancelled = facts
-    named = {"started": started, "finished": finished, "failed": failed, "cancelled": cancelled}
-    assert status_of(**named, paused=False) == UNPAUSED[facts]
+    now = datetime.now(UTC)
+    record = JobRecord(
+        id="a-1",
+        spec={},
+        created_at=now,
+        started_at=now if started else None,
+        finished_at=now if finished else None,
+        cancelled_at=now if cancelled else None,
+        error="x" if failed else None,
+    )
+    assert record.status == UNPAUSED[facts]
     # Only a waiting or running job can be paused.
     waits_or_runs = UNPAUSED[facts] in ("queued", "running")
-    assert status_of(**named, paused=True) == ("paused" if waits_or_runs else UNPAUSED[facts])
+    paused = record.model_copy(update={"paused_at": now})
+    assert paused.status == ("paused" if waits_or_runs else UNPAUSED[facts])
 
 
 def test_a_record_round_trips_through_json() -> None:

@@ -77,8 +77,8 @@ def test_the_trace_is_read_from_records_and_the_ledger(store: Store) -> None:
     for i, stage in enumerate(stages):
         store.put_json(f"jobs/{again.id}/stages/train-{i}.json", stage.model_dump(mode="json"))
     ledger = UsageRow(day=DAY, team="red", key_id="k", model="gone", kind="training", requests=1, gpu_seconds=7200)
-    usage.write_training(store, ledger, writer="gone-0123456789", number=1)
-    usage.write_training(store, ledger.model_copy(update={"model": "a"}), writer=make_record("a").id, number=1)
+    usage.write(store, "red", DAY, "gone-0123456789", 1, [ledger])
+    usage.write(store, "red", DAY, make_record("a").id, 1, [ledger.model_copy(update={"model": "a"})])
     usage.write(store, "red", DAY, "api-0123456789abcdef", 1, [ledger.model_copy(update={"kind": "inference"})])
     found = read(store, since=DAY, until=DAY)
     assert {job.model: job.duration_s for job in found.jobs} == {"a": 3600, "again": 3600 + 600}

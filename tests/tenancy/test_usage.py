@@ -228,9 +228,9 @@ def test_the_background_loop_flushes_periodically_and_at_shutdown_and_survives_f
 
 def test_a_training_run_is_counted_once_by_many_replicas(store: Store) -> None:
     ran = row(kind="training", worker_seconds=120.5, gpu_seconds=241.0, prompt_tokens=900)
-    assert usage.write_training(store, ran, writer="ftjob-1", number=1)
-    assert not usage.write_training(store, ran, writer="ftjob-1", number=1)
-    assert usage.write_training(store, ran, writer="ftjob-1", number=2)
+    assert usage.write(store, "blue", DAY, "ftjob-1", 1, [ran])
+    assert not usage.write(store, "blue", DAY, "ftjob-1", 1, [ran])
+    assert usage.write(store, "blue", DAY, "ftjob-1", 2, [ran])
     (found,) = in_store(store)
     assert (found.requests, found.worker_seconds, found.gpu_seconds) == (2, 241.0, 482.0)
 
@@ -303,7 +303,7 @@ def month(store: Store) -> None:
     usage.write(store, "blue", today, "a", 1, [row(day=today, requests=1200, prompt_tokens=5000, completion_tokens=70)])
     usage.write(store, "red", DAY, "a", 2, [row(team="red", key_id="k2", requests=2)])
     trained = row(kind="training", model="n", requests=1, prompt_tokens=800, worker_seconds=5400.0, gpu_seconds=1800.0)
-    usage.write_training(store, trained, writer="ftjob-1", number=1)
+    usage.write(store, "blue", DAY, "ftjob-1", 1, [trained])
 
 
 def cells(line: str) -> list[str]:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.errors import ConflictError
 from ray_jobs.storage import Store
@@ -34,23 +34,15 @@ KEPT_S = 24 * 3600.0
 """Seconds for which an event is kept after its last delivery has ended."""
 LONGEST_S = 3 * 24 * 3600.0
 """Seconds from the first try to the last."""
-
-_FIRST_WAIT_S = 5.0
-_GROWTH = 3.0
-_LONGEST_WAIT_S = 8 * 3600.0
 _JITTER = 0.2
 
 
-class EventData(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+class EventData(BaseModel, frozen=True):
     id: str
 
 
-class WebhookEvent(BaseModel):
+class WebhookEvent(BaseModel, frozen=True):
     """The body of a webhook."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     object: Literal["event"] = "event"
@@ -60,10 +52,8 @@ class WebhookEvent(BaseModel):
     data: EventData
 
 
-class Delivery(BaseModel):
+class Delivery(BaseModel, frozen=True):
     """The delivery of an event to one endpoint."""
-
-    model_config = ConfigDict(frozen=True)
 
     state: DeliveryState = "pending"
     attempts: int = 0
@@ -74,10 +64,8 @@ class Delivery(BaseModel):
     """HTTP status of the last answer."""
 
 
-class Outgoing(BaseModel):
+class Outgoing(BaseModel, frozen=True):
     """An event and its deliveries."""
-
-    model_config = ConfigDict(frozen=True)
 
     event: WebhookEvent
     team: str
@@ -100,19 +88,15 @@ def next_try(attempt: int) -> float | None:
 
     5 s, 15 s, 45 s … 3 h, then every 8 hours, until almost three days have passed.
     """
-    waits_s = [min(_LONGEST_WAIT_S, _FIRST_WAIT_S * _GROWTH ** min(n, 20)) for n in range(attempt)]
+    waits_s = [min(8 * 3600.0, 5.0 * 3 ** min(n, 20)) for n in range(attempt)]
     return waits_s[-1] if sum(waits_s) <= LONGEST_S else None
-
-
-def event_id(team: str, kind: EventType, job_id: str, attempt: int) -> str:
-    """The id of an event: the same whichever replica computes it."""
-    return "evt_" + hashlib.sha256("\n".join([team, kind, job_id, str(attempt)]).encode()).hexdigest()[:32]
 
 
 def enqueue(
     store: Store, team: str, kind: EventType, job_id: str, *, attempt: int = 1, at: datetime | None = None
 ) -> str | None:
-    """Queue an event for the team's endpoints that receive its type. Returns its id; None: no endpoint does.
+    """Queue an event for the team's endpoints that receive its type. Returns its id, equal in every replica; None: no
+    endpoint receives it.
 
     `attempt` is the attempt that ended, since a resumed job ends again; `at` is the time of the end (None: now). An
     event enqueued again within a day of its delivery stays one event.
@@ -121,12 +105,9 @@ def enqueue(
     wanted = [one.id for one in endpoints(store, team) if kind in one.events and one.disabled_at is None]
     if not wanted:
         return None
-    event = WebhookEvent(
-        id=event_id(team, kind, job_id, attempt),
-        type=kind,
-        created_at=int(at.timestamp()),
-        data=EventData(id=job_id),
-    )
+    digest = hashlib.sha256("\n".join([team, kind, job_id, str(attempt)]).encode()).hexdigest()
+    data = EventData(id=job_id)
+    event = WebhookEvent(id=f"evt_{digest[:32]}", type=kind, created_at=int(at.timestamp()), data=data)
     document = Outgoing(event=event, team=team, deliveries={one: Delivery(next_at=at) for one in wanted})
     with suppress(ConflictError):  # enqueued already, by this or another replica
         store.put_json(f"{PREFIX}{event.id}.json", document.model_dump(mode="json"), if_absent=True)

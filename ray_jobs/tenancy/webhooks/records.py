@@ -12,10 +12,11 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ray_jobs.errors import ObjectNotFound, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
@@ -28,14 +29,11 @@ EVENTS: tuple[EventType, ...] = get_args(EventType)
 
 PREFIX = "webhooks/"
 _SECRET_PREFIX = "whsec_"
-_SECRET_BYTES = 32
 MAX_ENDPOINTS = 20
 
 
-class Endpoint(BaseModel):
+class Endpoint(BaseModel, frozen=True):
     """One receiver of a team."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     id: str
     team: Name
@@ -75,7 +73,7 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
         team=team,
         url=url,
         events=tuple(dict.fromkeys(events)),
-        secret=_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode(),
+        secret=_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode(),
         created_at=datetime.now(UTC),
     )
     store.put_json(_key(team, endpoint.id), endpoint.model_dump(mode="json"), if_absent=True)
@@ -84,12 +82,7 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
 
 def endpoints(store: Store, team: str) -> list[Endpoint]:
     """A team's endpoints, the oldest first."""
-    found = []
-    for info in store.list(_folder(team)):
-        try:
-            found.append(Endpoint.model_validate(store.get_json(info.key)))
-        except ObjectNotFound:
-            continue  # removed between the listing and the read
+    found = [Endpoint.model_validate(document) for document in store.documents(_folder(team)).values()]
     return sorted(found, key=lambda endpoint: (endpoint.created_at, endpoint.id))
 
 
@@ -119,20 +112,15 @@ def remove(store: Store, team: str, endpoint_id: str) -> None:
 def disable(store: Store, endpoint: Endpoint, why: str) -> None:
     """Disable the endpoint. Concurrent changes of it are kept; a removed one stays removed."""
 
-    class Removed(Exception):
-        pass
-
     def off(old: dict[str, Any] | None) -> dict[str, Any]:
         if old is None:
-            raise Removed
+            raise ObjectNotFound(f"webhook {endpoint.id} was removed")
         if old.get("disabled_at") is not None:
             return old
         return old | {"disabled_at": datetime.now(UTC).isoformat(), "disabled_why": why}
 
-    try:
+    with suppress(ObjectNotFound):
         store.update_json(_key(endpoint.team, endpoint.id), off)
-    except Removed:
-        return
 
 
 def sign(secret: str, event_id: str, timestamp_s: int, body: bytes) -> str:

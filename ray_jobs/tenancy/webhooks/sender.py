@@ -42,7 +42,6 @@ TIMEOUT_S = 10.0
 _MAX_ANSWER_BYTES = 4096
 _EVENTS_AT_ONCE = 16
 _THREADS = 8
-_GONE = 410
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Answer:
     def outcome(self) -> Outcome:
         if self.status is not None and 200 <= self.status < 300:
             return "delivered"
-        return "gone" if self.status == _GONE else "failed"
+        return "gone" if self.status == 410 else "failed"
 
 
 class Sender:
@@ -138,29 +137,29 @@ class Sender:
         return [key for _, key in sorted(waiting)]
 
     async def _deliver(self, transport: httpx.AsyncBaseTransport, key: str) -> None:
-        claimed, names = await self._in_thread(self._claim, key)
-        if claimed is None:
+        if (found := await self._in_thread(self._claim, key)) is None:
             return
+        claimed, names = found
         tries = (self._attempt(transport, claimed, name) for name in names)
         ended = dict(zip(names, await asyncio.gather(*tries, return_exceptions=True), strict=True))
         outcomes = {name: outcome for name, outcome in ended.items() if not isinstance(outcome, BaseException)}
         await self._in_thread(self._settle, key, claimed, outcomes)
         _raise_first(ended.values())
 
-    def _claim(self, key: str) -> tuple[Outgoing | None, list[str]]:
+    def _claim(self, key: str) -> tuple[Outgoing, list[str]] | None:
         """The claimed document and its endpoints; None: another replica has it, or nothing is due."""
         now = self._clock()
         try:
             document, etag = _read(self._store, key)
             if document.over_at is not None and document.next_at <= now:
                 self._store.delete(key)
-                return None, []
+                return None
             claimed, names = outbox.claim(document, now)
             if claimed != document:
                 self._store.put_json(key, claimed.model_dump(mode="json"), if_match=etag)
         except (ConflictError, ObjectNotFound):
-            return None, []
-        return (claimed, names) if names else (None, [])
+            return None
+        return (claimed, names) if names else None
 
     async def _attempt(
         self, transport: httpx.AsyncBaseTransport, claimed: Outgoing, name: str

@@ -47,15 +47,19 @@ class Policy:
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> Policy:
         """The policy in environment variables. Raises SpecError for a value other than `on` and `off`."""
-        return cls(
-            private=_switch(environment, "KITAE_WEBHOOKS_PRIVATE"),
-            insecure=_switch(environment, "KITAE_WEBHOOKS_INSECURE"),
-        )
+        switches = {}
+        for name in ("private", "insecure"):
+            variable = f"KITAE_WEBHOOKS_{name.upper()}"
+            value = environment.get(variable) or "off"
+            if value not in ("on", "off"):
+                raise SpecError(f"{variable} is {value!r}; it must be on or off")
+            switches[name] = value == "on"
+        return cls(**switches)
 
 
 def check_url(url: str) -> None:
     """Raise SpecError unless it is an http(s) URL with a host, and without a user, a password or a fragment."""
-    finding = _unusable(url)
+    finding = _why_unusable(url)
     if finding is not None:
         raise SpecError(f"{finding}; a webhook's URL is like https://hooks.example.com/kitae")
 
@@ -99,7 +103,7 @@ def look_up(url: str) -> list[Address]:
     return [ip_address(str(entry[4][0])) for entry in found]
 
 
-def _unusable(url: str) -> str | None:
+def _why_unusable(url: str) -> str | None:
     if len(url) > _MAX_URL_CHARACTERS:
         return f"the URL has {len(url)} characters, more than {_MAX_URL_CHARACTERS}"
     if any(character.isspace() or not character.isprintable() for character in url):
@@ -127,10 +131,3 @@ def _within(address: Address) -> Address:
     if address in _NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else address)
-
-
-def _switch(environment: Mapping[str, str], name: str) -> bool:
-    value = environment.get(name) or "off"
-    if value not in ("on", "off"):
-        raise SpecError(f"{name} is {value!r}; it must be on or off")
-    return value == "on"
