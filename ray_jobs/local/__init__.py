@@ -19,8 +19,6 @@ from ray_jobs.errors import MachineError
 from ray_jobs.local import embedded_store, processes, ray_head
 from ray_jobs.local.state import Home, LocalState
 
-DEFAULT_PORT = 8000
-
 Log = Callable[[str], None]
 
 
@@ -37,13 +35,13 @@ def up(root: Path | None = None, *, port: int | None = None, log: Log = _print) 
     home = Home(root or Path.cwd())
     with home.locked():
         state = home.load() or LocalState(
-            endpoint_port=DEFAULT_PORT,
+            endpoint_port=8000,
             store_ports=embedded_store.choose_ports(),
             store=None,
             ray_ports=ray_head.choose_ports(),
             ray=None,
         )
-        state = _with_endpoint_port(home, state, _wanted_port(port, state))
+        state = _with_endpoint_port(home, state, port)
         home.save(state)
         state = _store_up(home, state, log)
         _ray_up(home, state, log)
@@ -57,10 +55,10 @@ def down(root: Path | None = None, *, log: Log = _print) -> None:
         return
     with home.locked():
         state = home.load()
+        roots = {} if state is None else {"ray": state.ray, "store": state.store}
         # Ray first: jobs on it still write to the store.
-        for part, process in (("ray", state and state.ray), ("store", state and state.store)):
-            count = processes.stop([process] if process else [], home.mark(part))
-            what = "Ray and its jobs" if part == "ray" else "the store"
+        for part, what in (("ray", "Ray and its jobs"), ("store", "the store")):
+            count = processes.stop([roots.get(part)], home.mark(part))
             log(f"stopped {what}: {count} process(es)" if count else f"{what} did not run")
         ray_head.keep_logs(home.root, home.logs / "ray-session")
         if state is not None:
@@ -134,25 +132,20 @@ def environment(root: Path | None = None) -> dict[str, str]:
     return variables
 
 
-def _wanted_port(port: int | None, state: LocalState) -> int:
-    if port is not None:
-        return port
+def _with_endpoint_port(home: Home, state: LocalState, port: int | None) -> LocalState:
+    """The state with this endpoint port, else KITAE_PORT's, else unchanged. MachineError if it cannot be used."""
     named = os.environ.get("KITAE_PORT")
-    if not named:
-        return state.endpoint_port
-    if not named.isdigit() or not 0 < int(named) < 65536:
-        raise MachineError(f"KITAE_PORT is {named!r}, not a port: set a number from 1 to 65535")
-    return int(named)
-
-
-def _with_endpoint_port(home: Home, state: LocalState, port: int) -> LocalState:
-    """The state with this endpoint port. Raises MachineError if it cannot be used."""
+    if port is None and named:
+        if not named.isdigit() or not 0 < int(named) < 65536:
+            raise MachineError(f"KITAE_PORT is {named!r}, not a port: set a number from 1 to 65535")
+        port = int(named)
+    port = port or state.endpoint_port
     if not processes.is_free(port):
         holder = processes.holder_of(port)
-        roots = [state.ray] if state.ray else []
-        if holder.process is None or holder.process not in processes.family(roots, home.mark("ray")):
+        if holder not in processes.family([state.ray], home.mark("ray")):
             raise MachineError(
-                f"port {port}, the endpoint's, is in use by {holder}: stop that, or set KITAE_PORT to another port"
+                f"port {port}, the endpoint's, is in use by {holder or 'another program'}: stop that, or set "
+                "KITAE_PORT to another port"
             )
     running = state.ray is not None and state.ray.alive
     if running and port != state.endpoint_port:
@@ -168,10 +161,12 @@ def _store_up(home: Home, state: LocalState, log: Log) -> LocalState:
     if state.store is not None and state.store.alive and embedded_store.is_healthy(state.store_ports, credentials):
         log(f"store: runs at {embedded_store.endpoint_url(state.store_ports)}")
         return state
-    processes.stop([state.store] if state.store else [], home.mark("store"))
+    processes.stop([state.store], home.mark("store"))
     if taken := embedded_store.taken_ports(state.store_ports):
-        log(f"store: port {taken[0]} is in use by {processes.holder_of(taken[0])}; choosing other ports")
-        processes.stop([state.ray] if state.ray else [], home.mark("ray"))  # its workers have the old address
+        log(
+            f"store: port {taken[0]} is in use by {processes.holder_of(taken[0]) or 'another program'}; choosing others"
+        )
+        processes.stop([state.ray], home.mark("ray"))  # its workers have the old address
         state = replace(state, store_ports=embedded_store.choose_ports(), ray=None)
     output = home.logs / "store.log"
     process = embedded_store.start(
@@ -193,7 +188,7 @@ def _ray_up(home: Home, state: LocalState, log: Log) -> LocalState:
     if state.ray is not None and state.ray.alive and ray_head.is_healthy(state.ray_ports, token):
         log(f"ray: runs, dashboard at {ray_head.dashboard_url(state.ray_ports)}")
         return state
-    processes.stop([state.ray] if state.ray else [], home.mark("ray"))
+    processes.stop([state.ray], home.mark("ray"))
     if any(not processes.is_free(port) for port in vars(state.ray_ports).values()):
         state = replace(state, ray_ports=ray_head.choose_ports())
         home.save(state)

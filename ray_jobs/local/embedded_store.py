@@ -21,7 +21,6 @@ from ray_jobs.storage.bucket import StoreSettings
 BUCKET = "kitae"
 _GRPC_OFFSET = 10_000  # SeaweedFS's gRPC ports are its HTTP ports plus this
 _START_PATIENCE_S = 60.0
-_HEALTH_SILENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ def choose_ports() -> StorePorts:
 
 def taken_ports(ports: StorePorts) -> list[int]:
     """Those of the HTTP and gRPC ports that are in use."""
-    every = [number for port in astuple(ports) for number in (port, port + _GRPC_OFFSET)]
-    return [port for port in every if not is_free(port)]
+    return [port for port in _all_ports(ports) if not is_free(port)]
 
 
 def start(
@@ -99,7 +97,7 @@ def wait_until_ready(process: Process, ports: StorePorts, credentials: Credentia
 
 def is_healthy(ports: StorePorts, credentials: Credentials) -> bool:
     try:
-        open_store(ports, credentials, patience_s=0, silence_s=_HEALTH_SILENCE_S).exists("health")
+        open_store(ports, credentials, patience_s=0, silence_s=5.0).exists("health")
     except StoreError:
         return False
     return True
@@ -124,10 +122,13 @@ def endpoint_url(ports: StorePorts) -> str:
 
 def remove_sockets(ports: StorePorts) -> None:
     """Delete the unix sockets that a killed SeaweedFS leaves in /tmp."""
-    for port in astuple(ports):
-        for number in (port, port + _GRPC_OFFSET):
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
-                socket.unlink(missing_ok=True)
+    for port in _all_ports(ports):
+        for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            socket.unlink(missing_ok=True)
+
+
+def _all_ports(ports: StorePorts) -> list[int]:
+    return [number for port in astuple(ports) for number in (port, port + _GRPC_OFFSET)]
 
 
 def find_binary() -> str:
@@ -142,8 +143,8 @@ def find_binary() -> str:
     return found
 
 
-def tail(log: Path, lines: int = 8) -> list[str]:
+def tail(log: Path) -> list[str]:
     try:
-        return log.read_text(errors="replace").splitlines()[-lines:]
+        return log.read_text(errors="replace").splitlines()[-8:]
     except OSError:
         return []

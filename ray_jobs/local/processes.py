@@ -12,16 +12,18 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 from ray_jobs.errors import MachineError
 
 MARK = "KITAE_LOCAL_ID"
 """Environment variable that every process of a local service carries."""
 
-_PROC = Path("/proc")
 TERM_PATIENCE_S = 8.0
 _KILL_PATIENCE_S = 10.0
 # Below the range that the kernel gives to outgoing connections, so that none of them takes a chosen port.
@@ -40,9 +42,14 @@ class Process:
         found = _stat(self.pid)
         return found is not None and found.started == self.started and found.state != "Z"
 
+    def __str__(self) -> str:
+        found = _stat(self.pid)
+        return f"{'a process' if found is None else found.name} (pid {self.pid})"
+
 
 @dataclass(frozen=True)
 class _Stat:
+    name: str
     state: str
     parent: int
     session: int
@@ -70,7 +77,7 @@ def spawn(command: Sequence[str], *, environment: Mapping[str, str], log: Path, 
     return Process(child.pid, found.started)
 
 
-def stop(roots: Iterable[Process], mark: str) -> int:
+def stop(roots: Iterable[Process | None], mark: str) -> int:
     """Stop these processes, their descendants, and every process with the mark: TERM, then KILL. Returns their number.
 
     Raises MachineError naming those that do not end.
@@ -81,7 +88,11 @@ def stop(roots: Iterable[Process], mark: str) -> int:
         seen |= set(family([process for process in seen if process.alive], mark))
         left = [process for process in seen if process.alive]
         for process in left:
-            _signal(process, number)
+            try:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+            except PermissionError as error:
+                raise MachineError(f"may not stop process {process.pid}: run this as its user") from error
         _wait_gone(left, patience_s)
     left = [process for process in seen if process.alive]
     if left:
@@ -93,10 +104,8 @@ def stop(roots: Iterable[Process], mark: str) -> int:
 def free_ports(count: int, *, also_above: int = 0) -> list[int]:
     """Free ports of 127.0.0.1; `also_above`: the port higher by this number must be free too."""
     found: list[int] = []
-    candidates = [port for port in _PORTS if port + also_above in _PORTS]
-    random.shuffle(candidates)
-    for port in candidates:
-        if all(is_free(each) for each in {port, port + also_above}):
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if port + also_above in _PORTS and is_free(port) and is_free(port + also_above):
             found.append(port)
         if len(found) == count:
             return found
@@ -113,57 +122,26 @@ def is_free(port: int) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Holder:
-    """The process that listens on a port; None if this user may not see it."""
-
-    process: Process | None
-    name: str | None
-
-    def __str__(self) -> str:
-        return "another program" if self.process is None else f"{self.name} (pid {self.process.pid})"
+def holder_of(port: int) -> Process | None:
+    """The process that listens on a port; None if there is none that this user may see."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid is not None:
+            found = _stat(connection.pid)
+            return None if found is None else Process(connection.pid, found.started)
+    return None
 
 
-def holder_of(port: int) -> Holder:
-    inodes = set()
-    for table in ("tcp", "tcp6"):
-        for line in (_PROC / "net" / table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:  # 0A: listening
-                inodes.add(f"socket:[{fields[9]}]")
-    for pid in _pids():
-        try:
-            if any(os.readlink(link) in inodes for link in (_PROC / str(pid) / "fd").iterdir()):
-                name = (_PROC / str(pid) / "comm").read_text().strip()
-                found = _stat(pid)
-                return Holder(None, None) if found is None else Holder(Process(pid, found.started), name)
-        except OSError:  # ended, or not readable by this user
-            continue
-    return Holder(None, None)
-
-
-def family(roots: Iterable[Process], mark: str) -> list[Process]:
+def family(roots: Iterable[Process | None], mark: str) -> list[Process]:
     """The roots, their descendants, all processes in sessions that they lead, and every process with the mark."""
-    stats = {pid: found for pid in _pids() if (found := _stat(pid)) is not None and found.state != "Z"}
-    ours = {process.pid for process in roots if process.pid in stats and stats[process.pid].started == process.started}
-    wanted = f"{MARK}={mark}".encode()
-    ours |= {pid for pid in stats if wanted in _environment(pid)}
+    stats = {pid: found for pid in psutil.pids() if (found := _stat(pid)) is not None and found.state != "Z"}
+    ours = {process.pid for process in roots if process is not None and process.alive}
+    ours |= {pid for pid in stats if _has_mark(pid, mark)}
     ours.discard(os.getpid())
     while True:
         more = {pid for pid, found in stats.items() if found.parent in ours or found.session in ours} - ours
         if not more:
             return [Process(pid, stats[pid].started) for pid in sorted(ours)]
         ours |= more
-
-
-def _signal(process: Process, number: signal.Signals) -> None:
-    if process.alive:
-        try:
-            os.kill(process.pid, number)
-        except ProcessLookupError:
-            pass
-        except PermissionError as error:
-            raise MachineError(f"may not stop process {process.pid}: run this as the user who started it") from error
 
 
 _children: list[subprocess.Popen[bytes]] = []
@@ -177,27 +155,24 @@ def _wait_gone(processes: Sequence[Process], patience_s: float) -> None:
         child.poll()  # reap children, so that no zombie keeps the pid
 
 
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
-
-
-def _environment(pid: int) -> list[bytes]:
+def _has_mark(pid: int, mark: str) -> bool:
     try:
-        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # ended, or another user's
-        return []
+        return False
 
 
 @cache
 def _boot_id() -> str:
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        text = (_PROC / str(pid) / "stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     # The name in parentheses may hold spaces and parentheses: parse after the last one.
-    fields = text.rpartition(")")[2].split()
-    return _Stat(state=fields[0], parent=int(fields[1]), session=int(fields[3]), started=f"{_boot_id()}+{fields[19]}")
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return _Stat(name, fields[0], int(fields[1]), int(fields[3]), f"{_boot_id()}+{fields[19]}")

@@ -7,16 +7,15 @@ the machine. Knows no jobs.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 from ray_jobs.errors import MachineError
 from ray_jobs.local.embedded_store import tail
@@ -93,14 +92,11 @@ def wait_until_ready(process: Process, ports: RayPorts, token: str, log: Path) -
 
 def is_healthy(ports: RayPorts, token: str) -> bool:
     """True if the dashboard accepts the token and the head's node is alive."""
-    request = urllib.request.Request(
-        f"{dashboard_url(ports)}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    url = f"{dashboard_url(ports)}/nodes?view=summary"
     try:
-        with opener.open(request, timeout=5) as response:
-            nodes = json.load(response)["data"]["summary"]
-    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError):
+        answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=5, trust_env=False)
+        nodes = answer.raise_for_status().json()["data"]["summary"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
     return any(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
 

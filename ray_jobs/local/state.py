@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from ray_jobs.errors import MachineError
 from ray_jobs.local.embedded_store import Credentials, StorePorts
 from ray_jobs.local.processes import Process
@@ -42,18 +44,9 @@ class Home:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.path = self.root / ".kitae"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def store_data(self) -> Path:
-        return self.path / "store"
-
-    @property
-    def token_path(self) -> Path:
-        return self.path / "ray-token"
+        self.logs = self.path / "logs"
+        self.store_data = self.path / "store"
+        self.token_path = self.path / "ray-token"
 
     def mark(self, part: str) -> str:
         """Value of `processes.MARK` in the environment of a part's processes; independent of state.json."""
@@ -76,17 +69,10 @@ class Home:
     def load(self) -> LocalState | None:
         """The saved state; None if nothing was ever started."""
         try:
-            document = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-            return LocalState(
-                endpoint_port=int(document["endpoint_port"]),
-                store_ports=StorePorts(**document["store_ports"]),
-                store=None if document["store"] is None else Process(**document["store"]),
-                ray_ports=RayPorts(**document["ray_ports"]),
-                ray=None if document["ray"] is None else Process(**document["ray"]),
-            )
+            return TypeAdapter(LocalState).validate_json((self.path / "state.json").read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise MachineError(
                 f"{self.path / 'state.json'} cannot be read ({error}): remove it; `kitae local down` stops what runs"
             ) from error
@@ -102,7 +88,7 @@ class Home:
         return Credentials(**json.loads(self._read("keys.json")))
 
     def ray_token(self) -> str:
-        return self._secret("ray-token")
+        return self._secret(self.token_path.name)
 
     def api_key(self) -> str:
         return self._secret("api-key")
