@@ -63,13 +63,9 @@ def start(
         "-admin.ui=false",
         "-webdav=false",
         "-master.telemetry=false",
-        f"-s3.port={ports.s3}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        f"-master.port={ports.master}",
-        f"-volume.port={ports.volume}",
-        f"-filer.port={ports.filer}",
-        f"-admin.port={ports.admin}",
+        *(f"-{server}.port={port}" for server, port in vars(ports).items()),
     ]
     keys = {"AWS_ACCESS_KEY_ID": credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key}
     # Without these keys, its internal HTTP servers would serve every user of this machine without credentials.

@@ -194,19 +194,15 @@ class Bucket:
             lambda: self._client().abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload_id),
         )
 
-    def open_uploads(self, prefix: str) -> Iterator[tuple[str, str]]:
+    def open_uploads(self, prefix: str) -> list[tuple[str, str]]:
         """(key, upload id) of every unfinished multipart upload below `prefix`."""
-        markers: dict[str, Any] = {}
-        while True:
-            page = self._try(
-                f"list uploads of {prefix}",
-                lambda: self._client().list_multipart_uploads(Bucket=self.name, Prefix=prefix, **markers),  # noqa: B023 called at once
-            )
-            for item in page.get("Uploads", []):
-                yield item["Key"], item["UploadId"]
-            if not page.get("IsTruncated") or "NextKeyMarker" not in page:
-                return
-            markers = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        pages = (
+            self._client()
+            .get_paginator(operation_name="list_multipart_uploads")
+            .paginate(Bucket=self.name, Prefix=prefix)
+        )
+        found = self._try(f"list uploads of {prefix}", lambda: list(pages))
+        return [(item["Key"], item["UploadId"]) for page in found for item in page.get("Uploads", [])]
 
     # ---- the bucket itself ----------------------------------------------------------------------------------------
 

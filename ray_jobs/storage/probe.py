@@ -54,7 +54,7 @@ def _clean_up(bucket: Bucket, folder: str) -> None:
     quick = bucket.patient_for(0)
     # Best effort: a few bytes may stay.
     with suppress(StoreError):
-        for key, upload_id in list(quick.open_uploads(folder)):
+        for key, upload_id in quick.open_uploads(folder):
             quick.abort_upload(key, upload_id)
     with suppress(StoreError):
         for info in list(quick.objects(folder)):

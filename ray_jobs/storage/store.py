@@ -1,7 +1,7 @@
 """Store: the interface of the object store.
 
-Owns the prefix, JSON documents with compare-and-swap, committed trees and their local cache. Reads the environment in
-`from_env` only.
+Owns the store's address, JSON documents with compare-and-swap, committed trees and their local cache. Reads the
+environment in `from_env` only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from typing import Any
 
 from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError, StoreLacks
-from ray_jobs.storage.address import folder_of, from_environment, split_uri
 from ray_jobs.storage.bucket import Bucket, StoreSettings
 from ray_jobs.storage.manifest import (
     MANIFEST_NAME,
@@ -41,6 +41,20 @@ _PROBE_PATIENCE_S = 10.0
 _SWAP_PATIENCE_S = 30.0
 _REQUESTS_AT_ONCE = 16
 
+_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
+_ADDRESS = {
+    "KITAE_STORE": "the bucket and prefix that hold everything, such as s3://bucket/kitae",
+    "AWS_ENDPOINT_URL": "the store's address, such as https://s3.eu-west-1.amazonaws.com",
+}
+_KEYS = {"AWS_ACCESS_KEY_ID": "the store's access key", "AWS_SECRET_ACCESS_KEY": "the access key's secret"}
+# With any of these variables, boto finds credentials without the two keys.
+_OTHER_CREDENTIALS = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_PROFILE",
+)
+
 
 class Store:
     """A bucket and a prefix of an S3-compatible store. Keys are relative to the prefix. Safe to share between threads.
@@ -54,10 +68,10 @@ class Store:
         self._bucket = Bucket(name, settings)
         self._cache = cache or Path.home() / ".cache" / "kitae"
 
-    @classmethod
-    def from_env(cls, *, check: bool = True) -> Store:
+    @staticmethod
+    def from_env(*, check: bool = True) -> Store:
         """The store of KITAE_STORE and AWS_*; with `check` it is probed. StoreError lists every missing variable."""
-        store = cls(os.environ.get("KITAE_STORE", ""), **from_environment(os.environ))
+        store = _open(os.environ)
         if check:
             store.probe()
         return store
@@ -182,7 +196,7 @@ class Store:
         folder = folder_of(prefix)
         self.delete(folder + MANIFEST_NAME)
         with suppress(StoreLacks):  # if unfinished uploads cannot be listed, the bucket's lifecycle rules end them
-            for key, upload_id in list(self._bucket.open_uploads(self._prefix + folder)):
+            for key, upload_id in self._bucket.open_uploads(self._prefix + folder):
                 self._bucket.abort_upload(key, upload_id)
         self.delete([info.key for info in self.list(prefix)])
 
@@ -311,7 +325,47 @@ class Store:
 
 
 def _reopen(uri: str) -> Store:
-    return Store(uri, **from_environment({**os.environ, "KITAE_STORE": uri}))
+    return _open({**os.environ, "KITAE_STORE": uri})
+
+
+def _open(environment: Mapping[str, str]) -> Store:
+    """The store that these variables name. Raises StoreError with one detail per missing or wrong variable."""
+    needed = _ADDRESS if any(environment.get(name) for name in _OTHER_CREDENTIALS) else _ADDRESS | _KEYS
+    problems = [f"{name} is not set: {what}" for name, what in needed.items() if not environment.get(name)]
+    endpoint_url = environment.get("AWS_ENDPOINT_URL", "")
+    if endpoint_url and not re.fullmatch(r"https?://[^/\s@]+/?", endpoint_url):
+        problems.append("AWS_ENDPOINT_URL is not of the form http(s)://host:port, without path or credentials")
+    uri = environment.get("KITAE_STORE", "")
+    if uri and not _URI.fullmatch(uri):
+        problems.append(f"KITAE_STORE is {uri!r}, not of the form s3://bucket/prefix")
+    patience = environment.get("KITAE_STORE_PATIENCE_S") or "60"
+    if not re.fullmatch(r"\d+(\.\d+)?", patience):
+        problems.append(f"KITAE_STORE_PATIENCE_S is {patience!r}, not a number of seconds")
+    if problems:
+        raise StoreError("the store is not configured (`make demo` sets up an embedded one)", details=problems)
+    settings = StoreSettings(
+        endpoint_url=endpoint_url.rstrip("/"),
+        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",
+        access_key_id=environment.get("AWS_ACCESS_KEY_ID") or None,
+        secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY") or None,
+        session_token=environment.get("AWS_SESSION_TOKEN") or None,
+        patience_s=float(patience),
+    )
+    cache = environment.get("KITAE_CACHE")
+    return Store(uri, settings, cache=Path(cache).expanduser() if cache else None)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """(bucket, prefix); the prefix is empty or ends in a slash."""
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise StoreError(f"{uri!r} is not of the form s3://bucket/prefix")
+    return match[1], folder_of(match[2] or "")
+
+
+def folder_of(prefix: str) -> str:
+    stripped = prefix.strip("/")
+    return f"{stripped}/" if stripped else ""
 
 
 def _sizes_match(directory: Path, manifest: Manifest) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ray_jobs.storage import Manifest, Store
-from ray_jobs.storage.address import split_uri
 from ray_jobs.storage.bucket import Bucket
+from ray_jobs.storage.store import split_uri
 from tests.conftest import StoreServer
 
 T = TypeVar("T")
