@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ray_jobs import jobs
-from ray_jobs.errors import ObjectNotFound
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 
 ACKNOWLEDGED_WITHIN_S = 15.0
 """A training acknowledges a request within seconds; without an answer after this time no training runs."""
@@ -45,12 +45,12 @@ class CheckpointRequest(BaseModel, frozen=True):
     committed_at: float | None = None
 
 
+_REQUESTS = Documents("jobs/", CheckpointRequest, "a checkpoint request")
+
+
 def current(store: Store, job_id: str) -> CheckpointRequest | None:
     """The newest request. None: there never was one."""
-    try:
-        return CheckpointRequest.model_validate(store.get_json(_key(job_id)))
-    except ObjectNotFound:
-        return None
+    return _REQUESTS.read(store, f"{job_id}/notice")
 
 
 def request(store: Store, job_id: str, *, now_s: float | None = None) -> CheckpointRequest:
@@ -58,14 +58,12 @@ def request(store: Store, job_id: str, *, now_s: float | None = None) -> Checkpo
     attempt = jobs.load(store, job_id).attempt
     now = time.time() if now_s is None else now_s
 
-    def change(old: dict[str, Any] | None) -> dict[str, Any]:
-        last = None if old is None else CheckpointRequest.model_validate(old)
+    def change(last: CheckpointRequest | None) -> CheckpointRequest:
         if last is not None and last.attempt == attempt and _covers(last, now):
-            return last.model_dump(mode="json")
-        new = CheckpointRequest(number=1 if last is None else last.number + 1, attempt=attempt, at=now)
-        return new.model_dump(mode="json")
+            return last
+        return CheckpointRequest(number=1 if last is None else last.number + 1, attempt=attempt, at=now)
 
-    return CheckpointRequest.model_validate(store.update_json(_key(job_id), change))
+    return _REQUESTS.update(store, f"{job_id}/notice", change)
 
 
 def acknowledge(store: Store, job_id: str, number: int) -> None:
@@ -124,13 +122,8 @@ def _covers(last: CheckpointRequest, now_s: float) -> bool:
 
 
 def _change(store: Store, job_id: str, number: int, **facts: Any) -> None:
-    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+    def change(old: CheckpointRequest | None) -> CheckpointRequest:
         assert old is not None
-        same = old["number"] == number  # a later request has its own answer
-        return {**old, **facts} if same else old
+        return old.model_copy(update=facts) if old.number == number else old  # a later request has its own answer
 
-    store.update_json(_key(job_id), change)
-
-
-def _key(job_id: str) -> str:
-    return f"jobs/{job_id}/notice.json"
+    _REQUESTS.update(store, f"{job_id}/notice", change)

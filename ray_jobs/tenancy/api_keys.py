@@ -16,15 +16,14 @@ import hmac
 import re
 import secrets
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ray_jobs.errors import ApiKeyError, CorruptObject, ObjectNotFound, suggestion
+from ray_jobs.errors import ApiKeyError, suggestion
 from ray_jobs.spec import Name
 from ray_jobs.storage import Store
-
-PREFIX = "keys/"
+from ray_jobs.storage.documents import Documents
 
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Display name of a key: one line of at most 64 characters."""
@@ -84,6 +83,11 @@ class ApiKey(_KeyModel):
         return hmac.compare_digest(digest_of(key), self.digest) and self.state(now) == "active"
 
 
+_KEYS = Documents("keys/", ApiKey, "the record of an API key")
+
+read = _KEYS.read
+
+
 def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -119,28 +123,19 @@ def create(
     except ValidationError as error:
         details = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
         raise ApiKeyError(f"no key {name!r} of team {team!r} can be made", details=details) from error
-    store.put_json(_key_of(key.id), key.model_dump(mode="json"), if_absent=True)
+    store.put_json(_KEYS.key(key.id), key.model_dump(mode="json"), if_absent=True)
     return key, secret
 
 
 def list_keys(store: Store, *, team: str | None = None) -> list[ApiKey]:
     """Every key, or those of one team, by team and then by age; includes revoked and expired keys."""
-    keys = [_parse(key_id, document) for key_id, document in store.documents(PREFIX).items()]
-    wanted = [key for key in keys if team in (None, key.team)]
+    wanted = [key for key in _KEYS.read_all(store).values() if team in (None, key.team)]
     return sorted(wanted, key=lambda key: (key.team, key.created_at, key.id))
 
 
 def etags(store: Store) -> dict[str, str]:
     """Id → etag of the record, for every key; one request per 1,000 keys."""
-    return {info.key.removeprefix(PREFIX).removesuffix(".json"): info.etag for info in store.list(PREFIX)}
-
-
-def read(store: Store, key_id: str) -> ApiKey | None:
-    """A key's record; None if it does not exist. Raises CorruptObject."""
-    try:
-        return _parse(key_id, store.get_json(_key_of(key_id)))
-    except ObjectNotFound:
-        return None
+    return {info.key.removeprefix(_KEYS.prefix).removesuffix(".json"): info.etag for info in store.list(_KEYS.prefix)}
 
 
 def find(store: Store, key: str) -> ApiKey | None:
@@ -157,26 +152,14 @@ def revoke(store: Store, key_id: str) -> ApiKey:
     """
     wanted = id_of(key_id) or key_id
 
-    def change(old: dict[str, Any] | None) -> dict[str, Any]:
-        if old is None:
+    def change(key: ApiKey | None) -> ApiKey:
+        if key is None:
             raise _unknown(store, wanted)
-        key = _parse(wanted, old)
-        return key.model_copy(update={"revoked_at": key.revoked_at or datetime.now(UTC)}).model_dump(mode="json")
+        return key.model_copy(update={"revoked_at": key.revoked_at or datetime.now(UTC)})
 
     if not re.fullmatch(r"[a-z2-7]+", wanted):  # it becomes part of a store key
         raise _unknown(store, wanted)
-    return _parse(wanted, store.update_json(_key_of(wanted), change))
-
-
-def _key_of(key_id: str) -> str:
-    return f"{PREFIX}{key_id}.json"
-
-
-def _parse(key_id: str, document: Any) -> ApiKey:
-    try:
-        return ApiKey.model_validate(document)
-    except ValidationError as error:
-        raise CorruptObject(f"{_key_of(key_id)} is not the record of an API key: {error}") from error
+    return _KEYS.update(store, wanted, change)
 
 
 def _random(characters: int) -> str:
@@ -187,4 +170,6 @@ def _unknown(store: Store, key_id: str) -> ApiKeyError:
     known = list(etags(store))
     hint = suggestion(key_id, known, "`kitae keys list` shows them")
     # The argument may hold most of a secret: show no more characters of it than an id has.
-    return ApiKeyError(f"no API key {key_id[:_ID_CHARACTERS]!r} among {len(known)} in {store.uri(PREFIX)}; {hint}")
+    return ApiKeyError(
+        f"no API key {key_id[:_ID_CHARACTERS]!r} among {len(known)} in {store.uri(_KEYS.prefix)}; {hint}"
+    )

@@ -21,13 +21,13 @@ from pydantic import BaseModel, Field
 from ray_jobs.errors import ObjectNotFound, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from ray_jobs.tenancy.webhooks import targets
 from ray_jobs.tenancy.webhooks.targets import Policy
 
 EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 EVENTS: tuple[EventType, ...] = get_args(EventType)
 
-PREFIX = "webhooks/"
 _SECRET_PREFIX = "whsec_"
 MAX_ENDPOINTS = 20
 
@@ -76,14 +76,13 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
         secret=_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode(),
         created_at=datetime.now(UTC),
     )
-    store.put_json(_key(team, endpoint.id), endpoint.model_dump(mode="json"), if_absent=True)
+    store.put_json(_of(team).key(endpoint.id), endpoint.model_dump(mode="json"), if_absent=True)
     return endpoint
 
 
 def endpoints(store: Store, team: str) -> list[Endpoint]:
     """A team's endpoints, the oldest first."""
-    found = [Endpoint.model_validate(document) for document in store.documents(_folder(team)).values()]
-    return sorted(found, key=lambda endpoint: (endpoint.created_at, endpoint.id))
+    return sorted(_of(team).read_all(store).values(), key=lambda endpoint: (endpoint.created_at, endpoint.id))
 
 
 def get(store: Store, team: str, endpoint_id: str) -> Endpoint:
@@ -96,31 +95,26 @@ def get(store: Store, team: str, endpoint_id: str) -> Endpoint:
 
 def find(store: Store, team: str, endpoint_id: str) -> Endpoint | None:
     """The endpoint; None if it does not exist."""
-    if "/" in endpoint_id:
-        return None
-    try:
-        return Endpoint.model_validate(store.get_json(_key(team, endpoint_id)))
-    except ObjectNotFound:
-        return None
+    return None if "/" in endpoint_id else _of(team).read(store, endpoint_id)
 
 
 def remove(store: Store, team: str, endpoint_id: str) -> None:
     """Delete the endpoint and its secret; its pending deliveries are dropped. Raises SpecError for an unknown id."""
-    store.delete(_key(team, get(store, team, endpoint_id).id))
+    store.delete(_of(team).key(get(store, team, endpoint_id).id))
 
 
 def disable(store: Store, endpoint: Endpoint, why: str) -> None:
     """Disable the endpoint. Concurrent changes of it are kept; a removed one stays removed."""
 
-    def off(old: dict[str, Any] | None) -> dict[str, Any]:
+    def off(old: Endpoint | None) -> Endpoint:
         if old is None:
             raise ObjectNotFound(f"webhook {endpoint.id} was removed")
-        if old.get("disabled_at") is not None:
+        if old.disabled_at is not None:
             return old
-        return old | {"disabled_at": datetime.now(UTC).isoformat(), "disabled_why": why}
+        return old.model_copy(update={"disabled_at": datetime.now(UTC), "disabled_why": why})
 
     with suppress(ObjectNotFound):
-        store.update_json(_key(endpoint.team, endpoint.id), off)
+        _of(endpoint.team).update(store, endpoint.id, off)
 
 
 def sign(secret: str, event_id: str, timestamp_s: int, body: bytes) -> str:
@@ -130,11 +124,7 @@ def sign(secret: str, event_id: str, timestamp_s: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
-def _folder(team: str) -> str:
+def _of(team: str) -> Documents[Endpoint]:
     if not is_name(team):
         raise SpecError(f"{team!r} cannot be a team's name: {NAME_RULE}")
-    return f"{PREFIX}{team}/"
-
-
-def _key(team: str, endpoint_id: str) -> str:
-    return f"{_folder(team)}{endpoint_id}.json"
+    return Documents(f"webhooks/{team}/", Endpoint, "a webhook endpoint")
