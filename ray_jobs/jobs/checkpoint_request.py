@@ -9,7 +9,6 @@ share one request and one checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -53,10 +52,10 @@ def current(store: Store, job_id: str) -> CheckpointRequest | None:
     return _REQUESTS.read(store, f"{job_id}/notice")
 
 
-def request(store: Store, job_id: str, *, now_s: float | None = None) -> CheckpointRequest:
+def request(store: Store, job_id: str) -> CheckpointRequest:
     """Request a checkpoint, or join a request that is still open. Raises JobError if the job is unknown."""
     attempt = jobs.load(store, job_id).attempt
-    now = time.time() if now_s is None else now_s
+    now = time.time()
 
     def change(last: CheckpointRequest | None) -> CheckpointRequest:
         if last is not None and last.attempt == attempt and _covers(last, now):
@@ -76,29 +75,21 @@ def answer(store: Store, job_id: str, number: int, step: int) -> None:
     _change(store, job_id, number, step=step, committed_at=time.time())
 
 
-def wait(
-    store: Store,
-    job_id: str,
-    number: int,
-    wait_s: float,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> tuple[RequestAnswer, int | None]:
+def wait(store: Store, job_id: str, number: int, wait_s: float) -> tuple[RequestAnswer, int | None]:
     """Wait until the request is answered or cannot be: the outcome, and the step of the checkpoint."""
-    began = clock()
+    began = time.monotonic()
     while True:
         found = current(store, job_id)
         if found is not None and found.number >= number and found.step is not None:
             return "committed", found.step
         if jobs.load(store, job_id).status != "running":
             return "not running", None
-        waited_s = clock() - began
+        waited_s = time.monotonic() - began
         if waited_s >= wait_s:
             return "too late", None
         if waited_s >= ACKNOWLEDGED_WITHIN_S and (found is None or found.heard_at is None):
             return "not training", None
-        sleep(min(_POLL_S, wait_s - waited_s))
+        time.sleep(min(_POLL_S, wait_s - waited_s))
 
 
 def describe(answer: RequestAnswer, step: int | None, wait_s: float) -> str:
@@ -107,11 +98,10 @@ def describe(answer: RequestAnswer, step: int | None, wait_s: float) -> str:
     return texts.get(answer, answer)
 
 
-def was_requested(store: Store, job_id: str, attempt: int, *, now_s: float | None = None) -> bool:
+def was_requested(store: Store, job_id: str, attempt: int) -> bool:
     """True if a checkpoint of this attempt was requested within the last `COUNTS_S` seconds."""
     found = current(store, job_id)
-    now = time.time() if now_s is None else now_s
-    return found is not None and found.attempt == attempt and now - found.at <= COUNTS_S
+    return found is not None and found.attempt == attempt and time.time() - found.at <= COUNTS_S
 
 
 def _covers(last: CheckpointRequest, now_s: float) -> bool:

@@ -122,9 +122,7 @@ class StageProgress:
         """`done` of `total` units are done; `bytes` are shown as KiB or MiB, metrics by name, `x_per_s` as a rate."""
         with self._lock:
             now_s = self._clock()
-            if self._first is None:
-                self._first = (now_s, done)
-            first_s, first_done = self._first
+            first_s, first_done = self._first = self._first or (now_s, done)
             self._snapshot = ProgressState(done, total, unit, dict(metrics), now_s - first_s, first_done)
             if self._live is not None:
                 self._live.update(Text(line(self._label, self._snapshot), no_wrap=True, overflow="ellipsis"))

@@ -76,14 +76,14 @@ def start(
     return spawn(command, environment={**environment, **keys}, log=log, directory=data)
 
 
-def wait_until_ready(process: Process, ports: StorePorts, credentials: Credentials, log: Path) -> Store:
-    """The store once it answers and has its bucket. Raises MachineError, with the end of its log, if it does not."""
+def wait_until_ready(process: Process, ports: StorePorts, credentials: Credentials, log: Path) -> None:
+    """Wait until the store answers and has its bucket. Raises MachineError, with the end of its log, if it does not."""
     deadline = time.monotonic() + _START_PATIENCE_S
     store = open_store(ports, credentials, patience_s=0)
     while True:
         try:
             store.probe()
-            return open_store(ports, credentials)
+            return
         except StoreError as error:
             if not process.alive or time.monotonic() > deadline:
                 why = "does not answer" if process.alive else "ended at once"

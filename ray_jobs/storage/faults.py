@@ -119,9 +119,8 @@ def classify(error: Exception) -> Fault | None:
         return Fault(FaultKind.WRONG_ADDRESS, f"TLS failed ({error.kwargs.get('error')})")
     if isinstance(error, boto.FlexibleChecksumError):
         return Fault(FaultKind.DAMAGED, "the checksum does not match the received bytes")
-    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
-        return Fault(FaultKind.DENIED, "no credentials found")
-    if isinstance(error, boto.ProfileNotFound):
+    credentials = (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)
+    if isinstance(error, (*credentials, boto.ProfileNotFound)):
         return Fault(FaultKind.DENIED, _first_line(error))
     if isinstance(error, ResponseParserError):
         return Fault(FaultKind.WRONG_ADDRESS, "the answer is not S3's XML")

@@ -33,20 +33,48 @@ def job(store: Store) -> Job:
 # ---- the request -----------------------------------------------------------------------------------------------
 
 
-def test_pods_that_ask_together_share_a_request(store: Store, job: Job) -> None:
-    first = checkpoint_request.request(store, job.id, now_s=100.0)
+class Clock:
+    """The module `time`, as a test moves it; `due` are calls by the time from which they are made."""
+
+    def __init__(self, now_s: float = 0.0, due: dict[float, Callable[[], Any]] | None = None) -> None:
+        self.now_s = now_s
+        self._due = dict(due or {})
+
+    def time(self) -> float:
+        return self.now_s
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        for at_s in [at_s for at_s in self._due if at_s <= self.now_s]:
+            self._due.pop(at_s)()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(now_s=100.0)
+    monkeypatch.setattr(checkpoint_request, "time", clock)
+    return clock
+
+
+def test_pods_that_ask_together_share_a_request(store: Store, job: Job, clock: Clock) -> None:
+    first = checkpoint_request.request(store, job.id)
     assert first == CheckpointRequest(number=1, attempt=1, at=100.0)
-    assert checkpoint_request.request(store, job.id, now_s=130.0) == first  # not answered yet
+    clock.now_s = 130.0
+    assert checkpoint_request.request(store, job.id) == first  # not answered yet
     checkpoint_request.answer(store, job.id, 1, step=7)
     answered = checkpoint_request.current(store, job.id)
     assert answered is not None
     assert answered.step == 7
     assert answered.committed_at is not None
-    assert checkpoint_request.request(store, job.id, now_s=answered.committed_at + 9) == answered
-    assert checkpoint_request.request(store, job.id, now_s=answered.committed_at + 11).number == 2
+    clock.now_s = answered.committed_at + 9
+    assert checkpoint_request.request(store, job.id) == answered
+    clock.now_s = answered.committed_at + 11
+    assert checkpoint_request.request(store, job.id).number == 2
 
 
-def test_another_attempt_has_a_request_of_its_own(store: Store, job: Job) -> None:
+def test_another_attempt_has_a_request_of_its_own(store: Store, job: Job, clock: Clock) -> None:
     checkpoint_request.request(store, job.id)
     jobs.start_attempt(store, make_spec())
     second = checkpoint_request.request(store, job.id)
@@ -55,20 +83,16 @@ def test_another_attempt_has_a_request_of_its_own(store: Store, job: Job) -> Non
     assert checkpoint_request.current(store, job.id) == second
     assert checkpoint_request.was_requested(store, job.id, 2)
     assert not checkpoint_request.was_requested(store, job.id, 1)
-    assert not checkpoint_request.was_requested(store, job.id, 2, now_s=time.time() + checkpoint_request.COUNTS_S + 1)
+    clock.now_s += checkpoint_request.COUNTS_S + 1
+    assert not checkpoint_request.was_requested(store, job.id, 2)
 
 
-def waited(store: Store, job_id: str, wait_s: float, at: dict[float, Callable[[], Any]]) -> tuple[Any, float]:
-    """The outcome of waiting and its duration, with the calls `at` made after so many seconds."""
-    now_s = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal now_s
-        now_s += seconds
-        for due in [due for due in at if due <= now_s]:
-            at.pop(due)()
-
-    return checkpoint_request.wait(store, job_id, 1, wait_s, clock=lambda: now_s, sleep=sleep), now_s
+def waited(store: Store, job_id: str, wait_s: float, due: dict[float, Callable[[], Any]]) -> tuple[Any, float]:
+    """The outcome of waiting and its duration, with the calls `due` made after so many seconds."""
+    clock = Clock(due=due)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_request, "time", clock)
+        return checkpoint_request.wait(store, job_id, 1, wait_s), clock.now_s
 
 
 def test_wait_ends_with_a_checkpoint_or_once_none_can_come(store: Store, job: Job) -> None:
@@ -76,7 +100,7 @@ def test_wait_ends_with_a_checkpoint_or_once_none_can_come(store: Store, job: Jo
     acknowledged = {2.0: lambda: checkpoint_request.acknowledge(store, job.id, 1)}
     assert waited(store, job.id, 90.0, {}) == (("not training", None), checkpoint_request.ACKNOWLEDGED_WITHIN_S)
     assert waited(store, job.id, 5.0, {}) == (("too late", None), 5.0)
-    assert waited(store, job.id, 60.0, dict(acknowledged)) == (("too late", None), 60.0)
+    assert waited(store, job.id, 60.0, acknowledged) == (("too late", None), 60.0)
     answers = {**acknowledged, 40.0: lambda: checkpoint_request.answer(store, job.id, 1, step=9)}
     assert waited(store, job.id, 90.0, answers) == (("committed", 9), 40.0)
 

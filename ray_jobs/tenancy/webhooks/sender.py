@@ -254,10 +254,8 @@ def _request(endpoint: Endpoint, event: WebhookEvent, address: targets.Address, 
 async def _post(transport: httpx.AsyncBaseTransport, requests: Sequence[httpx.Request]) -> tuple[int, bytes]:
     """Status and first bytes of the body, from the first address that accepts a connection."""
     for request in requests[:-1]:
-        try:
+        with suppress(httpx.ConnectError):
             return await _post_to(transport, request)
-        except httpx.ConnectError:
-            continue
     return await _post_to(transport, requests[-1])
 
 
