@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
-from ray_jobs.jobs.events import EventKind, Level, append_event, last_sequence
+from ray_jobs.jobs.events import Event, EventKind, Level, append_event, last_sequence
 from ray_jobs.jobs.record import JobRecord, StageRecord, create, load, paused, update, write_stage
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -93,8 +93,10 @@ class Job:
         """Write an event. A superseded attempt may write events too: they say what it did."""
         with self._lock:
             last = last_sequence(self.store, self.id) if self._last_event is None else self._last_event
-            written = append_event(self.store, self.id, self.attempt, last, level, message, kind=kind, data=data)
-            self._last_event = written.sequence
+            event = Event(
+                attempt=self.attempt, sequence=last + 1, level=level, message=message, kind=kind, data=dict(data or {})
+            )
+            self._last_event = append_event(self.store, self.id, event).sequence
 
     def finish_stage(
         self, name: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any], seconds: float

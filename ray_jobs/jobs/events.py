@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ray_jobs.errors import ConflictError
 from ray_jobs.jobs.record import load
@@ -27,7 +27,7 @@ class Event(BaseModel, frozen=True):
     """The attempt that wrote it, or that was the newest when it was written from outside."""
     sequence: int
     """From 1, over all attempts, in the order in which events were written; none is missing."""
-    at: datetime
+    at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     level: Level
     message: str
     kind: EventKind = "message"
@@ -37,8 +37,9 @@ class Event(BaseModel, frozen=True):
 
 def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
     """Write an event from outside the job's runner. Raises JobError if the job is unknown."""
-    attempt = load(store, job_id).attempt
-    return append_event(store, job_id, attempt, last_sequence(store, job_id), level, message, data=data)
+    attempt, sequence = load(store, job_id).attempt, last_sequence(store, job_id) + 1
+    event = Event(attempt=attempt, sequence=sequence, level=level, message=message, data=dict(data or {}))
+    return append_event(store, job_id, event)
 
 
 def note_changed(store: Store, job_id: str, message: str, *, every_s: float, now_s: float) -> None:
@@ -62,7 +63,7 @@ def note_created(store: Store, job_id: str, message: str) -> None:
 
     Call it before `create`: another process may write events as soon as the record exists.
     """
-    event = Event(attempt=0, sequence=1, at=datetime.now(UTC), level="info", message=message)
+    event = Event(attempt=0, sequence=1, level="info", message=message)
     with contextlib.suppress(ConflictError):
         store.put_json(_event_key(job_id, 1), event.model_dump(mode="json"), if_absent=True)
 
@@ -84,38 +85,18 @@ def event(store: Store, job_id: str, name: str) -> Event:
     return Event.model_validate(store.get_json(f"{_events_prefix(job_id)}{name}.json"))
 
 
-def append_event(
-    store: Store,
-    job_id: str,
-    attempt: int,
-    last: int,
-    level: Level,
-    message: str,
-    *,
-    kind: EventKind = "message",
-    data: Mapping[str, Any] | None = None,
-) -> Event:
-    """Write an event under the first free number after `last`, the number of an existing event.
+def append_event(store: Store, job_id: str, event: Event) -> Event:
+    """Write an event under the first free number from its own, which follows that of an existing event.
 
     Numbers have no gaps, so the event comes after every event that a reader can have seen, whichever processes write
     at the same time.
     """
-    sequence = last + 1
     while True:
-        event = Event(
-            attempt=attempt,
-            sequence=sequence,
-            at=datetime.now(UTC),
-            level=level,
-            message=message,
-            kind=kind,
-            data=dict(data or {}),
-        )
         try:
-            store.put_json(_event_key(job_id, sequence), event.model_dump(mode="json"), if_absent=True)
+            store.put_json(_event_key(job_id, event.sequence), event.model_dump(mode="json"), if_absent=True)
             return event
-        except ConflictError:
-            sequence += 1  # another process took the number
+        except ConflictError:  # another process took the number
+            event = event.model_copy(update={"sequence": event.sequence + 1})
 
 
 def last_sequence(store: Store, job_id: str) -> int:

@@ -162,10 +162,10 @@ def _store_up(home: Home, state: LocalState, log: Log) -> LocalState:
         log(f"store: runs at {embedded_store.endpoint_url(state.store_ports)}")
         return state
     processes.stop([state.store], home.mark("store"))
-    if taken := embedded_store.taken_ports(state.store_ports):
-        log(
-            f"store: port {taken[0]} is in use by {processes.holder_of(taken[0]) or 'another program'}; choosing others"
-        )
+    taken = [port for port in embedded_store.every_port(state.store_ports) if not processes.is_free(port)]
+    if taken:
+        holder = processes.holder_of(taken[0]) or "another program"
+        log(f"store: port {taken[0]} is in use by {holder}; choosing other ports")
         processes.stop([state.ray], home.mark("ray"))  # its workers have the old address
         state = replace(state, store_ports=embedded_store.choose_ports(), ray=None)
     output = home.logs / "store.log"

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ray_jobs.errors import MachineError, StoreError
-from ray_jobs.local.processes import Process, free_ports, is_free, spawn
+from ray_jobs.local.processes import Process, free_ports, spawn
 from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import StoreSettings
 
@@ -44,9 +44,9 @@ def choose_ports() -> StorePorts:
     return StorePorts(*free_ports(5, also_above=_GRPC_OFFSET))
 
 
-def taken_ports(ports: StorePorts) -> list[int]:
-    """Those of the HTTP and gRPC ports that are in use."""
-    return [port for port in _all_ports(ports) if not is_free(port)]
+def every_port(ports: StorePorts) -> list[int]:
+    """The HTTP and the gRPC ports."""
+    return [number for port in astuple(ports) for number in (port, port + _GRPC_OFFSET)]
 
 
 def start(
@@ -118,13 +118,9 @@ def endpoint_url(ports: StorePorts) -> str:
 
 def remove_sockets(ports: StorePorts) -> None:
     """Delete the unix sockets that a killed SeaweedFS leaves in /tmp."""
-    for port in _all_ports(ports):
+    for port in every_port(ports):
         for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             socket.unlink(missing_ok=True)
-
-
-def _all_ports(ports: StorePorts) -> list[int]:
-    return [number for port in astuple(ports) for number in (port, port + _GRPC_OFFSET)]
 
 
 def find_binary() -> str:

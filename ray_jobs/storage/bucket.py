@@ -196,13 +196,9 @@ class Bucket:
 
     def open_uploads(self, prefix: str) -> list[tuple[str, str]]:
         """(key, upload id) of every unfinished multipart upload below `prefix`."""
-        pages = (
-            self._client()
-            .get_paginator(operation_name="list_multipart_uploads")
-            .paginate(Bucket=self.name, Prefix=prefix)
-        )
-        found = self._try(f"list uploads of {prefix}", lambda: list(pages))
-        return [(item["Key"], item["UploadId"]) for page in found for item in page.get("Uploads", [])]
+        uploads = self._client().get_paginator(operation_name="list_multipart_uploads")
+        pages = self._try(f"list uploads of {prefix}", lambda: list(uploads.paginate(Bucket=self.name, Prefix=prefix)))
+        return [(item["Key"], item["UploadId"]) for page in pages for item in page.get("Uploads", [])]
 
     # ---- the bucket itself ----------------------------------------------------------------------------------------
 
