@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from ray_jobs.errors import MachineError
 from ray_jobs.local.embedded_store import tail
 from ray_jobs.local.processes import Process, free_ports, spawn
@@ -92,6 +90,8 @@ def wait_until_ready(process: Process, ports: RayPorts, token: str, log: Path) -
 
 def is_healthy(ports: RayPorts, token: str) -> bool:
     """True if the dashboard accepts the token and the head's node is alive."""
+    import httpx  # takes a tenth of a second, which a command that starts nothing need not wait for
+
     url = f"{dashboard_url(ports)}/nodes?view=summary"
     try:
         answer = httpx.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=5, trust_env=False)
