@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from ssl import SSLContext
@@ -65,29 +65,19 @@ class Answer:
         return "gone" if self.status == 410 else "failed"
 
 
+@dataclass(eq=False)
 class Sender:
     """Delivers due events. Any number of senders may work on one store, in any number of processes."""
 
-    def __init__(
-        self,
-        store: Store,
-        policy: Policy,
-        *,
-        every_s: float = 5.0,
-        on_outcome: Callable[[str], None] = lambda outcome: None,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        chance: Callable[[], float] = random.random,
-    ) -> None:
-        """`on_outcome` is called with the outcome of each try, one of `OUTCOMES`."""
-        self._store = store
-        self._policy = policy
-        self._every_s = every_s
-        self._on_outcome = on_outcome
-        self._clock = clock
-        self._chance = chance
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhooks")
-        self._known: dict[str, tuple[str, datetime | None]] = {}
-        """Key → the etag that was read, and when the event is next due (None: never)."""
+    store: Store
+    policy: Policy
+    every_s: float = 5.0
+    on_outcome: Callable[[str], None] = lambda outcome: None
+    """Called with the outcome of each try, one of `OUTCOMES`."""
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    chance: Callable[[], float] = random.random
+    _known: dict[str, tuple[str, datetime | None]] = field(default_factory=dict, init=False)
+    """Key → the etag that was read, and when the event is next due (None: never)."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set. Failures of the store or of an endpoint do not end the loop."""
@@ -99,7 +89,7 @@ class Sender:
             except Exception:  # a bug met in one event must not end all other deliveries
                 logger.exception("webhooks are delayed")
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._every_s)
+                await asyncio.wait_for(stop.wait(), self.every_s)
 
     async def tick(self) -> None:
         """Deliver due events and delete old ones. Raises the first failure of the store, after the rest."""
@@ -122,17 +112,17 @@ class Sender:
 
     def _due(self) -> list[str]:
         """Keys of the due events; reads only those that changed since the last call."""
-        listed = {info.key: info.etag for info in self._store.list(PREFIX)}
+        listed = {info.key: info.etag for info in self.store.list(PREFIX)}
         self._known = {key: known for key, known in self._known.items() if listed.get(key) == known[0]}
         for key in listed.keys() - self._known.keys():
             try:
-                self._known[key] = (listed[key], _read(self._store, key)[0].next_at)
+                self._known[key] = (listed[key], _read(self.store, key)[0].next_at)
             except ObjectNotFound:
                 continue
             except CorruptObject as error:
                 self._known[key] = (listed[key], None)
                 logger.error("this webhook is never sent: %s", error)
-        now = self._clock()
+        now = self.clock()
         waiting = [(at, key) for key, (_, at) in self._known.items() if at is not None and at <= now]
         return [key for _, key in sorted(waiting)]
 
@@ -148,15 +138,15 @@ class Sender:
 
     def _claim(self, key: str) -> tuple[Outgoing, list[str]] | None:
         """The claimed document and its endpoints; None: another replica has it, or nothing is due."""
-        now = self._clock()
+        now = self.clock()
         try:
-            document, etag = _read(self._store, key)
+            document, etag = _read(self.store, key)
             if document.over_at is not None and document.next_at <= now:
-                self._store.delete(key)
+                self.store.delete(key)
                 return None
             claimed, names = outbox.claim(document, now)
             if claimed != document:
-                self._store.put_json(key, claimed.model_dump(mode="json"), if_match=etag)
+                self.store.put_json(key, claimed.model_dump(mode="json"), if_match=etag)
         except (ConflictError, ObjectNotFound):
             return None
         return (claimed, names) if names else None
@@ -164,9 +154,9 @@ class Sender:
     async def _attempt(
         self, transport: httpx.AsyncBaseTransport, claimed: Outgoing, name: str
     ) -> tuple[Outcome, int | None]:
-        endpoint = await self._in_thread(find, self._store, claimed.team, name)
+        endpoint = await self._in_thread(find, self.store, claimed.team, name)
         if endpoint is None or endpoint.disabled_at is not None:
-            self._on_outcome("dropped")
+            self.on_outcome("dropped")
             return "dropped", None
         answer = await self._send(transport, endpoint, claimed.event)
         logger.log(
@@ -177,13 +167,13 @@ class Sender:
             claimed.deliveries[name].attempts,
             answer.status if answer.why is None else answer.why,
         )
-        self._on_outcome(answer.outcome)
+        self.on_outcome(answer.outcome)
         if answer.outcome == "gone":
-            await self._in_thread(disable, self._store, endpoint, "it answered 410 Gone")
+            await self._in_thread(disable, self.store, endpoint, "it answered 410 Gone")
         return answer.outcome, answer.status
 
     def _settle(self, key: str, claimed: Outgoing, outcomes: dict[str, tuple[Outcome, int | None]]) -> None:
-        now, chance = self._clock(), self._chance()
+        now, chance = self.clock(), self.chance()
 
         def change(old: dict[str, Any] | None) -> dict[str, Any]:
             if old is None:
@@ -191,7 +181,7 @@ class Sender:
             return outbox.settle(Outgoing.model_validate(old), claimed, outcomes, now, chance).model_dump(mode="json")
 
         with suppress(ObjectNotFound):  # ended by another replica more than a day ago
-            self._store.update_json(key, change)
+            self.store.update_json(key, change)
 
     async def _send(self, transport: httpx.AsyncBaseTransport, endpoint: Endpoint, event: WebhookEvent) -> Answer:
         """Send one request. Failures are returned as an Answer; raises only on cancellation."""
@@ -199,9 +189,9 @@ class Sender:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 addresses = await self._in_thread(targets.look_up, endpoint.url)
-                if (reason := targets.refusal(endpoint.url, addresses, self._policy)) is not None:
+                if (reason := targets.refusal(endpoint.url, addresses, self.policy)) is not None:
                     return Answer(None, time.monotonic() - began_s, why="refused", detail=reason)
-                requests = [_request(endpoint, event, address, self._clock()) for address in addresses]
+                requests = [_request(endpoint, event, address, self.clock()) for address in addresses]
                 status, body = await _post(transport, requests)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:  # TimeoutError is an OSError
             return Answer(None, time.monotonic() - began_s, why=type(error).__name__, detail=str(error))
@@ -213,6 +203,10 @@ class Sender:
         return httpx.AsyncHTTPTransport(
             verify=self._tls, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)
         )
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(_THREADS, thread_name_prefix="webhooks")
 
     @cached_property
     def _tls(self) -> SSLContext:
