@@ -34,7 +34,7 @@ from ray_jobs.errors import MachineError
 from ray_jobs.local import processes
 from ray_jobs.local.embedded_store import tail
 from ray_jobs.models import bases
-from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from serving.inference.llm import engine_settings

@@ -10,7 +10,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.registry import ModelVersion
+    from ray_jobs.registry.model import ModelVersion
 
 _NAME = click.argument("name", shell_complete=session.model_names)
 
@@ -110,7 +110,7 @@ def models(context: click.Context, as_json: bool) -> None:
         context.obj = as_json
         return
     from ray_jobs import registry
-    from ray_jobs.deploy import deployed
+    from ray_jobs.deploy import records
 
     store = session.open_store(check=False)
     found = {name: (registry.versions(store, name), registry.aliases(store, name)) for name in registry.names(store)}
@@ -119,7 +119,7 @@ def models(context: click.Context, as_json: bool) -> None:
             {name: [_as_json(one, aliases) for one in every] for name, (every, aliases) in found.items()}
         )
         return
-    answering = {record.name: record.label or "champion" for record in deployed(store)}
+    answering = {record.name: record.label or "champion" for record in records.read_all(store).values()}
     rows = []
     for name, (versions, aliases) in found.items():
         if versions:

@@ -16,14 +16,12 @@ from ray_jobs.deploy.records import Deployment
 from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, differing, serve_config
 from ray_jobs.engine import lora_capacity
 from ray_jobs.errors import ServingError
-from ray_jobs.registry import ModelVersion
+from ray_jobs.registry.model import ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 
-__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "deployed", "reapply", "reconcile", "undeploy"]
-
-_ADAPTER_CONFIG = "adapter_config.json"
+__all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "reapply", "reconcile", "undeploy"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ class Deployed:
     model: str
     """Value of a request's `model`."""
     version: str
-    """The deployed version."""
     base: str | None
     """Name of the base that is served beside an adapter."""
     url: str
@@ -49,24 +46,18 @@ class Deployed:
 
 
 def deploy(
-    store: Store,
-    ref: str,
-    settings: ServeSettings,
-    *,
-    serving: ServingSection | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    store: Store, ref: str, settings: ServeSettings, *, progress: Callable[[str, float], None] | None = None
 ) -> Deployed:
     """Deploy `name`, `name@version` or `name@alias`, and wait until it answers. For an endpoint elsewhere
     (`settings.endpoint_url`), only write the records, which that endpoint reconciles.
 
     With a version or alias, the bare name resolves to it from then on; without, it follows the alias champion, else
-    the newest version. `serving` None: the options of the version's job. `progress` is called with a line and the
-    elapsed seconds. Raises RegistryError for an unknown model, MachineError for a port in use, else ServingError.
+    the newest version. `progress` is called with a line and the elapsed seconds. Raises RegistryError for an unknown
+    model, MachineError for a port in use, else ServingError.
     """
     version = registry.get(store, ref)
     label = ref.partition("@")[2] or None
-    options = serving or version.lineage.spec.serving
-    wanted = needed_records(version, label, options, lora_rank=_lora_rank(store, version))
+    wanted = needed_records(version, label, version.lineage.spec.serving, lora_rank=_lora_rank(store, version))
     elsewhere = settings.endpoint_url is not None
     answers = Deployed(version.name, version.version, wanted[-1].base, settings.url, recorded_only=elsewhere)
     if elsewhere:
@@ -111,16 +102,10 @@ def reconcile(store: Store, settings: ServeSettings) -> list[str]:
     and removes other applications whenever it applies its config. Several processes may call this at once.
     """
     with ServeClient(settings) as client:
-        config = serve_config(records.read_all(store).values(), settings)
-        changed = differing(client.details(), config)
+        changed = differing(client.details(), serve_config(records.read_all(store).values(), settings))
         if changed:
             _apply(store, client, settings)
     return changed
-
-
-def deployed(store: Store) -> list[Deployment]:
-    """Every deployed name."""
-    return list(records.read_all(store).values())
 
 
 def needed_records(
@@ -174,5 +159,5 @@ def _lora_rank(store: Store, version: ModelVersion) -> int | None:
     """The rank that an adapter needs of an engine: PEFT's `r`, or the largest of `rank_pattern`."""
     if version.kind != "adapter":
         return None
-    config = store.get_json(f"{version.key}/{_ADAPTER_CONFIG}")
+    config = store.get_json(f"{version.key}/adapter_config.json")
     return max([int(config["r"]), *(int(rank) for rank in config.get("rank_pattern", {}).values())])

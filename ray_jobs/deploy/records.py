@@ -5,17 +5,14 @@ Owns their schema and their changes. Does not know Ray, nor how a record becomes
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ray_jobs.errors import CorruptObject, ObjectNotFound, ServingError
+from ray_jobs.errors import ServingError
 from ray_jobs.spec import Precision, ServingSection
 from ray_jobs.storage import Store
-
-PREFIX = "deployments/"
-
-DeploymentKind = Literal["base", "adapter", "full", "predictor"]
+from ray_jobs.storage.documents import Documents
 
 
 class Deployment(BaseModel):
@@ -25,7 +22,7 @@ class Deployment(BaseModel):
 
     name: str
     """Value of a request's `model`; also names the Serve application."""
-    kind: DeploymentKind
+    kind: Literal["base", "adapter", "full", "predictor"]
     """`base`: an engine and its adapters. `adapter`: served by its base's engine. `full`: its own engine.
     `predictor`: a model that does not generate."""
     task: str
@@ -53,17 +50,10 @@ class Deployment(BaseModel):
         return f"kitae-{self.base or self.name}"
 
 
-def read(store: Store, name: str) -> Deployment | None:
-    """One record; None if the name is not deployed."""
-    try:
-        return _parse(store, f"{PREFIX}{name}.json")
-    except ObjectNotFound:
-        return None
+_RECORDS = Documents("deployments/", Deployment, "a deployment record")
 
-
-def read_all(store: Store) -> dict[str, Deployment]:
-    """Every record by name, sorted."""
-    return {name: _validated(document, f"{PREFIX}{name}.json") for name, document in store.documents(PREFIX).items()}
+read = _RECORDS.read
+read_all = _RECORDS.read_all
 
 
 def write(store: Store, record: Deployment) -> Deployment:
@@ -71,13 +61,7 @@ def write(store: Store, record: Deployment) -> Deployment:
 
     Raises ServingError if the name is taken by another kind of record or another base.
     """
-
-    def change(old: dict[str, Any] | None) -> dict[str, Any]:
-        if old is None:
-            return record.model_dump(mode="json")
-        return merge(_validated(old, f"{PREFIX}{record.name}.json"), record).model_dump(mode="json")
-
-    return _validated(store.update_json(f"{PREFIX}{record.name}.json", change), f"{PREFIX}{record.name}.json")
+    return _RECORDS.update(store, record.name, lambda old: record if old is None else merge(old, record))
 
 
 def remove(store: Store, name: str) -> None:
@@ -89,7 +73,7 @@ def remove(store: Store, name: str) -> None:
     needed_by = [record.name for record in records.values() if record.base == name]
     if needed_by:
         raise ServingError(f"{name!r} is the base of {', '.join(needed_by)}: undeploy those first")
-    store.delete(f"{PREFIX}{name}.json")
+    store.delete(_RECORDS.key(name))
 
 
 def merge(old: Deployment, new: Deployment) -> Deployment:
@@ -125,14 +109,3 @@ def merge(old: Deployment, new: Deployment) -> Deployment:
             ),
         }
     )
-
-
-def _parse(store: Store, key: str) -> Deployment:
-    return _validated(store.get_json(key), key)
-
-
-def _validated(document: Any, key: str) -> Deployment:
-    try:
-        return Deployment.model_validate(document)
-    except ValidationError as error:
-        raise CorruptObject(f"{key} is not a deployment record: {error}") from error

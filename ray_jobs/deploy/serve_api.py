@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,8 +27,6 @@ INGRESS = "kitae"
 """Name of the Serve application that receives the requests."""
 
 _PATH = "/api/serve/applications/"
-_POLL_S = 0.5
-_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 _MESSAGE_LINES = 15
 
 
@@ -58,12 +57,17 @@ class ServeSettings:
         port = os.environ.get("KITAE_PORT") or "8000"
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise SpecError(f"KITAE_PORT is {port!r}; it must be a port number from 1 to 65535")
+        endpoint_url = os.environ.get("KITAE_ENDPOINT_URL") or ""
+        if endpoint_url and not endpoint_url.startswith(("http://", "https://")):
+            raise SpecError(
+                f"KITAE_ENDPOINT_URL is {endpoint_url!r}; it must be an address such as https://kitae.example"
+            )
         return cls(
             dashboard_url=ray.dashboard_url,
             token=ray.token,
             host=os.environ.get("KITAE_HOST") or "127.0.0.1",
             port=int(port),
-            endpoint_url=_endpoint_url(os.environ.get("KITAE_ENDPOINT_URL") or ""),
+            endpoint_url=endpoint_url.rstrip("/") or None,
             ingress=_ingress_options(os.environ.get("KITAE_INGRESS_OPTIONS") or "{}"),
         )
 
@@ -126,7 +130,7 @@ def differing(details: Mapping[str, Any], config: Mapping[str, Any]) -> list[str
     return [name for name in names if name not in wanted or name not in running or wanted[name] != running[name]]
 
 
-class ServeClient:
+class ServeClient(AbstractContextManager["ServeClient"]):
     """Serve of one Ray cluster."""
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -134,26 +138,22 @@ class ServeClient:
         headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
         self._http = httpx.Client(base_url=settings.dashboard_url, headers=headers, timeout=60.0, trust_env=False)
 
-    def __enter__(self) -> ServeClient:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
     def details(self) -> dict[str, Any]:
         """The state of Serve (`ray.serve.schema.ServeInstanceDetails`)."""
-        details = self._request("GET").json()
-        assert isinstance(details, dict)
+        details: dict[str, Any] = self._request("GET").json()
         return details
 
-    def check(self) -> dict[str, Any]:
-        """Check that Serve can run Kitae's applications; returns its details.
+    def check(self) -> None:
+        """Check that Serve can run Kitae's applications.
 
         Raises MachineError if the port is in use, ServingError if Serve already listens on another port or runs other
         applications, which a new config would remove.
         """
         details = self.details()
-        foreign = [name for name in details.get("applications", {}) if name != INGRESS and not is_ours(name)]
+        foreign = [name for name in details.get("applications", {}) if not is_ours(name)]
         if foreign:
             raise ServingError(
                 f"this Ray cluster already serves {', '.join(sorted(foreign))}, which deploying would remove; shut "
@@ -168,7 +168,6 @@ class ServeClient:
                 )
         elif urlsplit(self._settings.dashboard_url).hostname in ("127.0.0.1", "localhost", "::1"):
             require_free_port(self._settings.host, self._settings.port)
-        return details
 
     def apply(self, config: dict[str, Any]) -> None:
         """Make Serve run exactly this config."""
@@ -186,7 +185,7 @@ class ServeClient:
             listening = any(proxy.get("status") == "HEALTHY" for proxy in details.get("proxies", {}).values())
             states = {name: applications.get(name, {}) for name in wanted}
             for name, state in states.items():
-                if state.get("status") in _FAILED:
+                if state.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
                     raise failure(name, state)
             elapsed_s = time.monotonic() - started
             line = ", ".join(f"{name} {state.get('status', 'waits').lower()}" for name, state in states.items())
@@ -200,7 +199,7 @@ class ServeClient:
                     f"not everything runs after {self._settings.timeout_s:g} s: {line}",
                     details=[detail for state in states.values() for detail in _messages(state)],
                 )
-            time.sleep(_POLL_S)
+            time.sleep(0.5)
 
     def _request(self, method: str, body: dict[str, Any] | None = None) -> httpx.Response:
         where = self._settings.dashboard_url
@@ -242,12 +241,6 @@ def require_free_port(host: str, port: int) -> None:
                 f"the endpoint cannot listen on {host}:{port} ({error.strerror or error}): set KITAE_PORT to a free "
                 "port, or stop what uses this one"
             ) from error
-
-
-def _endpoint_url(text: str) -> str | None:
-    if text and not text.startswith(("http://", "https://")):
-        raise SpecError(f"KITAE_ENDPOINT_URL is {text!r}; it must be an address such as https://kitae.example")
-    return text.rstrip("/") or None
 
 
 def _ingress_options(text: str) -> dict[str, Any]:

@@ -10,18 +10,19 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ray_jobs import registry
 from ray_jobs.deploy import records
-from ray_jobs.errors import ConflictError, CorruptObject, ObjectNotFound, RegistryError, ServingError
-from ray_jobs.registry import CHAMPION, ModelVersion
+from ray_jobs.errors import ConflictError, RegistryError, ServingError
+from ray_jobs.registry import CHAMPION
+from ray_jobs.registry.model import ModelVersion
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import TASKS
 
-PREFIX = "traffic/"
 WATCH_S = 1800.0
 """Default seconds for which a promotion with bounds is watched."""
 
@@ -85,22 +86,15 @@ class TrafficPolicy(_Document):
     rolled_back: RolledBack | None = None
 
 
+_POLICIES = Documents("traffic/", TrafficPolicy, "a traffic policy")
+
+read = _POLICIES.read
+read_all = _POLICIES.read_all
+
+
 def choose(canary: Canary | None, draw: float) -> str | None:
     """The canary's version if it is to answer, None for the alias's version. `draw` is uniform in [0, 1). Pure."""
     return canary.version if canary is not None and draw * 100 < canary.percent else None
-
-
-def read(store: Store, name: str) -> TrafficPolicy | None:
-    """The policy of a model; None if it never had one."""
-    try:
-        return _parsed(name, store.get_json(_key(name)))
-    except ObjectNotFound:
-        return None
-
-
-def read_all(store: Store) -> dict[str, TrafficPolicy]:
-    """The policies by model name: one listing, and one read per model."""
-    return {name: _parsed(name, document) for name, document in store.documents(PREFIX).items()}
 
 
 def promote(
@@ -118,10 +112,10 @@ def promote(
     previous version stays loadable. Raises ConflictError if the alias is moved at the same time.
     """
     found = registry.get(store, f"{name}@{version}")
+    policy = read(store, name)
     if bounds is not None:
         _require_adapter(store, found, "bounds need")
-    policy = read(store, name)
-    _require_free_alias(policy, name, alias, changes_it=bounds is not None)
+        _require_free_alias(policy, name, alias)
     before = registry.read_alias(store, name, alias)
     now_at = None if before is None else before.version
     back_to = before.previous if before is not None and now_at == found.version else now_at
@@ -129,7 +123,7 @@ def promote(
     watch = None
     if bounds is not None and back_to is not None:
         until = datetime.now(UTC) + timedelta(seconds=watch_s)
-        watch = Watch(id=_new_id(), version=found.version, back_to=back_to, until=until, bounds=bounds)
+        watch = Watch(id=uuid.uuid4().hex, version=found.version, back_to=back_to, until=until, bounds=bounds)
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
         shadow = None if old.shadow == found.version else old.shadow
@@ -146,7 +140,7 @@ def start_canary(
 ) -> str:
     """Let a version answer a share of the alias's requests, until it is promoted, rolled back or passes a bound."""
     found = _beside(store, name, version, alias, "a canary needs")
-    canary = Canary(id=_new_id(), version=found.version, percent=percent, bounds=bounds or Bounds())
+    canary = Canary(id=uuid.uuid4().hex, version=found.version, percent=percent, bounds=bounds or Bounds())
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
         shadow = None if old.shadow == found.version else old.shadow
@@ -259,7 +253,7 @@ def _beside(store: Store, name: str, version: str, alias: str, what: str) -> Mod
     """The version, if it can be served beside the one that the alias points at."""
     found = registry.get(store, f"{name}@{version}")
     _require_adapter(store, found, what)
-    _require_free_alias(read(store, name), name, alias, changes_it=True)
+    _require_free_alias(read(store, name), name, alias)
     record = records.read(store, name)
     if record is None:
         raise ServingError(f"{name!r} is not deployed, so it receives no requests: kitae deploy {name}")
@@ -281,9 +275,8 @@ def _beside(store: Store, name: str, version: str, alias: str, what: str) -> Mod
 
 def _require_adapter(store: Store, version: ModelVersion, what: str) -> None:
     record = records.read(store, version.name)
-    beside_others = (
-        version.kind == "adapter" and TASKS[version.task].generates
-    )  # a classifier's adapter is in its predictor
+    # A classifier's adapter is in its predictor.
+    beside_others = version.kind == "adapter" and TASKS[version.task].generates
     if not beside_others or (record is not None and record.kind != "adapter"):
         raise ServingError(
             f"{what} an adapter on a shared engine, and {version.name}@{version.version} has an engine of its own: "
@@ -291,36 +284,18 @@ def _require_adapter(store: Store, version: ModelVersion, what: str) -> None:
         )
 
 
-def _require_free_alias(policy: TrafficPolicy | None, name: str, alias: str, *, changes_it: bool) -> None:
-    if changes_it and policy is not None and policy.alias != alias and (policy.canary or policy.shadow or policy.watch):
+def _require_free_alias(policy: TrafficPolicy | None, name: str, alias: str) -> None:
+    if policy is not None and policy.alias != alias and (policy.canary or policy.shadow or policy.watch):
         raise ConflictError(
             f"{name}@{policy.alias} has a canary, a shadow or a watch, and a model has one alias with any: end it "
             f"first (kitae rollback {name} --alias {policy.alias}, or promote there)"
         )
 
 
-def _update(store: Store, name: str, change: Callable[[TrafficPolicy], TrafficPolicy]) -> TrafficPolicy:
-    def documents(old: dict[str, Any] | None) -> dict[str, Any]:
-        return change(TrafficPolicy() if old is None else _parsed(name, old)).model_dump(mode="json")
-
-    return _parsed(name, store.update_json(_key(name), documents))
+def _update(store: Store, name: str, change: Callable[[TrafficPolicy], TrafficPolicy]) -> None:
+    _POLICIES.update(store, name, lambda old: change(old or TrafficPolicy()))
 
 
 def _describe_bounds(bounds: Bounds) -> str:
     slow = f" or its p95 is over {bounds.max_p95_s:g} s" if bounds.max_p95_s is not None else ""
     return f"more than {bounds.max_error_rate:.3g} of its requests fail{slow} (after {bounds.min_requests})"
-
-
-def _parsed(name: str, document: Any) -> TrafficPolicy:
-    try:
-        return TrafficPolicy.model_validate(document)
-    except ValidationError as error:
-        raise CorruptObject(f"{_key(name)} is not a traffic policy: {error}") from error
-
-
-def _new_id() -> str:
-    return uuid.uuid4().hex
-
-
-def _key(name: str) -> str:
-    return f"{PREFIX}{name}.json"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import models
 from ray_jobs.errors import ModelError
-from ray_jobs.registry import base_name
+from ray_jobs.registry.model import base_name
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS

@@ -20,8 +20,9 @@ from typing import Any
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import ModelError
 from ray_jobs.models.load import check_architecture, load_config
-from ray_jobs.registry import base_name, catalogue
+from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.registry.model import base_name
 from ray_jobs.storage import ProgressFn, Store
 from ray_jobs.tasks import TASKS
 

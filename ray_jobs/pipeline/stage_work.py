@@ -32,7 +32,7 @@ from ray_jobs.pipeline.outputs import (
     SearchOutcome,
     candidate_key,
 )
-from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.search import decide, page
 from ray_jobs.search.executors import Executor
 from ray_jobs.search.records import Problem, SearchRecords, TrialSegment

@@ -33,21 +33,21 @@ def has_api_name(name: str) -> bool:
     return name.startswith(JOB_PREFIX)
 
 
-def api_name(version: ModelVersion, *, checkpoint: str | None = None, suffix: str | None = None) -> str:
+def api_name(version: ModelVersion, *, checkpoint: str | None = None) -> str:
     """The API name of a version; the registry name for a model that was not made through the API.
 
-    `checkpoint`: its alias `ckpt-step-N`, for a version that is not the job's result. `suffix` None: its job's.
+    `checkpoint`: its alias `ckpt-step-N`, for a version that is not the job's result.
     """
     if not has_api_name(version.name):
         return version.name
-    if suffix is None:
-        suffix = version.lineage.spec.suffix
-    return tuned_name(version.name, version.base_name, owner(version), suffix, checkpoint)
+    return tuned_name(version.name, version.base_name, owner(version), version.lineage.spec.suffix, checkpoint)
 
 
 def tuned_name(name: str, base: str, team: str, suffix: str | None, checkpoint: str | None = None) -> str:
     """The API name from its parts; `name` is the registry name."""
-    parts = ["ft", base, team, plain(suffix or ""), name.removeprefix(JOB_PREFIX)]
+    # Other characters would end the suffix's field in the name, or need escaping in a path.
+    plain_suffix = re.sub(r"[^A-Za-z0-9._-]+", "-", suffix or "")
+    parts = ["ft", base, team, plain_suffix, name.removeprefix(JOB_PREFIX)]
     return ":".join([*parts, checkpoint] if checkpoint else parts)
 
 
@@ -58,8 +58,3 @@ def registry_ref(name: str) -> str:
         return name
     checkpoint = found["checkpoint"]
     return JOB_PREFIX + found["id"] + (f"@{checkpoint}" if checkpoint else "")
-
-
-def plain(suffix: str) -> str:
-    """A suffix without characters that would end its field in a name or need escaping in a path."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", suffix)

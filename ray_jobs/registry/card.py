@@ -44,9 +44,8 @@ def model_card(version: ModelVersion) -> str:
         f"{origin} for {version.task.replace('_', ' ')}, with {training.method}. This is {_KINDS[version.kind]}.",
     ]
     if version.labels:
-        parts.append(
-            "## Labels\n\n" + "\n".join(f"{index}. `{_code(label)}`" for index, label in enumerate(version.labels))
-        )
+        labels = "\n".join(f"{index}. `{_code(label)}`" for index, label in enumerate(version.labels))
+        parts.append(f"## Labels\n\n{labels}")
     parts.append("## Held-out results\n\n" + _results(version.metrics))
     origins = {
         "job": lineage.job_id,

@@ -8,15 +8,13 @@ Owns the entries. Loads no model; `ray_jobs.models.bases` prepares a base.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_jobs.errors import ConflictError, ModelError, ObjectNotFound, suggestion
+from ray_jobs.errors import ModelError, suggestion
 from ray_jobs.spec import NAME_RULE, is_name
 from ray_jobs.storage import Store
-
-_PREFIX = "catalogue/"
+from ray_jobs.storage.documents import Documents
 
 
 class CatalogueEntry(BaseModel):
@@ -41,36 +39,30 @@ class CatalogueEntry(BaseModel):
         return f"bases/{self.digest}"
 
 
+_ENTRIES = Documents("catalogue/", CatalogueEntry, "an entry of the catalogue")
+
+
 def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
     """Write an entry. Raises ModelError if the name belongs to another base, since that would change existing jobs."""
     if not is_name(entry.name):
         raise ModelError(f"{entry.name!r} cannot name a base: {NAME_RULE}")
-    try:
-        store.put_json(f"{_PREFIX}{entry.name}.json", entry.model_dump(mode="json"), if_absent=True)
-    except ConflictError:
-        existing = find(store, entry.name)
-        if existing is not None and existing.digest != entry.digest:
-            raise ModelError(
-                f"{entry.name!r} is another base ({existing.source}, {existing.digest}): use another name, or "
-                f"`kitae bases remove {entry.name}` first"
-            ) from None
-        return existing or entry
-    return entry
+    existing = _ENTRIES.update(store, entry.name, lambda old: old or entry)
+    if existing.digest != entry.digest:
+        raise ModelError(
+            f"{entry.name!r} is another base ({existing.source}, {existing.digest}): use another name, or "
+            f"`kitae bases remove {entry.name}` first"
+        )
+    return existing
 
 
 def find(store: Store, name: str) -> CatalogueEntry | None:
     """The entry with this name; None if there is none."""
-    if not is_name(name):
-        return None
-    try:
-        return _parse(store.get_json(f"{_PREFIX}{name}.json"))
-    except ObjectNotFound:
-        return None
+    return _ENTRIES.read(store, name) if is_name(name) else None
 
 
 def entries(store: Store) -> list[CatalogueEntry]:
     """All entries, by name."""
-    return [_parse(document) for document in store.documents(_PREFIX).values()]
+    return list(_ENTRIES.read_all(store).values())
 
 
 def remove(store: Store, name: str) -> None:
@@ -78,8 +70,4 @@ def remove(store: Store, name: str) -> None:
     if find(store, name) is None:
         known = [entry.name for entry in entries(store)]
         raise ModelError(f"no base {name!r} in the catalogue; {suggestion(name, known)}")
-    store.delete(f"{_PREFIX}{name}.json")
-
-
-def _parse(document: Any) -> CatalogueEntry:
-    return CatalogueEntry.model_validate(document)
+    store.delete(_ENTRIES.key(name))

@@ -47,18 +47,7 @@ class ModelVersion:
     lineage: Lineage
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "version": self.version,
-            "key": self.key,
-            "task": self.task,
-            "kind": self.kind,
-            "base_name": self.base_name,
-            "base_digest": self.base_digest,
-            "labels": list(self.labels),
-            "metrics": self.metrics,
-            "lineage": lineage_json(self.lineage),
-        }
+        return vars(self) | {"lineage": lineage_json(self.lineage)}
 
 
 def base_name(base_model: str) -> str:
@@ -84,17 +73,7 @@ def version_of(name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
 
 
 def lineage_json(lineage: Lineage) -> dict[str, Any]:
-    return {
-        "dataset_digest": lineage.dataset_digest,
-        "base_digest": lineage.base_digest,
-        "spec": lineage.spec.model_dump(mode="json"),
-        "code_version": lineage.code_version,
-        "job_id": lineage.job_id,
-        "metrics": lineage.metrics,
-        "labels": list(lineage.labels),
-        "trial": lineage.trial,
-        "created_at": lineage.created_at,
-    }
+    return vars(lineage) | {"spec": lineage.spec.model_dump(mode="json")}
 
 
 def lineage_of(document: dict[str, Any]) -> Lineage:

@@ -5,17 +5,15 @@ Owns that document and its changes. Does not know the caller (`serving`), nor th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ray_jobs.errors import CorruptObject, ObjectNotFound, RegistryError
-from ray_jobs.registry.versions import get, versions
+from ray_jobs import registry
+from ray_jobs.errors import RegistryError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
-
-PREFIX = "shares/"
+from ray_jobs.storage.documents import Documents
 
 
 class Share(BaseModel):
@@ -32,6 +30,7 @@ class Share(BaseModel):
 
 
 NOT_SHARED = Share()
+_SHARES = Documents("shares/", Share, "the record of the shares of a model")
 
 
 def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
@@ -39,13 +38,14 @@ def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool 
     added = _checked(teams)
     if not added and not everyone:
         raise RegistryError(f"nothing to share {name!r} with: name a team, or everyone")
-    if not versions(store, name):
-        get(store, name)  # RegistryError, naming the nearest
+    if not registry.versions(store, name):
+        registry.get(store, name)  # RegistryError, naming the nearest
 
-    def change(old: Share) -> Share:
+    def change(old: Share | None) -> Share:
+        old = old or NOT_SHARED
         return Share(teams=tuple(sorted({*old.teams, *added})), everyone=old.everyone or everyone)
 
-    return _update(store, name, change)
+    return _SHARES.update(store, name, change)
 
 
 def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
@@ -56,7 +56,8 @@ def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: boo
     revoked = _checked(teams)
     all_of_it = not revoked and not everyone
 
-    def change(old: Share) -> Share:
+    def change(old: Share | None) -> Share:
+        old = old or NOT_SHARED
         missing = sorted(revoked - {*old.teams})
         if missing or (everyone and not old.everyone) or (all_of_it and old == NOT_SHARED):
             whom = f"with {', '.join(missing)}" if missing else "with everyone" if everyone else "with any team"
@@ -65,21 +66,17 @@ def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: boo
             return NOT_SHARED
         return Share(teams=tuple(sorted({*old.teams} - revoked)), everyone=old.everyone and not everyone)
 
-    return _update(store, name, change)
+    return _SHARES.update(store, name, change)
+
+
+def read_all(store: Store) -> dict[str, Share]:
+    """The shares of every shared model."""
+    return {name: share for name, share in _SHARES.read_all(store).items() if share != NOT_SHARED}
 
 
 def read(store: Store, name: str) -> Share:
     """The shares of a model."""
-    try:
-        return _parsed(name, store.get_json(_key(name)))
-    except ObjectNotFound:
-        return NOT_SHARED
-
-
-def read_all(store: Store) -> dict[str, Share]:
-    """The shares of every shared model: one listing, and one read per model."""
-    found = {name: _parsed(name, document) for name, document in store.documents(PREFIX).items()}
-    return {name: share for name, share in found.items() if share != NOT_SHARED}
+    return _SHARES.read(store, name) or NOT_SHARED
 
 
 def describe(share: Share) -> str:
@@ -87,26 +84,8 @@ def describe(share: Share) -> str:
     return ", ".join([*(["everyone"] if share.everyone else []), *share.teams]) or "no other team"
 
 
-def _update(store: Store, name: str, change: Callable[[Share], Share]) -> Share:
-    def documents(old: dict[str, Any] | None) -> dict[str, Any]:
-        return change(NOT_SHARED if old is None else _parsed(name, old)).model_dump(mode="json")
-
-    return _parsed(name, store.update_json(_key(name), documents))
-
-
 def _checked(teams: Iterable[str]) -> set[str]:
     for team in (checked := set(teams)):
         if not is_name(team):
             raise RegistryError(f"{team!r} cannot be a team: {NAME_RULE}")
     return checked
-
-
-def _parsed(name: str, document: Any) -> Share:
-    try:
-        return Share.model_validate(document)
-    except ValidationError as error:
-        raise CorruptObject(f"{_key(name)} is not the record of the shares of {name!r}: {error}") from error
-
-
-def _key(name: str) -> str:
-    return f"{PREFIX}{name}.json"

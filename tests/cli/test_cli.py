@@ -20,6 +20,7 @@ from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, JobCancelled, JobPaused, JobSuperseded, KitaeError
+from ray_jobs.registry.model import Lineage
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from tests.builders import make_spec
@@ -300,7 +301,7 @@ def registered(store: Store, tmp_path: Path) -> str:
         directory.mkdir()
         (directory / "config.json").write_text("{}")
         (directory / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-        lineage = registry.Lineage(
+        lineage = Lineage(
             dataset_digest="d" * 16,
             base_digest="b" * 64,
             spec=make_spec(),

@@ -20,11 +20,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from ray_jobs import registry
-from ray_jobs.deploy import ServeSettings, deploy, deployed, needed_records, reapply, reconcile, records, undeploy
+from ray_jobs.deploy import ServeSettings, deploy, needed_records, reapply, reconcile, records, undeploy
 from ray_jobs.deploy.records import Deployment, merge
 from ray_jobs.deploy.serve_api import failure, require_free_port, serve_config
 from ray_jobs.errors import CorruptObject, MachineError, RegistryError, ServingError, SpecError
-from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from tests.builders import make_spec
@@ -198,7 +198,7 @@ def test_deploying_an_adapter_starts_base_and_ingress(
     assert done.url == f"http://127.0.0.1:{settings.port}/v1"
     assert list(dashboard.running) == ["kitae", "kitae-base"]
     assert lines == ["kitae running, kitae-base running"]
-    assert [record.name for record in deployed(store)] == ["base", "greeter"]
+    assert list(records.read_all(store)) == ["base", "greeter"]
 
 
 def test_another_version_restarts_nothing(
@@ -247,7 +247,7 @@ def test_undeploying_removes_only_that_name(
     with pytest.raises(ServingError, match="is the base of greeter, writer"):
         undeploy(store, "base", settings)
     undeploy(store, "writer", settings)
-    assert [record.name for record in deployed(store)] == ["base", "greeter"]
+    assert list(records.read_all(store)) == ["base", "greeter"]
     with pytest.raises(ServingError, match=r"'writer' is not deployed; deployed: base, greeter"):
         undeploy(store, "writer", settings)
     undeploy(store, "greeter", settings)
@@ -300,7 +300,7 @@ def test_an_unregistered_model_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(RegistryError, match="unknown"):
         deploy(store, "unknown", settings)
-    assert deployed(store) == []
+    assert records.read_all(store) == {}
     assert dashboard.puts == 0
 
 
@@ -314,7 +314,7 @@ def test_a_taken_port_is_refused_before_anything_is_written(
         port = holder.getsockname()[1]
         with pytest.raises(MachineError, match=rf"127\.0\.0\.1:{port} .*KITAE_PORT"):
             deploy(store, "greeter", replace(settings, port=port))
-    assert deployed(store) == []
+    assert records.read_all(store) == {}
 
 
 def test_the_port_of_a_running_endpoint_cannot_be_changed(
@@ -376,7 +376,7 @@ def test_waiting_times_out(store: Store, tmp_path: Path, dashboard: Dashboard, s
 def test_an_invalid_record_is_corrupt(store: Store) -> None:
     store.put_json("deployments/greeter.json", {"name": "greeter", "kind": "spaceship", "task": "chat"})
     with pytest.raises(CorruptObject, match=r"deployments/greeter\.json"):
-        deployed(store)
+        records.read_all(store)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from ray_jobs import registry
 from ray_jobs.errors import ConflictError, CorruptObject, RegistryError
-from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.registry.model import Lineage, ModelVersion, base_name
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 
@@ -90,7 +90,7 @@ def test_a_version_round_trips(store: Store, tmp_path: Path) -> None:
     ],
 )
 def test_base_name(base_model: str, name: str) -> None:
-    assert registry.base_name(base_model) == name
+    assert base_name(base_model) == name
 
 
 def test_the_kind_of_a_version(store: Store, tmp_path: Path) -> None:
@@ -333,4 +333,4 @@ def test_the_model_card(store: Store, tmp_path: Path) -> None:
         assert f"`{origin}`" in body
     job = json.loads(body.partition("````json\n")[2].partition("\n````")[0])
     assert job["data"] == {"train": "s3://bucket/rows.jsonl"}
-    assert registry.Lineage(**{**vars(made.lineage), "spec": make_spec(**{**job, "name": "greeter"})}) == made.lineage
+    assert Lineage(**{**vars(made.lineage), "spec": make_spec(**{**job, "name": "greeter"})}) == made.lineage
