@@ -36,11 +36,10 @@ from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
 from serving.http.background import BackgroundLoop, PeriodicTask
 from serving.http.openai_types import Health, Readiness
-from serving.inference.backends import Backend, ServeBackend
+from serving.inference.backends import Backend
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
-from serving.observability.finished_request import FinishedRequest
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import FinishedRequest, Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
 from serving.observability.usage_ledger import UsageLedger
 from serving.routes import files as files_api
@@ -51,10 +50,6 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 logger = logging.getLogger(__name__)
-
-_RECONCILE_JOBS_S = 2.0
-_RECONCILE_DEPLOYMENTS_S = 3.0
-_SWEEP_S = 3600.0
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -93,7 +88,7 @@ def app_from_environment() -> ASGIApp:
     return create_app(
         settings,
         store,
-        ServeBackend(),
+        Backend(),
         check_rows=ray_row_validator(store),
         launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
@@ -156,10 +151,11 @@ def create_app(
     reconcile = reconcile_deployments
     background = BackgroundLoop(
         [
-            PeriodicTask("jobs", _RECONCILE_JOBS_S, lambda: metrics.set_jobs(tuning.reconcile())),
-            *([PeriodicTask("deployments", _RECONCILE_DEPLOYMENTS_S, reconcile)] if reconcile is not None else []),
+            PeriodicTask("jobs", 2.0, lambda: metrics.set_jobs(tuning.reconcile())),
+            *([PeriodicTask("deployments", 3.0, reconcile)] if reconcile is not None else []),
             PeriodicTask("usage", settings.usage_every_s, ledger.flush, at_shutdown=True),
-            PeriodicTask("expired files", _SWEEP_S, partial(_sweep, files, uploads)),
+            PeriodicTask("expired files", 3600.0, lambda: files.sweep(time.time())),
+            PeriodicTask("expired uploads", 3600.0, lambda: uploads.sweep(time.time())),
         ],
         wake=tuning.wake,
     )
@@ -168,7 +164,10 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if reconcile is not None:
             # Before this process counts as running: a new cluster is not ready while it lacks its models.
-            await asyncio.to_thread(_reconcile_once, reconcile)
+            try:
+                await asyncio.to_thread(reconcile)
+            except KitaeError as error:  # retried below; requests that need no model are answered meanwhile
+                logger.warning("the deployments are not reconciled yet: %s", error)
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
         background.start()
@@ -193,9 +192,9 @@ def create_app(
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))
 
-    @app.get("/healthz", tags=["health"], response_model=Health)
-    async def healthz() -> Response:
-        return JSONResponse({"status": "ok"})
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> Health:
+        return Health(status="ok")
 
     @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz() -> Response:
@@ -216,18 +215,6 @@ def create_app(
     return ObservabilityMiddleware(
         gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)]
     )
-
-
-def _sweep(files: Files, uploads: Uploads) -> None:
-    files.sweep(time.time())
-    uploads.sweep(time.time())
-
-
-def _reconcile_once(reconcile: Callable[[], object]) -> None:
-    try:
-        reconcile()
-    except KitaeError as error:  # the background loop retries; requests that need no model are answered meanwhile
-        logger.warning("the deployments are not reconciled yet: %s", error)
 
 
 def _charge(limiter: RateLimiter, done: FinishedRequest) -> None:

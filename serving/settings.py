@@ -46,9 +46,9 @@ class EndpointSettings:
         KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS and KITAE_JOB_DEFAULTS. Raises SpecError for an invalid value."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
-            max_body_bytes=_bytes(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes),
-            max_file_bytes=_bytes(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes),
-            max_ongoing_requests=_count(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests),
+            max_body_bytes=_number(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes, 1024, " of bytes"),
+            max_file_bytes=_number(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes, 1024, " of bytes"),
+            max_ongoing_requests=_number(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests, 1),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
@@ -84,15 +84,8 @@ def _switch(environment: Mapping[str, str], name: str, *, default: bool) -> bool
     return text == "on"
 
 
-def _bytes(environment: Mapping[str, str], name: str, default: int) -> int:
+def _number(environment: Mapping[str, str], name: str, default: int, least: int, unit: str = "") -> int:
     text = environment.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1024:
-        raise SpecError(f"{name} is {text!r}; it must be a number of bytes, at least 1024")
-    return int(text)
-
-
-def _count(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise SpecError(f"{name} is {text!r}; it must be a number, at least 1")
+    if not text.isdecimal() or int(text) < least:
+        raise SpecError(f"{name} is {text!r}; it must be a number{unit}, at least {least}")
     return int(text)

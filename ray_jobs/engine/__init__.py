@@ -14,7 +14,6 @@ from typing import Any, Literal
 from ray_jobs.errors import MachineError
 from ray_jobs.spec import Precision
 
-Device = Literal["cpu", "gpu"]
 Dtype = Literal["fp32", "bf16"]
 
 VLLM_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -22,9 +21,6 @@ VLLM_DTYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks a vLLM engine can be sized for (vllm.config.lora.MaxLoRARanks); a smaller adapter fits a larger size."""
-
-CPU_BATCH_TOKENS = 2048
-"""Most tokens of a CPU engine's step. More only costs memory: the step is compute-bound well below."""
 
 _BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """CPU flags (x86, and `bf16` on Arm) of native bf16 arithmetic. Without it bf16 runs several times slower than fp32."""
@@ -34,7 +30,7 @@ _BF16_CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 class Hardware:
     """The hardware of an engine."""
 
-    device: Device
+    device: Literal["cpu", "gpu"]
     native_bf16: bool
     """The hardware computes bf16 itself."""
     threads: int
@@ -67,7 +63,9 @@ GPU = Hardware("gpu", native_bf16=True, threads=0)
 
 def cpu_hardware() -> Hardware:
     """This machine's CPU, limited to the cores this process may use. Imports nothing heavy."""
-    return Hardware("cpu", native_bf16=cpu_has_bf16(_cpu_info()), threads=len(os.sched_getaffinity(0)))
+    path = Path("/proc/cpuinfo")
+    cpu_info = path.read_text(encoding="utf-8") if path.exists() else ""
+    return Hardware("cpu", native_bf16=cpu_has_bf16(cpu_info), threads=len(os.sched_getaffinity(0)))
 
 
 def detect_hardware() -> Hardware:
@@ -89,9 +87,7 @@ def serving_dtype(trained: Precision, hardware: Hardware) -> Dtype:
 
     Every bf16 number is an fp32 number, so weights trained in bf16 lose nothing by it.
     """
-    if trained == "fp32" or not hardware.native_bf16:
-        return "fp32"
-    return "bf16"
+    return "bf16" if trained != "fp32" and hardware.native_bf16 else "fp32"
 
 
 def lora_capacity(rank: int) -> int:
@@ -122,7 +118,7 @@ def engine_kwargs(settings: EngineSettings) -> dict[str, Any]:
             # Compiling takes minutes on few cores, and adapters disable it.
             "enforce_eager": True,
             "kv_cache_memory_bytes": round(settings.kv_cache_gib * 2**30),
-            "max_num_batched_tokens": CPU_BATCH_TOKENS,
+            "max_num_batched_tokens": 2048,  # more only costs memory: a step is compute-bound well below
             "max_num_seqs": settings.max_num_seqs,
         }
     else:
@@ -161,8 +157,3 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
             "TORCHDYNAMO_DISABLE": "1",
         }
     return environment
-
-
-def _cpu_info() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.exists() else ""

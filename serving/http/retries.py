@@ -6,7 +6,14 @@ The client repeats a request after a broken connection, a timeout, 408, 409, 429
 
 from __future__ import annotations
 
+from typing import Annotated
 
-def is_retry(count: str | None) -> bool:
-    """Return whether the header `x-stainless-retry-count` marks a retry. None: the header is missing."""
-    return (count or "0").strip() not in ("", "0")
+from fastapi import Depends, Header
+
+
+async def _is_retry(x_stainless_retry_count: Annotated[str | None, Header()] = None) -> bool:
+    return (x_stainless_retry_count or "0").strip() not in ("", "0")
+
+
+IsRetry = Annotated[bool, Depends(_is_retry)]
+"""A parameter of a route: whether the request is a retry."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.engine import (
@@ -30,6 +31,8 @@ from ray_jobs.storage import Store
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from serving.inference.backends import Chunks
 
 logger = logging.getLogger(__name__)
 
@@ -124,15 +127,15 @@ class Engine:
         )
         await self._server.start()  # type: ignore[no-untyped-call]  # Ray's is not annotated
 
-    async def chat(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
-        """Answer a chat completion; see `serving.inference.backends.Backend.generate`."""
+    async def chat(self, body: dict[str, Any]) -> Chunks:
+        """Answer a chat completion."""
         from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
         async for chunk in self._answer("chat", ChatCompletionRequest, body):
             yield chunk
 
-    async def completions(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
-        """Answer a text completion; see `serving.inference.backends.Backend.generate`."""
+    async def completions(self, body: dict[str, Any]) -> Chunks:
+        """Answer a text completion."""
         from ray.serve.llm.openai_api_models import CompletionRequest
 
         async for chunk in self._answer("completions", CompletionRequest, body):
@@ -147,13 +150,14 @@ class Engine:
         """Raise if the engine is dead, so that Serve replaces the replica."""
         await self._server.check_health()
 
-    async def _answer(self, method: str, schema: Any, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
-        from pydantic import ValidationError
-
+    async def _answer(self, method: str, schema: Any, body: dict[str, Any]) -> Chunks:
         try:
             request = schema.model_validate(body)
-        except ValidationError as invalid:
-            yield {"error": _first_problem(invalid)}
+        except ValidationError as invalid:  # reported in the shape of vLLM's own errors
+            problem = invalid.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            message = f"{where}: {problem['msg']}" if where else problem["msg"]
+            yield {"error": {"message": message, "param": where or None, "code": 400}}
             return
         try:
             async for chunk in await getattr(self._server, method)(request):
@@ -170,10 +174,3 @@ class Engine:
             engine: Any = self._server.engine
             temporary = isinstance(failure, StoreError) or engine._engine_client.errored
             yield {"error": {"message": type(failure).__name__, "code": 503 if temporary else 500}}
-
-
-def _first_problem(error: Any) -> dict[str, Any]:
-    """Convert a validation error into the shape of vLLM's own errors."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return {"message": f"{where}: {problem['msg']}" if where else problem["msg"], "param": where or None, "code": 400}

@@ -15,18 +15,20 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from ray_jobs import registry
 from ray_jobs.deploy import records, traffic
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.deploy.traffic import TrafficPolicy
 from ray_jobs.errors import StoreError, suggestion
-from ray_jobs.registry import ModelVersion, api_names, catalogue, shares
+from ray_jobs.registry import api_names, catalogue, shares
 from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.registry.model import ModelVersion
 from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from serving.access.auth import Caller
 from serving.http.errors import ApiError, bad_request, store_unreachable
 from serving.inference.backends import Route
 
@@ -39,18 +41,6 @@ _READ_AHEAD = 0.75
 """Fraction of the time to live after which the snapshot is refreshed in the background."""
 _PATIENCE_S = 2.0
 """Seconds that a request waits for the store before it uses the last snapshot."""
-
-
-class Viewer(Protocol):
-    """A caller, as far as it decides which models are visible."""
-
-    @property
-    def team(self) -> str: ...
-
-    @property
-    def admin(self) -> bool:
-        """Sees every model."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -71,22 +61,27 @@ class RoutingSnapshot:
     _by_team: dict[str, RoutingSnapshot] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Cache of `visible_to` by team."""
 
-    def visible_to(self, viewer: Viewer) -> RoutingSnapshot:
-        """Return the part that the viewer may see, so that no response or hint reveals anything else."""
-        if viewer.admin:
+    def visible_to(self, caller: Caller) -> RoutingSnapshot:
+        """Return the part that the caller may see, so that no response or hint reveals anything else."""
+        if caller.admin:
             return self
-        if viewer.team not in self._by_team:
-            self._by_team[viewer.team] = self._of_team(viewer.team)
-        return self._by_team[viewer.team]
+        if caller.team not in self._by_team:
+            self._by_team[caller.team] = self._of_team(caller.team)
+        return self._by_team[caller.team]
 
-    def names(self, viewer: Viewer) -> list[str]:
-        """List the names that the viewer may use as `model`, without aliases."""
-        visible = self.visible_to(viewer)
+    def version(self, name: str, number: str | None) -> ModelVersion | None:
+        """Return one version of a deployed model."""
+        return next((version for version in self.versions.get(name, ()) if version.version == number), None)
+
+    def names(self, caller: Caller) -> list[str]:
+        """List the names that the caller may use as `model`, without aliases."""
+        visible = self.visible_to(caller)
         return [name for record in visible.records.values() for name in _names(visible, record)]
 
     def _of_team(self, team: str) -> RoutingSnapshot:
+        shared = {name for name, share in self.shares.items() if share.includes(team)}
         versions = {
-            name: tuple(version for version in found if self._is_for(team, version))
+            name: tuple(version for version in found if name in shared or api_names.owner(version) == team)
             for name, found in self.versions.items()
         }
         deployed = {}
@@ -96,27 +91,25 @@ class RoutingSnapshot:
                 deployed[name] = record
         return replace(self, records=deployed, versions=versions)
 
-    def _is_for(self, team: str, version: ModelVersion) -> bool:
-        shared = self.shares.get(version.name)
-        return api_names.owner(version) == team or (shared is not None and shared.includes(team))
-
 
 def resolve(
-    snapshot: RoutingSnapshot, model: str, viewer: Viewer, *, draw: float = 1.0, stopped: Collection[str] = ()
+    snapshot: RoutingSnapshot, model: str, caller: Caller, *, draw: float = 1.0, stopped: Collection[str] = ()
 ) -> Route:
-    """Resolve a name to a route. Pure. Raises ApiError 404 if it is not deployed or not visible to the viewer.
+    """Resolve a name to a route. Pure. Raises ApiError 404 if it is not deployed or not visible to the caller.
 
     `draw`: uniform over [0, 1), decides whether a canary answers; 1.0: never. `stopped`: ids of rollouts that this
     process has ended and that the snapshot may still contain.
     """
-    visible = snapshot.visible_to(viewer)
+    visible = snapshot.visible_to(caller)
     name, at, label = api_names.registry_ref(model).partition("@")
     record = visible.records.get(name)
     if record is None or (at and not label) or (at and record.kind == "base"):
         raise _unknown(visible, model)
     if record.kind == "base":
         return Route(model=name, application=record.application, task=record.task)
-    version = _version(visible, model, record, label or record.label)
+    version = visible.version(name, _meant(visible, record, label or record.label))
+    if version is None:
+        raise _unknown(visible, model)
     if record.kind != "adapter":
         if version.version != record.version:
             raise _not_deployed(f"{name}@{version.version}", f"the endpoint runs {name}@{record.version}")
@@ -140,7 +133,7 @@ def _on_rollout(
     """Resolve an alias with a traffic policy. A rollout whose version cannot answer is ignored."""
 
     def other(number: str | None) -> Route | None:
-        found = next((found for found in visible.versions[record.name] if found.version == number), None)
+        found = visible.version(record.name, number)
         try:
             return None if found is None else _adapter(visible, record, found, label)
         except ApiError:
@@ -180,20 +173,8 @@ def _api_name(visible: RoutingSnapshot, record: Deployment, version: ModelVersio
     return api_names.api_name(version, checkpoint=checkpoint)
 
 
-def check_path(route: Route, path: str) -> None:
-    """Raise ApiError 400 if the model's task is not answered at `path`."""
-    task = TASKS.get(route.task)
-    if task is None or task.route != path:
-        where = "no path" if task is None else task.route
-        message = f"{route.public_name!r} is a {route.task} model: use {where} instead of {path}"
-        raise bad_request(message, param="model", code="wrong_task")
-
-
 class Router:
     """Resolves names against a snapshot that is refreshed when it is older than the time to live."""
-
-    stopped: Collection[str] = ()
-    """Ids of the rollouts that this process has ended; maintained by `traffic`."""
 
     def __init__(
         self,
@@ -205,6 +186,7 @@ class Router:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stopped = stopped
+        """Ids of the rollouts that this process has ended; maintained by `traffic`."""
         self._store = store
         self._ttl_s = ttl_s
         self._patience_s = patience_s
@@ -215,21 +197,25 @@ class Router:
         self._snapshot: RoutingSnapshot | None = None
         self._read_at = -math.inf
 
-    async def resolve(self, model: Any, path: str, viewer: Viewer, *, draw: float | None = None) -> Route:
-        """Resolve a request's `model` at a path. Raises ApiError 400 without a name, 404 for an unknown one.
+    async def resolve(self, model: Any, path: str, caller: Caller, *, draw: float | None = None) -> Route:
+        """Resolve a request's `model` at a path. `draw` None: drawn at random.
 
-        `draw` None: drawn at random.
+        Raises ApiError 400 without a name and for a model whose task is not answered at `path`, 404 for an unknown one.
         """
         if not isinstance(model, str) or not model:
             raise bad_request("model is missing: name one of /v1/models", param="model")
         draw = random.random() if draw is None else draw
         try:
-            route = resolve(await self.snapshot(), model, viewer, draw=draw, stopped=self.stopped)
+            route = resolve(await self.snapshot(), model, caller, draw=draw, stopped=self.stopped)
         except ApiError:
             # A client often uses a model right after it was deployed.
             snapshot = await self.snapshot(max_age_s=_MISS_TTL_S)
-            route = resolve(snapshot, model, viewer, draw=draw, stopped=self.stopped)
-        check_path(route, path)
+            route = resolve(snapshot, model, caller, draw=draw, stopped=self.stopped)
+        task = TASKS.get(route.task)
+        if task is None or task.route != path:
+            where = "no path" if task is None else task.route
+            message = f"{route.public_name!r} is a {route.task} model: use {where} instead of {path}"
+            raise bad_request(message, param="model", code="wrong_task")
         return route
 
     def forget(self) -> None:
@@ -300,19 +286,19 @@ def read_snapshot(store: Store) -> RoutingSnapshot:
 
 def _names(visible: RoutingSnapshot, record: Deployment) -> list[str]:
     """List the names that one deployment record answers."""
-    name, versions = record.name, visible.versions.get(record.name, ())
+    name = record.name
     if record.kind == "base":
         return [name]
     if api_names.has_api_name(name):
-        by_number = {version.version: version for version in versions}
-        meant = by_number.get(_meant(visible, record, record.label))
+        meant = visible.version(name, _meant(visible, record, record.label))
         found = [] if meant is None else [api_names.api_name(meant)]
         for alias, number in sorted(visible.aliases.get(name, {}).items(), key=lambda pair: (len(pair[0]), pair[0])):
-            if api_names.CHECKPOINT_ALIAS.fullmatch(alias) and number in by_number and record.kind == "adapter":
-                found.append(api_names.api_name(by_number[number], checkpoint=alias))
+            version = visible.version(name, number) if record.kind == "adapter" else None
+            if version is not None and api_names.CHECKPOINT_ALIAS.fullmatch(alias):
+                found.append(api_names.api_name(version, checkpoint=alias))
         return found
     if record.kind == "adapter":
-        return [name, *(f"{name}@{version.version}" for version in versions)]
+        return [name, *(f"{name}@{version.version}" for version in visible.versions.get(name, ()))]
     return [name] if record.version is None else [name, f"{name}@{record.version}"]
 
 
@@ -320,19 +306,9 @@ def _meant(visible: RoutingSnapshot, record: Deployment, label: str | None) -> s
     """Return the version that a label means: a version or alias; without a label the champion, else the newest."""
     versions = visible.versions.get(record.name, ())
     aliases = visible.aliases.get(record.name, {})
-    if record.version is not None and label is None:
-        label = record.version
-    if label is None:
-        label = aliases.get(registry.CHAMPION) or (versions[-1].version if versions else "")
+    newest = versions[-1].version if versions else ""
+    label = label or record.version or aliases.get(registry.CHAMPION) or newest
     return aliases.get(label, label)
-
-
-def _version(visible: RoutingSnapshot, model: str, record: Deployment, label: str | None) -> ModelVersion:
-    number = _meant(visible, record, label)
-    for version in visible.versions.get(record.name, ()):
-        if version.version == number:
-            return version
-    raise _unknown(visible, model)
 
 
 def _unknown(visible: RoutingSnapshot, model: str) -> ApiError:

@@ -18,8 +18,8 @@ import logging
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,7 +30,7 @@ from ray_jobs.errors import KitaeError, StoreError
 from ray_jobs.storage import Store
 from serving.http import errors
 from serving.http.errors import ApiError
-from serving.inference.backends import Chunks, Route, close
+from serving.inference.backends import Chunks, Route
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +47,6 @@ class RequestOutcome:
     ok: bool
     seconds: float
     """Time to the response, or to a stream's first chunk; later chunks depend on the client's reading speed."""
-
-
-@dataclass
-class ShadowCounts:
-    """Shadow requests to one version since the process started."""
-
-    answered: int = 0
-    failed: int = 0
-    dropped: int = 0
-    """Not sent, because the maximum number was in flight."""
 
 
 def judge(bounds: Bounds, outcomes: Sequence[RequestOutcome]) -> str | None:
@@ -78,15 +68,12 @@ def judge(bounds: Bounds, outcomes: Sequence[RequestOutcome]) -> str | None:
 class Traffic:
     """The rollouts and shadow requests of one process. Bound to one event loop."""
 
-    def __init__(self, store: Store | None = None, *, retry_s: float = 1.0, max_shadows: int = _MAX_SHADOWS) -> None:
+    def __init__(self, store: Store | None = None, *, retry_s: float = 1.0) -> None:
         """`store` None: a rollout that exceeds a bound ends in this process only."""
         self.stopped: set[str] = set()
         """Ids of the rollouts ended here; the router ignores them before the store is updated."""
-        self.shadows: dict[str, ShadowCounts] = {}
-        """Shadow version (`name@version`) → its counts."""
         self._store = store
         self._retry_s = retry_s
-        self._max_shadows = max_shadows
         self._windows: OrderedDict[str, deque[RequestOutcome]] = OrderedDict()
         self._writing: set[asyncio.Task[None]] = set()
         self._shadowing: set[asyncio.Task[None]] = set()
@@ -131,14 +118,15 @@ class Traffic:
         try:
             async for chunk in chunks:
                 first_s = time.monotonic() - started if first_s is None else first_s
-                status = _error_status(chunk)
+                error = chunk.get("error") if isinstance(chunk, dict) else None
+                status = 0 if error is None else errors.from_engine(error).status
                 ok = None if 400 <= status < 500 else status < 500
                 yield chunk
                 if status:
                     return
             ok = first_s is not None
-        except Exception as error:
-            ok = False if _is_failure(error) else None
+        except Exception as failure:
+            ok = False if _is_failure(failure) else None
             raise
         finally:
             # A client that disconnects before the first chunk counts only if it waited longer than the bound.
@@ -148,37 +136,17 @@ class Traffic:
                 self.observe(route, ok=ok, seconds=seconds)
             elif first_s is None and slow_s is not None and seconds > slow_s:
                 self.observe(route, ok=True, seconds=seconds)
-            await close(chunks)
+            await chunks.aclose()
 
     def mirror(self, route: Route, ask: Callable[[Route], Chunks]) -> None:
-        """Send a copy to the route's shadow, if it has one, in the background; its response is only counted."""
-        shadow = route.shadow
-        if shadow is None:
-            return
-        counts = self.shadows.setdefault(shadow.model, ShadowCounts())
-        if len(self._shadowing) >= self._max_shadows:
-            counts.dropped += 1
-            return
-        _start(self._shadow(counts, shadow, ask), self._shadowing)
+        """Send a copy to the route's shadow, if it has one, in the background; its response is dropped."""
+        if route.shadow is not None and len(self._shadowing) < _MAX_SHADOWS:
+            _start(_shadow(route.shadow, ask), self._shadowing)
 
     async def settled(self) -> None:
         """Wait for all shadow requests and for the recording of ended rollouts."""
         while tasks := [*self._writing, *self._shadowing]:
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _shadow(self, counts: ShadowCounts, shadow: Route, ask: Callable[[Route], Chunks]) -> None:
-        chunks = ask(shadow)
-        try:
-            async with asyncio.timeout(_SHADOW_TIMEOUT_S):
-                statuses = [_error_status(chunk) async for chunk in chunks]
-            failed = not statuses or statuses[-1] >= 500
-        except Exception as error:  # noqa: BLE001  # a shadow's failure is only counted
-            logger.info("the shadow %s failed: %s", shadow.model, error)
-            failed = True
-        finally:
-            await close(chunks)
-        counts.failed += failed
-        counts.answered += not failed
 
     def _stop(self, name: str, rollout: Canary | Watch, reason: str) -> None:
         self.stopped.add(rollout.id)
@@ -208,15 +176,20 @@ class Traffic:
                 return
 
 
-def _start(work: Any, among: set[asyncio.Task[None]]) -> None:
+async def _shadow(shadow: Route, ask: Callable[[Route], Chunks]) -> None:
+    try:
+        async with asyncio.timeout(_SHADOW_TIMEOUT_S), aclosing(ask(shadow)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, dict) and "error" in chunk:
+                    raise errors.from_engine(chunk["error"])
+    except Exception as error:  # noqa: BLE001  # the client's own request is not affected
+        logger.info("the shadow %s failed: %s", shadow.model, error)
+
+
+def _start(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
     task = asyncio.get_running_loop().create_task(work)
     among.add(task)  # the event loop holds only weak references
     task.add_done_callback(among.discard)
-
-
-def _error_status(chunk: dict[str, Any] | str) -> int:
-    """Return the status of an error chunk; 0 for any other."""
-    return errors.from_engine(chunk["error"]).status if isinstance(chunk, dict) and "error" in chunk else 0
 
 
 def _is_failure(error: Exception) -> bool:

@@ -11,6 +11,7 @@ name (never the client's spelling, which would make the label's cardinality unbo
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -23,15 +24,13 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.errors import CLIENT_GONE
-from serving.observability.finished_request import OTHER, FinishedRequest
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import OTHER, FinishedRequest, Metrics
 
-LOGGER = "serving.requests"
-"""Logger of the request log; each message is a whole JSON object."""
+logger = logging.getLogger("serving.requests")
+"""The request log; each message is a whole JSON object."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _MAX_ID_CHARACTERS = 128
-_STREAM = "text/event-stream"
 
 
 class ObservabilityMiddleware:
@@ -44,15 +43,14 @@ class ObservabilityMiddleware:
         *,
         routes: Callable[[], Iterable[BaseRoute]] = tuple,
         on_end: Sequence[Callable[[FinishedRequest], None]] = (),
-        write: Callable[[str], None] | None = None,
+        write: Callable[[str], None] = logger.info,
     ) -> None:
-        """`routes`: used to find the route of a request that was refused before routing. `write`: receives log lines;
-        None: the logger `LOGGER`."""
+        """`routes`: used to find the route of a request that was refused before routing. `write`: gets log lines."""
         self._app = app
         self._metrics = metrics
         self.routes = routes
-        self._on_end = tuple(on_end)
-        self._write = write or logging.getLogger(LOGGER).info
+        self._on_end = on_end
+        self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,21 +58,22 @@ class ObservabilityMiddleware:
             return
         scope["state"] = dict(scope.get("state") or {})  # copied: no request may see another's model
         response = _MeasuredResponse(send, time.monotonic())
+        status_without_response = CLIENT_GONE
         self._metrics.in_progress.inc()
-        failed = True
         try:
             await self._app(scope, receive, response.send)
-            failed = False
         except Exception:
-            raise
-        except BaseException:  # cancelled: the client disconnected
-            failed = False
+            status_without_response = 500
             raise
         finally:
             self._metrics.in_progress.dec()
-            self._report(self._finished(scope, response, failed=failed))
+            done = self._finished(scope, response, response.status or status_without_response)
+            self._metrics.observe(done)
+            for listener in self._on_end:
+                listener(done)
+            self._write(log_line(done, datetime.now(UTC)))
 
-    def _finished(self, scope: Scope, response: _MeasuredResponse, *, failed: bool) -> FinishedRequest:
+    def _finished(self, scope: Scope, response: _MeasuredResponse, status: int) -> FinishedRequest:
         state = scope["state"]
         caller = state.get("caller")
         prompt_tokens, completion_tokens = state.get("usage") or (None, None)
@@ -83,7 +82,7 @@ class ObservabilityMiddleware:
             request_id=request_id[:_MAX_ID_CHARACTERS],
             method=scope["method"] if scope["method"] in _METHODS else OTHER,
             route=self._route(scope),
-            status=response.status or (500 if failed else CLIENT_GONE),
+            status=status,
             complete=response.complete,
             duration_s=time.monotonic() - response.began_s,
             first_chunk_s=response.first_chunk_s,
@@ -103,19 +102,19 @@ class ObservabilityMiddleware:
                 return str(getattr(route, "path", OTHER))
         return OTHER
 
-    def _report(self, done: FinishedRequest) -> None:
-        self._metrics.observe(done)
-        for listener in self._on_end:
-            listener(done)
-        self._write(done.to_log_line(datetime.now(UTC)))
+
+def log_line(done: FinishedRequest, at: datetime) -> str:
+    """Return the request's line of the log; unknown fields are omitted."""
+    unlogged = ("duration_s", "first_chunk_s", "response_bytes")
+    known = {name: value for name, value in vars(done).items() if value is not None and name not in unlogged}
+    level = "error" if done.status >= 500 else "info"
+    fields = {"time": at.isoformat(timespec="milliseconds"), "level": level, **known}
+    return json.dumps(fields | {"duration_ms": round(1000 * done.duration_s, 1)}, ensure_ascii=False)
 
 
 def log_requests(stream: TextIO | None = None) -> None:
     """Write the request log to a stream (stdout), unformatted, and nowhere else. Call once at an entry point."""
-    logger = logging.getLogger(LOGGER)
-    handler = logging.StreamHandler(stream or sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [logging.StreamHandler(stream or sys.stdout)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
@@ -138,7 +137,7 @@ class _MeasuredResponse:
             headers = Headers(raw=message.get("headers", []))
             self.status = message["status"]
             self.request_id = headers.get("x-request-id")
-            self._streams = headers.get("content-type", "").startswith(_STREAM)
+            self._streams = headers.get("content-type", "").startswith("text/event-stream")
         await self._send(message)
         if message["type"] == "http.response.body":
             body_bytes = len(message.get("body", b""))

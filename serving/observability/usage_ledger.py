@@ -16,24 +16,13 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from ray_jobs.errors import KitaeError, StoreUnreachable
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
-from serving.observability.finished_request import OTHER, FinishedRequest
-
-_MAX_ROWS = 10_000
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows with an assigned store key, kept until they are known to be written."""
-
-    number: int
-    rows: tuple[UsageRow, ...]
+from serving.observability.metrics import OTHER, FinishedRequest
 
 
 class UsageLedger:
@@ -45,7 +34,7 @@ class UsageLedger:
         *,
         writer: str | None = None,
         today: Callable[[], date] = lambda: datetime.now(UTC).date(),
-        max_rows: int = _MAX_ROWS,
+        max_rows: int = 10_000,
     ) -> None:
         """`writer`: name of this process, unique among all processes that ever write; None: a random name."""
         self._store = store
@@ -53,45 +42,26 @@ class UsageLedger:
         self._today = today
         self._max_rows = max_rows
         self._rows: dict[tuple[date, str, str, str, str], UsageRow] = {}
-        self._batches: dict[tuple[str, date], _Batch] = {}
+        self._batches: dict[tuple[str, date], tuple[int, list[UsageRow]]] = {}
+        """Team and day → number and rows of an object that is not known to be written."""
         self._last_number = 0
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
 
     def count(self, done: FinishedRequest) -> None:
         """Count a request that a model answered. Refused requests and requests without a model are not counted."""
-        if done.model is None or done.team is None or done.key_id is None:
+        refused = done.prompt_tokens is None and done.status >= 400
+        if refused or done.model is None or done.team is None or done.key_id is None:
             return
-        if done.prompt_tokens is None and done.status >= 400:
-            return
-        self.add(
-            done.team,
-            done.key_id,
-            done.model,
-            prompt_tokens=done.prompt_tokens or 0,
-            completion_tokens=done.completion_tokens or 0,
-        )
-
-    def add(
-        self,
-        team: str,
-        key_id: str,
-        model: str,
-        *,
-        requests: int = 1,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-    ) -> None:
-        """Add usage in memory. Takes microseconds."""
         row = UsageRow(
             day=self._today(),
-            team=team,
-            key_id=key_id,
-            model=model,
+            team=done.team,
+            key_id=done.key_id,
+            model=done.model,
             kind="inference",
-            requests=requests,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
+            requests=1,
+            prompt_tokens=done.prompt_tokens or 0,
+            completion_tokens=done.completion_tokens or 0,
         )
         with self._lock:
             if row.identity not in self._rows and len(self._rows) >= self._max_rows:
@@ -107,10 +77,10 @@ class UsageLedger:
         failure: KitaeError | None = None
         with self._flushing:
             self._assign_batches()
-            for (team, day), batch in list(self._batches.items()):
+            for (team, day), (number, rows) in list(self._batches.items()):
                 try:
                     # A conflict means that an earlier try was written and only its answer was lost.
-                    usage.write(self._store, team, day, self._writer, batch.number, batch.rows)
+                    usage.write(self._store, team, day, self._writer, number, rows)
                 except StoreUnreachable:
                     raise  # the other batches would time out too
                 except KitaeError as error:
@@ -130,6 +100,6 @@ class UsageLedger:
                     waiting.setdefault((row.team, row.day), []).append(row)
             for group, rows in waiting.items():
                 self._last_number += 1
-                self._batches[group] = _Batch(self._last_number, tuple(rows))
+                self._batches[group] = self._last_number, rows
                 for row in rows:
                     del self._rows[row.identity]

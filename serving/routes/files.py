@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from fastapi import APIRouter, Form, Header, Query, Request, UploadFile
+from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from ray_jobs.tasks import TaskName
@@ -21,19 +21,17 @@ from serving.http import openai_types
 from serving.http.bodies import StrictRoute
 from serving.http.errors import ApiError, bad_request, documented
 from serving.http.paging import Order
-from serving.http.retries import is_retry
+from serving.http.retries import IsRetry
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 }
-EXPIRES_AFTER_S = (3600, 2_592_000)
-"""Minimum and maximum of `expires_after`."""
 
 
 def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRouter:
     router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=documented(400, 404))
 
-    @router.post("/files", response_model=openai_types.File, tags=["files"])
+    @router.post("/files", tags=["files"])
     def create_file(
         request: Request,
         file: UploadFile,
@@ -59,7 +57,7 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
             )
         return record.to_openai()
 
-    @router.get("/files", response_model=openai_types.FileList, tags=["files"])
+    @router.get("/files", tags=["files"])
     def list_files(
         request: Request,
         purpose: str | None = None,
@@ -73,7 +71,7 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
             data=data, has_more=more, first_id=data[0].id if data else None, last_id=data[-1].id if data else None
         )
 
-    @router.get("/files/{file_id}", response_model=openai_types.File, tags=["files"])
+    @router.get("/files/{file_id}", tags=["files"])
     def get_file(request: Request, file_id: str) -> openai_types.File:
         return files.get(caller_of(request).team, file_id).to_openai()
 
@@ -82,12 +80,10 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
         record = files.get(caller_of(request).team, file_id)
         return StreamingResponse(files.content(record), media_type="application/octet-stream")
 
-    @router.delete("/files/{file_id}", response_model=openai_types.Deleted, tags=["files"], responses=documented(409))
-    def delete_file(
-        request: Request, file_id: str, x_stainless_retry_count: Annotated[str | None, Header()] = None
-    ) -> openai_types.Deleted:
+    @router.delete("/files/{file_id}", tags=["files"], responses=documented(409))
+    def delete_file(request: Request, file_id: str, is_retry: IsRetry) -> openai_types.Deleted:
         team = caller_of(request).team
-        if is_retry(x_stainless_retry_count) and files.find(team, file_id) is None:
+        if is_retry and files.find(team, file_id) is None:
             return openai_types.Deleted(id=file_id, object="file")  # deleted by the first try
         files.get(team, file_id)
         if needed_by := tuning.open_jobs_using(team, file_id):
@@ -96,23 +92,23 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
         files.delete(team, file_id)
         return openai_types.Deleted(id=file_id, object="file")
 
-    @router.post("/uploads", response_model=openai_types.Upload, tags=["uploads"])
+    @router.post("/uploads", tags=["uploads"])
     def create_upload(request: Request, body: openai_types.CreateUpload) -> openai_types.Upload:
         caller = caller_of(request)
         expiry = body.expires_after or {}
         expires_after_s = check_expiry(expiry.get("anchor"), expiry.get("seconds"))
         return uploads.create(caller.team, caller.key_id, body, expires_after_s)
 
-    @router.post("/uploads/{upload_id}/parts", response_model=openai_types.UploadPart, tags=["uploads"])
+    @router.post("/uploads/{upload_id}/parts", tags=["uploads"])
     def add_part(request: Request, upload_id: str, data: UploadFile) -> openai_types.UploadPart:
         with _on_disk(data.file) as path:
             return uploads.add_part(caller_of(request).team, upload_id, path)
 
-    @router.post("/uploads/{upload_id}/complete", response_model=openai_types.Upload, tags=["uploads"])
+    @router.post("/uploads/{upload_id}/complete", tags=["uploads"])
     def complete_upload(request: Request, upload_id: str, body: openai_types.CompleteUpload) -> openai_types.Upload:
         return uploads.complete(caller_of(request).team, upload_id, body)
 
-    @router.post("/uploads/{upload_id}/cancel", response_model=openai_types.Upload, tags=["uploads"])
+    @router.post("/uploads/{upload_id}/cancel", tags=["uploads"])
     def cancel_upload(request: Request, upload_id: str) -> openai_types.Upload:
         return uploads.cancel(caller_of(request).team, upload_id)
 
@@ -125,7 +121,7 @@ def check_expiry(anchor: object, seconds: object) -> int | None:
         return None
     if anchor not in (None, "created_at"):
         raise bad_request(f"expires_after.anchor is {anchor!r}; it must be created_at", param="expires_after.anchor")
-    low, high = EXPIRES_AFTER_S
+    low, high = 3600, 30 * 24 * 3600
     if not isinstance(seconds, int) or isinstance(seconds, bool) or not low <= seconds <= high:
         message = f"expires_after.seconds is {seconds!r}; it must be a number from {low} to {high}"
         raise bad_request(message, param="expires_after.seconds")

@@ -12,11 +12,9 @@ from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
 from serving.http.bodies import StrictRoute
 from serving.http.errors import bad_request, documented
-from serving.http.retries import is_retry
+from serving.http.retries import IsRetry
 
-_MAX_KEY = 255
 PageLimit = Annotated[int, Query(ge=1, le=openai_types.MAX_JOBS_PAGE)]
-RetryCount = Annotated[str | None, Header()]
 
 
 def routes(tuning: FineTuningService) -> APIRouter:
@@ -27,12 +25,12 @@ def routes(tuning: FineTuningService) -> APIRouter:
         responses=documented(400, 404),
     )
 
-    @router.post("", response_model=openai_types.FineTuningJob, responses=documented(403, 409))
+    @router.post("", responses=documented(403, 409))
     def create_job(
         request: Request,
         body: openai_types.CreateFineTuningJob,
-        idempotency_key: Annotated[str | None, Header(max_length=_MAX_KEY)] = None,
-        x_stainless_retry_count: RetryCount = None,
+        is_retry: IsRetry,
+        idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
     ) -> openai_types.FineTuningJob:
         """Create a job. A second request with the same `Idempotency-Key`, or the client's retry of an unanswered one,
         returns the job created by the first."""
@@ -41,42 +39,36 @@ def routes(tuning: FineTuningService) -> APIRouter:
             body,
             caller,
             key=idempotency_key or None,
-            retried=is_retry(x_stainless_retry_count),
+            retried=is_retry,
             max_open=caller.limits.concurrent_jobs,
         )
 
-    @router.get("", response_model=openai_types.FineTuningJobList)
+    @router.get("")
     def list_jobs(request: Request, limit: PageLimit = 20, after: str | None = None) -> openai_types.FineTuningJobList:
         """List jobs, newest first. `metadata[key]=value`, which may be repeated, filters them."""
         data, more = tuning.page(caller_of(request).team, limit=limit, after=after, metadata=_metadata(request))
         return openai_types.FineTuningJobList(data=data, has_more=more)
 
-    @router.get("/{job_id}", response_model=openai_types.FineTuningJob)
+    @router.get("/{job_id}")
     def get_job(request: Request, job_id: str) -> openai_types.FineTuningJob:
         return tuning.get(caller_of(request).team, job_id)
 
-    @router.post("/{job_id}/cancel", response_model=openai_types.FineTuningJob)
-    def cancel_job(
-        request: Request, job_id: str, x_stainless_retry_count: RetryCount = None
-    ) -> openai_types.FineTuningJob:
+    @router.post("/{job_id}/cancel")
+    def cancel_job(request: Request, job_id: str, is_retry: IsRetry) -> openai_types.FineTuningJob:
         """Cancel a job; its workers stop within seconds."""
-        return tuning.cancel(caller_of(request).team, job_id, retried=is_retry(x_stainless_retry_count))
+        return tuning.cancel(caller_of(request).team, job_id, retried=is_retry)
 
-    @router.post("/{job_id}/pause", response_model=openai_types.FineTuningJob)
-    def pause_job(
-        request: Request, job_id: str, x_stainless_retry_count: RetryCount = None
-    ) -> openai_types.FineTuningJob:
+    @router.post("/{job_id}/pause")
+    def pause_job(request: Request, job_id: str, is_retry: IsRetry) -> openai_types.FineTuningJob:
         """Pause a job: it writes a checkpoint and frees its workers."""
-        return tuning.pause(caller_of(request).team, job_id, retried=is_retry(x_stainless_retry_count))
+        return tuning.pause(caller_of(request).team, job_id, retried=is_retry)
 
-    @router.post("/{job_id}/resume", response_model=openai_types.FineTuningJob)
-    def resume_job(
-        request: Request, job_id: str, x_stainless_retry_count: RetryCount = None
-    ) -> openai_types.FineTuningJob:
+    @router.post("/{job_id}/resume")
+    def resume_job(request: Request, job_id: str, is_retry: IsRetry) -> openai_types.FineTuningJob:
         """Resume a paused job from its last checkpoint."""
-        return tuning.resume(caller_of(request).team, job_id, retried=is_retry(x_stainless_retry_count))
+        return tuning.resume(caller_of(request).team, job_id, retried=is_retry)
 
-    @router.get("/{job_id}/events", response_model=openai_types.FineTuningJobEventList)
+    @router.get("/{job_id}/events")
     def list_events(
         request: Request, job_id: str, limit: PageLimit = 20, after: str | None = None
     ) -> openai_types.FineTuningJobEventList:
@@ -84,7 +76,7 @@ def routes(tuning: FineTuningService) -> APIRouter:
         data, more = tuning.events(caller_of(request).team, job_id, limit=limit, after=after)
         return openai_types.FineTuningJobEventList(data=data, has_more=more)
 
-    @router.get("/{job_id}/checkpoints", response_model=openai_types.FineTuningJobCheckpointList)
+    @router.get("/{job_id}/checkpoints")
     def list_checkpoints(
         request: Request, job_id: str, limit: PageLimit = 10, after: str | None = None
     ) -> openai_types.FineTuningJobCheckpointList:

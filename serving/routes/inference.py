@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import struct
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,7 +22,7 @@ from serving.access.auth import caller_of
 from serving.http import errors, openai_types
 from serving.http.bodies import parse_json
 from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
-from serving.inference.backends import Backend, Chunks, Route, close, with_api_name
+from serving.inference.backends import Backend, Chunks, Route
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
 
@@ -29,14 +30,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_CHOICES = 16
 _MAX_INPUTS = 1024
-
-GENERATE = "/v1/chat/completions"
-"""`Task.route` of the models that generate."""
-CLASSIFY = "/v1/classify"
-"""`Task.route` of the models that classify and embed texts."""
-
-
-Answers = list[dict[str, Any]]
 
 
 def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
@@ -60,20 +53,20 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
         return await generate(request, "completions", body)
 
     async def generate(request: Request, method: str, body: dict[str, Any]) -> Response:
-        route = await router.resolve(body.get("model"), GENERATE, caller_of(request))
+        route = await router.resolve(body.get("model"), "/v1/chat/completions", caller_of(request))
         request.state.model = route.model
-        include_usage = _asks_for_usage(body)
+        stream_options = body.get("stream_options") or {}
 
         def ask(route: Route) -> Chunks:
             # Our own id: a client that reuses an id must not affect its other request.
             ours: dict[str, Any] = {"model": route.model, "request_id": uuid.uuid4().hex}
             if body.get("stream"):
-                ours["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+                ours["stream_options"] = {**stream_options, "include_usage": True}
             return backend.generate(route, method, body | ours)
 
         traffic.mirror(route, ask)
         measured = traffic.measured(route, ask(route))
-        chunks = counted(request, with_api_name(route, measured), include_usage=include_usage)
+        chunks = delivered(request, route, measured, include_usage=bool(stream_options.get("include_usage")))
         first = await anext(chunks, None)
         if first is None:
             raise ApiError(500, "the engine returned no response")
@@ -91,68 +84,64 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
     async def embeddings(request: Request) -> Response:
         """Return each text's embedding: the mean of the encoder's last hidden states, normalized to length 1."""
         body = await read_json(request)
-        texts = check_texts(body)
         encoding = body.get("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise bad_request(f"encoding_format is {encoding!r}; it must be float or base64", param="encoding_format")
         if body.get("dimensions") is not None:
             raise bad_request("dimensions is not supported: a model's vectors have a fixed length", param="dimensions")
-        route, answers, usage = await answer_texts(request, body, texts, backend.embed)
-        data = [
-            {"object": "embedding", "index": i, "embedding": _encoded(answer["embedding"], encoding)}
-            for i, answer in enumerate(answers)
-        ]
-        return JSONResponse({"object": "list", "model": route.public_name, "data": data, "usage": usage})
+
+        def item(answer: dict[str, Any]) -> dict[str, Any]:
+            return {"object": "embedding", "embedding": _encoded(answer["embedding"], encoding)}
+
+        return await predict(request, "embed", body, item)
 
     @api.post("/classify", openapi_extra=_body(openai_types.ClassifyRequest), response_model=openai_types.ClassifyList)
     async def classify(request: Request) -> Response:
         """Return the probability of each label for each text."""
-        body = await read_json(request)
-        texts = check_texts(body)
-        route, answers, usage = await answer_texts(request, body, texts, backend.classify)
-        data = [
-            {"index": i, "label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
-            for i, answer in enumerate(answers)
-        ]
-        return JSONResponse({"object": "list", "model": route.public_name, "data": data, "usage": usage})
 
-    async def answer_texts(
-        request: Request, body: dict[str, Any], texts: list[str], ask: Callable[[Route, list[str]], Awaitable[Answers]]
-    ) -> tuple[Route, Answers, dict[str, int]]:
-        route = await router.resolve(body.get("model"), CLASSIFY, caller_of(request))
+        def item(answer: dict[str, Any]) -> dict[str, Any]:
+            return {"label": max(answer["scores"], key=answer["scores"].get), "scores": answer["scores"]}
+
+        return await predict(request, "classify", await read_json(request), item)
+
+    async def predict(
+        request: Request, method: str, body: dict[str, Any], item: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> Response:
+        texts = check_texts(body)
+        route = await router.resolve(body.get("model"), "/v1/classify", caller_of(request))
         request.state.model = route.model
         async with traffic.watched(route):
-            answers = await ask(route, texts)
+            answers = await backend.predict(route, method, texts)
         tokens = sum(answer["tokens"] for answer in answers)
         request.state.usage = (tokens, 0)
-        return route, answers, {"prompt_tokens": tokens, "total_tokens": tokens}
+        data = [{"index": i} | item(answer) for i, answer in enumerate(answers)]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse({"object": "list", "model": route.public_name, "data": data, "usage": usage})
 
     return api
 
 
-async def counted(request: Request, chunks: Chunks, *, include_usage: bool) -> Chunks:
-    """Yield a response unchanged and note its usage for the ledger. `include_usage` False: omit a stream's usage event,
-    which the client did not request."""
+async def delivered(request: Request, route: Route, chunks: Chunks, *, include_usage: bool) -> Chunks:
+    """Yield a response under the model's API name, and note its usage for the ledger. `include_usage` False: omit a
+    stream's usage event, which the client did not request."""
     try:
         async for chunk in chunks:
-            if isinstance(chunk, dict):
-                _note_usage(request, chunk.get("response", {}).get("usage"))
-            elif '"usage"' in chunk and (only := _usage_alone(chunk)) is not None:
-                _note_usage(request, only)
-                if not include_usage:
+            if (usage := _usage_of(chunk)) is not None:
+                request.state.usage = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+                if isinstance(chunk, str) and not include_usage:
                     continue
-            yield chunk
+            yield chunk if route.api_name is None else _renamed(chunk, route.model, route.api_name)
     finally:
-        await close(chunks)
+        await chunks.aclose()
 
 
-def _asks_for_usage(body: dict[str, Any]) -> bool:
-    options = body.get("stream_options")
-    return isinstance(options, dict) and bool(options.get("include_usage"))
-
-
-def _usage_alone(chunk: str) -> dict[str, Any] | None:
-    """Return the usage of a stream's event that contains nothing else; None for any other chunk."""
+def _usage_of(chunk: dict[str, Any] | str) -> Mapping[str, Any] | None:
+    """Return the usage of a whole response, or of a stream's event that contains nothing else."""
+    if isinstance(chunk, dict):
+        found: Mapping[str, Any] | None = chunk.get("response", {}).get("usage")
+        return found
+    if '"usage"' not in chunk:
+        return None
     try:
         event = json.loads(chunk.removeprefix("data:"))
     except ValueError:
@@ -160,9 +149,12 @@ def _usage_alone(chunk: str) -> dict[str, Any] | None:
     return event.get("usage") if isinstance(event, dict) and event.get("choices") == [] else None
 
 
-def _note_usage(request: Request, usage: dict[str, Any] | None) -> None:
-    if usage is not None:
-        request.state.usage = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
+def _renamed(chunk: dict[str, Any] | str, model: str, api_name: str) -> dict[str, Any] | str:
+    """Replace the model's exact name by its API name."""
+    if isinstance(chunk, dict):
+        return chunk | {"response": chunk["response"] | {"model": api_name}} if "response" in chunk else chunk
+    # Within generated text the quotes are escaped: the pattern matches only the field itself.
+    return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{api_name}"', chunk)
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -212,27 +204,26 @@ def check_texts(body: dict[str, Any]) -> list[str]:
     return texts
 
 
-async def stream_events(first: str, chunks: AsyncIterator[dict[str, Any] | str]) -> AsyncIterator[str]:
+async def stream_events(first: str, chunks: Chunks) -> AsyncGenerator[str, None]:
     """Yield server-sent events. A failure after the first one is reported inside the stream."""
+    failure = None
     try:
         yield first
         async for chunk in chunks:
             if isinstance(chunk, str):
                 yield chunk
             elif "error" in chunk:
-                yield _event(errors.from_engine(chunk["error"]))
-                return
+                failure = errors.from_engine(chunk["error"])
+                break
     except ApiError as error:
-        yield _event(error)
+        failure = error
     except Exception:
         logger.exception("a stream broke off")
-        yield _event(ApiError(500, "the service failed to answer; its log has the reason"))
+        failure = ApiError(500, "the service failed to answer; its log has the reason")
     finally:
-        await close(chunks)
-
-
-def _event(error: ApiError) -> str:
-    return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
+        await chunks.aclose()
+    if failure is not None:
+        yield f"data: {json.dumps(failure.body(), ensure_ascii=False)}\n\n"
 
 
 def _encoded(vector: list[float], encoding: str) -> list[float] | str:

@@ -22,7 +22,7 @@ _OWNER = "kitae"
 def routes(store: Store, router: Router) -> APIRouter:
     api = APIRouter(prefix="/v1/models", tags=["models"], responses=documented(400, 404))
 
-    @api.get("", response_model=openai_types.ModelList)
+    @api.get("")
     async def models(request: Request) -> openai_types.ModelList:
         """List the deployed models and the bases that can be fine-tuned."""
         caller, snapshot = caller_of(request), await router.snapshot()
@@ -31,14 +31,14 @@ def routes(store: Store, router: Router) -> APIRouter:
         others = [_base(entry) for entry in snapshot.bases.values() if entry.name not in deployed]
         return openai_types.ModelList(data=[*cards, *others])
 
-    @api.get("/{model:path}", response_model=openai_types.Model)
+    @api.get("/{model:path}")
     async def model(request: Request, model: str) -> openai_types.Model:
         snapshot = await router.snapshot()
         if model in snapshot.bases and model not in snapshot.records:
             return _base(snapshot.bases[model])
         return card(snapshot, model, caller_of(request))
 
-    @api.delete("/{model:path}", response_model=openai_types.Deleted, responses=documented(403))
+    @api.delete("/{model:path}", responses=documented(403))
     def delete(request: Request, model: str) -> openai_types.Deleted:
         """Delete a fine-tuned model of the caller's team, with its checkpoints."""
         caller = caller_of(request)
@@ -51,9 +51,8 @@ def routes(store: Store, router: Router) -> APIRouter:
             message = f"{model!r} has versions of other teams: only the operator's key may delete it"
             raise ApiError(403, message, code="not_deletable", param="model")
         if at:
-            message = (
-                f"{model!r} is one version: delete the model, {api_names.api_name(versions[0])!r}, with all it has"
-            )
+            whole = api_names.api_name(versions[0])
+            message = f"{model!r} is one version: delete the model, {whole!r}, with all it has"
             raise ApiError(403, message, code="not_deletable", param="model")
         delete_model(store, name)
         router.forget()
@@ -79,14 +78,11 @@ def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.
     """Return a deployed model. Raises ApiError 404 if it is not deployed or not visible to the caller."""
     route = resolve(snapshot, model, caller)
     name, _, number = route.model.partition("@")
-    versions = {version.version: version for version in snapshot.versions.get(name, ())}
-    version = versions.get(number)
-    created = int(datetime.fromisoformat(version.lineage.created_at).timestamp()) if version is not None else 0
-    owner = _OWNER if version is None else api_names.owner(version)
+    version = snapshot.version(name, number)
     return openai_types.Model(
         id=route.api_name or model,
-        created=created,
-        owned_by=owner,
+        created=0 if version is None else int(datetime.fromisoformat(version.lineage.created_at).timestamp()),
+        owned_by=_OWNER if version is None else api_names.owner(version),
         task=route.task,
         fine_tunable=model in snapshot.bases,
     )

@@ -15,11 +15,6 @@ from serving.access.auth import OPEN_PATHS
 from serving.http.errors import documented
 from serving.http.openai_types import ErrorBody
 
-_ANYWHERE = (500,)
-_WITH_A_KEY = (401, 413, 429, 503)
-_OF_FASTAPI = ("HTTPValidationError", "ValidationError")
-_KEY = {"key": {"type": "http", "scheme": "bearer", "description": "A team's API key, or the operator's."}}
-
 
 def install(app: FastAPI) -> None:
     """Replace the app's OpenAPI document by this one."""
@@ -34,22 +29,20 @@ def install(app: FastAPI) -> None:
 
 def build_document(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-    components = found.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    for name in _OF_FASTAPI:
-        schemas.pop(name, None)
-    components["securitySchemes"] = _KEY
+    components = found["components"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(name, None)
+    key = {"type": "http", "scheme": "bearer", "description": "A team's API key, or the operator's."}
+    components["securitySchemes"] = {"key": key}
     for path, item in found["paths"].items():
+        is_open = path in OPEN_PATHS
+        answers = documented(500) if is_open else documented(401, 413, 429, 500, 503)
         for operation in item.values():
-            _complete(path, operation)
+            responses = operation["responses"]
+            responses.pop("422", None)  # FastAPI's default; `errors` answers 400
+            for status, answer in answers.items():
+                body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+                responses.setdefault(str(status), {"description": answer["description"], "content": body})
+            if not is_open:
+                operation["security"] = [{"key": []}]
     return found
-
-
-def _complete(path: str, operation: dict[str, Any]) -> None:
-    responses = operation["responses"]
-    responses.pop("422", None)  # FastAPI's default; `errors` answers 400
-    for status, response in documented(*_ANYWHERE, *(() if path in OPEN_PATHS else _WITH_A_KEY)).items():
-        body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
-        responses.setdefault(str(status), {"description": response["description"], "content": body})
-    if path not in OPEN_PATHS:
-        operation["security"] = [{"key": []}]

@@ -6,8 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from serving.observability.finished_request import FinishedRequest
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import FinishedRequest, Metrics
 from tests.charts import chart_values, helm
 from tests.charts.test_charts import environment, one, pods
 from tests.repository import ROOT

@@ -28,8 +28,9 @@ from ray_jobs.deploy import needed_records, records
 from ray_jobs.errors import JobError
 from ray_jobs.jobs import Job, Launched
 from ray_jobs.launch.launcher import Runner
-from ray_jobs.registry import Lineage, catalogue
+from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.registry.model import Lineage
 from ray_jobs.spec import JobSpec, ServingSection
 from ray_jobs.storage import Store
 from ray_jobs.storage.bucket import StoreSettings

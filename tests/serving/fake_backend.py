@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.inference.backends import Route
+from serving.inference.backends import Backend, Chunks, Route
 
 
 @dataclass
-class FakeBackend:
+class FakeBackend(Backend):
     """Echoes the last message, or raises `failure` or returns `refusal` if one is set."""
 
     failure: Exception | None = None
@@ -23,7 +22,7 @@ class FakeBackend:
     """Responses that ended or were closed by the caller."""
     states: dict[str, str] = field(default_factory=dict)
 
-    async def generate(self, route: Route, method: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | str]:
+    async def generate(self, route: Route, method: str, body: dict[str, Any]) -> Chunks:
         self.calls.append((route, method, body))
         try:
             if self.failure is not None and self.fail_after is None:
@@ -48,15 +47,14 @@ class FakeBackend:
         finally:
             self.closed += 1
 
-    async def classify(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
+    async def predict(self, route: Route, method: str, texts: list[str]) -> list[dict[str, Any]]:
         if self.failure is not None:
             raise self.failure
-        return [{"scores": {"ham": 0.25, "spam": 0.75}, "tokens": len(text.split())} for text in texts]
-
-    async def embed(self, route: Route, texts: list[str]) -> list[dict[str, Any]]:
-        if self.failure is not None:
-            raise self.failure
-        return [{"embedding": [0.6, 0.8], "tokens": len(text.split())} for text in texts]
+        answers: dict[str, dict[str, Any]] = {
+            "classify": {"scores": {"ham": 0.25, "spam": 0.75}},
+            "embed": {"embedding": [0.6, 0.8]},
+        }
+        return [answers[method] | {"tokens": len(text.split())} for text in texts]
 
     async def statuses(self) -> dict[str, str]:
         return self.states

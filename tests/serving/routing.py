@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from ray_jobs import registry
 from ray_jobs.deploy import needed_records, records
 from ray_jobs.deploy.records import Deployment
-from ray_jobs.registry import Lineage, ModelVersion
+from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
 from serving.inference.router import Router, RoutingSnapshot

@@ -27,7 +27,7 @@ from ray_jobs import deploy, local, registry
 from ray_jobs.deploy.serve_api import ServeClient, ServeSettings, serve_config
 from ray_jobs.local import processes
 from ray_jobs.models import bases
-from ray_jobs.registry import Lineage
+from ray_jobs.registry.model import Lineage
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 from tests.models.tiny_models import save_encoder, save_tokenizer

@@ -79,11 +79,11 @@ class TextClassifier:
         self._batched = serve.batch(max_batch_size=BATCH_TEXTS, batch_wait_timeout_s=BATCH_WAIT_S)(self._predict)
 
     async def classify(self, texts: list[str]) -> list[dict[str, Any]]:
-        """See `serving.inference.backends.Backend.classify`. Texts of several requests share a batch."""
+        """See `serving.inference.backends.Backend.predict`. Texts of several requests share a batch."""
         return list(await asyncio.gather(*(self._batched(text) for text in texts)))
 
     async def embed(self, texts: list[str]) -> list[dict[str, Any]]:
-        """See `serving.inference.backends.Backend.embed`."""
+        """See `serving.inference.backends.Backend.predict`."""
         return await asyncio.to_thread(self._embed_now, texts)
 
     def _embed_now(self, texts: list[str]) -> list[dict[str, Any]]:

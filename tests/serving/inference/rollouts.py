@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +11,8 @@ from ray_jobs import registry
 from ray_jobs.deploy import traffic
 from ray_jobs.deploy.traffic import Bounds, Canary, TrafficPolicy, Watch
 from ray_jobs.storage import Store
+from ray_jobs.tenancy.api_keys import Limits
+from serving.access.auth import Caller
 from serving.inference.backends import Route
 from serving.inference.router import RoutingSnapshot
 from serving.inference.traffic import Traffic
@@ -26,14 +27,6 @@ API_NAME = f"ft:base:support::{JOB[6:]}"
 BOUNDS = Bounds(max_error_rate=0.1, max_p95_s=1.0, min_requests=5)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A caller of a team, without the operator's rights."""
-
-    team: str
-    admin: bool = False
-
-
 class RecordingTraffic(Traffic):
     """Records whether each observed outcome was a success."""
 
@@ -44,6 +37,11 @@ class RecordingTraffic(Traffic):
     def observe(self, route: Route, *, ok: bool, seconds: float) -> None:
         self.outcomes.append(ok)
         super().observe(route, ok=ok, seconds=seconds)
+
+
+def member(team: str) -> Caller:
+    """A caller of a team, without the operator's rights."""
+    return Caller("key-1", team, Limits(), admin=False)
 
 
 def champion(store: Store) -> str:

@@ -19,7 +19,7 @@ from tests.serving.routing import make_client, make_snapshot, make_version
 
 def test_an_api_name_contains_base_team_suffix_and_id() -> None:
     version = make_version(name=JOB, team="support")
-    assert api_names.api_name(version, suffix="faq") == f"ft:base:support:faq:{JOB[6:]}"
+    assert api_names.tuned_name(JOB, "base", "support", "faq") == f"ft:base:support:faq:{JOB[6:]}"
     assert api_names.api_name(version, checkpoint="ckpt-step-8") == f"ft:base:support::{JOB[6:]}:ckpt-step-8"
     assert api_names.api_name(make_version()) == "greeter"
 
@@ -27,7 +27,7 @@ def test_an_api_name_contains_base_team_suffix_and_id() -> None:
 @given(st.text(max_size=64), st.none() | st.integers(1, 10**6), st.from_regex(r"[a-z0-9]{4,26}", fullmatch=True))
 def test_an_api_name_maps_back_to_its_model_for_any_suffix(suffix: str, step: int | None, job: str) -> None:
     checkpoint = None if step is None else f"ckpt-step-{step}"
-    name = api_names.api_name(make_version(name=f"ftjob-{job}"), checkpoint=checkpoint, suffix=suffix)
+    name = api_names.tuned_name(f"ftjob-{job}", "base", "support", suffix, checkpoint)
     assert api_names.registry_ref(name) == f"ftjob-{job}" + (f"@{checkpoint}" if checkpoint else "")
 
 

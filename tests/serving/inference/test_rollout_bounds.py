@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,7 +19,7 @@ from ray_jobs.storage import Store
 from serving.access.auth import OPERATOR
 from serving.http import errors
 from serving.http.errors import ApiError
-from serving.inference.backends import Route
+from serving.inference.backends import Chunks, Route
 from serving.inference.router import Router
 from serving.inference.traffic import RequestOutcome, Traffic, judge
 from tests.serving.fake_backend import FakeBackend
@@ -207,7 +206,7 @@ def test_only_5xx_counts_as_a_failure_of_the_version(backend: FakeBackend, stops
 
 @pytest.mark.anyio
 async def test_a_disconnect_counts_as_slow_only_before_the_first_chunk() -> None:
-    async def never(route: Route) -> AsyncIterator[dict[str, Any] | str]:
+    async def never(route: Route) -> Chunks:
         await asyncio.sleep(60)
         yield "data: [DONE]\n\n"
 
@@ -223,7 +222,7 @@ async def test_a_disconnect_counts_as_slow_only_before_the_first_chunk() -> None
         body = {"messages": [{"content": "one two three"}], "stream": True, "model": "greeter@2"}
         chunks = replica.measured(route_on(WATCH), backend.generate(route_on(WATCH), "chat", body))
         await anext(chunks)
-        await chunks.aclose()  # type: ignore[attr-defined]  # an async generator, typed by its protocol
+        await chunks.aclose()
     assert backend.closed == 10
     assert replica.stopped == set()
     assert replica.outcomes == [True] * 10

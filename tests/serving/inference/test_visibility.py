@@ -8,10 +8,10 @@ from ray_jobs.errors import RegistryError
 from ray_jobs.registry import shares
 from ray_jobs.registry.shares import Share
 from ray_jobs.storage import Store
-from serving.access.auth import OPERATOR
+from serving.access.auth import OPERATOR, Caller
 from serving.http.errors import ApiError
 from serving.inference.router import read_snapshot, resolve
-from tests.serving.inference.rollouts import Member
+from tests.serving.inference.rollouts import member
 from tests.serving.routing import make_snapshot, make_version
 
 COMPANY = make_snapshot(
@@ -26,15 +26,15 @@ COMPANY = make_snapshot(
 @pytest.mark.parametrize(
     ("viewer", "names"),
     [
-        (Member("board"), ["base", "greeter", "greeter@1", "secret-plans", "secret-plans@1"]),
-        (Member("support"), ["base", "faq", "faq@1", "faq@2", "greeter", "greeter@1"]),
-        (Member("sales"), ["base", "faq", "faq@1", "faq@2", "greeter", "greeter@1"]),
-        (Member("default"), ["base", "greeter", "greeter@1"]),
-        (Member("guests"), ["base", "greeter", "greeter@1"]),
+        (member("board"), ["base", "greeter", "greeter@1", "secret-plans", "secret-plans@1"]),
+        (member("support"), ["base", "faq", "faq@1", "faq@2", "greeter", "greeter@1"]),
+        (member("sales"), ["base", "faq", "faq@1", "faq@2", "greeter", "greeter@1"]),
+        (member("default"), ["base", "greeter", "greeter@1"]),
+        (member("guests"), ["base", "greeter", "greeter@1"]),
         (OPERATOR, ["base", "faq", "faq@1", "faq@2", "greeter", "greeter@1", "secret-plans", "secret-plans@1"]),
     ],
 )
-def test_a_team_sees_bases_its_own_and_what_is_shared_with_it(viewer: Member, names: list[str]) -> None:
+def test_a_team_sees_bases_its_own_and_what_is_shared_with_it(viewer: Caller, names: list[str]) -> None:
     assert sorted(COMPANY.names(viewer)) == names
     for name in COMPANY.names(OPERATOR):
         if name in names:
@@ -52,7 +52,7 @@ def test_a_hidden_model_gets_the_same_error_as_an_unknown_one(model: str) -> Non
     errors = []
     for snapshot in (COMPANY, without):
         with pytest.raises(ApiError) as caught:
-            resolve(snapshot, model, Member("support"))
+            resolve(snapshot, model, member("support"))
         errors.append((caught.value.status, caught.value.code, caught.value.message, caught.value.headers))
     assert errors[0] == errors[1]
     assert "secret" not in errors[0][2].replace(model, "")
@@ -60,9 +60,9 @@ def test_a_hidden_model_gets_the_same_error_as_an_unknown_one(model: str) -> Non
 
 def test_two_teams_with_one_name_each_see_their_own_versions() -> None:
     mixed = make_snapshot(make_version("1", team="a"), make_version("2", team="b"))
-    assert resolve(mixed, "greeter", Member("a")).model == "greeter@1"
-    assert resolve(mixed, "greeter", Member("b")).model == "greeter@2"
-    assert "greeter@2" not in mixed.names(Member("a"))
+    assert resolve(mixed, "greeter", member("a")).model == "greeter@1"
+    assert resolve(mixed, "greeter", member("b")).model == "greeter@2"
+    assert "greeter@2" not in mixed.names(member("a"))
 
 
 def test_shares_grow_and_shrink(store: Store, greeter: str) -> None:

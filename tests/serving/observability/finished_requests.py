@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.observability.finished_request import FinishedRequest
+from serving.observability.metrics import FinishedRequest
 
 
 def finished(**changes: Any) -> FinishedRequest:

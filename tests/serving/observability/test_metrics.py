@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access.auth import AccessMiddleware
 from serving.access.rate_limiter import RateLimiter
-from serving.observability.finished_request import FinishedRequest
-from serving.observability.metrics import Metrics
+from serving.observability.metrics import FinishedRequest, Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
 from serving.settings import EndpointSettings
 from tests.serving.observability.finished_requests import finished

@@ -70,7 +70,7 @@ async def test_a_disconnecting_client_ends_the_request() -> None:
     pieces = backend.generate(Route("m", "a", "chat"), "chat", body)
     first = await anext(pieces)
     assert isinstance(first, str)
-    async with aclosing(stream_events(first, pieces)) as stream:  # type: ignore[type-var]  # an async generator, typed by its protocol
+    async with aclosing(stream_events(first, pieces)) as stream:
         await anext(stream)
     assert backend.closed == 1
 
