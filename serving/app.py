@@ -27,7 +27,7 @@ from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from serving.access.auth import AccessMiddleware
-from serving.access.keys import KeySource, StoredKeys
+from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
@@ -125,7 +125,7 @@ def create_app(
     *,
     check_rows: RowValidator,
     launcher: Launcher,
-    keys: KeySource | None = None,
+    keys: StoredKeys | None = None,
     router: Router | None = None,
     traffic: Traffic | None = None,
     limiter: RateLimiter | None = None,

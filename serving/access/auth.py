@@ -6,7 +6,6 @@ their paths, how keys are stored (`keys`) or how limits are counted (`rate_limit
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 import uuid
@@ -18,8 +17,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_jobs.registry.api_names import DEFAULT_TEAM
-from ray_jobs.tenancy.api_keys import Limits
-from serving.access.keys import KeySource
+from ray_jobs.tenancy.api_keys import Limits, digest_of
+from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.http.errors import ApiError
 from serving.settings import EndpointSettings
@@ -67,7 +66,7 @@ def bearer(header: str | None) -> str | None:
 
 def key_matches(header: str | None, key: str) -> bool:
     """Compare the key of an Authorization header in constant time."""
-    return hmac.compare_digest(_digest(bearer(header) or ""), _digest(key))
+    return hmac.compare_digest(digest_of(bearer(header) or ""), digest_of(key))
 
 
 def body_limit_bytes(method: str, path: str, settings: EndpointSettings, limits: Limits) -> int:
@@ -91,7 +90,7 @@ class AccessMiddleware:
         settings: EndpointSettings,
         *,
         limiter: RateLimiter,
-        keys: KeySource | None = None,
+        keys: StoredKeys | None = None,
         behind_proxy: bool,
     ) -> None:
         """`keys`: source of the teams' keys; None: only the operator's key is accepted. `behind_proxy`: Serve's proxy
@@ -113,18 +112,18 @@ class AccessMiddleware:
         # Slots are released however the request ends: answered, refused, failed, or cancelled by its client.
         with ExitStack() as held:
             try:
-                scope, limit_bytes = await self._admit(scope, headers, held)
+                limit_bytes = await self._admit(scope, headers, held)
             except ApiError as error:
                 await error.response()(scope, receive, send)
                 return
             await self._app(scope, _limited(receive, limit_bytes), self._releasing(scope, send, held))
 
-    async def _admit(self, scope: Scope, headers: Headers, held: ExitStack) -> tuple[Scope, int]:
-        """Return the scope for the app and the body limit. Raises ApiError if the request is not admitted."""
+    async def _admit(self, scope: Scope, headers: Headers, held: ExitStack) -> int:
+        """Set the caller and return the body limit. Raises ApiError if the request is not admitted."""
         method, path = scope["method"], scope["path"]
         if path in self._open_paths:
             _check_length(headers, self._settings.max_body_bytes)
-            return scope, self._settings.max_body_bytes
+            return self._settings.max_body_bytes
         if path != METRICS_PATH:  # metrics matter most while the endpoint is busy
             held.enter_context(self._limiter.slot())
         caller = await self._caller(headers.get("authorization"))
@@ -135,7 +134,7 @@ class AccessMiddleware:
         held.enter_context(self._limiter.request(caller.key_id, caller.limits))
         # Copied: a server may pass the same state to every request.
         scope["state"] = {**scope.get("state", {}), "caller": caller}
-        return scope, limit_bytes
+        return limit_bytes
 
     async def _caller(self, authorization: str | None) -> Caller:
         if self._settings.api_key is None or key_matches(authorization, self._settings.api_key):
@@ -196,7 +195,3 @@ def _with_request_id(send: Send, request_id: str) -> Send:
 
 def _too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, f"the request is larger than {limit_bytes} bytes: send less at once", code="request_too_large")
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

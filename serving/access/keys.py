@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ray_jobs.errors import CorruptObject, StoreError
 from ray_jobs.storage import Store
@@ -34,14 +35,8 @@ _PATIENCE_S = 2.0
 _UNCHECKED = "this key cannot be checked"
 
 
-class KeySource(Protocol):
-    async def find(self, key: str) -> ApiKey | None:
-        """Return the record of a valid key, or None. Raises ApiError 503 if validity is unknown."""
-        ...
-
-
 class StoredKeys:
-    """The keys of a store. Caches all ids and the records of used keys, and nothing else."""
+    """The keys of a store. Caches all ids and the records of used keys only."""
 
     def __init__(
         self,
@@ -55,41 +50,41 @@ class StoredKeys:
         self._ttl_s = ttl_s
         self._patience_s = patience_s
         self._clock = clock
-        self._etags: dict[str, str] | None = None
-        """Id → etag of its record in the latest listing. None: never listed."""
-        self._listed_at_s = 0.0
-        self._failed_at_s: float | None = None
-        """Time of the latest listing, if it failed."""
-        self._records: dict[str, tuple[str, ApiKey | None]] = {}
-        """Id → (etag, record; None if the document is not a valid record)."""
+        self._etags: dict[str, str] = {}
+        """Id → etag of its record in the latest listing."""
+        self._listed_at_s = self._failed_at_s = -math.inf
+        """Times of the latest listing and of the latest one that failed."""
+        self._records: dict[tuple[str, str], ApiKey | None] = {}
+        """(id, etag) → record; None if the document is not a valid record."""
         self._reads: dict[str, tuple[asyncio.Task[bool], float]] = {}
         """Reads in progress: `listing` or an id → (task, start time)."""
 
     async def find(self, key: str) -> ApiKey | None:
-        """See `KeySource.find`."""
+        """Return the record of a valid key, or None. Raises ApiError 503 if validity is unknown."""
         key_id = api_keys.id_of(key)
         if key_id is None:
             return None
         known = await self._list(self._ttl_s)
-        if self._etag(key_id) is None:
+        if key_id not in self._etags:
             known = await self._list(min(_MISS_TTL_S, self._ttl_s))
-        etag = self._etag(key_id)
-        if etag is None:
+        if key_id not in self._etags:
             if not known:  # the key may be newer than the listing
                 raise store_unreachable(_UNCHECKED)
             return None
-        record = await self._record(key_id, etag)
+        version = key_id, self._etags[key_id]
+        if version not in self._records:
+            await self._once(key_id, partial(self._read, *version))
+        if version not in self._records:  # at most an older version is known
+            raise store_unreachable(_UNCHECKED)
+        record = self._records[version]
         return record if record is not None and record.opens(key, datetime.now(UTC)) else None
-
-    def _etag(self, key_id: str) -> str | None:
-        return None if self._etags is None else self._etags.get(key_id)
 
     async def _list(self, max_age_s: float) -> bool:
         """Refresh the listing if it is older than `max_age_s`. Returns False if the store does not answer."""
         now_s = self._clock()
-        if self._etags is not None and now_s - self._listed_at_s <= max_age_s:
+        if now_s - self._listed_at_s <= max_age_s:
             return True
-        if self._failed_at_s is not None and now_s - self._failed_at_s <= _MISS_TTL_S:
+        if now_s - self._failed_at_s <= _MISS_TTL_S:
             return False
         return await self._once("listing", self._refresh_listing)
 
@@ -101,19 +96,9 @@ class StoredKeys:
             logger.warning("the object store does not answer; API keys are checked against cached records: %s", error)
             self._failed_at_s = self._clock()
             return False
-        self._etags, self._listed_at_s, self._failed_at_s = etags, began_s, None
-        self._records = {key_id: found for key_id, found in self._records.items() if key_id in etags}
+        self._etags, self._listed_at_s, self._failed_at_s = etags, began_s, -math.inf
+        self._records = {version: record for version, record in self._records.items() if version in etags.items()}
         return True
-
-    async def _record(self, key_id: str, etag: str) -> ApiKey | None:
-        """Return the record with this etag. Raises ApiError 503 if only an older one is known."""
-        found = self._records.get(key_id)
-        if found is None or found[0] != etag:
-            await self._once(key_id, partial(self._read, key_id, etag))
-            found = self._records.get(key_id)
-        if found is None or found[0] != etag:
-            raise store_unreachable(_UNCHECKED)
-        return found[1]
 
     async def _read(self, key_id: str, etag: str) -> bool:
         try:
@@ -124,7 +109,7 @@ class StoredKeys:
         except StoreError as error:
             logger.warning("API key %s cannot be read: %s", key_id, error)
             return False
-        self._records[key_id] = (etag, record)
+        self._records[key_id, etag] = record
         return True
 
     async def _once(self, what: str, read: Callable[[], Coroutine[Any, Any, bool]]) -> bool:

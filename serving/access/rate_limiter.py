@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from ray_jobs.tenancy.api_keys import Limits
 from serving.access.token_bucket import MINUTE_S, ROUNDING, SlidingWindow, TokenBucket
@@ -44,21 +45,6 @@ class _KeyUsage:
         limit = self.limits.tokens_per_minute
         is_full = limit is None or self.tokens.used(limit, now_s) == 0
         return self.ongoing == 0 and is_full and now_s - self.used_at_s > MINUTE_S + 1
-
-
-@dataclass(frozen=True)
-class RateLimited:
-    """A limit that does not allow a request now."""
-
-    what: str
-    limit: int
-    wait_s: float
-
-    def error(self) -> ApiError:
-        """429 with a Retry-After of at least one second."""
-        wait_s = max(1, math.ceil(self.wait_s))
-        message = f"this key may have {self.limit} {self.what}: try again in {wait_s} s"
-        return ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait_s)})
 
 
 class RateLimiter:
@@ -94,11 +80,10 @@ class RateLimiter:
             return
         now_s = self._clock()
         usage = self._usage_of(key_id, limits, now_s)
-        refusal = decide(usage, now_s)
+        refusal = refusal_of(usage, now_s)
         if refusal is not None:
-            error = refusal.error()
-            error.headers |= self.headers(key_id, limits)
-            raise error
+            refusal.headers |= self.headers(key_id, limits)
+            raise refusal
         if limits.requests_per_minute is not None:
             usage.requests.add(now_s)
         usage.ongoing += 1
@@ -138,18 +123,21 @@ class RateLimiter:
         return usage
 
 
-def decide(usage: _KeyUsage, now_s: float) -> RateLimited | None:
-    """Return the limit that takes longest to allow a request, or None if it may begin. Pure."""
-    limits = usage.limits
-    refusals = []
+def refusal_of(usage: _KeyUsage, now_s: float) -> ApiError | None:
+    """429 with the limit that takes longest to allow a request, or None if it may begin. Pure."""
+    limits, waits = usage.limits, [(0.0, 0, "")]
     if (limit := limits.requests_per_minute) is not None:
-        refusals.append(RateLimited("requests a minute", limit, usage.requests.wait_s(limit, now_s)))
+        waits.append((usage.requests.wait_s(limit, now_s), limit, "requests a minute"))
     if (limit := limits.tokens_per_minute) is not None:
-        refusals.append(RateLimited("tokens a minute", limit, usage.tokens.wait_s(limit, now_s)))
+        waits.append((usage.tokens.wait_s(limit, now_s), limit, "tokens a minute"))
     if (limit := limits.concurrent_requests) is not None and usage.ongoing >= limit:
-        refusals.append(RateLimited("requests at the same time", limit, 1.0))
-    longest = max(refusals, key=lambda refusal: refusal.wait_s, default=None)
-    return longest if longest is not None and longest.wait_s > 0 else None
+        waits.append((1.0, limit, "requests at the same time"))
+    longest_s, limit, what = max(waits, key=itemgetter(0))
+    if longest_s == 0:
+        return None
+    wait_s = max(1, math.ceil(longest_s))
+    message = f"this key may have {limit} {what}: try again in {wait_s} s"
+    return ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait_s)})
 
 
 def _headers(what: str, limit: int, remaining: int, reset_s: float) -> dict[str, str]:

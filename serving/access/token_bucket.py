@@ -6,7 +6,7 @@ Pure: the caller passes the time and the limit, so a limit may change between tw
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter
 
 MINUTE_S = 60.0
 ROUNDING = 1e-6
@@ -17,29 +17,24 @@ class SlidingWindow:
     """Counts events of the last minute by the second: at most 61 entries, whatever the rate."""
 
     def __init__(self) -> None:
-        self._seconds: deque[tuple[int, int]] = deque()
-        """(second, events), oldest first."""
-        self._total = 0
+        self._seconds: Counter[int] = Counter()
+        """Second → events, oldest first."""
 
     def add(self, now_s: float) -> None:
         """Count one event."""
-        second, count = math.floor(now_s), 0
-        if self._seconds and self._seconds[-1][0] == second:
-            count = self._seconds.pop()[1]
-        self._seconds.append((second, count + 1))
-        self._total += 1
+        self._seconds[math.floor(now_s)] += 1
 
     def total(self, now_s: float) -> int:
         """Events of the last minute; a second that overlaps it counts in full."""
-        while self._seconds and _expires_s(self._seconds[0][0]) <= now_s:
-            self._total -= self._seconds.popleft()[1]
-        return self._total
+        for second in [second for second in self._seconds if _expires_s(second) <= now_s]:
+            del self._seconds[second]
+        return self._seconds.total()
 
     def wait_s(self, limit: int, now_s: float) -> float:
         """Seconds until another event is within `limit` a minute."""
         excess = self.total(now_s) - limit + 1
         wait_s = 0.0
-        for second, count in self._seconds:
+        for second, count in self._seconds.items():
             if excess <= 0:
                 break
             excess -= count
@@ -48,7 +43,7 @@ class SlidingWindow:
 
     def reset_s(self, now_s: float) -> float:
         """Seconds until the window is empty."""
-        return _expires_s(self._seconds[-1][0]) - now_s if self.total(now_s) else 0.0
+        return _expires_s(max(self._seconds)) - now_s if self.total(now_s) else 0.0
 
 
 class TokenBucket:

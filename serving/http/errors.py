@@ -49,7 +49,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
-        self.details = [dict(detail) for detail in details]
+        self.details = list(details)
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
@@ -110,23 +110,26 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
     )
 
 
+def invalid_fields(found: Sequence[tuple[str | None, str]], *, code: str = "invalid_request") -> ApiError:
+    """400 that names the invalid fields, given as (field, message): the first hundred, and the number of the others."""
+    shown = found[:_MAX_DETAILS]
+    texts = [text if param is None else f"{param}: {text}" for param, text in shown]
+    if len(found) > len(shown):
+        texts.append(f"and {len(found) - len(shown)} more")
+    details = [{"param": param, "message": text} for param, text in shown]
+    return ApiError(400, "; ".join(texts), param=found[0][0], code=code, details=details)
+
+
 def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Translate FastAPI's validation errors into one 400 that names every invalid field."""
-    details: list[dict[str, Any]] = []
-    for item in found[:_MAX_DETAILS]:
+    """Translate FastAPI's validation errors."""
+    fields: list[tuple[str | None, str]] = []
+    for item in found:
         where = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
         what = {"missing": "required but missing", "extra_forbidden": "unknown field"}.get(item["type"], item["msg"])
         if item["type"] == "value_error":
             what = "not a file with a name" if "UploadFile" in what else what.removeprefix("Value error, ")
-        if item["type"] == "json_invalid":
-            where, what = "", f"the body is not JSON: {item.get('ctx', {}).get('error', item['msg'])}"
-        details.append({"param": where[:_MAX_QUOTE] or None, "message": what})
-    shown = [f"{each['param']}: {each['message']}" if each["param"] else str(each["message"]) for each in details]
-    message = "; ".join([*shown, *([f"and {len(found) - len(shown)} more"] if len(found) > len(shown) else [])])
-    is_json = any(item["type"] == "json_invalid" for item in found)
-    return ApiError(
-        400, message, param=details[0]["param"], code="invalid_json" if is_json else "invalid_request", details=details
-    )
+        fields.append((where[:_MAX_QUOTE] or None, what))
+    return invalid_fields(fields)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

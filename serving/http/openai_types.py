@@ -6,6 +6,7 @@ the client keeps; requests may have them too (`extra_body`). An unknown field is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +25,17 @@ class OpenAIObject(BaseModel):
     """A JSON object; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ObjectList(OpenAIObject):
+    object: Literal["list"] = "list"
+    data: Sequence[OpenAIObject]
+    has_more: bool
+
+
+class ObjectListWithIds(ObjectList):
+    first_id: str | None = None
+    last_id: str | None = None
 
 
 class ErrorDetail(OpenAIObject):
@@ -74,12 +86,8 @@ class File(OpenAIObject):
     """Validation report of a `fine-tune` file."""
 
 
-class FileList(OpenAIObject):
-    object: Literal["list"] = "list"
+class FileList(ObjectListWithIds):
     data: list[File]
-    has_more: bool
-    first_id: str | None = None
-    last_id: str | None = None
 
 
 class CreateUpload(OpenAIObject):
@@ -204,10 +212,8 @@ class FineTuningJob(OpenAIObject):
     """Set for a dry run: the job file that would run, and its numbers of steps and tokens."""
 
 
-class FineTuningJobList(OpenAIObject):
-    object: Literal["list"] = "list"
+class FineTuningJobList(ObjectList):
     data: list[FineTuningJob]
-    has_more: bool
 
 
 class FineTuningJobEvent(OpenAIObject):
@@ -220,10 +226,8 @@ class FineTuningJobEvent(OpenAIObject):
     data: dict[str, Any] = {}
 
 
-class FineTuningJobEventList(OpenAIObject):
-    object: Literal["list"] = "list"
+class FineTuningJobEventList(ObjectList):
     data: list[FineTuningJobEvent]
-    has_more: bool
 
 
 class FineTuningJobCheckpointMetrics(OpenAIObject):
@@ -246,12 +250,8 @@ class FineTuningJobCheckpoint(OpenAIObject):
     metrics: FineTuningJobCheckpointMetrics
 
 
-class FineTuningJobCheckpointList(OpenAIObject):
-    object: Literal["list"] = "list"
+class FineTuningJobCheckpointList(ObjectListWithIds):
     data: list[FineTuningJobCheckpoint]
-    has_more: bool
-    first_id: str | None = None
-    last_id: str | None = None
 
 
 # ---- models and inference ------------------------------------------------------------------------------------------
@@ -268,8 +268,7 @@ class Model(OpenAIObject):
     fine_tunable: bool = False
 
 
-class ModelList(OpenAIObject):
-    object: Literal["list"] = "list"
+class ModelList(ObjectList):
     data: list[Model]
     has_more: bool = False
 
@@ -280,36 +279,29 @@ class OpenRequest(OpenAIObject):
     model_config = ConfigDict(extra="allow")
 
 
-class ChatRequest(OpenRequest):
+class GenerationRequest(OpenRequest):
     model: str
+    stream: bool | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+class ChatRequest(GenerationRequest):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    stream: bool | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
 
 
-class CompletionRequest(OpenRequest):
-    model: str
+class CompletionRequest(GenerationRequest):
     prompt: str | list[str]
-    stream: bool | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-
-
-Texts = str | Annotated[list[str], Field(min_length=1, max_length=1024)]
-
-
-class EmbeddingRequest(OpenRequest):
-    model: str
-    input: Texts
-    encoding_format: Literal["float", "base64"] | None = None
 
 
 class ClassifyRequest(OpenRequest):
     model: str
-    input: Texts
+    input: str | Annotated[list[str], Field(min_length=1, max_length=1024)]
+
+
+class EmbeddingRequest(ClassifyRequest):
+    encoding_format: Literal["float", "base64"] | None = None
 
 
 class TextUsage(OpenAIObject):

@@ -18,10 +18,9 @@ from serving.files.stored_files import Files
 from serving.files.uploads import Uploads
 from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
-from serving.http.bodies import StrictRoute
+from serving.http.bodies import IsRetry, StrictRoute
 from serving.http.errors import ApiError, bad_request, documented
 from serving.http.paging import Order
-from serving.http.retries import IsRetry
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}

@@ -10,9 +10,8 @@ from fastapi import APIRouter, Header, Query, Request
 from serving.access.auth import caller_of
 from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
-from serving.http.bodies import StrictRoute
+from serving.http.bodies import IsRetry, StrictRoute
 from serving.http.errors import bad_request, documented
-from serving.http.retries import IsRetry
 
 PageLimit = Annotated[int, Query(ge=1, le=openai_types.MAX_JOBS_PAGE)]
 
