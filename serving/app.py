@@ -31,7 +31,6 @@ from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
-from serving.fine_tuning.job_end import publish_job_end
 from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
 from serving.http.background import BackgroundLoop, PeriodicTask
@@ -144,9 +143,7 @@ def create_app(
     metrics, ledger = Metrics(), UsageLedger(store)
     files = Files(store, check_rows)
     uploads = Uploads(store, files)
-    tuning = FineTuningService(
-        store, files, launcher, defaults=settings.job_defaults, on_job_end=partial(publish_job_end, store)
-    )
+    tuning = FineTuningService(store, files, launcher, defaults=settings.job_defaults)
     sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
     background = BackgroundLoop(

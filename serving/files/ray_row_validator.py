@@ -14,9 +14,6 @@ from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
 from serving.files.stored_files import RowValidator
 
-_CPUS = 0.01
-_TIMEOUT_S = 600.0
-
 
 def ray_row_validator(store: Store) -> RowValidator:
     """Return a validator that runs in a worker of this process's Ray cluster."""
@@ -26,9 +23,9 @@ def ray_row_validator(store: Store) -> RowValidator:
         from ray.exceptions import GetTimeoutError, RayTaskError, WorkerCrashedError
 
         remote: Any = ray.remote(row_validation.check_rows)
-        answer = remote.options(num_cpus=_CPUS, max_retries=1).remote(store, key, filename, task, base)
+        answer = remote.options(num_cpus=0.01, max_retries=1).remote(store, key, filename, task, base)
         try:
-            report: RowReport = ray.get(answer, timeout=_TIMEOUT_S)
+            report: RowReport = ray.get(answer, timeout=600.0)
         except RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, KitaeError) else error from error

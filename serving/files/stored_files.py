@@ -3,16 +3,16 @@
     teams/{team}/files/{file_id}.json    the record; written last, so a file without it does not exist
     files/{team}/{file_id}/rows.jsonl    the content
 
-Owns records and contents. Does not know HTTP routes; `RowValidator` hides where rows are validated.
+Owns records and contents. Does not know HTTP routes, nor where rows are validated (`RowValidator`).
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,7 +28,6 @@ from serving.http.ids import created_at_s, is_id, new_id
 from serving.http.paging import Order, page
 
 FINE_TUNE = "fine-tune"
-RESULTS = "fine-tune-results"
 _ENDINGS = (".csv", ".tsv")
 """Suffixes kept in the store key; any other content is stored as JSON Lines."""
 _FOREIGN = (".parquet", ".xlsx", ".xls", ".zip", ".gz", ".zst", ".7z", ".tar")
@@ -56,22 +55,15 @@ class FileRecord(BaseModel):
     report: RowReport | None = None
 
     def to_openai(self) -> openai_types.File:
-        return openai_types.File(
-            id=self.id,
-            bytes=self.bytes,
-            created_at=self.created_at,
-            filename=self.filename,
-            purpose=self.purpose,
-            status="processed",
-            expires_at=self.expires_at,
-            rows=self.report,
-        )
+        fields = self.model_dump(exclude={"team", "key_id", "key", "report"})
+        return openai_types.File.model_validate(fields | {"status": "processed", "rows": self.report})
+
+    def is_expired(self, now_s: float) -> bool:
+        return self.expires_at is not None and self.expires_at <= now_s
 
 
-class RowValidator(Protocol):
-    """Validates a file of the store; see `ray_jobs.data.row_validation.check_rows`. Raises DataError."""
-
-    def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport: ...
+RowValidator = Callable[[str, str, str | None, CatalogueEntry | None], RowReport]
+"""Validates a file of the store by its key, name, task and base; see `ray_jobs.data.row_validation.check_rows`."""
 
 
 class Files:
@@ -117,49 +109,42 @@ class Files:
                 self._store.delete_tree(_folder(team, identifier))
             raise _refused(error) from error
         created_at = int(created_at_s(identifier))
-        record = FileRecord(
-            id=identifier,
-            team=team,
-            key_id=key_id,
-            filename=name,
-            purpose=purpose,
-            bytes=size_bytes,
-            created_at=created_at,
-            expires_at=None if expires_after_s is None else created_at + expires_after_s,
-            key=key,
-            report=report,
+        return self._put(
+            FileRecord(
+                id=identifier,
+                team=team,
+                key_id=key_id,
+                filename=name,
+                purpose=purpose,
+                bytes=size_bytes,
+                created_at=created_at,
+                expires_at=None if expires_after_s is None else created_at + expires_after_s,
+                key=key,
+                report=report,
+            )
         )
-        with suppress(ConflictError):  # stored by an earlier try
-            self._store.put_json(_record_key(team, identifier), record.model_dump(mode="json"), if_absent=True)
-        return record
 
-    def put_result(self, team: str, identifier: str, filename: str, content: bytes) -> FileRecord:
+    def put_result(self, team: str, identifier: str, filename: str, content: bytes) -> None:
         """Store a file that the service produces, under an id chosen by the caller. Idempotent."""
         key = f"{_folder(team, identifier)}/{filename}"
-        record = FileRecord(
-            id=identifier,
-            team=team,
-            key_id="",
-            filename=filename,
-            purpose=RESULTS,
-            bytes=len(content),
-            created_at=int(time.time()),
-            key=key,
-        )
         self._store.put(key, content)
-        with suppress(ConflictError):  # stored by another process
-            self._store.put_json(_record_key(team, identifier), record.model_dump(mode="json"), if_absent=True)
-        return record
+        self._put(
+            FileRecord(
+                id=identifier,
+                team=team,
+                key_id="",
+                filename=filename,
+                purpose="fine-tune-results",
+                bytes=len(content),
+                created_at=int(time.time()),
+                key=key,
+            )
+        )
 
     def find(self, team: str, identifier: str) -> FileRecord | None:
         """Return the team's file, or None if it does not exist or has expired."""
-        if not is_id("file", identifier):
-            return None
-        try:
-            record = FileRecord.model_validate(self._store.get_json(_record_key(team, identifier)))
-        except ObjectNotFound:
-            return None
-        return None if record.expires_at is not None and record.expires_at <= time.time() else record
+        record = self._read(team, identifier) if is_id("file", identifier) else None
+        return None if record is None or record.is_expired(time.time()) else record
 
     def get(self, team: str, identifier: str, *, param: str | None = None) -> FileRecord:
         """Return the team's file. Raises ApiError 404."""
@@ -182,24 +167,33 @@ class Files:
         yield from self._store.read_in_pieces(record.key, _CHUNK_BYTES)
 
     def delete(self, team: str, identifier: str) -> None:
-        """Delete a file: first its record, so that no file is found without its content. Raises ApiError 404."""
-        record = self.get(team, identifier)
+        """Delete a file: first its record, so that no file is found without its content."""
         self._store.delete(_record_key(team, identifier))
-        self._store.delete_tree(_folder(team, record.id))
+        self._store.delete_tree(_folder(team, identifier))
 
     def sweep(self, now_s: float) -> None:
         """Delete expired files, and contents without a record that are older than a day."""
         for team in self._store.list_dirs("files/"):
             for identifier in self._store.list_dirs(f"files/{team}/"):
-                old = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
-                try:
-                    record = FileRecord.model_validate(self._store.get_json(_record_key(team, identifier)))
-                    over = record.expires_at is not None and record.expires_at <= now_s
-                except ObjectNotFound:
-                    over = old
+                record = self._read(team, identifier)
+                if record is None:
+                    over = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
+                else:
+                    over = record.is_expired(now_s)
                 if over:
-                    self._store.delete(_record_key(team, identifier))
-                    self._store.delete_tree(_folder(team, identifier))
+                    self.delete(team, identifier)
+
+    def _put(self, record: FileRecord) -> FileRecord:
+        with suppress(ConflictError):  # stored by an earlier try or another process
+            key = _record_key(record.team, record.id)
+            self._store.put_json(key, record.model_dump(mode="json"), if_absent=True)
+        return record
+
+    def _read(self, team: str, identifier: str) -> FileRecord | None:
+        try:
+            return FileRecord.model_validate(self._store.get_json(_record_key(team, identifier)))
+        except ObjectNotFound:
+            return None
 
     def _ids(self, team: str) -> list[str]:
         keys = (info.key for info in self._store.list(f"teams/{team}/files"))
@@ -231,17 +225,14 @@ def safe_filename(given: str) -> str:
 
 def _refused(error: DataError) -> ApiError:
     """Build a 400 with the first invalid lines in the message and all of them in `details`."""
-    found = []
+    found: list[dict[str, object]] = []
     for detail in error.details:
-        where, _, reason = detail.partition(": ")
-        kind, _, number = where.partition(" ")
-        line = int(number) if kind in ("line", "row") and number.isdecimal() else None
-        found.append({"line": line, "reason": detail if line is None else reason})
-    shown = list(error.details[:_LINES_IN_MESSAGE])
-    if len(error.details) > len(shown):
-        shown.append(f"and {len(error.details) - len(shown)} more, in error.details")
-    message = "; ".join([error.message, *shown])
-    return ApiError(400, message, code="invalid_rows", param="file", details=found)
+        at = re.fullmatch(r"(?:line|row) (\d+): (.*)", detail, flags=re.DOTALL)
+        found.append({"line": int(at[1]), "reason": at[2]} if at else {"line": None, "reason": detail})
+    shown = [error.message, *error.details[:_LINES_IN_MESSAGE]]
+    if len(error.details) > _LINES_IN_MESSAGE:
+        shown.append(f"and {len(error.details) - _LINES_IN_MESSAGE} more, in error.details")
+    return ApiError(400, "; ".join(shown), code="invalid_rows", param="file", details=found)
 
 
 def _record_key(team: str, identifier: str) -> str:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.errors import ObjectNotFound
 from ray_jobs.storage import Store
-from serving.files.stored_files import FileRecord, Files
+from serving.files.stored_files import Files
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
 from serving.http.ids import is_id, new_id
@@ -74,7 +74,8 @@ class Uploads:
         return self._to_openai(record)
 
     def add_part(self, team: str, upload_id: str, content: Path) -> openai_types.UploadPart:
-        record = self._pending(team, upload_id)
+        record = self._get(team, upload_id)
+        _check_pending(record)
         size_bytes = content.stat().st_size
         if not 0 < size_bytes <= MAX_PART_BYTES:
             raise bad_request(f"the part has {size_bytes} bytes; it must have 1 to {MAX_PART_BYTES}", param="data")
@@ -92,10 +93,10 @@ class Uploads:
 
         Returns the same file for an upload that is already complete: the first response may have been lost.
         """
-        existing = self._find(team, upload_id)
-        if existing is not None and existing.status == "completed":
-            return self._completed(existing)
-        record = self._pending(team, upload_id)
+        record = self._get(team, upload_id)
+        if record.status == "completed":
+            return self._to_openai(record)
+        _check_pending(record)
         if len(set(body.part_ids)) != len(body.part_ids):
             raise bad_request("a part is named twice", param="part_ids")
         sizes = {info.key.rpartition("/")[2]: info.size_bytes for info in self._store.list(_folder(team, record.id))}
@@ -124,13 +125,14 @@ class Uploads:
             )
         done = self._end(record, "completed")
         self._store.delete_tree(_folder(team, record.id))
-        return self._completed(done)
+        return self._to_openai(done)
 
     def cancel(self, team: str, upload_id: str) -> openai_types.Upload:
-        record = self._find(team, upload_id)
-        if record is None or record.status != "cancelled":  # else cancelled by an earlier try
-            record = self._end(self._pending(team, upload_id), "cancelled")
-        self._drop_file(record)  # left by a `complete` that did not finish
+        record = self._get(team, upload_id)
+        if record.status != "cancelled":  # else cancelled by an earlier try
+            _check_pending(record)
+            record = self._end(record, "cancelled")
+        self._files.delete(team, _file_id(record.id))  # left by a `complete` that did not finish
         self._store.delete_tree(_folder(team, record.id))
         return self._to_openai(record)
 
@@ -150,13 +152,10 @@ class Uploads:
         except ObjectNotFound:
             return None
 
-    def _pending(self, team: str, upload_id: str) -> UploadRecord:
+    def _get(self, team: str, upload_id: str) -> UploadRecord:
         record = self._find(team, upload_id)
         if record is None:
             raise ApiError(404, f"the upload {upload_id!r} does not exist", code="upload_not_found")
-        status = "expired" if record.status == "pending" and record.expires_at <= time.time() else record.status
-        if status != "pending":
-            raise bad_request(f"{upload_id} is {status}", code="upload_not_pending")
         return record
 
     def _end(self, record: UploadRecord, status: str) -> UploadRecord:
@@ -173,23 +172,19 @@ class Uploads:
             return UploadRecord.model_validate(self._store.update_json(_key(record.team, record.id), end))
         except ApiError:
             if status == "completed":
-                self._drop_file(record)
+                self._files.delete(record.team, _file_id(record.id))
             raise
 
-    def _drop_file(self, record: UploadRecord) -> None:
-        if self._files.find(record.team, _file_id(record.id)) is not None:
-            self._files.delete(record.team, _file_id(record.id))
+    def _to_openai(self, record: UploadRecord) -> openai_types.Upload:
+        file = self._files.find(record.team, record.file_id) if record.file_id is not None else None
+        fields = record.model_dump(exclude={"team", "key_id", "file_lives_s", "file_id"})
+        return openai_types.Upload.model_validate(fields | {"file": None if file is None else file.to_openai()})
 
-    def _completed(self, record: UploadRecord) -> openai_types.Upload:
-        return self._to_openai(record, self._files.find(record.team, _file_id(record.id)))
 
-    def _to_openai(self, record: UploadRecord, file: FileRecord | None = None) -> openai_types.Upload:
-        return openai_types.Upload.model_validate(
-            {
-                **record.model_dump(exclude={"team", "key_id", "file_lives_s", "file_id"}),
-                "file": None if file is None else file.to_openai(),
-            }
-        )
+def _check_pending(record: UploadRecord) -> None:
+    status = "expired" if record.status == "pending" and record.expires_at <= time.time() else record.status
+    if status != "pending":
+        raise bad_request(f"{record.id} is {status}", code="upload_not_pending")
 
 
 def _key(team: str, upload_id: str) -> str:

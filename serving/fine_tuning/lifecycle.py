@@ -25,7 +25,6 @@ UNREACHABLE_PATIENCE_S = 600.0
 """Seconds that a cancelled job stays open while its launcher is unreachable, where its runner may still be queued."""
 RUNNER_FAILED = "runner_failed"
 """Error code of a job whose runner cannot start, or did not end in time."""
-_OVER = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class ReportedStatus:
 
     @property
     def over(self) -> bool:
-        return self.status in _OVER
+        return self.status in ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -73,22 +72,22 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> ReportedSta
     if job.status == "cancelled" or job.status == "succeeded":
         return ReportedStatus(job.status)
     if job.status == "failed":
-        return ReportedStatus(
-            "failed", openai_types.FineTuningJobError(code="job_failed", message=job.error or "the job failed")
-        )
+        return _failed("job_failed", job.error or "the job failed")
     if job.status == "paused" and not _is_resumed(api, job):
         return ReportedStatus("paused")
     if runner.hopeless and api.launches:
-        message = runner.message or "its launcher cannot run it"
-        return ReportedStatus("failed", openai_types.FineTuningJobError(code=RUNNER_FAILED, message=message))
+        return _failed(RUNNER_FAILED, runner.message or "its launcher cannot run it")
     if is_lost(api, job, runner) and launches_so_far(api) >= MAX_LAUNCHES:
-        message = runner.message or "its launcher does not know it"
-        text = f"its runner was lost {MAX_LAUNCHES} times, last: {message}"
-        return ReportedStatus("failed", openai_types.FineTuningJobError(code="runner_lost", message=text))
+        last = runner.message or "its launcher does not know it"
+        return _failed(code="runner_lost", message=f"its runner was lost {MAX_LAUNCHES} times, last: {last}")
     if not api.launches:
         return ReportedStatus("validating_files" if job.status == "queued" else "running")
     alive = runner.state in ("running", "pending", "unreachable")
     return ReportedStatus("running" if has_begun(api, job) and alive and not _is_interrupted(job, runner) else "queued")
+
+
+def _failed(code: str, message: str) -> ReportedStatus:
+    return ReportedStatus("failed", openai_types.FineTuningJobError(code=code, message=message))
 
 
 def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> Action:
@@ -139,9 +138,8 @@ def waits_for(api: ApiJob, job: JobRecord | None, runner: Runner) -> str | None:
 
 def _is_interrupted(job: JobRecord, runner: Runner) -> bool:
     """Return whether the newest attempt was preempted."""
-    if runner.interrupted_at is None or job.started_at is None:
-        return False
-    return job.started_at.timestamp() < runner.interrupted_at
+    began, interrupted_at = job.started_at, runner.interrupted_at
+    return began is not None and interrupted_at is not None and began.timestamp() < interrupted_at
 
 
 def is_lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:

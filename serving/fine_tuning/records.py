@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
+from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving.http import openai_types
 from serving.http.errors import ApiError
@@ -90,6 +91,9 @@ class ApiJob(BaseModel):
         """The id without its prefix, part of the names of its model, events and checkpoints."""
         return self.id.removeprefix(JOB_PREFIX)
 
+    def job_spec(self) -> JobSpec:
+        return JobSpec.model_validate(self.spec)
+
     def runner_id(self, launch: Launch) -> str:
         """Return the launcher's id of a launch. Deterministic, so it is not started twice."""
         return f"{self.id}-{launch.number}"
@@ -100,40 +104,30 @@ def claimed_before(
 ) -> str | None:
     """Return the id of the job that an earlier equal create claimed, without claiming one.
 
-    None: the request is new, or only a claim decides. Raises ApiError as `claim_by_key` does.
+    None: the request is new, or only a claim decides. Raises ApiError as `claim` does.
     """
     if key is None and not retried:
         return None
     try:
-        claim = store.get_json(_by_content(team, request) if key is None else _by_key(team, key))
+        claim = store.get_json(_claim_key(team, key, request))
     except ObjectNotFound:
         return None
     if key is not None:
-        return _id_of_equal_request(claim, request)
+        return str(_of_equal_request(claim, request)["id"])
     return str(claim["id"]) if now_s - claim["at"] < RETRY_WINDOW_S else None
 
 
-def claim_by_key(store: Store, team: str, key: str, request: str, new: str) -> str:
-    """Claim a job id for an Idempotency-Key. Returns `new`, or the id claimed earlier with the same key.
+def claim(store: Store, team: str, key: str | None, request: str, new: str, *, retried: bool, now_s: float) -> str:
+    """Claim a job id for a create. Returns `new`, or the id claimed earlier with the same Idempotency-Key `key`.
 
-    Raises ApiError 409 if the key was used with another request.
-    """
-    try:
-        store.put_json(_by_key(team, key), {"id": new, "request": request}, if_absent=True)
-        return new
-    except ConflictError:
-        return _id_of_equal_request(store.get_json(_by_key(team, key)), request)
-
-
-def claim_by_content(store: Store, team: str, request: str, new: str, *, retried: bool, now_s: float) -> str:
-    """Claim a job id for a create without an Idempotency-Key. Returns `new` or the id claimed by an equal request.
-
-    The official client repeats an unanswered request with `x-stainless-retry-count` and without a key. A retry gets the
-    job that an equal request created in the last ten minutes. If it overtakes the first try, the retry creates the job
-    and the first try gets it.
+    Raises ApiError 409 if the key was used with another request. Without a key, the official client repeats an
+    unanswered request with `x-stainless-retry-count`: a retry gets the job that an equal request created in the last
+    ten minutes. If it overtakes the first try, the retry creates the job and the first try gets it.
     """
 
     def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        if key is not None:
+            return {"id": new, "request": request} if old is None else _of_equal_request(old, request)
         if old is not None and now_s - old["at"] < RETRY_WINDOW_S:
             if retried:
                 return old
@@ -141,7 +135,7 @@ def claim_by_content(store: Store, team: str, request: str, new: str, *, retried
                 return {**old, "by_retry": False}
         return {"id": new, "at": now_s, "by_retry": retried}
 
-    return str(store.update_json(_by_content(team, request), change)["id"])
+    return str(store.update_json(_claim_key(team, key, request), change)["id"])
 
 
 def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: int, now_s: float) -> None:
@@ -236,19 +230,16 @@ def team_of_open(store: Store, key_id: str, identifier: str) -> str | None:
         return None
 
 
-def _id_of_equal_request(claim: dict[str, Any], request: str) -> str:
+def _of_equal_request(claim: dict[str, Any], request: str) -> dict[str, Any]:
     if claim["request"] != request:
         message = "this Idempotency-Key was used with another request: send a new key with a new request"
         raise ApiError(409, message, code="idempotency_key_reused", headers={"x-should-retry": "false"})
-    return str(claim["id"])
+    return claim
 
 
-def _by_key(team: str, key: str) -> str:
-    return f"teams/{team}/creates/key-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-
-
-def _by_content(team: str, request: str) -> str:
-    return f"teams/{team}/creates/request-{request}.json"
+def _claim_key(team: str, key: str | None, request: str) -> str:
+    name = f"request-{request}" if key is None else f"key-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return f"teams/{team}/creates/{name}.json"
 
 
 def _key(team: str, identifier: str) -> str:

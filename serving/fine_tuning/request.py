@@ -1,60 +1,31 @@
-"""Resolves a create request to a job file. Pure; reports all invalid fields at once, each by its name.
+"""Resolves a create request to the record of its job. Pure; reports all invalid fields at once, each by its name.
 
 Combines OpenAI's hyperparameters with Kitae's own sections; where both set the same option, the section wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ValidationError
 
 from ray_jobs.errors import SpecError
 from ray_jobs.registry.catalogue import CatalogueEntry
-from ray_jobs.spec import JobSpec, TrainingSection, parse_spec
+from ray_jobs.spec import TrainingSection, parse_spec
 from ray_jobs.training.lr_schedule import default_learning_rate
 from serving.files.stored_files import FINE_TUNE, FileRecord
 from serving.fine_tuning.records import ApiJob
 from serving.http import openai_types
-from serving.http.errors import ApiError
+from serving.http.errors import invalid_fields
 from serving.http.ids import created_at_s
 
 LEAST_ROWS = 10
 """OpenAI's minimum; fewer rows leave none to hold out."""
-_KEPT_CHECKPOINTS = 3
-"""The number that OpenAI keeps."""
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _PASS_TOKENS = 2048
 _TARGET_EXAMPLES, _MAX_EXAMPLES, _EPOCHS, _MAX_EPOCHS = 100, 25_000, 3, 25
-
-
-@dataclass
-class Problems:
-    """Collects the invalid fields of a request as (field, message)."""
-
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, param: str, message: str) -> None:
-        self.found.append((param, message))
-
-    def raise_if_any(self, code: str | None = None) -> None:
-        if not self.found:
-            return
-        message = "; ".join(f"{param}: {text}" for param, text in self.found)
-        details = [{"param": param, "message": text} for param, text in self.found]
-        raise ApiError(400, message, param=self.found[0][0], code=code or "invalid_request", details=details)
-
-
-@dataclass(frozen=True)
-class ResolvedRequest:
-    """Result of resolving a request."""
-
-    spec: JobSpec
-    hyperparameters: dict[str, Any]
-    """The values that replace each `auto`."""
-    method: dict[str, Any]
 
 
 def auto_epochs(examples: int) -> int:
@@ -79,60 +50,58 @@ def resolve(
     *,
     identifier: str,
     team: str,
-    entry: CatalogueEntry | None,
-    training: FileRecord | None,
-    validation: FileRecord | None,
-    address_of: Mapping[str, str],
+    key_id: str,
+    files: Mapping[str, FileRecord],
+    uri: Callable[[str], str],
     bases: Mapping[str, CatalogueEntry],
     defaults: Mapping[str, Any],
-) -> ResolvedRequest:
+) -> ApiJob:
     """Resolve a request. Raises ApiError 400 with every invalid field.
 
-    `entry`, `training`, `validation`: the base and the files that the request names; None if they do not exist.
-    `address_of`: file id → `s3://` address. `bases`: the catalogue. `defaults`: default sections of this endpoint.
+    `files`: those of the request's files that exist, by id. `uri`: store key → `s3://` address. `bases`: the catalogue.
+    `defaults`: default sections of this endpoint.
     """
-    problems = Problems()
-    _check_method(body, problems)
-    _check_metadata(body, problems)
+    entry = bases.get(body.model)
+    training = files.get(body.training_file)
+    validation = None if body.validation_file is None else files.get(body.validation_file)
+    named = (("training_file", body.training_file, training), ("validation_file", body.validation_file, validation))
+    problems = _unsupported(body)
     if entry is None:
         known = ", ".join(bases) or "none; `kitae bases add SOURCE` adds one"
-        problems.add("model", f"the base model {body.model!r} does not exist; available: {known}")
-    for param, record, wanted in (
-        ("training_file", training, body.training_file),
-        ("validation_file", validation, body.validation_file),
-    ):
-        if wanted is not None:
-            _check_file(param, record, wanted, problems)
-    _check_data(body, problems)
-    problems.raise_if_any()
+        problems.append(("model", f"the base model {body.model!r} does not exist; available: {known}"))
+    for param, wanted, record in named:
+        if wanted is not None and record is None:
+            problems.append((param, f"the file {wanted!r} does not exist"))
+        elif record is not None and (record.purpose != FINE_TUNE or record.report is None):
+            problems.append((param, f"{wanted} was uploaded for {record.purpose}, not with purpose {FINE_TUNE}"))
+    if problems:
+        raise invalid_fields(problems)
     assert entry is not None
     assert training is not None
     assert training.report is not None
-    task = body.task or training.report.task
+
+    task, rows = body.task or training.report.task, training.report.rows
+    longest = 1024
     if task not in entry.tasks:
-        problems.add("model", f"{entry.name} does not support {task}; it supports {', '.join(entry.tasks)}")
-    for param, record in (("training_file", training), ("validation_file", validation)):
+        problems.append(("model", f"{entry.name} does not support {task}; it supports {', '.join(entry.tasks)}"))
+    for param, wanted, record in named:
         if record is None or record.report is None:
             continue
+        longest = max(longest, record.report.longest_tokens or 0)
         if record.report.task != task:
-            problems.add(param, f"{record.id} has rows for {record.report.task}, not for {task}")
+            problems.append((param, f"{wanted} has rows for {record.report.task}, not for {task}"))
         long = record.report.too_long if record.report.model == entry.name else ()
         if long and (body.data or {}).get("too_long", "error") == "error":
             lines = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
+            limit = f"{entry.name}'s maximum of {entry.max_tokens} tokens"
             fix = "shorten them, or set data.too_long to drop or truncate"
-            problems.add(
-                param, f"lines {lines} are longer than {entry.name}'s maximum of {entry.max_tokens} tokens: {fix}"
-            )
-    if training.report.rows < LEAST_ROWS:
-        problems.add(
-            "training_file", f"{training.id} has {training.report.rows} rows; at least {LEAST_ROWS} are needed"
-        )
-    problems.raise_if_any()
+            problems.append((param, f"lines {lines} are longer than {limit}: {fix}"))
+    if rows < LEAST_ROWS:
+        problems.append(("training_file", f"{training.id} has {rows} rows; at least {LEAST_ROWS} are needed"))
+    if problems:
+        raise invalid_fields(problems)
 
     hyper = _hyperparameters(body)
-    epochs = auto_epochs(training.report.rows) if hyper.n_epochs == "auto" else hyper.n_epochs
-    batch_size = auto_batch_size(training.report.rows) if hyper.batch_size == "auto" else hyper.batch_size
-    method = body.method if isinstance(body.method, str) else "lora"
     own: dict[str, Any] = {
         "name": identifier,
         "task": task,
@@ -140,13 +109,18 @@ def resolve(
         "team": team,
         "suffix": body.suffix,
         "priority": body.priority or 0,
-        "data": _data(body, entry, training, validation, address_of),
+        "data": {
+            "train": uri(training.key),
+            "max_tokens": min(longest, entry.max_tokens or longest),
+            **({} if validation is None else {"held_out": uri(validation.key)}),
+            **(body.data or {}),
+        },
         "training": {
-            "method": method,
-            "epochs": epochs,
-            "batch_size": batch_size,
+            "method": body.method if isinstance(body.method, str) else "lora",
+            "epochs": auto_epochs(rows) if hyper.n_epochs == "auto" else hyper.n_epochs,
+            "batch_size": auto_batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size,
             "publish_checkpoints": True,
-            "checkpoints_to_keep": _KEPT_CHECKPOINTS,
+            "checkpoints_to_keep": 3,  # as many as OpenAI keeps
             **({} if body.seed is None else {"seed": body.seed}),
             **({} if body.lora_rank is None else {"lora": {"rank": body.lora_rank, "alpha": 2.0 * body.lora_rank}}),
         },
@@ -155,44 +129,42 @@ def resolve(
         own["search"] = {} if body.search is True else body.search
     sections = {name: getattr(body, name) or {} for name in ("training", "compute", "evaluation", "serving")}
     document = merged(merged(defaults, own), sections)
-    document["training"] = _with_learning_rate(document["training"], hyper, task)
-    longest = document["data"].get("max_tokens")
-    if isinstance(longest, int):
-        document["training"].setdefault("micro_batch_tokens", max(_PASS_TOKENS, longest))
-    spec = _parsed(document, problems)
+    options = document["training"]
+    if options.get("learning_rate") is None and hyper.learning_rate_multiplier != "auto":
+        with suppress(ValidationError):  # `parse_spec` reports what is invalid
+            default_rate = default_learning_rate(TrainingSection.model_validate(options), task)
+            options["learning_rate"] = hyper.learning_rate_multiplier * default_rate
+    max_tokens = document["data"].get("max_tokens")
+    if isinstance(max_tokens, int):
+        options.setdefault("micro_batch_tokens", max(_PASS_TOKENS, max_tokens))
+    try:
+        spec = parse_spec(document)
+    except SpecError as error:
+        raise invalid_fields([_field_of(detail) for detail in error.details]) from error
     searched = (spec.search.space or {}).get("base_model", ()) if spec.search is not None else ()
     for name in searched if isinstance(searched, tuple) else ():
         if name not in bases:
-            problems.add("search.space.base_model", f"the base model {name!r} does not exist")
-    problems.raise_if_any()
-    resolved = {
+            problems.append(("search.space.base_model", f"the base model {name!r} does not exist"))
+    if problems:
+        raise invalid_fields(problems)
+    default_rate = default_learning_rate(spec.training, spec.task)
+    hyperparameters = {
         "n_epochs": spec.training.epochs,
         "batch_size": spec.training.batch_size,
-        "learning_rate_multiplier": _multiplier(spec),
+        "learning_rate_multiplier": round((spec.training.learning_rate or default_rate) / default_rate, 6),
     }
-    return ResolvedRequest(spec, resolved, {"type": "supervised", "supervised": {"hyperparameters": resolved}})
-
-
-def new_api_job(
-    body: openai_types.CreateFineTuningJob, team: str, key_id: str, identifier: str, resolved: ResolvedRequest
-) -> ApiJob:
-    """Build the API's record of a resolved request."""
     return ApiJob(
         id=identifier,
         team=team,
         key_id=key_id,
         created_at=int(created_at_s(identifier)),
-        model=body.model,
-        training_file=body.training_file,
-        validation_file=body.validation_file,
-        suffix=body.suffix,
-        seed=resolved.spec.training.seed,
-        metadata=body.metadata,
+        **body.model_dump(include={"model", "training_file", "validation_file", "suffix", "metadata"}),
+        seed=spec.training.seed,
         integrations=None,
-        method=resolved.method,
-        hyperparameters=resolved.hyperparameters,
-        spec=resolved.spec.model_dump(mode="json"),
-        job_id=resolved.spec.job_id,
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        hyperparameters=hyperparameters,
+        spec=spec.model_dump(mode="json"),
+        job_id=spec.job_id,
     )
 
 
@@ -206,35 +178,25 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _check_method(body: openai_types.CreateFineTuningJob, problems: Problems) -> None:
+def _unsupported(body: openai_types.CreateFineTuningJob) -> list[tuple[str | None, str]]:
+    """List the fields that are invalid for any file and any base, as (field, message)."""
+    found: list[tuple[str | None, str]] = []
     if isinstance(body.method, openai_types.Method) and body.method.type != "supervised":
-        problems.add("method.type", f"{body.method.type} is not supported; supervised is")
+        found.append(("method.type", f"{body.method.type} is not supported; supervised is"))
     if body.integrations:
-        problems.add("integrations", "not supported; `GET /fine_tuning/jobs/{id}/events` returns a job's metrics")
-
-
-def _check_metadata(body: openai_types.CreateFineTuningJob, problems: Problems) -> None:
+        found.append(("integrations", "not supported; `GET /fine_tuning/jobs/{id}/events` returns a job's metrics"))
     pairs = body.metadata or {}
     if len(pairs) > _MAX_PAIRS:
-        problems.add("metadata", f"it has {len(pairs)} pairs; at most {_MAX_PAIRS}")
+        found.append(("metadata", f"it has {len(pairs)} pairs; at most {_MAX_PAIRS}"))
     for key, value in pairs.items():
         if len(key) > _MAX_KEY:
-            problems.add("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_MAX_KEY}")
+            found.append(("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_MAX_KEY}"))
         if len(value) > _MAX_VALUE:
-            problems.add(f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_MAX_VALUE}")
-
-
-def _check_file(param: str, record: FileRecord | None, wanted: str, problems: Problems) -> None:
-    if record is None:
-        problems.add(param, f"the file {wanted!r} does not exist")
-    elif record.purpose != FINE_TUNE or record.report is None:
-        problems.add(param, f"{wanted} was uploaded for {record.purpose}, not with purpose {FINE_TUNE}")
-
-
-def _check_data(body: openai_types.CreateFineTuningJob, problems: Problems) -> None:
-    for name in sorted({"train", "held_out"} & set(body.data or {})):
-        instead = "training_file" if name == "train" else "validation_file"
-        problems.add(f"data.{name}", f"rows come from files: upload them and name the file in {instead}")
+            found.append((f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_MAX_VALUE}"))
+    for name, instead in (("held_out", "validation_file"), ("train", "training_file")):
+        if name in (body.data or {}):
+            found.append((f"data.{name}", f"rows come from files: upload them and name the file in {instead}"))
+    return found
 
 
 def _hyperparameters(body: openai_types.CreateFineTuningJob) -> openai_types.Hyperparameters:
@@ -245,48 +207,7 @@ def _hyperparameters(body: openai_types.CreateFineTuningJob) -> openai_types.Hyp
     return old.model_copy(update=named)
 
 
-def _data(
-    body: openai_types.CreateFineTuningJob,
-    entry: CatalogueEntry,
-    training: FileRecord,
-    validation: FileRecord | None,
-    address_of: Mapping[str, str],
-) -> dict[str, Any]:
-    """Build the data section; `max_tokens` is the longest row's length, at least 1024, at most the model's maximum."""
-    reports = [record.report for record in (training, validation) if record is not None and record.report is not None]
-    known = [report.longest_tokens for report in reports if report.longest_tokens is not None]
-    most = entry.max_tokens or max([1024, *known])
-    document: dict[str, Any] = {
-        "train": address_of[training.id],
-        "max_tokens": min(most, max([1024, *known])),
-        **({} if validation is None else {"held_out": address_of[validation.id]}),
-    }
-    return document | (body.data or {})
-
-
-def _with_learning_rate(training: Mapping[str, Any], hyper: openai_types.Hyperparameters, task: str) -> dict[str, Any]:
-    """Set the learning rate from the multiplier, unless the training section sets one."""
-    document = dict(training)
-    if document.get("learning_rate") is None and hyper.learning_rate_multiplier != "auto":
-        try:
-            section = TrainingSection.model_validate(document)
-        except ValidationError:
-            return document  # `_parsed` reports what is invalid
-        document["learning_rate"] = hyper.learning_rate_multiplier * default_learning_rate(section, task)
-    return document
-
-
-def _multiplier(spec: JobSpec) -> float:
-    default = default_learning_rate(spec.training, spec.task)
-    return round((spec.training.learning_rate or default) / default, 6)
-
-
-def _parsed(document: dict[str, Any], problems: Problems) -> JobSpec:
-    try:
-        return parse_spec(document)
-    except SpecError as error:
-        for detail in error.details:
-            where, colon, text = detail.partition(": ")
-            problems.add(where, text) if colon and " " not in where else problems.add("body", detail)
-        problems.raise_if_any()
-        raise
+def _field_of(detail: str) -> tuple[str, str]:
+    """Return (field, message) of a detail of `parse_spec`."""
+    where, colon, text = detail.partition(": ")
+    return (where, text) if colon and " " not in where else ("body", detail)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from ray_jobs.data.report import RowReport
 from ray_jobs.jobs import Event, JobRecord
 from ray_jobs.registry import api_names
 from serving.fine_tuning import records
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob
-from serving.fine_tuning.request import ResolvedRequest
 from serving.http import openai_types
 from serving.http.ids import derived_id
 
-_LEVELS: Mapping[str, Any] = {"info": "info", "warning": "warn", "error": "error"}
+_SAME_FIELDS = openai_types.FineTuningJob.model_fields.keys() & ApiJob.model_fields.keys()
 
 
 def event_to_openai(event: Event, event_id: str) -> openai_types.FineTuningJobEvent:
     return openai_types.FineTuningJobEvent(
         id=event_id,
         created_at=int(event.at.timestamp()),
-        level=_LEVELS[event.level],
+        level="warn" if event.level == "warning" else event.level,
         message=event.message,
         type=event.kind,
         data=event.data,
@@ -37,30 +34,20 @@ def to_openai(api: ApiJob, job: JobRecord | None, reported: ReportedStatus) -> o
         ended = None if job is None else job.finished_at
         finished = api.closed.finished_at if api.closed else int(ended.timestamp()) if ended else None
     return openai_types.FineTuningJob(
-        id=api.id,
-        created_at=api.created_at,
+        **api.model_dump(include=_SAME_FIELDS),
         finished_at=finished,
-        model=api.model,
         fine_tuned_model=model_name(api) if done else None,
         organization_id=api.team,
         status=reported.status,
-        hyperparameters=api.hyperparameters,
-        training_file=api.training_file,
-        validation_file=api.validation_file,
         result_files=[result_file_id(api, finished)] if finished is not None and "metrics_csv" in result else [],
         trained_tokens=result.get("trained_tokens"),
         error=reported.error,
-        seed=api.seed,
-        method=api.method,
-        metadata=api.metadata,
-        integrations=api.integrations,
         result={key: result[key] for key in ("base", "tuned", "base_is", "search") if key in result} if done else None,
     )
 
 
 def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[openai_types.FineTuningJobCheckpoint]:
     """Convert the published checkpoints of a finished job."""
-    result = (job.result if job is not None else None) or {}
     if job is None or job.finished_at is None:
         return []
     return [
@@ -77,7 +64,7 @@ def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[openai_types.Fine
                 full_valid_mean_token_accuracy=found.get("valid_mean_token_accuracy"),
             ),
         )
-        for found in result.get("checkpoints", [])
+        for found in (job.result or {}).get("checkpoints", [])
     ]
 
 
@@ -91,16 +78,15 @@ def result_file_id(api: ApiJob, finished_at: int) -> str:
     return derived_id("file", api.id, finished_at)
 
 
-def dry_run(api: ApiJob, resolved: ResolvedRequest, rows: Mapping[str, Any]) -> openai_types.FineTuningJob:
+def dry_run(api: ApiJob, rows: RowReport) -> openai_types.FineTuningJob:
     """Build the response to a dry run: a job with the job file that would run."""
-    spec = resolved.spec
-    steps = -(-rows["rows"] // spec.training.batch_size) * spec.training.epochs
-    tokens = rows.get("tokens")
+    spec = api.job_spec()
+    steps = -(-rows.rows // spec.training.batch_size) * spec.training.epochs
     plan = {
         "job_file": spec.model_dump(mode="json", exclude={"name", "team", "suffix"}),
-        "rows": rows,
+        "rows": rows.model_dump(mode="json"),
         "steps": steps if spec.training.max_steps is None else min(steps, spec.training.max_steps),
-        "trained_tokens": None if tokens is None else tokens * spec.training.epochs,
+        "trained_tokens": None if rows.tokens is None else rows.tokens * spec.training.epochs,
         "trials": None if spec.search is None else spec.search.trials,
     }
     job = to_openai(api, None, ReportedStatus("validating_files"))

@@ -14,7 +14,6 @@ from ray_jobs import jobs
 from ray_jobs.errors import MachineError, RequestTooLarge, UnknownQueue
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import UNKNOWN, UNREACHABLE, Launcher, Needs, Runner
-from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from serving.fine_tuning import lifecycle, records
 from serving.fine_tuning.records import ApiJob
@@ -40,10 +39,10 @@ class Runners:
     """Job id → (reason for waiting reported last, when)."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def check_fits(self, spec: JobSpec) -> None:
+    def check_fits(self, api: ApiJob) -> None:
         """Raise ApiError 400 for a job that the cluster can never start, or whose team has no queue."""
         try:
-            self.launcher.check(Needs.of(spec))
+            self.launcher.check(Needs.of(api.job_spec()))
         except RequestTooLarge as error:
             details = [{"param": "compute", "message": detail} for detail in error.details]
             message = f"{error.message}: {'; '.join(error.details)}"
@@ -70,7 +69,7 @@ class Runners:
             # The paused runner may still be queued; starting later, it would take the job from the new one.
             for older in api.launches[-2:-1]:
                 self.launcher.stop(api.runner_id(older))
-        needs = Needs.of(JobSpec.model_validate(api.spec))
+        needs = Needs.of(api.job_spec())
         try:
             self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()}, needs)
         finally:  # also after an error: the launch may have succeeded with its answer lost

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from ray_jobs import jobs
 from ray_jobs.digests import json_digest
@@ -23,13 +23,14 @@ from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
 from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Launcher, Runner
 from ray_jobs.registry import catalogue
-from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
+from serving.access.auth import Caller
 from serving.files.stored_files import Files
 from serving.fine_tuning import lifecycle, records
-from serving.fine_tuning.lifecycle import CloseJob, ReportedStatus, StartRunner, StopRunner
+from serving.fine_tuning.job_end import publish_job_end
+from serving.fine_tuning.lifecycle import Action, CloseJob, ReportedStatus, StartRunner, StopRunner
 from serving.fine_tuning.records import ApiJob, ClosedJob
-from serving.fine_tuning.request import ResolvedRequest, new_api_job, resolve
+from serving.fine_tuning.request import resolve
 from serving.fine_tuning.responses import checkpoints_of, dry_run, event_to_openai, result_file_id, to_openai
 from serving.fine_tuning.runners import Runners
 from serving.http.errors import ApiError, bad_request
@@ -42,24 +43,17 @@ logger = logging.getLogger(__name__)
 _STEPS_AT_ONCE = 4
 
 
-class Owner(Protocol):
-    """The caller of a request; `serving.access.auth.Caller` implements it."""
-
-    @property
-    def key_id(self) -> str: ...
-    @property
-    def team(self) -> str: ...
-    @property
-    def admin(self) -> bool: ...
-
-
 @dataclass(frozen=True)
 class ObservedJob:
     """A job's records and status at one moment."""
 
     api: ApiJob
     job: JobRecord | None
+    runner: Runner
     reported: ReportedStatus
+
+    def to_openai(self) -> FineTuningJob:
+        return to_openai(self.api, self.job, self.reported)
 
 
 @dataclass
@@ -71,8 +65,6 @@ class FineTuningService:
     launcher: Launcher
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Default sections of every job file."""
-    on_job_end: Callable[[ApiJob, JobRecord, ReportedStatus], None] = lambda *_: None
-    """Called at least once when a job has ended; must be idempotent."""
     now: Callable[[], float] = time.time
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when `reconcile` is due at once."""
@@ -85,48 +77,42 @@ class FineTuningService:
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
-    def create(
-        self,
-        body: CreateFineTuningJob,
-        owner: Owner,
-        *,
-        key: str | None,
-        retried: bool,
-        max_open: int | None,
-    ) -> FineTuningJob:
-        """Create a job, or return the one that this request has created. Raises ApiError for an invalid request."""
-        team = self._team_of(body, owner)
+    def create(self, body: CreateFineTuningJob, caller: Caller, *, key: str | None, retried: bool) -> FineTuningJob:
+        """Create a job, or return the one that this request has created. Raises ApiError for an invalid request.
+
+        `key`: the Idempotency-Key.
+        """
+        team = body.team or caller.team
+        if team != caller.team and not caller.admin:
+            message = f"this key is of team {caller.team!r}, not of {team!r}"
+            raise ApiError(403, message, param="team", code="wrong_team")
         request = _request_digest(body, team)
         if not body.dry_run:
             made = records.claimed_before(self.store, team, key, request, retried=retried, now_s=self.now())
             if made is not None and (existing := records.find(self.store, team, made)) is not None:
-                return self._to_openai(self._reconcile(existing))
-        identifier = new_id(records.KIND, now_s=self.now())
-        resolved = self._resolve(body, team, identifier)
-        self.runners.check_fits(resolved.spec)
+                return self._reconcile(existing).to_openai()
+        api = self._resolve(body, team, caller.key_id, new_id(records.KIND, now_s=self.now()))
+        self.runners.check_fits(api)
         if body.dry_run:
-            return dry_run(
-                new_api_job(body, team, owner.key_id, identifier, resolved), resolved, self._rows_of(body, team)
-            )
-        if key is not None:
-            claimed = records.claim_by_key(self.store, team, key, request, identifier)
-        else:
-            claimed = records.claim_by_content(self.store, team, request, identifier, retried=retried, now_s=self.now())
-        if claimed != identifier:
+            report = self.files.get(team, body.training_file).report
+            assert report is not None
+            return dry_run(api, report)
+        claimed = records.claim(self.store, team, key, request, api.id, retried=retried, now_s=self.now())
+        if claimed != api.id:
             existing = records.find(self.store, team, claimed)
             if existing is not None:
-                return self._to_openai(self._reconcile(existing))
-            identifier, resolved = claimed, self._resolve(body, team, claimed)
-        if max_open is not None:
-            records.reserve_slot(self.store, team, owner.key_id, identifier, max_open, self.now())
-        records.mark_open(self.store, team, owner.key_id, identifier)
-        api = records.put_new(self.store, new_api_job(body, team, owner.key_id, identifier, resolved))
+                return self._reconcile(existing).to_openai()
+            api = self._resolve(body, team, caller.key_id, claimed)
+        if (max_open := caller.limits.concurrent_jobs) is not None:
+            records.reserve_slot(self.store, team, api.key_id, api.id, max_open, self.now())
+        records.mark_open(self.store, team, api.key_id, api.id)
+        api = records.put_new(self.store, api)
         self._create_job(api)
         self.wake.set()
-        return self._to_openai(self._observe(api))
+        return self._observe(api).to_openai()
 
     def get(self, team: str, identifier: str) -> FineTuningJob:
-        return self._to_openai(self._reconcile(records.load(self.store, team, identifier)))
+        return self._reconcile(records.load(self.store, team, identifier)).to_openai()
 
     def page(
         self, team: str, *, limit: int, after: str | None, metadata: Mapping[str, str]
@@ -138,7 +124,7 @@ class FineTuningService:
             observed = self._observe(api)
             if observed.reported.over and api.closed is None:
                 observed = self._reconcile(api)  # an end is reported only once it is recorded
-            return self._to_openai(observed)
+            return observed.to_openai()
 
         return page(records.ids(self.store, team), read, limit=limit, after=after)
 
@@ -147,14 +133,14 @@ class FineTuningService:
     def cancel(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
         if retried and observed.reported.status == "cancelled":
-            return self._to_openai(observed)
+            return observed.to_openai()
         api = self._changeable(observed, "cancelled", "running", "queued", "validating_files", "paused")
         return self._apply_request(api, jobs.request_cancel, "cancelled on request")
 
     def pause(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
         if retried and observed.reported.status == "paused":
-            return self._to_openai(observed)
+            return observed.to_openai()
         api = self._changeable(observed, "paused", "running", "queued", "validating_files")
         ended = None if api.launch is None else api.launch.resumes
         return self._apply_request(api, partial(jobs.request_pause, ended=ended), "paused on request")
@@ -162,13 +148,13 @@ class FineTuningService:
     def resume(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
         if retried and observed.reported.status != "paused" and any(launch.resumes for launch in observed.api.launches):
-            return self._to_openai(observed)
+            return observed.to_openai()
         api = self._changeable(observed, "resumed", "paused")
         job = jobs.load(self.store, api.job_id)
         api = records.update(self.store, api, lambda old: lifecycle.resumed(old, job, self.now()))
         jobs.note(self.store, api.job_id, "info", "resumed on request")
         self.wake.set()
-        return self._to_openai(self._reconcile(api))
+        return self._reconcile(api).to_openai()
 
     def events(
         self, team: str, identifier: str, *, limit: int, after: str | None
@@ -241,15 +227,16 @@ class FineTuningService:
 
     def _reconcile(self, api: ApiJob) -> ObservedJob:
         """Carry out one job's due actions and return its state."""
-        observed, runner = self._observe_with_runner(api)
+        observed = self._observe(api)
         for _ in range(_STEPS_AT_ONCE):
-            action = lifecycle.decide(observed.api, observed.job, runner, self.now())
+            action = self._decide(observed)
             if observed.job is not None:
-                self.runners.report_waiting(observed.api, lifecycle.waits_for(observed.api, observed.job, runner))
+                waits_for = lifecycle.waits_for(observed.api, observed.job, observed.runner)
+                self.runners.report_waiting(observed.api, waits_for)
             if lifecycle.assumes_runner_lost(action, observed.api, observed.job):
                 # Confirmed without the cache, which may be outdated.
-                observed, runner = self._observe_with_runner(observed.api, fresh=True)
-                action = lifecycle.decide(observed.api, observed.job, runner, self.now())
+                observed = self._observe(observed.api, fresh=True)
+                action = self._decide(observed)
             if action is None:
                 return observed
             try:
@@ -261,8 +248,11 @@ class FineTuningService:
                 return observed
             if isinstance(action, StopRunner):
                 return observed
-            observed, runner = self._observe_with_runner(api)
+            observed = self._observe(api)
         return observed
+
+    def _decide(self, observed: ObservedJob) -> Action:
+        return lifecycle.decide(observed.api, observed.job, observed.runner, self.now())
 
     def _act(self, observed: ObservedJob, action: StartRunner | StopRunner | CloseJob) -> ApiJob:
         api, job = observed.api, observed.job
@@ -305,7 +295,7 @@ class FineTuningService:
             with suppress(ObjectNotFound):
                 content = self.store.get(csv_key)
                 self.files.put_result(api.team, result_file_id(api, finished_at), "step_metrics.csv", content)
-        self.on_job_end(api, job, reported)
+        publish_job_end(self.store, api, job, reported)
         closed = ClosedJob(status=reported.status, finished_at=finished_at, error=reported.error)
         api = records.update(
             self.store, api, lambda old: old if old.closed is not None else old.model_copy(update={"closed": closed})
@@ -316,49 +306,31 @@ class FineTuningService:
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
-    def _observe(self, api: ApiJob) -> ObservedJob:
-        return self._observe_with_runner(api)[0]
-
-    def _observe_with_runner(self, api: ApiJob, *, fresh: bool = False) -> tuple[ObservedJob, Runner]:
+    def _observe(self, api: ApiJob, *, fresh: bool = False) -> ObservedJob:
         """Read the launcher first, then the record; see `lifecycle`."""
         runner = self.runners.newest(api, fresh=fresh)
         try:
             job = jobs.load(self.store, api.job_id)
         except JobError:
             job = None
-        return ObservedJob(api, job, lifecycle.status_of(api, job, runner)), runner
+        return ObservedJob(api, job, runner, lifecycle.status_of(api, job, runner))
 
-    def _team_of(self, body: CreateFineTuningJob, owner: Owner) -> str:
-        if body.team is None or body.team == owner.team or owner.admin:
-            return body.team or owner.team
-        raise ApiError(
-            403, f"this key is of team {owner.team!r}, not of {body.team!r}", param="team", code="wrong_team"
-        )
-
-    def _resolve(self, body: CreateFineTuningJob, team: str, identifier: str) -> ResolvedRequest:
-        bases = {entry.name: entry for entry in catalogue.entries(self.store)}
-        training = self.files.find(team, body.training_file)
-        validation = None if body.validation_file is None else self.files.find(team, body.validation_file)
-        found = [record for record in (training, validation) if record is not None]
+    def _resolve(self, body: CreateFineTuningJob, team: str, key_id: str, identifier: str) -> ApiJob:
+        named = [self.files.find(team, file_id) for file_id in (body.training_file, body.validation_file) if file_id]
         return resolve(
             body,
             identifier=identifier,
             team=team,
-            entry=bases.get(body.model),
-            training=training,
-            validation=validation,
-            address_of={record.id: self.store.uri(record.key) for record in found},
-            bases=bases,
+            key_id=key_id,
+            files={record.id: record for record in named if record is not None},
+            uri=self.store.uri,
+            bases={entry.name: entry for entry in catalogue.entries(self.store)},
             defaults=self.defaults,
         )
 
-    def _rows_of(self, body: CreateFineTuningJob, team: str) -> dict[str, Any]:
-        record = self.files.get(team, body.training_file)
-        return {} if record.report is None else record.report.model_dump(mode="json")
-
     def _create_job(self, api: ApiJob) -> None:
         jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
-        jobs.create(self.store, JobSpec.model_validate(api.spec))
+        jobs.create(self.store, api.job_spec())
 
     def _changeable(self, observed: ObservedJob, what: str, *statuses: str) -> ApiJob:
         if observed.reported.status not in statuses:
@@ -375,10 +347,7 @@ class FineTuningService:
             raise bad_request(error.message, code="invalid_state") from error
         jobs.note(self.store, api.job_id, "info", message)
         self.wake.set()
-        return self._to_openai(self._reconcile(api))
-
-    def _to_openai(self, observed: ObservedJob) -> FineTuningJob:
-        return to_openai(observed.api, observed.job, observed.reported)
+        return self._reconcile(api).to_openai()
 
 
 def _request_digest(body: CreateFineTuningJob, team: str) -> str:

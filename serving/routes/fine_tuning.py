@@ -33,14 +33,7 @@ def routes(tuning: FineTuningService) -> APIRouter:
     ) -> openai_types.FineTuningJob:
         """Create a job. A second request with the same `Idempotency-Key`, or the client's retry of an unanswered one,
         returns the job created by the first."""
-        caller = caller_of(request)
-        return tuning.create(
-            body,
-            caller,
-            key=idempotency_key or None,
-            retried=is_retry,
-            max_open=caller.limits.concurrent_jobs,
-        )
+        return tuning.create(body, caller_of(request), key=idempotency_key or None, retried=is_retry)
 
     @router.get("")
     def list_jobs(request: Request, limit: PageLimit = 20, after: str | None = None) -> openai_types.FineTuningJobList:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ray_jobs.storage import Store
+from ray_jobs.tenancy.api_keys import Limits
+from serving.access.auth import Caller
 from serving.files.stored_files import Files
 from serving.files.uploads import Uploads
-from serving.fine_tuning.job_end import publish_job_end
 from serving.fine_tuning.service import FineTuningService
 from serving.http.errors import ApiError
 from tests.launch.fake_launcher import FakeLauncher
@@ -20,13 +19,9 @@ from tests.serving.crash_injector import CrashingLauncher, CrashPoint, crashing_
 TEAM = "blue"
 
 
-@dataclass(frozen=True)
-class Developer:
-    """The caller, in place of `serving.access.auth.Caller`."""
-
-    key_id: str = "key"
-    team: str = TEAM
-    admin: bool = False
+def developer(max_jobs: int | None = None) -> Caller:
+    """Return the caller; `max_jobs`: the limit of the key's concurrent jobs."""
+    return Caller("key", TEAM, Limits(concurrent_jobs=max_jobs), admin=False)
 
 
 class SingleRunnerLauncher(FakeLauncher):
@@ -52,7 +47,6 @@ class ApiReplica:
             self.store,
             self.files,
             CrashingLauncher(launcher, crash),
-            on_job_end=partial(publish_job_end, self.store),
             now=now,
             parallel_jobs=1,  # makes the order of requests deterministic
         )

@@ -26,7 +26,7 @@ from serving.http import openai_types
 from serving.http.errors import ApiError
 from serving.routes.models import delete_model
 from tests.serving.api_harness import BASE, add_base, begin_job, rows, run_job
-from tests.serving.api_replica import TEAM, ApiReplica, Developer, SingleRunnerLauncher
+from tests.serving.api_replica import TEAM, ApiReplica, SingleRunnerLauncher, developer
 from tests.serving.client_history import ENDED, ClientHistory
 from tests.serving.crash_injector import Crashed, CrashPoint
 
@@ -139,7 +139,7 @@ class ChaosScenario:
         key = f"key {number}" if self.random.random() < 0.5 else None
         most = self.random.choice([None, 10_000])
         job = self.ask(lambda process, retried: process.tuning.create(
-            body, Developer(), key=key, retried=retried, max_open=most
+            body, developer(most), key=key, retried=retried
         ))  # fmt: skip
         if job is None:
             self.history.unanswered.add(number)

@@ -21,7 +21,7 @@ from serving.http import openai_types
 from serving.http.errors import ApiError
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import BASE, add_base, begin_job, rows
-from tests.serving.api_replica import TEAM, ApiReplica, Developer
+from tests.serving.api_replica import TEAM, ApiReplica, developer
 from tests.serving.crash_injector import Crashed, CrashPoint
 
 
@@ -58,7 +58,7 @@ class Service:
     ) -> openai_types.FineTuningJob:
         body = openai_types.CreateFineTuningJob(model=BASE, training_file=self.file)
         tuning = (process or self.process).tuning
-        return tuning.create(body, Developer(), key=key, retried=retried, max_open=10_000)
+        return tuning.create(body, developer(10_000), key=key, retried=retried)
 
     def reconcile(self, seconds: float = 1.0) -> None:
         self.clock_s += seconds

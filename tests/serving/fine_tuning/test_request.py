@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from ray_jobs.data.report import RowReport
 from ray_jobs.registry.catalogue import CatalogueEntry
 from serving.files.stored_files import FileRecord
-from serving.fine_tuning.request import ResolvedRequest, auto_batch_size, auto_epochs, merged, resolve
+from serving.fine_tuning.records import ApiJob
+from serving.fine_tuning.request import auto_batch_size, auto_epochs, merged, resolve
 from serving.http import openai_types
 from serving.http.errors import ApiError
+from serving.http.ids import new_id
 
 ENTRY = CatalogueEntry(
     name="tiny", digest="b" * 16, source="x", architecture="LlamaForCausalLM", tasks=("chat",), max_tokens=4096
@@ -34,13 +36,14 @@ def file_of(count: int = 50, **facts: Any) -> FileRecord:
 
 def ask(
     body: dict[str, Any], *, training: FileRecord | None = None, validation: FileRecord | None = None, **more: Any
-) -> ResolvedRequest:
-    training = file_of() if training is None else training
+) -> ApiJob:
     request = openai_types.CreateFineTuningJob.model_validate({"model": "tiny", "training_file": "file-1"} | body)
-    found = [record for record in (training, validation) if record is not None]
+    files = {request.training_file: training or file_of()}
+    if validation is not None:
+        files[str(request.validation_file)] = validation
     arguments: dict[str, Any] = {
-        "identifier": "ftjob-1", "team": "a", "entry": ENTRY, "training": training, "validation": validation,
-        "address_of": {record.id: f"s3://b/{record.key}" for record in found}, "bases": {"tiny": ENTRY}, "defaults": {},
+        "identifier": new_id("ftjob"), "team": "a", "key_id": "k", "files": files,
+        "uri": "s3://b/{}".format, "bases": {"tiny": ENTRY}, "defaults": {},
     } | more  # fmt: skip
     return resolve(request, **arguments)
 
@@ -54,8 +57,8 @@ def refusal_of(body: dict[str, Any], **more: Any) -> ApiError:
 
 def test_a_minimal_request() -> None:
     resolved = ask({})
-    spec = resolved.spec
-    assert (spec.name, spec.team, spec.task, spec.base_model) == ("ftjob-1", "a", "chat", "tiny")
+    spec = resolved.job_spec()
+    assert (spec.name, spec.team, spec.task, spec.base_model) == (resolved.id, "a", "chat", "tiny")
     assert spec.data.train == "s3://b/files/a/file-1/rows.jsonl"
     assert (spec.training.method, spec.training.epochs, spec.training.batch_size) == ("lora", 3, 6)
     assert spec.training.publish_checkpoints
@@ -77,7 +80,7 @@ def test_auto_is_within_what_the_api_allows(examples: int) -> None:
 
 def test_hyperparameters_of_the_method_override_top_level_ones() -> None:
     new = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5, "learning_rate_multiplier": 0.5}}}
-    spec = ask({"method": new, "hyperparameters": {"n_epochs": 2, "batch_size": 3}}).spec
+    spec = ask({"method": new, "hyperparameters": {"n_epochs": 2, "batch_size": 3}}).job_spec()
     assert (spec.training.epochs, spec.training.batch_size) == (5, 3)
     assert spec.training.learning_rate == pytest.approx(1e-4)  # half of LoRA's
 
@@ -87,7 +90,7 @@ def test_sections_override_hyperparameters_and_defaults() -> None:
         {"training": {"epochs": 7, "lora": {"rank": 4}}, "lora_rank": 8, "search": {"trials": 5}, "priority": 3},
         defaults={"training": {"epochs": 9, "precision": "fp32"}, "compute": {"workers": 2}},
     )
-    spec = resolved.spec
+    spec = resolved.job_spec()
     assert (spec.training.epochs, spec.training.lora.rank, spec.training.lora.alpha) == (7, 4, 16)
     assert (spec.training.precision, spec.compute.workers, spec.priority) == ("fp32", 2, 3)
     assert spec.search is not None
@@ -96,20 +99,20 @@ def test_sections_override_hyperparameters_and_defaults() -> None:
 
 
 def test_search_is_a_section_or_a_switch() -> None:
-    assert ask({"search": True}).spec.search is not None
-    assert ask({"search": {}}).spec.search is not None
-    assert ask({"search": False}).spec.search is None
+    assert ask({"search": True}).job_spec().search is not None
+    assert ask({"search": {}}).job_spec().search is not None
+    assert ask({"search": False}).job_spec().search is None
 
 
 def test_a_method_by_its_name() -> None:
-    spec = ask({"method": "full"}).spec
+    spec = ask({"method": "full"}).job_spec()
     assert spec.training.method == "full"
     assert spec.training.learning_rate is None
 
 
 def test_max_tokens_is_at_least_the_longest_row() -> None:
-    assert ask({}, training=file_of(report={"longest_tokens": 90})).spec.data.max_tokens == 1024
-    spec = ask({}, training=file_of(report={"longest_tokens": 3000})).spec
+    assert ask({}, training=file_of(report={"longest_tokens": 90})).job_spec().data.max_tokens == 1024
+    spec = ask({}, training=file_of(report={"longest_tokens": 3000})).job_spec()
     assert (spec.data.max_tokens, spec.training.micro_batch_tokens) == (3000, 3000)
 
 
@@ -118,7 +121,7 @@ def test_all_invalid_fields_are_reported_at_once() -> None:
         "model": "tinny", "training_file": "file-2", "validation_file": "file-3",
         "method": {"type": "dpo"}, "metadata": {"k" * 65: "v", "w": "v" * 513}, "data": {"train": "/etc/passwd"},
     }  # fmt: skip
-    error = refusal_of(body, entry=None, training=file_of(purpose="batch"), validation=file_of(purpose="evals"))
+    error = refusal_of(body, training=file_of(purpose="batch"), validation=file_of(purpose="evals"))
     params = [detail["param"] for detail in error.details]
     for param in ("method.type", "metadata", "metadata.w", "model", "training_file", "validation_file", "data.train"):
         assert param in params, param
@@ -146,13 +149,13 @@ def test_an_invalid_field_is_named(body: dict[str, Any], param: str, words: str)
 
 def test_fewer_than_ten_rows_are_refused() -> None:
     assert "at least 10" in refusal_of({}, training=file_of(9)).message
-    assert ask({}, training=file_of(10)).spec.training.epochs == 10
+    assert ask({}, training=file_of(10)).job_spec().training.epochs == 10
 
 
 def test_rows_longer_than_the_model_are_named_unless_they_are_dropped_or_truncated() -> None:
     long = file_of(report={"model": "tiny", "longest_tokens": 9000, "too_long": (3, 8)})
     assert "maximum of 4096 tokens" in refusal_of({}, training=long).message
-    spec = ask({"data": {"too_long": "drop"}}, training=long).spec
+    spec = ask({"data": {"too_long": "drop"}}, training=long).job_spec()
     assert (spec.data.max_tokens, spec.data.too_long) == (4096, "drop")
 
 

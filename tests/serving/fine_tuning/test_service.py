@@ -148,7 +148,7 @@ def test_a_job_fails_after_its_runner_was_lost_ten_times(store: Store, tmp_path:
     (tmp_path / "rows.jsonl").write_bytes(rows(12))
     file = files.create("a", "k", tmp_path / "rows.jsonl", filename="r.jsonl", purpose="fine-tune")
     body = openai_types.CreateFineTuningJob(model=BASE, training_file=file.id, team="a")
-    job = tuning.create(body, OPERATOR, key=None, retried=False, max_open=None)
+    job = tuning.create(body, OPERATOR, key=None, retried=False)
     for number in range(1, lifecycle.MAX_LAUNCHES + 1):
         tuning.reconcile()
         assert len(launcher.known) == number
