@@ -18,17 +18,87 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.token_bucket import MINUTE_S, ROUNDING, SlidingWindow, TokenBucket
 from serving.http.errors import ApiError
 
+_MINUTE_S = 60.0
+_ROUNDING = 1e-6
+"""Float tolerance, in tokens."""
 _FIRST_SWEEP_KEYS = 1024
 """Number of tracked keys at which idle keys are first dropped."""
+
+
+class SlidingWindow:
+    """Counts events of the last minute by the second: at most 61 entries, whatever the rate."""
+
+    def __init__(self) -> None:
+        self._seconds: Counter[int] = Counter()
+        """Second → events, oldest first."""
+
+    def add(self, now_s: float) -> None:
+        """Count one event."""
+        self._seconds[math.floor(now_s)] += 1
+
+    def total(self, now_s: float) -> int:
+        """Events of the last minute; a second that overlaps it counts in full."""
+        for second in [second for second in self._seconds if _expires_s(second) <= now_s]:
+            del self._seconds[second]
+        return self._seconds.total()
+
+    def wait_s(self, limit: int, now_s: float) -> float:
+        """Seconds until another event is within `limit` a minute."""
+        excess = self.total(now_s) - limit + 1
+        wait_s = 0.0
+        for second, count in self._seconds.items():
+            if excess <= 0:
+                break
+            excess -= count
+            wait_s = _expires_s(second) - now_s
+        return wait_s
+
+    def reset_s(self, now_s: float) -> float:
+        """Seconds until the window is empty."""
+        return _expires_s(max(self._seconds)) - now_s if self.total(now_s) else 0.0
+
+
+class TokenBucket:
+    """A token bucket of one minute's tokens, refilled at the limit's rate; it may be overdrawn.
+
+    Stores the tokens missing from a full bucket instead of the fill level, so that the limit may change at any time.
+    """
+
+    def __init__(self) -> None:
+        self._used = 0.0
+        self._at_s = 0.0
+
+    def take(self, tokens: int, limit: int, now_s: float) -> None:
+        """Take tokens from a bucket that refills at `limit` a minute."""
+        self._used = self.used(limit, now_s) + tokens
+        self._at_s = now_s
+
+    def used(self, limit: int, now_s: float) -> float:
+        """Tokens missing from a full bucket."""
+        return max(0.0, self._used - (now_s - self._at_s) * limit / _MINUTE_S)
+
+    def wait_s(self, limit: int, now_s: float) -> float:
+        """Seconds until the bucket has a whole token."""
+        missing = self.used(limit, now_s) + 1 - limit
+        return missing * _MINUTE_S / limit if missing > _ROUNDING else 0.0
+
+    def reset_s(self, limit: int, now_s: float) -> float:
+        """Seconds until the bucket is full."""
+        return self.used(limit, now_s) * _MINUTE_S / limit
+
+
+def _expires_s(second: int) -> float:
+    """Time at which all of a second is more than a minute ago."""
+    return second + 1 + _MINUTE_S
 
 
 @dataclass
@@ -44,7 +114,7 @@ class _KeyUsage:
         """Return whether this object equals a new one, so that it can be dropped."""
         limit = self.limits.tokens_per_minute
         is_full = limit is None or self.tokens.used(limit, now_s) == 0
-        return self.ongoing == 0 and is_full and now_s - self.used_at_s > MINUTE_S + 1
+        return self.ongoing == 0 and is_full and now_s - self.used_at_s > _MINUTE_S + 1
 
 
 class RateLimiter:
@@ -108,7 +178,7 @@ class RateLimiter:
             remaining = max(0, limit - usage.requests.total(now_s))
             found |= _headers("requests", limit, remaining, usage.requests.reset_s(now_s))
         if (limit := limits.tokens_per_minute) is not None:
-            remaining = max(0, math.floor(limit - usage.tokens.used(limit, now_s) + ROUNDING))
+            remaining = max(0, math.floor(limit - usage.tokens.used(limit, now_s) + _ROUNDING))
             found |= _headers("tokens", limit, remaining, usage.tokens.reset_s(limit, now_s))
         return found
 

@@ -72,11 +72,11 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> ReportedSta
     if job.status == "cancelled" or job.status == "succeeded":
         return ReportedStatus(job.status)
     if job.status == "failed":
-        return _failed("job_failed", job.error or "the job failed")
+        return _failed(code="job_failed", message=job.error or "the job failed")
     if job.status == "paused" and not _is_resumed(api, job):
         return ReportedStatus("paused")
     if runner.hopeless and api.launches:
-        return _failed(RUNNER_FAILED, runner.message or "its launcher cannot run it")
+        return _failed(code=RUNNER_FAILED, message=runner.message or "its launcher cannot run it")
     if is_lost(api, job, runner) and launches_so_far(api) >= MAX_LAUNCHES:
         last = runner.message or "its launcher does not know it"
         return _failed(code="runner_lost", message=f"its runner was lost {MAX_LAUNCHES} times, last: {last}")
@@ -86,7 +86,7 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> ReportedSta
     return ReportedStatus("running" if has_begun(api, job) and alive and not _is_interrupted(job, runner) else "queued")
 
 
-def _failed(code: str, message: str) -> ReportedStatus:
+def _failed(*, code: str, message: str) -> ReportedStatus:
     return ReportedStatus("failed", openai_types.FineTuningJobError(code=code, message=message))
 
 
@@ -95,17 +95,17 @@ def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> 
     if api.closed is not None or job is None:
         return None
     reported, launch = status_of(api, job, runner), api.launch
-    alive = runner.state in ("running", "pending")
     if reported.over or reported.status == "paused":
         requested_at = job.cancelled_at if reported.status == "cancelled" else job.paused_at
-        # A queued runner has no checkpoint to write, even if it ran before.
-        can_write = has_begun(api, job) and not _is_interrupted(job, runner)
-        grace_s = STOP_GRACE_S if can_write else 0.0
-        if alive and launch is not None and requested_at is not None and now_s - requested_at.timestamp() >= grace_s:
-            return StopRunner(launch)
-        unreachable = runner.state == "unreachable" and launch is not None and reported.status == "cancelled"
-        if unreachable and requested_at is not None and now_s - requested_at.timestamp() < UNREACHABLE_PATIENCE_S:
-            return None
+        if launch is not None and requested_at is not None:
+            waited_s = now_s - requested_at.timestamp()
+            # A queued runner has no checkpoint to write, even if it ran before.
+            grace_s = STOP_GRACE_S if has_begun(api, job) and not _is_interrupted(job, runner) else 0.0
+            if runner.state in ("running", "pending") and waited_s >= grace_s:
+                return StopRunner(launch)
+            unreachable = runner.state == "unreachable" and reported.status == "cancelled"
+            if unreachable and waited_s < UNREACHABLE_PATIENCE_S:
+                return None
         return CloseJob(reported) if reported.over else None
     if launch is None:
         return StartRunner(_next(api, job, now_s), is_new=True, reason="")

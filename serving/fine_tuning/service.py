@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from ray_jobs import jobs
 from ray_jobs.digests import json_digest
@@ -131,27 +130,41 @@ class FineTuningService:
     # `retried`: the client repeats an unanswered request; the answer is what the first try did.
 
     def cancel(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
-        observed = self._reconcile(records.load(self.store, team, identifier))
-        if retried and observed.reported.status == "cancelled":
-            return observed.to_openai()
-        api = self._changeable(observed, "cancelled", "running", "queued", "validating_files", "paused")
-        return self._apply_request(api, jobs.request_cancel, "cancelled on request")
+        return self._stop(team, identifier, "cancelled", retried=retried)
 
     def pause(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
+        return self._stop(team, identifier, "paused", retried=retried)
+
+    def _stop(
+        self, team: str, identifier: str, wanted: Literal["cancelled", "paused"], *, retried: bool
+    ) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
-        if retried and observed.reported.status == "paused":
+        api, reported = observed.api, observed.reported
+        if retried and reported.status == wanted:
             return observed.to_openai()
-        api = self._changeable(observed, "paused", "running", "queued", "validating_files")
-        ended = None if api.launch is None else api.launch.resumes
-        return self._apply_request(api, partial(jobs.request_pause, ended=ended), "paused on request")
+        if reported.over or reported.status == wanted:
+            raise _invalid_state(observed, wanted)
+        if observed.job is None:
+            self._create_job(api)
+        try:
+            if wanted == "cancelled":
+                jobs.request_cancel(self.store, api.job_id)
+            else:
+                jobs.request_pause(self.store, api.job_id, ended=None if api.launch is None else api.launch.resumes)
+        except JobError as error:
+            raise bad_request(error.message, code="invalid_state") from error
+        jobs.note(self.store, api.job_id, "info", f"{wanted} on request")
+        self.wake.set()
+        return self._reconcile(api).to_openai()
 
     def resume(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
         if retried and observed.reported.status != "paused" and any(launch.resumes for launch in observed.api.launches):
             return observed.to_openai()
-        api = self._changeable(observed, "resumed", "paused")
-        job = jobs.load(self.store, api.job_id)
-        api = records.update(self.store, api, lambda old: lifecycle.resumed(old, job, self.now()))
+        if observed.reported.status != "paused":
+            raise _invalid_state(observed, "resumed")
+        job = jobs.load(self.store, observed.api.job_id)
+        api = records.update(self.store, observed.api, lambda old: lifecycle.resumed(old, job, self.now()))
         jobs.note(self.store, api.job_id, "info", "resumed on request")
         self.wake.set()
         return self._reconcile(api).to_openai()
@@ -332,22 +345,10 @@ class FineTuningService:
         jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
         jobs.create(self.store, api.job_spec())
 
-    def _changeable(self, observed: ObservedJob, what: str, *statuses: str) -> ApiJob:
-        if observed.reported.status not in statuses:
-            message = f"{observed.api.id} is {observed.reported.status} and cannot be {what}"
-            raise bad_request(message, code="invalid_state")
-        if observed.job is None:
-            self._create_job(observed.api)
-        return observed.api
 
-    def _apply_request(self, api: ApiJob, request: Callable[[Store, str], JobRecord], message: str) -> FineTuningJob:
-        try:
-            request(self.store, api.job_id)
-        except JobError as error:
-            raise bad_request(error.message, code="invalid_state") from error
-        jobs.note(self.store, api.job_id, "info", message)
-        self.wake.set()
-        return self._reconcile(api).to_openai()
+def _invalid_state(observed: ObservedJob, wanted: str) -> ApiError:
+    message = f"{observed.api.id} is {observed.reported.status} and cannot be {wanted}"
+    return bad_request(message, code="invalid_state")
 
 
 def _request_digest(body: CreateFineTuningJob, team: str) -> str:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.rate_limiter import RateLimiter, duration
-from serving.access.token_bucket import SlidingWindow
+from serving.access.rate_limiter import RateLimiter, SlidingWindow, duration
 from serving.http.errors import ApiError
 
 GAPS_S = st.lists(st.one_of(st.just(0.0), st.floats(0.0, 5.0), st.floats(20.0, 70.0)), min_size=1, max_size=200)
