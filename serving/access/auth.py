@@ -81,33 +81,24 @@ def body_limit_bytes(method: str, path: str, settings: EndpointSettings, limits:
     return min(limit, limits.max_body_bytes or limit)
 
 
+@dataclass(frozen=True)
 class AccessMiddleware:
     """ASGI middleware that adds the request id and enforces key, body size and rate limits."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        settings: EndpointSettings,
-        *,
-        limiter: RateLimiter,
-        keys: StoredKeys | None = None,
-        behind_proxy: bool,
-    ) -> None:
-        """`keys`: source of the teams' keys; None: only the operator's key is accepted. `behind_proxy`: Serve's proxy
-        sets the request id of request and response."""
-        self._app = app
-        self._settings = settings
-        self._limiter = limiter
-        self._keys = keys
-        self._behind_proxy = behind_proxy
-        self._open_paths = OPEN_PATHS | {METRICS_PATH} if settings.metrics_open else OPEN_PATHS
+    app: ASGIApp
+    settings: EndpointSettings
+    limiter: RateLimiter
+    behind_proxy: bool
+    """Whether Serve's proxy sets the request id of request and response."""
+    keys: StoredKeys | None = None
+    """The teams' keys. None: only the operator's key is accepted."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if not self._behind_proxy:
+        if not self.behind_proxy:
             send = _with_request_id(send, headers.get(REQUEST_ID) or uuid.uuid4().hex)
         # Slots are released however the request ends: answered, refused, failed, or cancelled by its client.
         with ExitStack() as held:
@@ -116,31 +107,31 @@ class AccessMiddleware:
             except ApiError as error:
                 await error.response()(scope, receive, send)
                 return
-            await self._app(scope, _limited(receive, limit_bytes), self._releasing(scope, send, held))
+            await self.app(scope, _limited(receive, limit_bytes), self._releasing(scope, send, held))
 
     async def _admit(self, scope: Scope, headers: Headers, held: ExitStack) -> int:
         """Set the caller and return the body limit. Raises ApiError if the request is not admitted."""
         method, path = scope["method"], scope["path"]
-        if path in self._open_paths:
-            _check_length(headers, self._settings.max_body_bytes)
-            return self._settings.max_body_bytes
+        if path in OPEN_PATHS or (path == METRICS_PATH and self.settings.metrics_open):
+            _check_length(headers, self.settings.max_body_bytes)
+            return self.settings.max_body_bytes
         if path != METRICS_PATH:  # metrics matter most while the endpoint is busy
-            held.enter_context(self._limiter.slot())
+            held.enter_context(self.limiter.slot())
         caller = await self._caller(headers.get("authorization"))
         if path == METRICS_PATH and not caller.admin:
             raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
-        limit_bytes = body_limit_bytes(method, path, self._settings, caller.limits)
+        limit_bytes = body_limit_bytes(method, path, self.settings, caller.limits)
         _check_length(headers, limit_bytes)
-        held.enter_context(self._limiter.request(caller.key_id, caller.limits))
+        held.enter_context(self.limiter.request(caller.key_id, caller.limits))
         # Copied: a server may pass the same state to every request.
         scope["state"] = {**scope.get("state", {}), "caller": caller}
         return limit_bytes
 
     async def _caller(self, authorization: str | None) -> Caller:
-        if self._settings.api_key is None or key_matches(authorization, self._settings.api_key):
+        if self.settings.api_key is None or key_matches(authorization, self.settings.api_key):
             return OPERATOR
         given = bearer(authorization)
-        key = await self._keys.find(given) if given is not None and self._keys is not None else None
+        key = await self.keys.find(given) if given is not None and self.keys is not None else None
         if key is None:
             # One message for unknown, revoked and expired keys, which reveals nothing to an attacker.
             what = "the API key is not valid" if authorization else "no API key was sent"
@@ -155,7 +146,7 @@ class AccessMiddleware:
         async def releasing(message: Message) -> None:
             if message["type"] == "http.response.start" and caller is not None:
                 headers = MutableHeaders(scope=message)
-                headers.update(self._limiter.headers(caller.key_id, caller.limits))
+                headers.update(self.limiter.headers(caller.key_id, caller.limits))
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 held.close()  # before sending: the client may send its next request at once
             await send(message)

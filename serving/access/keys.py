@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -30,43 +31,37 @@ logger = logging.getLogger(__name__)
 
 _MISS_TTL_S = 0.25
 """Seconds that a missing key, or a failed listing, is cached."""
-_PATIENCE_S = 2.0
-"""Seconds that a request waits for the store before it falls back to the last known records."""
 _UNCHECKED = "this key cannot be checked"
 
 
+@dataclass
 class StoredKeys:
     """The keys of a store. Caches all ids and the records of used keys only."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        ttl_s: float,
-        patience_s: float = _PATIENCE_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._ttl_s = ttl_s
-        self._patience_s = patience_s
-        self._clock = clock
-        self._etags: dict[str, str] = {}
-        """Id → etag of its record in the latest listing."""
-        self._listed_at_s = self._failed_at_s = -math.inf
-        """Times of the latest listing and of the latest one that failed."""
-        self._records: dict[tuple[str, str], ApiKey | None] = {}
-        """(id, etag) → record; None if the document is not a valid record."""
-        self._reads: dict[str, tuple[asyncio.Task[bool], float]] = {}
-        """Reads in progress: `listing` or an id → (task, start time)."""
+    store: Store
+    _: KW_ONLY
+    ttl_s: float
+    patience_s: float = 2.0
+    """Seconds that a request waits for the store before it falls back to the last known records."""
+    clock: Callable[[], float] = time.monotonic
+    _etags: dict[str, str] = field(default_factory=dict)
+    """Id → etag of its record in the latest listing."""
+    _listed_at_s: float = -math.inf
+    _failed_at_s: float = -math.inf
+    """Time of the latest listing, if it failed."""
+    _records: dict[tuple[str, str], ApiKey | None] = field(default_factory=dict)
+    """(id, etag) → record; None if the document is not a valid record."""
+    _reads: dict[str, tuple[asyncio.Task[bool], float]] = field(default_factory=dict)
+    """Reads in progress: `listing` or an id → (task, start time)."""
 
     async def find(self, key: str) -> ApiKey | None:
         """Return the record of a valid key, or None. Raises ApiError 503 if validity is unknown."""
         key_id = api_keys.id_of(key)
         if key_id is None:
             return None
-        known = await self._list(self._ttl_s)
+        known = await self._list(self.ttl_s)
         if key_id not in self._etags:
-            known = await self._list(min(_MISS_TTL_S, self._ttl_s))
+            known = await self._list(min(_MISS_TTL_S, self.ttl_s))
         if key_id not in self._etags:
             if not known:  # the key may be newer than the listing
                 raise store_unreachable(_UNCHECKED)
@@ -81,7 +76,7 @@ class StoredKeys:
 
     async def _list(self, max_age_s: float) -> bool:
         """Refresh the listing if it is older than `max_age_s`. Returns False if the store does not answer."""
-        now_s = self._clock()
+        now_s = self.clock()
         if now_s - self._listed_at_s <= max_age_s:
             return True
         if now_s - self._failed_at_s <= _MISS_TTL_S:
@@ -89,12 +84,12 @@ class StoredKeys:
         return await self._once("listing", self._refresh_listing)
 
     async def _refresh_listing(self) -> bool:
-        began_s = self._clock()
+        began_s = self.clock()
         try:
-            etags = await asyncio.to_thread(api_keys.etags, self._store)
+            etags = await asyncio.to_thread(api_keys.etags, self.store)
         except StoreError as error:
             logger.warning("the object store does not answer; API keys are checked against cached records: %s", error)
-            self._failed_at_s = self._clock()
+            self._failed_at_s = self.clock()
             return False
         self._etags, self._listed_at_s, self._failed_at_s = etags, began_s, -math.inf
         self._records = {version: record for version, record in self._records.items() if version in etags.items()}
@@ -102,7 +97,7 @@ class StoredKeys:
 
     async def _read(self, key_id: str, etag: str) -> bool:
         try:
-            record = await asyncio.to_thread(api_keys.read, self._store, key_id)
+            record = await asyncio.to_thread(api_keys.read, self.store, key_id)
         except CorruptObject:
             logger.exception("API key %s has an invalid record and is not accepted", key_id)
             record = None
@@ -122,7 +117,7 @@ class StoredKeys:
                 del self._reads[what]
 
         if what not in self._reads:
-            self._reads[what] = asyncio.create_task(reading()), self._clock()
+            self._reads[what] = asyncio.create_task(reading()), self.clock()
         task, since_s = self._reads[what]
-        await asyncio.wait({task}, timeout=max(0.0, since_s + self._patience_s - self._clock()))
+        await asyncio.wait({task}, timeout=max(0.0, since_s + self.patience_s - self.clock()))
         return task.done() and task.result()

@@ -67,15 +67,15 @@ class SlidingWindow:
         return _expires_s(max(self._seconds)) - now_s if self.total(now_s) else 0.0
 
 
+@dataclass
 class TokenBucket:
     """A token bucket of one minute's tokens, refilled at the limit's rate; it may be overdrawn.
 
     Stores the tokens missing from a full bucket instead of the fill level, so that the limit may change at any time.
     """
 
-    def __init__(self) -> None:
-        self._used = 0.0
-        self._at_s = 0.0
+    _used: float = 0.0
+    _at_s: float = 0.0
 
     def take(self, tokens: int, limit: int, now_s: float) -> None:
         """Take tokens from a bucket that refills at `limit` a minute."""
@@ -117,23 +117,23 @@ class _KeyUsage:
         return self.ongoing == 0 and is_full and now_s - self.used_at_s > _MINUTE_S + 1
 
 
+@dataclass
 class RateLimiter:
     """Counts the requests and tokens of each key, and the concurrent requests of the process.
 
     Memory is bounded by the valid keys used in the last minute: a request without a valid key is refused earlier.
     """
 
-    def __init__(self, *, max_ongoing_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_ongoing_requests = max_ongoing_requests
-        self._clock = clock
-        self._ongoing = 0
-        self._usage: dict[str, _KeyUsage] = {}
-        self._sweep_at_keys = _FIRST_SWEEP_KEYS
+    max_ongoing_requests: int
+    clock: Callable[[], float] = time.monotonic
+    _ongoing: int = 0
+    _usage: dict[str, _KeyUsage] = field(default_factory=dict)
+    _sweep_at_keys: int = _FIRST_SWEEP_KEYS
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one of the process's request slots. Raises ApiError 429 `overloaded` if none is free."""
-        if self._ongoing >= self._max_ongoing_requests:
+        if self._ongoing >= self.max_ongoing_requests:
             message = f"the endpoint already answers {self._ongoing} requests, its maximum: try again in a moment"
             raise ApiError(429, message, code="overloaded", headers={"Retry-After": "1"})
         self._ongoing += 1
@@ -148,7 +148,7 @@ class RateLimiter:
         if not any((limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests)):
             yield
             return
-        now_s = self._clock()
+        now_s = self.clock()
         usage = self._usage_of(key_id, limits, now_s)
         refusal = refusal_of(usage, now_s)
         if refusal is not None:
@@ -161,17 +161,17 @@ class RateLimiter:
             yield
         finally:
             usage.ongoing -= 1
-            usage.used_at_s = self._clock()
+            usage.used_at_s = self.clock()
 
     def charge(self, key_id: str, tokens: int) -> None:
         """Take the prompt and completion tokens of a request from its key's bucket. Call before the request ends."""
         usage = self._usage.get(key_id)
         if usage is not None and usage.limits.tokens_per_minute is not None:
-            usage.tokens.take(tokens, usage.limits.tokens_per_minute, self._clock())
+            usage.tokens.take(tokens, usage.limits.tokens_per_minute, self.clock())
 
     def headers(self, key_id: str, limits: Limits) -> dict[str, str]:
         """OpenAI's `x-ratelimit-…` headers: limit, remaining and reset time of each limit a minute."""
-        now_s = self._clock()
+        now_s = self.clock()
         usage = self._usage.get(key_id) or _KeyUsage(limits, now_s)
         found: dict[str, str] = {}
         if (limit := limits.requests_per_minute) is not None:

@@ -12,9 +12,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.data.report import RowReport
 from ray_jobs.errors import ConflictError, DataError, KitaeError, ObjectNotFound
@@ -25,7 +26,7 @@ from ray_jobs.tasks import DEFAULT_TASK
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
 from serving.http.ids import created_at_s, is_id, new_id
-from serving.http.paging import Order, page
+from serving.http.paging import Order, Page, page
 
 FINE_TUNE = "fine-tune"
 _ENDINGS = (".csv", ".tsv")
@@ -37,10 +38,8 @@ _LINES_IN_MESSAGE = 20
 _MAX_NAME = 255
 
 
-class FileRecord(BaseModel):
+class FileRecord(BaseModel, frozen=True):
     """One file of one team."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     team: str
@@ -66,12 +65,12 @@ RowValidator = Callable[[str, str, str | None, CatalogueEntry | None], RowReport
 """Validates a file of the store by its key, name, task and base; see `ray_jobs.data.row_validation.check_rows`."""
 
 
+@dataclass(frozen=True)
 class Files:
     """The files of every team."""
 
-    def __init__(self, store: Store, check: RowValidator) -> None:
-        self._store = store
-        self._check = check
+    store: Store
+    check: RowValidator
 
     def create(
         self,
@@ -101,12 +100,12 @@ class Files:
         base = self._counting_base(task, model) if purpose == FINE_TUNE else None
         identifier = identifier or new_id("file")
         key = f"{_folder(team, identifier)}/rows{ending if ending in _ENDINGS else '.jsonl'}"
-        self._store.upload_file(content, key)
+        self.store.upload_file(content, key)
         try:
-            report = self._check(key, name, task, base) if purpose == FINE_TUNE else None
+            report = self.check(key, name, task, base) if purpose == FINE_TUNE else None
         except DataError as error:
             with suppress(KitaeError):
-                self._store.delete_tree(_folder(team, identifier))
+                self.store.delete_tree(_folder(team, identifier))
             raise _refused(error) from error
         created_at = int(created_at_s(identifier))
         return self._put(
@@ -127,7 +126,7 @@ class Files:
     def put_result(self, team: str, identifier: str, filename: str, content: bytes) -> None:
         """Store a file that the service produces, under an id chosen by the caller. Idempotent."""
         key = f"{_folder(team, identifier)}/{filename}"
-        self._store.put(key, content)
+        self.store.put(key, content)
         self._put(
             FileRecord(
                 id=identifier,
@@ -153,9 +152,7 @@ class Files:
             raise ApiError(404, f"the file {identifier!r} does not exist", code="file_not_found", param=param)
         return record
 
-    def page(
-        self, team: str, *, purpose: str | None, limit: int, after: str | None, order: Order
-    ) -> tuple[list[FileRecord], bool]:
+    def page(self, team: str, *, purpose: str | None, limit: int, after: str | None, order: Order) -> Page[FileRecord]:
         def read(identifier: str) -> FileRecord | None:
             record = self.find(team, identifier)
             return record if record is not None and purpose in (None, record.purpose) else None
@@ -164,17 +161,17 @@ class Files:
 
     def content(self, record: FileRecord) -> Iterator[bytes]:
         """Yield the content in chunks."""
-        yield from self._store.read_in_pieces(record.key, _CHUNK_BYTES)
+        yield from self.store.read_in_pieces(record.key, _CHUNK_BYTES)
 
     def delete(self, team: str, identifier: str) -> None:
         """Delete a file: first its record, so that no file is found without its content."""
-        self._store.delete(_record_key(team, identifier))
-        self._store.delete_tree(_folder(team, identifier))
+        self.store.delete(_record_key(team, identifier))
+        self.store.delete_tree(_folder(team, identifier))
 
     def sweep(self, now_s: float) -> None:
         """Delete expired files, and contents without a record that are older than a day."""
-        for team in self._store.list_dirs("files/"):
-            for identifier in self._store.list_dirs(f"files/{team}/"):
+        for team in self.store.list_dirs("files/"):
+            for identifier in self.store.list_dirs(f"files/{team}/"):
                 record = self._read(team, identifier)
                 if record is None:
                     over = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
@@ -186,27 +183,27 @@ class Files:
     def _put(self, record: FileRecord) -> FileRecord:
         with suppress(ConflictError):  # stored by an earlier try or another process
             key = _record_key(record.team, record.id)
-            self._store.put_json(key, record.model_dump(mode="json"), if_absent=True)
+            self.store.put_json(key, record.model_dump(mode="json"), if_absent=True)
         return record
 
     def _read(self, team: str, identifier: str) -> FileRecord | None:
         try:
-            return FileRecord.model_validate(self._store.get_json(_record_key(team, identifier)))
+            return FileRecord.model_validate(self.store.get_json(_record_key(team, identifier)))
         except ObjectNotFound:
             return None
 
     def _ids(self, team: str) -> list[str]:
-        keys = (info.key for info in self._store.list(f"teams/{team}/files"))
+        keys = (info.key for info in self.store.list(f"teams/{team}/files"))
         return [key.rpartition("/")[2].removesuffix(".json") for key in keys]
 
     def _counting_base(self, task: str | None, model: str | None) -> CatalogueEntry | None:
         """Return the base whose tokenizer counts: the named model, else the task's only base, else None."""
         if model is not None:
-            entry = catalogue.find(self._store, model)
+            entry = catalogue.find(self.store, model)
             if entry is None:
                 raise bad_request(f"the base model {model!r}, which would count tokens, does not exist", param="model")
             return entry
-        entries = catalogue.entries(self._store)
+        entries = catalogue.entries(self.store)
         fitting = [entry for entry in entries if (task or DEFAULT_TASK) in entry.tasks]
         return fitting[0] if len(fitting) == 1 else None
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.errors import ObjectNotFound
 from ray_jobs.storage import Store
@@ -28,10 +29,8 @@ _EXPIRES_AFTER_S = 3600
 _PIECE_BYTES = 2**20
 
 
-class UploadRecord(BaseModel):
+class UploadRecord(BaseModel, frozen=True):
     """One upload of one team."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     team: str
@@ -46,12 +45,12 @@ class UploadRecord(BaseModel):
     file_id: str | None = None
 
 
+@dataclass(frozen=True)
 class Uploads:
     """The uploads of every team."""
 
-    def __init__(self, store: Store, files: Files) -> None:
-        self._store = store
-        self._files = files
+    store: Store
+    files: Files
 
     def create(
         self, team: str, key_id: str, body: openai_types.CreateUpload, file_lives_s: int | None
@@ -70,7 +69,7 @@ class Uploads:
             expires_at=now + _EXPIRES_AFTER_S,
             file_lives_s=file_lives_s,
         )
-        self._store.put_json(_key(team, record.id), record.model_dump(mode="json"), if_absent=True)
+        self.store.put_json(_key(team, record.id), record.model_dump(mode="json"), if_absent=True)
         return self._to_openai(record)
 
     def add_part(self, team: str, upload_id: str, content: Path) -> openai_types.UploadPart:
@@ -79,13 +78,13 @@ class Uploads:
         size_bytes = content.stat().st_size
         if not 0 < size_bytes <= MAX_PART_BYTES:
             raise bad_request(f"the part has {size_bytes} bytes; it must have 1 to {MAX_PART_BYTES}", param="data")
-        total_bytes = size_bytes + sum(info.size_bytes for info in self._store.list(_folder(team, record.id)))
+        total_bytes = size_bytes + sum(info.size_bytes for info in self.store.list(_folder(team, record.id)))
         # Twice the declared size: a client resends a part whose response was lost, under a new id.
         if size_bytes > record.bytes or total_bytes > 2 * record.bytes:
             message = f"with this part the upload has {total_bytes} bytes, but {record.bytes} were declared"
             raise bad_request(message, param="data")
         part_id = new_id("part")
-        self._store.upload_file(content, f"{_folder(team, record.id)}/{part_id}")
+        self.store.upload_file(content, f"{_folder(team, record.id)}/{part_id}")
         return openai_types.UploadPart(id=part_id, created_at=int(time.time()), upload_id=record.id)
 
     def complete(self, team: str, upload_id: str, body: openai_types.CompleteUpload) -> openai_types.Upload:
@@ -99,7 +98,7 @@ class Uploads:
         _check_pending(record)
         if len(set(body.part_ids)) != len(body.part_ids):
             raise bad_request("a part is named twice", param="part_ids")
-        sizes = {info.key.rpartition("/")[2]: info.size_bytes for info in self._store.list(_folder(team, record.id))}
+        sizes = {info.key.rpartition("/")[2]: info.size_bytes for info in self.store.list(_folder(team, record.id))}
         if unknown := [part for part in body.part_ids if part not in sizes]:
             raise bad_request(f"{record.id} has no part {', '.join(unknown[:5])}", param="part_ids")
         size_bytes = sum(sizes[part] for part in body.part_ids)
@@ -108,13 +107,13 @@ class Uploads:
         with tempfile.NamedTemporaryFile(prefix="kitae-upload-") as whole:
             digest = hashlib.md5(usedforsecurity=False)  # prescribed by OpenAI's API
             for part in body.part_ids:
-                for piece in self._store.read_in_pieces(f"{_folder(team, record.id)}/{part}", _PIECE_BYTES):
+                for piece in self.store.read_in_pieces(f"{_folder(team, record.id)}/{part}", _PIECE_BYTES):
                     digest.update(piece)
                     whole.write(piece)
             whole.flush()
             if body.md5 is not None and body.md5.lower() != digest.hexdigest():
                 raise bad_request(f"the parts' md5 is {digest.hexdigest()}, not {body.md5[:40]!r}", param="md5")
-            self._files.create(
+            self.files.create(
                 team,
                 record.key_id,
                 Path(whole.name),
@@ -124,7 +123,7 @@ class Uploads:
                 identifier=_file_id(record.id),
             )
         done = self._end(record, "completed")
-        self._store.delete_tree(_folder(team, record.id))
+        self.store.delete_tree(_folder(team, record.id))
         return self._to_openai(done)
 
     def cancel(self, team: str, upload_id: str) -> openai_types.Upload:
@@ -132,23 +131,23 @@ class Uploads:
         if record.status != "cancelled":  # else cancelled by an earlier try
             _check_pending(record)
             record = self._end(record, "cancelled")
-        self._files.delete(team, _file_id(record.id))  # left by a `complete` that did not finish
-        self._store.delete_tree(_folder(team, record.id))
+        self.files.delete(team, _file_id(record.id))  # left by a `complete` that did not finish
+        self.store.delete_tree(_folder(team, record.id))
         return self._to_openai(record)
 
     def sweep(self, now_s: float) -> None:
         """Delete the parts of ended and expired uploads."""
-        for team in self._store.list_dirs("uploads/"):
-            for upload_id in self._store.list_dirs(f"uploads/{team}/"):
+        for team in self.store.list_dirs("uploads/"):
+            for upload_id in self.store.list_dirs(f"uploads/{team}/"):
                 record = self._find(team, upload_id)
                 if record is None or record.status != "pending" or record.expires_at <= now_s:
-                    self._store.delete_tree(_folder(team, upload_id))
+                    self.store.delete_tree(_folder(team, upload_id))
 
     def _find(self, team: str, upload_id: str) -> UploadRecord | None:
         if not is_id("upload", upload_id):
             return None
         try:
-            return UploadRecord.model_validate(self._store.get_json(_key(team, upload_id)))
+            return UploadRecord.model_validate(self.store.get_json(_key(team, upload_id)))
         except ObjectNotFound:
             return None
 
@@ -169,14 +168,14 @@ class Uploads:
             return current.model_copy(update=changes).model_dump(mode="json")
 
         try:
-            return UploadRecord.model_validate(self._store.update_json(_key(record.team, record.id), end))
+            return UploadRecord.model_validate(self.store.update_json(_key(record.team, record.id), end))
         except ApiError:
             if status == "completed":
-                self._files.delete(record.team, _file_id(record.id))
+                self.files.delete(record.team, _file_id(record.id))
             raise
 
     def _to_openai(self, record: UploadRecord) -> openai_types.Upload:
-        file = self._files.find(record.team, record.file_id) if record.file_id is not None else None
+        file = self.files.find(record.team, record.file_id) if record.file_id is not None else None
         fields = record.model_dump(exclude={"team", "key_id", "file_lives_s", "file_id"})
         return openai_types.Upload.model_validate(fields | {"file": None if file is None else file.to_openai()})
 

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
@@ -31,10 +31,8 @@ ORPHAN_AFTER_S = 120.0
 """Age in seconds at which a slot or a marker without a record is left from an interrupted create."""
 
 
-class Launch(BaseModel):
+class Launch(BaseModel, frozen=True):
     """One start of a runner for a job."""
-
-    model_config = ConfigDict(frozen=True)
 
     number: int
     at: float
@@ -45,20 +43,16 @@ class Launch(BaseModel):
     """The `paused_at` of the pause that this launch ends."""
 
 
-class ClosedJob(BaseModel):
+class ClosedJob(BaseModel, frozen=True):
     """Final status of a job."""
-
-    model_config = ConfigDict(frozen=True)
 
     status: openai_types.FineTuningJobStatus
     finished_at: int
     error: openai_types.FineTuningJobError | None = None
 
 
-class ApiJob(BaseModel):
+class ApiJob(BaseModel, frozen=True):
     """One team's fine-tuning job as the API stores it."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     team: str

@@ -35,7 +35,7 @@ from serving.fine_tuning.runners import Runners
 from serving.http.errors import ApiError, bad_request
 from serving.http.ids import created_at_s, new_id
 from serving.http.openai_types import CreateFineTuningJob, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
-from serving.http.paging import page
+from serving.http.paging import Page, page
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +113,7 @@ class FineTuningService:
     def get(self, team: str, identifier: str) -> FineTuningJob:
         return self._reconcile(records.load(self.store, team, identifier)).to_openai()
 
-    def page(
-        self, team: str, *, limit: int, after: str | None, metadata: Mapping[str, str]
-    ) -> tuple[list[FineTuningJob], bool]:
+    def page(self, team: str, *, limit: int, after: str | None, metadata: Mapping[str, str]) -> Page[FineTuningJob]:
         def read(identifier: str) -> FineTuningJob | None:
             api = records.find(self.store, team, identifier)
             if api is None or any((api.metadata or {}).get(key) != value for key, value in metadata.items()):
@@ -169,9 +167,7 @@ class FineTuningService:
         self.wake.set()
         return self._reconcile(api).to_openai()
 
-    def events(
-        self, team: str, identifier: str, *, limit: int, after: str | None
-    ) -> tuple[list[FineTuningJobEvent], bool]:
+    def events(self, team: str, identifier: str, *, limit: int, after: str | None) -> Page[FineTuningJobEvent]:
         api = records.load(self.store, team, identifier)
         prefix = f"ftevent-{api.digits}-"
 
@@ -183,7 +179,7 @@ class FineTuningService:
 
     def checkpoints(
         self, team: str, identifier: str, *, limit: int, after: str | None
-    ) -> tuple[list[FineTuningJobCheckpoint], bool]:
+    ) -> Page[FineTuningJobCheckpoint]:
         observed = self._reconcile(records.load(self.store, team, identifier))
         found = {item.id: item for item in checkpoints_of(observed.api, observed.job)}
         return page(sorted(found), lambda key: found[key], limit=limit, after=after)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from ray_jobs.errors import StoreError
@@ -29,44 +30,31 @@ _MAX_QUOTE = 200
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error response, raised as an exception."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        details: Sequence[Mapping[str, Any]] = (),
-    ) -> None:
-        """`details`: the single findings, returned as `error.details`."""
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
-        self.details = list(details)
+    status: int
+    message: str
+    _: KW_ONLY
+    code: str | None = None
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    details: Sequence[Mapping[str, Any]] = ()
+    """The single findings, returned as `error.details`."""
+
+    def __str__(self) -> str:
+        return self.message
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error | ({"details": self.details} if self.details else {})}
 
-    def response(self) -> JSONResponse:
-        return _SafeJson(self.body(), status_code=self.status, headers=self.headers)
-
-
-class _SafeJson(JSONResponse):
-    """JSON that may quote a request's lone surrogates, which UTF-8 cannot encode."""
-
-    def render(self, content: Any) -> bytes:
-        # backslashreplace writes a lone surrogate as `\udXXX`, its JSON escape.
-        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode("utf-8", "backslashreplace")
+    def response(self) -> Response:
+        # backslashreplace writes a lone surrogate of the request, which UTF-8 cannot encode, as its JSON escape.
+        content = json.dumps(self.body(), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
+        return Response(content, self.status, self.headers, media_type="application/json")
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -141,28 +129,28 @@ def install(app: FastAPI) -> None:
     """Install the exception handlers that answer every error in this shape."""
 
     @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> JSONResponse:
+    async def refused(request: Request, error: ApiError) -> Response:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         return from_validation(error.errors()).response()
 
     @app.exception_handler(StoreError)
-    async def store_failed(request: Request, error: StoreError) -> JSONResponse:
+    async def store_failed(request: Request, error: StoreError) -> Response:
         logger.warning("the object store failed: %s", error)
         return store_unreachable().response()
 
     @app.exception_handler(HTTPException)
-    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+    async def no_route(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ApiError):  # raised while the body was read, such as 413
             return error.__cause__.response()
         what = {404: "no such path", 405: "this path does not accept that method"}.get(error.status_code)
         # Not request.url: the Host header may be invalid.
         message = error.detail if what is None else f"{what}: {request.method} {request.scope['path'][:_MAX_QUOTE]}"
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
+    async def failed(request: Request, error: Exception) -> Response:
         # Starlette logs the traceback; the client sees no internals.
         return ApiError(500, "the service failed to answer; its log has the reason").response()
