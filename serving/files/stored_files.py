@@ -25,8 +25,7 @@ from ray_jobs.storage import Store
 from ray_jobs.tasks import DEFAULT_TASK
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
-from serving.http.ids import created_at_s, is_id, new_id
-from serving.http.paging import Order, Page, page
+from serving.http.ids import Order, Page, created_at_s, is_id, new_id, page
 
 FINE_TUNE = "fine-tune"
 _ENDINGS = (".csv", ".tsv")
@@ -145,11 +144,11 @@ class Files:
         record = self._read(team, identifier) if is_id("file", identifier) else None
         return None if record is None or record.is_expired(time.time()) else record
 
-    def get(self, team: str, identifier: str, *, param: str | None = None) -> FileRecord:
+    def get(self, team: str, identifier: str) -> FileRecord:
         """Return the team's file. Raises ApiError 404."""
         record = self.find(team, identifier)
         if record is None:
-            raise ApiError(404, f"the file {identifier!r} does not exist", code="file_not_found", param=param)
+            raise ApiError(404, f"the file {identifier!r} does not exist", code="file_not_found")
         return record
 
     def page(self, team: str, *, purpose: str | None, limit: int, after: str | None, order: Order) -> Page[FileRecord]:
@@ -160,8 +159,8 @@ class Files:
         return page(self._ids(team), read, limit=limit, after=after, order=order)
 
     def content(self, record: FileRecord) -> Iterator[bytes]:
-        """Yield the content in chunks."""
-        yield from self.store.read_in_pieces(record.key, _CHUNK_BYTES)
+        """Return the content in chunks."""
+        return self.store.read_in_pieces(record.key, _CHUNK_BYTES)
 
     def delete(self, team: str, identifier: str) -> None:
         """Delete a file: first its record, so that no file is found without its content."""

@@ -33,9 +33,8 @@ from serving.fine_tuning.request import resolve
 from serving.fine_tuning.responses import checkpoints_of, dry_run, event_to_openai, result_file_id, to_openai
 from serving.fine_tuning.runners import Runners
 from serving.http.errors import ApiError, bad_request
-from serving.http.ids import created_at_s, new_id
+from serving.http.ids import Page, created_at_s, new_id, page
 from serving.http.openai_types import CreateFineTuningJob, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
-from serving.http.paging import Page, page
 
 logger = logging.getLogger(__name__)
 
@@ -188,12 +187,12 @@ class FineTuningService:
         """List the team's open jobs that read this file."""
         found = []
         for key_id, identifier in records.all_open(self.store):
-            if records.team_of_open(self.store, key_id, identifier) == team:
-                api = records.find(self.store, team, identifier)
-                if api is None or file_id not in (api.training_file, api.validation_file):
-                    continue
-                if not self._observe(api).reported.over:
-                    found.append(identifier)
+            if records.team_of_open(self.store, key_id, identifier) != team:
+                continue
+            api = records.find(self.store, team, identifier)
+            reads = api is not None and file_id in (api.training_file, api.validation_file)
+            if api is not None and reads and not self._observe(api).reported.over:
+                found.append(identifier)
         return found
 
     # ---- reconciling -------------------------------------------------------------------------------------------------

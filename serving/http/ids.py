@@ -1,4 +1,4 @@
-"""Identifiers that sort by creation time: `file-01k…`.
+"""Identifiers that sort by creation time, `file-01k…`, and cursor pages over lists of them.
 
 A store lists keys in order, so the newest page is read without reading the rest.
 """
@@ -8,6 +8,17 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Literal, TypeVar
+
+from serving.http.errors import bad_request
+
+T = TypeVar("T")
+Order = Literal["asc", "desc"]
+Page = tuple[list[T], bool]
+"""Items of one page, and whether more follow."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32 in lower case, which sorts numerically."""
@@ -34,6 +45,24 @@ def is_id(kind: str, text: str) -> bool:
 def created_at_s(identifier: str) -> float:
     """Return the creation time of an identifier in Unix seconds."""
     return (_decode(identifier) >> _RANDOM_BITS) / 1000
+
+
+def page(
+    ids: Sequence[str], read: Callable[[str], T | None], *, limit: int, after: str | None, order: Order = "desc"
+) -> Page[T]:
+    """Return up to `limit` items after the id `after`.
+
+    `ids` ascend. `after` may have been deleted. Items for which `read` returns None are skipped.
+    """
+    if after is not None and ids and after.partition("-")[0] != ids[0].partition("-")[0]:
+        raise bad_request(f"after is {after!r}, which is not an id of this list", param="after")
+    if order == "asc":
+        wanted = list(ids[0 if after is None else bisect_right(ids, after) :])
+    else:
+        wanted = list(reversed(ids[: len(ids) if after is None else bisect_left(ids, after)]))
+    found = (item for item in map(read, wanted) if item is not None)
+    items = list(islice(found, limit + 1))
+    return items[:limit], len(items) > limit
 
 
 def _encode(kind: str, number: int) -> str:

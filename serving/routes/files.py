@@ -20,7 +20,7 @@ from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
 from serving.http.bodies import IsRetry, StrictRoute
 from serving.http.errors import ApiError, bad_request, documented
-from serving.http.paging import Order
+from serving.http.ids import Order
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}

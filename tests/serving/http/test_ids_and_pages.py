@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.http.ids import created_at_s, is_id, new_id
-from serving.http.paging import page
+from serving.http.ids import created_at_s, is_id, new_id, page
 
 
 def test_ids_sort_by_and_contain_their_creation_time() -> None:
