@@ -79,7 +79,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def app_from_environment() -> ASGIApp:
     """Create the app of a Serve replica from the process's environment."""
-    from serving.files.ray_row_validator import ray_row_validator
+    from serving.files.ray_row_validator import check_rows_in_ray
 
     settings = EndpointSettings.from_env(os.environ)
     store = Store.from_env(check=False)
@@ -88,7 +88,7 @@ def app_from_environment() -> ASGIApp:
         settings,
         store,
         Backend(),
-        check_rows=ray_row_validator(store),
+        check_rows=partial(check_rows_in_ray, store),
         launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         reconcile_deployments=(

@@ -12,25 +12,22 @@ from ray_jobs.data.report import RowReport
 from ray_jobs.errors import DataError, KitaeError
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
-from serving.files.stored_files import RowValidator
 
 
-def ray_row_validator(store: Store) -> RowValidator:
-    """Return a validator that runs in a worker of this process's Ray cluster."""
+def check_rows_in_ray(
+    store: Store, key: str, filename: str, task: str | None, base: CatalogueEntry | None
+) -> RowReport:
+    """Validate rows in a worker of this process's Ray cluster; see `row_validation.check_rows`."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayTaskError, WorkerCrashedError
 
-    def check(key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> RowReport:
-        import ray
-        from ray.exceptions import GetTimeoutError, RayTaskError, WorkerCrashedError
-
-        remote: Any = ray.remote(row_validation.check_rows)
-        answer = remote.options(num_cpus=0.01, max_retries=1).remote(store, key, filename, task, base)
-        try:
-            report: RowReport = ray.get(answer, timeout=600.0)
-        except RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, KitaeError) else error from error
-        except (WorkerCrashedError, GetTimeoutError) as error:
-            raise DataError(f"{filename} could not be validated: it needs too much memory or time") from error
-        return report
-
-    return check
+    remote: Any = ray.remote(row_validation.check_rows)
+    answer = remote.options(num_cpus=0.01, max_retries=1).remote(store, key, filename, task, base)
+    try:
+        report: RowReport = ray.get(answer, timeout=600.0)
+    except RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, KitaeError) else error from error
+    except (WorkerCrashedError, GetTimeoutError) as error:
+        raise DataError(f"{filename} could not be validated: it needs too much memory or time") from error
+    return report

@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 from pydantic import BaseModel
 
 from ray_jobs.data.report import RowReport
-from ray_jobs.errors import ConflictError, DataError, KitaeError, ObjectNotFound
+from ray_jobs.errors import ConflictError, DataError, KitaeError
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import DEFAULT_TASK
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
@@ -141,7 +142,7 @@ class Files:
 
     def find(self, team: str, identifier: str) -> FileRecord | None:
         """Return the team's file, or None if it does not exist or has expired."""
-        record = self._read(team, identifier) if is_id("file", identifier) else None
+        record = _records(team).read(self.store, identifier) if is_id("file", identifier) else None
         return None if record is None or record.is_expired(time.time()) else record
 
     def get(self, team: str, identifier: str) -> FileRecord:
@@ -164,14 +165,14 @@ class Files:
 
     def delete(self, team: str, identifier: str) -> None:
         """Delete a file: first its record, so that no file is found without its content."""
-        self.store.delete(_record_key(team, identifier))
+        self.store.delete(_records(team).key(identifier))
         self.store.delete_tree(_folder(team, identifier))
 
     def sweep(self, now_s: float) -> None:
         """Delete expired files, and contents without a record that are older than a day."""
         for team in self.store.list_dirs("files/"):
             for identifier in self.store.list_dirs(f"files/{team}/"):
-                record = self._read(team, identifier)
+                record = _records(team).read(self.store, identifier)
                 if record is None:
                     over = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
                 else:
@@ -181,15 +182,9 @@ class Files:
 
     def _put(self, record: FileRecord) -> FileRecord:
         with suppress(ConflictError):  # stored by an earlier try or another process
-            key = _record_key(record.team, record.id)
+            key = _records(record.team).key(record.id)
             self.store.put_json(key, record.model_dump(mode="json"), if_absent=True)
         return record
-
-    def _read(self, team: str, identifier: str) -> FileRecord | None:
-        try:
-            return FileRecord.model_validate(self.store.get_json(_record_key(team, identifier)))
-        except ObjectNotFound:
-            return None
 
     def _ids(self, team: str) -> list[str]:
         keys = (info.key for info in self.store.list(f"teams/{team}/files"))
@@ -231,8 +226,8 @@ def _refused(error: DataError) -> ApiError:
     return ApiError(400, "; ".join(shown), code="invalid_rows", param="file", details=found)
 
 
-def _record_key(team: str, identifier: str) -> str:
-    return f"teams/{team}/files/{identifier}.json"
+def _records(team: str) -> Documents[FileRecord]:
+    return Documents(f"teams/{team}/files/", FileRecord, "a file's record")
 
 
 def _folder(team: str, identifier: str) -> str:

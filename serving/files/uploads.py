@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ray_jobs.errors import ObjectNotFound
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from serving.files.stored_files import Files
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
@@ -69,7 +69,7 @@ class Uploads:
             expires_at=now + _EXPIRES_AFTER_S,
             file_lives_s=file_lives_s,
         )
-        self.store.put_json(_key(team, record.id), record.model_dump(mode="json"), if_absent=True)
+        self.store.put_json(_records(team).key(record.id), record.model_dump(mode="json"), if_absent=True)
         return self._to_openai(record)
 
     def add_part(self, team: str, upload_id: str, content: Path) -> openai_types.UploadPart:
@@ -139,20 +139,12 @@ class Uploads:
         """Delete the parts of ended and expired uploads."""
         for team in self.store.list_dirs("uploads/"):
             for upload_id in self.store.list_dirs(f"uploads/{team}/"):
-                record = self._find(team, upload_id)
+                record = _records(team).read(self.store, upload_id)
                 if record is None or record.status != "pending" or record.expires_at <= now_s:
                     self.store.delete_tree(_folder(team, upload_id))
 
-    def _find(self, team: str, upload_id: str) -> UploadRecord | None:
-        if not is_id("upload", upload_id):
-            return None
-        try:
-            return UploadRecord.model_validate(self.store.get_json(_key(team, upload_id)))
-        except ObjectNotFound:
-            return None
-
     def _get(self, team: str, upload_id: str) -> UploadRecord:
-        record = self._find(team, upload_id)
+        record = _records(team).read(self.store, upload_id) if is_id("upload", upload_id) else None
         if record is None:
             raise ApiError(404, f"the upload {upload_id!r} does not exist", code="upload_not_found")
         return record
@@ -160,15 +152,15 @@ class Uploads:
     def _end(self, record: UploadRecord, status: str) -> UploadRecord:
         """Set the final status by a conditional write: of two concurrent and different endings one wins."""
 
-        def end(old: dict[str, object] | None) -> dict[str, object]:
-            current = UploadRecord.model_validate(old)
+        def end(current: UploadRecord | None) -> UploadRecord:
+            assert current is not None  # no upload is deleted
             if current.status not in ("pending", status):
                 raise bad_request(f"{record.id} is {current.status}", code="upload_not_pending")
-            changes = {"status": status, "file_id": _file_id(record.id) if status == "completed" else None}
-            return current.model_copy(update=changes).model_dump(mode="json")
+            file_id = _file_id(record.id) if status == "completed" else None
+            return current.model_copy(update={"status": status, "file_id": file_id})
 
         try:
-            return UploadRecord.model_validate(self.store.update_json(_key(record.team, record.id), end))
+            return _records(record.team).update(self.store, record.id, end)
         except ApiError:
             if status == "completed":
                 self.files.delete(record.team, _file_id(record.id))
@@ -186,8 +178,8 @@ def _check_pending(record: UploadRecord) -> None:
         raise bad_request(f"{record.id} is {status}", code="upload_not_pending")
 
 
-def _key(team: str, upload_id: str) -> str:
-    return f"teams/{team}/uploads/{upload_id}.json"
+def _records(team: str) -> Documents[UploadRecord]:
+    return Documents(f"teams/{team}/uploads/", UploadRecord, "an upload")
 
 
 def _file_id(upload_id: str) -> str:

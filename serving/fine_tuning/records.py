@@ -20,6 +20,7 @@ from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from serving.http import openai_types
 from serving.http.errors import ApiError
 from serving.http.ids import is_id
@@ -161,19 +162,14 @@ def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: in
 def put_new(store: Store, job: ApiJob) -> ApiJob:
     """Store a new job. Returns the stored one if it exists already."""
     try:
-        store.put_json(_key(job.team, job.id), job.model_dump(mode="json"), if_absent=True)
+        store.put_json(_jobs(job.team).key(job.id), job.model_dump(mode="json"), if_absent=True)
     except ConflictError:
         return load(store, job.team, job.id)
     return job
 
 
 def find(store: Store, team: str, identifier: str) -> ApiJob | None:
-    if not is_id(KIND, identifier):
-        return None
-    try:
-        return ApiJob.model_validate(store.get_json(_key(team, identifier)))
-    except ObjectNotFound:
-        return None
+    return _jobs(team).read(store, identifier) if is_id(KIND, identifier) else None
 
 
 def load(store: Store, team: str, identifier: str) -> ApiJob:
@@ -187,10 +183,11 @@ def load(store: Store, team: str, identifier: str) -> ApiJob:
 def update(store: Store, job: ApiJob, change: Callable[[ApiJob], ApiJob]) -> ApiJob:
     """Change a job by a conditional write; `change` may run several times."""
 
-    def apply(old: dict[str, Any] | None) -> dict[str, Any]:
-        return change(ApiJob.model_validate(old)).model_dump(mode="json")
+    def apply(old: ApiJob | None) -> ApiJob:
+        assert old is not None  # no job is deleted
+        return change(old)
 
-    return ApiJob.model_validate(store.update_json(_key(job.team, job.id), apply))
+    return _jobs(job.team).update(store, job.id, apply)
 
 
 def ids(store: Store, team: str) -> list[str]:
@@ -236,8 +233,8 @@ def _claim_key(team: str, key: str | None, request: str) -> str:
     return f"teams/{team}/creates/{name}.json"
 
 
-def _key(team: str, identifier: str) -> str:
-    return f"teams/{team}/jobs/{identifier}.json"
+def _jobs(team: str) -> Documents[ApiJob]:
+    return Documents(f"teams/{team}/jobs/", ApiJob, "a fine-tuning job")
 
 
 def _open_key(key_id: str, identifier: str) -> str:
