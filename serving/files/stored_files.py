@@ -33,7 +33,6 @@ _ENDINGS = (".csv", ".tsv")
 """Suffixes kept in the store key; any other content is stored as JSON Lines."""
 _FOREIGN = (".parquet", ".xlsx", ".xls", ".zip", ".gz", ".zst", ".7z", ".tar")
 _ORPHAN_AFTER_S = 86_400
-_CHUNK_BYTES = 2**20
 _LINES_IN_MESSAGE = 20
 _MAX_NAME = 255
 
@@ -161,7 +160,7 @@ class Files:
 
     def content(self, record: FileRecord) -> Iterator[bytes]:
         """Return the content in chunks."""
-        return self.store.read_in_pieces(record.key, _CHUNK_BYTES)
+        return self.store.read_in_pieces(record.key, 2**20)
 
     def delete(self, team: str, identifier: str) -> None:
         """Delete a file: first its record, so that no file is found without its content."""

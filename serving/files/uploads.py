@@ -25,8 +25,6 @@ from serving.http.ids import is_id, new_id
 
 MAX_PART_BYTES = 64 * 2**20
 MAX_BYTES = 8 * 2**30
-_EXPIRES_AFTER_S = 3600
-_PIECE_BYTES = 2**20
 
 
 class UploadRecord(BaseModel, frozen=True):
@@ -66,7 +64,7 @@ class Uploads:
             purpose=body.purpose,
             bytes=body.bytes,
             created_at=now,
-            expires_at=now + _EXPIRES_AFTER_S,
+            expires_at=now + 3600,
             file_lives_s=file_lives_s,
         )
         self.store.put_json(_records(team).key(record.id), record.model_dump(mode="json"), if_absent=True)
@@ -107,7 +105,7 @@ class Uploads:
         with tempfile.NamedTemporaryFile(prefix="kitae-upload-") as whole:
             digest = hashlib.md5(usedforsecurity=False)  # prescribed by OpenAI's API
             for part in body.part_ids:
-                for piece in self.store.read_in_pieces(f"{_folder(team, record.id)}/{part}", _PIECE_BYTES):
+                for piece in self.store.read_in_pieces(f"{_folder(team, record.id)}/{part}", 2**20):
                     digest.update(piece)
                     whole.write(piece)
             whole.flush()

@@ -24,7 +24,6 @@ from serving.http.ids import created_at_s
 LEAST_ROWS = 10
 """OpenAI's minimum; fewer rows leave none to hold out."""
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
-_PASS_TOKENS = 2048
 _TARGET_EXAMPLES, _MAX_EXAMPLES, _EPOCHS, _MAX_EPOCHS = 100, 25_000, 3, 25
 
 
@@ -136,7 +135,7 @@ def resolve(
             options["learning_rate"] = hyper.learning_rate_multiplier * default_rate
     max_tokens = document["data"].get("max_tokens")
     if isinstance(max_tokens, int):
-        options.setdefault("micro_batch_tokens", max(_PASS_TOKENS, max_tokens))
+        options.setdefault("micro_batch_tokens", max(2048, max_tokens))
     try:
         spec = parse_spec(document)
     except SpecError as error:

@@ -98,14 +98,14 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
     )
 
 
-def invalid_fields(found: Sequence[tuple[str | None, str]], *, code: str = "invalid_request") -> ApiError:
+def invalid_fields(found: Sequence[tuple[str | None, str]]) -> ApiError:
     """400 that names the invalid fields, given as (field, message): the first hundred, and the number of the others."""
     shown = found[:_MAX_DETAILS]
     texts = [text if param is None else f"{param}: {text}" for param, text in shown]
     if len(found) > len(shown):
         texts.append(f"and {len(found) - len(shown)} more")
     details = [{"param": param, "message": text} for param, text in shown]
-    return ApiError(400, "; ".join(texts), param=found[0][0], code=code, details=details)
+    return ApiError(400, "; ".join(texts), param=found[0][0], code="invalid_request", details=details)
 
 
 def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
