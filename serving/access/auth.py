@@ -81,7 +81,7 @@ def body_limit_bytes(method: str, path: str, settings: EndpointSettings, limits:
     return min(limit, limits.max_body_bytes or limit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # the settings hold the operator's key
 class AccessMiddleware:
     """ASGI middleware that adds the request id and enforces key, body size and rate limits."""
 
