@@ -11,15 +11,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ray_jobs.data.report import RowReport
 from ray_jobs.errors import SpecError
 from ray_jobs.registry.catalogue import CatalogueEntry
-from ray_jobs.spec import TrainingSection, parse_spec
+from ray_jobs.spec import JobSpec, TrainingSection, parse_spec
 from ray_jobs.training.lr_schedule import default_learning_rate
 from serving.files.stored_files import FINE_TUNE, FileRecord
 from serving.fine_tuning.records import ApiJob
 from serving.http import openai_types
 from serving.http.errors import invalid_fields
 from serving.http.ids import created_at_s
+
+Problem = tuple[str | None, str]
+"""(field, message)."""
 
 LEAST_ROWS = 10
 """OpenAI's minimum; fewer rows leave none to hold out."""
@@ -60,92 +64,34 @@ def resolve(
     `files`: those of the request's files that exist, by id. `uri`: store key → `s3://` address. `bases`: the catalogue.
     `defaults`: default sections of this endpoint.
     """
-    entry = bases.get(body.model)
-    training = files.get(body.training_file)
-    validation = None if body.validation_file is None else files.get(body.validation_file)
-    named = (("training_file", body.training_file, training), ("validation_file", body.validation_file, validation))
+    named = {"training_file": body.training_file, "validation_file": body.validation_file}
+    found = {param: record for param, wanted in named.items() if wanted is not None and (record := files.get(wanted))}
     problems = _unsupported(body)
+    entry = bases.get(body.model)
     if entry is None:
         known = ", ".join(bases) or "none; `kitae bases add SOURCE` adds one"
         problems.append(("model", f"the base model {body.model!r} does not exist; available: {known}"))
-    for param, wanted, record in named:
-        if wanted is not None and record is None:
+    for param, wanted in named.items():
+        if wanted is not None and param not in found:
             problems.append((param, f"the file {wanted!r} does not exist"))
-        elif record is not None and (record.purpose != FINE_TUNE or record.report is None):
-            problems.append((param, f"{wanted} was uploaded for {record.purpose}, not with purpose {FINE_TUNE}"))
+        elif param in found and (found[param].purpose != FINE_TUNE or found[param].report is None):
+            problems.append((param, f"{wanted} was uploaded for {found[param].purpose}, not with purpose {FINE_TUNE}"))
+    for name, instead in (("held_out", "validation_file"), ("train", "training_file")):
+        if name in (body.data or {}):
+            problems.append((f"data.{name}", f"rows come from files: upload them and name the file in {instead}"))
     if problems:
         raise invalid_fields(problems)
     assert entry is not None
-    assert training is not None
-    assert training.report is not None
-
-    task, rows = body.task or training.report.task, training.report.rows
-    longest = 1024
-    if task not in entry.tasks:
-        problems.append(("model", f"{entry.name} does not support {task}; it supports {', '.join(entry.tasks)}"))
-    for param, wanted, record in named:
-        if record is None or record.report is None:
-            continue
-        longest = max(longest, record.report.longest_tokens or 0)
-        if record.report.task != task:
-            problems.append((param, f"{wanted} has rows for {record.report.task}, not for {task}"))
-        long = record.report.too_long if record.report.model == entry.name else ()
-        if long and (body.data or {}).get("too_long", "error") == "error":
-            lines = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
-            limit = f"{entry.name}'s maximum of {entry.max_tokens} tokens"
-            fix = "shorten them, or set data.too_long to drop or truncate"
-            problems.append((param, f"lines {lines} are longer than {limit}: {fix}"))
-    if rows < LEAST_ROWS:
-        problems.append(("training_file", f"{training.id} has {rows} rows; at least {LEAST_ROWS} are needed"))
-    if problems:
+    reports = {param: record.report for param, record in found.items() if record.report is not None}
+    task = body.task or reports["training_file"].task
+    if problems := _unfit(body, task, entry, reports):
         raise invalid_fields(problems)
-
-    hyper = _hyperparameters(body)
-    own: dict[str, Any] = {
-        "name": identifier,
-        "task": task,
-        "base_model": entry.name,
-        "team": team,
-        "suffix": body.suffix,
-        "priority": body.priority or 0,
-        "data": {
-            "train": uri(training.key),
-            "max_tokens": min(longest, entry.max_tokens or longest),
-            **({} if validation is None else {"held_out": uri(validation.key)}),
-            **(body.data or {}),
-        },
-        "training": {
-            "method": body.method if isinstance(body.method, str) else "lora",
-            "epochs": auto_epochs(rows) if hyper.n_epochs == "auto" else hyper.n_epochs,
-            "batch_size": auto_batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size,
-            "publish_checkpoints": True,
-            "checkpoints_to_keep": 3,  # as many as OpenAI keeps
-            **({} if body.seed is None else {"seed": body.seed}),
-            **({} if body.lora_rank is None else {"lora": {"rank": body.lora_rank, "alpha": 2.0 * body.lora_rank}}),
-        },
-    }
-    if body.search is not None and body.search is not False:
-        own["search"] = {} if body.search is True else body.search
+    own = _own_sections(body, task, entry, reports) | {"name": identifier, "team": team}
+    own["data"] = {"train": uri(found["training_file"].key), **own["data"]}
+    if "validation_file" in found:
+        own["data"] = {"held_out": uri(found["validation_file"].key), **own["data"]}
     sections = {name: getattr(body, name) or {} for name in ("training", "compute", "evaluation", "serving")}
-    document = merged(merged(defaults, own), sections)
-    options = document["training"]
-    if options.get("learning_rate") is None and hyper.learning_rate_multiplier != "auto":
-        with suppress(ValidationError):  # `parse_spec` reports what is invalid
-            default_rate = default_learning_rate(TrainingSection.model_validate(options), task)
-            options["learning_rate"] = hyper.learning_rate_multiplier * default_rate
-    max_tokens = document["data"].get("max_tokens")
-    if isinstance(max_tokens, int):
-        options.setdefault("micro_batch_tokens", max(2048, max_tokens))
-    try:
-        spec = parse_spec(document)
-    except SpecError as error:
-        raise invalid_fields([_field_of(detail) for detail in error.details]) from error
-    searched = (spec.search.space or {}).get("base_model", ()) if spec.search is not None else ()
-    for name in searched if isinstance(searched, tuple) else ():
-        if name not in bases:
-            problems.append(("search.space.base_model", f"the base model {name!r} does not exist"))
-    if problems:
-        raise invalid_fields(problems)
+    spec = _parsed(merged(merged(defaults, own), sections), _hyperparameters(body), task, bases)
     default_rate = default_learning_rate(spec.training, spec.task)
     hyperparameters = {
         "n_epochs": spec.training.epochs,
@@ -167,6 +113,80 @@ def resolve(
     )
 
 
+def _unfit(
+    body: openai_types.CreateFineTuningJob, task: str, entry: CatalogueEntry, reports: Mapping[str, RowReport]
+) -> list[Problem]:
+    """Why the base or the files do not fit the task. `reports`: by the field that names the file."""
+    problems: list[Problem] = []
+    if task not in entry.tasks:
+        problems.append(("model", f"{entry.name} does not support {task}; it supports {', '.join(entry.tasks)}"))
+    for param, report in reports.items():
+        wanted = getattr(body, param)
+        if report.task != task:
+            problems.append((param, f"{wanted} has rows for {report.task}, not for {task}"))
+        long = report.too_long if report.model == entry.name else ()
+        if long and (body.data or {}).get("too_long", "error") == "error":
+            lines = ", ".join(map(str, long[:10])) + (", …" if len(long) > 10 else "")
+            limit = f"{entry.name}'s maximum of {entry.max_tokens} tokens"
+            fix = "shorten them, or set data.too_long to drop or truncate"
+            problems.append((param, f"lines {lines} are longer than {limit}: {fix}"))
+    if (rows := reports["training_file"].rows) < LEAST_ROWS:
+        problems.append(("training_file", f"{body.training_file} has {rows} rows; at least {LEAST_ROWS} are needed"))
+    return problems
+
+
+def _own_sections(
+    body: openai_types.CreateFineTuningJob, task: str, entry: CatalogueEntry, reports: Mapping[str, RowReport]
+) -> dict[str, Any]:
+    """The sections that follow from the request's own fields and from the rows."""
+    hyper, rows = _hyperparameters(body), reports["training_file"].rows
+    longest = max(1024, *(report.longest_tokens or 0 for report in reports.values()))
+    own: dict[str, Any] = {
+        "task": task,
+        "base_model": entry.name,
+        "suffix": body.suffix,
+        "priority": body.priority or 0,
+        "data": {"max_tokens": min(longest, entry.max_tokens or longest), **(body.data or {})},
+        "training": {
+            "method": body.method if isinstance(body.method, str) else "lora",
+            "epochs": auto_epochs(rows) if hyper.n_epochs == "auto" else hyper.n_epochs,
+            "batch_size": auto_batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size,
+            "publish_checkpoints": True,
+            "checkpoints_to_keep": 3,  # as many as OpenAI keeps
+            **({} if body.seed is None else {"seed": body.seed}),
+            **({} if body.lora_rank is None else {"lora": {"rank": body.lora_rank, "alpha": 2.0 * body.lora_rank}}),
+        },
+    }
+    if body.search is not None and body.search is not False:
+        own["search"] = {} if body.search is True else body.search
+    return own
+
+
+def _parsed(
+    document: dict[str, Any], hyper: openai_types.Hyperparameters, task: str, bases: Mapping[str, CatalogueEntry]
+) -> JobSpec:
+    """The job file of a document whose learning rate may still follow from the multiplier."""
+    options = document["training"]
+    if options.get("learning_rate") is None and hyper.learning_rate_multiplier != "auto":
+        with suppress(ValidationError):  # `parse_spec` reports what is invalid
+            default_rate = default_learning_rate(TrainingSection.model_validate(options), task)
+            options["learning_rate"] = hyper.learning_rate_multiplier * default_rate
+    max_tokens = document["data"].get("max_tokens")
+    if isinstance(max_tokens, int):
+        options.setdefault("micro_batch_tokens", max(2048, max_tokens))
+    try:
+        spec = parse_spec(document)
+    except SpecError as error:
+        raise invalid_fields([_field_of(detail) for detail in error.details]) from error
+    searched = (spec.search.space or {}).get("base_model", ()) if spec.search is not None else ()
+    unknown = [name for name in (searched if isinstance(searched, tuple) else ()) if name not in bases]
+    if unknown:
+        raise invalid_fields(
+            [("search.space.base_model", f"the base model {name!r} does not exist") for name in unknown]
+        )
+    return spec
+
+
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two nested documents; values of the second win."""
     result = dict(first)
@@ -177,9 +197,9 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _unsupported(body: openai_types.CreateFineTuningJob) -> list[tuple[str | None, str]]:
+def _unsupported(body: openai_types.CreateFineTuningJob) -> list[Problem]:
     """List the fields that are invalid for any file and any base, as (field, message)."""
-    found: list[tuple[str | None, str]] = []
+    found: list[Problem] = []
     if isinstance(body.method, openai_types.Method) and body.method.type != "supervised":
         found.append(("method.type", f"{body.method.type} is not supported; supervised is"))
     if body.integrations:
@@ -192,9 +212,6 @@ def _unsupported(body: openai_types.CreateFineTuningJob) -> list[tuple[str | Non
             found.append(("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_MAX_KEY}"))
         if len(value) > _MAX_VALUE:
             found.append((f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_MAX_VALUE}"))
-    for name, instead in (("held_out", "validation_file"), ("train", "training_file")):
-        if name in (body.data or {}):
-            found.append((f"data.{name}", f"rows come from files: upload them and name the file in {instead}"))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -288,7 +289,10 @@ def test_any_suffix_makes_a_usable_model_name(world: World) -> None:
             world.server.run_launched()
         name = found["fine_tuned_model"]
         assert name.count(":") == 4
-        asked = {"model": name, "messages": [{"role": "user", "content": "hello"}]}
-        answer = world.ask("POST", "/v1/chat/completions", json.dumps(asked))
+        asked = json.dumps({"model": name, "messages": [{"role": "user", "content": "hello"}]})
+        deadline = time.monotonic() + 10
+        while (answer := world.ask("POST", "/v1/chat/completions", asked)).status_code == 404:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.05)  # an unknown name is cached for a moment, and this runner takes no longer
         assert (answer.status_code, answer.json().get("model")) == (200, name), answer.text
         assert world.ask("GET", f"/v1/models/{quote(name, safe='')}").json()["id"] == name
