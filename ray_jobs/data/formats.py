@@ -160,17 +160,19 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
     if wrong is not None:
         yield Unreadable(0, f"it is {wrong.name}, not UTF-8; {wrong.fix}")
         return
-    number = 0
-    # Bytes that are not UTF-8 become lone surrogates, which `raw` turns back.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+    number, after_cr = 0, False
+    # Without the byte order mark. Bytes that are not UTF-8 become lone surrogates, which `raw` turns back.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         while text := lines.readline(LONGEST_LINE_BYTES + 1):
+            rest, after_cr = after_cr and text == "\n", False
+            if rest:  # of a long line's \r\n
+                continue
             number += 1
-            if number == 1:
-                text = text.removeprefix("\ufeff")  # the byte order mark
             raw = text.encode(errors="surrogateescape")
             if len(raw) > LONGEST_LINE_BYTES:
                 while text and not text.endswith(("\r", "\n")):
                     text = lines.readline(LONGEST_LINE_BYTES)
+                after_cr = text.endswith("\r")
                 megabytes = LONGEST_LINE_BYTES // 1_000_000
                 yield Unreadable(number, f"longer than {megabytes} MB; is a line end missing?")
                 continue

@@ -1,4 +1,4 @@
-"""The RayJob of a runner. Pure: the same runner gives the same document, byte for byte.
+"""The RayJob of a runner. Pure: the same runner gives the same document, byte for byte, on one version of Ray.
 
 Owns names, labels and the shape of the pods. Does not know quotas: the RayJob is created suspended, and Kueue, whose
 queue its label names, starts it. Every pod satisfies Pod Security `restricted`.

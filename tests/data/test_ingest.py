@@ -177,6 +177,17 @@ def test_a_line_too_long_is_refused_and_the_next_is_read(tmp_path: Path) -> None
     assert findings == ["line 2: longer than 10 MB; is a line end missing?"]
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("extra", [0, 1, LONGEST_LINE_BYTES - 1, LONGEST_LINE_BYTES])
+def test_a_line_end_at_the_longest_length_is_one_line_end(tmp_path: Path, extra: int, mark: str) -> None:
+    """The line is too long by its end alone, or its end is where a later read of it stops."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{mark}{'x' * (LONGEST_LINE_BYTES + extra)}\r\nnot JSON\r\n", newline="")
+    _, findings = read(path)
+    assert [finding.partition(":")[0] for finding in findings] == ["line 1", "line 2"]
+    assert "longer than 10 MB" in findings[0]
+
+
 def test_a_big_file_with_old_macintosh_line_ends(tmp_path: Path) -> None:
     line = json.dumps(chat_row("q", "x" * 60_000))
     count = LONGEST_LINE_BYTES // len(line) + 20
