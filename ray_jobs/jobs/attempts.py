@@ -140,8 +140,8 @@ class Job:
                 }
             )
 
-        self.record = update(self.store, self.id, end)
-        return self.record
+        self.record = ended = update(self.store, self.id, end)
+        return ended
 
     def pause(self) -> None:
         """Pause the job, to be resumed by a later attempt. Raises as `finish`; then nothing is written."""

@@ -96,7 +96,7 @@ def append_event(store: Store, job_id: str, event: Event) -> Event:
             store.put_json(_event_key(job_id, event.sequence), event.model_dump(mode="json"), if_absent=True)
             return event
         except ConflictError:  # another process took the number
-            event = event.model_copy(update={"sequence": event.sequence + 1})
+            event = event.model_copy(update={"sequence": event.sequence + 1, "at": datetime.now(UTC)})
 
 
 def last_sequence(store: Store, job_id: str) -> int:

@@ -75,7 +75,8 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
 def versions(store: Store, name: str) -> list[ModelVersion]:
     """Every version of a model, oldest first; empty for an unknown model."""
     listed = ((_MANIFEST.fullmatch(info.key), info.etag) for info in store.list(f"models/{name}"))
-    etags = {int(match["number"]): etag for match, etag in listed if match is not None}
+    # A listing is of a folder: `greeter/` lists the versions of greeter.
+    etags = {int(match["number"]): etag for match, etag in listed if match is not None and match["name"] == name}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         read = pool.map(lambda number: _read(store, name, str(number), etags[number]), sorted(etags))
         return [version for version in read if version is not None]

@@ -44,7 +44,7 @@ def _why_refused(path: Path) -> str | None:
         if suffix == ".json":
             json.loads(text)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"cannot be read: {error.strerror or error}"
     except (ValueError, SafetensorError) as error:
         return f"is not what its name says: {error}"
     return None

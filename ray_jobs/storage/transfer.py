@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -135,6 +136,8 @@ class Transfer:
                     digest.update(_read(target, offset, size))
             except ConflictError as error:
                 raise CorruptObject(f"{where} was replaced while it was read") from error
+            finally:
+                _settle(futures)
         if sha256 is not None and digest.hexdigest() != sha256:
             raise CorruptObject(
                 f"{where} has SHA-256 {digest.hexdigest()}, it was written with {sha256}; write it again, and check "
@@ -163,9 +166,7 @@ class Transfer:
             parts = self._first_failure_or_all(futures)
             self._bucket.finish_upload(key, upload_id, mark, parts, if_absent=etag is None, if_match=etag)
         except BaseException:
-            for future in futures:
-                future.cancel()
-            wait(futures)  # a part sent after the abort would stay
+            _settle(futures)  # a part sent after the abort would stay
             with suppress(StoreError):  # the cause of the abort is raised; the parts are deleted with the tree
                 self._bucket.patient_for(0).abort_upload(key, upload_id)
             raise
@@ -228,12 +229,19 @@ def require_free(directory: Path, needed_bytes: int) -> None:
         raise _no_room(directory, needed_bytes)
 
 
+def _settle(futures: Sequence[Future[Any]]) -> None:
+    """Cancel the parts that have not begun, and wait for the others."""
+    for future in futures:
+        future.cancel()
+    wait(futures)
+
+
 @contextmanager
 def _writing(path: Path, size_bytes: int) -> Iterator[None]:
     """Create a file of this size, which the block fills. MachineError, with the free space, if the disk is full."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
             file.truncate(size_bytes)
         yield
     except OSError as error:

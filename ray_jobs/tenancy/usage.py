@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from ray_jobs.errors import ConflictError, CorruptObject, SpecError
+from ray_jobs.errors import ConflictError, CorruptObject, ObjectNotFound, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 
@@ -112,8 +112,11 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
 
 
 def rows_at(store: Store, keys: Sequence[str]) -> list[list[UsageRow]]:
-    """The rows of each object, in the keys' order; reads several at a time. Raises CorruptObject."""
-    return [_rows(store, key, document) for key, document in store.read_json(keys).items()]
+    """The rows of each object, in the keys' order; reads several at a time. Raises ObjectNotFound, CorruptObject."""
+    found = store.read_json(keys)
+    if gone := [key for key in keys if key not in found]:
+        raise ObjectNotFound(f"{store.uri(gone[0])} was deleted while usage was read")
+    return [_rows(store, key, document) for key, document in found.items()]
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:

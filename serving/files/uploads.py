@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from ray_jobs.errors import ObjectNotFound
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 from serving.files.stored_files import Files
@@ -111,15 +112,19 @@ class Uploads:
             whole.flush()
             if body.md5 is not None and body.md5.lower() != digest.hexdigest():
                 raise bad_request(f"the parts' md5 is {digest.hexdigest()}, not {body.md5[:40]!r}", param="md5")
-            self.files.create(
-                team,
-                record.key_id,
-                Path(whole.name),
-                filename=record.filename,
-                purpose=record.purpose,
-                expires_after_s=record.file_lives_s,
-                identifier=_file_id(record.id),
-            )
+            try:
+                self.files.create(
+                    team,
+                    record.key_id,
+                    Path(whole.name),
+                    filename=record.filename,
+                    purpose=record.purpose,
+                    expires_after_s=record.file_lives_s,
+                    identifier=_file_id(record.id),
+                )
+            except ObjectNotFound:
+                _check_pending(self._get(team, upload_id))  # cancelled meanwhile, with its content
+                raise
         done = self._end(record, "completed")
         self.store.delete_tree(_folder(team, record.id))
         return self._to_openai(done)

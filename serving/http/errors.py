@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from ray_jobs.errors import StoreError
+from ray_jobs.errors import CorruptObject, StoreError
 from serving.http.openai_types import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,11 @@ def not_ready(model: str) -> ApiError:
     """503: the model is deployed but not running."""
     message = f"{model!r} is deployed but not ready; try again in a moment"
     return ApiError(503, message, code="model_not_ready", headers={"Retry-After": "5"})
+
+
+def internal_error() -> ApiError:
+    """A failure of the service itself; the client sees no internals."""
+    return ApiError(500, "the service failed to answer; its log has the reason")
 
 
 def store_unreachable(effect: str | None = None) -> ApiError:
@@ -136,6 +141,11 @@ def install(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return from_validation(error.errors()).response()
 
+    @app.exception_handler(CorruptObject)
+    async def damaged(request: Request, error: CorruptObject) -> Response:
+        logger.error("%s", error)  # a retry would find the same
+        return internal_error().response()
+
     @app.exception_handler(StoreError)
     async def store_failed(request: Request, error: StoreError) -> Response:
         logger.warning("the object store failed: %s", error)
@@ -152,5 +162,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        # Starlette logs the traceback; the client sees no internals.
-        return ApiError(500, "the service failed to answer; its log has the reason").response()
+        return internal_error().response()  # Starlette logs the traceback

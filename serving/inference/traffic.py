@@ -181,7 +181,9 @@ async def _shadow(shadow: Route, ask: Callable[[Route], Chunks]) -> None:
         async with asyncio.timeout(_SHADOW_TIMEOUT_S), aclosing(ask(shadow)) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, dict) and "error" in chunk:
-                    raise errors.from_engine(chunk["error"])
+                    failure = errors.from_engine(chunk["error"])
+                    if failure.status >= 500:  # else the request is at fault
+                        raise failure
     except Exception as error:  # noqa: BLE001  # the client's own request is not affected
         logger.info("the shadow %s failed: %s", shadow.model, error)
 

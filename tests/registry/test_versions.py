@@ -303,6 +303,13 @@ def test_the_number_of_a_deleted_version_is_not_reused(store: Store, tmp_path: P
     assert register(store, directory, "b").version == "3"
 
 
+@pytest.mark.parametrize("name", ["greeter/", "/greeter", "greeter//", "", "."])
+def test_a_model_is_found_by_its_exact_name_alone(store: Store, tmp_path: Path, name: str) -> None:
+    """Some stores merge slashes, so a name with one more would reach another model's keys."""
+    register(store, weights(tmp_path / "w"))
+    assert registry.versions(store, name) == []
+
+
 def test_the_target_of_an_alias_is_not_deleted(store: Store, tmp_path: Path) -> None:
     register(store, weights(tmp_path / "w"))
     registry.set_alias(store, "greeter", "champion", "1")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from ray_jobs.errors import (
     ConflictError,
+    CorruptObject,
     MachineError,
     StoreError,
 )
@@ -235,6 +236,26 @@ def test_a_big_tree_moves_in_parallel(store: Store, tmp_path: Path, monkeypatch:
     assert contents(store.fetch("t")) == contents(directory)
     assert most["upload_part"] >= 4
     assert most["get_range"] >= 4
+
+
+def test_the_other_parts_of_a_failed_file_are_not_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, make_tree(tmp_path / "in", a=400_000, b=400_000), "t")
+    asked: list[int] = []
+    small, original = [(offset, 1000) for offset in range(0, 400_000, 1000)], Bucket.get_range
+
+    def short(self: Bucket, key: str, offset: int, size_bytes: int, *, etag: str) -> bytes:
+        if key.endswith("/b"):
+            return original(self, key, offset, size_bytes, etag=etag)
+        asked.append(offset)
+        return b""
+
+    monkeypatch.setattr("ray_jobs.storage.transfer.parts_of", lambda size_bytes: small)
+    monkeypatch.setattr(Bucket, "get_range", short)
+    with pytest.raises(CorruptObject, match="gave 0 bytes"):
+        store.fetch("t")
+    assert len(asked) < 200  # of 400
 
 
 def test_concurrent_fetches_download_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,11 @@ import json
 
 import openai
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from ray_jobs.errors import CorruptObject, StoreError, StoreUnreachable
+from serving.http import errors
 from tests.serving.routing import ASK, KEY, error_of, make_client
 
 
@@ -30,6 +33,30 @@ def test_a_body_that_is_not_a_json_object_is_refused(client: TestClient, content
 def test_errors_of_unknown_paths_and_methods_have_the_error_shape(client: TestClient) -> None:
     assert error_of(client.get("/v1/nothing"), 404)["message"] == "no such path: GET /v1/nothing"
     assert error_of(client.get("/v1/chat/completions"), 405)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "again"),
+    [
+        (StoreUnreachable("away"), 503, "store_unreachable", "5"),
+        (CorruptObject("secret/key.json is not a record"), 500, None, None),  # a retry would find the same
+    ],
+)
+def test_a_failing_store_is_503_and_a_damaged_record_is_500(
+    error: StoreError, status: int, code: str | None, again: str | None
+) -> None:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/fails")
+    def fails() -> None:
+        raise error
+
+    with TestClient(app) as client:
+        answer = client.get("/fails")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.headers.get("retry-after") == again
+    assert "secret" not in answer.text
 
 
 def test_a_request_id_is_kept_or_generated(client: TestClient) -> None:
