@@ -74,9 +74,10 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
 
 def versions(store: Store, name: str) -> list[ModelVersion]:
     """Every version of a model, oldest first; empty for an unknown model."""
+    if not is_name(name):  # some stores merge slashes: `greeter/` would be greeter
+        return []
     listed = ((_MANIFEST.fullmatch(info.key), info.etag) for info in store.list(f"models/{name}"))
-    # A listing is of a folder: `greeter/` lists the versions of greeter.
-    etags = {int(match["number"]): etag for match, etag in listed if match is not None and match["name"] == name}
+    etags = {int(match["number"]): etag for match, etag in listed if match is not None}
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
         read = pool.map(lambda number: _read(store, name, str(number), etags[number]), sorted(etags))
         return [version for version in read if version is not None]
@@ -96,6 +97,8 @@ def get(store: Store, ref: str) -> ModelVersion:
     name, at, label = ref.partition("@")
     if at and not label:
         raise RegistryError(f"{ref!r} names no version: write {name}@3, {name}@{CHAMPION} or {name}")
+    if not is_name(name):
+        raise _unknown(store, name)
     pointed = aliases(store, name)
     wanted = pointed.get(label or CHAMPION, label)
     if wanted.isdigit():
@@ -104,12 +107,16 @@ def get(store: Store, ref: str) -> ModelVersion:
             return version_of(name, wanted, manifest.meta)
     found = versions(store, name)
     if not found:
-        raise RegistryError(f"no model {name!r} in {store.uri('models')}; {suggestion(name, names(store))}")
+        raise _unknown(store, name)
     if not wanted:
         return found[-1]
     known = ", ".join([*(version.version for version in found), *sorted(pointed)])
     gone = f" (version {wanted} is deleted)" if wanted != label else ""
     raise RegistryError(f"model {name!r} has no {label or CHAMPION!r}{gone}; it has: {known}")
+
+
+def _unknown(store: Store, name: str) -> RegistryError:
+    return RegistryError(f"no model {name!r} in {store.uri('models')}; {suggestion(name, names(store))}")
 
 
 def aliases(store: Store, name: str) -> dict[str, str]:

@@ -306,8 +306,12 @@ def test_the_number_of_a_deleted_version_is_not_reused(store: Store, tmp_path: P
 @pytest.mark.parametrize("name", ["greeter/", "/greeter", "greeter//", "", "."])
 def test_a_model_is_found_by_its_exact_name_alone(store: Store, tmp_path: Path, name: str) -> None:
     """Some stores merge slashes, so a name with one more would reach another model's keys."""
-    register(store, weights(tmp_path / "w"))
+    version = register(store, weights(tmp_path / "w")).version
+    registry.set_alias(store, "greeter", "champion", version)
     assert registry.versions(store, name) == []
+    for ref in (name, f"{name}@{version}", f"{name}@champion"):
+        with pytest.raises(RegistryError, match="no model"):
+            registry.get(store, ref)
 
 
 def test_the_target_of_an_alias_is_not_deleted(store: Store, tmp_path: Path) -> None:
