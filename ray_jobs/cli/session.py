@@ -52,7 +52,6 @@ def connect_cluster() -> Cluster:
 
 def list_if_allowed(cluster: Cluster, kind: Kind) -> list[Object]:
     """List optional objects: none, and a warning, if the caller may not read them."""
-
     try:
         return cluster.list(kind)
     except Forbidden as error:

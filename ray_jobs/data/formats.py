@@ -164,10 +164,11 @@ def _read_lines(path: Path) -> Iterator[_Line | Unreadable]:
     # Without the byte order mark. Bytes that are not UTF-8 become lone surrogates, which `raw` turns back.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         while text := lines.readline(LONGEST_LINE_BYTES + 1):
-            rest, after_cr = after_cr and text == "\n", False
-            if rest:  # of a long line's \r\n
+            if after_cr and text == "\n":  # the second half of a long line's \r\n
+                after_cr = False
                 continue
             number += 1
+            after_cr = False
             raw = text.encode(errors="surrogateescape")
             if len(raw) > LONGEST_LINE_BYTES:
                 while text and not text.endswith(("\r", "\n")):
