@@ -249,7 +249,7 @@ class Workbench:
                         **contest.training,
                     )
                     if contest.module is None:
-                        umpire.admit(name, contest.workers, lambda: WholeJob(self, rows, spec, (umpire.port, name)))  # noqa: B023
+                        umpire.admit(name, contest.workers, lambda: WholeJob(self, rows, spec, (umpire.port, name)))  # noqa: B023  # called at once
                         continue
                     side = Side(
                         name,

@@ -119,7 +119,7 @@ def convert(packed: Path, directory: Path) -> None:
     # The file lacks the published encoder's pooler; sentence embeddings and Kitae's heads use the mean instead.
     model = BertModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]  # transformers is half typed
     model.load_state_dict(state)
-    model.half().save_pretrained(directory)  # type: ignore[no-untyped-call]
+    model.half().save_pretrained(directory)  # type: ignore[no-untyped-call]  # likewise
     build_tokenizer(vocabulary).save(str(directory / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

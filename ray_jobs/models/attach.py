@@ -24,7 +24,7 @@ def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torc
     torch.manual_seed(training.seed)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()  # type: ignore[no-untyped-call]
+        model.enable_input_require_grads()  # type: ignore[no-untyped-call]  # transformers is half typed
     if training.method == "full":
         return model
     if training.method == "frozen":
@@ -33,7 +33,7 @@ def attach(model: PreTrainedModel, training: TrainingSection, task: str) -> torc
     if training.method == "qlora":
         from peft import prepare_model_for_kbit_training
 
-        prepared = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+        prepared = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]  # PEFT has no types
             model, use_gradient_checkpointing=training.gradient_checkpointing
         )
     return _add_adapters(prepared, training, task)

@@ -180,7 +180,7 @@ def convert_gguf(path: Path, directory: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     ends = {name: getattr(tokenizer, name) for name in ("eos_token_id", "bos_token_id")}
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers is half typed
         **{name: token for name, token in ends.items() if token is not None}
     )
     model.save_pretrained(str(directory), safe_serialization=True)

@@ -69,7 +69,7 @@ def _forward(plain: Any) -> Any:
         base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
         split = any(hasattr(weight, "ds_id") for weight in (base.weight, down, up))
         if split or base.weight.requires_grad or not x.dtype == base.weight.dtype == down.dtype == up.dtype:
-            return plain(x)  # type: ignore[no-any-return]
+            return plain(x)  # type: ignore[no-any-return]  # likewise
         whole = Part(0, x.numel() // x.shape[-1], down, up, layer.scaling[name])
         return linear(x, base.weight, base.bias, [whole])
 

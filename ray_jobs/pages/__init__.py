@@ -118,7 +118,7 @@ def _body(sections: Sequence[PageSection]) -> Iterator[str]:
 
 
 def _chart(chart: Chart, *, with_library: bool) -> str:
-    from plotly.io import to_html  # type: ignore[import-untyped]
+    from plotly.io import to_html  # type: ignore[import-untyped]  # plotly has no types
 
     drawn = to_html(
         chart.figure,

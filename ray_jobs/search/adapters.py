@@ -80,10 +80,10 @@ class SharedLora:
         )
         if spec.training.gradient_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            base.enable_input_require_grads()  # type: ignore[no-untyped-call]
+            base.enable_input_require_grads()  # type: ignore[no-untyped-call]  # transformers is half typed
         base.requires_grad_(False)
         base.train()
-        return cls(spec, directory, base.to(device), device, packed)  # type: ignore[arg-type]
+        return cls(spec, directory, base.to(device), device, packed)  # type: ignore[arg-type]  # transformers types `to` otherwise
 
     def add(self, name: str, spec: JobSpec) -> dict[str, torch.nn.Parameter]:
         """Add a trial. Returns its trainable weights with their initial values. Raises what `models.attach` raises."""

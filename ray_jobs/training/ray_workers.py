@@ -183,7 +183,7 @@ def cluster_resources() -> dict[str, float]:
     """Resources of the whole cluster, by Ray's names."""
     import ray
 
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray is half typed
     return resources
 
 
