@@ -127,26 +127,24 @@ def trials(job: str, html: Path | None, as_json: bool) -> None:
       kitae trials faq-chat-1f0c2a9b3d --html trials.html
     """
     from ray_jobs.jobs import load
-    from ray_jobs.search import decide, page
-    from ray_jobs.search.records import SearchRecords
+    from ray_jobs.search import page, standing
+    from ray_jobs.search.records import searches
 
     store = session.open_store(check=False)
     load(store, job)  # JobError for an unknown job
-    begun = [SearchRecords(store, f"jobs/{job}/search/{name}") for name in store.list_dirs(f"jobs/{job}/search/")]
+    begun = searches(store, job)
     if not begun:
         raise JobError(f"job {job} has no search yet; `search:` in its job file adds one")
-    records = max(begun, key=lambda each: each.problem().begun_at)
-    problem, results, stop = records.problem(), records.results(), records.stopped()
-    schedule = decide.replay(problem, results, stop)
+    problem, results, now = standing.read(begun[-1])
     if as_json:
         session.print_json([result.model_dump(mode="json", exclude={"losses"}) for result in results.values()])
         return
     if html is not None:
-        text = page.page(problem, results, schedule, records.spent(), title=job)
+        text = page.page(problem, results, now, begun[-1].spent(), title=job)
         html.write_text(text, encoding="utf-8")
         click.echo(f"wrote {html}")
         return
-    click.echo(page.table(problem, results, schedule))
+    click.echo(page.table(problem, results, now))
 
 
 @click.command()

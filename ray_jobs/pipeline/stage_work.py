@@ -33,16 +33,15 @@ from ray_jobs.pipeline.outputs import (
     candidate_key,
 )
 from ray_jobs.registry.model import Lineage, ModelVersion
-from ray_jobs.search import decide, page
-from ray_jobs.search.executors import Executor
-from ray_jobs.search.records import Problem, SearchRecords, TrialSegment
-from ray_jobs.search.runner import Search, warm_points
+from ray_jobs.search import page, standing
+from ray_jobs.search.records import Problem, SearchRecords
+from ray_jobs.search.rungs import trial_spec
 from ray_jobs.search.space import space_of
 from ray_jobs.spec import ComputeSection, JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint, ray_train, ray_workers
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
 from ray_jobs.training.ray_workers import MetricValues
 
@@ -129,6 +128,8 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
 
 def search(flow: Flow, context: StageContext) -> SearchOutcome:
     """Search to the best trial."""
+    from ray_jobs.search.driver import Search  # imports Ray Tune
+
     job, store, spec = context.job, context.store, flow.job_spec
     assert spec.search is not None
     ray_workers.connect()
@@ -137,28 +138,24 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     base = fetch_base(store, flow.base_copy(spec.base_model).key)
     config = load_config(base) if base is not None else {}
     begun = Problem(spec=spec, space=space_of(spec, config, encoded.train_supervised), rows=encoded.train_rows)
-    problem = records.begin(begun.model_copy(update={"warm": warm_points(store, begun, job.id)}))
-
-    def inputs(run: TrialSegment) -> TrainInputs:
-        trial = decide.trial_spec(problem, run).model_copy(update={"compute": spec.compute})
-        return flow.inputs_of(trial, records.checkpoints(run))
+    warm = standing.warm_points(store, begun, job.id)
+    problem = records.begin(begun.model_copy(update={"warm": warm}))
+    # The machines may be others than at the first attempt's.
+    problem = problem.model_copy(update={"spec": problem.spec.model_copy(update={"compute": spec.compute})})
 
     def note(text: str) -> None:
         job.event("warning", f"search: {text}")
         print(f"search     {text}", flush=True)
 
-    executor = Executor(store, spec.compute, spec.search.parallel, job.id, job.attempt, note)
-    try:
-        schedule = Search(job, records, problem, inputs, executor, context.show).run()
-    finally:
-        executor.close()
-    assert schedule.winner is not None
+    materials = {model: flow.inputs_of(spec.with_values({"base_model": model}), "") for model in flow.base_models}
+    now = Search(job, records, problem, materials, context.show, note).run()
+    assert now.winner is not None
     results = records.results()
-    winner = results[schedule.winner.name]
+    winner = results[now.winner.name]
     assert winner.checkpoint is not None
-    print(page.table(problem, results, schedule, limit=12), flush=True)
+    print(page.table(problem, results, now, limit=12), flush=True)
     return SearchOutcome(
-        inputs=inputs(winner.run),
+        inputs=flow.inputs_of(trial_spec(problem, winner.run), records.checkpoints(winner.run)),
         run=winner.run.name,
         params=winner.run.params,
         checkpoint=winner.checkpoint,

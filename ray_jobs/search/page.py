@@ -1,7 +1,7 @@
 """A search as a table for the terminal and as one self-contained HTML page. Pure.
 
-Both follow from the records (see `decide`), so a search can be shown while it runs and afterwards. The text of users is
-escaped, and the page holds no rows.
+Both follow from the records (see `standing`), so a search can be shown while it runs and afterwards. The text of users
+is escaped, and the page holds no rows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 from ray_jobs import pages
 from ray_jobs.pages import Chart, Figure, PageSection, Table
 from ray_jobs.search import sampling
-from ray_jobs.search.decide import Schedule, rungs_of, trials_of
 from ray_jobs.search.records import Params, Problem, Result
-from ray_jobs.spec import Range, SearchSection
+from ray_jobs.search.rungs import rungs_of, trials_of
+from ray_jobs.search.standing import Standing
+from ray_jobs.spec import Range
 
 Results = Mapping[str, Result]
 _REFRESH_S = 15
@@ -42,6 +43,8 @@ class _Trial:
     measured: Result | None
     """The last segment that did not fail."""
     again: Result | None
+    order: str
+    """Place of its last result among all, in the order in which they were written."""
 
     @property
     def kind(self) -> str:
@@ -49,9 +52,9 @@ class _Trial:
         return self.state.split()[0].strip(":")
 
 
-def table(problem: Problem, results: Results, schedule: Schedule, *, limit: int | None = None) -> str:
+def table(problem: Problem, results: Results, now: Standing, *, limit: int | None = None) -> str:
     """The trials as text, the best first, and a line with their cost. `limit`: most trials shown."""
-    trials = _trials(problem, results, schedule)
+    trials = _trials(problem, results, now)
     rows = [_columns(problem), *(_cells(problem, trial) for trial in trials[:limit])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths[-1] = 0  # the state is left-aligned
@@ -62,67 +65,69 @@ def table(problem: Problem, results: Results, schedule: Schedule, *, limit: int 
     workers, tokens = problem.spec.compute.workers, sum(result.tokens for result in results.values())
     shared = 1 if problem.spec.compute.gpus_per_worker else workers
     seconds = sum(result.seconds * (shared if result.shared else workers) for result in results.values())
-    why = "sampling continues" if schedule.sampling else f"sampling ended: {_plain(schedule.why) or 'nothing ran'}"
+    why = "sampling continues" if now.sampling else f"sampling ended: {_plain(now.why) or 'nothing ran'}"
     cost = f"{tokens:,} tokens, {seconds:,.0f} worker-seconds"
     lines.append(f"{len(trials)} trials, {len(results)} segments, {cost}; {why}")
     return "\n".join(lines)
 
 
-def page(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float], *, title: str) -> str:
+def page(problem: Problem, results: Results, now: Standing, spent: Mapping[str, float], *, title: str) -> str:
     """The search as one HTML document, which reloads itself while a segment runs.
 
     `results`: in the order in which they were written, for the cost. `spent`: hours, as `SearchRecords.spent`.
     """
-    trials = _trials(problem, results, schedule)
+    trials = _trials(problem, results, now)
     charts = _sections(problem, results, trials) if results else [PageSection("Results", "There are no results yet.")]
     cells = [_cells(problem, trial) for trial in trials]
     tried = Table(_columns(problem), cells, kinds=[trial.kind for trial in trials], left="last")
     return pages.page(
         title,
         [*charts, PageSection("Trials", table=tried)],
-        facts=_facts(problem, results, schedule, spent),
-        refresh_s=_REFRESH_S if schedule.running else None,
+        facts=_facts(problem, results, now, spent),
+        refresh_s=_REFRESH_S if now.running else None,
     )
 
 
-def _trials(problem: Problem, results: Results, schedule: Schedule) -> list[_Trial]:
+def _trials(problem: Problem, results: Results, now: Standing) -> list[_Trial]:
     """The best first: the winner, the finalists by both seeds, the others by rung and then by the metric, those that
     failed, those without a result."""
     segments: dict[int, list[Result]] = {}
-    running = {run.trial: run.params for run in schedule.running}
+    running = {run.trial: run.params for run in now.running}
     again = {result.run.trial: result for result in results.values() if result.run.again}
     for result in sorted(results.values(), key=lambda result: result.run.rung):
         if not result.run.again:
             segments.setdefault(result.run.trial, []).append(result)
+    orders = {name: str(place) for place, name in enumerate(results, 1)}
     placed: list[tuple[tuple[float, ...], _Trial]] = []
     for number in sorted({*segments, *running}):
         own = tuple(segments.get(number, ()))
         params = own[-1].run.params if own else running[number]
         rungs = len(rungs_of(problem, params))
-        won = schedule.winner is not None and number == schedule.winner.trial
+        won = now.winner is not None and number == now.winner.trial
         place: tuple[float, ...] = (3, number)
         state = "running"
-        if won or number in schedule.finalists:
-            place, state = (0, (*schedule.finalists, number).index(number)), "won" if won else "finalist"
+        if won or number in now.finalists:
+            place, state = (0, (*now.finalists, number).index(number)), "won" if won else "finalist"
         elif own and own[-1].status != "ok":
             place, state = (2, number), "failed" + (f": {_plain(own[-1].error)[:160]}" if own[-1].error else "")
         elif own:
             run, ended = own[-1].run, own[-1].run.rung + 1 == rungs
-            place = (1, -run.rung, own[-1].value(_search(problem).metric), number)
-            paused = f"{'waits' if schedule.sampling else 'stopped'} at rung {run.rung + 1}"
+            place = (1, -run.rung, own[-1].value(problem.search.judge), number)
+            paused = f"{'waits' if now.sampling else 'stopped'} at rung {run.rung + 1}"
             state = "finalist" if number in again else "finished" if ended else paused
         state = "running" if number in running else state
+        order = orders[own[-1].run.name] if own else ""
         measured = next((result for result in reversed(own) if result.status == "ok"), None)
-        placed.append((place, _Trial(number, state, params, rungs, own, measured, again.get(number))))
+        placed.append((place, _Trial(number, state, params, rungs, own, measured, again.get(number), order)))
     return [trial for _, trial in sorted(placed, key=lambda each: each[0])]
 
 
 def _columns(problem: Problem) -> list[str]:
-    return ["trial", "rung", "step", _search(problem).metric, "both seeds", *problem.space, "state"]
+    return ["trial", "order", "rung", "step", problem.search.judge, "both seeds", *problem.space, "state"]
 
 
 def _cells(problem: Problem, trial: _Trial) -> list[str]:
-    metric, again = _search(problem).metric, trial.again
+    metric, again = problem.search.judge, trial.again
     step = value = both = ""
     if trial.results:
         latest, failed = trial.results[-1], trial.results[-1].status != "ok"
@@ -134,26 +139,28 @@ def _cells(problem: Problem, trial: _Trial) -> list[str]:
             both = f"{(_shown(latest, metric) + _shown(again, metric)) / 2:.4f}"
     rung = f"{0 if trial.measured is None else trial.measured.run.rung + 1}/{trial.rungs}"
     values = (_short(trial.params.get(name)) for name in problem.space)
-    return [str(trial.number), rung, step, value, both, *values, trial.state]
+    return [str(trial.number), trial.order, rung, step, value, both, *values, trial.state]
 
 
-def _facts(problem: Problem, results: Results, schedule: Schedule, spent: Mapping[str, float]) -> dict[str, str]:
+def _facts(problem: Problem, results: Results, now: Standing, spent: Mapping[str, float]) -> dict[str, str]:
     """The facts at the top of the page."""
-    search = _search(problem)
+    search = problem.search
     budget, worker_hours = search.budget, spent.get("worker", 0.0)
 
     def beside(value: str, limit: float | None) -> str:
         return value if limit is None else f"{value} of {limit:g}"
 
-    over = "over: no trial won" if schedule.winner is None else f"over: trial {schedule.winner.trial} won"
-    runs = "sampling" if schedule.sampling else "running the finalists"
+    over = "over: no trial won" if now.winner is None else f"over: trial {now.winner.trial} won"
+    runs = "sampling" if now.sampling else "running the finalists"
     facts = {
         "model": problem.spec.name,
-        "algorithm": f"{search.algorithm}, by {search.metric}",
-        "state": runs if schedule.running else over,
-        "sampling ended": schedule.why,
+        "scheduler": search.schedules,
+        "sampler": search.samples,
+        "metric": " and ".join(search.metrics),
+        "state": runs if now.running else over,
+        "sampling ended": now.why,
         "trials with a result": beside(str(len({result.run.trial for result in results.values()})), trials_of(problem)),
-        "trials running": str(len({run.trial for run in schedule.running})),
+        "trials running": str(len({run.trial for run in now.running})),
         "tokens trained": f"{sum(result.tokens for result in results.values()):,}",
         "hours": beside(f"{spent.get('wall', 0.0):.2f}", budget.hours),
         "worker-hours": beside(f"{worker_hours:.2f}", budget.gpu_hours),
@@ -172,6 +179,9 @@ def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> l
         ("Importance", "importance", "Share of the variance at the first rung.", _importance(problem, results)),
         ("Best so far", "cost", "By the tokens trained until then.", _cost(problem, results)),
     ]
+    if len(problem.search.metrics) > 1:
+        front = "Whole trials; the line joins those that no other trial beats in both metrics."
+        drawn.append(("Pareto front", "front", front, _front(problem, results)))
     return [
         PageSection(heading, figure)
         if isinstance(figure, str)
@@ -206,7 +216,7 @@ def _smooth(losses: Sequence[float]) -> tuple[list[int], list[float | None]]:
 
 def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
     """Parallel coordinates. Optuna's own omits the trials that were stopped, and draws those that failed."""
-    metric = _search(problem).metric
+    metric = problem.search.judge
     measured = [trial.measured for trial in trials if trial.measured is not None]
     if not measured:
         return "No trial has been measured yet."
@@ -237,19 +247,19 @@ def _importance(problem: Problem, results: Results) -> Figure | str:
     """Importance by PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) at the first rung, which all trials reach."""
     from optuna.importance import get_param_importances
 
-    metric = _search(problem).metric
-    first = [each for _, each in sorted(results.items()) if each.run.rung == 0 and not each.run.again]
-    seen = [sampling.TriedValues(r.run.params, {0: r.value(metric)}, complete=True) for r in first if r.status == "ok"]
+    metric = problem.search.judge
+    study = sampling.first_rungs(problem.space, results.values(), metric)
+    seen = study.trials
     if len(seen) < _ENOUGH:
         return f"Importance needs {_ENOUGH} measured trials; there are {len(seen)}."
     varied = [name for name in problem.space if len({json.dumps(trial.params[name]) for trial in seen}) > 1]
     if len(varied) < 2:
         return f"Only {varied[0]} varies." if varied else "No value varies."
-    if len({trial.values[0] for trial in seen}) == 1:
+    if len({trial.value for trial in seen}) == 1:
         return "Every trial has the same value."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns when few trials give equal shares
-        shares = get_param_importances(sampling.study_of(problem.space, seen), params=varied)
+        shares = get_param_importances(study, params=varied)
     values, names = zip(*sorted((share, name) for name, share in shares.items()), strict=True)
     bars = {"type": "bar", "orientation": "h", "marker": {"color": pages.BLUE}, "x": values}
     bars |= {"y": list(map(escape, names)), "text": [f"{value:.2f}" for value in values]}
@@ -257,7 +267,7 @@ def _importance(problem: Problem, results: Results) -> Figure | str:
 
 
 def _cost(problem: Problem, results: Results) -> Figure | str:
-    metric, tokens, best = _search(problem).metric, 0, math.inf
+    metric, tokens, best = problem.search.judge, 0, math.inf
     points: list[tuple[int, float, str]] = []
     for result in results.values():
         tokens += result.tokens
@@ -270,6 +280,39 @@ def _cost(problem: Problem, results: Results) -> Figure | str:
     line = {"color": pages.RED, "shape": "hv"}
     steps = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "text": text, "line": line}
     return pages.figure([steps], "tokens trained", metric)
+
+
+def pareto(problem: Problem, results: Results) -> list[Result]:
+    """Results of whole trials that no other beats in both metrics, by the first metric."""
+    first, second = problem.search.metrics
+    found: list[Result] = []
+    for result in sorted(_whole(problem, results), key=lambda each: (each.value(first), each.value(second))):
+        if not found or result.value(second) < found[-1].value(second):
+            found.append(result)
+    return found
+
+
+def _whole(problem: Problem, results: Results) -> list[Result]:
+    def ended(result: Result) -> bool:
+        return result.run.until == rungs_of(problem, result.run.params)[-1]
+
+    return [result for result in results.values() if result.status == "ok" and not result.run.again and ended(result)]
+
+
+def _front(problem: Problem, results: Results) -> Figure | str:
+    """The two metrics of every whole trial."""
+    first, second = problem.search.metrics
+    drawn = []
+    for name, mode, colour, group in (
+        ("whole trials", "markers", pages.BLUE, _whole(problem, results)),
+        ("front", "lines+markers", pages.RED, pareto(problem, results)),
+    ):
+        x, y = [result.measured(first) for result in group], [result.measured(second) for result in group]
+        text = [f"trial {result.run.trial}" for result in group]
+        drawn.append(
+            {"type": "scatter", "mode": mode, "x": x, "y": y, "text": text, "name": name, "line": {"color": colour}}
+        )
+    return pages.figure(drawn, first, second) if drawn[0]["x"] else "No trial has been trained to its end yet."
 
 
 def _shown(result: Result, metric: str) -> float:
@@ -287,8 +330,3 @@ def _short(value: Any) -> str:
 def _plain(text: str | None) -> str:
     """On one line, without control characters."""
     return "".join(char if char.isprintable() else " " for char in text or "")
-
-
-def _search(problem: Problem) -> SearchSection:
-    assert problem.spec.search is not None
-    return problem.spec.search

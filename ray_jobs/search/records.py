@@ -1,19 +1,21 @@
-"""Stored records of a search: its problem, and the result of each trial segment.
+"""Stored records of a search: its problem, the values of each trial and the result of each trial segment.
 
-Every decision is a function of these records (see `decide`), so a search continues unchanged after any crash.
+A trial's values are written before it starts, and a segment's result and checkpoint before Ray Tune learns of them. So
+each attempt gives these records back to Tune, and nothing that they hold runs again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
-from ray_jobs.spec import JobSpec, Range
+from ray_jobs.spec import JobSpec, Range, SearchSection
 from ray_jobs.storage import Store
 
 SegmentStatus = Literal["ok", "not_finite", "out_of_memory", "timed_out", "lost", "failed"]
@@ -35,8 +37,12 @@ class Problem(BaseModel):
 
     @property
     def lower_is_better(self) -> bool:
+        return self.search.judge == "loss"
+
+    @property
+    def search(self) -> SearchSection:
         assert self.spec.search is not None
-        return self.spec.search.metric == "loss"
+        return self.spec.search
 
 
 class TrialSegment(BaseModel):
@@ -90,11 +96,20 @@ class Result(BaseModel):
     ended_at: float = 0.0
     """When it was written, Unix seconds. No decision depends on it."""
 
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def measured(self, metric: str) -> float | None:
+        """A metric by its name in the job file. None: not measured."""
+        return {"loss": self.loss, "tokens_per_s": self.tokens_per_s}.get(metric, self.accuracy)
+
     def value(self, metric: str) -> float:
         """The metric as a value to minimise; infinite for a failed segment."""
-        if self.status != "ok" or self.loss is None or self.accuracy is None:
+        measured = self.measured(metric)
+        if self.status != "ok" or self.loss is None or measured is None:
             return float("inf")
-        return self.loss if metric == "loss" else -self.accuracy
+        return measured if metric == "loss" else -measured
 
 
 class SamplingEnd(BaseModel):
@@ -122,11 +137,37 @@ class SearchRecords:
         """Raises ObjectNotFound before `begin`."""
         return Problem.model_validate(self.store.get_json(f"{self.prefix}/problem.json"))
 
+    def point(self, trial: int, params: Params) -> Params:
+        """Write a trial's values once. Returns those that were written first."""
+        key = f"{self.prefix}/points/{trial:04d}.json"
+        try:
+            self.store.put_json(key, params, if_absent=True)
+        except ConflictError:
+            params = self.store.get_json(key)
+        return params
+
+    def points(self) -> dict[int, Params]:
+        """Values of the trials that began, by number."""
+        found: dict[int, Params] = {int(name): values for name, values in self._read("points").items()}
+        for result in self.results().values():  # a search of an earlier version wrote no points
+            if result.run.rung == 0 and not result.run.again:
+                found.setdefault(result.run.trial, result.run.params)
+        return dict(sorted(found.items()))
+
     def results(self) -> dict[str, Result]:
         """Results by segment name, in the order in which they were written."""
-        keys = [info.key for info in self.store.list(f"{self.prefix}/results")]
-        found = [Result.model_validate(self.store.get_json(key)) for key in keys]
+        found = [Result.model_validate(document) for document in self._read("results").values()]
         return {result.run.name: result for result in sorted(found, key=lambda result: result.ended_at)}
+
+    def result(self, name: str) -> Result | None:
+        """The result of one segment. None: it has none yet."""
+        try:
+            return Result.model_validate(self.store.get_json(f"{self.prefix}/results/{name}.json"))
+        except ObjectNotFound:
+            return None
+
+    def _read(self, kind: str) -> dict[str, Any]:
+        return self.store.documents(f"{self.prefix}/{kind}")
 
     def add(self, result: Result) -> Result:
         """Write a result once. Returns the one that was written first."""
@@ -159,9 +200,23 @@ class SearchRecords:
             return {"wall": 0.0, "worker": 0.0}
         return document
 
-    def spend(self, spent: dict[str, float]) -> None:
+    def spend(self, spent: dict[str, float], running: Iterable[TrialSegment]) -> None:
+        """Write the hours so far, and the segments that run now."""
         self.store.put_json(f"{self.prefix}/spent.json", spent)
+        self.store.put_json(f"{self.prefix}/running.json", [run.model_dump(mode="json") for run in running])
+
+    def running(self) -> tuple[TrialSegment, ...]:
+        """The segments that ran when the hours were last written. Raises ObjectNotFound before that."""
+        document = self.store.get_json(f"{self.prefix}/running.json")
+        return tuple(TrialSegment.model_validate(run) for run in document)
 
     def checkpoints(self, run: TrialSegment) -> str:
         """Prefix of a segment's checkpoints."""
         return f"{self.prefix}/trials/{run.name}"
+
+
+def searches(store: Store, job_id: str) -> list[SearchRecords]:
+    """The searches of a job, the newest last; one for each dataset or base that it was resumed with."""
+    prefix = f"jobs/{job_id}/search/"
+    begun = [SearchRecords(store, prefix + name) for name in store.list_dirs(prefix)]
+    return sorted(begun, key=lambda records: records.problem().begun_at)

@@ -1,13 +1,15 @@
 """A process that outlives trials: base models and rows stay in memory while trials come and go.
 
-Owns which trials can share a base, and how the others run here one after another. Runs without Ray; `executors` puts it
-into actors.
+Owns which trials can share a base, and how the others run here one after another. Runs without Ray; `driver` puts it
+into actors, whose clients are Ray Tune's trials (`trainables`).
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,15 +39,16 @@ _GROUPS_KEPT = 2
 
 
 @dataclass(frozen=True)
-class SharedTrainerState:
-    """Answer of a shared trainer to a poll."""
+class SegmentState:
+    """A shared trainer's answer about one segment."""
 
-    results: tuple[Result, ...]
-    """Since the last poll."""
-    steps: dict[str, int]
-    """Steps taken by the running segments."""
+    process: str
+    """Another than at the submission: the process died since, and the segment must be submitted again."""
+    result: Result | None
+    step: int | None
+    """Steps taken. None: it has ended, or it was given up."""
     notes: tuple[str, ...]
-    """Why trials do not share; each reason once."""
+    """Why trials do not share."""
 
 
 def mode_of(spec: JobSpec) -> tuple[Mode, str]:
@@ -65,7 +68,7 @@ def mode_of(spec: JobSpec) -> tuple[Mode, str]:
 
 
 class SharedTrainer:
-    """The trials of one process. `submit`, `drop` and `poll` may be called while it works."""
+    """The trials of one process. Its methods may be called while it works."""
 
     def __init__(self, store: Store, device: str) -> None:
         import torch
@@ -74,40 +77,56 @@ class SharedTrainer:
         # On a GPU a pass is as large as fits; on a CPU each thread has a pass.
         self._concurrent = ConcurrentPasses(torch.get_num_threads() if self._device.type == "cpu" else 1)
         self._groups: dict[str, TrialGroup] = {}
+        self._process = uuid.uuid4().hex
         self._waiting: list[TrialTask] = []
+        self._alone: set[str] = set()
         self._dropped: set[str] = set()
-        self._results: list[Result] = []
+        self._results: dict[str, Result] = {}
         self._steps: dict[str, int] = {}
         self._notes: list[str] = []
-        self._noted: set[str] = set()
         self._changed = threading.Condition()
         self._closed = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
         self._thread.start()
 
-    def submit(self, task: TrialTask) -> None:
-        """Queue a trial segment."""
+    def submit(self, task: TrialTask, *, alone: bool = False) -> str:
+        """Queue a trial segment, once. Returns this process's name.
+
+        `alone`: no other segment runs beside it, so that one that ends the process is known.
+        """
+        name = task.run.name
         with self._changed:
-            self._waiting.append(task)
-            self._steps[task.run.name] = 0
-            self._changed.notify()
+            if alone:
+                self._alone.add(name)
+            if name not in self._steps and name not in self._results:
+                self._waiting.append(task)
+                self._steps[name] = 0
+                self._changed.notify()
+        return self._process
 
     def drop(self, name: str) -> None:
         """Give a segment up; it gets no result."""
         with self._changed:
             self._waiting = [task for task in self._waiting if task.run.name != name]
-            self._steps.pop(name, None)
-            self._dropped.add(name)
+            if self._steps.pop(name, None) is not None:
+                self._dropped.add(name)
 
-    def poll(self) -> SharedTrainerState:
-        """Results and progress since the last poll. Raises the error that ended the work, if any."""
+    def state(self, name: str) -> SegmentState:
+        """The result and progress of a segment. Raises the error that ended the work, if any."""
         with self._changed:
             if self._broken is not None:
                 raise self._broken
-            state = SharedTrainerState(tuple(self._results), dict(self._steps), tuple(self._notes))
-            self._results, self._notes = [], []
-        return state
+            return SegmentState(self._process, self._results.get(name), self._steps.get(name), tuple(self._notes))
+
+    def load(self) -> int:
+        """Segments that run or wait here."""
+        return len(self._steps)
+
+    def end_if_broken(self) -> None:
+        """End the process if its work ended by an error, so that Ray starts another."""
+        if self._broken is not None:
+            os._exit(1)
 
     def close(self) -> None:
         """End the work after the current round."""
@@ -123,7 +142,7 @@ class SharedTrainer:
             with memory_errors():
                 while not self._closed:
                     self._round()
-        except BaseException as error:  # noqa: BLE001  # raised by the next poll
+        except BaseException as error:  # noqa: BLE001  # raised by `state`
             self._broken = error
         finally:
             self._concurrent.close()
@@ -133,7 +152,7 @@ class SharedTrainer:
             idle = not self._waiting and not any(group.trials for group in self._groups.values())
             if idle:
                 self._changed.wait(0.5)
-            tasks, self._waiting = self._waiting, []
+            tasks = self._due()
             dropped, self._dropped = self._dropped, set()
         for group in self._groups.values():
             for name in dropped & set(group.trials):
@@ -148,16 +167,27 @@ class SharedTrainer:
                 with self._changed:
                     self._steps |= {n: trial.state.step for n, trial in group.trials.items() if n in self._steps}
 
+    def _due(self) -> list[TrialTask]:
+        """Take the waiting segments that may start now."""
+        running = {name for group in self._groups.values() for name in group.trials}
+        due: list[TrialTask] = []
+        for task in list(self._waiting):
+            if running & self._alone or (running and task.run.name in self._alone):
+                continue
+            running.add(task.run.name)
+            due.append(task)
+            self._waiting.remove(task)
+        return due
+
     def _end(self, run: TrialSegment, result: Result | None) -> None:
         with self._changed:
             if run.name in self._steps and result is not None:
-                self._results.append(result)
+                self._results[run.name] = result
             self._steps.pop(run.name, None)
 
     def _note(self, text: str) -> None:
         with self._changed:
-            if text not in self._noted:
-                self._noted.add(text)
+            if text not in self._notes:
                 self._notes.append(text)
 
     def _admit(self, task: TrialTask) -> bool:

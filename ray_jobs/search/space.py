@@ -63,7 +63,7 @@ def describe(spec: JobSpec) -> str:
         else f"{name} {', '.join(map(str, values)) if isinstance(values, tuple) else values}"
         for name, values in space.items()
     ]
-    return f"{search.algorithm}, at most {search.trials} trials over {'; '.join(tried)}"
+    return f"{search.schedules} with {search.samples}, at most {search.trials} trials over {'; '.join(tried)}"
 
 
 def own_values(spec: JobSpec, space: Space) -> dict[str, Any]:

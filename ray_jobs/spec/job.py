@@ -97,13 +97,14 @@ class JobSpec(SpecSection):
         if self.search is None:
             return []
         problems = []
-        metrics = ("loss", TASKS[self.task].metric)
-        if self.search.metric not in metrics:
-            problems.append(f"search.metric: {self.task} has no {self.search.metric!r}; it has {' and '.join(metrics)}")
-        known = [*searchable_fields(TrainingSection), "base_model"]
+        known = ("loss", TASKS[self.task].metric)
+        for place, metric in enumerate(self.search.metrics):
+            if metric not in (known if place == 0 else (*known, "tokens_per_s")):
+                problems.append(f"search.metric: {self.task} has no {metric!r}; it has {' and '.join(known)}")
+        fields = [*searchable_fields(TrainingSection), "base_model"]
         for name, values in (self.search.space or {}).items():
-            if name not in known:
-                problems.append(f"search.space.{name}: no field of training has this name; {suggestion(name, known)}")
+            if name not in fields:
+                problems.append(f"search.space.{name}: no field of training has this name; {suggestion(name, fields)}")
                 continue
             ends = (values.min, values.max) if isinstance(values, Range) else values
             for value in ends:

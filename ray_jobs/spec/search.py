@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
@@ -54,21 +55,37 @@ class BudgetSection(SpecSection):
         return self
 
 
+Scheduler = Literal["asha", "asha_stopping", "hyperband", "median_stopping", "pbt", "pb2", "none"]
+Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
+POPULATIONS = ("pbt", "pb2")
+PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
+"""Values that a member of a population can change; the others come with the weights it copies."""
+
+
 class SearchSection(SpecSection):
     space: dict[str, FieldSpace] | None = Field(None, max_length=100)
     """The fields to search: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, each with a list
     of values or a range `{min, max, scale}`. None: the default space of the task and method, which `plan` shows."""
     algorithm: Literal["asha", "tpe", "random", "grid", "pbt"] = "asha"
-    """`asha`: TPE proposes, and a trial continues only while it is among the best of its rung. `tpe`, `random` and
-    `grid`: every trial is trained to its end. `pbt`: a population whose worst members continue from the best."""
-    metric: str = "loss"
-    """Metric on held-out rows: `loss`, or the task's own (`token_accuracy`, `accuracy`)."""
+    """Scheduler and sampler in one word. `asha`: TPE proposes, and a trial continues only while it is among the best of
+    its rung. `tpe`, `random` and `grid`: every trial is trained to its end. `pbt`: a population whose worst members
+    continue from the best."""
+    scheduler: Scheduler | None = None
+    """Ray Tune's scheduler, which decides how long a trial trains. `asha` pauses each trial at a rung and promotes the
+    best; `asha_stopping` (Ray's own ASHA), `hyperband` and `median_stopping` stop trials; `pbt` and `pb2` train a
+    population; `none` trains every trial to its end. None: that of `algorithm`."""
+    sampler: Sampler | None = None
+    """What proposes values: Optuna's `tpe`, `gp` (a Gaussian process) or `cmaes` (CMA-ES), `random` draws, or `grid`,
+    every combination. None: that of `algorithm`; for a population, `random`."""
+    metric: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] = "loss"
+    """Metric on held-out rows: `loss`, or the task's own (`token_accuracy`, `accuracy`). A list of two, such as
+    `[loss, tokens_per_s]`, searches for their Pareto front; the first one judges the rungs and names the winner."""
     trials: int = Field(16, ge=1, le=10_000)
-    """Most trials; for `pbt` the population's size. `grid` has one per point."""
+    """Most trials; for `pbt` and `pb2` the population's size. `grid` has one per point."""
     parallel: int = Field(4, ge=1, le=256)
     """Trials at once."""
     rungs: int = Field(3, ge=1, le=8)
-    """How often a trial of `asha`, or a population of `pbt`, is judged."""
+    """How often a trial, or a population, is judged."""
     reduction: int = Field(3, ge=2, le=16)
     """ASHA's reduction factor η: 1/η of the trials at a rung are promoted to the next, which is η times as long (Li
     et al. 2018, arXiv:1810.05934)."""
@@ -91,16 +108,79 @@ class SearchSection(SpecSection):
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Seed of the proposals."""
 
+    @property
+    def schedules(self) -> Scheduler:
+        """The scheduler in effect."""
+        return self.scheduler or (self.algorithm if self.algorithm in ("asha", "pbt") else "none")  # type: ignore[return-value]  # narrowed by the tuple
+
+    @property
+    def samples(self) -> Sampler:
+        """The sampler in effect."""
+        if self.sampler is not None:
+            return self.sampler
+        if self.schedules in POPULATIONS:
+            return "random"
+        return "tpe" if self.algorithm in ("asha", "pbt") else self.algorithm  # type: ignore[return-value]  # narrowed
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics; the first one judges."""
+        return (self.metric,) if isinstance(self.metric, str) else self.metric
+
+    @property
+    def judge(self) -> str:
+        """The metric by which rungs are judged and the winner is chosen."""
+        return self.metrics[0]
+
     @model_validator(mode="after")
     def _combinations(self) -> SearchSection:
-        ranges = sorted(name for name, values in (self.space or {}).items() if isinstance(values, Range))
-        if self.algorithm == "grid" and ranges:
-            raise ValueError(f"algorithm: grid needs lists of values, and {', '.join(ranges)} has a range")
-        if self.algorithm == "grid" and self.space is None:
-            raise ValueError("algorithm: grid needs space, with a list of values for each field")
+        problems = list(self._pairs())
         if self.space is not None and not self.space:
-            raise ValueError("space is empty: name a field to try values of, or leave it out for the default")
+            problems.append("space is empty: name a field to try values of, or leave it out for the default")
+        if len(set(self.metrics)) < len(self.metrics):
+            problems.append(f"metric names {self.judge} twice")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _pairs(self) -> Iterator[str]:
+        """What scheduler, sampler and space cannot be together, with what can."""
+        space = self.space or {}
+        ranges = sorted(name for name, values in space.items() if isinstance(values, Range))
+        lists = sorted(set(space) - set(ranges))
+        if "algorithm" in self.model_fields_set and (self.scheduler or self.sampler):
+            yield "algorithm sets scheduler and sampler; give either algorithm or those"
+        if self.schedules in POPULATIONS and self.samples != "random":
+            yield (
+                f"scheduler: {self.schedules} changes the values itself and needs sampler: random; "
+                f"sampler: {self.samples} needs asha, asha_stopping, hyperband, median_stopping or none"
+            )
+        changed = PERTURBED if self.space is None else tuple(set(PERTURBED) & set(space))
+        if self.schedules == "pbt" and not changed:
+            yield f"scheduler: pbt changes {', '.join(PERTURBED)}, and space has none of them"
+        if self.schedules == "pb2" and not (set(changed) & set(ranges) or self.space is None):
+            yield f"scheduler: pb2 needs a range for one of {', '.join(PERTURBED)}; scheduler: pbt takes lists too"
+        if self.samples == "grid" and self.space is None:
+            yield "sampler: grid needs space, with a list of values for each field"
+        if self.samples == "grid" and ranges:
+            yield (
+                f"sampler: grid needs lists of values, and {', '.join(ranges)} has a range; sampler: random, tpe, gp "
+                "and cmaes take ranges"
+            )
+        if self.samples == "cmaes" and (lists or len(ranges) < 2):
+            what = (
+                f"{', '.join(lists)} has a list" if lists else "the default space has lists" if not space else "1 field"
+            )
+            yield f"sampler: cmaes needs at least two fields, all with ranges ({what}); sampler: tpe and gp take lists"
+        if self.samples == "cmaes" and self.schedules != "none":
+            yield (
+                f"sampler: cmaes learns from whole trials and needs scheduler: none; scheduler: {self.schedules} takes "
+                "sampler: tpe, gp, random or grid"
+            )
+        if self.samples == "cmaes" and len(self.metrics) > 1:
+            yield "sampler: cmaes takes one metric; sampler: tpe, gp, random and grid take two"
+        if self.budget.gain_below is not None and len(self.metrics) > 1:
+            yield "budget.gain_below needs one metric, and metric names two"
 
 
 def searchable_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs.digests import canonical_json
 from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError, StoreLacks
@@ -34,6 +34,9 @@ from ray_jobs.storage.manifest import (
 )
 from ray_jobs.storage.probe import probe
 from ray_jobs.storage.transfer import ProgressFn, Transfer, require_free, scan, sha256_of, temporary_beside
+
+if TYPE_CHECKING:
+    from ray_jobs.storage.arrow import StoreFileSystem
 
 Names = list[str]  # within Store, `list` is its own method
 
@@ -90,6 +93,12 @@ class Store:
         other = Store(uri, self._bucket.settings, cache=self._cache)
         other._bucket = replace(self._bucket, name=other._bucket.name)
         return other
+
+    def filesystem(self, key: str) -> tuple[StoreFileSystem, str]:
+        """The store as a pyarrow file system, and a key's path in it."""
+        from ray_jobs.storage.arrow import StoreFileSystem
+
+        return StoreFileSystem(self._bucket.settings), f"{self._bucket.name}/{self._prefix}{key}"
 
     def probe(self) -> None:
         """Try every required feature. Raises StoreUnreachable, StoreAccessDenied or StoreLacks."""

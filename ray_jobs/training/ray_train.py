@@ -73,8 +73,13 @@ def train_on_workers(
 
 
 def stop_training(store: Store, inputs: TrainInputs) -> None:
-    """Stop the workers of one training at their next step, permanently."""
+    """Stop the workers of one training at their next step, until `allow_training`."""
     store.put_json(_stop_key(inputs), {})
+
+
+def allow_training(store: Store, inputs: TrainInputs) -> None:
+    """Let a training that was stopped resume."""
+    store.delete(_stop_key(inputs))
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -133,7 +133,10 @@ def progress_sink(report: ReportProgress) -> Iterator[Any]:
 
 
 def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
-    """Start an actor of `cls(*arguments)` with the resources of one training worker on a GPU, or of all on CPUs."""
+    """Start an actor of `cls(*arguments)` with the resources of one training worker on a GPU, or of all on CPUs.
+
+    Ray starts it again whenever its process ends.
+    """
     import ray
 
     on_gpu = compute.gpus_per_worker > 0
@@ -151,6 +154,7 @@ def start_actor(cls: type, *arguments: object, compute: ComputeSection) -> Any:
         num_cpus=cpus,
         num_gpus=compute.gpus_per_worker,
         max_concurrency=4,  # calls that it answers while it works
+        max_restarts=-1,
         runtime_env=None if on_gpu else {"env_vars": _allocator(threads or os.cpu_count() or 1)},
     )
     return options.remote(*arguments)

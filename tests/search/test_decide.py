@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray_jobs.search.decide import Schedule, replay, rungs_of
 
 from ray_jobs.search import sampling, space
-from ray_jobs.search.decide import Schedule, replay, rungs_of
 from ray_jobs.search.records import Problem, Result, SamplingEnd, SegmentStatus, TrialSegment
 from ray_jobs.spec import Range
 from ray_jobs.training.lr_schedule import decay_start, learning_rate_at

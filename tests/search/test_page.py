@@ -8,8 +8,8 @@ import re
 from typing import Any
 
 import pytest
-
 from ray_jobs.search.decide import Schedule, replay
+
 from ray_jobs.search.page import page, table
 from ray_jobs.search.records import Problem, Result, TrialSegment
 from tests.search.test_decide import finish, make_problem, outcome

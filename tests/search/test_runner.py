@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_jobs.search.decide import Schedule, replay, trial_spec
+from ray_jobs.search.runner import Search, prunable, warm_points
 
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
 from ray_jobs.search import budget
-from ray_jobs.search.decide import Schedule, replay, trial_spec
 from ray_jobs.search.records import Problem, Result, SearchRecords
-from ray_jobs.search.runner import Search, prunable, warm_points
 from ray_jobs.search.shared_trainer import mode_of
 from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.storage import Store

@@ -14,8 +14,9 @@ from ray_jobs import jobs, registry
 from ray_jobs.errors import TrainingError
 from ray_jobs.local import processes
 from ray_jobs.local.processes import Process
-from ray_jobs.search.decide import Schedule, replay
-from ray_jobs.search.records import Result, SearchRecords
+from ray_jobs.search import standing
+from ray_jobs.search.records import Result, SearchRecords, searches
+from ray_jobs.search.standing import Standing
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from tests.conftest import StoreServer
@@ -81,17 +82,17 @@ class Searched:
     job_id: str
 
     def records(self) -> SearchRecords | None:
-        names = self.store.list_dirs(f"jobs/{self.job_id}/search/")
-        return SearchRecords(self.store, f"jobs/{self.job_id}/search/{names[0]}") if names else None
+        found = searches(self.store, self.job_id)
+        return found[-1] if found else None
 
     def results(self) -> dict[str, Result]:
         records = self.records()
         return records.results() if records is not None else {}
 
-    def schedule(self) -> Schedule:
+    def standing(self) -> Standing:
         records = self.records()
         assert records is not None
-        return replay(records.problem(), records.results(), records.stopped())
+        return standing.read(records)[2]
 
     def wait_for(self, count: int, driver: Driver) -> dict[str, Result]:
         """Wait until `count` runs have results."""
@@ -145,10 +146,10 @@ def test_a_killed_search_has_the_winner_of_an_undisturbed_one(
         assert found[name].run.params == result.run.params
         assert found[name].losses == pytest.approx(result.losses, rel=CLOSE)
         assert found[name].loss == pytest.approx(result.loss, rel=CLOSE)
-    assert searched.schedule().winner == undisturbed.schedule().winner
+    assert searched.standing().winner == undisturbed.standing().winner
 
     (version,) = registry.versions(store, "searched")
-    winner = searched.schedule().winner
+    winner = searched.standing().winner
     assert winner is not None
     assert version.lineage.trial == winner.name
     assert version.lineage.spec.training.learning_rate == winner.params["learning_rate"]
@@ -215,7 +216,7 @@ def test_a_search_over_bases_registers_the_winner_on_its_base(ray_service: Servi
     searched = Searched(store, job.spec.job_id)
     results = searched.results()
     assert [result.status for result in results.values()] == ["ok", "ok"]
-    winner = searched.schedule().winner
+    winner = searched.standing().winner
     assert winner is not None
     best = min(results.values(), key=lambda result: result.loss or 1e9)
     assert winner.params["base_model"] == best.run.params["base_model"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ray_jobs.search.adapters import SharedLora
 from ray_jobs.search.concurrent_passes import ConcurrentPasses
 from ray_jobs.search.features import SharedFeatures
 from ray_jobs.search.records import Result, TrialSegment
-from ray_jobs.search.shared_trainer import SharedTrainer
 from ray_jobs.search.trial_group import Sharing, TrialGroup, TrialTask
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
@@ -147,36 +145,3 @@ def assert_same(setting: Setting, runs: Sequence[TrialSegment], results: dict[st
         assert result.losses == pytest.approx(losses, rel=CLOSE), run.name
         assert result.loss == pytest.approx(held_out_loss, rel=CLOSE)
         assert result.accuracy == pytest.approx(accuracy, abs=0.02)
-
-
-@dataclass
-class InProcess:
-    """Runs a search's trial segments in a shared trainer of this process."""
-
-    trainer: SharedTrainer
-    parallel: int
-    steps: dict[str, int] = field(default_factory=dict)
-    since: dict[str, float] = field(default_factory=dict)
-
-    def running(self) -> dict[str, float]:
-        return dict(self.since)
-
-    def busy_workers(self) -> int:
-        return 1
-
-    def has_room(self, task: TrialTask) -> bool:
-        return len(self.since) < self.parallel
-
-    def start(self, task: TrialTask) -> None:
-        self.since[task.run.name] = time.monotonic()
-        self.trainer.submit(task)
-
-    def drop(self, name: str) -> None:
-        self.since.pop(name)
-        self.trainer.drop(name)
-
-    def poll(self) -> list[Result]:
-        results = list(self.trainer.poll().results)
-        for result in results:
-            self.since.pop(result.run.name)
-        return results

@@ -1,4 +1,4 @@
-"""The budget of a search: its limits, what was spent, and when it ends the sampling. In hours of a training worker."""
+"""What ends a search: its budgets, its job's end, the loss of the cluster. Ray Tune asks at every step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
+
+from ray.tune import Stopper
 
 from ray_jobs.errors import KitaeError, TrainingError
-from ray_jobs.search import decide
-from ray_jobs.search.records import Problem, Result, SamplingEnd, SearchRecords
+from ray_jobs.jobs import Job
+from ray_jobs.search.records import Problem, Result, SamplingEnd, SearchRecords, TrialSegment
+from ray_jobs.search.rungs import length, rows_trained, whole_length
+from ray_jobs.search.standing import standing
+from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.spec import BudgetSection
+from ray_jobs.training import ray_workers
 
+_EVERY_S = 1.0
+_CLUSTER_EVERY_S = 5.0
 _SAVED_EVERY_S = 5.0
 
 
@@ -44,16 +53,14 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
     Returns None before the first result, which shows how long a trial takes. Raises TrainingError when a limit is too
     small for one trial.
     """
-    assert problem.spec.search is not None
-    budget = problem.spec.search.budget
     measured = [result for result in results.values() if result.steps and result.seconds]
     if not measured:
         return None
-    hours_a_row = median(result.seconds / decide.rows_trained(problem, result) for result in measured) / 3600
-    whole = hours_a_row * min(decide.whole_length(problem, result.run) for result in measured)
-    stop = SamplingEnd(reason="", results=tuple(results))
-    ahead = sum(decide.length(problem, run, results) for run in decide.replay(problem, results, stop).running)
-    for limit in limits(budget, spent):
+    hours_a_row = median(result.seconds / rows_trained(problem, result) for result in measured) / 3600
+    whole = hours_a_row * min(whole_length(problem, result.run) for result in measured)
+    finals = standing(problem, results, SamplingEnd(reason="", results=tuple(results)))
+    ahead = sum(length(problem, run, results) for run in finals.due)
+    for limit in limits(problem.search.budget, spent):
         if limit.hours < whole:
             raise TrainingError(
                 f"{limit.text} is too small for one trial, which takes about {whole:.3g} hours of a worker here "
@@ -70,7 +77,9 @@ class Meter:
     """Counts what a search has spent over all its starts, and stores it every few seconds."""
 
     records: SearchRecords
-    busy_workers: Callable[[], int]
+    running: Mapping[str, TrialSegment]
+    busy_workers: Callable[[int], int]
+    """Workers in use by this many running segments."""
     spent: dict[str, float] = field(default_factory=dict)
     _at: float = field(default_factory=time.monotonic)
     _saved: float = 0.0
@@ -83,11 +92,52 @@ class Meter:
         now = time.monotonic()
         hours, self._at = (now - self._at) / 3600, now
         self.spent["wall"] += hours
-        self.spent["worker"] += hours * self.busy_workers()
+        self.spent["worker"] += hours * self.busy_workers(len(self.running))
         if now - self._saved > _SAVED_EVERY_S:
             self.save()
 
     def save(self) -> None:
         self._saved = time.monotonic()
         with contextlib.suppress(KitaeError):  # written again in a few seconds
-            self.records.spend(self.spent)
+            self.records.spend(self.spent, list(self.running.values()))
+
+
+class _ForAll(Unsaved, Stopper):  # type: ignore[misc]  # Ray Tune is untyped
+    """Stops no single trial."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+
+class BudgetStopper(_ForAll):
+    """Ends the sampling when a budget is spent. `give_up` is called once with the reason."""
+
+    def __init__(
+        self, problem: Problem, results: Mapping[str, Result], meter: Meter, give_up: Callable[[str], None]
+    ) -> None:
+        self._problem, self._results, self._meter, self._give_up = problem, results, meter, give_up
+        self._asked_s = 0.0
+
+    def stop_all(self) -> bool:
+        if time.monotonic() - self._asked_s < _EVERY_S:
+            return False
+        self._asked_s = time.monotonic()
+        reason = reason_to_stop(self._problem, self._results, self._meter.spent)
+        if reason is not None:
+            self._give_up(reason)
+        return reason is not None
+
+
+class JobStopper(_ForAll):
+    """Counts the time, and raises what ends the job: JobPaused, JobCancelled, JobSuperseded, or the cluster's loss."""
+
+    def __init__(self, job: Job, meter: Meter) -> None:
+        self._job, self._meter, self._cluster_seen_s = job, meter, time.monotonic()
+
+    def stop_all(self) -> bool:
+        self._meter.tick()
+        self._job.check()
+        if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
+            self._cluster_seen_s = time.monotonic()
+            ray_workers.check_cluster(self._job.id)
+        return False

@@ -1,0 +1,239 @@
+"""A search from its first trial to its winner, on `ray.tune.Tuner`.
+
+Two runs of Tune: one samples, one trains the finalists. Every attempt of the job starts them anew and gives them the
+records of the attempts before, so that nothing with a result runs again; Tune's own state is written for people and
+tools, and never read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from ray import tune
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.stopper import CombinedStopper
+
+from ray_jobs.errors import KitaeError
+from ray_jobs.jobs import Job
+from ray_jobs.search.progress import SearchProgress
+from ray_jobs.search.records import Params, Problem, SearchRecords
+from ray_jobs.search.rungs import trials_of
+from ray_jobs.search.samplers import name_of, param_space, sampler_of
+from ray_jobs.search.sampling import expected_gain
+from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
+from ray_jobs.search.shared_trainer import Mode, SharedTrainer, mode_of
+from ray_jobs.search.standing import Standing, all_failed, standing
+from ray_jobs.search.stoppers import BudgetStopper, JobStopper
+from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial, WorkersTrial
+from ray_jobs.spec import Range
+from ray_jobs.training import ray_train, ray_workers
+from ray_jobs.training.inputs import TrainInputs
+
+_SETTINGS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the job has its own
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # `tracking` chooses them
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_CLIENT_BYTES = 2**20
+"""Memory by which Tune places a trial's process. It takes no CPU: those are the shared trainers' or the groups'."""
+
+
+@dataclass
+class Search:
+    """One attempt's search."""
+
+    job: Job
+    records: SearchRecords
+    problem: Problem
+    materials: Mapping[str, TrainInputs]
+    """By base model, see `SearchContext`."""
+    show: Callable[..., None]
+    note: Callable[[str], None]
+    loggers: Callable[[], list[tune.Callback]] = list
+    """Trackers of a run of Tune."""
+    why: str = field(default="every trial has run", init=False)
+
+    def run(self) -> Standing:
+        """Run the search to its end. Raises TrainingError when every trial fails or the budget is too small for one."""
+        mode = mode_of_search(self.problem)
+        with self._context(mode) as context:
+            if self.records.stopped() is None:
+                self._sample(context, mode)
+                self.records.stop(self.why, self.records.results())
+            now = self._now()
+            if now.due:
+                self._finals(context, mode, now)
+                now = self._now()
+        self.progress.ended(now)
+        if now.winner is None:
+            raise all_failed(self.records.results())
+        return now
+
+    def _now(self) -> Standing:
+        return standing(self.problem, self.records.results(), self.records.stopped())
+
+    @contextlib.contextmanager
+    def _context(self, mode: Mode) -> Iterator[SearchContext]:
+        """The trials' context, with the shared trainers while the search runs."""
+        import ray
+
+        compute = self.problem.spec.compute
+        count = 0 if mode == "workers" else self._trainers()
+        device = "cuda" if compute.gpus_per_worker else "cpu"
+        trainers = tuple(
+            ray_workers.start_actor(SharedTrainer, self.records.store, device, compute=compute) for _ in range(count)
+        )
+        self.progress = SearchProgress(
+            self.job,
+            self.records,
+            self.problem,
+            lambda running: self._busy_workers(running, count),
+            self.show,
+            self.note,
+        )
+        try:
+            with ray_workers.progress_sink(self.progress.report) as board:
+                yield SearchContext(
+                    self.records.store, self.records.prefix, self.problem, dict(self.materials), self.job.id,
+                    self.job.attempt, trainers, board,
+                )  # fmt: skip
+        finally:
+            for trainer in trainers:
+                with contextlib.suppress(Exception):
+                    ray.kill(trainer)
+            self.progress.meter.save()
+
+    def _sample(self, context: SearchContext, mode: Mode) -> None:
+        problem = self.problem
+        places = Places(self._places(mode))
+        scheduler = scheduler_of(problem, places)
+
+        def may_start() -> bool:
+            promotes = isinstance(scheduler, PromotingASHA) and scheduler.promotable() is not None
+            return places.free() and not promotes
+
+        def gain_too_small() -> bool:
+            least = problem.search.budget.gain_below
+            if least is None:
+                return False
+            gain = expected_gain(problem.space, self.progress.results.values(), problem.search.judge)
+            if gain < least:
+                self.why = f"another trial is expected to gain {gain:.2g}, less than {least:g}"
+            return gain < least
+
+        def give_up(reason: str) -> None:
+            self.why = reason
+            self.job.event("info", f"search: {reason}")
+            self._drop(context)
+
+        sampler = sampler_of(problem, self.records, may_start, gain_too_small)
+        samples = 1 if problem.search.samples == "grid" else trials_of(problem)
+        budget = BudgetStopper(problem, self.progress.results, self.progress.meter, give_up)
+        random.seed(problem.search.seed)  # PopulationBasedTraining draws from it
+        self._fit(context, places, sampler, scheduler, param_space(problem), samples, [budget])
+
+    def _finals(self, context: SearchContext, mode: Mode, now: Standing) -> None:
+        self.progress.now = now
+        segments = [run.model_dump(mode="json") for run in now.due]
+        sampler = BasicVariantGenerator(max_concurrent=self._places(mode))
+        space = {"segment": tune.grid_search(segments)}
+        self._fit(context, Places(0), sampler, None, space, 1, [])
+
+    def _fit(
+        self,
+        context: SearchContext,
+        places: Places,
+        sampler: Any,
+        scheduler: Any,
+        space: Params,
+        samples: int,
+        stoppers: list[tune.Stopper],
+    ) -> None:
+        """One run of Tune. Raises what ended the job."""
+        os.environ.update(_SETTINGS)
+        search = self.problem.search
+        kind = SharedTrial if context.trainers else WorkersTrial
+        trainable = tune.with_resources(
+            tune.with_parameters(kind, search=context), tune.PlacementGroupFactory([{"memory": _CLIENT_BYTES}])
+        )
+        files, path = self.records.store.filesystem(f"{self.records.prefix}/tune")
+        stoppers = [JobStopper(self.job, self.progress.meter), *stoppers]
+        self.progress.places = places
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric=search.judge,
+                mode="min" if self.problem.lower_is_better else "max",
+                search_alg=sampler,
+                scheduler=scheduler,
+                num_samples=samples,
+                reuse_actors=True,
+                trial_name_creator=name_of,
+                trial_dirname_creator=name_of,
+            ),
+            run_config=tune.RunConfig(
+                name=f"attempt-{self.job.attempt}-{'finalists' if self.progress.now.due else 'trials'}",
+                storage_path=path,
+                storage_filesystem=files,
+                stop=CombinedStopper(*stoppers),
+                failure_config=tune.FailureConfig(max_failures=LIVES),
+                callbacks=[self.progress, *self.loggers()],
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except KitaeError:
+            self._drop(context)
+            raise
+
+    def _drop(self, context: SearchContext) -> None:
+        """Give up the running segments, so that their trials answer at once."""
+        for run in list(self.progress.running.values()):
+            for trainer in context.trainers:
+                trainer.drop.remote(run.name)
+            if not context.trainers:
+                with contextlib.suppress(KitaeError):
+                    ray_train.stop_training(self.records.store, context.inputs(run))
+
+    def _trainers(self) -> int:
+        if not self.problem.spec.compute.gpus_per_worker:
+            return 1  # more would share the same cores
+        gpus = int(ray_workers.cluster_resources().get("GPU", 0.0))
+        return max(1, min(self.problem.search.parallel, gpus))
+
+    def _places(self, mode: Mode) -> int:
+        """Most trials at once: of Ray Train groups, as many as the cluster holds, since each has a placement group of
+        its own beside Tune's."""
+        parallel, compute = self.problem.search.parallel, self.problem.spec.compute
+        if mode != "workers":
+            return parallel if mode == "shared" else min(parallel, self._trainers())
+        have = ray_workers.cluster_resources()
+        places = have.get("CPU", 0.0) / (compute.cpus_per_worker * compute.workers)
+        if compute.gpus_per_worker:
+            places = min(places, have.get("GPU", 0.0) / (compute.gpus_per_worker * compute.workers))
+        return max(1, min(parallel, int(places)))
+
+    def _busy_workers(self, running: int, trainers: int) -> int:
+        """Training workers in use by this many running segments."""
+        compute = self.problem.spec.compute
+        if not trainers:
+            return running * compute.workers
+        return min(running, trainers) * (1 if compute.gpus_per_worker else compute.workers)
+
+
+def mode_of_search(problem: Problem) -> Mode:
+    """The mode of a search: `workers` if any of its trials needs several workers, else `shared` if any can. Pure."""
+    fields = {name: problem.space[name] for name in ("method", "lora.dropout") if name in problem.space}
+    options = [(values.min, values.max) if isinstance(values, Range) else values for values in fields.values()]
+    modes = {mode_of(problem.spec.with_values(dict(zip(fields, point, strict=True))))[0] for point in product(*options)}
+    return next(mode for mode in ("workers", "shared", "alone") if mode in modes)  # type: ignore[return-value]  # of these

@@ -1,0 +1,221 @@
+"""What proposes the values of trials: Ray Tune's `OptunaSearch` and `BasicVariantGenerator`, with numbered trials.
+
+Each number gets its values once: they are recorded before the trial starts, and a later attempt gives them back.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from ray_jobs.search import sampling
+from ray_jobs.search.records import Params, Problem, SearchRecords
+from ray_jobs.search.rungs import FAILED, shares_of, trials_of
+from ray_jobs.search.space import own_values
+from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.spec import Range
+from ray_jobs.spec.search import POPULATIONS, Sampler
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+_STARTUP = 5
+"""Trials drawn at random before a model of the results proposes."""
+MayStart = Callable[[], bool]
+
+
+class Numbers:
+    """The numbers and values of the trials."""
+
+    def __init__(self, records: SearchRecords) -> None:
+        self.known, self._records, self._next = records.points(), records, itertools.count()
+
+    def config(self, params: Params) -> Params:
+        """The config of the next trial, which gets these values unless others are recorded."""
+        number = next(self._next)
+        return {"trial": number, "params": self.known.get(number) or self._records.point(number, params)}
+
+
+class NumberedSearch(Unsaved, Searcher):  # type: ignore[misc]  # Ray Tune is untyped
+    """Numbers the trials of `OptunaSearch` and starts one only in a free place."""
+
+    def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart, gain_too_small: MayStart) -> None:
+        search, space = problem.search, problem.space
+        modes = ["min" if metric == "loss" else "max" for metric in search.metrics]
+        single = len(modes) == 1
+        super().__init__(
+            metric=list(search.metrics) if not single else search.judge, mode=modes if not single else modes[0]
+        )
+        first = [*problem.warm, own_values(problem.spec, space)]
+        begun = max(numbers.known, default=-1) + 1
+        # A number without values, which only a search of an earlier version has, gets the job's own.
+        first = [numbers.known.get(number, first[-1]) for number in range(begun)] + first[begun:]
+        self._optuna = OptunaSearch(
+            space=sampling.distributions(space),
+            metric=self.metric,
+            mode=self.mode,
+            sampler=_sampler(search.samples, search.seed, len(shares_of(problem))),
+            points_to_evaluate=[sampling.to_optuna(space, params) for params in first[: trials_of(problem)]],
+        )
+        self._space, self._numbers, self._models = space, numbers, search.samples != "tpe"
+        self._may_start, self._gain_too_small = may_start, gain_too_small
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: Params, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Params | str | None:
+        if not self._may_start():
+            return None
+        if self._gain_too_small():
+            return str(Searcher.FINISHED)
+        proposed = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some samplers are marked experimental
+            proposed = self._optuna.suggest(trial_id)
+        return self._numbers.config(sampling.from_optuna(self._space, proposed))
+
+    def on_trial_result(self, trial_id: str, result: Params) -> None:
+        self._optuna.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: Params | None = None, error: bool = False) -> None:
+        # TPE learns from a failure where not to go; a model of the values would take its mark for one.
+        if self._models and result is not None and result["status"] != "ok":
+            result, error = None, True
+        self._optuna.on_trial_complete(trial_id, result, error)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: each attempt builds it anew."""
+
+
+class NumberedVariants(Unsaved, BasicVariantGenerator):  # type: ignore[misc]  # untyped
+    """A grid or random draws, numbered and started only in a free place."""
+
+    def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart) -> None:
+        search = problem.search
+        super().__init__(random_state=search.seed)
+        warm = [] if search.samples == "grid" or search.schedules in POPULATIONS else problem.warm
+        self._numbers, self._may_start, self._first = numbers, may_start, iter(warm)
+
+    def next_trial(self) -> tune.experiment.Trial | None:
+        trial = super().next_trial() if self._may_start() else None
+        if trial is not None:
+            trial.config.update(self._numbers.config(next(self._first, None) or trial.config["params"]))
+            trial.custom_trial_name = trial.custom_dirname = name_of(trial)  # named before it had a number
+        return trial
+
+
+def sampler_of(
+    problem: Problem, records: SearchRecords, may_start: MayStart, gain_too_small: MayStart
+) -> NumberedSearch | NumberedVariants:
+    """The search algorithm of a search."""
+    numbers = Numbers(records)
+    if problem.search.samples in ("grid", "random"):
+        return NumberedVariants(problem, numbers, may_start)
+    return NumberedSearch(problem, numbers, may_start, gain_too_small)
+
+
+def param_space(problem: Problem) -> Params:
+    """The space in Tune's terms, for grid and random draws; Optuna's samplers have their own."""
+    samples = problem.search.samples
+    if samples not in ("grid", "random"):
+        return {}
+    whole = {name: sampling.is_whole(name) for name in problem.space}
+    of_list = tune.grid_search if samples == "grid" else tune.choice
+    return {
+        "params": {
+            name: _domain(values, whole[name]) if isinstance(values, Range) else of_list(list(values))
+            for name, values in problem.space.items()
+        }
+    }
+
+
+def _domain(values: Range, whole: bool) -> Any:
+    log = values.scale == "log"
+    if whole:
+        low, high = round(values.min), round(values.max) + 1
+        return tune.lograndint(low, high) if log else tune.randint(low, high)
+    return tune.loguniform(values.min, values.max) if log else tune.uniform(values.min, values.max)
+
+
+def _sampler(kind: Sampler, seed: int, rungs: int) -> Any:
+    """Optuna's sampler, seeded for each trial by its number: a proposal depends on the trials before it alone, not on
+    how many of them an attempt has proposed itself."""
+    import optuna
+    from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def made(number: int) -> BaseSampler:
+        own = (seed * 1_000_003 + number * 7919 + 1) % 2**31
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # marked experimental
+            if kind == "gp":
+                return GPSampler(seed=own, n_startup_trials=_STARTUP, deterministic_objective=False)
+            if kind == "cmaes":
+                return CmaEsSampler(seed=own, n_startup_trials=_STARTUP)
+            return TPESampler(seed=own, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP)
+
+    class ByTrial(BaseSampler):
+        """Shows the trials to the sampler by their rungs: Tune's paused trials count as running in Optuna, from which
+        TPE would learn to avoid them, and a stopped one would count as a whole one."""
+
+        def __init__(self) -> None:
+            self._made: tuple[int, BaseSampler] = (-1, made(0))
+
+        def _of(self, trial: FrozenTrial) -> BaseSampler:
+            if self._made[0] != trial.number:
+                self._made = trial.number, made(trial.number)
+            return self._made[1]
+
+        def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+            return self._of(trial).infer_relative_search_space(self._view(study), trial)
+
+        def sample_relative(
+            self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        ) -> Params:
+            return self._of(trial).sample_relative(self._view(study), trial, search_space)
+
+        def sample_independent(self, study: Study, trial: FrozenTrial, name: str, values: BaseDistribution) -> Any:
+            return self._of(trial).sample_independent(self._view(study), trial, name, values)
+
+        def _view(self, study: Study) -> Study:
+            if rungs == 1 or len(study.directions) > 1:
+                return study
+            view = optuna.create_study(direction=study.direction)
+            for each in study.get_trials(deepcopy=False):
+                view.add_trial(_by_rungs(each, rungs, first_only=kind == "gp"))
+            return view
+
+    return ByTrial()
+
+
+def _by_rungs(trial: FrozenTrial, rungs: int, *, first_only: bool) -> FrozenTrial:
+    """A trial as a sampler should see it: one that has not reached its last rung as pruned there; or, for a sampler
+    that knows no rungs, as a whole one with the value of its first rung, which all reach."""
+    from optuna.trial import TrialState
+
+    seen = dict(trial.intermediate_values)
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        seen.setdefault(max(seen, default=0) + 1, trial.value)
+    if not seen or trial.state == TrialState.FAIL:
+        return trial
+    shown = copy.copy(trial)
+    if first_only:
+        shown.state, shown.value = TrialState.COMPLETE, seen[min(seen)]
+    elif len(seen) < rungs and abs(seen[max(seen)]) < FAILED:
+        shown.state, shown.value, shown.intermediate_values = TrialState.PRUNED, None, seen
+    return shown
+
+
+def name_of(trial: tune.experiment.Trial) -> str:
+    """The name of a trial and of its directory."""
+    return f"trial-{trial.config['trial']:04d}" if "trial" in trial.config else str(trial.trial_id)

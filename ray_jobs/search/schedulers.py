@@ -1,0 +1,193 @@
+"""Ray Tune's schedulers for the rungs of a search, and how many trials run at once.
+
+A result's `training_iteration` is its rung, counted from 1; its `resource` is the rung's length in units of the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.result import TRAINING_ITERATION
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+
+from ray_jobs.search.records import Params, Problem
+from ray_jobs.search.rungs import RESOURCE
+from ray_jobs.search.space import Space
+from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.spec import Range
+from ray_jobs.spec.search import PERTURBED
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+_FACTORS = (0.8, 1.25)
+
+
+@dataclass
+class Places:
+    """How many trials run at once. Tune's own limiters count a paused trial too, and would wait for it forever."""
+
+    most: int
+    trials: Sequence[Trial] = ()
+    """Tune's list of trials, which Tune extends."""
+
+    def free(self) -> bool:
+        return sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in self.trials) < self.most
+
+
+@dataclass(frozen=True)
+class _Rung:
+    values: dict[Trial, float] = field(default_factory=dict)
+    """Lower is better; infinite for a failed trial."""
+    promoted: set[Trial] = field(default_factory=set)
+
+
+class PromotingASHA(Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray Tune is untyped
+    """ASHA as in its paper (Li et al. 2018, arXiv:1810.05934): every trial pauses at its rung, and whenever a place is
+    free, the best 1/η of a rung that were not promoted yet come before a new trial.
+
+    Ray's AsyncHyperBandScheduler stops trials instead and lets the first pass every rung.
+    """
+
+    def __init__(self, problem: Problem, places: Places) -> None:
+        super().__init__()
+        self._reduction, self._judge, self._places = problem.search.reduction, problem.search.judge, places
+        self._sign = 1.0 if problem.lower_is_better else -1.0
+        self._rungs = [_Rung() for _ in range(problem.search.rungs)]
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        self._record(trial, result)
+        return str(TrialScheduler.PAUSE)
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        self._record(trial, result)
+
+    def _record(self, trial: Trial, result: dict[str, Any]) -> None:
+        value = self._sign * result[self._judge] if result["status"] == "ok" else math.inf
+        self._rungs[result[TRAINING_ITERATION] - 1].values[trial] = value
+
+    def promotable(self) -> tuple[_Rung, Trial] | None:
+        """The next trial to promote, and its rung: the best of the highest rung."""
+        for rung in reversed(self._rungs[:-1]):
+            ranked = sorted(rung.values, key=lambda trial: (rung.values[trial], trial.config["trial"]))
+            for trial in ranked[: len(ranked) // self._reduction]:
+                ready = trial.status == Trial.PAUSED and trial not in rung.promoted
+                if ready and math.isfinite(rung.values[trial]):
+                    return rung, trial
+        return None
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        found = self.promotable()
+        if found is not None and self._places.free():
+            found[0].promoted.add(found[1])
+            return found[1]
+        trials = tune_controller.get_trials()
+        if found is None and tune_controller.search_alg.is_finished():
+            waiting = [trial for trial in trials if trial.status == Trial.PAUSED]
+            if not any(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials):
+                for trial in waiting:  # nothing can promote them any more
+                    tune_controller.stop_trial(trial)
+        return None
+
+
+class _Limited(Unsaved):
+    """Resumes a paused trial only in a free place."""
+
+    places: Places
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        chosen: Trial | None = super().choose_trial_to_run(tune_controller)  # type: ignore[misc]  # a scheduler's
+        waits = chosen is not None and chosen.status == Trial.PAUSED and not self.places.free()
+        return None if waits else chosen
+
+
+class _HyperBand(_Limited, HyperBandScheduler):  # type: ignore[misc]  # untyped
+    def __init__(self, places: Places, **options: Any) -> None:
+        super().__init__(**options)
+        self.places = places
+
+
+class _Population(_Limited):
+    """A population whose members may be more than the places. Each keeps its number when it copies another."""
+
+    _trial_state: dict[Trial, Any]
+
+    def __init__(self, problem: Problem, places: Places, **options: Any) -> None:
+        super().__init__(time_attr=TRAINING_ITERATION, perturbation_interval=1, synch=True, log_config=False, **options)
+        self.places, self._size, self._space = places, problem.search.trials, problem.space
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        if len(self._trial_state) < self._size:  # the last members have not begun, so that there is no ranking yet
+            self._save_trial_state(self._trial_state[trial], result[TRAINING_ITERATION], result, trial)  # type: ignore[attr-defined]  # the scheduler's
+            return str(TrialScheduler.PAUSE)
+        return str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Params, Params]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)  # type: ignore[misc]  # the scheduler's
+        changed = {
+            name: min(values.max, max(values.min, config["params"][name]))
+            for name, values in _perturbed(self._space)
+            if isinstance(values, Range)
+        }
+        return {"trial": trial.config["trial"], "params": {**config["params"], **changed}}, operations
+
+
+class _PBT(_Population, PopulationBasedTraining):  # type: ignore[misc]  # untyped
+    pass
+
+
+def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
+    """The scheduler of a search."""
+    search = problem.search
+    longest = search.reduction ** (search.rungs - 1)
+    match search.schedules:
+        case "asha":
+            return PromotingASHA(problem, places)
+        case "asha_stopping":
+            return AsyncHyperBandScheduler(time_attr=RESOURCE, max_t=longest, reduction_factor=search.reduction)
+        case "hyperband":
+            return _HyperBand(places, time_attr=RESOURCE, max_t=longest, reduction_factor=search.reduction)
+        case "median_stopping":
+            return MedianStoppingRule(time_attr=RESOURCE, grace_period=1)
+        case "pbt":
+            changes = {
+                name: tune.uniform(values.min, values.max) if isinstance(values, Range) else list(values)
+                for name, values in _perturbed(problem.space)
+            }
+            return _PBT(
+                problem,
+                places,
+                hyperparam_mutations={"params": changes},
+                resample_probability=0.0,
+                perturbation_factors=_FACTORS,
+            )
+        case "pb2":
+            from ray.tune.schedulers.pb2 import PB2  # imports scikit-learn
+
+            class _PB2(_Population, PB2):  # type: ignore[misc]  # untyped
+                pass
+
+            bounds = {
+                name: [values.min, values.max]
+                for name, values in _perturbed(problem.space)
+                if isinstance(values, Range)
+            }
+            return _PB2(problem, places, hyperparam_bounds={"params": bounds})
+        case "none":
+            return FIFOScheduler()
+
+
+def _perturbed(space: Space) -> Iterator[tuple[str, Range | tuple[Any, ...]]]:
+    return ((name, values) for name, values in space.items() if name in PERTURBED)

@@ -1,0 +1,174 @@
+"""Where a search stands: who leads, who is a finalist, who won, and which checkpoints are still needed.
+
+All of it follows from the records. Pure, but for `read`, which reads them, and `warm_points`, which reads other jobs'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from ray_jobs import jobs
+from ray_jobs.errors import ObjectNotFound, TrainingError
+from ray_jobs.search.records import Params, Problem, Result, SamplingEnd, SearchRecords, TrialSegment, searches
+from ray_jobs.search.rungs import onwards, rungs_of
+from ray_jobs.search.sampling import fits
+from ray_jobs.spec.search import POPULATIONS
+from ray_jobs.storage import Store
+
+_WARM = 3
+"""Most winners taken from earlier searches."""
+_SEARCHES_READ = 20
+"""Most earlier jobs read for them, the newest first."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a search stands."""
+
+    running: tuple[TrialSegment, ...] = ()
+    """Segments that run now."""
+    sampling: bool = True
+    """Whether trials may still begin or be promoted; afterwards only the finalists run."""
+    winner: TrialSegment | None = None
+    """The segment whose checkpoint wins. None: the search has not ended."""
+    finalists: tuple[int, ...] = ()
+    """Numbers of the trials, the best first."""
+    why: str = ""
+    """Why sampling ended."""
+    due: tuple[TrialSegment, ...] = ()
+    """The finalists' segments without a result."""
+
+
+def read(records: SearchRecords) -> tuple[Problem, dict[str, Result], Standing]:
+    """A search as its records show it, while it runs and afterwards."""
+    problem, results, stop = records.problem(), records.results(), records.stopped()
+    try:
+        running = tuple(run for run in records.running() if run.name not in results)
+    except ObjectNotFound:  # a search of an earlier version, which recorded only an end by a budget
+        running, stop = (), stop or SamplingEnd(reason="every trial has run", results=tuple(results))
+    return problem, results, standing(problem, results, stop, running)
+
+
+def standing(
+    problem: Problem, results: Mapping[str, Result], stop: SamplingEnd | None, running: Iterable[TrialSegment] = ()
+) -> Standing:
+    """Where a search with these results stands. `stop`: None while it samples."""
+    if stop is None:
+        return Standing(tuple(running))
+    search = problem.search
+    latest = _latest(results[name] for name in stop.results if name in results)
+    deepest = sorted(latest, key=lambda result: (-result.run.rung, *_order(problem, result)))[: search.finalists]
+    ended = Standing(tuple(running), sampling=False, why=stop.reason)
+    if not deepest:
+        return ended
+    if search.retrain and search.finalists == 1:
+        return Standing(ended.running, False, deepest[0].run, (deepest[0].run.trial,), stop.reason)
+    due: list[TrialSegment] = []
+    marks: list[tuple[float, float, int, TrialSegment]] = []
+    for result in deepest:
+        whole = _whole(problem, result)
+        due += [run for run in whole if run.name not in results]
+        # A second run that was lost or timed out says nothing about the values; one that diverged does.
+        ends = [results[run.name] for run in whole if run.name in results]
+        ends = [each for each in ends if each.status in ("ok", "not_finite") or not each.run.again]
+        if ends:
+            values = [each.value(search.judge) for each in ends]
+            best = min(ends, key=lambda each: each.value(search.judge))
+            marks.append((sum(values) / len(values), best.value(search.judge), result.run.trial, best.run))
+    if due:
+        return Standing(
+            ended.running, False, finalists=tuple(each.run.trial for each in deepest), why=stop.reason, due=tuple(due)
+        )
+    marks.sort(key=lambda mark: mark[:3])
+    winner = marks[0][3] if math.isfinite(marks[0][1]) else deepest[0].run
+    return Standing(ended.running, False, winner, tuple(mark[2] for mark in marks), stop.reason)
+
+
+def _whole(problem: Problem, result: Result) -> list[TrialSegment]:
+    """The segments that a finalist must have: to its end, and again from the base with another seed."""
+    run, until = result.run, rungs_of(problem, result.run.params)[-1]
+    end = len(rungs_of(problem, run.params)) - 1
+    whole = [run if run.rung == end else onwards(problem, result, end)]
+    if problem.search.finalists > 1 and problem.search.schedules not in POPULATIONS:  # its values change between rungs
+        whole.append(TrialSegment(trial=run.trial, rung=end, params=run.params, until=until, again=True))
+    return whole
+
+
+def _latest(results: Iterable[Result]) -> list[Result]:
+    """Each trial's result at its last rung that did not fail, without second runs; none for a trial that failed."""
+    latest: dict[int, Result] = {}
+    for result in results:
+        trial = result.run.trial
+        if not result.run.again and (trial not in latest or result.run.rung >= latest[trial].run.rung):
+            latest[trial] = result
+    return [result for result in latest.values() if result.status == "ok"]
+
+
+def _order(problem: Problem, result: Result) -> tuple[float, int]:
+    return result.value(problem.search.judge), result.run.trial
+
+
+def all_failed(results: Mapping[str, Result]) -> TrainingError:
+    """Why no trial won."""
+    seen: dict[str, list[str]] = {}
+    for result in results.values():
+        seen.setdefault(f"{result.status}: {(result.error or '').splitlines()[0] if result.error else ''}", []).append(
+            f"trial {result.run.trial}"
+        )
+    details = [f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in seen.items()]
+    count = len({result.run.trial for result in results.values()})
+    return TrainingError(f"all {count} trials of the search failed", details=details)
+
+
+def prunable(problem: Problem, results: Mapping[str, Result], now: Standing, live: Collection[int] = ()) -> list[str]:
+    """Segments whose checkpoints are not needed. `live`: trials that train or wait to."""
+    search = problem.search
+    if search.schedules in POPULATIONS and (now.sampling or now.due):
+        return []  # any member may copy any other
+    current = [*now.running, *now.due]
+    needed = {run.name for run in current} | {run.source for run in current if run.source}
+    if now.winner is not None:
+        needed.add(now.winner.name)
+    latest = {result.run.trial: result for result in _latest(r for r in results.values() if r.status == "ok")}
+    needed |= {latest[trial].run.name for trial in live if trial in latest}
+    best = sorted(latest.values(), key=lambda result: (-result.run.rung, *_order(problem, result)))
+    needed |= {result.run.name for result in best[: search.finalists]}
+    kept = best[: search.checkpoints_to_keep]
+    if now.sampling:
+        for rung in {result.run.rung for result in best}:
+            places = search.trials // search.reduction ** (rung + 1) + search.reduction
+            kept += [result for result in best if result.run.rung == rung][:places]
+    if now.due:
+        needed |= {name for name, result in results.items() if result.run.again}
+    stored = sum(results[name].stored_bytes for name in needed if name in results)
+    for result in sorted(kept, key=lambda result: (-result.run.rung, *_order(problem, result))):
+        if result.run.name not in needed:  # the best first, while storage lasts
+            stored += result.stored_bytes
+            if search.storage_gib is not None and stored > search.storage_gib * 2**30:
+                break
+            needed.add(result.run.name)
+    return sorted(set(results) - needed)
+
+
+def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ...]:
+    """Winners of the newest searches on the same base and task whose values are in this one's space."""
+    search = problem.search
+    if not search.warm_start or search.samples == "grid" or search.schedules in POPULATIONS:
+        return ()
+    found: list[Params] = []
+    for record in jobs.list_jobs(store)[:_SEARCHES_READ]:
+        if record.id == job_id or not record.spec.get("search"):
+            continue
+        with contextlib.suppress(ObjectNotFound):
+            for records in searches(store, record.id):
+                other, _, ended = read(records)
+                alike = (other.spec.base_model, other.spec.task, other.spec.training.method) == (
+                    problem.spec.base_model, problem.spec.task, problem.spec.training.method,
+                )  # fmt: skip
+                winner = ended.winner
+                if winner and alike and fits(problem.space, winner.params) and winner.params not in found:
+                    found.append(winner.params)
+    return tuple(found[:_WARM])
