@@ -11,18 +11,18 @@ import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 from ray import tune
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.stopper import CombinedStopper
 
 from ray_jobs.errors import KitaeError
 from ray_jobs.jobs import Job
 from ray_jobs.search.progress import SearchProgress
-from ray_jobs.search.records import Params, Problem, SearchRecords
+from ray_jobs.search.records import Params, Problem, Result, SearchRecords
 from ray_jobs.search.rungs import trials_of
 from ray_jobs.search.samplers import name_of, param_space, sampler_of
 from ray_jobs.search.sampling import expected_gain
@@ -46,6 +46,32 @@ _CLIENT_BYTES = 2**20
 """Memory by which Tune places a trial's process. It takes no CPU: those are the shared trainers' or the groups'."""
 
 
+class Sampling:
+    """What begins and promotes the trials of a search: its sampler and its scheduler."""
+
+    def __init__(self, problem: Problem, records: SearchRecords, results: Mapping[str, Result], places: int) -> None:
+        self._problem, self._results = problem, results
+        self.why = "every trial has run"
+        """Why no further trial begins."""
+        self.places = Places(places)
+        self.scheduler = scheduler_of(problem, self.places)
+        self.sampler = sampler_of(problem, records, self._may_start, self._gain_is_too_small)
+
+    def _may_start(self) -> bool:
+        """Whether a trial may begin: in a free place for which no paused one waits."""
+        promotes = isinstance(self.scheduler, PromotingASHA) and self.scheduler.promotable() is not None
+        return self.places.free() and not promotes
+
+    def _gain_is_too_small(self) -> bool:
+        least = self._problem.search.budget.gain_below
+        if least is None:
+            return False
+        gain = expected_gain(self._problem.space, self._results.values(), self._problem.search.judge)
+        if gain < least:
+            self.why = f"another trial is expected to gain {gain:.2g}, less than {least:g}"
+        return gain < least
+
+
 @dataclass
 class Search:
     """One attempt's search."""
@@ -59,7 +85,6 @@ class Search:
     note: Callable[[str], None]
     loggers: Callable[[], list[tune.Callback]] = list
     """Trackers of a run of Tune."""
-    why: str = field(default="every trial has run", init=False)
 
     def run(self) -> Standing:
         """Run the search to its end. Raises TrainingError when every trial fails or the budget is too small for one."""
@@ -67,7 +92,6 @@ class Search:
         with self._context(mode) as context:
             if self.records.stopped() is None:
                 self._sample(context, mode)
-                self.records.stop(self.why, self.records.results())
             now = self._now()
             if now.due:
                 self._finals(context, mode, now)
@@ -112,47 +136,33 @@ class Search:
             self.progress.meter.save()
 
     def _sample(self, context: SearchContext, mode: Mode) -> None:
-        problem = self.problem
-        places = Places(self._places(mode))
-        scheduler = scheduler_of(problem, places)
-
-        def may_start() -> bool:
-            promotes = isinstance(scheduler, PromotingASHA) and scheduler.promotable() is not None
-            return places.free() and not promotes
-
-        def gain_too_small() -> bool:
-            least = problem.search.budget.gain_below
-            if least is None:
-                return False
-            gain = expected_gain(problem.space, self.progress.results.values(), problem.search.judge)
-            if gain < least:
-                self.why = f"another trial is expected to gain {gain:.2g}, less than {least:g}"
-            return gain < least
+        problem, progress = self.problem, self.progress
+        sampling = Sampling(problem, self.records, progress.results, self._places(mode))
 
         def give_up(reason: str) -> None:
-            self.why = reason
+            sampling.why = reason
             self.job.event("info", f"search: {reason}")
             self._drop(context)
 
-        sampler = sampler_of(problem, self.records, may_start, gain_too_small)
+        budget = BudgetStopper(problem, progress.results, progress.meter, give_up)
         samples = 1 if problem.search.samples == "grid" else trials_of(problem)
-        budget = BudgetStopper(problem, self.progress.results, self.progress.meter, give_up)
+        progress.places = sampling.places
         random.seed(problem.search.seed)  # PopulationBasedTraining draws from it
-        self._fit(context, places, sampler, scheduler, param_space(problem), samples, [budget])
+        self._fit(context, sampling.sampler, sampling.scheduler, param_space(problem), samples, [budget])
+        self.records.stop(sampling.why, self.records.results())
 
     def _finals(self, context: SearchContext, mode: Mode, now: Standing) -> None:
         self.progress.now = now
         segments = [run.model_dump(mode="json") for run in now.due]
         sampler = BasicVariantGenerator(max_concurrent=self._places(mode))
         space = {"segment": tune.grid_search(segments)}
-        self._fit(context, Places(0), sampler, None, space, 1, [])
+        self._fit(context, sampler, FIFOScheduler(), space, 1, [])
 
     def _fit(
         self,
         context: SearchContext,
-        places: Places,
-        sampler: Any,
-        scheduler: Any,
+        sampler: SearchAlgorithm | Searcher,
+        scheduler: TrialScheduler,
         space: Params,
         samples: int,
         stoppers: list[tune.Stopper],
@@ -165,8 +175,7 @@ class Search:
             tune.with_parameters(kind, search=context), tune.PlacementGroupFactory([{"memory": _CLIENT_BYTES}])
         )
         files, path = self.records.store.filesystem(f"{self.records.prefix}/tune")
-        stoppers = [JobStopper(self.job, self.progress.meter), *stoppers]
-        self.progress.places = places
+        job = JobStopper(self.job, self.progress.meter, lambda: self._drop(context))
         tuner = tune.Tuner(
             trainable,
             param_space=space,
@@ -184,7 +193,7 @@ class Search:
                 name=f"attempt-{self.job.attempt}-{'finalists' if self.progress.now.due else 'trials'}",
                 storage_path=path,
                 storage_filesystem=files,
-                stop=CombinedStopper(*stoppers),
+                stop=CombinedStopper(job, *stoppers),
                 failure_config=tune.FailureConfig(max_failures=LIVES),
                 callbacks=[self.progress, *self.loggers()],
                 verbose=0,
@@ -192,15 +201,17 @@ class Search:
         )
         try:
             tuner.fit()
-        except KitaeError:
-            self._drop(context)
-            raise
+        except Exception:
+            if job.error is None:
+                raise
+            raise job.error from None  # Tune's own end may fail too, without a cluster
 
     def _drop(self, context: SearchContext) -> None:
         """Give up the running segments, so that their trials answer at once."""
         for run in list(self.progress.running.values()):
             for trainer in context.trainers:
-                trainer.drop.remote(run.name)
+                with contextlib.suppress(Exception):
+                    trainer.drop.remote(run.name)
             if not context.trainers:
                 with contextlib.suppress(KitaeError):
                     ray_train.stop_training(self.records.store, context.inputs(run))

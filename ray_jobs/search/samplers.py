@@ -209,6 +209,7 @@ def _by_rungs(trial: FrozenTrial, rungs: int, *, first_only: bool) -> FrozenTria
     if not seen or trial.state == TrialState.FAIL:
         return trial
     shown = copy.copy(trial)
+    shown.datetime_complete = trial.datetime_complete or trial.datetime_start
     if first_only:
         shown.state, shown.value = TrialState.COMPLETE, seen[min(seen)]
     elif len(seen) < rungs and abs(seen[max(seen)]) < FAILED:

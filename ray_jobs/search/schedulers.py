@@ -118,6 +118,27 @@ class _HyperBand(_Limited, HyperBandScheduler):  # type: ignore[misc]  # untyped
         super().__init__(**options)
         self.places = places
 
+    def _create_bracket(self, s: int) -> Any:
+        """A bracket that is full once all its trials have begun. Ray's own lets later ones take the places of those
+        that ended, so that with few places every trial would join the first bracket, which stops none."""
+        bracket = super()._create_bracket(s)
+        bracket.filled = lambda: len(bracket._all_trials) >= bracket._n0
+        return bracket
+
+    def _process_bracket(self, tune_controller: TuneController, bracket: Any) -> str:
+        """Halve a full bracket only: Ray's own would judge the trials that have begun, one by one."""
+        if not bracket.filled() and not tune_controller.search_alg.is_finished():
+            return str(TrialScheduler.PAUSE)
+        return str(super()._process_bracket(tune_controller, bracket))
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        if tune_controller.search_alg.is_finished():
+            for bracket in [bracket for band in self._hyperbands for bracket in band if bracket is not None]:
+                live = bracket.current_trials()
+                if live and all(trial.status == Trial.PAUSED for trial in live) and not bracket.trials_to_unpause:
+                    self._process_bracket(tune_controller, bracket)  # the last one, which stays unfilled
+        return super().choose_trial_to_run(tune_controller)
+
 
 class _Population(_Limited):
     """A population whose members may be more than the places. Each keeps its number when it copies another."""

@@ -131,13 +131,20 @@ class BudgetStopper(_ForAll):
 class JobStopper(_ForAll):
     """Counts the time, and raises what ends the job: JobPaused, JobCancelled, JobSuperseded, or the cluster's loss."""
 
-    def __init__(self, job: Job, meter: Meter) -> None:
-        self._job, self._meter, self._cluster_seen_s = job, meter, time.monotonic()
+    def __init__(self, job: Job, meter: Meter, interrupt: Callable[[], None]) -> None:
+        self._job, self._meter, self._interrupt, self._cluster_seen_s = job, meter, interrupt, time.monotonic()
+        self.error: KitaeError | None = None
+        """What ended the job."""
 
     def stop_all(self) -> bool:
         self._meter.tick()
-        self._job.check()
-        if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
-            self._cluster_seen_s = time.monotonic()
-            ray_workers.check_cluster(self._job.id)
+        try:
+            self._job.check()
+            if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
+                self._cluster_seen_s = time.monotonic()
+                ray_workers.check_cluster(self._job.id)
+        except KitaeError as error:
+            self.error = error
+            self._interrupt()
+            raise
         return False
