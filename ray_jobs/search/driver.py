@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -17,9 +18,8 @@ from itertools import product
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
-from ray.tune.stopper import CombinedStopper
 
-from ray_jobs.errors import KitaeError
+from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
 from ray_jobs.search.progress import SearchProgress
 from ray_jobs.search.records import Params, Problem, Result, SearchRecords
@@ -29,7 +29,7 @@ from ray_jobs.search.sampling import expected_gain
 from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
 from ray_jobs.search.shared_trainer import Mode, SharedTrainer, mode_of
 from ray_jobs.search.standing import Standing, all_failed, standing
-from ray_jobs.search.stoppers import BudgetStopper, JobStopper
+from ray_jobs.search.stoppers import BudgetStopper, JobWatch
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial, WorkersTrial
 from ray_jobs.spec import Range
 from ray_jobs.training import ray_train, ray_workers
@@ -42,6 +42,9 @@ _SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_WATCH_S = 1.0
+_END_S = 60.0
+"""Time for the trials to end when the job stops."""
 _CLIENT_BYTES = 2**20
 """Memory by which Tune places a trial's process. It takes no CPU: those are the shared trainers' or the groups'."""
 
@@ -138,73 +141,84 @@ class Search:
     def _sample(self, context: SearchContext, mode: Mode) -> None:
         problem, progress = self.problem, self.progress
         sampling = Sampling(problem, self.records, progress.results, self._places(mode))
-
-        def give_up(reason: str) -> None:
-            sampling.why = reason
-            self.job.event("info", f"search: {reason}")
-            self._drop(context)
-
-        budget = BudgetStopper(problem, progress.results, progress.meter, give_up)
+        stopper = BudgetStopper(problem, progress.results, progress.meter)
         samples = 1 if problem.search.samples == "grid" else trials_of(problem)
         progress.places = sampling.places
         random.seed(problem.search.seed)  # PopulationBasedTraining draws from it
-        self._fit(context, sampling.sampler, sampling.scheduler, param_space(problem), samples, [budget])
-        self.records.stop(sampling.why, self.records.results())
+        config = self._config(sampling.sampler, sampling.scheduler, samples)
+        self._fit(context, param_space(problem), config, stopper, "trials")
+        self.records.stop(stopper.reason or sampling.why, self.records.results())
 
     def _finals(self, context: SearchContext, mode: Mode, now: Standing) -> None:
         self.progress.now = now
         segments = [run.model_dump(mode="json") for run in now.due]
         sampler = BasicVariantGenerator(max_concurrent=self._places(mode))
-        space = {"segment": tune.grid_search(segments)}
-        self._fit(context, sampler, FIFOScheduler(), space, 1, [])
+        stopper = BudgetStopper(None, self.progress.results, self.progress.meter)
+        config = self._config(sampler, FIFOScheduler(), 1)
+        self._fit(context, {"segment": tune.grid_search(segments)}, config, stopper, "finalists")
+
+    def _config(self, sampler: SearchAlgorithm | Searcher, scheduler: TrialScheduler, samples: int) -> tune.TuneConfig:
+        return tune.TuneConfig(
+            metric=self.problem.search.judge,
+            mode="min" if self.problem.lower_is_better else "max",
+            search_alg=sampler,
+            scheduler=scheduler,
+            num_samples=samples,
+            reuse_actors=True,
+            trial_name_creator=name_of,
+            trial_dirname_creator=name_of,
+        )
 
     def _fit(
-        self,
-        context: SearchContext,
-        sampler: SearchAlgorithm | Searcher,
-        scheduler: TrialScheduler,
-        space: Params,
-        samples: int,
-        stoppers: list[tune.Stopper],
+        self, context: SearchContext, space: Params, config: tune.TuneConfig, stopper: BudgetStopper, name: str
     ) -> None:
         """One run of Tune. Raises what ended the job."""
         os.environ.update(_SETTINGS)
-        search = self.problem.search
         kind = SharedTrial if context.trainers else WorkersTrial
-        trainable = tune.with_resources(
-            tune.with_parameters(kind, search=context), tune.PlacementGroupFactory([{"memory": _CLIENT_BYTES}])
-        )
+        client = tune.PlacementGroupFactory([{"memory": _CLIENT_BYTES}])
         files, path = self.records.store.filesystem(f"{self.records.prefix}/tune")
-        job = JobStopper(self.job, self.progress.meter, lambda: self._drop(context))
         tuner = tune.Tuner(
-            trainable,
+            tune.with_resources(tune.with_parameters(kind, search=context), client),
             param_space=space,
-            tune_config=tune.TuneConfig(
-                metric=search.judge,
-                mode="min" if self.problem.lower_is_better else "max",
-                search_alg=sampler,
-                scheduler=scheduler,
-                num_samples=samples,
-                reuse_actors=True,
-                trial_name_creator=name_of,
-                trial_dirname_creator=name_of,
-            ),
+            tune_config=config,
             run_config=tune.RunConfig(
-                name=f"attempt-{self.job.attempt}-{'finalists' if self.progress.now.due else 'trials'}",
+                name=f"attempt-{self.job.attempt}-{name}",
                 storage_path=path,
                 storage_filesystem=files,
-                stop=CombinedStopper(job, *stoppers),
+                stop=stopper,
                 failure_config=tune.FailureConfig(max_failures=LIVES),
                 callbacks=[self.progress, *self.loggers()],
                 verbose=0,
             ),
         )
-        try:
-            tuner.fit()
-        except Exception:
-            if job.error is None:
+        failure: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:  # noqa: BLE001  # raised below
+                failure.append(error)
+
+        # In a thread, since Tune's calls of Ray hang for a minute when the cluster is gone.
+        thread, watch, told = threading.Thread(target=fit, name="tune", daemon=True), JobWatch(self.job), False
+        thread.start()
+        while thread.is_alive():
+            thread.join(_WATCH_S)
+            try:
+                watch.check()
+            except TrainingError:
+                raise  # the cluster is lost, and Tune with it
+            except BaseException:
+                stopper.reason = "the job stops"
+                self._drop(context)
+                thread.join(_END_S)
                 raise
-            raise job.error from None  # Tune's own end may fail too, without a cluster
+            if stopper.reason and not told:
+                told = True
+                self.job.event("info", f"search: {stopper.reason}")
+                self._drop(context)
+        if failure:
+            raise failure[0]
 
     def _drop(self, context: SearchContext) -> None:
         """Give up the running segments, so that their trials answer at once."""

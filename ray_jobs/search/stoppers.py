@@ -102,49 +102,36 @@ class Meter:
             self.records.spend(self.spent, list(self.running.values()))
 
 
-class _ForAll(Unsaved, Stopper):  # type: ignore[misc]  # Ray Tune is untyped
-    """Stops no single trial."""
+class BudgetStopper(Unsaved, Stopper):  # type: ignore[misc]  # Ray Tune is untyped
+    """Ends a run of Tune when a budget is spent, or when `reason` is set. `problem`: None for the finalists, which
+    always run."""
+
+    def __init__(self, problem: Problem | None, results: Mapping[str, Result], meter: Meter) -> None:
+        self._problem, self._results, self._meter = problem, results, meter
+        self._asked_s = 0.0
+        self.reason: str | None = None
+        """Why it ends."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
-
-class BudgetStopper(_ForAll):
-    """Ends the sampling when a budget is spent. `give_up` is called once with the reason."""
-
-    def __init__(
-        self, problem: Problem, results: Mapping[str, Result], meter: Meter, give_up: Callable[[str], None]
-    ) -> None:
-        self._problem, self._results, self._meter, self._give_up = problem, results, meter, give_up
-        self._asked_s = 0.0
-
-    def stop_all(self) -> bool:
-        if time.monotonic() - self._asked_s < _EVERY_S:
-            return False
-        self._asked_s = time.monotonic()
-        reason = reason_to_stop(self._problem, self._results, self._meter.spent)
-        if reason is not None:
-            self._give_up(reason)
-        return reason is not None
-
-
-class JobStopper(_ForAll):
-    """Counts the time, and raises what ends the job: JobPaused, JobCancelled, JobSuperseded, or the cluster's loss."""
-
-    def __init__(self, job: Job, meter: Meter, interrupt: Callable[[], None]) -> None:
-        self._job, self._meter, self._interrupt, self._cluster_seen_s = job, meter, interrupt, time.monotonic()
-        self.error: KitaeError | None = None
-        """What ended the job."""
-
     def stop_all(self) -> bool:
         self._meter.tick()
-        try:
-            self._job.check()
-            if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
-                self._cluster_seen_s = time.monotonic()
-                ray_workers.check_cluster(self._job.id)
-        except KitaeError as error:
-            self.error = error
-            self._interrupt()
-            raise
-        return False
+        if self._problem and self.reason is None and time.monotonic() - self._asked_s > _EVERY_S:
+            self._asked_s = time.monotonic()
+            self.reason = reason_to_stop(self._problem, self._results, self._meter.spent)
+        return self.reason is not None
+
+
+class JobWatch:
+    """Looks every second whether the job may go on."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._cluster_seen_s = job, time.monotonic()
+
+    def check(self) -> None:
+        """Raise JobPaused, JobCancelled, JobSuperseded, or TrainingError when the cluster is lost."""
+        self._job.check()
+        if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
+            self._cluster_seen_s = time.monotonic()
+            ray_workers.check_cluster(self._job.id)

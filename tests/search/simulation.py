@@ -1,12 +1,13 @@
 """A search without processes: Ray Tune's real schedulers and samplers over a clock that counts optimizer steps.
 
-Takes the part of Tune's controller, in the same order: ask the sampler, let the scheduler resume, then handle one event.
-The trials are the real trainables; only what a segment's training gives is made up.
+Takes the part of Tune's controller, in its order: ask the sampler, let the scheduler resume, then handle one event. The
+trials are the real trainables; only what a segment's training gives is made up.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from ray import tune
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher, SearchGenerator
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.search.driver import Sampling
@@ -27,6 +29,7 @@ from ray_jobs.search.trainables import SearchContext, SharedTrial
 from ray_jobs.search.trial_group import TrialTask
 from ray_jobs.storage import Store
 from ray_jobs.training.inputs import TrainInputs
+from tests.search.problems import outcome
 
 Make = Callable[[TrialSegment], Result]
 
@@ -55,7 +58,7 @@ class MemoryStore:
 class Board:
     """Takes the trials' reports."""
 
-    class put:  # noqa: N801  # an actor's method
+    class put:
         @staticmethod
         def remote(*_: object) -> None: ...
 
@@ -85,11 +88,15 @@ class Simulation:
         self.trials: list[Trial] = []
         self.begun: list[str] = []
         inputs = TrainInputs(spec=problem.spec, labels=(), encoded_key="e", base_key="b", checkpoints="")
-        materials = {problem.spec.base_model: inputs}
+        bases = problem.space.get("base_model", ())
+        assert isinstance(bases, tuple)
+        materials = dict.fromkeys((problem.spec.base_model, *bases), inputs)
         context = SearchContext(cast(Store, self.store), "search", problem, materials, "job", 1, (), Board())
         parts = {"make": staticmethod(make), "begun": self.begun, "context": context}
         self._kind = type("Made", (MadeUpTrial,), parts)
         self._checkpoints: dict[str, str] = {}
+        self.most_at_once = 0
+        self._count = itertools.count()
         self._clock, self._events = 0.0, cast(list[tuple[float, int, Trial, MadeUpTrial, dict[str, Any]]], [])
 
     # ---- what schedulers and samplers see of the controller
@@ -113,8 +120,6 @@ class Simulation:
 
     def run(self, until: int | None = None) -> None:
         """Sample to the end, or until so many segments have results."""
-        from ray.tune.search import SearchGenerator, Searcher
-
         search = self.problem.search
         samples = 1 if search.samples == "grid" else trials_of(self.problem)
         if isinstance(self.search_alg, Searcher):
@@ -126,19 +131,22 @@ class Simulation:
         self.sampling.scheduler.set_search_properties(search.judge, mode)
         self.sampling.places.trials = self.trials
         while until is None or len(self.results) < until:
-            if (trial := self.search_alg.next_trial()) is not None:
-                self.trials.append(trial)
-                self.sampling.scheduler.on_trial_add(self, trial)
-                self._start(trial)
-            if (trial := self.sampling.scheduler.choose_trial_to_run(self)) is not None:
-                self._start(trial)
+            if (new := self.search_alg.next_trial()) is not None:
+                self.trials.append(new)
+                self.sampling.scheduler.on_trial_add(self, new)
+                self._start(new)
+            if (paused := self.sampling.scheduler.choose_trial_to_run(self)) is not None:
+                self._start(paused)
+            if new is not None or paused is not None:
+                continue  # nothing ends while trials start
             if self._events:
                 self._handle(*heapq.heappop(self._events))
-            elif trial is None and not self.get_live_trials() and self.search_alg.is_finished():
+            elif not self.get_live_trials() and self.search_alg.is_finished():
                 return
 
     def _start(self, trial: Trial) -> None:
         trial.set_status(Trial.RUNNING)
+        self.most_at_once = max(self.most_at_once, sum(each.status == Trial.RUNNING for each in self.trials))
         trainable = self._kind(config=dict(trial.config))
         if trial.trial_id in self._checkpoints:
             trainable.load_checkpoint(self._checkpoints[trial.trial_id])
@@ -148,7 +156,7 @@ class Simulation:
     def _train(self, trial: Trial, trainable: MadeUpTrial) -> None:
         result = trainable.train()
         spent = result["steps"] if result["segment"] not in self.results else 0
-        heapq.heappush(self._events, (self._clock + spent, len(self.begun), trial, trainable, result))
+        heapq.heappush(self._events, (self._clock + spent, next(self._count), trial, trainable, result))
 
     def _handle(self, at: float, _: int, trial: Trial, trainable: MadeUpTrial, result: dict[str, Any]) -> None:
         self._clock = at
@@ -172,7 +180,7 @@ class Simulation:
 
 
 def finish(
-    problem: Problem, make: Make, store: MemoryStore | None = None
+    problem: Problem, make: Make = outcome, store: MemoryStore | None = None
 ) -> tuple[Standing, dict[str, Result], list[str]]:
     """A search to its winner. Returns also its results, in the order of their ends, and the segments trained."""
     simulation = Simulation(problem, make, store)
