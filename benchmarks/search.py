@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from ray_jobs.search.decide import trial_spec
+from ray_jobs.search.runner import Search
+
 from benchmarks.figures import interval, number, table
 from benchmarks.workbench import Show, Workbench
 from ray_jobs import jobs
-from ray_jobs.search.decide import trial_spec
-from ray_jobs.search.records import Problem, Result, SearchRecords, TrialSegment
-from ray_jobs.search.runner import Search
-from ray_jobs.search.shared_trainer import SharedTrainer
-from ray_jobs.search.trial_group import TrialTask
+from ray_jobs.search.records import Problem, SearchRecords
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.shared_trainer import SharedTrainer
+from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.training.inputs import TrainInputs
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray_jobs.search.shared_trainer import SharedTrainer
+from ray_jobs.sharing.shared_trainer import SharedTrainer
 from ray_jobs.storage import Store
 from ray_jobs.training.inputs import TrainHooks, TrainInputs
 
@@ -29,7 +29,7 @@ def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int,
     def trainable(config: dict[str, Any]) -> None:
         import torch
 
-        from ray_jobs.search.shared_trainer import ensure_process_group
+        from ray_jobs.sharing.shared_trainer import ensure_process_group
         from ray_jobs.training.trainer import train
 
         torch.set_num_threads(threads)

@@ -15,8 +15,8 @@ from benchmarks.figures import gibibytes, interval, largest_gap, table, verdict
 from benchmarks.search import review_spec
 from benchmarks.separate import MeasuredTrainer, run_separately
 from benchmarks.workbench import Show, Workbench, make_spec
-from ray_jobs.search.records import Result, TrialSegment
-from ray_jobs.search.trial_group import TrialTask
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.inputs import TrainInputs, TrainUntil
 

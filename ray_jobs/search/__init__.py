@@ -1,6 +1,6 @@
-"""Hyperparameter search: the best of many trials. Does not know how a single model trains.
+"""Hyperparameter search on Ray Tune: the best of many trials. Does not know how a single model trains.
 
-Pure: `space` (what is searched), `records` (what is stored), `sampling` (the next values), `decide` (which trial runs).
-`trial_group` trains trials in one process and shares their passes by `adapters` or `features`; `shared_trainer` is that
-process, `executors` puts it on Ray, `runner` runs a search to its end, and `page` shows it.
+`driver` runs `ray.tune.Tuner` with the `samplers`, `schedulers` and `stoppers` of a job file; `trainables` are its
+trials, over the `rungs`. `records` are what is stored: `standing` reads the winner from them, and `progress` and `page`
+show it.
 """

@@ -22,15 +22,16 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
 from ray_jobs.search.progress import SearchProgress
-from ray_jobs.search.records import Params, Problem, Result, SearchRecords
+from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import trials_of
 from ray_jobs.search.samplers import name_of, param_space, sampler_of
 from ray_jobs.search.sampling import expected_gain
 from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
-from ray_jobs.search.shared_trainer import Mode, SharedTrainer, mode_of
 from ray_jobs.search.standing import Standing, all_failed, standing
 from ray_jobs.search.stoppers import BudgetStopper, JobWatch
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial, WorkersTrial
+from ray_jobs.sharing.segments import Params, Result
+from ray_jobs.sharing.shared_trainer import Mode, SharedTrainer, mode_of
 from ray_jobs.spec import Range
 from ray_jobs.training import ray_train, ray_workers
 from ray_jobs.training.inputs import TrainInputs
@@ -261,4 +262,5 @@ def mode_of_search(problem: Problem) -> Mode:
     fields = {name: problem.space[name] for name in ("method", "lora.dropout") if name in problem.space}
     options = [(values.min, values.max) if isinstance(values, Range) else values for values in fields.values()]
     modes = {mode_of(problem.spec.with_values(dict(zip(fields, point, strict=True))))[0] for point in product(*options)}
-    return next(mode for mode in ("workers", "shared", "alone") if mode in modes)  # type: ignore[return-value]  # of these
+    order: tuple[Mode, ...] = ("workers", "shared", "alone")
+    return next(mode for mode in order if mode in modes)

@@ -17,9 +17,10 @@ from typing import Any
 from ray_jobs import pages
 from ray_jobs.pages import Chart, Figure, PageSection, Table
 from ray_jobs.search import sampling
-from ray_jobs.search.records import Params, Problem, Result
+from ray_jobs.search.records import Problem
 from ray_jobs.search.rungs import rungs_of, trials_of
 from ray_jobs.search.standing import Standing
+from ray_jobs.sharing.segments import Params, Result
 from ray_jobs.spec import Range
 
 Results = Mapping[str, Result]

@@ -14,19 +14,20 @@ from ray_jobs import jobs
 from ray_jobs.errors import KitaeError
 from ray_jobs.jobs import Job
 from ray_jobs.search import page
-from ray_jobs.search.records import Problem, Result, SearchRecords, TrialSegment
+from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import rungs_of, trials_of
 from ray_jobs.search.schedulers import Places
 from ray_jobs.search.standing import Standing, prunable
 from ray_jobs.search.stoppers import Meter
 from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.training.lr_schedule import decay_start
 
 _SHOW_EVERY_S = 1.0
 _PAGE_EVERY_S = 10.0
 
 
-class SearchProgress(Unsaved, tune.Callback):  # type: ignore[misc]  # Ray Tune is untyped
+class SearchProgress(Unsaved, tune.Callback):
     """Follows a search through both of its runs of Tune."""
 
     def __init__(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ray_jobs.search.records import Params, Problem, Result, TrialSegment
+from ray_jobs.search.records import Problem
 from ray_jobs.search.sampling import grid
+from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import JobSpec
 from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.training.lr_schedule import decay_start

@@ -16,10 +16,11 @@ from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ray_jobs.search import sampling
-from ray_jobs.search.records import Params, Problem, SearchRecords
+from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import FAILED, shares_of, trials_of
-from ray_jobs.search.space import own_values
+from ray_jobs.search.space import is_whole, own_values
 from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.sharing.segments import Params
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import POPULATIONS, Sampler
 
@@ -45,7 +46,7 @@ class Numbers:
         return {"trial": number, "params": self.known.get(number) or self._records.point(number, params)}
 
 
-class NumberedSearch(Unsaved, Searcher):  # type: ignore[misc]  # Ray Tune is untyped
+class NumberedSearch(Unsaved, Searcher):
     """Numbers the trials of `OptunaSearch` and starts one only in a free place."""
 
     def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart, gain_too_small: MayStart) -> None:
@@ -77,7 +78,6 @@ class NumberedSearch(Unsaved, Searcher):  # type: ignore[misc]  # Ray Tune is un
             return None
         if self._gain_too_small():
             return str(Searcher.FINISHED)
-        proposed = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some samplers are marked experimental
             proposed = self._optuna.suggest(trial_id)
@@ -96,7 +96,7 @@ class NumberedSearch(Unsaved, Searcher):  # type: ignore[misc]  # Ray Tune is un
         """Nothing: each attempt builds it anew."""
 
 
-class NumberedVariants(Unsaved, BasicVariantGenerator):  # type: ignore[misc]  # untyped
+class NumberedVariants(Unsaved, BasicVariantGenerator):
     """A grid or random draws, numbered and started only in a free place."""
 
     def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart) -> None:
@@ -108,7 +108,7 @@ class NumberedVariants(Unsaved, BasicVariantGenerator):  # type: ignore[misc]  #
     def next_trial(self) -> tune.experiment.Trial | None:
         trial = super().next_trial() if self._may_start() else None
         if trial is not None:
-            trial.config.update(self._numbers.config(next(self._first, None) or trial.config["params"]))
+            trial.config.update(self._numbers.config(next(self._first, trial.config["params"])))
             trial.custom_trial_name = trial.custom_dirname = name_of(trial)  # named before it had a number
         return trial
 
@@ -128,7 +128,7 @@ def param_space(problem: Problem) -> Params:
     samples = problem.search.samples
     if samples not in ("grid", "random"):
         return {}
-    whole = {name: sampling.is_whole(name) for name in problem.space}
+    whole = {name: is_whole(name) for name in problem.space}
     of_list = tune.grid_search if samples == "grid" else tune.choice
     return {
         "params": {

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.search.records import Params, Result
 from ray_jobs.search.space import Space, is_whole
+from ray_jobs.sharing.segments import Params, Result
 from ray_jobs.spec import Range
 
 if TYPE_CHECKING:

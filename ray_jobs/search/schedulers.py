@@ -22,10 +22,11 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from ray_jobs.search.records import Params, Problem
+from ray_jobs.search.records import Problem
 from ray_jobs.search.rungs import RESOURCE
 from ray_jobs.search.space import Space
 from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.sharing.segments import Params
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import PERTURBED
 
@@ -54,7 +55,7 @@ class _Rung:
     promoted: set[Trial] = field(default_factory=set)
 
 
-class PromotingASHA(Unsaved, FIFOScheduler):  # type: ignore[misc]  # Ray Tune is untyped
+class PromotingASHA(Unsaved, FIFOScheduler):
     """ASHA as in its paper (Li et al. 2018, arXiv:1810.05934): every trial pauses at its rung, and whenever a place is
     free, the best 1/η of a rung that were not promoted yet come before a new trial.
 
@@ -113,7 +114,7 @@ class _Limited(Unsaved):
         return None if waits else chosen
 
 
-class _HyperBand(_Limited, HyperBandScheduler):  # type: ignore[misc]  # untyped
+class _HyperBand(_Limited, HyperBandScheduler):
     def __init__(self, places: Places, **options: Any) -> None:
         super().__init__(**options)
         self.places = places
@@ -140,46 +141,48 @@ class _HyperBand(_Limited, HyperBandScheduler):  # type: ignore[misc]  # untyped
         return super().choose_trial_to_run(tune_controller)
 
 
-class _Population(_Limited):
-    """A population whose members may be more than the places. Each keeps its number when it copies another."""
+def _population(kind: Any, problem: Problem, places: Places, **options: Any) -> TrialScheduler:
+    """A population whose members may be more than the places. `kind`: PopulationBasedTraining or PB2."""
 
-    _trial_state: dict[Trial, Any]
+    class Population(_Limited, kind):
+        def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+            if len(self._trial_state) < problem.search.trials:  # some have not begun, so that there is no ranking yet
+                self._save_trial_state(self._trial_state[trial], result[TRAINING_ITERATION], result, trial)
+                return str(TrialScheduler.PAUSE)
+            return str(super().on_trial_result(tune_controller, trial, result))
 
-    def __init__(self, problem: Problem, places: Places, **options: Any) -> None:
-        super().__init__(time_attr=TRAINING_ITERATION, perturbation_interval=1, synch=True, log_config=False, **options)
-        self.places, self._size, self._space = places, problem.search.trials, problem.space
+        def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Params, Params]:
+            """Keep the number of a member that copies another, and its values within their ranges."""
+            config, operations = super()._get_new_config(trial, trial_to_clone)
+            changed = {
+                name: min(values.max, max(values.min, config["params"][name]))
+                for name, values in _perturbed(problem.space)
+                if isinstance(values, Range)
+            }
+            return {"trial": trial.config["trial"], "params": {**config["params"], **changed}}, operations
 
-    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        if len(self._trial_state) < self._size:  # the last members have not begun, so that there is no ranking yet
-            self._save_trial_state(self._trial_state[trial], result[TRAINING_ITERATION], result, trial)  # type: ignore[attr-defined]  # the scheduler's
-            return str(TrialScheduler.PAUSE)
-        return str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
-
-    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Params, Params]:
-        config, operations = super()._get_new_config(trial, trial_to_clone)  # type: ignore[misc]  # the scheduler's
-        changed = {
-            name: min(values.max, max(values.min, config["params"][name]))
-            for name, values in _perturbed(self._space)
-            if isinstance(values, Range)
-        }
-        return {"trial": trial.config["trial"], "params": {**config["params"], **changed}}, operations
-
-
-class _PBT(_Population, PopulationBasedTraining):  # type: ignore[misc]  # untyped
-    pass
+    scheduler = Population(
+        time_attr=TRAINING_ITERATION, perturbation_interval=1, synch=True, log_config=False, **options
+    )
+    scheduler.places = places
+    return scheduler
 
 
 def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
     """The scheduler of a search."""
     search = problem.search
-    longest = search.reduction ** (search.rungs - 1)
+    rungs = {
+        "time_attr": RESOURCE,
+        "max_t": search.reduction ** (search.rungs - 1),
+        "reduction_factor": search.reduction,
+    }
     match search.schedules:
         case "asha":
             return PromotingASHA(problem, places)
         case "asha_stopping":
-            return AsyncHyperBandScheduler(time_attr=RESOURCE, max_t=longest, reduction_factor=search.reduction)
+            return AsyncHyperBandScheduler(**rungs)
         case "hyperband":
-            return _HyperBand(places, time_attr=RESOURCE, max_t=longest, reduction_factor=search.reduction)
+            return _HyperBand(places, **rungs)
         case "median_stopping":
             return MedianStoppingRule(time_attr=RESOURCE, grace_period=1)
         case "pbt":
@@ -187,25 +190,19 @@ def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
                 name: tune.uniform(values.min, values.max) if isinstance(values, Range) else list(values)
                 for name, values in _perturbed(problem.space)
             }
-            return _PBT(
-                problem,
-                places,
-                hyperparam_mutations={"params": changes},
-                resample_probability=0.0,
-                perturbation_factors=_FACTORS,
+            options = {"resample_probability": 0.0, "perturbation_factors": _FACTORS}
+            return _population(
+                PopulationBasedTraining, problem, places, hyperparam_mutations={"params": changes}, **options
             )
         case "pb2":
             from ray.tune.schedulers.pb2 import PB2  # imports scikit-learn
-
-            class _PB2(_Population, PB2):  # type: ignore[misc]  # untyped
-                pass
 
             bounds = {
                 name: [values.min, values.max]
                 for name, values in _perturbed(problem.space)
                 if isinstance(values, Range)
             }
-            return _PB2(problem, places, hyperparam_bounds={"params": bounds})
+            return _population(PB2, problem, places, hyperparam_bounds={"params": bounds})
         case "none":
             return FIFOScheduler()
 

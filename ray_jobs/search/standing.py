@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from ray_jobs import jobs
 from ray_jobs.errors import ObjectNotFound, TrainingError
-from ray_jobs.search.records import Params, Problem, Result, SamplingEnd, SearchRecords, TrialSegment, searches
+from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords, searches
 from ray_jobs.search.rungs import onwards, rungs_of
 from ray_jobs.search.sampling import fits
+from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.storage import Store
 

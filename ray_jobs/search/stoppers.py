@@ -13,10 +13,11 @@ from ray.tune import Stopper
 
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
-from ray_jobs.search.records import Problem, Result, SamplingEnd, SearchRecords, TrialSegment
+from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
 from ray_jobs.search.rungs import length, rows_trained, whole_length
 from ray_jobs.search.standing import standing
 from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import BudgetSection
 from ray_jobs.training import ray_workers
 
@@ -102,7 +103,7 @@ class Meter:
             self.records.spend(self.spent, list(self.running.values()))
 
 
-class BudgetStopper(Unsaved, Stopper):  # type: ignore[misc]  # Ray Tune is untyped
+class BudgetStopper(Unsaved, Stopper):
     """Ends a run of Tune when a budget is spent, or when `reason` is set. `problem`: None for the finalists, which
     always run."""
 

@@ -21,10 +21,11 @@ from ray import tune
 from ray.tune.result import DONE
 
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
-from ray_jobs.search.records import Params, Problem, Result, SearchRecords, TrialSegment
+from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import FAILED, RESOURCE, rungs_of, trial_spec
-from ray_jobs.search.shared_trainer import SegmentState, TrialClock, failed, result_of_training
-from ray_jobs.search.trial_group import TrialTask
+from ray_jobs.sharing.segments import Params, Result, TrialSegment
+from ray_jobs.sharing.shared_trainer import SegmentState, TrialClock, failed, result_of_training
+from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.spec.search import PERTURBED, POPULATIONS
 from ray_jobs.storage import Store
 from ray_jobs.training import ray_train, ray_workers
@@ -68,7 +69,7 @@ class SearchContext:
         return self.materials[spec.base_model].model_copy(update=update)
 
 
-class _Trial(tune.Trainable):  # type: ignore[misc]  # Ray Tune is untyped
+class _Trial(tune.Trainable):
     """A trial of a search. Its config: `trial` and `params`, or one whole `segment` of a finalist."""
 
     def setup(self, config: Params, search: SearchContext) -> None:
@@ -146,7 +147,8 @@ class SharedTrial(_Trial):
     def _train(self, task: TrialTask) -> Result | None:
         import ray
 
-        run, deaths, process, why = task.run, 0, "", TrainingError("a process of the search ended")
+        run, deaths, process = task.run, 0, ""
+        why: Exception = TrainingError("a process of the search ended")
         minutes, since = self._search.problem.search.trial_minutes, time.monotonic()
         trainer = self._search.trainers[0]
         while True:

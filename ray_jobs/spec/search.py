@@ -62,6 +62,15 @@ PERTURBED = ("learning_rate", "weight_decay", "max_grad_norm")
 """Values that a member of a population can change; the others come with the weights it copies."""
 
 
+_ALGORITHMS: dict[str, tuple[Scheduler, Sampler]] = {
+    "asha": ("asha", "tpe"),
+    "tpe": ("none", "tpe"),
+    "random": ("none", "random"),
+    "grid": ("none", "grid"),
+    "pbt": ("pbt", "random"),
+}
+
+
 class SearchSection(SpecSection):
     space: dict[str, FieldSpace] | None = Field(None, max_length=100)
     """The fields to search: a field of `training` (`learning_rate`, `lora.rank`, …) or `base_model`, each with a list
@@ -111,16 +120,12 @@ class SearchSection(SpecSection):
     @property
     def schedules(self) -> Scheduler:
         """The scheduler in effect."""
-        return self.scheduler or (self.algorithm if self.algorithm in ("asha", "pbt") else "none")  # type: ignore[return-value]  # narrowed by the tuple
+        return self.scheduler or _ALGORITHMS[self.algorithm][0]
 
     @property
     def samples(self) -> Sampler:
         """The sampler in effect."""
-        if self.sampler is not None:
-            return self.sampler
-        if self.schedules in POPULATIONS:
-            return "random"
-        return "tpe" if self.algorithm in ("asha", "pbt") else self.algorithm  # type: ignore[return-value]  # narrowed
+        return self.sampler or ("random" if self.schedules in POPULATIONS else _ALGORITHMS[self.algorithm][1])
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -148,8 +153,8 @@ class SearchSection(SpecSection):
         space = self.space or {}
         ranges = sorted(name for name, values in space.items() if isinstance(values, Range))
         lists = sorted(set(space) - set(ranges))
-        if "algorithm" in self.model_fields_set and (self.scheduler or self.sampler):
-            yield "algorithm sets scheduler and sampler; give either algorithm or those"
+        if self.algorithm != "asha" and (self.scheduler or self.sampler):
+            yield f"algorithm: {self.algorithm} sets scheduler and sampler; leave it out, or leave those out"
         if self.schedules in POPULATIONS and self.samples != "random":
             yield (
                 f"scheduler: {self.schedules} changes the values itself and needs sampler: random; "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ray_jobs.search.records import Problem, Result, SegmentStatus, TrialSegment
+from ray_jobs.search.records import Problem
+from ray_jobs.sharing.segments import Result, SegmentStatus, TrialSegment
 from tests.builders import make_spec
 
 LOG = {"min": 1e-5, "max": 1e-2, "scale": "log"}

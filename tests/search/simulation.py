@@ -21,12 +21,13 @@ from ray.tune.search import Searcher, SearchGenerator
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.search.driver import Sampling
-from ray_jobs.search.records import Problem, Result, SearchRecords, TrialSegment
+from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import trials_of
 from ray_jobs.search.samplers import param_space
 from ray_jobs.search.standing import Standing, standing
 from ray_jobs.search.trainables import SearchContext, SharedTrial
-from ray_jobs.search.trial_group import TrialTask
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.storage import Store
 from ray_jobs.training.inputs import TrainInputs
 from tests.search.problems import outcome

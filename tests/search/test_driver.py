@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from ray_jobs import jobs
 from ray_jobs.search.driver import Search
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.spec import parse_spec
+from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.lr_schedule import decay_start
-from tests.search.trials import Setting, make_setting
+from tests.sharing.trials import Setting, make_setting
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
 
@@ -32,11 +34,21 @@ def make_search(setting: Setting, **section: Any) -> Search:
     return Search(job, records, problem, materials, lambda *_, **__: None, print)
 
 
-@pytest.mark.parametrize("algorithm", ["asha", "pbt"])
-def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, algorithm: str) -> None:
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"scheduler": "asha", "sampler": "gp"},
+        {"scheduler": "pbt", "parallel": 2},
+        {"scheduler": "pb2"},
+        {"scheduler": "hyperband", "parallel": 2},
+        {"scheduler": "none", "sampler": "grid", "space": {"learning_rate": [1e-3, 1e-2]}, "finalists": 2},
+    ],
+    ids=lambda section: section["scheduler"],
+)
+def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, section: dict[str, Any]) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
-    search = make_search(setting, algorithm=algorithm)
+    search = make_search(setting, **section)
     now = search.run()
     assert now.winner is not None
     results = search.records.results()
@@ -46,10 +58,29 @@ def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, algor
     assert winner.loss == min(loss for loss in whole if loss is not None)
     assert winner.checkpoint is not None
     assert checkpoint.load(store, winner.checkpoint) is not None
-    if algorithm == "pbt":
+    assert len({result.run.trial for result in results.values()}) == len(search.records.points())
+    if section["scheduler"] in POPULATIONS:
         moved = [r.run for r in results.values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
         assert moved
         for run in moved:  # it resumes from the other member
             source = results[run.source or ""]
             kept = decay_start(source.run.until)
             assert results[run.name].losses[:kept] == source.losses[:kept]
+            assert run.params["weight_decay"] in (0.0, 0.01)
+            assert 1e-3 <= run.params["learning_rate"] <= 1e-1
+
+
+def test_what_tune_stores_holds_no_credentials_and_no_state_of_ours(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=2)
+    ray_workers.connect()
+    search = make_search(setting, trials=2)
+    search.run()
+    settings = store._bucket.settings
+    written = {info.key: store.get(info.key) for info in store.list(f"{search.records.prefix}/tune")}
+    assert any(key.endswith("tuner.pkl") for key in written)
+    assert any("experiment_state" in key for key in written)
+    for key, data in written.items():
+        text = data + bytes.fromhex("".join(re.findall(r"(?:[0-9a-f]{2}){20,}", data.decode(errors="ignore"))))
+        for secret in (settings.access_key_id, settings.secret_access_key):
+            assert secret is not None
+            assert secret.encode() not in text, key

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ray_jobs.search.page import page, table
-from ray_jobs.search.records import Problem, Result, TrialSegment
+from ray_jobs.search.records import Problem
 from ray_jobs.search.standing import Standing
+from ray_jobs.sharing.segments import Result, TrialSegment
 from tests.search.problems import make_problem, outcome
 from tests.search.simulation import Simulation, finish
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.search import sampling, space
-from ray_jobs.search.records import Result, TrialSegment
+from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import Range
 from tests.builders import make_spec
 from tests.search.problems import LOG, make_problem, outcome

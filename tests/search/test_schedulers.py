@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.search.records import Result, SegmentStatus, TrialSegment
 from ray_jobs.search.rungs import rungs_of, trial_spec
+from ray_jobs.sharing.segments import Result, SegmentStatus, TrialSegment
 from ray_jobs.training.lr_schedule import decay_start, learning_rate_at
 from tests.builders import make_spec
 from tests.search.problems import make_problem, outcome

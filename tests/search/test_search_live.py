@@ -15,8 +15,9 @@ from ray_jobs.errors import TrainingError
 from ray_jobs.local import processes
 from ray_jobs.local.processes import Process
 from ray_jobs.search import standing
-from ray_jobs.search.records import Result, SearchRecords, searches
+from ray_jobs.search.records import SearchRecords, searches
 from ray_jobs.search.standing import Standing
+from ray_jobs.sharing.segments import Result
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from tests.conftest import StoreServer

@@ -9,9 +9,10 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import TrainingError
 from ray_jobs.search.driver import mode_of_search
-from ray_jobs.search.records import Problem, Result, SamplingEnd, SearchRecords, TrialSegment
-from ray_jobs.search.shared_trainer import mode_of
+from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
 from ray_jobs.search.standing import Standing, all_failed, prunable, read, standing, warm_points
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.shared_trainer import mode_of
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 from tests.search.problems import make_problem, outcome

@@ -9,8 +9,9 @@ import pytest
 
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
-from ray_jobs.search.records import Problem, Result, SearchRecords, TrialSegment
+from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.stoppers import BudgetStopper, JobWatch, Meter, limits, reason_to_stop
+from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.storage import Store
 from tests.builders import make_spec
 from tests.search.problems import make_problem, outcome

@@ -25,7 +25,7 @@ from ray_jobs.deploy import ServeSettings, records
 from ray_jobs.deploy.serve_api import serve_config
 from ray_jobs.errors import GateError, SpecError
 from ray_jobs.models import load_published
-from ray_jobs.search.shared_trainer import ensure_process_group, mode_of
+from ray_jobs.sharing.shared_trainer import ensure_process_group, mode_of
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS

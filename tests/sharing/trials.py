@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.search.adapters import SharedLora
-from ray_jobs.search.concurrent_passes import ConcurrentPasses
-from ray_jobs.search.features import SharedFeatures
-from ray_jobs.search.records import Result, TrialSegment
-from ray_jobs.search.trial_group import Sharing, TrialGroup, TrialTask
+from ray_jobs.sharing.adapters import SharedLora
+from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
+from ray_jobs.sharing.features import SharedFeatures
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.trial_group import Sharing, TrialGroup, TrialTask
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.training import checkpoint

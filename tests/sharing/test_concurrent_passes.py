@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from ray_jobs.models import lora_linear
-from ray_jobs.search.adapters import SharedLora
-from ray_jobs.search.concurrent_passes import ConcurrentPasses
-from ray_jobs.search.features import SharedFeatures
-from ray_jobs.search.trial_group import spread
+from ray_jobs.sharing.adapters import SharedLora
+from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
+from ray_jobs.sharing.features import SharedFeatures
+from ray_jobs.sharing.trial_group import spread
 from ray_jobs.storage import Store
-from tests.search.trials import DIVERGES, LORA_TRIALS, Params, assert_same, features, lora, make_setting, segments
+from tests.sharing.trials import DIVERGES, LORA_TRIALS, Params, assert_same, features, lora, make_setting, segments
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
 

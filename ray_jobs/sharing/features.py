@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.models import heads
-from ray_jobs.search.adapters import TrialRows, share
+from ray_jobs.sharing.adapters import TrialRows, share
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Batch, Example

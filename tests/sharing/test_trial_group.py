@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from ray_jobs.search.adapters import SharedLora
-from ray_jobs.search.features import SharedFeatures, Unshareable
-from ray_jobs.search.records import Result, TrialSegment
-from ray_jobs.search.trial_group import Trial, TrialGroup
+from ray_jobs.sharing.adapters import SharedLora
+from ray_jobs.sharing.features import SharedFeatures, Unshareable
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.trial_group import Trial, TrialGroup
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Scores
 from ray_jobs.training import checkpoint
 from ray_jobs.training.inputs import TrainUntil
 from ray_jobs.training.lr_schedule import decay_start
-from tests.search.trials import (
+from tests.sharing.trials import (
     CLOSE,
     DIVERGES,
     LABELLED_HELD_OUT,

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError, LossNotFinite, MachineError, TrainingError
 from ray_jobs.models import fetch_base, load_config, require_memory, resolve_precision
-from ray_jobs.search.adapters import SharedLora
-from ray_jobs.search.concurrent_passes import ConcurrentPasses
-from ray_jobs.search.features import SharedFeatures, Unshareable
-from ray_jobs.search.records import Result, SegmentStatus, TrialSegment
-from ray_jobs.search.trial_group import Sharing, TrialGroup, TrialTask, first_position, pass_tokens, result_of
+from ray_jobs.sharing.adapters import SharedLora
+from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
+from ray_jobs.sharing.features import SharedFeatures, Unshareable
+from ray_jobs.sharing.segments import Result, SegmentStatus, TrialSegment
+from ray_jobs.sharing.trial_group import Sharing, TrialGroup, TrialTask, first_position, pass_tokens, result_of
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError, LossNotFinite
-from ray_jobs.search.adapters import TrialRows
-from ray_jobs.search.concurrent_passes import ConcurrentPasses
-from ray_jobs.search.records import Result, TrialSegment
+from ray_jobs.sharing.adapters import TrialRows
+from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
+from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks.base import Example, Scores, loss_sum, scores_of

@@ -10,14 +10,14 @@ import pytest
 import ray
 import torch
 
-from ray_jobs.search.adapters import SharedLora
-from ray_jobs.search.records import Result, TrialSegment
-from ray_jobs.search.shared_trainer import SharedTrainer, TrialClock
-from ray_jobs.search.trial_group import pass_tokens
+from ray_jobs.sharing.adapters import SharedLora
+from ray_jobs.sharing.segments import Result, TrialSegment
+from ray_jobs.sharing.shared_trainer import SharedTrainer, TrialClock
+from ray_jobs.sharing.trial_group import pass_tokens
 from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Store
 from ray_jobs.training import ray_workers
-from tests.search.trials import make_setting, segments
+from tests.sharing.trials import make_setting, segments
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
 
@@ -60,7 +60,7 @@ def test_passes_on_a_cpu_are_small(store: Store, tmp_path: Path, monkeypatch: py
 
 def test_a_segment_that_does_not_share_reports_its_start_apart_from_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 13.0, 20.0])
-    monkeypatch.setattr("ray_jobs.search.shared_trainer.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("ray_jobs.sharing.shared_trainer.time.monotonic", lambda: next(times))
     clock, run = TrialClock(), TrialSegment(trial=0, rung=0, params={}, until=2)
     clock.step()
     clock.step()
