@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from ray_jobs import jobs
 from ray_jobs.search.driver import Search
@@ -21,11 +22,12 @@ from tests.sharing.trials import Setting, make_setting
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
 
 
-def make_search(setting: Setting, **section: Any) -> Search:
+def make_search(setting: Setting, *, compute: dict[str, Any] | None = None, **section: Any) -> Search:
     """A search of four trials in a shared trainer; a whole trial has 20 steps."""
     space = {"learning_rate": {"min": 1e-3, "max": 1e-1, "scale": "log"}, "weight_decay": [0.0, 0.01]}
     search = {"space": space, "trials": 4, "finalists": 1, **section}
-    spec = parse_spec(setting.inputs.spec.model_dump() | {"search": search})
+    document = setting.inputs.spec.model_dump() | {"search": search}
+    spec = parse_spec(document | {"compute": compute} if compute else document)
     assert spec.search is not None
     job = jobs.start_attempt(setting.store, spec)
     records = SearchRecords(setting.store, f"jobs/{job.id}/search/x")
@@ -84,3 +86,27 @@ def test_what_tune_stores_holds_no_credentials_and_no_state_of_ours(store: Store
         for secret in (settings.access_key_id, settings.secret_access_key):
             assert secret is not None
             assert secret.encode() not in text, key
+
+
+def test_groups_of_workers_fill_the_cluster_and_copy_each_other(store: Store, tmp_path: Path) -> None:
+    """Three members, each a group of two workers, on four logical CPUs: two at once, while the third waits."""
+    setting = make_setting(store, tmp_path, "text_classification", method="full", epochs=2)
+    ray.shutdown()
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        section = {"scheduler": "pbt", "trials": 3, "rungs": 2, "parallel": 3, "finalists": 1}
+        search = make_search(setting, compute={"workers": 2, "threads_per_worker": 1}, **section)
+        now = search.run()
+    finally:
+        ray.shutdown()
+    results = search.records.results()
+    assert now.winner is not None
+    assert [result.status for result in results.values()] == ["ok"] * 6
+    spans = [(r.ended_at - r.start_s - r.seconds, r.ended_at) for r in results.values()]
+    assert max(sum(begin <= at < end for begin, end in spans) for at, _ in spans) == 2
+    moved = [r for r in results.values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
+    assert moved
+    for result in moved:
+        source = results[result.run.source or ""]
+        kept = decay_start(source.run.until)
+        assert result.losses[:kept] == pytest.approx(source.losses[:kept])
