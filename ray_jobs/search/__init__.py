@@ -4,3 +4,7 @@
 trials, over the `rungs`. `records` are what is stored: `standing` reads the winner from them, and `progress` and `page`
 show it.
 """
+
+from ray_jobs.search.frame import load
+
+__all__ = ["load"]

@@ -158,7 +158,7 @@ class SearchSection(SpecSection):
         if self.schedules in POPULATIONS and self.samples != "random":
             yield (
                 f"scheduler: {self.schedules} changes the values itself and needs sampler: random; "
-                f"sampler: {self.samples} needs asha, asha_stopping, hyperband, median_stopping or none"
+                f"sampler: {self.samples} needs scheduler: asha, asha_stopping, hyperband, median_stopping or none"
             )
         changed = PERTURBED if self.space is None else tuple(set(PERTURBED) & set(space))
         if self.schedules == "pbt" and not changed:
