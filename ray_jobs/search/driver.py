@@ -43,6 +43,8 @@ _SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+EVERY_TRIAL = "every trial has run"
+"""Why sampling ends, where nothing ended it early."""
 _WATCH_S = 1.0
 _END_S = 60.0
 """Time for the trials to end when the job stops."""
@@ -55,7 +57,7 @@ class Sampling:
 
     def __init__(self, problem: Problem, records: SearchRecords, results: Mapping[str, Result], places: int) -> None:
         self._problem, self._results = problem, results
-        self.why = "every trial has run"
+        self.why = EVERY_TRIAL
         """Why no further trial begins."""
         self.places = Places(places)
         self.scheduler = scheduler_of(problem, self.places)
@@ -148,10 +150,12 @@ class Search:
         random.seed(problem.search.seed)  # PopulationBasedTraining draws from it
         config = self._config(sampling.sampler, sampling.scheduler, samples)
         self._fit(context, param_space(problem), config, stopper, "trials")
-        self.records.stop(stopper.reason or sampling.why, self.records.results())
+        stop = self.records.stop(stopper.reason or sampling.why, self.records.results())
+        if stop.reason != EVERY_TRIAL:
+            self.job.event("info", f"search: {stop.reason}")
 
     def _finals(self, context: SearchContext, mode: Mode, now: Standing) -> None:
-        self.progress.now = now
+        self.progress.finals(now)
         segments = [run.model_dump(mode="json") for run in now.due]
         sampler = BasicVariantGenerator(max_concurrent=self._places(mode))
         stopper = BudgetStopper(None, self.progress.results, self.progress.meter)
@@ -192,20 +196,23 @@ class Search:
                 verbose=0,
             ),
         )
+        self._run_beside_a_watch(tuner, stopper, context)
+
+    def _run_beside_a_watch(self, tuner: tune.Tuner, stopper: BudgetStopper, context: SearchContext) -> None:
+        """Run Tune in a thread: its calls of Ray hang when the cluster is gone, and end the process after a minute."""
         failure: list[BaseException] = []
 
         def fit() -> None:
             try:
                 tuner.fit()
             except BaseException as error:  # noqa: BLE001  # raised below
-                failure.append(error)
+                failure.append(self.progress.error or error)
 
-        # In a thread, since Tune's calls of Ray hang for a minute when the cluster is gone.
-        thread, watch, told = threading.Thread(target=fit, name="tune", daemon=True), JobWatch(self.job), False
+        thread, watch, over = threading.Thread(target=fit, name="tune", daemon=True), JobWatch(self.job), False
         thread.start()
         while thread.is_alive():
-            thread.join(_WATCH_S)
             try:
+                thread.join(_WATCH_S)
                 watch.check()
             except TrainingError:
                 raise  # the cluster is lost, and Tune with it
@@ -214,9 +221,8 @@ class Search:
                 self._drop(context)
                 thread.join(_END_S)
                 raise
-            if stopper.reason and not told:
-                told = True
-                self.job.event("info", f"search: {stopper.reason}")
+            if stopper.reason and not over:
+                over = True
                 self._drop(context)
         if failure:
             raise failure[0]

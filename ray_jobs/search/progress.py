@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -19,6 +20,7 @@ from ray_jobs.search.rungs import rungs_of, trials_of
 from ray_jobs.search.schedulers import Places
 from ray_jobs.search.standing import Standing, prunable
 from ray_jobs.search.stoppers import Meter
+from ray_jobs.search.trainables import LIVES
 from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.training.lr_schedule import decay_start
@@ -47,6 +49,9 @@ class SearchProgress(Unsaved, tune.Callback):
         self.meter = Meter(records, self.running, busy_workers)
         self.places = Places(0)
         self.now = Standing()
+        self.error: KitaeError | None = None
+        """What failed here, which Tune would wrap."""
+        self._given_up: set[str] = set()
         self._pruned: set[str] = set()
         self._shown_s, self._page_s = 0.0, 0.0
 
@@ -55,7 +60,7 @@ class SearchProgress(Unsaved, tune.Callback):
     def report(self, done: float, total: float, unit: str, metrics: dict[str, Any]) -> None:
         """A trial's report while it trains, see `trainables`."""
         run = TrialSegment.model_validate_json(metrics["segment"])
-        if run.name not in self.results:
+        if run.name not in self.results and run.name not in self._given_up:
             self.running[run.name], self._steps[run.name] = run, int(done)
         note = str(metrics["note"])
         if note and note not in self._noted:
@@ -72,22 +77,42 @@ class SearchProgress(Unsaved, tune.Callback):
     ) -> None:
         name = result["segment"]
         self.running.pop(name, None)
-        found = self._records.result(name)  # without one it was given up
-        if found is None or name in self.results:
+        if name in self.results:
             return
-        self.results[name] = found
-        self._announce(found)
-        paused = () if self._problem.search.schedules == "asha" else (Trial.PAUSED,)
-        going = (Trial.RUNNING, Trial.PENDING, *paused)
-        self._prune({each.config.get("trial", -1) for each in trials if each.status in going})
+        with self._kept():
+            found = self._records.result(name)
+            if found is None:
+                self._given_up.add(name)
+                return
+            self._add(found)
+            paused = () if self._problem.search.schedules == "asha" else (Trial.PAUSED,)
+            going = (Trial.RUNNING, Trial.PENDING, *paused)
+            self._prune({each.config.get("trial", -1) for each in trials if each.status in going})
 
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        """Record as lost what a trial's process trained when it ended too often."""
-        for run in [run for run in self.running.values() if run.trial == trial.config.get("trial")]:
-            lost = self._records.add(Result(run=run, status="lost", error="its process ended too often"))
-            self.results[run.name] = lost
-            self.running.pop(run.name, None)
-            self._announce(lost)
+        """Record as lost what a trial trained whose process ended too often."""
+        number = trial.config.get("trial", -1)
+        lost = [run for run in self.running.values() if run.trial == number]
+        if not lost and number >= 0:  # it ended before it began
+            params = trial.config["params"]
+            lost = [TrialSegment(trial=number, rung=0, params=params, until=rungs_of(self._problem, params)[0])]
+        with self._kept():
+            for run in lost:
+                error = f"its process ended more than {LIVES} times: {_last_line(trial.error_file)}"
+                self._add(self._records.add(Result(run=run, status="lost", error=error)))
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except KitaeError as error:
+            self.error = error
+            raise
+
+    def _add(self, result: Result) -> None:
+        self.results[result.run.name] = result
+        self.running.pop(result.run.name, None)
+        self._announce(result)
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
         now_s = time.monotonic()
@@ -99,6 +124,12 @@ class SearchProgress(Unsaved, tune.Callback):
             self._write_page(self.now)
 
     # ---- what users see ---------------------------------------------------------------------------------------------
+
+    def finals(self, now: Standing) -> None:
+        """Sampling is over, and the finalists run."""
+        self.running.clear()
+        self._given_up.clear()
+        self.now = now
 
     def ended(self, now: Standing) -> None:
         """The search is over: write the page's last state, and delete what only a running search needs."""
@@ -152,3 +183,11 @@ class SearchProgress(Unsaved, tune.Callback):
                 self._pruned.add(name)
                 with contextlib.suppress(KitaeError):
                     self._records.store.delete_tree(self._records.checkpoints(self.results[name].run))
+
+
+def _last_line(file: str | None) -> str:
+    """The last line of a trial's error file."""
+    with contextlib.suppress(OSError):
+        lines = Path(file or "").read_text(encoding="utf-8").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return "no reason is known"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import pytest
 import ray
 
 from ray_jobs import jobs
+from ray_jobs.errors import JobPaused
 from ray_jobs.search.driver import Search
 from ray_jobs.search.records import Problem, SearchRecords
+from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial
 from ray_jobs.spec import parse_spec
 from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.storage import Store
@@ -85,6 +90,74 @@ def assert_no_secrets(store: Store, prefix: str) -> None:
         for secret in (settings.access_key_id, settings.secret_access_key):
             assert secret is not None
             assert secret.encode() not in text, key
+
+
+def test_a_spent_budget_ends_the_sampling_and_the_finalists_still_run(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
+    ray_workers.connect()
+    budget = {"gpu_hours": 1.0}
+    search = make_search(setting, trials=50, parallel=2, finalists=2, budget=budget)
+    search.records.spend({"wall": 0.0, "worker": 1.0}, [])  # by an earlier attempt
+    now = search.run()
+    assert now.winner is not None
+    assert now.why == "search.budget.gpu_hours 1 is spent, including the time the finalists need"
+    results = search.records.results()
+    assert len({result.run.trial for result in results.values()}) < 10
+    assert sum(result.run.again for result in results.values()) == 2
+    assert {result.run.until for result in results.values() if result.run.again} == {20}
+
+
+def test_a_paused_search_ends_within_seconds_and_goes_on_with_its_results(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=400)
+    ray_workers.connect()
+    search = make_search(setting, trials=6)
+
+    def pause() -> None:
+        while not search.records.results():
+            time.sleep(0.1)
+        jobs.request_pause(store, search.job.id)
+
+    thread = threading.Thread(target=pause)
+    thread.start()
+    with pytest.raises(JobPaused):
+        search.run()
+    thread.join()
+    before = search.records.results()
+    assert {result.status for result in before.values()} == {"ok"}
+    assert search.records.stopped() is None
+    resumed = make_search(setting, trials=6)
+    assert resumed.job.attempt == 2
+    assert resumed.run().winner is not None
+    after = resumed.records.results()
+    assert {name: after[name] for name in before} == before
+    assert {result.status for result in after.values()} == {"ok"}
+
+
+def test_a_segment_whose_process_dies_three_times_is_given_up(store: Store, tmp_path: Path) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4000)
+    ray_workers.connect()
+    search = make_search(setting)
+    said: list[str] = []
+    search.note = said.append
+    with search._context("shared") as context:
+
+        class Client(SharedTrial):
+            def setup(self, config: dict[str, Any], search: SearchContext = context) -> None:
+                super().setup(config, search)
+
+        client = Client({"trial": 0, "params": {"learning_rate": 1e-2, "weight_decay": 0.0}})
+        with ThreadPoolExecutor(1) as pool:
+            step = pool.submit(client.step)
+            for death in range(LIVES):
+                while not ray.get(context.trainers[0].load.remote()) or len(said) < death:
+                    time.sleep(0.2)
+                ray.kill(context.trainers[0], no_restart=False)
+            reported = step.result(timeout=120)
+    assert (reported["status"], reported["done"]) == ("lost", True)
+    (result,) = search.records.results().values()
+    assert "(3 times)" in (result.error or "")
+    assert said
+    assert "trial 0 resumes from its last checkpoint" in said[0]
 
 
 def test_groups_of_workers_fill_the_cluster_and_copy_each_other(store: Store, tmp_path: Path) -> None:
