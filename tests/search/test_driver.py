@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from ray_jobs import jobs
 from ray_jobs.errors import JobPaused
@@ -108,7 +111,7 @@ def test_a_spent_budget_ends_the_sampling_and_the_finalists_still_run(store: Sto
 
 
 def test_a_paused_search_ends_within_seconds_and_goes_on_with_its_results(store: Store, tmp_path: Path) -> None:
-    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=400)
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=20, batch_size=2)
     ray_workers.connect()
     search = make_search(setting, trials=6)
 
@@ -133,10 +136,24 @@ def test_a_paused_search_ends_within_seconds_and_goes_on_with_its_results(store:
     assert {result.status for result in after.values()} == {"ok"}
 
 
+def trains(trainer: Any) -> bool:
+    """Whether a shared trainer has a segment; not while it starts again."""
+    with contextlib.suppress(RayActorError):
+        return bool(ray.get(trainer.load.remote()))
+    return False
+
+
+def wait(done: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_a_segment_whose_process_dies_three_times_is_given_up(store: Store, tmp_path: Path) -> None:
-    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4000)
+    setting = make_setting(store, tmp_path, "text_classification", method="lora", epochs=50, batch_size=1)
     ray_workers.connect()
-    search = make_search(setting)
+    search = make_search(setting, scheduler="none")
     said: list[str] = []
     search.note = said.append
     with search._context("shared") as context:
@@ -148,10 +165,10 @@ def test_a_segment_whose_process_dies_three_times_is_given_up(store: Store, tmp_
         client = Client({"trial": 0, "params": {"learning_rate": 1e-2, "weight_decay": 0.0}})
         with ThreadPoolExecutor(1) as pool:
             step = pool.submit(client.step)
-            for death in range(LIVES):
-                while not ray.get(context.trainers[0].load.remote()) or len(said) < death:
-                    time.sleep(0.2)
+            for _ in range(LIVES):
+                wait(lambda: trains(context.trainers[0]))
                 ray.kill(context.trainers[0], no_restart=False)
+                wait(lambda: not trains(context.trainers[0]))
             reported = step.result(timeout=120)
     assert (reported["status"], reported["done"]) == ("lost", True)
     (result,) = search.records.results().values()
