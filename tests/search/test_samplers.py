@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.search import sampling, space
+from ray_jobs.search.samplers import NumberedSearch
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import Range
 from tests.builders import make_spec
@@ -75,12 +76,35 @@ def test_the_values_of_the_job_or_the_nearest_in_the_space_come_first() -> None:
     assert values_of({"algorithm": "random"})[0]["learning_rate"] != first["learning_rate"]
 
 
-def test_a_number_keeps_its_values_when_its_trial_died_before_its_result() -> None:
+@pytest.mark.parametrize("algorithm", ["asha", "random"])
+def test_a_number_keeps_its_values_when_its_trial_died_before_its_result(algorithm: str) -> None:
     """A trial may have left checkpoints under its number."""
-    problem, store = make_problem({"parallel": 1}), MemoryStore()
+    problem, store = make_problem({"parallel": 1, "algorithm": algorithm}), MemoryStore()
     store.put_json("search/points/0000.json", {"learning_rate": 7e-4, "lora.rank": 8})
     _, results, _ = finish(problem, store=store)
     assert results["0000-0"].run.params == {"learning_rate": 7e-4, "lora.rank": 8}
+
+
+@pytest.mark.parametrize("algorithm", ["asha", "random"])
+def test_the_values_of_a_trial_are_recorded_before_it_trains(algorithm: str) -> None:
+    store = MemoryStore()
+
+    def make(run: TrialSegment) -> Result:
+        assert store.get_json(f"search/points/{run.trial:04d}.json") == run.params
+        return outcome(run)
+
+    finish(make_problem({"algorithm": algorithm}), make, store)
+
+
+def test_a_model_of_the_values_does_not_see_a_failed_trial_and_tpe_does() -> None:
+    """Its mark, a billion, would flatten a Gaussian process."""
+    for sampler, state in (("gp", "FAIL"), ("tpe", "COMPLETE")):
+        problem = make_problem({"scheduler": "none", "sampler": sampler, "trials": 3, "parallel": 1})
+        simulation = Simulation(problem, lambda run: outcome(run, "lost" if run.trial == 1 else "ok"))
+        simulation.run()
+        seen = simulation.sampling.sampler
+        assert isinstance(seen, NumberedSearch)
+        assert [trial.state.name for trial in seen._optuna._ot_study.trials] == ["COMPLETE", state, "COMPLETE"]
 
 
 def test_results_of_a_search_of_an_earlier_version_are_known_points() -> None:

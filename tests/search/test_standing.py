@@ -119,8 +119,8 @@ def test_needed_checkpoints_are_never_deleted_and_few_are_kept() -> None:
 
 
 def test_a_search_that_only_stops_trials_keeps_what_a_paused_one_resumes_from() -> None:
-    problem = make_problem({"scheduler": "hyperband", "trials": 9, "parallel": 2})
-    results = sampled(problem, 6)
+    problem = make_problem({"scheduler": "hyperband", "trials": 9, "parallel": 2, "storage_gib": 0.1})
+    results = {name: r.model_copy(update={"stored_bytes": 2**30}) for name, r in sampled(problem, 9).items()}
     kept = set(results) - set(prunable(problem, results, Standing(), live=range(9)))
     latest = {result.run.trial: result.run.name for result in results.values()}
     assert set(latest.values()) <= kept
