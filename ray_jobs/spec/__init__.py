@@ -11,16 +11,19 @@ from ray_jobs.spec.sections import (
     ComputeSection,
     DataSection,
     EvaluationSection,
+    MlflowSection,
     Name,
     Precision,
     ServingSection,
     SpecSection,
+    TrackingSection,
     TrainingSection,
+    WandbSection,
     is_name,
 )
 
 __all__ = [
-    "NAME_RULE", "BudgetSection", "ComputeSection", "DataSection", "EvaluationSection", "JobSpec", "Name", "Precision",
-    "Range", "SearchSection", "ServingSection", "SpecSection", "TrainingSection", "is_name", "json_schema", "load_spec",
-    "parse_spec", "read_yaml",
+    "NAME_RULE", "BudgetSection", "ComputeSection", "DataSection", "EvaluationSection", "JobSpec", "MlflowSection",
+    "Name", "Precision", "Range", "SearchSection", "ServingSection", "SpecSection", "TrackingSection",
+    "TrainingSection", "WandbSection", "is_name", "json_schema", "load_spec", "parse_spec", "read_yaml",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from ray_jobs.spec.sections import (
     Name,
     ServingSection,
     SpecSection,
+    TrackingSection,
     TrainingSection,
 )
 from ray_jobs.tasks import TASKS, TaskName
@@ -57,6 +58,7 @@ class JobSpec(SpecSection):
     compute: ComputeSection = ComputeSection()
     evaluation: EvaluationSection = EvaluationSection()
     serving: ServingSection = ServingSection()
+    tracking: TrackingSection = TrackingSection()
 
     @field_validator("base_model")
     @classmethod
@@ -129,9 +131,10 @@ class JobSpec(SpecSection):
         return JobSpec.model_validate(document)
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over the resolved spec without `compute` and `priority`: the number of workers and
-        the time of a job do not change its result, so it can resume with others."""
-        resolved = self.model_dump(mode="json", exclude={"compute", "priority"}, exclude_none=True)
+        """16 hex digits of SHA-256 over the resolved spec without `compute`, `priority` and `tracking`: the number of
+        workers, the time of a job and the copies of its metrics do not change its result, so it can resume with
+        others."""
+        resolved = self.model_dump(mode="json", exclude={"compute", "priority", "tracking"}, exclude_none=True)
         # Newer than some stored jobs: left out while it is off, so that their ids do not change.
         if not self.training.publish_checkpoints:
             del resolved["training"]["publish_checkpoints"]

@@ -1,11 +1,13 @@
-"""The job file's sections `data`, `training`, `compute`, `evaluation` and `serving`, and the form of a name."""
+"""The job file's sections `data`, `training`, `compute`, `evaluation`, `serving` and `tracking`, and the form of a
+name."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -153,3 +155,57 @@ class ServingSection(SpecSection):
     """Most requests that wait beyond those; more are answered 429."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
+
+
+_SECRET_PARAMETERS = frozenset({"password", "passwd", "token", "api_key", "apikey", "secret"})
+
+
+def _without_credentials(uri: str) -> str:
+    """Raise ValueError, without the URI in its text, for a URI that holds a password or a token."""
+    parts = urlsplit(uri)
+    in_host = parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https"))
+    if in_host or any(name.lower() in _SECRET_PARAMETERS for name, _ in parse_qsl(parts.query)):
+        raise ValueError(
+            "it holds a password or a token, which a job's record would keep: remove it, and set credentials in the "
+            "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, WANDB_API_KEY)"
+        )
+    return uri
+
+
+Uri = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_without_credentials)]
+"""A URI without credentials."""
+
+
+class MlflowSection(SpecSection):
+    tracking_uri: Uri
+    """MLflow's tracking server, such as `https://mlflow.example`, or a database such as `sqlite:////data/mlflow.db`.
+    Credentials come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from MLFLOW_TRACKING_TOKEN."""
+    experiment: str | None = Field(None, min_length=1, max_length=250)
+    """Experiment that gets the runs. None: the model's name."""
+
+
+class WandbSection(SpecSection):
+    project: str = Field(min_length=1, max_length=128)
+    """Project that gets the runs."""
+    entity: str | None = Field(None, min_length=1, max_length=128)
+    """Team or user that owns the project. None: the default of the API key."""
+    name: str | None = Field(None, min_length=1, max_length=128)
+    """Display name of the job's run. None: the job's id. A search's runs have the names of its trials."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), max_length=64)
+    """Tags of the runs."""
+    mode: Literal["online", "offline"] = "online"
+    """`online`: send to the server, with the key in WANDB_API_KEY. `offline`: write files into the store, for
+    `wandb sync`."""
+    base_url: Uri | None = None
+    """Address of a W&B server of one's own. None: WANDB_BASE_URL, or W&B's service."""
+
+
+class TrackingSection(SpecSection):
+    """Where a job's metrics are also written. It is no part of the job's id."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files into the store; `kitae tracking JOB` downloads them."""
+    mlflow: MlflowSection | None = None
+    """Write a run to MLflow (needs the extra `mlflow`). None: no."""
+    wandb: WandbSection | None = None
+    """Write a run to Weights & Biases (needs the extra `wandb`). None: no."""
