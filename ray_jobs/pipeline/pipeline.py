@@ -25,6 +25,7 @@ from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.pipeline.stages import Stage, stages_of
 from ray_jobs.spec import JobSpec, SearchSection
 from ray_jobs.storage import Store
+from ray_jobs.tracking.packages import require_packages
 from ray_jobs.training import checkpoint
 from ray_jobs.training.machine_errors import is_disk_full
 from ray_jobs.training.metrics import write_csv
@@ -62,7 +63,11 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
 
 
 def plan(store: Store, spec: JobSpec) -> PlanReport:
-    """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing."""
+    """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing.
+
+    Raises MachineError if a tracker's package is missing.
+    """
+    require_packages(spec.tracking)
     flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
     for stage in stages_of(flow, sources.read_sources(store, flow)):
         which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
@@ -134,6 +139,7 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
 
 def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
+    require_packages(spec.tracking)
     job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:

@@ -40,6 +40,7 @@ from ray_jobs.search.space import space_of
 from ray_jobs.spec import ComputeSection, JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS
+from ray_jobs.tracking.job_run import track
 from ray_jobs.training import checkpoint, ray_train, ray_workers
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
@@ -170,16 +171,18 @@ def train(flow: Flow, context: StageContext) -> TrainOutcome:
     """Train to the end on Ray Train workers. Raises as `Job.check` where the job was stopped."""
     ray_workers.connect()
     job, events = context.job, TrainingMetrics(context.job)
+    with track(job, flow.spec, flow.job_spec.tracking) as record:
 
-    def report(done: float, total: float, unit: str, metrics: MetricValues) -> None:
-        context.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
-        events.record(int(done), int(total), metrics)
+        def report(done: float, total: float, unit: str, metrics: MetricValues) -> None:
+            record(int(done), metrics)
+            context.report(done, total, unit, {name: metrics[name] for name in _METRICS_SHOWN if name in metrics})
+            events.record(int(done), int(total), metrics)
 
-    outcome = ray_train.train_on_workers(
-        flow.train_inputs, context.store, job_id=job.id, attempt=job.attempt, report=report
-    )
-    if outcome.stopped == "on_request":
-        job.check(fresh=True)  # raises
+        outcome = ray_train.train_on_workers(
+            flow.train_inputs, context.store, job_id=job.id, attempt=job.attempt, report=report
+        )
+        if outcome.stopped == "on_request":
+            job.check(fresh=True)  # raises
     return outcome
 
 

@@ -1,0 +1,114 @@
+"""A training's run in Weights & Biases; its id is the job's, so that a resumed job continues it.
+
+Online, W&B's own process sends what was logged and answers how far the run is. Offline, its file goes into the store,
+one a start, for `wandb sync`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_jobs.errors import MachineError
+from ray_jobs.spec import WandbSection
+from ray_jobs.storage import Store
+from ray_jobs.tracking import files
+from ray_jobs.tracking.tracker import End, Point
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+START_S, FINISH_S = 30.0, 20.0
+"""Longest waits for W&B's server at a run's start and end."""
+_EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255, None: 255}
+
+
+def init_arguments(section: WandbSection, run_id: str, directory: Path) -> dict[str, Any]:
+    """Arguments of `wandb.init` for a run. Raises MachineError without a key for an online run."""
+    if section.mode == "online" and not os.environ.get("WANDB_API_KEY"):
+        raise MachineError("WANDB_API_KEY is not set where the job runs")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B would report its own crashes to its makers
+    return {
+        "project": section.project,
+        "entity": section.entity,
+        "id": run_id,
+        "tags": list(section.tags) or None,
+        "mode": section.mode,
+        "dir": str(directory),
+        "resume": "allow",
+        # No code, machine or console output of the job is sent: only the metrics.
+        "settings": {
+            "console": "off",
+            "silent": True,
+            "disable_git": True,
+            "disable_code": True,
+            "save_code": False,
+            "init_timeout": START_S,
+            "finish_timeout": FINISH_S,
+            "x_disable_stats": True,
+            "x_disable_meta": True,
+            "x_disable_machine_info": True,
+            **({"base_url": section.base_url} if section.base_url else {}),
+        },
+    }
+
+
+class WandbRun:
+    """The run of one job in one attempt."""
+
+    name = "W&B"
+
+    def __init__(
+        self, section: WandbSection, store: Store, job_id: str, attempt: int, params: Mapping[str, Any]
+    ) -> None:
+        self._section, self._store, self._job_id, self._attempt = section, store, job_id, attempt
+        self._params = dict(params)
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._run: Run | None = None
+        self._last_step = 0
+
+    def open(self, began_at_step: int) -> int:
+        if self._section.mode == "offline":  # its file is created with its first step
+            self._last_step = files.last_step(self._store, self._job_id, files.TRAINING, "wandb")
+            return self._last_step
+        self._run = self._new_run()
+        return max(0, self._run.starting_step - 1)
+
+    def write(self, points: Sequence[Point]) -> None:
+        if self._run is None:
+            self._run = self._new_run()
+        for point in points:
+            self._run.log(point.values, step=point.step, commit=True)
+            self._last_step = point.step
+
+    def flush(self) -> None:
+        if self._section.mode == "offline" and self._run is not None:
+            self._upload()
+
+    def close(self, end: End | None) -> None:
+        if self._run is None or self._scratch is None:
+            return
+        self._run.finish(exit_code=_EXIT_CODES[end])
+        self.flush()
+        self._scratch.cleanup()
+
+    def _new_run(self) -> Run:
+        import wandb
+
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="kitae-wandb-")
+        arguments = init_arguments(self._section, self._job_id, Path(self._scratch.name))
+        name = self._section.name or self._job_id
+        return wandb.init(
+            **arguments, name=name, group=self._job_id, config=self._params, reinit="create_new", allow_val_change=True
+        )
+
+    def _upload(self) -> None:
+        assert self._scratch is not None
+        root = Path(self._scratch.name) / "wandb"
+        run = f"{files.TRAINING}/attempt-{self._attempt}"
+        files.upload(self._store, root, "offline-run-*/*.wandb", self._job_id, "wandb", run)
+        files.write_last_step(self._store, self._job_id, files.TRAINING, "wandb", self._last_step)

@@ -1,0 +1,235 @@
+"""A training's runs in TensorBoard, MLflow and W&B: what they hold, after restarts, and when a tracker fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_jobs import jobs
+from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, MachineError
+from ray_jobs.jobs import Job
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Store
+from ray_jobs.tracking import files, job_run
+from ray_jobs.tracking.job_run import Record, end_of, params_of, reason, track
+from ray_jobs.tracking.packages import require_packages
+from ray_jobs.tracking.tracker import End, Point
+from tests.builders import make_spec
+from tests.tracking import readers
+
+EVERY = {"loss", "learning_rate", "tokens_per_s"}
+
+
+def spec_with(tmp_path: Path) -> JobSpec:
+    """A job with every tracker, none of which needs a server."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return make_spec(
+        "greeter",
+        tracking={"mlflow": {"tracking_uri": uri}, "wandb": {"project": "p", "mode": "offline"}},
+        training={"learning_rate": 1e-3, "lora": {"rank": 4}},
+    )
+
+
+def report(record: Record, steps: Sequence[int], *, began_at_step: int = 0, evaluated: Sequence[int] = ()) -> None:
+    for step in steps:
+        metrics: dict[str, float | str] = {
+            "loss": 1.0 / step, "learning_rate": 1e-3, "tokens_per_s": 50.0, "began_at_step": began_at_step,
+        }  # fmt: skip
+        if step in evaluated:
+            metrics |= {"held_out_loss": 2.0 / step, "held_out_accuracy": 0.5}
+        record(step, metrics)
+
+
+def warnings_of(job: Job) -> list[str]:
+    return [event.message for _, event in jobs.events(job.store, job.id) if event.level == "warning"]
+
+
+def stored(store: Store, job_id: str, tmp_path: Path) -> tuple[readers.Series, dict[str, readers.Series]]:
+    """The event files and the offline runs in the store."""
+    target = tmp_path / "fetched"
+    files.download(store, job_id, target)
+    return readers.events(target / "tensorboard"), readers.offline_runs(target / "wandb")
+
+
+def losses(steps: Sequence[int]) -> list[tuple[int, float]]:
+    return [(step, pytest.approx(1.0 / step)) for step in steps]
+
+
+def test_a_training_and_its_resumption_are_one_run_that_repeats_no_step(store: Store, tmp_path: Path) -> None:
+    spec = spec_with(tmp_path)
+    job = jobs.start_attempt(store, spec)
+    with pytest.raises(RuntimeError, match="killed"), track(job, spec, spec.tracking) as record:
+        report(record, [1, 2, 3, 4], evaluated=[4])
+        report(record, [3, 4, 5], began_at_step=2)  # restarted workers
+        raise RuntimeError("killed")
+    uri = str(spec.tracking.mlflow and spec.tracking.mlflow.tracking_uri)
+    ((run, _),) = readers.mlflow_runs(uri, "greeter").values()
+    assert run.info.status == "FAILED"
+
+    job = jobs.start_attempt(store, spec)
+    with track(job, spec, spec.tracking) as record:
+        report(record, [3, 4, 5, 6, 7], began_at_step=2, evaluated=[4, 7])
+    assert warnings_of(job) == []
+
+    runs = readers.mlflow_runs(uri, "greeter")
+    run, metrics = runs[job.id]
+    assert list(runs) == [job.id]
+    assert run.info.status == "FINISHED"
+    assert (run.data.tags["kitae.job_id"], run.data.params["lora.rank"]) == (job.id, "4")
+    assert run.data.params == {name: str(value) for name, value in params_of(spec).items()}
+    events, offline = stored(store, job.id, tmp_path)
+    assert list(offline) == [job.id]
+    for series in (events, metrics, offline[job.id]):
+        assert set(series) == {*EVERY, "held_out_loss", "held_out_accuracy"}
+        assert series["loss"] == losses(range(1, 8))
+        assert series["held_out_loss"] == [(4, 0.5), (7, pytest.approx(2 / 7))]
+
+
+def test_event_files_of_an_attempt_replace_the_steps_that_it_repeats(store: Store, tmp_path: Path) -> None:
+    """Also if its training differs, so that the last loss is the record's."""
+    spec = make_spec()
+    for losses_of in ({1: 3.0, 2: 2.0, 3: 9.0}, {3: 1.0}):
+        job = jobs.start_attempt(store, spec)
+        with track(job, spec, spec.tracking) as record:
+            for step, loss in losses_of.items():
+                record(step, {"loss": loss, "began_at_step": 0 if len(losses_of) == 3 else 2})
+    events, _ = stored(store, job.id, tmp_path)
+    assert events["loss"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+def test_a_resumption_without_a_step_left_ends_the_run(store: Store, tmp_path: Path) -> None:
+    spec = spec_with(tmp_path)
+    job = jobs.start_attempt(store, spec)
+    with pytest.raises(JobPaused), track(job, spec, spec.tracking) as record:
+        report(record, [1, 2], evaluated=[2])
+        raise JobPaused("paused")
+    uri = str(spec.tracking.mlflow and spec.tracking.mlflow.tracking_uri)
+    assert readers.mlflow_runs(uri, "greeter")[job.id][0].info.status == "KILLED"
+    with track(jobs.start_attempt(store, spec), spec, spec.tracking):
+        pass
+    assert readers.mlflow_runs(uri, "greeter")[job.id][0].info.status == "FINISHED"
+    assert stored(store, job.id, tmp_path)[0]["loss"] == losses([1, 2])
+
+
+def test_files_are_in_the_store_before_the_training_ends(store: Store, tmp_path: Path) -> None:
+    spec = make_spec()
+    job = jobs.start_attempt(store, spec)
+    seen = threading.Event()
+
+    class Watched(Store):
+        def put(self, key: str, *arguments: Any, **options: Any) -> str:
+            etag = super().put(key, *arguments, **options)
+            if "/tensorboard/" in key:
+                seen.set()
+            return etag
+
+    job.store.__class__ = Watched
+    with track(job, spec, spec.tracking) as record:
+        report(record, [1, 2], evaluated=[2])
+        assert seen.wait(60)
+    assert stored(store, job.id, tmp_path)[0]["loss"] == losses([1, 2])
+
+
+def test_tracking_can_be_off(store: Store) -> None:
+    spec = make_spec(tracking={"tensorboard": False})
+    job = jobs.start_attempt(store, spec)
+    with track(job, spec, spec.tracking) as record:
+        report(record, [1], evaluated=[1])
+    assert list(store.list(f"jobs/{job.id}/tensorboard/")) == []
+
+
+class Broken:
+    """A tracker whose method `at` fails the first `times` times."""
+
+    name = "Broken"
+
+    def __init__(self, at: str, times: int) -> None:
+        self.at, self.times = at, times
+        self.steps: list[int] = []
+        self.end: End | None = None
+        self.failed = threading.Event()
+
+    def _call(self, name: str) -> None:
+        if name == self.at and self.times > 0:
+            self.times -= 1
+            self.failed.set()
+            raise ConnectionError("401: key sesame-12345 is wrong\nbody")
+
+    def open(self, began_at_step: int) -> int:
+        self._call("open")
+        return 0
+
+    def write(self, points: Sequence[Point]) -> None:
+        self._call("write")
+        self.steps += [point.step for point in points]
+
+    def flush(self) -> None:
+        self._call("flush")
+
+    def close(self, end: End | None) -> None:
+        self._call("close")
+        self.end = end
+
+
+@pytest.mark.parametrize("at", ["open", "write", "flush", "close"])
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_tracker_that_fails_is_one_warning_and_ends_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, at: str, times: int
+) -> None:
+    tracker = Broken(at, times)
+    monkeypatch.setattr(job_run, "trackers_of", lambda *_: [tracker])
+    monkeypatch.setattr(job_run, "RETRY_EVERY_S", 0.01)
+    monkeypatch.setenv("WANDB_API_KEY", "sesame-12345")
+    spec = make_spec()
+    job = jobs.start_attempt(store, spec)
+    with track(job, spec, spec.tracking) as record:
+        report(record, [1, 2], evaluated=[2])
+        if at != "close":
+            assert tracker.failed.wait(60)
+        report(record, [3, 4], evaluated=[4])
+    (warning,) = warnings_of(job)
+    assert warning == "Broken fails, and the job continues without it: ConnectionError: 401: key *** is wrong"
+    if times == 1 and at != "close":
+        assert tracker.steps == [1, 2, 3, 4]
+        assert tracker.end == "finished"
+
+
+def test_a_server_that_is_away_and_a_missing_key_are_warnings(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = {"tracking_uri": "http://127.0.0.1:9", "experiment": "e"}
+    spec = make_spec(tracking={"mlflow": server, "wandb": {"project": "p"}})
+    job = jobs.start_attempt(store, spec)
+    with track(job, spec, spec.tracking) as record:
+        report(record, [1, 2], evaluated=[2])
+    mlflow, wandb = sorted(warnings_of(job))
+    assert mlflow.startswith("MLflow fails, and the job continues without it: MlflowException")
+    assert wandb.endswith("MachineError: WANDB_API_KEY is not set where the job runs")
+    assert stored(store, job.id, tmp_path)[0]["loss"] == losses([1, 2])
+
+
+def test_how_a_job_ends_its_run() -> None:
+    ends = [end_of(error("x")) for error in (RuntimeError, JobPaused, JobCancelled, KeyboardInterrupt, JobSuperseded)]
+    assert ends == ["failed", "stopped", "stopped", "stopped", None]
+
+
+def test_a_reason_is_one_line_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    assert reason(ValueError("bad t0ken\nsecond line")) == "ValueError: bad ***"
+    assert reason(ValueError()) == "ValueError"
+
+
+def test_a_missing_package_is_an_error_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = make_spec(tracking={"mlflow": {"tracking_uri": "sqlite://"}, "wandb": {"project": "p"}}).tracking
+    require_packages(tracking)
+    monkeypatch.setattr("ray_jobs.tracking.packages.find_spec", lambda name: None if name == "wandb" else True)
+    with pytest.raises(MachineError, match=r"tracking\.wandb: pip install 'kitae\[wandb\]'") as caught:
+        require_packages(tracking)
+    assert len(caught.value.details) == 1
+    require_packages(make_spec().tracking)
