@@ -1,9 +1,9 @@
 """A job's tracking files in the store: event files, offline W&B runs, and how far each file reaches.
 
-    jobs/{id}/tensorboard/training/…        event files of the job's own training
-    jobs/{id}/tensorboard/trial-{n}/…       those of a search's trial
-    jobs/{id}/wandb/…                       offline W&B runs, for `wandb sync`
-    jobs/{id}/tracked/{run}.json            last step of each tracker's files
+jobs/{id}/tensorboard/training/…        event files of the job's own training
+jobs/{id}/tensorboard/trial-{n}/…       those of a search's trial
+jobs/{id}/wandb/…                       offline W&B runs, for `wandb sync`
+jobs/{id}/tracked/{run}.json            last step of each tracker's files
 """
 
 from __future__ import annotations

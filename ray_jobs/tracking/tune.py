@@ -8,7 +8,8 @@ out. An error of a tracker is one warning and ends nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ray.tune import Callback
     from ray.tune.experiment import Trial
 
-_UPLOAD_S = 60.0
+_UPLOAD_S = 60
 """Longest time that the end of a search waits for W&B's uploads; Ray's default is half an hour."""
 _MOST_FAILURES = 3
 """Trials that may lose a tracker before it is left out of the search: each try may block the search for a minute."""
@@ -61,6 +62,16 @@ def tune_callbacks(spec: JobSpec, job_id: str, store: Store, warn: Warn) -> list
     return found
 
 
+def _ignore(_: str) -> None:
+    """Stands for `warn` in stored callbacks."""
+
+
+def _directory(trial: Trial) -> Path:
+    """Where Tune keeps a trial's files on this machine."""
+    assert trial.local_path is not None
+    return Path(trial.local_path)
+
+
 class _TrialRuns(LoggerCallback):
     """Stands before one of Ray's callbacks: leaves out what a run holds, and turns errors into one warning."""
 
@@ -71,19 +82,27 @@ class _TrialRuns(LoggerCallback):
         self.job_id, self.store, self.warn = job_id, store, warn
         self._held: dict[Trial, int] = {}
         """Last iteration that each trial's run holds."""
+        self._started: set[Trial] = set()
+        """Trials whose run is open."""
         self._lost: set[Trial] = set()
         """Trials whose run failed; the tracker gets no more of them."""
         self._failures = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the job: Tune stores the callbacks beside its state, and runs the ones that it was given."""
+        return {**self.__dict__, "warn": _ignore}
 
     def run_of(self, trial: Trial) -> str:
         """Name of a trial's run within the job."""
         return files.trial_run(trial.config["trial"])
 
-    def begin(self, trial: Trial) -> int:
-        """Find or create the run of a trial. Returns the last iteration that it holds."""
+    def held(self, trial: Trial) -> int:
+        """Last iteration that the run of a trial holds; 0 for a new one."""
+        return files.last_step(self.store, self.job_id, self.run_of(trial), self.tracker)
+
+    def start(self, trial: Trial) -> None:
+        """Create or continue the run of a trial, before its first new result."""
         super().log_trial_start(trial)
-        held = files.last_step(self.store, self.job_id, self.run_of(trial), self.tracker)
-        return max(held, self._held.get(trial, 0))  # Tune starts a paused trial again
 
     def wrote(self, trial: Trial, iteration: int) -> None:
         """Called after a result was written."""
@@ -95,10 +114,10 @@ class _TrialRuns(LoggerCallback):
         self._try(None, lambda: super(_TrialRuns, self).setup(*arguments, **info))
 
     def log_trial_start(self, trial: Trial) -> None:
-        def start() -> None:
-            self._held[trial] = self.begin(trial)
+        def look_up() -> None:  # Tune starts a paused trial again
+            self._held[trial] = max(self.held(trial), self._held.get(trial, 0))
 
-        self._try(trial, start)
+        self._try(trial, look_up)
 
     def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
         reached = int(result[TRAINING_ITERATION])
@@ -109,6 +128,9 @@ class _TrialRuns(LoggerCallback):
             metrics = {
                 name: value for name, value in result.items() if isinstance(value, Real) and name not in _BOOKKEEPING
             }
+            if trial not in self._started:
+                self.start(trial)
+                self._started.add(trial)
             super(_TrialRuns, self).log_trial_result(iteration, trial, metrics)
             self._held[trial] = reached
             self.wrote(trial, reached)
@@ -120,7 +142,8 @@ class _TrialRuns(LoggerCallback):
             super(_TrialRuns, self).log_trial_end(trial, failed)
             self.ended(trial)
 
-        if trial in self._held:
+        if trial in self._started:
+            self._started.discard(trial)
             self._try(trial, end)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
@@ -160,7 +183,7 @@ class TensorboardTrials(_TrialRuns, TBXLoggerCallback):
     tracker = "TensorBoard"
 
     def __init__(self, job_id: str, store: Store, warn: Warn) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray is half typed
         self.keep(job_id, store, warn)
         self._summary_writer_cls = _TrialWriter
 
@@ -169,7 +192,7 @@ class TensorboardTrials(_TrialRuns, TBXLoggerCallback):
         files.write_last_step(self.store, self.job_id, self.run_of(trial), self.tracker, iteration)
 
     def ended(self, trial: Trial) -> None:
-        directory = Path(trial.local_path)
+        directory = _directory(trial)
         files.upload(self.store, directory, "events.out.*", self.job_id, "tensorboard", self.run_of(trial))
 
 
@@ -183,22 +206,29 @@ class MlflowTrials(_TrialRuns, ray_mlflow.MLflowLoggerCallback):
         super().__init__(section.tracking_uri, experiment_name=section.experiment or model)
         self.keep(job_id, store, warn)
 
-    def begin(self, trial: Trial) -> int:
-        util, name = self.mlflow_util, f"{self.job_id}-{self.run_of(trial)}"
-        client = util._get_client()
-        found = find_run(client, util.experiment_id, name)
-        if found is not None:
-            self._trial_runs[trial] = found.info.run_id
-            client.update_run(found.info.run_id, status="RUNNING")
-            return int(found.data.metrics.get(TRAINING_ITERATION, 0))
+    def held(self, trial: Trial) -> int:
+        found = find_run(self.mlflow_util._get_client(), str(self.mlflow_util.experiment_id), self._name(trial))
+        if found is None:
+            return 0
+        self._trial_runs[trial] = found.info.run_id
+        return int(found.data.metrics.get(TRAINING_ITERATION, 0))
+
+    def start(self, trial: Trial) -> None:
+        util, name = self.mlflow_util, self._name(trial)
+        if trial in self._trial_runs:
+            util._get_client().update_run(self._trial_runs[trial], status="RUNNING")
+            return
         run = util.start_run(run_name=name, tags={JOB_TAG: self.job_id, RUN_TAG: name})
         self._trial_runs[trial] = run.info.run_id
         util.log_params(dict(trial.config["params"]), run_id=run.info.run_id)
-        return 0
+
+    def _name(self, trial: Trial) -> str:
+        return f"{self.job_id}-{self.run_of(trial)}"
 
 
 class WandbTrials(_TrialRuns, ray_wandb.WandbLoggerCallback):
-    """A run of each trial, written by Ray's actor for it. W&B itself leaves out the iterations that a run holds."""
+    """A run of each trial, written by Ray's actor for it. Online, W&B itself leaves out the iterations that a run
+    holds."""
 
     tracker = "W&B"
 
@@ -215,7 +245,7 @@ class WandbTrials(_TrialRuns, ray_wandb.WandbLoggerCallback):
 
     def _start_logging_actor(self, trial: Trial, exclude_results: list[str], **arguments: Any) -> None:
         name = f"{self.job_id}-{self.run_of(trial)}"
-        arguments |= init_arguments(self.section, name, Path(trial.local_path)) | {"name": name}
+        arguments |= init_arguments(self.section, name, _directory(trial)) | {"name": name}
         arguments["config"] = dict(trial.config["params"])
         if self.section.mode == "offline":
             arguments["target"] = (self.store, self.job_id, self.run_of(trial))
@@ -237,12 +267,12 @@ class _OfflineActor(ray_wandb._WandbLoggingActor):
         self._target, self._reached = target, 0
 
     def run(self) -> None:
-        super().run()
+        super().run()  # type: ignore[no-untyped-call]  # Ray is half typed
         store, job_id, run = self._target
-        part = f"{run}/{secrets.token_hex(4)}"
+        part = f"{run}/{time.time_ns() // 1_000_000}"  # in the order of `wandb sync`
         files.upload(store, Path(self._logdir) / "wandb", "offline-run-*/*.wandb", job_id, "wandb", part)
         files.write_last_step(store, job_id, run, WandbTrials.tracker, self._reached)
 
-    def _handle_result(self, result: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _handle_result(self, result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         self._reached = max(self._reached, int(result[TRAINING_ITERATION]))
         return super()._handle_result(result)

@@ -15,7 +15,7 @@ _BLOCK, _W_AND_B_HEADER = 32768, 7
 
 
 def events(directory: Path) -> Series:
-    """Every event file below a directory, as TensorBoard shows it: a file's start purges later steps of earlier ones."""
+    """Every event file below a directory, as TensorBoard shows it: a file purges later steps of earlier ones."""
     from tensorboardX.proto.event_pb2 import Event
 
     found: Series = defaultdict(list)
@@ -33,14 +33,14 @@ def events(directory: Path) -> Series:
 
 def offline_runs(directory: Path) -> dict[str, Series]:
     """The offline W&B runs below a directory, by the run's id."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     runs: dict[str, Series] = {}
     for path in sorted(directory.rglob("*.wandb")):
         series: Series = defaultdict(list)
         run_id = ""
         for data in _leveldb_records(path.read_bytes()):
-            record: Any = Record.FromString(data)
+            record: Any = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]  # generated
             run_id = record.run.run_id or run_id
             if record.WhichOneof("record_type") == "history":
                 items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,19 @@ def report(record: Record, steps: Sequence[int], *, began_at_step: int = 0, eval
         record(step, metrics)
 
 
+def end_by(error: BaseException, job: Job, spec: JobSpec, *reports: Callable[[Record], None]) -> None:
+    """Track a training that reports these steps and ends by this error."""
+
+    def train() -> None:
+        with track(job, spec, spec.tracking) as record:
+            for each in reports:
+                each(record)
+            raise error
+
+    with pytest.raises(type(error)):
+        train()
+
+
 def warnings_of(job: Job) -> list[str]:
     return [event.message for _, event in jobs.events(job.store, job.id) if event.level == "warning"]
 
@@ -55,17 +68,20 @@ def stored(store: Store, job_id: str, tmp_path: Path) -> tuple[readers.Series, d
     return readers.events(target / "tensorboard"), readers.offline_runs(target / "wandb")
 
 
-def losses(steps: Sequence[int]) -> list[tuple[int, float]]:
+def losses(steps: Sequence[int]) -> list[tuple[int, Any]]:
     return [(step, pytest.approx(1.0 / step)) for step in steps]
 
 
 def test_a_training_and_its_resumption_are_one_run_that_repeats_no_step(store: Store, tmp_path: Path) -> None:
     spec = spec_with(tmp_path)
     job = jobs.start_attempt(store, spec)
-    with pytest.raises(RuntimeError, match="killed"), track(job, spec, spec.tracking) as record:
-        report(record, [1, 2, 3, 4], evaluated=[4])
-        report(record, [3, 4, 5], began_at_step=2)  # restarted workers
-        raise RuntimeError("killed")
+    end_by(
+        RuntimeError("killed"),
+        job,
+        spec,
+        lambda record: report(record, [1, 2, 3, 4], evaluated=[4]),
+        lambda record: report(record, [3, 4, 5], began_at_step=2),  # restarted workers
+    )
     uri = str(spec.tracking.mlflow and spec.tracking.mlflow.tracking_uri)
     ((run, _),) = readers.mlflow_runs(uri, "greeter").values()
     assert run.info.status == "FAILED"
@@ -104,9 +120,7 @@ def test_event_files_of_an_attempt_replace_the_steps_that_it_repeats(store: Stor
 def test_a_resumption_without_a_step_left_ends_the_run(store: Store, tmp_path: Path) -> None:
     spec = spec_with(tmp_path)
     job = jobs.start_attempt(store, spec)
-    with pytest.raises(JobPaused), track(job, spec, spec.tracking) as record:
-        report(record, [1, 2], evaluated=[2])
-        raise JobPaused("paused")
+    end_by(JobPaused("paused"), job, spec, lambda record: report(record, [1, 2], evaluated=[2]))
     uri = str(spec.tracking.mlflow and spec.tracking.mlflow.tracking_uri)
     assert readers.mlflow_runs(uri, "greeter")[job.id][0].info.status == "KILLED"
     with track(jobs.start_attempt(store, spec), spec, spec.tracking):
