@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, keys, local, models, quota, session, shell, traffic, usage, webhooks
+from ray_jobs.cli import jobs, keys, local, models, quota, session, shell, tracking, traffic, usage, webhooks
 
 
 class Commands(click.Group):
@@ -50,6 +50,7 @@ for command in (
     jobs.notice,
     jobs.tune,
     jobs.trials,
+    tracking.tracking,
     models.bases,
     models.models,
     models.deploy,

@@ -26,6 +26,7 @@ from ray_jobs.launch.launcher import Launcher
 from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
+from ray_jobs.tracking.packages import is_installed
 from serving.access.auth import AccessMiddleware
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
@@ -143,7 +144,8 @@ def create_app(
     metrics, ledger = Metrics(), UsageLedger(store)
     files = Files(store, check_rows)
     uploads = Uploads(store, files)
-    tuning = FineTuningService(store, files, launcher, defaults=settings.job_defaults)
+    offers_wandb = settings.offers_wandb and is_installed("wandb")
+    tuning = FineTuningService(store, files, launcher, defaults=settings.job_defaults, offers_wandb=offers_wandb)
     sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
     background = BackgroundLoop(

@@ -40,10 +40,14 @@ class EndpointSettings:
     job_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Sections of a job file used as defaults for every job created through the API."""
 
+    offers_wandb: bool = False
+    """Whether jobs have a key for Weights & Biases, so that a request may name it in `integrations`."""
+
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS and KITAE_JOB_DEFAULTS. Raises SpecError for an invalid value."""
+        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS and KITAE_WANDB (on by default with a
+        WANDB_API_KEY, which local jobs inherit). Raises SpecError for an invalid value."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_number(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes, 1024, " of bytes"),
@@ -52,6 +56,7 @@ class EndpointSettings:
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
+            offers_wandb=_switch(environment, "KITAE_WANDB", default=bool(environment.get("WANDB_API_KEY"))),
         )
 
 
@@ -70,7 +75,7 @@ def _sections(environment: Mapping[str, str], name: str) -> dict[str, Any]:
         found = json.loads(environment.get(name) or "{}")
     except ValueError as error:
         raise SpecError(f"{name} is not JSON: {error}") from error
-    known = ("training", "compute", "evaluation", "serving", "data")
+    known = ("training", "compute", "evaluation", "serving", "data", "tracking")
     if not isinstance(found, dict) or (unknown := sorted(set(found) - set(known))):
         what = f"has {', '.join(unknown)}" if isinstance(found, dict) else "is not an object"
         raise SpecError(f"{name} {what}; it may have the sections {', '.join(known)} of a job file")

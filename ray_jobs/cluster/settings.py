@@ -116,6 +116,9 @@ class ClusterSettings(SettingsSection):
     """Environment variables that configure the store."""
     store_secret: str = "kitae-store"
     """Secret in each team's namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    tracking_secret: str | None = None
+    """Secret in each team's namespace with the trackers' credentials, by the names of their environment variables.
+    None: jobs have no credentials for trackers."""
     store_ca: ConfigMapKey | None = None
     """The store's certificate authority. None: the image trusts it."""
     teams: dict[str, TeamQueue] = Field(default_factory=dict)

@@ -30,6 +30,7 @@ from ray_jobs.errors import ClusterError, UnknownQueue
 from ray_jobs.jobs.sigterm import STOP_WAIT
 from ray_jobs.kueue.objects import PodSet
 from ray_jobs.launch.launcher import Needs
+from ray_jobs.spec import TRACKING_CREDENTIALS
 
 LONGEST_NAME = 47
 """KubeRay's limit: it appends suffixes to the name."""
@@ -163,7 +164,14 @@ class _Pods:
             **settings.environment,
             **environment,
         }
-        self._environment = [{"name": name, "value": value} for name, value in plain.items()]
+        self._environment: list[Object] = [{"name": name, "value": value} for name, value in plain.items()]
+        if (secret := settings.tracking_secret) is not None:
+            # By name, so that the Secret sets nothing else; a tracker whose key is missing ends no job.
+            self._environment += [
+                {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name, "optional": True}}}
+                for name in TRACKING_CREDENTIALS
+                if name not in plain
+            ]
 
     def submitter(self) -> Object:
         """The pod that submits the entrypoint to the head."""

@@ -8,6 +8,7 @@ from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
 from ray_jobs.spec.search import BudgetSection, Range, SearchSection
 from ray_jobs.spec.sections import (
     NAME_RULE,
+    TRACKING_CREDENTIALS,
     ComputeSection,
     DataSection,
     EvaluationSection,
@@ -23,7 +24,8 @@ from ray_jobs.spec.sections import (
 )
 
 __all__ = [
-    "NAME_RULE", "BudgetSection", "ComputeSection", "DataSection", "EvaluationSection", "JobSpec", "MlflowSection",
-    "Name", "Precision", "Range", "SearchSection", "ServingSection", "SpecSection", "TrackingSection",
-    "TrainingSection", "WandbSection", "is_name", "json_schema", "load_spec", "parse_spec", "read_yaml",
+    "NAME_RULE", "TRACKING_CREDENTIALS", "BudgetSection", "ComputeSection", "DataSection", "EvaluationSection",
+    "JobSpec", "MlflowSection", "Name", "Precision", "Range", "SearchSection", "ServingSection", "SpecSection",
+    "TrackingSection", "TrainingSection", "WandbSection", "is_name", "json_schema", "load_spec", "parse_spec",
+    "read_yaml",
 ]  # fmt: skip

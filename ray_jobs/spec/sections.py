@@ -157,6 +157,13 @@ class ServingSection(SpecSection):
     """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
 
 
+TRACKING_CREDENTIALS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "WANDB_API_KEY",
+)
+"""Environment variables with the trackers' credentials; a job file holds none."""
 _SECRET_PARAMETERS = frozenset({"password", "passwd", "token", "api_key", "apikey", "secret"})
 
 

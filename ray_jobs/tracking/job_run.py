@@ -16,7 +16,7 @@ from typing import Any
 
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError
 from ray_jobs.jobs import Job
-from ray_jobs.spec import JobSpec, TrackingSection
+from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, TrackingSection
 from ray_jobs.tracking.event_files import EventFiles
 from ray_jobs.tracking.mlflow_run import MlflowRun
 from ray_jobs.tracking.tracker import METRICS, End, Point, Tracker
@@ -28,7 +28,6 @@ RETRY_EVERY_S = 60.0
 """Wait before the next try with a tracker that failed."""
 CLOSE_S = 30.0
 """Longest time that a training's end waits for its trackers."""
-SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")
 _MOST_WAITING = 100_000
 """Most steps that wait for a tracker; beyond them the oldest are dropped."""
 
@@ -102,7 +101,7 @@ def reason(error: BaseException) -> str:
     """An error's first line, without credentials, for a warning."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    for secret in filter(None, map(os.environ.get, SECRETS)):
+    for secret in filter(None, map(os.environ.get, TRACKING_CREDENTIALS)):
         text = text.replace(secret, "***")
     return text[:300]
 

@@ -58,15 +58,16 @@ def resolve(
     uri: Callable[[str], str],
     bases: Mapping[str, CatalogueEntry],
     defaults: Mapping[str, Any],
+    offers_wandb: bool = False,
 ) -> ApiJob:
     """Resolve a request. Raises ApiError 400 with every invalid field.
 
     `files`: those of the request's files that exist, by id. `uri`: store key → `s3://` address. `bases`: the catalogue.
-    `defaults`: default sections of this endpoint.
+    `defaults`: default sections of this endpoint. `offers_wandb`: its jobs have a key for Weights & Biases.
     """
     named = {"training_file": body.training_file, "validation_file": body.validation_file}
     found = {param: record for param, wanted in named.items() if wanted is not None and (record := files.get(wanted))}
-    problems = _unsupported(body)
+    problems = _unsupported(body, offers_wandb)
     entry = bases.get(body.model)
     if entry is None:
         known = ", ".join(bases) or "none; `kitae bases add SOURCE` adds one"
@@ -105,7 +106,7 @@ def resolve(
         created_at=int(created_at_s(identifier)),
         **body.model_dump(include={"model", "training_file", "validation_file", "suffix", "metadata"}),
         seed=spec.training.seed,
-        integrations=None,
+        integrations=[each.model_dump() for each in body.integrations] if body.integrations else None,
         method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         hyperparameters=hyperparameters,
         spec=spec.model_dump(mode="json"),
@@ -157,6 +158,8 @@ def _own_sections(
             **({} if body.lora_rank is None else {"lora": {"rank": body.lora_rank, "alpha": 2.0 * body.lora_rank}}),
         },
     }
+    if body.integrations:
+        own["tracking"] = {"wandb": body.integrations[0].wandb.model_dump(exclude_none=True)}
     if body.search is not None and body.search is not False:
         own["search"] = {} if body.search is True else body.search
     return own
@@ -197,13 +200,21 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _unsupported(body: openai_types.CreateFineTuningJob) -> list[Problem]:
+def _unsupported(body: openai_types.CreateFineTuningJob, offers_wandb: bool) -> list[Problem]:
     """List the fields that are invalid for any file and any base, as (field, message)."""
     found: list[Problem] = []
     if isinstance(body.method, openai_types.Method) and body.method.type != "supervised":
         found.append(("method.type", f"{body.method.type} is not supported; supervised is"))
-    if body.integrations:
-        found.append(("integrations", "not supported; `GET /fine_tuning/jobs/{id}/events` returns a job's metrics"))
+    if len(body.integrations or ()) > 1:
+        found.append(("integrations", f"it has {len(body.integrations or ())} integrations; at most 1"))
+    if body.integrations and not offers_wandb:
+        found.append(
+            (
+                "integrations",
+                "this endpoint does not send to Weights & Biases: its operator has set no key (KITAE_WANDB); "
+                "`GET /fine_tuning/jobs/{id}/events` returns a job's metrics",
+            )
+        )
     pairs = body.metadata or {}
     if len(pairs) > _MAX_PAIRS:
         found.append(("metadata", f"it has {len(pairs)} pairs; at most {_MAX_PAIRS}"))

@@ -63,6 +63,8 @@ class FineTuningService:
     launcher: Launcher
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Default sections of every job file."""
+    offers_wandb: bool = False
+    """Whether jobs have a key for Weights & Biases."""
     now: Callable[[], float] = time.time
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when `reconcile` is due at once."""
@@ -334,6 +336,7 @@ class FineTuningService:
             uri=self.store.uri,
             bases={entry.name: entry for entry in catalogue.entries(self.store)},
             defaults=self.defaults,
+            offers_wandb=self.offers_wandb,
         )
 
     def _create_job(self, api: ApiJob) -> None:

@@ -147,6 +147,19 @@ class Method(OpenAIObject):
     reinforcement: dict[str, Any] | None = None
 
 
+class WandbIntegration(OpenAIObject):
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Display name of the run. None: the job's id."""
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    tags: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=64)] | None = None
+
+
+class Integration(OpenAIObject):
+    type: Literal["wandb"]
+    wandb: WandbIntegration
+
+
 class CreateFineTuningJob(OpenAIObject):
     """OpenAI's fields, then Kitae's, which a client sends through `extra_body` and which are named as in a job file."""
 
@@ -156,7 +169,8 @@ class CreateFineTuningJob(OpenAIObject):
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     metadata: dict[str, str] | None = None
-    integrations: list[dict[str, Any]] | None = None
+    integrations: list[Integration] | None = None
+    """At most one; the run's metrics are also sent to Weights & Biases."""
     method: Method | Literal["full", "lora", "qlora", "frozen"] | None = None
     """OpenAI's object, or the name of a training method as a short form of `training.method`."""
     hyperparameters: Hyperparameters | None = None

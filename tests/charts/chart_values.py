@@ -121,6 +121,10 @@ KITAE: dict[str, Values] = {
             "extraJobEgress": [_OPEN_RULE],
         }
     ),
+    "tracking": kitae(
+        tracking={"existingSecret": "trackers", "wandb": True},
+        networkPolicy={"tracking": {"cidrs": ["10.40.0.7/32"], "ports": [443, 5000]}},
+    ),
     "ingress": kitae(
         ingress={
             "enabled": True,
@@ -161,6 +165,7 @@ JOB: dict[str, Values] = {
     "no priority": job(priorityClass=""),
     "deadlines": job(retries=0, deadlineSeconds=3600, waitingDeadlineSeconds=600, ttlSeconds=0),
     "authority": job(store={"region": "eu-1", "ca": {"existingConfigMap": "company-ca"}}),
+    "tracking": job(tracking={"existingSecret": "trackers"}),
     "placed": job(nodeSelector={"pool": "kitae"}, tolerations=[_TOLERATION], serviceAccount="other"),
     "nccl": job(nccl={"NCCL_SOCKET_IFNAME": "eth0"}, environment={"OMP_NUM_THREADS": "4"}),
     "image": job(image={"digest": "sha256:" + "b" * 64, "pullSecrets": ["regcred"]}, ray={"tokenSecret": "a-token"}),

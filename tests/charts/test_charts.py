@@ -241,6 +241,25 @@ def test_the_launcher_reads_cluster_yaml(case: str) -> None:
     settings.parse(yaml.safe_load(text))
 
 
+def test_jobs_get_the_trackers_credentials_by_name_and_the_way_to_them() -> None:
+    documents = helm.render("kitae", chart_values.KITAE["tracking"])
+    cluster = yaml.safe_load(one(documents, "ConfigMap", "-cluster")["data"]["cluster.yaml"])
+    assert settings.parse(cluster).tracking_secret == "trackers"
+    assert EndpointSettings.from_env({**environment(pods(documents)["api"]), "KITAE_API_KEY": "k" * 16}).offers_wandb
+    assert "WANDB_API_KEY" not in json.dumps(documents), "the endpoint has no key; jobs get it by the Secret's name"
+    rule = {
+        "to": [{"ipBlock": {"cidr": "10.40.0.7/32"}}],
+        "ports": [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 5000}],
+    }
+    policies = {each["metadata"]["namespace"]: each for each in of(documents, "NetworkPolicy")}
+    assert rule in policies["kitae-blue"]["spec"]["egress"]
+    assert rule not in policies["kitae"]["spec"]["egress"]
+    without = helm.render("kitae", chart_values.KITAE["gpu"])
+    assert "tracking_secret" not in one(without, "ConfigMap", "-cluster")["data"]["cluster.yaml"]
+    (policy,) = [each for each in of(without, "NetworkPolicy") if each["metadata"]["namespace"] == "kitae-blue"]
+    assert len(policy["spec"]["egress"]) == 3
+
+
 def test_the_endpoint_restarts_when_its_settings_change() -> None:
     def annotation(**changes: Any) -> str:
         (digest,) = pods(helm.render("kitae", chart_values.kitae(**changes)))["api"]["metadata"]["annotations"].values()

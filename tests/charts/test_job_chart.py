@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ray_jobs.spec import JobSpec, load_spec, parse_spec
+from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, load_spec, parse_spec
 from tests.charts import chart_values, helm
 from tests.charts.manifests import Object, findings, pod_templates
 from tests.repository import ROOT
@@ -171,6 +171,14 @@ def test_pods_request_a_checkpoint_before_they_end() -> None:
         assert spec["terminationGracePeriodSeconds"] == 120
         assert spec["automountServiceAccountToken"] is False
         assert container["envFrom"] == [{"secretRef": {"name": "a-store"}}]
+
+
+def test_pods_get_the_trackers_credentials_by_name() -> None:
+    _, job = rendered("tracking")
+    for _, template in pod_templates(job["spec"]["rayClusterSpec"]):
+        (container,) = template["spec"]["containers"]
+        found = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each}
+        assert found == {name: {"name": "trackers", "key": name, "optional": True} for name in TRACKING_CREDENTIALS}
 
 
 def test_deadlines() -> None:

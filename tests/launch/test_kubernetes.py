@@ -17,6 +17,7 @@ from ray_jobs.launch.kubernetes import KubernetesLauncher
 from ray_jobs.launch.launcher import Runner
 from ray_jobs.launch.ray_job import RayLauncher
 from ray_jobs.launch.rayjob_manifest import manifest
+from ray_jobs.spec import TRACKING_CREDENTIALS
 from serving.app import launcher_from_environment
 from tests.cluster.builders import SETTINGS, local_queue
 from tests.cluster.fake_kubernetes import Rule
@@ -90,6 +91,19 @@ def test_training_pods_request_a_checkpoint_before_they_end() -> None:
         assert template["spec"]["terminationGracePeriodSeconds"] > 90
         assert {"name": "KITAE_STORE", "value": "s3://kitae/prod"} in container["env"]
         assert container["envFrom"] == [{"secretRef": {"name": "kitae-store"}}]
+
+
+def test_training_pods_get_the_trackers_credentials_by_name() -> None:
+    body = manifest(parse(SETTINGS | {"tracking_secret": "trackers"}), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    *training, submitter = pods_of(body)
+    wanted = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": "trackers", "key": name, "optional": True}}}
+        for name in TRACKING_CREDENTIALS
+    ]
+    for template in training:
+        assert template["spec"]["containers"][0]["env"][-4:] == wanted
+    assert "trackers" not in str(submitter)
+    assert "trackers" not in str(manifest(parse(SETTINGS), ID, ARGUMENTS, ENVIRONMENT, NEEDS))
 
 
 def test_the_same_runner_gives_the_same_document() -> None:

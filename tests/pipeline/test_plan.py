@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ray_jobs import jobs, pipeline
 from ray_jobs.__main__ import cli
-from ray_jobs.errors import DataError, GateError, JobPaused
+from ray_jobs.errors import DataError, GateError, JobPaused, MachineError
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
@@ -55,6 +55,19 @@ def rerun(stages: FakeStages, store: Store, spec: JobSpec) -> list[str]:
 def test_a_new_job_runs_every_stage(stages: FakeStages, store: Store) -> None:
     spec = job_file(store)
     assert will_run(store, spec) == ALL == rerun(stages, store, spec)
+
+
+def test_a_missing_tracker_is_an_error_before_anything_is_written(
+    stages: FakeStages, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_jobs.tracking.packages.find_spec", lambda _: None)
+    spec = job_file(store, tracking={"wandb": {"project": "p"}})
+    before = {info.key for info in store.list()}
+    for attempt in (pipeline.plan, pipeline.run):
+        with pytest.raises(MachineError, match=r"pip install 'kitae\[wandb\]'"):
+            attempt(store, spec)
+    assert {info.key for info in store.list()} == before
+    assert stages.ran == []
 
 
 def test_planning_writes_nothing(stages: FakeStages, store: Store) -> None:

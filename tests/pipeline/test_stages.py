@@ -115,6 +115,15 @@ def test_inputs_follow_only_from_the_stages_before() -> None:
                 stage.inputs(Flow(spec))
 
 
-@pytest.mark.parametrize("fields", [{"compute": {"workers": 3}}, {"priority": 5}])
-def test_workers_and_priority_change_no_document(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"compute": {"workers": 3}},
+        {"priority": 5},
+        {"tracking": {"tensorboard": False, "wandb": {"project": "p"}, "mlflow": {"tracking_uri": "sqlite://"}}},
+    ],
+)
+def test_workers_priority_and_tracking_change_no_document(fields: dict[str, Any]) -> None:
     assert documents(finished(make_spec(**fields))) == documents(finished(make_spec()))
+    search = {"trials": 2}
+    assert documents(finished(make_spec(search=search, **fields))) == documents(finished(make_spec(search=search)))

@@ -16,6 +16,7 @@ from tests.serving.access.gate import KEY, MIB
         ({"KITAE_API_KEY": "short"}, "KITAE_API_KEY has 5 characters"),
         ({"KITAE_AUTH": "maybe", "KITAE_API_KEY": KEY}, "KITAE_AUTH is 'maybe'"),
         ({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "-1"}, "KITAE_MAX_BODY_BYTES is '-1'"),
+        ({"KITAE_API_KEY": KEY, "KITAE_WANDB": "yes"}, "KITAE_WANDB is 'yes'"),
         ({"KITAE_API_KEY": KEY, "KITAE_MAX_ONGOING_REQUESTS": "0"}, "KITAE_MAX_ONGOING_REQUESTS is '0'"),
     ],
 )
@@ -28,6 +29,15 @@ def test_key_and_body_limit_are_read_from_the_environment() -> None:
     assert EndpointSettings.from_env({"KITAE_AUTH": "off"}).api_key is None
     settings = EndpointSettings.from_env({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "2048"})
     assert (settings.api_key, settings.max_body_bytes) == (KEY, 2048)
+
+
+@pytest.mark.parametrize(
+    ("environment", "offered"),
+    [({}, False), ({"WANDB_API_KEY": "k"}, True), ({"KITAE_WANDB": "on"}, True),
+     ({"KITAE_WANDB": "off", "WANDB_API_KEY": "k"}, False)],
+)  # fmt: skip
+def test_wandb_is_offered_with_a_key_or_by_the_operators_word(environment: dict[str, str], offered: bool) -> None:
+    assert EndpointSettings.from_env({"KITAE_API_KEY": KEY} | environment).offers_wandb is offered
 
 
 def test_file_limit_and_open_metrics_are_read_from_the_environment() -> None:

@@ -128,3 +128,48 @@ def test_a_spec_is_frozen() -> None:
     spec = parse_spec(GOOD)
     with pytest.raises(ValueError, match="frozen"):
         spec.name = "b"  # type: ignore[misc]
+
+
+def test_tracking_is_no_part_of_a_jobs_id() -> None:
+    plain = parse_spec(GOOD)
+    tracking = {"tensorboard": False, "mlflow": {"tracking_uri": "sqlite:///m.db"}, "wandb": {"project": "p"}}
+    tracked = parse_spec({**GOOD, "tracking": tracking})
+    assert tracked.job_id == plain.job_id
+    assert tracked.with_values({"lora.rank": 4}).tracking == tracked.tracking
+    assert plain.tracking.model_dump() == {"tensorboard": True, "mlflow": None, "wandb": None}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://me:hunter2@mlflow.example",
+        "https://hunter2@mlflow.example",
+        "https://mlflow.example/?token=hunter2",
+        "postgresql://me:hunter2@db.example/mlflow",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_without_repeating_them(uri: str) -> None:
+    for tracking in ({"mlflow": {"tracking_uri": uri}}, {"wandb": {"project": "p", "base_url": uri}}):
+        (problem,) = problems(tracking=tracking)
+        assert "it holds a password or a token" in problem
+        assert "MLFLOW_TRACKING_PASSWORD" in problem
+        assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize("uri", ["https://mlflow.example/a?b=c", "sqlite:////data/m.db", "postgresql://me@db/mlflow"])
+def test_a_uri_without_credentials_is_accepted(uri: str) -> None:
+    parse_spec({**GOOD, "tracking": {"mlflow": {"tracking_uri": uri}}})
+
+
+@pytest.mark.parametrize(
+    ("tracking", "message"),
+    [
+        ({"mlflow": {}}, "tracking.mlflow.tracking_uri: required"),
+        ({"wandb": {"project": "p", "mode": "disabled"}}, "tracking.wandb.mode: Input should be 'online' or 'offline'"),
+        ({"wandb": {"project": "p", "api_key": "k"}}, "tracking.wandb.api_key: unknown field"),
+        ({"mflow": {}}, "tracking.mflow: unknown field; did you mean 'mlflow'"),
+    ],
+)
+def test_a_wrong_tracking_section_is_refused(tracking: dict[str, Any], message: str) -> None:
+    (problem,) = problems(tracking=tracking)
+    assert problem.startswith(message)

@@ -78,6 +78,15 @@ spec:
         - name: {{ $name }}
           value: {{ $value | quote }}
         {{- end }}
+        {{- with $root.Values.tracking.existingSecret }}
+        {{- $secret := . }}
+        {{- range $name := list "MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_PASSWORD" "MLFLOW_TRACKING_TOKEN" "WANDB_API_KEY" }}
+        {{- if not (hasKey $environment $name) }}
+        - name: {{ $name }}
+          valueFrom: {secretKeyRef: {name: {{ $secret }}, key: {{ $name }}, optional: true}}
+        {{- end }}
+        {{- end }}
+        {{- end }}
       envFrom:
         - secretRef: {name: {{ $root.Values.store.existingSecret }}}
       lifecycle:

@@ -22,6 +22,7 @@
 {{- if not .store.existingSecret }}{{ $found = append $found "secrets.store.existingSecret is empty: there are no default credentials; create a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and name it, or enable secrets.externalSecrets" }}{{ end }}
 {{- end }}
 {{- end }}
+{{- if and $v.tracking.wandb (not $v.tracking.existingSecret) }}{{ $found = append $found "tracking.wandb is on, and tracking.existingSecret is empty: name the Secret with WANDB_API_KEY" }}{{ end }}
 {{- with $v.gcsFaultTolerance }}
 {{- if and .enabled (not .redisAddress) }}{{ $found = append $found "gcsFaultTolerance.redisAddress is empty: name the Redis, such as redis.kitae:6379" }}{{ end }}
 {{- if and .enabled (not .existingSecret) }}{{ $found = append $found "gcsFaultTolerance.existingSecret is empty: there is no default password; name the Secret with the password" }}{{ end }}

@@ -18,6 +18,9 @@ service_account: {{ .Values.jobs.serviceAccount }}
 store:
   {{- include "kitae.storeEnvironment" . | nindent 2 }}
 store_secret: {{ include "kitae.storeSecret" . }}
+{{- with .Values.tracking.existingSecret }}
+tracking_secret: {{ . }}
+{{- end }}
 {{- with include "kitae.caConfigMap" . }}
 store_ca: {config_map: {{ . }}, key: {{ $.Values.store.ca.key | quote }}}
 {{- end }}

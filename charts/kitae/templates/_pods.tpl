@@ -47,6 +47,9 @@ KITAE_PORT: "8000"
 KITAE_CLUSTER: /etc/kitae/cluster/cluster.yaml
 KITAE_KEEP_DEPLOYMENTS: "on"
 KITAE_INGRESS_OPTIONS: {{ include "kitae.ingressOptions" . | quote }}
+{{- if .Values.tracking.wandb }}
+KITAE_WANDB: "on"
+{{- end }}
 KITAE_JOB_DEFAULTS: {{ (get .Values.profiles .Values.profile).jobDefaults | toJson | quote }}
 KITAE_METRICS_OPEN: {{ ternary "on" "off" .Values.monitoring.open | quote }}
 KITAE_MAX_BODY_BYTES: {{ .Values.limits.maxBodyBytes | int64 | quote }}

@@ -137,7 +137,6 @@ def test_all_invalid_fields_are_reported_at_once() -> None:
         ({"search": {"space": {"base_model": ["tiny", "other"]}}}, "search.space.base_model", "'other'"),
         ({"serving": {"max_model_len": 1}}, "serving.max_model_len", "64"),
         ({"data": {"max_tokens": "long"}}, "data.max_tokens", "integer"),
-        ({"integrations": [{"type": "wandb"}]}, "integrations", "not supported"),
         ({"task": "text_classification"}, "model", "does not support text_classification"),
     ],
 )  # fmt: skip
@@ -145,6 +144,31 @@ def test_an_invalid_field_is_named(body: dict[str, Any], param: str, words: str)
     error = refusal_of(body)
     assert error.param == param
     assert words in error.message
+
+
+WANDB = {"type": "wandb", "wandb": {"project": "p", "name": "mine", "entity": "us", "tags": ["a", "b"]}}
+
+
+def test_an_integration_with_wandb_is_the_jobs_tracking() -> None:
+    defaults = {"tracking": {"tensorboard": False, "wandb": {"project": "q", "base_url": "https://wandb.example"}}}
+    resolved = ask({"integrations": [WANDB]}, offers_wandb=True, defaults=defaults)
+    tracking = resolved.job_spec().tracking
+    assert tracking.wandb is not None
+    assert tracking.wandb.model_dump() == {
+        "project": "p", "name": "mine", "entity": "us", "tags": ("a", "b"), "mode": "online",
+        "base_url": "https://wandb.example",
+    }  # fmt: skip
+    assert (tracking.tensorboard, tracking.mlflow) == (False, None)
+    assert resolved.integrations == [WANDB]
+    assert ask({}, offers_wandb=True).integrations is None
+    assert ask({}).job_spec().tracking.wandb is None
+
+
+def test_an_endpoint_without_a_key_refuses_integrations_and_none_takes_two() -> None:
+    error = refusal_of({"integrations": [WANDB]})
+    assert (error.param, "set no key (KITAE_WANDB)" in error.message) == ("integrations", True)
+    error = refusal_of({"integrations": [WANDB, WANDB]}, offers_wandb=True)
+    assert (error.param, error.message) == ("integrations", "integrations: it has 2 integrations; at most 1")
 
 
 def test_fewer_than_ten_rows_are_refused() -> None:
