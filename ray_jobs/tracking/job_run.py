@@ -146,8 +146,11 @@ class _Writer:
             self._changed.notify()
 
     def join(self, timeout_s: float) -> None:
+        """Wait for the thread; warn if it has not ended then. It ends with the process at the latest."""
         if self._thread is not None:
             self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._warn(TimeoutError(f"it was not done {CLOSE_S:g} s after the training's end"))
 
     def _start(self) -> None:
         if self._thread is None:

@@ -21,7 +21,7 @@ from ray_jobs.tracking.tracker import End, Point
 if TYPE_CHECKING:
     from wandb import Run
 
-START_S, FINISH_S = 30.0, 20.0
+START_S, FINISH_S = 15.0, 20.0
 """Longest waits for W&B's server at a run's start and end."""
 _EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255, None: 255}
 

@@ -60,7 +60,7 @@ def test_no_file_is_written_outside_the_directory(
     """Whatever keys a store lists; this one refuses to write such a key."""
     key = "jobs/j/tensorboard/training/events.out"
     store.put(key, b"x")
-    (found,) = store.list(key)
+    (found,) = store.list("jobs/j/tensorboard/")
     outside = [replace(found, key=f"jobs/j/tensorboard/{path}") for path in ("../../outside", "/../outside")]
     monkeypatch.setattr(store, "list", lambda prefix: [found, *outside] if "tensorboard" in prefix else [])
     files.download(store, "j", tmp_path / "a" / "b")

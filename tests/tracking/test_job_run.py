@@ -212,6 +212,25 @@ def test_a_tracker_that_fails_is_one_warning_and_ends_nothing(
         assert tracker.end == "finished"
 
 
+def test_a_tracker_that_does_not_answer_holds_up_no_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    class Silent(Broken):
+        def open(self, began_at_step: int) -> int:
+            answers.wait()
+            return 0
+
+    monkeypatch.setattr(job_run, "trackers_of", lambda *_: [Silent("", 0)])
+    monkeypatch.setattr(job_run, "CLOSE_S", 0.01)
+    spec = make_spec()
+    job = jobs.start_attempt(store, spec)
+    with track(job, spec, spec.tracking) as record:
+        report(record, [1, 2], evaluated=[2])
+    answers.set()
+    (warning,) = warnings_of(job)
+    assert warning.endswith("TimeoutError: it was not done 0.01 s after the training's end")
+
+
 def test_a_server_that_is_away_and_a_missing_key_are_warnings(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -83,15 +83,18 @@ def run_case(case: Case) -> TrainOutcome:
     from ray_jobs.training.trainer import train
 
     spec, calls = case.inputs.spec, iter(range(10_000))
-    for stops in (True, False):
+
+    def attempt(*, stops: bool) -> TrainOutcome:
         job = jobs.start_attempt(case.store, spec)
         with track(job, spec, spec.tracking) as record:
             hooks = TrainHooks(
-                on_progress=lambda progress, record=record: record(progress.step, progress.metrics),
-                should_stop=lambda stops=stops: stops and next(calls) + 1 >= case.stop_after,
+                on_progress=lambda progress: record(progress.step, progress.metrics),
+                should_stop=lambda: stops and next(calls) + 1 >= case.stop_after,
             )
-            outcome = train(case.inputs, case.store, hooks)
-    return outcome
+            return train(case.inputs, case.store, hooks)
+
+    attempt(stops=True)
+    return attempt(stops=False)
 
 
 @pytest.mark.heavy
