@@ -25,7 +25,10 @@ def ray_here(store_server: StoreServer) -> Iterator[None]:
     import ray
 
     environment = {"env_vars": store_server.environment("s3://unused")}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False, runtime_env=environment)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
+        runtime_env=environment,
+    )  # fmt: skip
     yield
     ray.shutdown()
 
