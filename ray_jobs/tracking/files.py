@@ -8,6 +8,7 @@ jobs/{id}/tracked/{run}.json            last step of each tracker's files
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -34,6 +35,13 @@ def upload(store: Store, directory: Path, pattern: str, job_id: str, folder: str
     for path in sorted(directory.glob(pattern)):
         if path.is_file() and not path.is_symlink():
             store.put(key_of(job_id, folder, run, path.relative_to(directory).as_posix()), path.read_bytes())
+
+
+def upload_offline_runs(store: Store, directory: Path, job_id: str, run: str, tracker: str, step: int) -> None:
+    """Copy finished offline W&B runs into the store, and record the last step that they hold."""
+    part = f"{run}/{time.time_ns() // 1_000_000}"  # later parts of a run sort behind earlier ones, for `wandb sync`
+    upload(store, directory / "wandb", "offline-run-*/*.wandb", job_id, "wandb", part)
+    write_last_step(store, job_id, run, tracker, step)
 
 
 def download(store: Store, job_id: str, directory: Path) -> list[Path]:

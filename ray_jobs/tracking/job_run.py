@@ -78,7 +78,7 @@ def trackers_of(job: Job, spec: JobSpec, tracking: TrackingSection) -> list[Trac
     if tracking.mlflow is not None:
         found.append(MlflowRun(tracking.mlflow, spec.name, job.id, params))
     if tracking.wandb is not None:
-        found.append(WandbRun(tracking.wandb, job.store, job.id, job.attempt, params))
+        found.append(WandbRun(tracking.wandb, job.store, job.id, params))
     return found
 
 

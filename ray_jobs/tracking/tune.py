@@ -8,7 +8,6 @@ out. An error of a tracker is one warning and ends nothing.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
@@ -268,10 +267,9 @@ class _OfflineActor(ray_wandb._WandbLoggingActor):
 
     def run(self) -> None:
         super().run()  # type: ignore[no-untyped-call]  # Ray is half typed
+        self._wandb.teardown()  # as `wandb_run.finish_file`: the file is complete then
         store, job_id, run = self._target
-        part = f"{run}/{time.time_ns() // 1_000_000}"  # in the order of `wandb sync`
-        files.upload(store, Path(self._logdir) / "wandb", "offline-run-*/*.wandb", job_id, "wandb", part)
-        files.write_last_step(store, job_id, run, WandbTrials.tracker, self._reached)
+        files.upload_offline_runs(store, Path(self._logdir), job_id, run, WandbTrials.tracker, self._reached)
 
     def _handle_result(self, result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         self._reached = max(self._reached, int(result[TRAINING_ITERATION]))

@@ -1,13 +1,14 @@
 """A training's run in Weights & Biases; its id is the job's, so that a resumed job continues it.
 
-Online, W&B's own process sends what was logged and answers how far the run is. Offline, its file goes into the store,
-one a start, for `wandb sync`.
+Online, W&B's own process sends what was logged and answers how far the run is. Offline, its files go into the
+store, for `wandb sync`.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
 
 START_S, FINISH_S = 15.0, 20.0
 """Longest waits for W&B's server at a run's start and end."""
+PART_S = 300.0
+"""Least length of an offline file: a killed job loses the steps of the file that it was writing."""
 _EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255, None: 255}
+
+
+def finish_file(run: Run, exit_code: int | None = None) -> None:
+    """Finish an offline run and wait until its file is complete: `finish` alone returns before W&B's process, which
+    writes 256 KiB at a time, has written the end."""
+    import wandb
+
+    run.finish(exit_code=exit_code)
+    wandb.teardown()
 
 
 def init_arguments(section: WandbSection, run_id: str, directory: Path) -> dict[str, Any]:
@@ -57,22 +69,24 @@ def init_arguments(section: WandbSection, run_id: str, directory: Path) -> dict[
 
 
 class WandbRun:
-    """The run of one job in one attempt."""
+    """The run of one job."""
 
     name = "W&B"
 
-    def __init__(
-        self, section: WandbSection, store: Store, job_id: str, attempt: int, params: Mapping[str, Any]
-    ) -> None:
-        self._section, self._store, self._job_id, self._attempt = section, store, job_id, attempt
-        self._params = dict(params)
+    def __init__(self, section: WandbSection, store: Store, job_id: str, params: Mapping[str, Any]) -> None:
+        self._section, self._store, self._job_id, self._params = section, store, job_id, dict(params)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._run: Run | None = None
+        self._began_s = 0.0
         self._last_step = 0
 
+    @property
+    def _offline(self) -> bool:
+        return self._section.mode == "offline"
+
     def open(self, began_at_step: int) -> int:
-        if self._section.mode == "offline":  # its file is created with its first step
-            self._last_step = files.last_step(self._store, self._job_id, files.TRAINING, "wandb")
+        if self._offline:  # a file is created with its first step
+            self._last_step = files.last_step(self._store, self._job_id, files.TRAINING, self.name)
             return self._last_step
         self._run = self._new_run()
         return max(0, self._run.starting_step - 1)
@@ -85,30 +99,40 @@ class WandbRun:
             self._last_step = point.step
 
     def flush(self) -> None:
-        if self._section.mode == "offline" and self._run is not None:
-            self._upload()
+        if self._offline and time.monotonic() - self._began_s >= PART_S:
+            self._end_part(0)
 
     def close(self, end: End | None) -> None:
-        if self._run is None or self._scratch is None:
-            return
-        self._run.finish(exit_code=_EXIT_CODES[end])
-        self.flush()
-        self._scratch.cleanup()
+        if self._offline:
+            self._end_part(_EXIT_CODES[end])
+        elif self._run is not None:
+            self._run.finish(exit_code=_EXIT_CODES[end])
+            self._clean()
 
     def _new_run(self) -> Run:
         import wandb
 
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="kitae-wandb-")
+        self._began_s = time.monotonic()
         arguments = init_arguments(self._section, self._job_id, Path(self._scratch.name))
         name = self._section.name or self._job_id
         return wandb.init(
             **arguments, name=name, group=self._job_id, config=self._params, reinit="create_new", allow_val_change=True
         )
 
-    def _upload(self) -> None:
-        assert self._scratch is not None
-        root = Path(self._scratch.name) / "wandb"
-        run = f"{files.TRAINING}/attempt-{self._attempt}"
-        files.upload(self._store, root, "offline-run-*/*.wandb", self._job_id, "wandb", run)
-        files.write_last_step(self._store, self._job_id, files.TRAINING, "wandb", self._last_step)
+    def _end_part(self, exit_code: int) -> None:
+        """Finish the offline file and upload it. A later step begins another file of the same run."""
+        if self._run is not None:
+            finish_file(self._run, exit_code)
+            self._run = None
+        if self._scratch is not None:
+            files.upload_offline_runs(
+                self._store, Path(self._scratch.name), self._job_id, files.TRAINING, self.name, self._last_step
+            )
+            self._clean()
+
+    def _clean(self) -> None:
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None

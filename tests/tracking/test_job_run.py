@@ -12,9 +12,9 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, MachineError
 from ray_jobs.jobs import Job
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, WandbSection
 from ray_jobs.storage import Store
-from ray_jobs.tracking import files, job_run
+from ray_jobs.tracking import files, job_run, wandb_run
 from ray_jobs.tracking.job_run import Record, end_of, params_of, reason, track
 from ray_jobs.tracking.packages import require_packages
 from ray_jobs.tracking.tracker import End, Point
@@ -146,6 +146,23 @@ def test_files_are_in_the_store_before_the_training_ends(store: Store, tmp_path:
         report(record, [1, 2], evaluated=[2])
         assert seen.wait(60)
     assert stored(store, job.id, tmp_path)[0]["loss"] == losses([1, 2])
+
+
+def test_an_offline_run_is_in_the_store_before_the_training_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In files that are complete: what a killed job has lost is written again from its checkpoint."""
+    monkeypatch.setattr(wandb_run, "PART_S", 0.0)
+    run = wandb_run.WandbRun(WandbSection(project="p", mode="offline"), store, "j", {})
+    assert run.open(0) == 0
+    for steps in ([1, 2], [3]):
+        run.write([Point(step, 0, {"loss": 1.0 / step}) for step in steps])
+        run.flush()
+    run.write([Point(4, 0, {"loss": 0.25})])  # killed here
+    files.download(store, "j", tmp_path)
+    assert readers.offline_runs(tmp_path)["j"]["loss"] == losses([1, 2, 3])
+    assert wandb_run.WandbRun(WandbSection(project="p", mode="offline"), store, "j", {}).open(2) == 3
+    run.close("stopped")
 
 
 def test_tracking_can_be_off(store: Store) -> None:
