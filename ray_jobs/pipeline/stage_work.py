@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray_jobs import __version__, deploy, registry
 from ray_jobs.data import dataset
@@ -45,6 +45,9 @@ from ray_jobs.training import checkpoint, ray_train, ray_workers
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
 from ray_jobs.training.ray_workers import MetricValues
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 T = TypeVar("T")
 _METRICS_SHOWN = ("loss", "tokens_per_s", "held_out_loss")
@@ -130,6 +133,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
 def search(flow: Flow, context: StageContext) -> SearchOutcome:
     """Search to the best trial."""
     from ray_jobs.search.driver import Search  # imports Ray Tune
+    from ray_jobs.tracking.tune import tune_callbacks
 
     job, store, spec = context.job, context.store, flow.job_spec
     assert spec.search is not None
@@ -149,7 +153,11 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
         print(f"search     {text}", flush=True)
 
     materials = {model: flow.inputs_of(spec.with_values({"base_model": model}), "") for model in flow.base_models}
-    now = Search(job, records, problem, materials, context.show, note).run()
+
+    def loggers() -> list[Callback]:
+        return tune_callbacks(flow.job_spec, job.id, store, note)
+
+    now = Search(job, records, problem, materials, context.show, note, loggers).run()
     assert now.winner is not None
     results = records.results()
     winner = results[now.winner.name]

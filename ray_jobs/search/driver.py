@@ -17,14 +17,14 @@ from itertools import product
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search import SearchAlgorithm, Searcher
 
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
 from ray_jobs.search.progress import SearchProgress
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import trials_of
-from ray_jobs.search.samplers import name_of, param_space, sampler_of
+from ray_jobs.search.samplers import finalists, param_space, sampler_of
 from ray_jobs.search.sampling import expected_gain
 from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
 from ray_jobs.search.standing import Standing, all_failed, standing
@@ -33,6 +33,7 @@ from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial, Worker
 from ray_jobs.sharing.segments import Params, Result
 from ray_jobs.sharing.shared_trainer import Mode, SharedTrainer, mode_of
 from ray_jobs.spec import Range
+from ray_jobs.tracking.files import trial_run
 from ray_jobs.training import ray_train, ray_workers
 from ray_jobs.training.inputs import TrainInputs
 
@@ -156,11 +157,11 @@ class Search:
 
     def _finals(self, context: SearchContext, mode: Mode, now: Standing) -> None:
         self.progress.finals(now)
-        segments = [run.model_dump(mode="json") for run in now.due]
-        sampler = BasicVariantGenerator(max_concurrent=self._places(mode))
+        self.progress.places = Places(self._places(mode))
+        sampler, space = finalists(now.due, self.progress.places.free)
         stopper = BudgetStopper(None, self.progress.results, self.progress.meter)
         config = self._config(sampler, FIFOScheduler(), 1)
-        self._fit(context, {"segment": tune.grid_search(segments)}, config, stopper, "finalists")
+        self._fit(context, space, config, stopper, "finalists")
 
     def _config(self, sampler: SearchAlgorithm | Searcher, scheduler: TrialScheduler, samples: int) -> tune.TuneConfig:
         return tune.TuneConfig(
@@ -170,8 +171,8 @@ class Search:
             scheduler=scheduler,
             num_samples=samples,
             reuse_actors=True,
-            trial_name_creator=name_of,
-            trial_dirname_creator=name_of,
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
         )
 
     def _fit(
@@ -261,6 +262,11 @@ class Search:
         if not trainers:
             return running * compute.workers
         return min(running, trainers) * (1 if compute.gpus_per_worker else compute.workers)
+
+
+def _name_of(trial: tune.experiment.Trial) -> str:
+    """The name of a trial and of its directory."""
+    return trial_run(trial.config) if "trial" in trial.config else str(trial.trial_id)
 
 
 def mode_of_search(problem: Problem) -> Mode:

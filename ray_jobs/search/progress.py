@@ -87,14 +87,13 @@ class SearchProgress(Unsaved, tune.Callback):
             self._add(found)
             paused = () if self._problem.search.schedules == "asha" else (Trial.PAUSED,)
             going = (Trial.RUNNING, Trial.PENDING, *paused)
-            self._prune({each.config.get("trial", -1) for each in trials if each.status in going})
+            self._prune({each.config["trial"] for each in trials if each.status in going})
 
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """Record as lost what a trial trained whose process ended too often."""
-        number = trial.config.get("trial", -1)
+        number, params = trial.config["trial"], trial.config["params"]
         lost = [run for run in self.running.values() if run.trial == number]
-        if not lost and number >= 0:  # it ended before it began
-            params = trial.config["params"]
+        if not lost and "segment" not in trial.config:  # it ended before it began
             lost = [TrialSegment(trial=number, rung=0, params=params, until=rungs_of(self._problem, params)[0])]
         with self._kept():
             for run in lost:

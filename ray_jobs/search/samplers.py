@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -20,9 +20,10 @@ from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import FAILED, shares_of, trials_of
 from ray_jobs.search.space import is_whole, own_values
 from ray_jobs.search.unsaved import Unsaved
-from ray_jobs.sharing.segments import Params
+from ray_jobs.sharing.segments import Params, TrialSegment
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import POPULATIONS, Sampler
+from ray_jobs.tracking.files import trial_run
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -96,31 +97,40 @@ class NumberedSearch(Unsaved, Searcher):
         """Nothing: each attempt builds it anew."""
 
 
-class NumberedVariants(Unsaved, BasicVariantGenerator):
-    """A grid or random draws, numbered and started only in a free place."""
+class Variants(Unsaved, BasicVariantGenerator):
+    """A grid or random draws, each started only in a free place. `complete`: what the config of a variant becomes."""
 
-    def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart) -> None:
-        search = problem.search
-        super().__init__(random_state=search.seed)
-        warm = [] if search.samples == "grid" or search.schedules in POPULATIONS else problem.warm
-        self._numbers, self._may_start, self._first = numbers, may_start, iter(warm)
+    def __init__(self, may_start: MayStart, complete: Callable[[Params], Params], seed: int = 0) -> None:
+        super().__init__(random_state=seed)
+        self._may_start, self._complete = may_start, complete
 
     def next_trial(self) -> tune.experiment.Trial | None:
         trial = super().next_trial() if self._may_start() else None
         if trial is not None:
-            trial.config.update(self._numbers.config(next(self._first, trial.config["params"])))
-            trial.custom_trial_name = trial.custom_dirname = name_of(trial)  # named before it had a number
+            trial.config.update(self._complete(trial.config))
+            trial.custom_trial_name = trial.custom_dirname = trial_run(trial.config)  # named before it had a number
         return trial
 
 
 def sampler_of(
     problem: Problem, records: SearchRecords, may_start: MayStart, gain_too_small: MayStart
-) -> NumberedSearch | NumberedVariants:
+) -> NumberedSearch | Variants:
     """The search algorithm of a search."""
-    numbers = Numbers(records)
-    if problem.search.samples in ("grid", "random"):
-        return NumberedVariants(problem, numbers, may_start)
-    return NumberedSearch(problem, numbers, may_start, gain_too_small)
+    numbers, search = Numbers(records), problem.search
+    if search.samples not in ("grid", "random"):
+        return NumberedSearch(problem, numbers, may_start, gain_too_small)
+    first = iter([] if search.samples == "grid" or search.schedules in POPULATIONS else problem.warm)
+    return Variants(may_start, lambda config: numbers.config(next(first, config["params"])), search.seed)
+
+
+def finalists(segments: Sequence[TrialSegment], may_start: MayStart) -> tuple[Variants, Params]:
+    """The finalists' segments as variants, and their space."""
+
+    def complete(config: Params) -> Params:
+        return {"trial": config["segment"]["trial"], "params": config["segment"]["params"]}
+
+    grid = tune.grid_search([run.model_dump(mode="json") for run in segments])
+    return Variants(may_start, complete), {"segment": grid}
 
 
 def param_space(problem: Problem) -> Params:
@@ -215,8 +225,3 @@ def _by_rungs(trial: FrozenTrial, rungs: int, *, first_only: bool) -> FrozenTria
     elif len(seen) < rungs and abs(seen[max(seen)]) < FAILED:
         shown.state, shown.value, shown.intermediate_values = TrialState.PRUNED, None, seen
     return shown
-
-
-def name_of(trial: tune.experiment.Trial) -> str:
-    """The name of a trial and of its directory."""
-    return f"trial-{trial.config['trial']:04d}" if "trial" in trial.config else str(trial.trial_id)

@@ -70,7 +70,7 @@ class SearchContext:
 
 
 class _Trial(tune.Trainable):
-    """A trial of a search. Its config: `trial` and `params`, or one whole `segment` of a finalist."""
+    """A trial of a search. Its config: `trial` and `params`, or for a finalist the whole `segment` too."""
 
     def setup(self, config: Params, search: SearchContext) -> None:
         self._search, self._records = search, search.records
@@ -106,7 +106,9 @@ class _Trial(tune.Trainable):
 
     def _segment(self) -> TrialSegment:
         if "segment" in self.config:
-            return TrialSegment.model_validate(self.config["segment"])
+            run = TrialSegment.model_validate(self.config["segment"])
+            self._iteration = run.rung  # for loggers: a trial's last rung is the same one here
+            return run
         rung, params = self.iteration, self._params
         until = rungs_of(self._search.problem, params)[rung]
         return TrialSegment(trial=self.config["trial"], rung=rung, params=params, until=until, source=self._source)

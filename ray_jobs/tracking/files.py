@@ -9,8 +9,9 @@ jobs/{id}/tracked/{run}.json            last step of each tracker's files
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ray_jobs.errors import JobError, ObjectNotFound
 from ray_jobs.storage import Store
@@ -20,9 +21,10 @@ TRAINING = "training"
 FOLDERS = ("tensorboard", "wandb")
 
 
-def trial_run(trial: int) -> str:
-    """Name of a trial's run within its job."""
-    return f"trial-{trial}"
+def trial_run(config: Mapping[str, Any]) -> str:
+    """Name of a trial's run within its job, from Tune's config; a finalist's second training has a run of its own."""
+    again = config.get("segment", {}).get("again", False)
+    return f"trial-{config['trial']}{'-again' if again else ''}"
 
 
 def key_of(job_id: str, folder: str, run: str, name: str) -> str:

@@ -93,7 +93,7 @@ class _TrialRuns(LoggerCallback):
 
     def run_of(self, trial: Trial) -> str:
         """Name of a trial's run within the job."""
-        return files.trial_run(trial.config["trial"])
+        return files.trial_run(trial.config)
 
     def held(self, trial: Trial) -> int:
         """Last iteration that the run of a trial holds; 0 for a new one."""
@@ -182,7 +182,7 @@ class TensorboardTrials(_TrialRuns, TBXLoggerCallback):
     tracker = "TensorBoard"
 
     def __init__(self, job_id: str, store: Store, warn: Warn) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # Ray is half typed
+        super().__init__()
         self.keep(job_id, store, warn)
         self._summary_writer_cls = _TrialWriter
 

@@ -154,7 +154,7 @@ def test_a_search_is_described_and_each_base_is_named(stages: FakeStages, store:
     found = pipeline.plan(store, spec).stages
     assert [stage.action for stage in found if stage.name == "base"] == ["will run (small)", "will run (large)"]
     (search,) = [stage.action for stage in found if stage.name == "search"]
-    assert search == "will run: asha, at most 2 trials over base_model small, large"
+    assert search == "will run: asha with tpe, at most 2 trials over base_model small, large"
 
 
 def test_one_changed_base_of_two_runs_again_with_its_rows(stages: FakeStages, store: Store) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray import tune
 from ray.exceptions import RayActorError
 
 from ray_jobs import jobs
@@ -23,25 +24,36 @@ from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial
 from ray_jobs.spec import parse_spec
 from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.storage import Store
+from ray_jobs.tracking import files
+from ray_jobs.tracking.tune import tune_callbacks
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.lr_schedule import decay_start
 from tests.sharing.trials import Setting, make_setting
+from tests.tracking import readers
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
 
 
-def make_search(setting: Setting, *, compute: dict[str, Any] | None = None, **section: Any) -> Search:
+def make_search(
+    setting: Setting, *, compute: dict[str, Any] | None = None, tracking: dict[str, Any] | None = None, **section: Any
+) -> Search:
     """A search of four trials in a shared trainer; a whole trial has 20 steps."""
     space = {"learning_rate": {"min": 1e-3, "max": 1e-1, "scale": "log"}, "weight_decay": [0.0, 0.01]}
     search = {"space": space, "trials": 4, "finalists": 1, **section}
     document = setting.inputs.spec.model_dump() | {"search": search}
-    spec = parse_spec(document | {"compute": compute} if compute else document)
+    spec = parse_spec(
+        document | ({"compute": compute} if compute else {}) | ({"tracking": tracking} if tracking else {})
+    )
     assert spec.search is not None
     job = jobs.start_attempt(setting.store, spec)
     records = SearchRecords(setting.store, f"jobs/{job.id}/search/x")
     problem = records.begin(Problem(spec=spec, space=dict(spec.search.space or {}), rows=len(setting.rows)))
     materials = {spec.base_model: setting.inputs}
-    return Search(job, records, problem, materials, lambda *_, **__: None, print)
+
+    def loggers() -> list[tune.Callback]:
+        return tune_callbacks(spec, job.id, setting.store, print)
+
+    return Search(job, records, problem, materials, lambda *_, **__: None, print, loggers)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +63,6 @@ def make_search(setting: Setting, *, compute: dict[str, Any] | None = None, **se
         {"scheduler": "pbt", "parallel": 2},
         {"scheduler": "pb2"},
         {"scheduler": "hyperband", "parallel": 2},
-        {"scheduler": "none", "sampler": "grid", "space": {"learning_rate": [1e-3, 1e-2]}, "finalists": 2},
     ],
     ids=lambda section: section["scheduler"],
 )
@@ -79,6 +90,30 @@ def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, secti
             assert run.params["weight_decay"] in (0.0, 0.01)
             assert 1e-3 <= run.params["learning_rate"] <= 1e-1
     assert_no_secrets(store, f"{search.records.prefix}/tune")
+
+
+def test_each_trial_is_a_run_in_every_tracker_and_a_finalists_second_training_another(
+    store: Store, tmp_path: Path
+) -> None:
+    setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
+    ray_workers.connect()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking = {"mlflow": {"tracking_uri": uri}, "wandb": {"project": "p", "mode": "offline"}}
+    grid = {"space": {"learning_rate": [1e-3, 1e-2]}, "algorithm": "grid", "finalists": 2}
+    search = make_search(setting, tracking=tracking, **grid)
+    assert search.run().winner is not None
+    target = tmp_path / "fetched"
+    files.download(store, search.job.id, target)
+    runs, offline = readers.mlflow_runs(uri, setting.inputs.spec.name), readers.offline_runs(target / "wandb")
+    names = {"0000-0": "trial-0", "0001-0": "trial-1", "0000-again": "trial-0-again", "0001-again": "trial-1-again"}
+    assert set(runs) == set(offline) == {f"{search.job.id}-{name}" for name in names.values()}
+    for segment, result in search.records.results().items():
+        name = f"{search.job.id}-{names[segment]}"
+        recorded = [(1, pytest.approx(result.loss))]
+        assert runs[name][1]["loss"] == recorded
+        assert offline[name]["loss"] == recorded
+        assert readers.events(target / "tensorboard" / names[segment])["ray/tune/loss"] == recorded
+        assert runs[name][0].data.params == {"learning_rate": str(result.run.params["learning_rate"])}
 
 
 def assert_no_secrets(store: Store, prefix: str) -> None:
