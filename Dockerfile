@@ -1,7 +1,7 @@
 # Kitae's image, for every pod of the endpoint's and of a job's Ray cluster.
 #
-#     docker build --target cpu -t registry.example/kitae:0.1.0-cpu .
-#     docker build --target gpu -t registry.example/kitae:0.1.0-gpu .
+#     docker build --target cpu -t registry.example/kitae:0.2.0-cpu .
+#     docker build --target gpu -t registry.example/kitae:0.2.0-gpu .
 #     docker build --target cpu --build-arg BASE=debian-python:local .     # with another base (air-gapped)
 #
 # A base needs Debian's layout and python3 3.11 or later. Package sources are build arguments under pip's own names:

@@ -1,3 +1,3 @@
 """Rows in, a registered model out: ingest, train, evaluate, register. Importing this package does nothing."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Checks that the CPU image meets a pod's requirements and runs the demo's job. Exit code 1 if any check fails.
 #
-#     infra/image/check.sh                                # kitae:0.1.0-cpu
-#     infra/image/check.sh registry.example/kitae:0.1.0-cpu
+#     infra/image/check.sh                                # kitae:0.2.0-cpu
+#     infra/image/check.sh registry.example/kitae:0.2.0-cpu
 #
 # Uses the first of docker, podman and buildah, or BUILDER. Model and rows come from .kitae/assets
 # (`python -m examples.assets chat`) if it exists, otherwise from the package registries.
 set -euo pipefail
 
-image=${1:-kitae:0.1.0-cpu}
+image=${1:-kitae:0.2.0-cpu}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 complain() {

@@ -8,7 +8,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cluster=${KITAE_LOCAL_CLUSTER:-kind}
 cluster_name=${KITAE_LOCAL_NAME:-kitae}
 # Image of every pod, including the store's. Built or pulled beforehand.
-image=${KITAE_LOCAL_IMAGE:-kitae:0.1.0-cpu}
+image=${KITAE_LOCAL_IMAGE:-kitae:0.2.0-cpu}
 # Directory with *.tar files of images to load into kind, for use without internet access.
 archives=${KITAE_LOCAL_ARCHIVES:-}
 # Directory with kuberay-operator-1.7.0.tgz and kueue-0.19.2.tgz. Empty: download them.
@@ -47,7 +47,7 @@ check_settings() {
   [[ $operators == install || $operators == present ]] ||
     problems+=("KITAE_LOCAL_OPERATORS is '$operators': set it to install or present")
   [[ $image == *:* && ${image##*:} != */* && ${image##*:} != latest ]] ||
-    problems+=("KITAE_LOCAL_IMAGE is '$image': give a name with a tag that is not latest, such as kitae:0.1.0-cpu")
+    problems+=("KITAE_LOCAL_IMAGE is '$image': give a name with a tag that is not latest, such as kitae:0.2.0-cpu")
   [[ $fake_gpus =~ ^[0-9]+$ ]] || problems+=("KITAE_LOCAL_FAKE_GPUS is '$fake_gpus': give a number")
   [[ $patience_s =~ ^[0-9]+$ ]] || problems+=("KITAE_LOCAL_PATIENCE_S is '$patience_s': give seconds")
   [[ -z $archives || -d $archives ]] || problems+=("KITAE_LOCAL_ARCHIVES: no such directory: $archives")

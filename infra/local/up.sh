@@ -72,7 +72,7 @@ store() {
   namespace kitae-store
   keep_secret kitae-store seaweedfs AWS_ACCESS_KEY_ID=kitae "AWS_SECRET_ACCESS_KEY=$(random 24)" \
     "WEED_JWT_SIGNING_KEY=$(random 32)" "WEED_JWT_FILER_SIGNING_KEY=$(random 32)"
-  sed "s|registry.example/kitae:0.1.0-cpu|$image|" infra/object-store/seaweedfs.yaml | kubectl apply -f -
+  sed "s|registry.example/kitae:0.2.0-cpu|$image|" infra/object-store/seaweedfs.yaml | kubectl apply -f -
   kubectl -n kitae-store rollout status deployment/seaweedfs --timeout "${patience_s}s"
 }
 

@@ -117,7 +117,7 @@ def test_the_demo_job_has_the_sizes_of_the_endpoints_jobs(major: int, tmp_path: 
     file = tmp_path / "job.yaml"
     file.write_text(text, encoding="utf-8")
     assert load_spec(file).team == "blue"
-    values = read("infra/local/job-values.yaml") | {"image": {"repository": "kitae", "tag": "0.1.0-cpu"}}
+    values = read("infra/local/job-values.yaml") | {"image": {"repository": "kitae", "tag": "0.2.0-cpu"}}
     documents = helm.render("finetune-job", values, major=major, namespace="kitae-blue", files={"job.spec": file})
     assert [finding for document in documents for finding in findings(document)] == []
     sizes = VALUES["local/values.yaml"]["profiles"]["cpu"]

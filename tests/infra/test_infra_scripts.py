@@ -102,7 +102,7 @@ UP = {"kubectl -n kitae-store get secret seaweedfs -o": "c2VjcmV0"}
 
 
 def test_up_installs_into_an_existing_cluster(tmp_path: Path) -> None:
-    image = "registry.example/kitae:0.1.0-cpu"
+    image = "registry.example/kitae:0.2.0-cpu"
     done, seen = run(tmp_path, "local/up.sh", UP, KITAE_LOCAL_CLUSTER="existing", KITAE_LOCAL_IMAGE=image)
     assert done.returncode == 0, done.stderr
     assert "== ready" in done.stdout
@@ -110,7 +110,7 @@ def test_up_installs_into_an_existing_cluster(tmp_path: Path) -> None:
     installs = [line.split() for line in seen if line.startswith("helm")]
     assert [words[3] for words in installs] == ["kuberay-operator", "kueue", "kitae"]
     assert [words[words.index("--version") + 1] for words in installs[:2]] == ["1.7.0", "0.19.2"]
-    assert "image.tag=0.1.0-cpu" in installs[2]
+    assert "image.tag=0.2.0-cpu" in installs[2]
     for words in installs:
         values = [ROOT / words[place + 1] for place, word in enumerate(words) if word == "-f"]
         assert values
@@ -126,7 +126,7 @@ def test_up_creates_a_cluster_without_the_internet(tmp_path: Path) -> None:
     done, seen = run(tmp_path, "local/up.sh", UP | {"kubectl get nodes": "node/kind"}, **places)
     assert done.returncode == 0, done.stderr
     assert [line for line in seen if re.match(r"kind create cluster --name kitae --config infra/local/kind.yaml", line)]
-    assert [line for line in seen if line.startswith("kind load docker-image kitae:0.1.0-cpu")]
+    assert [line for line in seen if line.startswith("kind load docker-image kitae:0.2.0-cpu")]
     assert [line for line in seen if line.startswith(f"kind load image-archive {tmp_path}/operators.tar")]
     assert not [line for line in seen if "https://" in line or "oci://" in line]
     assert [line for line in seen if "nvidia.com~1gpu" in line and '"4"' in line]

@@ -41,9 +41,8 @@ def make_search(
     space = {"learning_rate": {"min": 1e-3, "max": 1e-1, "scale": "log"}, "weight_decay": [0.0, 0.01]}
     search = {"space": space, "trials": 4, "finalists": 1, **section}
     document = setting.inputs.spec.model_dump() | {"search": search}
-    spec = parse_spec(
-        document | ({"compute": compute} if compute else {}) | ({"tracking": tracking} if tracking else {})
-    )
+    given = {"compute": compute, "tracking": tracking}
+    spec = parse_spec(document | {name: values for name, values in given.items() if values})
     assert spec.search is not None
     job = jobs.start_attempt(setting.store, spec)
     records = SearchRecords(setting.store, f"jobs/{job.id}/search/x")
@@ -92,20 +91,18 @@ def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, secti
     assert_no_secrets(store, f"{search.records.prefix}/tune")
 
 
-def test_each_trial_is_a_run_in_every_tracker_and_a_finalists_second_training_another(
-    store: Store, tmp_path: Path
-) -> None:
+def test_each_trial_is_a_run_in_every_tracker(store: Store, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = {"mlflow": {"tracking_uri": uri}, "wandb": {"project": "p", "mode": "offline"}}
-    grid = {"space": {"learning_rate": [1e-3, 1e-2]}, "algorithm": "grid", "finalists": 2}
+    grid = {"space": {"learning_rate": [1e-3, 1e-2]}, "algorithm": "grid"}
     search = make_search(setting, tracking=tracking, **grid)
     assert search.run().winner is not None
     target = tmp_path / "fetched"
     files.download(store, search.job.id, target)
     runs, offline = readers.mlflow_runs(uri, setting.inputs.spec.name), readers.offline_runs(target / "wandb")
-    names = {"0000-0": "trial-0", "0001-0": "trial-1", "0000-again": "trial-0-again", "0001-again": "trial-1-again"}
+    names = {"0000-0": "trial-0", "0001-0": "trial-1"}
     assert set(runs) == set(offline) == {f"{search.job.id}-{name}" for name in names.values()}
     for segment, result in search.records.results().items():
         name = f"{search.job.id}-{names[segment]}"
