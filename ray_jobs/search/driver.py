@@ -8,6 +8,7 @@ tools, and never read back.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import threading
@@ -180,6 +181,8 @@ class Search:
     ) -> None:
         """One run of Tune. Raises what ended the job."""
         os.environ.update(_SETTINGS)
+        # It would warn that reading a result from the store took half a second.
+        logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
         kind = SharedTrial if context.trainers else WorkersTrial
         client = tune.PlacementGroupFactory([{"memory": _CLIENT_BYTES}])
         files, path = self.records.store.filesystem(f"{self.records.prefix}/tune")
@@ -215,6 +218,7 @@ class Search:
             try:
                 thread.join(_WATCH_S)
                 watch.check()
+                self.progress.refresh()
             except TrainingError:
                 raise  # the cluster is lost, and Tune with it
             except BaseException:

@@ -25,7 +25,6 @@ from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.training.lr_schedule import decay_start
 
-_SHOW_EVERY_S = 1.0
 _PAGE_EVERY_S = 10.0
 
 
@@ -53,7 +52,7 @@ class SearchProgress(Unsaved, tune.Callback):
         """What failed here, which Tune would wrap."""
         self._given_up: set[str] = set()
         self._pruned: set[str] = set()
-        self._shown_s, self._page_s = 0.0, 0.0
+        self._page_s = 0.0
 
     # ---- what the trials report -------------------------------------------------------------------------------------
 
@@ -113,16 +112,14 @@ class SearchProgress(Unsaved, tune.Callback):
         self.running.pop(result.run.name, None)
         self._announce(result)
 
-    def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
-        now_s = time.monotonic()
-        if now_s - self._shown_s > _SHOW_EVERY_S:
-            self._shown_s = now_s
-            self._show_steps()
-        if now_s - self._page_s > _PAGE_EVERY_S:
-            self._page_s = now_s
-            self._write_page(self.now)
-
     # ---- what users see ---------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Show how far the search is, and every few seconds write its page."""
+        self._show_steps()
+        if time.monotonic() - self._page_s > _PAGE_EVERY_S:
+            self._page_s = time.monotonic()
+            self._write_page(self.now)
 
     def finals(self, now: Standing) -> None:
         """Sampling is over, and the finalists run."""
@@ -149,7 +146,7 @@ class SearchProgress(Unsaved, tune.Callback):
 
     def _show_steps(self) -> None:
         """Show the steps trained, out of those of the trials that began and the first rung of the others."""
-        metric, results, running = self._problem.search.judge, self.results, dict(self.running)
+        metric, results, running = self._problem.search.judge, dict(self.results), dict(self.running)
         values = [result.value(metric) for result in results.values() if result.status == "ok"]
         ends = {result.run.trial for result in results.values()}
         done = sum(result.steps for result in results.values())
@@ -167,7 +164,7 @@ class SearchProgress(Unsaved, tune.Callback):
     def _write_page(self, now: Standing) -> None:
         try:
             shown = Standing(tuple(self.running.values()), now.sampling, now.winner, now.finalists, now.why)
-            text = page.page(self._problem, self.results, shown, self.meter.spent, title=self._job.id)
+            text = page.page(self._problem, dict(self.results), shown, self.meter.spent, title=self._job.id)
             self._records.store.put(f"{self._records.prefix}/page.html", text.encode())
         except Exception as error:  # noqa: BLE001  # an error of the page must not end a search
             self._job.event("warning", f"search: its page was not written: {error}")
