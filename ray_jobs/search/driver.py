@@ -12,10 +12,12 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
+import numpy.random
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm, Searcher
@@ -50,8 +52,8 @@ EVERY_TRIAL = "every trial has run"
 _WATCH_S = 1.0
 _END_S = 60.0
 """Time for the trials to end when the job stops."""
-_CLIENT_BYTES = 2**20
-"""Memory by which Tune places a trial's process. It takes no CPU: those are the shared trainers' or the groups'."""
+_CLIENT_BYTES = 200 * 2**20
+"""Memory of a trial's process, by which Tune places it. It takes no CPU: those are the trainers' or the groups'."""
 
 
 class Sampling:
@@ -120,9 +122,6 @@ class Search:
         compute = self.problem.spec.compute
         count = 0 if mode == "workers" else self._trainers()
         device = "cuda" if compute.gpus_per_worker else "cpu"
-        trainers = tuple(
-            ray_workers.start_actor(SharedTrainer, self.records.store, device, compute=compute) for _ in range(count)
-        )
         self.progress = SearchProgress(
             self.job,
             self.records,
@@ -130,6 +129,9 @@ class Search:
             lambda running: self._busy_workers(running, count),
             self.show,
             self.note,
+        )
+        trainers = tuple(
+            ray_workers.start_actor(SharedTrainer, self.records.store, device, compute=compute) for _ in range(count)
         )
         try:
             with ray_workers.progress_sink(self.progress.report) as board:
@@ -149,7 +151,8 @@ class Search:
         stopper = BudgetStopper(problem, progress.results, progress.meter)
         samples = 1 if problem.search.samples == "grid" else trials_of(problem)
         progress.places = sampling.places
-        random.seed(problem.search.seed)  # PopulationBasedTraining draws from it
+        random.seed(problem.search.seed)  # PopulationBasedTraining draws from it, and PB2 from NumPy's
+        numpy.random.seed(problem.search.seed)
         config = self._config(sampling.sampler, sampling.scheduler, samples)
         self._fit(context, param_space(problem), config, stopper, "trials")
         stop = self.records.stop(stopper.reason or sampling.why, self.records.results())
@@ -212,7 +215,7 @@ class Search:
             except BaseException as error:  # noqa: BLE001  # raised below
                 failure.append(self.progress.error or error)
 
-        thread, watch, over = threading.Thread(target=fit, name="tune", daemon=True), JobWatch(self.job), False
+        thread, watch = threading.Thread(target=fit, name="tune", daemon=True), JobWatch(self.job)
         thread.start()
         while thread.is_alive():
             try:
@@ -222,13 +225,14 @@ class Search:
             except TrainingError:
                 raise  # the cluster is lost, and Tune with it
             except BaseException:
-                stopper.reason = "the job stops"
-                self._drop(context)
-                thread.join(_END_S)
+                stopper.reason, until = "the job stops", time.monotonic() + _END_S
+                while thread.is_alive() and time.monotonic() < until:
+                    self._drop(context)
+                    thread.join(_WATCH_S)
                 raise
-            if stopper.reason and not over:
-                over = True
-                self._drop(context)
+            if stopper.reason:
+                self._drop(context)  # again and again: a segment may have begun since
+        self.job.check(fresh=True)  # trials that ended with their job have not failed
         if failure:
             raise failure[0]
 
@@ -246,7 +250,7 @@ class Search:
         if not self.problem.spec.compute.gpus_per_worker:
             return 1  # more would share the same cores
         gpus = int(ray_workers.cluster_resources().get("GPU", 0.0))
-        return max(1, min(self.problem.search.parallel, gpus))
+        return max(1, min(self.problem.search.parallel, gpus, trials_of(self.problem)))
 
     def _places(self, mode: Mode) -> int:
         """Most trials at once: of Ray Train groups, as many as the cluster holds, since each has a placement group of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,11 @@ class SearchProgress(Unsaved, tune.Callback):
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """Record as lost what a trial trained whose process ended too often."""
         number, params = trial.config["trial"], trial.config["params"]
-        lost = [run for run in self.running.values() if run.trial == number]
-        if not lost and "segment" not in trial.config:  # it ended before it began
+        if "segment" in trial.config:
+            lost = [TrialSegment.model_validate(trial.config["segment"])]
+        else:
+            lost = [run for run in list(self.running.values()) if run.trial == number]
+        if not lost:  # it ended before it began
             lost = [TrialSegment(trial=number, rung=0, params=params, until=rungs_of(self._problem, params)[0])]
         with self._kept():
             for run in lost:
@@ -123,8 +127,9 @@ class SearchProgress(Unsaved, tune.Callback):
 
     def finals(self, now: Standing) -> None:
         """Sampling is over, and the finalists run."""
+        self._given_up |= set(self.running)
+        self._given_up -= {run.name for run in now.due}
         self.running.clear()
-        self._given_up.clear()
         self.now = now
 
     def ended(self, now: Standing) -> None:
@@ -163,7 +168,7 @@ class SearchProgress(Unsaved, tune.Callback):
 
     def _write_page(self, now: Standing) -> None:
         try:
-            shown = Standing(tuple(self.running.values()), now.sampling, now.winner, now.finalists, now.why)
+            shown = replace(now, running=tuple(self.running.values()))
             text = page.page(self._problem, dict(self.results), shown, self.meter.spent, title=self._job.id)
             self._records.store.put(f"{self._records.prefix}/page.html", text.encode())
         except Exception as error:  # noqa: BLE001  # an error of the page must not end a search
@@ -171,9 +176,7 @@ class SearchProgress(Unsaved, tune.Callback):
 
     def _prune(self, live: set[int]) -> None:
         """Delete checkpoints that no segment can resume from and that are not among the best."""
-        now = Standing(
-            tuple(self.running.values()), self.now.sampling, self.now.winner, self.now.finalists, due=self.now.due
-        )
+        now = replace(self.now, running=tuple(self.running.values()))
         for name in prunable(self._problem, self.results, now, live):
             if name not in self._pruned:
                 self._pruned.add(name)

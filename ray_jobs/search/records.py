@@ -44,7 +44,7 @@ class Problem(BaseModel):
 
 
 class SamplingEnd(BaseModel):
-    """The end of sampling, because a budget is spent: only the results named here are compared."""
+    """The end of sampling: only the results named here are compared."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -84,6 +84,19 @@ class SearchRecords:
             if result.run.rung == 0 and not result.run.again:
                 found.setdefault(result.run.trial, result.run.params)
         return dict(sorted(found.items()))
+
+    def segment(self, name: str) -> TrialSegment | None:
+        """A segment as an earlier attempt began it. None: none did."""
+        try:
+            return TrialSegment.model_validate(self.store.get_json(f"{self.prefix}/segments/{name}.json"))
+        except ObjectNotFound:
+            return None
+
+    def begin_segment(self, run: TrialSegment) -> None:
+        """Record a segment before it trains. Checkpoints that another one left under its name are deleted."""
+        if self.segment(run.name) != run:
+            self.store.delete_tree(self.checkpoints(run))
+            self.store.put_json(f"{self.prefix}/segments/{run.name}.json", run.model_dump(mode="json"))
 
     def results(self) -> dict[str, Result]:
         """Results by segment name, in the order in which they were written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -44,7 +44,8 @@ class Numbers:
     def config(self, params: Params) -> Params:
         """The config of the next trial, which gets these values unless others are recorded."""
         number = next(self._next)
-        return {"trial": number, "params": self.known.get(number) or self._records.point(number, params)}
+        values = self.known[number] if number in self.known else self._records.point(number, params)
+        return {"trial": number, "params": values}
 
 
 class NumberedSearch(Unsaved, Searcher):
@@ -57,6 +58,9 @@ class NumberedSearch(Unsaved, Searcher):
         super().__init__(
             metric=list(search.metrics) if not single else search.judge, mode=modes if not single else modes[0]
         )
+        self._first: dict[int, list[float]] = {}
+        """The metrics of each trial at its first rung, by Optuna's number, where there are two."""
+        self._places_of: dict[str, int] = {}
         first = [*problem.warm, own_values(problem.spec, space)]
         begun = max(numbers.known, default=-1) + 1
         # A number without values, which only a search of an earlier version has, gets the job's own.
@@ -65,7 +69,7 @@ class NumberedSearch(Unsaved, Searcher):
             space=sampling.distributions(space),
             metric=self.metric,
             mode=self.mode,
-            sampler=_sampler(search.samples, search.seed, len(shares_of(problem))),
+            sampler=_sampler(search.samples, search.seed, len(shares_of(problem)), self._first),
             points_to_evaluate=[sampling.to_optuna(space, params) for params in first[: trials_of(problem)]],
         )
         self._space, self._numbers, self._models = space, numbers, search.samples != "tpe"
@@ -82,16 +86,24 @@ class NumberedSearch(Unsaved, Searcher):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some samplers are marked experimental
             proposed = self._optuna.suggest(trial_id)
+        self._places_of[trial_id] = len(self._places_of)
         return self._numbers.config(sampling.from_optuna(self._space, proposed))
 
     def on_trial_result(self, trial_id: str, result: Params) -> None:
+        self._keep_first(trial_id, result)
         self._optuna.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: Params | None = None, error: bool = False) -> None:
-        # TPE learns from a failure where not to go; a model of the values would take its mark for one.
-        if self._models and result is not None and result["status"] != "ok":
-            result, error = None, True
+        if result is not None:
+            self._keep_first(trial_id, result)
+            # TPE learns from a failure where not to go; a model of the values would take its mark for one.
+            if result["status"] == "dropped" or (self._models and result["status"] != "ok"):
+                result, error = None, True
         self._optuna.on_trial_complete(trial_id, result, error)
+
+    def _keep_first(self, trial_id: str, result: Params) -> None:
+        if isinstance(self.metric, list) and result["status"] == "ok":
+            self._first.setdefault(self._places_of[trial_id], [result[metric] for metric in self.metric])
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: each attempt builds it anew."""
@@ -111,6 +123,9 @@ class Variants(Unsaved, BasicVariantGenerator):
             trial.custom_trial_name = trial.custom_dirname = trial_run(trial.config)  # named before it had a number
         return trial
 
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        """Nothing, as above."""
+
 
 def sampler_of(
     problem: Problem, records: SearchRecords, may_start: MayStart, gain_too_small: MayStart
@@ -119,7 +134,10 @@ def sampler_of(
     numbers, search = Numbers(records), problem.search
     if search.samples not in ("grid", "random"):
         return NumberedSearch(problem, numbers, may_start, gain_too_small)
-    first = iter([] if search.samples == "grid" or search.schedules in POPULATIONS else problem.warm)
+    if search.samples == "grid":  # in the order of every version, which Tune's own may not be
+        points = iter(sampling.grid(problem.space))
+        return Variants(may_start, lambda _: numbers.config(next(points)))
+    first = iter([] if search.schedules in POPULATIONS else problem.warm)
     return Variants(may_start, lambda config: numbers.config(next(first, config["params"])), search.seed)
 
 
@@ -156,7 +174,7 @@ def _domain(values: Range, whole: bool) -> Any:
     return tune.loguniform(values.min, values.max) if log else tune.uniform(values.min, values.max)
 
 
-def _sampler(kind: Sampler, seed: int, rungs: int) -> Any:
+def _sampler(kind: Sampler, seed: int, rungs: int, first: Mapping[int, list[float]]) -> Any:
     """Optuna's sampler, seeded for each trial by its number: a proposal depends on the trials before it alone, not on
     how many of them an attempt has proposed itself."""
     import optuna
@@ -198,14 +216,29 @@ def _sampler(kind: Sampler, seed: int, rungs: int) -> Any:
             return self._of(trial).sample_independent(self._view(study), trial, name, values)
 
         def _view(self, study: Study) -> Study:
-            if rungs == 1 or len(study.directions) > 1:
+            if rungs == 1:
                 return study
-            view = optuna.create_study(direction=study.direction)
+            view = optuna.create_study(directions=study.directions)
             for each in study.get_trials(deepcopy=False):
-                view.add_trial(_by_rungs(each, rungs, first_only=kind == "gp"))
+                if len(study.directions) > 1:  # Tune reports no two metrics before a trial's end
+                    view.add_trial(_with_values(each, first.get(each.number)))
+                else:
+                    view.add_trial(_by_rungs(each, rungs, first_only=kind == "gp"))
             return view
 
     return ByTrial()
+
+
+def _with_values(trial: FrozenTrial, values: list[float] | None) -> FrozenTrial:
+    """A trial as one that has ended with these values."""
+    from optuna.trial import TrialState
+
+    if values is None:
+        return trial
+    shown = copy.copy(trial)
+    shown.datetime_complete = trial.datetime_complete or trial.datetime_start
+    shown.state, shown.values = TrialState.COMPLETE, values
+    return shown
 
 
 def _by_rungs(trial: FrozenTrial, rungs: int, *, first_only: bool) -> FrozenTrial:
@@ -218,10 +251,10 @@ def _by_rungs(trial: FrozenTrial, rungs: int, *, first_only: bool) -> FrozenTria
         seen.setdefault(max(seen, default=0) + 1, trial.value)
     if not seen or trial.state == TrialState.FAIL:
         return trial
+    if first_only:
+        return _with_values(trial, [seen[min(seen)]])
     shown = copy.copy(trial)
     shown.datetime_complete = trial.datetime_complete or trial.datetime_start
-    if first_only:
-        shown.state, shown.value = TrialState.COMPLETE, seen[min(seen)]
-    elif len(seen) < rungs and abs(seen[max(seen)]) < FAILED:
+    if len(seen) < rungs and abs(seen[max(seen)]) < FAILED:
         shown.state, shown.value, shown.intermediate_values = TrialState.PRUNED, None, seen
     return shown

@@ -106,7 +106,9 @@ class PromotingASHA(Unsaved, FIFOScheduler):
 class _Limited(Unsaved):
     """Resumes a paused trial only in a free place."""
 
-    places: Places
+    def __init__(self, places: Places, **options: Any) -> None:
+        super().__init__(**options)
+        self.places = places
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         chosen: Trial | None = super().choose_trial_to_run(tune_controller)  # type: ignore[misc]  # a scheduler's
@@ -114,11 +116,11 @@ class _Limited(Unsaved):
         return None if waits else chosen
 
 
-class _HyperBand(_Limited, HyperBandScheduler):
-    def __init__(self, places: Places, **options: Any) -> None:
-        super().__init__(**options)
-        self.places = places
+class _Median(_Limited, MedianStoppingRule):
+    """It pauses a trial while there are too few others to compare."""
 
+
+class _HyperBand(_Limited, HyperBandScheduler):
     def _create_bracket(self, s: int) -> Any:
         """A bracket that is full once all its trials have begun. Ray's own lets later ones take the places of those
         that ended, so that with few places every trial would join the first bracket, which stops none."""
@@ -136,20 +138,42 @@ class _HyperBand(_Limited, HyperBandScheduler):
         if tune_controller.search_alg.is_finished():
             for bracket in [bracket for band in self._hyperbands for bracket in band if bracket is not None]:
                 live = bracket.current_trials()
-                if live and all(trial.status == Trial.PAUSED for trial in live) and not bracket.trials_to_unpause:
+                resumes = bracket.trials_to_unpause & set(live)
+                if live and not resumes and all(trial.status == Trial.PAUSED for trial in live):
                     self._process_bracket(tune_controller, bracket)  # the last one, which stays unfilled
         return super().choose_trial_to_run(tune_controller)
 
 
 def _population(kind: Any, problem: Problem, places: Places, **options: Any) -> TrialScheduler:
     """A population whose members may be more than the places. `kind`: PopulationBasedTraining or PB2."""
+    search, failed = problem.search, set[Trial]()
 
     class Population(_Limited, kind):
         def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-            if len(self._trial_state) < problem.search.trials:  # some have not begun, so that there is no ranking yet
+            if result["status"] != "ok":  # its mark would flatten what PB2 models
+                scores = [state.last_score for state in self._trial_state.values() if state.last_score is not None]
+                result = {**result, search.judge: self._metric_op * min(scores)} if scores else result
+                failed.add(trial)
+            else:
+                failed.discard(trial)
+            for other, state in self._trial_state.items():
+                if other.status == Trial.ERROR:  # the others do not wait for it
+                    state.last_train_time, state.last_score = self._next_perturbation_sync, None
+            if len(self._trial_state) < search.trials:  # some have not begun, so that there is no ranking yet
                 self._save_trial_state(self._trial_state[trial], result[TRAINING_ITERATION], result, trial)
                 return str(TrialScheduler.PAUSE)
             return str(super().on_trial_result(tune_controller, trial, result))
+
+        def _is_behind(self, trial: Trial) -> bool:
+            return bool(self._trial_state[trial].last_train_time < self._next_perturbation_sync)
+
+        def _quantiles(self) -> tuple[list[Trial], list[Trial]]:
+            """Every failed member copies one of the best, and none copies it."""
+            worst, best = super()._quantiles()
+            best = [trial for trial in best if trial not in failed]
+            again = [trial for trial in failed if not trial.is_finished() and trial not in worst]
+            again.sort(key=lambda trial: trial.config["trial"])
+            return ([*worst, *again], best) if best else ([], [])
 
         def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Params, Params]:
             """Keep the number of a member that copies another, and its values within their ranges."""
@@ -161,11 +185,15 @@ def _population(kind: Any, problem: Problem, places: Places, **options: Any) -> 
             }
             return {"trial": trial.config["trial"], "params": {**config["params"], **changed}}, operations
 
-    scheduler = Population(
-        time_attr=TRAINING_ITERATION, perturbation_interval=1, synch=True, log_config=False, **options
-    )
-    scheduler.places = places
-    return scheduler
+        def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+            going = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
+            begun = bool(going) and len(self._trial_state) == search.trials
+            if begun and all(t.status == Trial.PAUSED and not self._is_behind(t) for t in going):
+                self._next_perturbation_sync += 1  # they waited for one that has died
+            return super().choose_trial_to_run(tune_controller)
+
+    options |= {"time_attr": TRAINING_ITERATION, "perturbation_interval": 1, "synch": True, "log_config": False}
+    return Population(places, **options)
 
 
 def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
@@ -184,7 +212,7 @@ def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
         case "hyperband":
             return _HyperBand(places, **rungs)
         case "median_stopping":
-            return MedianStoppingRule(time_attr=RESOURCE, grace_period=1)
+            return _Median(places, time_attr=RESOURCE, grace_period=1)
         case "pbt":
             changes = {
                 name: tune.uniform(values.min, values.max) if isinstance(values, Range) else list(values)

@@ -1,4 +1,4 @@
-"""Ray Tune's trials: each step trains one segment, to the trial's next rung, and commits its result before Tune hears.
+"""Ray Tune's trials: each step trains one segment, to the trial's next rung, and commits its result before it returns.
 
 A checkpoint of Tune is the name of the last segment; the weights stay in the store. So a segment with a result is never
 trained again, whatever Tune remembers. Runs in small processes without PyTorch: the training runs in a shared trainer
@@ -8,8 +8,6 @@ trained again, whatever Tune remembers. Runs in small processes without PyTorch:
 from __future__ import annotations
 
 import contextlib
-import json
-import random
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.result import DONE
+from ray.tune.result import DONE, TRAINING_ITERATION
 
+from ray_jobs import jobs
 from ray_jobs.errors import KitaeError, MachineError, TrainingError
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import FAILED, RESOURCE, rungs_of, trial_spec
-from ray_jobs.sharing.segments import Params, Result, TrialSegment
+from ray_jobs.sharing.segments import Params, Result, SegmentStatus, TrialSegment
 from ray_jobs.sharing.shared_trainer import SegmentState, TrialClock, failed, result_of_training
 from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.spec.search import PERTURBED, POPULATIONS
@@ -36,7 +35,8 @@ LIVES = 3
 found."""
 _POLL_S = 0.2
 _RETRY_S = 1.0
-_FILE = "segment.json"
+_AWAY_S = 300.0
+"""Time without an answer of any shared trainer after which a segment is given up."""
 
 
 @dataclass(frozen=True)
@@ -77,31 +77,40 @@ class _Trial(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: Params) -> bool:
-        self._params: Params = dict(new_config.get("params", {}))
+        self._params: Params = dict(new_config["params"])
         self._source: str | None = None
         return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        Path(checkpoint_dir, _FILE).write_text(json.dumps({"segment": self._source, "params": self._params}))
+        Path(checkpoint_dir, "segment").write_text(str(self._source))  # for people; `restore` reads the records
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on from a segment. A member of a population gets another's here, with perturbed values in its config."""
-        saved = json.loads(Path(checkpoint_dir, _FILE).read_text())
-        changed = PERTURBED if self._search.problem.search.schedules in POPULATIONS else ()
-        own = {name: value for name, value in self._params.items() if name in changed}
-        self._source, self._params = saved["segment"], {**saved["params"], **own}
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from the segment in the metrics that the driver sends. Ray's own would read the checkpoint's files,
+        pickles among them, which any of the job's pods can write."""
+        metrics = checkpoint_path.metrics
+        self._iteration, self._restored = metrics[TRAINING_ITERATION], True
+        result = self._records.result(metrics["segment"])
+        assert result is not None
+        copies = result.run.trial != self.config["trial"]  # a member of a population: another's, with perturbed values
+        own = {name: value for name, value in self._params.items() if copies and name in PERTURBED}
+        self._go_on_from(result)
+        self._params = {**self._params, **own}
+
+    def _go_on_from(self, result: Result) -> None:
+        self._source = result.run.name if result.trunk is not None else None
+        self._params = result.run.params
 
     def step(self) -> dict[str, Any]:
         run = self._segment()
         result = self._records.result(run.name)
         if result is None:
             self._report(run, 0)
+            self._records.begin_segment(run)
             trained = self._train(TrialTask(run=run, inputs=self._search.inputs(run)))
-            if trained is None:
+            if trained is None or (trained.status != "ok" and self._job_stops()):
                 return self._reported(Result(run=run, status="failed"), dropped=True)
             result = self._records.add(trained)
-        self._source = result.run.name if result.trunk is not None else None
-        self._params = result.run.params
+        self._go_on_from(result)
         return self._reported(result)
 
     def _segment(self) -> TrialSegment:
@@ -109,9 +118,17 @@ class _Trial(tune.Trainable):
             run = TrialSegment.model_validate(self.config["segment"])
             self._iteration = run.rung  # for loggers: a trial's last rung is the same one here
             return run
-        rung, params = self.iteration, self._params
-        until = rungs_of(self._search.problem, params)[rung]
-        return TrialSegment(trial=self.config["trial"], rung=rung, params=params, until=until, source=self._source)
+        problem, rung, params = self._search.problem, self.iteration, self._params
+        until = rungs_of(problem, params)[rung]
+        run = TrialSegment(trial=self.config["trial"], rung=rung, params=params, until=until, source=self._source)
+        # What a member of a population copies is drawn anew in each attempt; what it began is finished.
+        begun = self._records.segment(run.name) if problem.search.schedules in POPULATIONS else None
+        return begun or run
+
+    def _job_stops(self) -> bool:
+        """Whether the job was paused, cancelled or taken over: then a failure may only follow from that."""
+        job = jobs.load(self._search.store, self._search.job_id)
+        return job.status != "running" or job.attempt != self._search.attempt
 
     def _train(self, task: TrialTask) -> Result | None:
         """Train a segment to its end. None: the driver gave it up."""
@@ -149,44 +166,56 @@ class SharedTrial(_Trial):
     def _train(self, task: TrialTask) -> Result | None:
         import ray
 
-        run, deaths, process = task.run, 0, ""
+        run, process, deaths = task.run, "", 0
         why: Exception = TrainingError("a process of the search ended")
-        minutes, since = self._search.problem.search.trial_minutes, time.monotonic()
+        minutes, since, answered, said = self._search.problem.search.trial_minutes, _now(), _now(), set[str]()
         trainer = self._search.trainers[0]
         while True:
             try:
                 if not process:
-                    trainer = self._least_loaded()
+                    trainer = self._least_loaded(run)
                     process = ray.get(trainer.submit.remote(task, alone=deaths > 0))
                 state: SegmentState = ray.get(trainer.state.remote(run.name))
+                answered = _now()
             except Exception as error:  # noqa: BLE001  # whatever ended the process, the segment starts again
                 why = ray_workers.explain(error, "a process of the search ended")
+                if _now() - answered > _AWAY_S:
+                    return _lost(run, why, f"no process for it within {_AWAY_S:g} s")
                 trainer.end_if_broken.remote()
                 time.sleep(_RETRY_S)
                 continue
             if state.process != process:
-                process, deaths = "", deaths + 1
+                process, deaths, since = "", deaths + 1, _now()
                 self._report(run, 0, note=f"{why}; trial {run.trial} resumes from its last checkpoint")
                 if deaths >= LIVES:
-                    status = "out_of_memory" if isinstance(why, MachineError) else "lost"
-                    return Result(run=run, status=status, error=f"{why} ({LIVES} times)")
+                    return _lost(run, why, f"{LIVES} times")
                 continue
-            for note in state.notes:
+            for note in set(state.notes) - said:
+                said.add(note)
                 self._report(run, state.step or 0, note=note)
             if state.result is not None or state.step is None:
                 return state.result
-            if minutes is not None and time.monotonic() - since > minutes * 60:
+            since = _now() if state.waits else since
+            if minutes is not None and _now() - since > minutes * 60:
                 trainer.drop.remote(run.name)
                 return _late(run, minutes)
             self._report(run, state.step)
             time.sleep(_POLL_S)
 
-    def _least_loaded(self) -> Any:
+    def _least_loaded(self, run: TrialSegment) -> Any:
+        """The trainer with the fewest segments, of those that answer; trials that start together take turns."""
         import ray
 
-        trainers = self._search.trainers
-        loads = ray.get([trainer.load.remote() for trainer in trainers])
-        return trainers[min(range(len(trainers)), key=lambda i: (loads[i], random.random()))]
+        loads: dict[int, int] = {}
+        trainers, error = self._search.trainers, None
+        for i, trainer in enumerate(trainers):
+            try:
+                loads[i] = ray.get(trainer.load.remote(), timeout=_RETRY_S * 5)
+            except Exception as away:  # noqa: BLE001  # it starts again; another one may answer
+                error = away
+        if not loads and error is not None:
+            raise error
+        return trainers[min(loads, key=lambda i: (loads[i], (i - run.trial) % len(trainers)))]
 
 
 class WorkersTrial(_Trial):
@@ -232,6 +261,15 @@ def _alarm(minutes: float | None, ring: Any) -> Iterator[threading.Event]:
         yield rung
     finally:
         timer.cancel()
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _lost(run: TrialSegment, why: Exception, times: str) -> Result:
+    status: SegmentStatus = "out_of_memory" if isinstance(why, MachineError) else "lost"
+    return Result(run=run, status=status, error=f"{why} ({times})")
 
 
 def _late(run: TrialSegment, minutes: float) -> Result:

@@ -47,6 +47,8 @@ class SegmentState:
     result: Result | None
     step: int | None
     """Steps taken. None: it has ended, or it was given up."""
+    waits: bool
+    """Whether it has not started yet."""
     notes: tuple[str, ...]
     """Why trials do not share."""
 
@@ -117,7 +119,10 @@ class SharedTrainer:
         with self._changed:
             if self._broken is not None:
                 raise self._broken
-            return SegmentState(self._process, self._results.get(name), self._steps.get(name), tuple(self._notes))
+            waits = any(task.run.name == name for task in self._waiting)
+            return SegmentState(
+                self._process, self._results.get(name), self._steps.get(name), waits, tuple(self._notes)
+            )
 
     def load(self) -> int:
         """Segments that run or wait here."""
@@ -173,7 +178,7 @@ class SharedTrainer:
         due: list[TrialTask] = []
         for task in list(self._waiting):
             if running & self._alone or (running and task.run.name in self._alone):
-                continue
+                break  # the first in the queue starts first
             running.add(task.run.name)
             due.append(task)
             self._waiting.remove(task)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 from ray import tune
@@ -51,6 +51,9 @@ class MemoryStore:
             raise ObjectNotFound(key)
         return json.loads(self.objects[key])
 
+    def delete_tree(self, prefix: str) -> None:
+        self.objects = {key: text for key, text in self.objects.items() if not key.startswith(f"{prefix}/")}
+
     def documents(self, prefix: str) -> dict[str, Any]:
         names = sorted(key for key in self.objects if key.startswith(f"{prefix}/"))
         return {key.removeprefix(f"{prefix}/").removesuffix(".json"): json.loads(self.objects[key]) for key in names}
@@ -71,6 +74,9 @@ class MadeUpTrial(SharedTrial):
 
     def setup(self, config: dict[str, Any], search: SearchContext | None = None) -> None:
         super().setup(config, search or self.context)
+
+    def _job_stops(self) -> bool:
+        return False
 
     def _train(self, task: TrialTask) -> Result | None:
         self.begun.append(task.run.name)
@@ -95,7 +101,7 @@ class Simulation:
         context = SearchContext(cast(Store, self.store), "search", problem, materials, "job", 1, (), Board())
         parts = {"make": staticmethod(make), "begun": self.begun, "context": context}
         self._kind = type("Made", (MadeUpTrial,), parts)
-        self._checkpoints: dict[str, str] = {}
+        self._paused: set[Trial] = set()
         self.most_at_once = 0
         self._count = itertools.count()
         self._clock, self._events = 0.0, cast(list[tuple[float, int, Trial, MadeUpTrial, dict[str, Any]]], [])
@@ -149,9 +155,8 @@ class Simulation:
         trial.set_status(Trial.RUNNING)
         self.most_at_once = max(self.most_at_once, sum(each.status == Trial.RUNNING for each in self.trials))
         trainable = self._kind(config=dict(trial.config))
-        if trial.trial_id in self._checkpoints:
-            trainable.load_checkpoint(self._checkpoints[trial.trial_id])
-            trainable._iteration = trial.last_result["training_iteration"]
+        if trial in self._paused:
+            trainable.restore(SimpleNamespace(metrics=trial.last_result))
         self._train(trial, trainable)
 
     def _train(self, trial: Trial, trainable: MadeUpTrial) -> None:
@@ -173,8 +178,7 @@ class Simulation:
         if decision == TrialScheduler.CONTINUE:
             self._train(trial, trainable)
         elif decision == TrialScheduler.PAUSE:
-            self._checkpoints[trial.trial_id] = directory = tempfile.mkdtemp()
-            trainable.save_checkpoint(directory)
+            self._paused.add(trial)
             trial.set_status(Trial.PAUSED)
         else:
             self.stop_trial(trial)

@@ -96,7 +96,7 @@ def test_each_trial_is_a_run_in_every_tracker(store: Store, tmp_path: Path) -> N
     ray_workers.connect()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = {"mlflow": {"tracking_uri": uri}, "wandb": {"project": "p", "mode": "offline"}}
-    grid = {"space": {"learning_rate": [1e-3, 1e-2]}, "algorithm": "grid"}
+    grid: dict[str, Any] = {"space": {"learning_rate": [1e-3, 1e-2]}, "algorithm": "grid"}
     search = make_search(setting, tracking=tracking, **grid)
     assert search.run().winner is not None
     target = tmp_path / "fetched"
@@ -106,7 +106,7 @@ def test_each_trial_is_a_run_in_every_tracker(store: Store, tmp_path: Path) -> N
     assert set(runs) == set(offline) == {f"{search.job.id}-{name}" for name in names.values()}
     for segment, result in search.records.results().items():
         name = f"{search.job.id}-{names[segment]}"
-        recorded = [(1, pytest.approx(result.loss))]
+        recorded: list[Any] = [(1, pytest.approx(result.loss))]
         assert runs[name][1]["loss"] == recorded
         assert offline[name]["loss"] == recorded
         assert readers.events(target / "tensorboard" / names[segment])["ray/tune/loss"] == recorded
@@ -215,7 +215,7 @@ def test_groups_of_workers_fill_the_cluster_and_copy_each_other(store: Store, tm
     ray.shutdown()
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
-        section = {"scheduler": "pbt", "trials": 3, "rungs": 2, "parallel": 3, "finalists": 1}
+        section: dict[str, Any] = {"scheduler": "pbt", "trials": 3, "rungs": 2, "parallel": 3, "finalists": 1}
         search = make_search(setting, compute={"workers": 2, "threads_per_worker": 1}, **section)
         now = search.run()
     finally:

@@ -107,6 +107,17 @@ def test_a_model_of_the_values_does_not_see_a_failed_trial_and_tpe_does() -> Non
         assert [trial.state.name for trial in seen._optuna._ot_study.trials] == ["COMPLETE", state, "COMPLETE"]
 
 
+def test_a_grid_of_an_earlier_version_is_finished_point_by_point() -> None:
+    points = {"space": {"learning_rate": [1e-4, 3e-4, 1e-3], "lora.rank": [8, 16]}, "algorithm": "grid"}
+    problem, store = make_problem(points), MemoryStore()
+    for trial, params in enumerate(sampling.grid(problem.space)[:3]):
+        run = TrialSegment(trial=trial, rung=0, params=params, until=27)
+        Simulation(problem, outcome, store).records.add(outcome(run))
+    _, results, _ = finish(problem, store=store)
+    tried = [tuple(result.run.params.values()) for result in results.values() if not result.run.again]
+    assert len(tried) == len(set(tried)) == 6
+
+
 def test_results_of_a_search_of_an_earlier_version_are_known_points() -> None:
     """It recorded no points, and one of its trials had no result yet."""
     problem, store = make_problem(), MemoryStore()
@@ -135,8 +146,15 @@ def test_two_metrics_make_a_front() -> None:
     def make(run: TrialSegment) -> Result:
         return outcome(run).model_copy(update={"tokens": 1000 + 100 * run.params["lora.rank"], "seconds": 1.0})
 
-    now, results, _ = finish(make_problem({"metric": ["loss", "tokens_per_s"], "trials": 12}), make)
+    problem = make_problem({"metric": ["loss", "tokens_per_s"], "trials": 12})
+    now, results, _ = finish(problem, make)
     assert now.winner is not None
+    simulation = Simulation(problem, make)
+    simulation.run(until=6)
+    search = simulation.sampling.sampler
+    assert isinstance(search, NumberedSearch)
+    study = search._optuna._ot_study  # paused trials teach the sampler, too
+    assert sum(trial.state.name == "COMPLETE" for trial in study.sampler._view(study).trials) >= 5
     assert results[now.winner.name].loss == min(r.loss or 9 for r in results.values() if r.run.until == 27)
 
 

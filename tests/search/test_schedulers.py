@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import tune
+from ray.tune.experiment import Trial
 
 from ray_jobs.search.rungs import rungs_of, trial_spec
+from ray_jobs.search.schedulers import Places, scheduler_of
+from ray_jobs.search.trainables import SharedTrial
 from ray_jobs.sharing.segments import Result, SegmentStatus, TrialSegment
 from ray_jobs.training.lr_schedule import decay_start, learning_rate_at
 from tests.builders import make_spec
@@ -82,6 +87,41 @@ def test_a_trial_that_fails_is_recorded_and_the_search_continues(scheduler: str,
     assert now.winner.trial not in (0, 1, 4)
     assert not any(result.run.rung and result.run.trial in (0, 1, 4) for result in results.values())
     assert len({result.run.trial for result in results.values()}) == 9
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("failing", range(6))
+def test_a_search_ends_when_a_promoted_trial_fails(parallel: int, failing: int) -> None:
+    """It may be the last one of its bracket that ran."""
+    promoted: list[str] = []
+
+    def make(run: TrialSegment) -> Result:
+        if run.rung == 1:
+            promoted.append(run.name)
+        return outcome(run, "failed" if run.rung == 1 and len(promoted) == failing + 1 else "ok")
+
+    simulation = Simulation(make_problem({"scheduler": "hyperband", "trials": 17, "parallel": parallel}), make)
+    simulation.run()
+    assert len({result.run.trial for result in simulation.results.values()}) == 17
+
+
+def test_the_members_of_a_population_do_not_wait_for_one_that_died() -> None:
+    problem = make_problem({"scheduler": "pbt", "trials": 3})
+    scheduler = scheduler_of(problem, Places(3))
+    scheduler.set_search_properties("loss", "min")
+    tune.register_trainable("made-up", SharedTrial)
+    params = {"learning_rate": 1e-3, "lora.rank": 8}
+    trials = [Trial("made-up", config={"trial": i, "params": params}) for i in range(3)]
+    controller = SimpleNamespace(search_alg=None, get_trials=lambda: trials)
+    for trial, status in zip(trials, (Trial.PAUSED, Trial.PAUSED, Trial.ERROR), strict=True):
+        scheduler.on_trial_add(controller, trial)
+        trial.set_status(status)
+    for trial in trials[:2]:
+        scheduler._trial_state[trial].last_train_time = 1  # both wait at the first rung
+    assert scheduler.choose_trial_to_run(controller) in trials[:2]
+    trials[2].set_status(Trial.RUNNING)
+    scheduler._next_perturbation_sync = 1
+    assert scheduler.choose_trial_to_run(controller) is None  # they wait for it
 
 
 def test_when_all_fail_no_trial_wins() -> None:

@@ -135,6 +135,19 @@ def test_the_storage_budget_keeps_the_best_that_fit() -> None:
     assert set(prunable(unlimited, results, Standing())) < set(results) - kept
 
 
+def test_a_segment_does_not_resume_what_another_one_left_under_its_name(store: Store) -> None:
+    """After a crash a member of a population may get other values for the same rung."""
+    records = SearchRecords(store, "jobs/x/search/y")
+    run = TrialSegment(trial=3, rung=1, params={"learning_rate": 1e-3}, until=9, source="0003-0")
+    key = f"{records.checkpoints(run)}/step-4/weights"
+    records.begin_segment(run)
+    store.put(key, b"x")
+    records.begin_segment(run)  # resumed
+    assert store.exists(key)
+    records.begin_segment(run.model_copy(update={"source": "0001-0"}))
+    assert not store.exists(key)
+
+
 def stored(store: Store, problem: Problem) -> SearchRecords:
     """A finished search in a store."""
     job = jobs.start_attempt(store, problem.spec)
