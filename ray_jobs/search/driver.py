@@ -184,8 +184,10 @@ class Search:
     ) -> None:
         """One run of Tune. Raises what ended the job."""
         os.environ.update(_SETTINGS)
-        # It would warn that reading a result from the store took half a second.
-        logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
+        # They would warn that reading a result from the store took half a second, and of each trial at the end that it
+        # has no CSV file.
+        for module in ("utils.util", "analysis.experiment_analysis"):
+            logging.getLogger(f"ray.tune.{module}").setLevel(logging.ERROR)
         kind = SharedTrial if context.trainers else WorkersTrial
         client = tune.PlacementGroupFactory([{"memory": _CLIENT_BYTES}])
         files, path = self.records.store.filesystem(f"{self.records.prefix}/tune")

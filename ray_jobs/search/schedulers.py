@@ -55,7 +55,32 @@ class _Rung:
     promoted: set[Trial] = field(default_factory=set)
 
 
-class PromotingASHA(Unsaved, FIFOScheduler):
+class _KeepsProcesses(Unsaved):
+    """Keeps a process for each place between trials. Tune keeps one, and trials that share passes end together: the
+    others would start a process each, which takes longer than a short trial."""
+
+    def __init__(self, places: Places, **options: Any) -> None:
+        super().__init__(**options)
+        self.places, self._keeps = places, False
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]  # a scheduler's
+        # Tune's wrapper has no public way to its cache.
+        cache = getattr(getattr(tune_controller, "_tune_controller", None), "_actor_cache", None)
+        if cache is not None and not self._keeps:
+            self._keeps = True
+            cache.increase_max(trial.placement_group_factory, by=self.places.most)
+
+
+class _FIFO(_KeepsProcesses, FIFOScheduler):
+    pass
+
+
+class _StoppingASHA(_KeepsProcesses, AsyncHyperBandScheduler):
+    pass
+
+
+class PromotingASHA(_KeepsProcesses, FIFOScheduler):
     """ASHA as in its paper (Li et al. 2018, arXiv:1810.05934): every trial pauses at its rung, and whenever a place is
     free, the best 1/η of a rung that were not promoted yet come before a new trial.
 
@@ -63,8 +88,8 @@ class PromotingASHA(Unsaved, FIFOScheduler):
     """
 
     def __init__(self, problem: Problem, places: Places) -> None:
-        super().__init__()
-        self._reduction, self._judge, self._places = problem.search.reduction, problem.search.judge, places
+        super().__init__(places)
+        self._reduction, self._judge = problem.search.reduction, problem.search.judge
         self._sign = 1.0 if problem.lower_is_better else -1.0
         self._rungs = [_Rung() for _ in range(problem.search.rungs)]
 
@@ -91,7 +116,7 @@ class PromotingASHA(Unsaved, FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         found = self.promotable()
-        if found is not None and self._places.free():
+        if found is not None and self.places.free():
             found[0].promoted.add(found[1])
             return found[1]
         trials = tune_controller.get_trials()
@@ -103,12 +128,8 @@ class PromotingASHA(Unsaved, FIFOScheduler):
         return None
 
 
-class _Limited(Unsaved):
+class _Limited(_KeepsProcesses):
     """Resumes a paused trial only in a free place."""
-
-    def __init__(self, places: Places, **options: Any) -> None:
-        super().__init__(**options)
-        self.places = places
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         chosen: Trial | None = super().choose_trial_to_run(tune_controller)  # type: ignore[misc]  # a scheduler's
@@ -208,7 +229,7 @@ def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
         case "asha":
             return PromotingASHA(problem, places)
         case "asha_stopping":
-            return AsyncHyperBandScheduler(**rungs)
+            return _StoppingASHA(places, **rungs)
         case "hyperband":
             return _HyperBand(places, **rungs)
         case "median_stopping":
@@ -232,7 +253,7 @@ def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
             }
             return _population(PB2, problem, places, hyperparam_bounds={"params": bounds})
         case "none":
-            return FIFOScheduler()
+            return _FIFO(places)
 
 
 def _perturbed(space: Space) -> Iterator[tuple[str, Range | tuple[Any, ...]]]:

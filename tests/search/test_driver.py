@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError
 from ray_jobs import jobs
 from ray_jobs.errors import JobPaused
 from ray_jobs.search.driver import Search
+from ray_jobs.search.progress import SearchProgress
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial
 from ray_jobs.spec import parse_spec
@@ -65,11 +66,24 @@ def make_search(
     ],
     ids=lambda section: section["scheduler"],
 )
-def test_a_search_ends_with_a_trained_winner(store: Store, tmp_path: Path, section: dict[str, Any]) -> None:
+def test_a_search_ends_with_a_trained_winner(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
-    search = make_search(setting, **section)
+    search, processes, heard = make_search(setting, **section), dict[str, int](), SearchProgress.on_trial_result
+
+    def hear(
+        self: SearchProgress, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        processes.setdefault(result["segment"], result["pid"])
+        heard(self, iteration, trials, trial, result, **info)
+
+    monkeypatch.setattr(SearchProgress, "on_trial_result", hear)
     now = search.run()
+    sampled = search.records.stopped()
+    assert sampled is not None
+    assert len({processes[name] for name in sampled.results}) <= search.problem.search.parallel  # they are reused
     assert now.winner is not None
     results = search.records.results()
     winner = results[now.winner.name]
