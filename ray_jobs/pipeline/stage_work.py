@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray_jobs import __version__, deploy, registry
@@ -155,7 +155,7 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     materials = {model: flow.inputs_of(spec.with_values({"base_model": model}), "") for model in flow.base_models}
 
     def loggers() -> list[Callback]:
-        return tune_callbacks(flow.job_spec, job.id, store, note)
+        return tune_callbacks(flow.job_spec, job.id, store, note, PurePosixPath(flow.search_prefix).name)
 
     now = Search(job, records, problem, materials, context.show, note, loggers).run()
     assert now.winner is not None
@@ -179,7 +179,8 @@ def train(flow: Flow, context: StageContext) -> TrainOutcome:
     """Train to the end on Ray Train workers. Raises as `Job.check` where the job was stopped."""
     ray_workers.connect()
     job, events = context.job, TrainingMetrics(context.job)
-    with track(job, flow.spec, flow.job_spec.tracking) as record:
+    digest = PurePosixPath(flow.train_inputs.checkpoints).name
+    with track(job, flow.spec, flow.job_spec.tracking, digest) as record:
 
         def report(done: float, total: float, unit: str, metrics: MetricValues) -> None:
             record(int(done), metrics)

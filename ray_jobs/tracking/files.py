@@ -1,9 +1,9 @@
-"""A job's tracking files in the store: event files, offline W&B runs, and how far each file reaches.
+"""A job's tracking files in the store: event files, offline W&B runs, and the last step of each.
 
-jobs/{id}/tensorboard/training/…        event files of the job's own training
-jobs/{id}/tensorboard/trial-{n}/…       those of a search's trial
-jobs/{id}/wandb/…                       offline W&B runs, for `wandb sync`
-jobs/{id}/tracked/{run}.json            last step of each tracker's files
+jobs/{id}/tensorboard/training-{digest}/…    event files of the job's own training
+jobs/{id}/tensorboard/trial-{n}-{digest}/…   those of a search's trial
+jobs/{id}/wandb/{run}/{part}/…               offline W&B runs, for `wandb sync`
+jobs/{id}/tracked/{run}.json                 last step of each tracker's files
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def upload(store: Store, directory: Path, pattern: str, job_id: str, folder: str
 
 def upload_offline_runs(store: Store, directory: Path, job_id: str, run: str, tracker: str, step: int) -> None:
     """Copy finished offline W&B runs into the store, and record the last step that they hold."""
-    part = f"{run}/{time.time_ns() // 1_000_000}"  # later parts of a run sort behind earlier ones, for `wandb sync`
+    part = f"{run}/{time.time_ns() // 1_000_000}"  # later parts sort behind earlier ones: `wandb sync` needs the order
     upload(store, directory / "wandb", "offline-run-*/*.wandb", job_id, "wandb", part)
     write_last_step(store, job_id, run, tracker, step)
 

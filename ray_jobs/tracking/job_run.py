@@ -1,4 +1,4 @@
-"""The run of a job's training in its trackers: queued by the caller, written by one thread a tracker.
+"""A job's metrics on their way to its trackers: queued by the caller, written by one thread a tracker.
 
 Owns which steps a tracker still needs, retries, and the one warning of a tracker that fails. Does not know a tracker's
 protocol. Nothing here raises into the job or delays it, except for `CLOSE_S` at its end.
@@ -12,14 +12,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError
 from ray_jobs.jobs import Job
 from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, TrackingSection
+from ray_jobs.storage import Store
+from ray_jobs.tracking import files
 from ray_jobs.tracking.event_files import EventFiles
 from ray_jobs.tracking.mlflow_run import MlflowRun
-from ray_jobs.tracking.tracker import METRICS, End, Point, Tracker
+from ray_jobs.tracking.tracker import METRICS, End, Point, Run, Tracker
 from ray_jobs.tracking.wandb_run import WandbRun
 
 FLUSH_EVERY_S = 60.0
@@ -27,7 +30,7 @@ FLUSH_EVERY_S = 60.0
 RETRY_EVERY_S = 60.0
 """Wait before the next try with a tracker that failed."""
 CLOSE_S = 30.0
-"""Longest time that a training's end waits for its trackers."""
+"""Longest time that the end of a training or a search waits for its trackers."""
 _MOST_WAITING = 100_000
 """Most steps that wait for a tracker; beyond them the oldest are dropped."""
 
@@ -36,12 +39,20 @@ Record = Callable[[int, Mapping[str, float | str]], None]
 
 
 @contextlib.contextmanager
-def track(job: Job, spec: JobSpec, tracking: TrackingSection) -> Iterator[Record]:
+def track(job: Job, spec: JobSpec, tracking: TrackingSection, digest: str) -> Iterator[Record]:
     """Write a training of `spec` into the trackers; the block's end or exception ends their run.
 
-    `tracking` may differ from the section in `spec`, which a search stored.
+    `tracking` may differ from the section in `spec`, which a search stored. `digest`: what identifies the training
+    within its job.
     """
-    writers = [_Writer(tracker, job) for tracker in trackers_of(job, spec, tracking)]
+
+    def warn(text: str) -> None:
+        with contextlib.suppress(KitaeError):
+            job.event("warning", text)
+
+    run = Run(job.id, files.TRAINING, digest, job.id, params_of(spec))
+    found = trackers_of(job.store, spec.name, tracking)
+    writers = [Writer(new(run), warn, resumes=job.attempt > 1) for new in found.values()]
 
     def record(step: int, metrics: Mapping[str, float | str]) -> None:
         values = {name: float(metrics[name]) for name in METRICS if name in metrics}
@@ -55,30 +66,34 @@ def track(job: Job, spec: JobSpec, tracking: TrackingSection) -> Iterator[Record
         end = end_of(error)
         raise
     finally:
-        deadline_s = time.monotonic() + CLOSE_S
-        for writer in writers:
-            writer.close(end)
-        for writer in writers:
-            writer.join(max(0.0, deadline_s - time.monotonic()))
+        close_all(writers, end)
+
+
+def close_all(writers: Sequence[Writer], end: End | None) -> None:
+    """Let the threads write what waits, end their runs, and wait for them at most `CLOSE_S`."""
+    deadline_s = time.monotonic() + CLOSE_S
+    for writer in writers:
+        writer.close(end)
+    for writer in writers:
+        writer.join(max(0.0, deadline_s - time.monotonic()))
 
 
 def end_of(error: BaseException) -> End | None:
     """How an error ends a run. Pure."""
     if isinstance(error, JobSuperseded):
         return None
-    return "stopped" if isinstance(error, JobCancelled | JobPaused | KeyboardInterrupt) else "failed"
+    return "stopped" if isinstance(error, JobCancelled | JobPaused | KeyboardInterrupt | SystemExit) else "failed"
 
 
-def trackers_of(job: Job, spec: JobSpec, tracking: TrackingSection) -> list[Tracker]:
-    """The trackers of a training. Their packages are imported when they are opened."""
-    found: list[Tracker] = []
-    params = params_of(spec)
+def trackers_of(store: Store, model: str, tracking: TrackingSection) -> dict[str, Callable[[Run], Tracker]]:
+    """What makes a run in each tracker, by the tracker's name. A package is imported when a run is opened."""
+    found: dict[str, Callable[[Run], Tracker]] = {}
     if tracking.tensorboard:
-        found.append(EventFiles(job.store, job.id, job.attempt, params))
+        found[EventFiles.name] = partial(EventFiles, store)
     if tracking.mlflow is not None:
-        found.append(MlflowRun(tracking.mlflow, spec.name, job.id, params))
+        found[MlflowRun.name] = partial(MlflowRun, tracking.mlflow, model)
     if tracking.wandb is not None:
-        found.append(WandbRun(tracking.wandb, job.store, job.id, params))
+        found[WandbRun.name] = partial(WandbRun, tracking.wandb, store)
     return found
 
 
@@ -106,11 +121,12 @@ def reason(error: BaseException) -> str:
     return text[:300]
 
 
-class _Writer:
+class Writer:
     """The queue and the thread of one tracker."""
 
-    def __init__(self, tracker: Tracker, job: Job) -> None:
-        self._tracker, self._job = tracker, job
+    def __init__(self, tracker: Tracker, warn: Callable[[str], None], *, resumes: bool = False) -> None:
+        """`warn` gets the first error. `resumes`: an earlier attempt's run may be open, and is ended in any case."""
+        self._tracker, self._send_warning, self._resumes = tracker, warn, resumes
         self._changed = threading.Condition()
         self._waiting: deque[Point] = deque(maxlen=_MOST_WAITING)
         self._given = 0
@@ -141,7 +157,7 @@ class _Writer:
         """Let the thread write what waits, end the run, and stop."""
         with self._changed:
             self._closing, self._end = True, end
-            if self._job.attempt > 1:  # every step may be an earlier attempt's, whose run is still open
+            if self._resumes:  # every step may be an earlier attempt's
                 self._start()
             self._changed.notify()
 
@@ -150,7 +166,7 @@ class _Writer:
         if self._thread is not None:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
-                self._warn(TimeoutError(f"it was not done {CLOSE_S:g} s after the training's end"))
+                self._warn(TimeoutError(f"it was not done {CLOSE_S:g} s after the end"))
 
     def _start(self) -> None:
         if self._thread is None:
@@ -196,5 +212,4 @@ class _Writer:
         if self._warned:
             return
         self._warned = True
-        with contextlib.suppress(KitaeError):
-            self._job.event("warning", f"{self._tracker.name} fails, and the job continues without it: {reason(error)}")
+        self._send_warning(f"{self._tracker.name} fails, and the job continues without it: {reason(error)}")

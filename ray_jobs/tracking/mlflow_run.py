@@ -1,16 +1,16 @@
-"""A training's run in MLflow, found again by its tag `kitae.job_id`."""
+"""A run in MLflow, found again by its tag `kitae.run`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ray_jobs.spec import MlflowSection
-from ray_jobs.tracking.tracker import End, Point
+from ray_jobs.tracking.tracker import End, Point, Run
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow import entities
     from mlflow.tracking import MlflowClient
 
 JOB_TAG, RUN_TAG = "kitae.job_id", "kitae.run"
@@ -52,19 +52,19 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
 
 
-def find_run(client: MlflowClient, experiment: str, name: str) -> Run | None:
+def find_run(client: MlflowClient, experiment: str, name: str) -> entities.Run | None:
     """The run whose tag `kitae.run` has this value; `experiment` is an id."""
     found = client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{name}'", order_by=["attributes.start_time ASC"])
     return found[0] if found else None
 
 
 class MlflowRun:
-    """The run of one job."""
+    """One run."""
 
     name = "MLflow"
 
-    def __init__(self, section: MlflowSection, model: str, job_id: str, params: Mapping[str, Any]) -> None:
-        self._section, self._job_id, self._params = section, job_id, params
+    def __init__(self, section: MlflowSection, model: str, run: Run) -> None:
+        self._section, self._run = section, run
         self._experiment = section.experiment or model
         self._client: MlflowClient | None = None
         self._run_id = ""
@@ -72,11 +72,11 @@ class MlflowRun:
     def open(self, began_at_step: int) -> int:
         client = connect(self._section.tracking_uri)
         experiment = experiment_id(client, self._experiment)
-        run = find_run(client, experiment, self._job_id)
+        run = find_run(client, experiment, self._run.id)
         last_step = 0
         if run is None:
-            tags = {JOB_TAG: self._job_id, RUN_TAG: self._job_id}
-            run = client.create_run(experiment, run_name=self._job_id, tags=tags)
+            tags = {JOB_TAG: self._run.job_id, RUN_TAG: self._run.id}
+            run = client.create_run(experiment, run_name=self._run.title, tags=tags)
         else:
             history = client.get_metric_history(run.info.run_id, "loss")
             last_step = max((metric.step for metric in history), default=0)
@@ -107,5 +107,5 @@ class MlflowRun:
         from mlflow.entities import Param
 
         assert self._client is not None
-        params = [Param(name, str(value)[:_MOST_CHARACTERS]) for name, value in self._params.items()]
+        params = [Param(name, str(value)[:_MOST_CHARACTERS]) for name, value in self._run.params.items()]
         self._client.log_batch(self._run_id, params=params)

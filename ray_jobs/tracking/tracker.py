@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 METRICS = ("loss", "learning_rate", "tokens_per_s", "held_out_loss", "held_out_accuracy")
 """Metrics of a step that trackers get, under these names."""
 
 End = Literal["finished", "failed", "stopped"]
 """How a run ended. `stopped`: the job was paused or cancelled."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What identifies a run, and its parameters."""
+
+    job_id: str
+    name: str
+    """Name within the job: `training` or `trial-{n}`."""
+    digest: str
+    """Digest of the training or of the search: corrected rows begin another run."""
+    title: str
+    """Display name."""
+    params: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def path(self) -> str:
+        """The run's folder in the store, below the job's."""
+        return f"{self.name}-{self.digest}"
+
+    @property
+    def id(self) -> str:
+        return f"{self.job_id}-{self.path}"
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,7 @@ class Tracker(Protocol):
     """The tracker's name in messages."""
 
     def open(self, began_at_step: int) -> int:
-        """Find the job's run or create it. Returns the last step that it holds; 0 for a new one.
+        """Find the run or create it. Returns the last step that it holds; 0 for a new one.
 
         `began_at_step`: step of the checkpoint that the training resumed from; 0 without one.
         """

@@ -1,276 +1,161 @@
-"""Ray Tune's logger callbacks for a search: a run for each trial, in one group for the job.
+"""A search's trials in the trackers: a run for each trial, `{job id}-trial-{n}`, in one group for the job.
 
-The callbacks are Ray's own. Added here: the runs' names (`{job id}-trial-{n}`), the store, and two properties that a
-search needs. A resumed search replays its trials from committed results, so a result that the run holds already is left
-out. An error of a tracker is one warning and ends nothing.
+Ray Tune's loop only queues results; one thread a tracker writes them, as for a training. A run is open only while its
+results are written: most trials are paused at any time, and Tune reports the end of none that a spent budget stops.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray.air.constants import TRAINING_ITERATION
-from ray.air.integrations import mlflow as ray_mlflow
-from ray.air.integrations import wandb as ray_wandb
-from ray.tune.logger import LoggerCallback, TBXLoggerCallback
+from ray.tune import Callback
+from ray.tune.result import TRAINING_ITERATION
 
-from ray_jobs.spec import JobSpec, MlflowSection, WandbSection
+from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tracking import files
-from ray_jobs.tracking.event_files import EventWriter
-from ray_jobs.tracking.job_run import reason
-from ray_jobs.tracking.mlflow_run import JOB_TAG, RUN_TAG, find_run, set_environment
-from ray_jobs.tracking.wandb_run import init_arguments
+from ray_jobs.tracking.job_run import Writer, close_all, trackers_of
+from ray_jobs.tracking.tracker import End, Point, Run, Tracker
 
 if TYPE_CHECKING:
-    from ray.tune import Callback
     from ray.tune.experiment import Trial
 
-_UPLOAD_S = 60
-"""Longest time that the end of a search waits for W&B's uploads; Ray's default is half an hour."""
 _MOST_FAILURES = 3
-"""Trials that may lose a tracker before it is left out of the search: each try may block the search for a minute."""
+"""Runs of one try that may fail before the others wait for the next try."""
 _BOOKKEEPING = frozenset(
     {"pid", "timestamp", "done", "time_this_iter_s", "time_since_restore", "iterations_since_restore"}
 )
 """Numbers of a result that are Tune's own and no metrics."""
 
-Warn = Callable[[str], None]
-"""Writes a warning into the job's events."""
 
+def tune_callbacks(
+    spec: JobSpec, job_id: str, store: Store, warn: Callable[[str], None], digest: str
+) -> list[Callback]:
+    """The callback of `spec.tracking` for one `ray.tune.RunConfig`.
 
-def tune_callbacks(spec: JobSpec, job_id: str, store: Store, warn: Warn) -> list[Callback]:
-    """Callbacks of `spec.tracking` for `ray.tune.RunConfig`.
-
-    A trial's config is `{"trial": n, "params": {…}}`; each result has `training_iteration`. Set
-    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS=1 if `tensorboard` is off, or Tune adds its own event files.
+    A trial's config is `{"trial": n, "params": {…}}`; each result has `training_iteration`. `warn` writes a warning
+    into the job's events. `digest`: what identifies the search within its job.
     """
-    tracking = spec.tracking
-    found: list[Callback] = []
-    if tracking.tensorboard:
-        found.append(TensorboardTrials(job_id, store, warn))
-    if tracking.mlflow is not None:
-        found.append(MlflowTrials(job_id, store, warn, tracking.mlflow, spec.name))
-    if tracking.wandb is not None:
-        found.append(WandbTrials(job_id, store, warn, tracking.wandb))
-    return found
+    found = trackers_of(store, spec.name, spec.tracking)
+    writers = [Writer(TrialRuns(name, new), warn) for name, new in found.items()]
+    return [TrialTrackers(job_id, digest, writers)] if writers else []
 
 
-def _ignore(_: str) -> None:
-    """Stands for `warn` in stored callbacks."""
+@dataclass(frozen=True)
+class TrialPoint(Point):
+    """A result of a trial; `step` is its place in the queue."""
+
+    run: Run
+    iteration: int
+    end: End
+    """How the trial's run ends if nothing follows."""
 
 
-def _directory(trial: Trial) -> Path:
-    """Where Tune keeps a trial's files on this machine."""
-    assert trial.local_path is not None
-    return Path(trial.local_path)
+class TrialTrackers(Callback):
+    """Queues the results of Tune's trials."""
 
-
-class _TrialRuns(LoggerCallback):
-    """Stands before one of Ray's callbacks: leaves out what a run holds, and turns errors into one warning."""
-
-    tracker: str
-
-    def keep(self, job_id: str, store: Store, warn: Warn) -> None:
-        """Set what `__init__` of Ray's callbacks does not take."""
-        self.job_id, self.store, self.warn = job_id, store, warn
-        self._held: dict[Trial, int] = {}
-        """Last iteration that each trial's run holds."""
-        self._started: set[Trial] = set()
-        """Trials whose run is open."""
-        self._lost: set[Trial] = set()
-        """Trials whose run failed; the tracker gets no more of them."""
-        self._failures = 0
+    def __init__(self, job_id: str, digest: str, writers: Sequence[Writer]) -> None:
+        self._job_id, self._digest, self._writers = job_id, digest, writers
+        self._queued = 0
+        self._seen: set[Run] = set()
+        """Runs with a result."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the job: Tune stores the callbacks beside its state, and runs the ones that it was given."""
-        return {**self.__dict__, "warn": _ignore}
+        """Keep nothing: Tune stores the callbacks beside its state, and runs the ones that it was given."""
+        return {}
 
-    def run_of(self, trial: Trial) -> str:
-        """Name of a trial's run within the job."""
-        return files.trial_run(trial.config)
-
-    def held(self, trial: Trial) -> int:
-        """Last iteration that the run of a trial holds; 0 for a new one."""
-        return files.last_step(self.store, self.job_id, self.run_of(trial), self.tracker)
-
-    def start(self, trial: Trial) -> None:
-        """Create or continue the run of a trial, before its first new result."""
-        super().log_trial_start(trial)
-
-    def wrote(self, trial: Trial, iteration: int) -> None:
-        """Called after a result was written."""
-
-    def ended(self, trial: Trial) -> None:
-        """Called after a trial's end was written."""
-
-    def setup(self, *arguments: Any, **info: Any) -> None:
-        self._try(None, lambda: super(_TrialRuns, self).setup(*arguments, **info))
-
-    def log_trial_start(self, trial: Trial) -> None:
-        def look_up() -> None:  # Tune starts a paused trial again
-            self._held[trial] = max(self.held(trial), self._held.get(trial, 0))
-
-        self._try(trial, look_up)
-
-    def log_trial_result(self, iteration: int, trial: Trial, result: dict[str, Any]) -> None:
-        reached = int(result[TRAINING_ITERATION])
-        if reached <= self._held.get(trial, 0):
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result.get("status", "ok") != "ok":  # its numbers are marks for the scheduler
+            self._failed(trial)
             return
+        values = {
+            name: float(value) for name, value in result.items() if isinstance(value, Real) and name not in _BOOKKEEPING
+        }
+        run = self._run_of(trial)
+        self._seen.add(run)
+        self._put(run, int(result[TRAINING_ITERATION]), values, "finished")
 
-        def write() -> None:
-            metrics = {
-                name: value for name, value in result.items() if isinstance(value, Real) and name not in _BOOKKEEPING
-            }
-            if trial not in self._started:
-                self.start(trial)
-                self._started.add(trial)
-            super(_TrialRuns, self).log_trial_result(iteration, trial, metrics)
-            self._held[trial] = reached
-            self.wrote(trial, reached)
-
-        self._try(trial, write)
-
-    def log_trial_end(self, trial: Trial, failed: bool = False) -> None:
-        def end() -> None:
-            super(_TrialRuns, self).log_trial_end(trial, failed)
-            self.ended(trial)
-
-        if trial in self._started:
-            self._started.discard(trial)
-            self._try(trial, end)
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._failed(trial)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        self._try(None, lambda: super(_TrialRuns, self).on_experiment_end(trials, **info))
+        close_all(self._writers, "finished")
 
-    def failed(self, error: BaseException) -> None:
-        """Warn at the first error."""
-        self._failures += 1
-        if self._failures == 1:
-            self.warn(f"{self.tracker} fails, and the search continues without it: {reason(error)}")
+    def _failed(self, trial: Trial) -> None:
+        run = self._run_of(trial)
+        if run in self._seen:
+            self._put(run, 0, {}, "failed")
 
-    def _try(self, trial: Trial | None, call: Callable[[], None]) -> None:
-        if trial in self._lost or self._failures >= _MOST_FAILURES:
-            return
-        try:
-            call()
-        except Exception as error:  # noqa: BLE001  # of someone else's server or package: it must not end the search
-            self.failed(error)
-            if trial is None:
-                self._failures = _MOST_FAILURES
-            else:
-                self._lost.add(trial)
+    def _put(self, run: Run, iteration: int, values: Mapping[str, float], end: End) -> None:
+        self._queued += 1
+        point = TrialPoint(self._queued, int(time.time() * 1000), dict(values), run, iteration, end)
+        for writer in self._writers:
+            writer.put(point, 0)
+
+    def _run_of(self, trial: Trial) -> Run:
+        name = files.trial_run(trial.config)
+        return Run(self._job_id, name, self._digest, f"{self._job_id}-{name}", trial.config["params"])
 
 
-class _TrialWriter(EventWriter):
-    """The part of tensorboardX's SummaryWriter that Ray's callback uses for numbers."""
+class TrialRuns:
+    """The trials' runs in one tracker. A resumed search replays its results, so a run gets only those it lacks."""
 
-    def __init__(self, directory: str, flush_secs: int) -> None:
-        # The names of two attempts' files must differ, even within a second.
-        super().__init__(directory, suffix=f".{secrets.token_hex(4)}")
-        self.file_writer = self
+    def __init__(self, name: str, new: Callable[[Run], Tracker]) -> None:
+        self.name, self._new = name, new
+        self._done: dict[Run, int] = {}
+        """Place of the last result that each run has."""
 
+    def open(self, began_at_step: int) -> int:
+        return 0
 
-class TensorboardTrials(_TrialRuns, TBXLoggerCallback):
-    """Event files of each trial, in the store."""
+    def write(self, points: Sequence[Point]) -> None:
+        """Write what each run lacks. Raises the first error after the other runs were written."""
+        waiting: dict[Run, list[TrialPoint]] = {}
+        for point in points:
+            assert isinstance(point, TrialPoint)
+            if point.step > self._done.get(point.run, 0):
+                waiting.setdefault(point.run, []).append(point)
+        errors: list[Exception] = []
+        for run, found in waiting.items():
+            try:
+                _write_run(self._new(run), found)
+                self._done[run] = found[-1].step
+            except Exception as error:  # noqa: BLE001  # of one run: the others may still be written
+                errors.append(error)
+                if len(errors) == _MOST_FAILURES:
+                    break
+        if errors:
+            raise errors[0]
 
-    tracker = "TensorBoard"
+    def flush(self) -> None:
+        """Nothing waits: `write` ends each run that it opens."""
 
-    def __init__(self, job_id: str, store: Store, warn: Warn) -> None:
-        super().__init__()
-        self.keep(job_id, store, warn)
-        self._summary_writer_cls = _TrialWriter
-
-    def wrote(self, trial: Trial, iteration: int) -> None:
-        self.ended(trial)
-        files.write_last_step(self.store, self.job_id, self.run_of(trial), self.tracker, iteration)
-
-    def ended(self, trial: Trial) -> None:
-        directory = _directory(trial)
-        files.upload(self.store, directory, "events.out.*", self.job_id, "tensorboard", self.run_of(trial))
-
-
-class MlflowTrials(_TrialRuns, ray_mlflow.MLflowLoggerCallback):
-    """A run of each trial, found again by its tag."""
-
-    tracker = "MLflow"
-
-    def __init__(self, job_id: str, store: Store, warn: Warn, section: MlflowSection, model: str) -> None:
-        set_environment()
-        super().__init__(section.tracking_uri, experiment_name=section.experiment or model)
-        self.keep(job_id, store, warn)
-
-    def held(self, trial: Trial) -> int:
-        found = find_run(self.mlflow_util._get_client(), str(self.mlflow_util.experiment_id), self._name(trial))
-        if found is None:
-            return 0
-        self._trial_runs[trial] = found.info.run_id
-        return int(found.data.metrics.get(TRAINING_ITERATION, 0))
-
-    def start(self, trial: Trial) -> None:
-        util, name = self.mlflow_util, self._name(trial)
-        if trial in self._trial_runs:
-            util._get_client().update_run(self._trial_runs[trial], status="RUNNING")
-            return
-        run = util.start_run(run_name=name, tags={JOB_TAG: self.job_id, RUN_TAG: name})
-        self._trial_runs[trial] = run.info.run_id
-        util.log_params(dict(trial.config["params"]), run_id=run.info.run_id)
-
-    def _name(self, trial: Trial) -> str:
-        return f"{self.job_id}-{self.run_of(trial)}"
+    def close(self, end: End | None) -> None:
+        """No run is open."""
 
 
-class WandbTrials(_TrialRuns, ray_wandb.WandbLoggerCallback):
-    """A run of each trial, written by Ray's actor for it. Online, W&B itself leaves out the iterations that a run
-    holds."""
-
-    tracker = "W&B"
-
-    def __init__(self, job_id: str, store: Store, warn: Warn, section: WandbSection) -> None:
-        super().__init__(section.project, group=job_id, upload_timeout=_UPLOAD_S)
-        self.keep(job_id, store, warn)
-        self.section = section
-        if section.mode == "offline":
-            self._logger_actor_cls = _OfflineActor
-
-    def setup(self, *arguments: Any, **info: Any) -> None:
-        if self.section.mode == "online":  # Ray's set-up asks for a key
-            super().setup(*arguments, **info)
-
-    def _start_logging_actor(self, trial: Trial, exclude_results: list[str], **arguments: Any) -> None:
-        name = f"{self.job_id}-{self.run_of(trial)}"
-        arguments |= init_arguments(self.section, name, _directory(trial)) | {"name": name}
-        arguments["config"] = dict(trial.config["params"])
-        if self.section.mode == "offline":
-            arguments["target"] = (self.store, self.job_id, self.run_of(trial))
-        super()._start_logging_actor(trial, exclude_results, **arguments)
-
-    def _cleanup_logging_actor(self, trial: Trial) -> None:
-        try:
-            ray.get(self._trial_logging_futures[trial], timeout=0)
-        except Exception as error:  # noqa: BLE001  # of the actor: W&B's, or that it has not finished in time
-            self.failed(error)
-        super()._cleanup_logging_actor(trial)
-
-
-class _OfflineActor(ray_wandb._WandbLoggingActor):
-    """Ray's actor, which also copies the run's file into the store once it is complete."""
-
-    def __init__(self, *arguments: Any, target: tuple[Store, str, str], **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._target, self._reached = target, 0
-
-    def run(self) -> None:
-        super().run()  # type: ignore[no-untyped-call]  # Ray is half typed
-        self._wandb.teardown()  # as `wandb_run.finish_file`: the file is complete then
-        store, job_id, run = self._target
-        files.upload_offline_runs(store, Path(self._logdir), job_id, run, WandbTrials.tracker, self._reached)
-
-    def _handle_result(self, result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        self._reached = max(self._reached, int(result[TRAINING_ITERATION]))
-        return super()._handle_result(result)
+def _write_run(tracker: Tracker, points: Sequence[TrialPoint]) -> None:
+    """Open a run, write what it lacks and end it."""
+    results = [point for point in points if point.values]
+    held = tracker.open(results[0].iteration - 1 if results else 0)
+    new: list[Point] = []
+    for point in results:
+        if point.iteration > held:
+            held = point.iteration
+            new.append(Point(point.iteration, point.at_ms, point.values))
+    try:
+        if new:
+            tracker.write(new)
+        tracker.flush()
+    except Exception:
+        with contextlib.suppress(Exception):
+            tracker.close("failed")
+        raise
+    tracker.close(points[-1].end)

@@ -1,6 +1,6 @@
-"""A training's run in Weights & Biases; its id is the job's, so that a resumed job continues it.
+"""A run in Weights & Biases; its id follows from the job, so that a resumed job continues it.
 
-Online, W&B's own process sends what was logged and answers how far the run is. Offline, its files go into the
+Online, W&B's own process sends what was logged and answers the run's last step. Offline, its files go into the
 store, for `wandb sync`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ from ray_jobs.errors import MachineError
 from ray_jobs.spec import WandbSection
 from ray_jobs.storage import Store
 from ray_jobs.tracking import files
-from ray_jobs.tracking.tracker import End, Point
+from ray_jobs.tracking.tracker import End, Point, Run
 
 if TYPE_CHECKING:
-    from wandb import Run
+    import wandb
 
 START_S, FINISH_S = 15.0, 20.0
 """Longest waits for W&B's server at a run's start and end."""
@@ -29,7 +29,7 @@ PART_S = 300.0
 _EXIT_CODES = {"finished": 0, "failed": 1, "stopped": 255, None: 255}
 
 
-def finish_file(run: Run, exit_code: int | None = None) -> None:
+def finish_file(run: wandb.Run, exit_code: int | None = None) -> None:
     """Finish an offline run and wait until its file is complete: `finish` alone returns before W&B's process, which
     writes 256 KiB at a time, has written the end."""
     import wandb
@@ -69,14 +69,14 @@ def init_arguments(section: WandbSection, run_id: str, directory: Path) -> dict[
 
 
 class WandbRun:
-    """The run of one job."""
+    """One run."""
 
     name = "W&B"
 
-    def __init__(self, section: WandbSection, store: Store, job_id: str, params: Mapping[str, Any]) -> None:
-        self._section, self._store, self._job_id, self._params = section, store, job_id, dict(params)
+    def __init__(self, section: WandbSection, store: Store, run: Run) -> None:
+        self._section, self._store, self._of = section, store, run
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._run: Run | None = None
+        self._run: wandb.Run | None = None
         self._began_s = 0.0
         self._last_step = 0
 
@@ -86,7 +86,7 @@ class WandbRun:
 
     def open(self, began_at_step: int) -> int:
         if self._offline:  # a file is created with its first step
-            self._last_step = files.last_step(self._store, self._job_id, files.TRAINING, self.name)
+            self._last_step = files.last_step(self._store, self._of.job_id, self._of.path, self.name)
             return self._last_step
         self._run = self._new_run()
         return max(0, self._run.starting_step - 1)
@@ -109,16 +109,19 @@ class WandbRun:
             self._run.finish(exit_code=_EXIT_CODES[end])
             self._clean()
 
-    def _new_run(self) -> Run:
+    def _new_run(self) -> wandb.Run:
         import wandb
 
         if self._scratch is None:
             self._scratch = tempfile.TemporaryDirectory(prefix="kitae-wandb-")
         self._began_s = time.monotonic()
-        arguments = init_arguments(self._section, self._job_id, Path(self._scratch.name))
-        name = self._section.name or self._job_id
         return wandb.init(
-            **arguments, name=name, group=self._job_id, config=self._params, reinit="create_new", allow_val_change=True
+            **init_arguments(self._section, self._of.id, Path(self._scratch.name)),
+            name=(self._section.name if self._of.name == files.TRAINING else None) or self._of.title,
+            group=self._of.job_id,
+            config=dict(self._of.params),
+            reinit="create_new",
+            allow_val_change=True,
         )
 
     def _end_part(self, exit_code: int) -> None:
@@ -128,7 +131,7 @@ class WandbRun:
             self._run = None
         if self._scratch is not None:
             files.upload_offline_runs(
-                self._store, Path(self._scratch.name), self._job_id, files.TRAINING, self.name, self._last_step
+                self._store, Path(self._scratch.name), self._of.job_id, self._of.path, self.name, self._last_step
             )
             self._clean()
 

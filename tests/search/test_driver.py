@@ -51,7 +51,7 @@ def make_search(
     materials = {spec.base_model: setting.inputs}
 
     def loggers() -> list[tune.Callback]:
-        return tune_callbacks(spec, job.id, setting.store, print)
+        return tune_callbacks(spec, job.id, setting.store, print, "x")
 
     return Search(job, records, problem, materials, lambda *_, **__: None, print, loggers)
 
@@ -117,13 +117,14 @@ def test_each_trial_is_a_run_in_every_tracker(store: Store, tmp_path: Path) -> N
     files.download(store, search.job.id, target)
     runs, offline = readers.mlflow_runs(uri, setting.inputs.spec.name), readers.offline_runs(target / "wandb")
     names = {"0000-0": "trial-0", "0001-0": "trial-1"}
-    assert set(runs) == set(offline) == {f"{search.job.id}-{name}" for name in names.values()}
+    assert set(runs) == {f"{search.job.id}-{name}" for name in names.values()}
+    assert set(offline) == {f"{search.job.id}-{name}-x" for name in names.values()}
     for segment, result in search.records.results().items():
         name = f"{search.job.id}-{names[segment]}"
         recorded: list[Any] = [(1, pytest.approx(result.loss))]
         assert runs[name][1]["loss"] == recorded
-        assert offline[name]["loss"] == recorded
-        assert readers.events(target / "tensorboard" / names[segment])["ray/tune/loss"] == recorded
+        assert offline[f"{name}-x"]["loss"] == recorded
+        assert readers.events(target / "tensorboard" / f"{names[segment]}-x")["loss"] == recorded
         assert runs[name][0].data.params == {"learning_rate": str(result.run.params["learning_rate"])}
 
 

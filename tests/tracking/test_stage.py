@@ -86,7 +86,7 @@ def run_case(case: Case) -> TrainOutcome:
 
     def attempt(*, stops: bool) -> TrainOutcome:
         job = jobs.start_attempt(case.store, spec)
-        with track(job, spec, spec.tracking) as record:
+        with track(job, spec, spec.tracking, "d") as record:
             hooks = TrainHooks(
                 on_progress=lambda progress: record(progress.step, progress.metrics),
                 should_stop=lambda: stops and next(calls) + 1 >= case.stop_after,
@@ -109,7 +109,7 @@ def test_a_real_training_leaves_its_losses_in_every_tracker(store: Store, tmp_pa
     (outcome,) = harness.on_workers(1, run_case, [Case(store, inputs, stop_after=3)])
     files.download(store, spec.job_id, tmp_path / "fetched")
     events = readers.events(tmp_path / "fetched/tensorboard")
-    offline = readers.offline_runs(tmp_path / "fetched/wandb")[spec.job_id]
+    offline = readers.offline_runs(tmp_path / "fetched/wandb")[f"{spec.job_id}-training-d"]
     _, metrics = readers.mlflow_runs(uri, spec.name)[spec.job_id]
     for series in (events, offline, metrics):
         assert [step for step, _ in series["loss"]] == list(range(1, outcome.step + 1))
