@@ -41,13 +41,14 @@ class EndpointSettings:
     """Sections of a job file used as defaults for every job created through the API."""
 
     offers_wandb: bool = False
-    """Whether jobs have a key for Weights & Biases, so that a request may name it in `integrations`."""
+    """Whether a request may name Weights & Biases in `integrations`. Its job then uses the key in the jobs'
+    environment."""
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS and KITAE_WANDB (on by default with a
-        WANDB_API_KEY, which local jobs inherit). Raises SpecError for an invalid value."""
+        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS and KITAE_WANDB. Raises SpecError for an
+        invalid value."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_number(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes, 1024, " of bytes"),
@@ -56,7 +57,7 @@ class EndpointSettings:
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
-            offers_wandb=_switch(environment, "KITAE_WANDB", default=bool(environment.get("WANDB_API_KEY"))),
+            offers_wandb=_switch(environment, "KITAE_WANDB", default=cls.offers_wandb),
         )
 
 

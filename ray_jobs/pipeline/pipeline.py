@@ -139,10 +139,10 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
 
 def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
-    require_packages(spec.tracking)
     job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:
+        require_packages(spec.tracking)
         with sigterm.checkpoint_on_sigterm(job, pauses=launched is None):
             result = work(job)
         job.finish("succeeded", result=result.model_dump(mode="json"))

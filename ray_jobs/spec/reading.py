@@ -6,14 +6,14 @@ The only I/O of this room is `read_yaml`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ray_jobs.errors import SpecError, suggestion
 from ray_jobs.spec.job import COMBINATIONS, JobSpec
-from ray_jobs.spec.search import LIST, RANGE
+from ray_jobs.spec.search import LIST, RANGE, TEXT
 
 _MOST_PROBLEMS = 100
 
@@ -59,7 +59,7 @@ def json_schema() -> dict[str, Any]:
 
 def _explain(item: dict[str, Any]) -> list[str]:
     """One of pydantic's errors as messages."""
-    location = [str(part) for part in item["loc"] if part not in (RANGE, LIST)]
+    location = [str(part) for part in item["loc"] if part not in (RANGE, LIST, TEXT)]
     where = ".".join(location)
     if item["type"] == COMBINATIONS:
         problems: list[str] = item["ctx"]["problems"]
@@ -70,6 +70,8 @@ def _explain(item: dict[str, Any]) -> list[str]:
         return [f"{where}: required, and missing"]
     if item["type"] == "value_error":
         return [f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])]
+    if location[:1] == ["tracking"]:  # an address with a password may be in a wrong place
+        return [f"{where}: {item['msg']}"]
     return [f"{where}: {item['msg']} (got {item['input']!r:.200})"]
 
 
@@ -77,7 +79,9 @@ def _fields_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = JobSpec
     for part in location:
         annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        options = (annotation, *get_args(annotation))  # of an optional section
+        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)

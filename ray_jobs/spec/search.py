@@ -27,7 +27,7 @@ class Range(SpecSection):
         return self
 
 
-RANGE, LIST = "a range", "a list"
+RANGE, LIST, TEXT = "a range", "a list", "a text"
 FieldSpace = Annotated[
     # The whole job is validated with each value.
     Annotated[Range, Tag(RANGE)] | Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000), Tag(LIST)],
@@ -86,7 +86,10 @@ class SearchSection(SpecSection):
     sampler: Sampler | None = None
     """What proposes values: Optuna's `tpe`, `gp` (a Gaussian process) or `cmaes` (CMA-ES), `random` draws, or `grid`,
     every combination. None: that of `algorithm`; for a population, `random`."""
-    metric: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=2)] = "loss"
+    metric: Annotated[
+        Annotated[str, Tag(TEXT)] | Annotated[tuple[str, ...], Field(min_length=1, max_length=2), Tag(LIST)],
+        Discriminator(lambda given: LIST if isinstance(given, list | tuple) else TEXT),
+    ] = "loss"
     """Metric on held-out rows: `loss`, or the task's own (`token_accuracy`, `accuracy`). A list of two, such as
     `[loss, tokens_per_s]`, searches for their Pareto front; the first one judges the rungs and names the winner."""
     trials: int = Field(16, ge=1, le=10_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -26,7 +26,7 @@ def is_name(text: str) -> bool:
 class SpecSection(BaseModel):
     """A part of the job file: frozen, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
 class DataSection(SpecSection):
@@ -164,27 +164,42 @@ TRACKING_CREDENTIALS = (
     "WANDB_API_KEY",
 )
 """Environment variables with the trackers' credentials; a job file holds none."""
-_SECRET_PARAMETERS = frozenset({"password", "passwd", "token", "api_key", "apikey", "secret"})
+_SERVER = r"https?://[^\s/@?#\\]+(/[^\s@?#\\]*)?"
+_DATABASE = r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://(?!.*:[^@]*@)[^?#\\\n]*"
 
 
-def _without_credentials(uri: str) -> str:
-    """Raise ValueError, without the URI in its text, for a URI that holds a password or a token."""
-    parts = urlsplit(uri)
-    in_host = parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https"))
-    if in_host or any(name.lower() in _SECRET_PARAMETERS for name, _ in parse_qsl(parts.query)):
-        raise ValueError(
-            "it holds a password or a token, which a job's record would keep: remove it, and set credentials in the "
-            "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, WANDB_API_KEY)"
-        )
-    return uri
+def _address(form: str, kinds: str) -> AfterValidator:
+    """Accept only a form that holds no credentials. The error does not repeat the text, which may hold some."""
+
+    def check(uri: str) -> str:
+        try:
+            urlsplit(uri)
+        except ValueError:
+            valid = False
+        else:
+            valid = re.fullmatch(form, uri) is not None
+        if not valid:
+            raise ValueError(
+                f"it must be {kinds}, without a password, `?` or `#`, because a job's record keeps its job file: set "
+                "credentials in the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "MLFLOW_TRACKING_TOKEN, WANDB_API_KEY)"
+            )
+        return uri
+
+    return AfterValidator(check)
 
 
-Uri = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_without_credentials)]
-"""A URI without credentials."""
+_Text = Annotated[str, Field(min_length=1, max_length=1024)]
+ServerUrl = Annotated[_Text, _address(_SERVER, "an http(s) address")]
+"""A server's address, without credentials."""
+TrackingUri = Annotated[
+    _Text, _address(f"{_SERVER}|{_DATABASE}", "an http(s) address or a database (sqlite, postgresql, mysql, mssql)")
+]
+"""The address of a server or a database, without credentials."""
 
 
 class MlflowSection(SpecSection):
-    tracking_uri: Uri
+    tracking_uri: TrackingUri
     """MLflow's tracking server, such as `https://mlflow.example`, or a database such as `sqlite:////data/mlflow.db`.
     Credentials come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from MLFLOW_TRACKING_TOKEN."""
     experiment: str | None = Field(None, min_length=1, max_length=250)
@@ -203,7 +218,7 @@ class WandbSection(SpecSection):
     mode: Literal["online", "offline"] = "online"
     """`online`: send to the server, with the key in WANDB_API_KEY. `offline`: write files into the store, for
     `wandb sync`."""
-    base_url: Uri | None = None
+    base_url: ServerUrl | None = None
     """Address of a W&B server of one's own. None: WANDB_BASE_URL, or W&B's service."""
 
 

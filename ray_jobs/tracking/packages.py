@@ -12,12 +12,13 @@ MODULES = {"mlflow": "mlflow", "wandb": "wandb"}
 
 
 def require_packages(tracking: TrackingSection) -> None:
-    """Raise MachineError naming the extra to install for each configured tracker whose package is missing."""
+    """Raise MachineError naming each configured tracker whose package is missing."""
     missing = [name for name in MODULES if getattr(tracking, name) is not None and not is_installed(name)]
     if missing:
         raise MachineError(
-            "a tracker's package is not installed: install it, or remove the tracker from the job file",
-            details=[f"tracking.{name}: pip install 'kitae[{name}]'" for name in missing],
+            "a tracker's package is not installed: `make setup` installs them all (the image has them); or remove the "
+            "tracker from the job file",
+            details=[f"tracking.{name}: the package {MODULES[name]} is missing" for name in missing],
         )
 
 

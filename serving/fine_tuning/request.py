@@ -88,6 +88,9 @@ def resolve(
     if problems := _unfit(body, task, entry, reports):
         raise invalid_fields(problems)
     own = _own_sections(body, task, entry, reports) | {"name": identifier, "team": team}
+    operators = (defaults.get("tracking") or {}).get("wandb") or {}
+    if "tracking" in own and operators.get("entity"):  # a tenant chooses a project of it at most
+        own["tracking"]["wandb"]["entity"] = operators["entity"]
     own["data"] = {"train": uri(found["training_file"].key), **own["data"]}
     if "validation_file" in found:
         own["data"] = {"held_out": uri(found["validation_file"].key), **own["data"]}
@@ -211,7 +214,7 @@ def _unsupported(body: openai_types.CreateFineTuningJob, offers_wandb: bool) -> 
         found.append(
             (
                 "integrations",
-                "this endpoint does not send to Weights & Biases: its operator has set no key (KITAE_WANDB); "
+                "this endpoint does not send to Weights & Biases: its operator has not turned it on (KITAE_WANDB); "
                 "`GET /fine_tuning/jobs/{id}/events` returns a job's metrics",
             )
         )

@@ -124,6 +124,7 @@ KITAE: dict[str, Values] = {
     "tracking": kitae(
         tracking={"existingSecret": "trackers", "wandb": True},
         networkPolicy={"tracking": {"cidrs": ["10.40.0.7/32"], "ports": [443, 5000]}},
+        profiles={"gpu": {"jobDefaults": {"tracking": {"wandb": {"project": "p", "entity": "ours"}}}}},
     ),
     "ingress": kitae(
         ingress={

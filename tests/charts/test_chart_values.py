@@ -37,6 +37,7 @@ REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"networkPolicy": {"store": {"cidrs": ["10.0.0.0"]}}}, "cidrs.*pattern"),
     ({"networkPolicy": {"store": {"ports": [0]}}}, "ports.*1"),
     ({"tracking": {"wandb": True}}, r"tracking\.existingSecret is empty: name the Secret with WANDB_API_KEY"),
+    ({"tracking": {"wandb": True, "existingSecret": "a"}}, r"networkPolicy\.tracking is empty.*give it the cidrs"),
     ({"tracking": {"apiKey": "hunter2"}}, "apiKey"),
     ({"networkPolicy": {"tracking": {"cidrs": ["mlflow.example"]}}}, "cidrs.*pattern"),
     ({"ingress": {"enabled": True, "host": "a.example"}}, r"ingress\.tlsSecret is empty"),

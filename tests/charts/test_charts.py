@@ -245,7 +245,9 @@ def test_jobs_get_the_trackers_credentials_by_name_and_the_way_to_them() -> None
     documents = helm.render("kitae", chart_values.KITAE["tracking"])
     cluster = yaml.safe_load(one(documents, "ConfigMap", "-cluster")["data"]["cluster.yaml"])
     assert settings.parse(cluster).tracking_secret == "trackers"
-    assert EndpointSettings.from_env({**environment(pods(documents)["api"]), "KITAE_API_KEY": "k" * 16}).offers_wandb
+    endpoint = EndpointSettings.from_env({**environment(pods(documents)["api"]), "KITAE_API_KEY": "k" * 16})
+    assert endpoint.offers_wandb
+    assert endpoint.job_defaults["tracking"] == {"wandb": {"project": "p", "entity": "ours"}}
     assert "WANDB_API_KEY" not in json.dumps(documents), "the endpoint has no key; jobs get it by the Secret's name"
     rule = {
         "to": [{"ipBlock": {"cidr": "10.40.0.7/32"}}],

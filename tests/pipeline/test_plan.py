@@ -57,16 +57,20 @@ def test_a_new_job_runs_every_stage(stages: FakeStages, store: Store) -> None:
     assert will_run(store, spec) == ALL == rerun(stages, store, spec)
 
 
-def test_a_missing_tracker_is_an_error_before_anything_is_written(
+def test_a_missing_tracker_is_an_error_before_any_stage(
     stages: FakeStages, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray_jobs.tracking.packages.find_spec", lambda _: None)
     spec = job_file(store, tracking={"wandb": {"project": "p"}})
     before = {info.key for info in store.list()}
-    for attempt in (pipeline.plan, pipeline.run):
-        with pytest.raises(MachineError, match=r"pip install 'kitae\[wandb\]'"):
-            attempt(store, spec)
+    with pytest.raises(MachineError, match="make setup"):
+        pipeline.plan(store, spec)
     assert {info.key for info in store.list()} == before
+    with pytest.raises(MachineError, match="make setup"):
+        pipeline.run(store, spec)
+    record = jobs.load(store, spec.job_id)
+    assert record.status == "failed"
+    assert "make setup" in (record.error or "")
     assert stages.ran == []
 
 

@@ -33,7 +33,7 @@ def test_key_and_body_limit_are_read_from_the_environment() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "offered"),
-    [({}, False), ({"WANDB_API_KEY": "k"}, True), ({"KITAE_WANDB": "on"}, True),
+    [({}, False), ({"WANDB_API_KEY": "k"}, False), ({"KITAE_WANDB": "on"}, True),
      ({"KITAE_WANDB": "off", "WANDB_API_KEY": "k"}, False)],
 )  # fmt: skip
 def test_wandb_is_offered_with_a_key_or_by_the_operators_word(environment: dict[str, str], offered: bool) -> None:

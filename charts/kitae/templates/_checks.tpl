@@ -28,6 +28,9 @@
 {{- if and .enabled (not .existingSecret) }}{{ $found = append $found "gcsFaultTolerance.existingSecret is empty: there is no default password; name the Secret with the password" }}{{ end }}
 {{- end }}
 {{- if $v.networkPolicy.enabled }}
+{{- with $v.networkPolicy.tracking }}
+{{- if and $v.tracking.wandb (not (or .cidrs .namespaceLabels .podLabels)) }}{{ $found = append $found "tracking.wandb is on, and networkPolicy.tracking is empty, so that jobs reach no tracker: give it the cidrs of W&B's server (or turn networkPolicy.enabled off)" }}{{ end }}
+{{- end }}
 {{- $places := dict "networkPolicy.store" $v.networkPolicy.store }}
 {{- if $v.gcsFaultTolerance.enabled }}{{ $_ := set $places "gcsFaultTolerance.egress" $v.gcsFaultTolerance.egress }}{{ end }}
 {{- range $where, $place := $places }}

@@ -164,9 +164,16 @@ def test_an_integration_with_wandb_is_the_jobs_tracking() -> None:
     assert ask({}).job_spec().tracking.wandb is None
 
 
+def test_an_operators_entity_wins_over_a_requests() -> None:
+    defaults = {"tracking": {"wandb": {"project": "q", "entity": "operators"}}}
+    wandb = ask({"integrations": [WANDB]}, offers_wandb=True, defaults=defaults).job_spec().tracking.wandb
+    assert wandb is not None
+    assert (wandb.project, wandb.entity) == ("p", "operators")
+
+
 def test_an_endpoint_without_a_key_refuses_integrations_and_none_takes_two() -> None:
     error = refusal_of({"integrations": [WANDB]})
-    assert (error.param, "set no key (KITAE_WANDB)" in error.message) == ("integrations", True)
+    assert (error.param, "has not turned it on (KITAE_WANDB)" in error.message) == ("integrations", True)
     error = refusal_of({"integrations": [WANDB, WANDB]}, offers_wandb=True)
     assert (error.param, error.message) == ("integrations", "integrations: it has 2 integrations; at most 1")
 
