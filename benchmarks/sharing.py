@@ -90,14 +90,15 @@ def _on_shared_trainer(bench: Workbench, tasks: Sequence[TrialTask]) -> dict[str
     try:
         for task in tasks:
             actor.submit.remote(task)
-        while len(results) < len(tasks):
-            results += ray.get(actor.poll.remote()).results
-            time.sleep(0.1)
+        for task in tasks:
+            while (state := ray.get(actor.state.remote(task.run.name))).result is None:
+                time.sleep(0.1)
+            results.append(state.result)
         wall_s = time.monotonic() - started
         peak = ray.get(actor.peak_memory_bytes.remote())
     finally:
         ray.kill(actor)
-    starts = [result.start_s for result in sorted(results, key=lambda result: result.run.trial)]
+    starts = [result.start_s for result in results]
     return {"wall_s": wall_s, "peak_memory_bytes": peak, "start_s": starts, "statuses": [r.status for r in results]}
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import costs, endpoint, overhead, report, search, sharing, trainer
+from benchmarks import costs, endpoint, lora_search, overhead, report, search, search_costs, sharing, trainer
 from benchmarks.figures import Pairs, interval, largest_gap, number, quantile, table, verdict, within
 from benchmarks.load import Answer, Kind, prompt_ids, tokens_per_s
 from benchmarks.service import server_flags, write_adapter
 from benchmarks.turns import Turn, Umpire
 from benchmarks.workbench import make_spec, read_rows
 from ray_jobs.errors import MachineError
+from ray_jobs.search.sampling import grid
+from ray_jobs.spec import Range
 
 
 def side(steps: int, seconds: float, loss: float = 2.0) -> dict[str, object]:
@@ -170,19 +172,44 @@ def test_mixed_rows_are_the_faq_and_as_many_mails(tmp_path: Path) -> None:
 
 
 def test_a_search_is_described_in_shares_of_the_grids_cost() -> None:
-    assert search.until([(10, 1.0, 3.0), (30, 2.0, 2.0), (60, 3.0, 1.0)], 2.0, 0) == 30.0
-    assert search.until([(10, 1.0, 3.0), (30, 2.0, 2.0)], 1.0, 0) is None
+    assert search_costs.until([(10, 1.0, 3.0), (30, 2.0, 2.0), (60, 3.0, 1.0)], 2.0, 0) == 30.0
+    assert search_costs.until([(10, 1.0, 3.0), (30, 2.0, 2.0)], 1.0, 0) is None
     assert interval([5.0] * 7) == (5.0, 5.0)
     low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert low < 3.0 < high
-    grid = {"came": [(500, 5.0, 2.0), (1000, 10.0, 1.0)], "tokens": 1000, "seconds": 10.0}
+    whole = {"came": [(500, 5.0, 2.0), (1000, 10.0, 1.0)], "tokens": 1000, "seconds": 10.0}
     slow = {"came": [(900, 9.0, 1.5)], "tokens": 900, "seconds": 9.0}
     fast = {"came": [(100, 1.0, 0.9)], "tokens": 300, "seconds": 3.0}
-    runs = {"grid": [grid] * 5, "random": [slow] * 5, "asha": [fast] * 5}
+    runs = {"grid": [whole] * 5, "random": [slow] * 5, "asha": [fast] * 5, "asha_stopping": [slow, fast, fast] * 2}
     text = search.describe({"rows": 800, "runs": runs})
     assert "| random, tokens | 900 | 0.900 | 0.900 to 0.900 | 0 of 5 |" in text
     assert "| asha, tokens | 100 | 0.100 | 0.100 to 0.100 | 5 of 5 |" in text
     assert "ASHA takes 0.100 of the grid's tokens (goal ≤ 1/8: reached) and 0.11 of random search's" in text
+    assert "| asha_stopping, tokens | 100 | 0.100 | 0.100 to 0.900 | 3 of 5 |" in text
+    assert "random 1.5000, asha 0.9000, asha_stopping 0.9000" in text
+    assert "5 seeds" in text
+    interrupted = {name: each[: 2 if name == "grid" else 1] for name, each in runs.items()}
+    text = lora_search.describe({"rows": 36, "runs": interrupted})
+    assert "| asha, tokens | 100 | 0.100 | 0.100 to 0.100 | 1 of 1 |" in text
+
+
+def test_a_benchmarks_searches_are_alike_but_for_their_algorithm() -> None:
+    for module, spec_of, points in ((search, search.review_spec, 27), (lora_search, lora_search.faq_spec, 9)):
+        specs = {name: spec_of(3, **section).search for name, section in module.SECTIONS.items()}
+        assert {(s.schedules, s.samples) for s in specs.values() if s} == {
+            ("none", "grid"), ("none", "random"), ("asha", "tpe"), ("asha_stopping", "tpe")
+        }  # fmt: skip
+        for name, section in specs.items():
+            assert section is not None
+            space = dict(section.space or {})
+            if name == "grid":
+                assert len(grid(space)) == points
+            else:
+                assert (section.trials, section.seed) == (points, 3)
+                for field, values in module.SECTIONS["grid"]["space"].items():
+                    searched = space[field]
+                    ends = (searched.min, searched.max) if isinstance(searched, Range) else (searched[0], searched[-1])
+                    assert ends == (values[0], values[-1])
 
 
 def test_shared_trials_are_compared_with_a_process_each() -> None:

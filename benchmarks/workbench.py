@@ -202,22 +202,40 @@ class Workbench:
 
     def review_inputs(self, spec: JobSpec) -> TrainInputs:
         """Inputs with the encoder and labelled rows: 800 training reviews, 200 held out."""
-        base, encoded = f"bases/{ENCODER}", "encoded/reviews"
         rows = _read(self.assets / "reviews_train.jsonl")[:REVIEWS]
-        labels = tuple(sorted({row["label"] for row in rows}))
+        return self._split_inputs("reviews", ENCODER, spec, rows, REVIEWS * 4 // 5)
+
+    def faq_inputs(self, spec: JobSpec, train: int, held_out: int) -> TrainInputs:
+        """Inputs with SmolLM2 and the first FAQ rows of at most `data.max_tokens`."""
+        rows = _read(self.assets / "faq_chat.jsonl")
+        _, short = self._encode(MODEL, spec, rows, (), too_long="drop")
+        return self._split_inputs("short-faq", MODEL, spec, [rows[i] for i in short[: train + held_out]], train)
+
+    def _split_inputs(
+        self, name: str, model: str, spec: JobSpec, rows: list[dict[str, Any]], train: int
+    ) -> TrainInputs:
+        """Inputs with the first `train` rows for training and the others held out."""
+        base, encoded = f"bases/{model}", f"encoded/{name}"
+        labels = tuple(sorted({row["label"] for row in rows if "label" in row}))
         if self.store.read_manifest(base) is None:
-            self.store.commit(base, self.store.upload_tree(self.assets / ENCODER, base), {})
-            tokenizer = load_processor(self.assets / ENCODER, "text_classification")
-            scratch = self.directory / "encoded-reviews"
+            self.store.commit(base, self.store.upload_tree(self.assets / model, base), {})
+        if self.store.read_manifest(encoded) is None:
+            scratch = self.directory / f"encoded-{name}"
             scratch.mkdir()
-            for part, name in ((rows[: REVIEWS * 4 // 5], TRAIN_FILE), (rows[REVIEWS * 4 // 5 :], HELD_OUT_FILE)):
-                kept, _ = encode_rows(
-                    part, TASKS["text_classification"], tokenizer, labels,
-                    max_tokens=spec.data.max_tokens, too_long="truncate", source=name,
-                )  # fmt: skip
-                kept.save(scratch / name)
+            for part, file in ((rows[:train], TRAIN_FILE), (rows[train:], HELD_OUT_FILE)):
+                self._encode(model, spec, part, labels, too_long="truncate")[0].save(scratch / file)
             self.store.commit(encoded, self.store.upload_tree(scratch, encoded), {})
         return TrainInputs(spec=spec, labels=labels, encoded_key=encoded, base_key=base, checkpoints="unused")
+
+    def _encode(
+        self, model: str, spec: JobSpec, rows: list[dict[str, Any]], labels: tuple[str, ...],
+        *, too_long: Literal["drop", "truncate"],
+    ) -> tuple[Encoded, list[int]]:  # fmt: skip
+        tokenizer = load_processor(self.assets / model, spec.task)
+        return encode_rows(
+            rows, TASKS[spec.task], tokenizer, labels,
+            max_tokens=spec.data.max_tokens, too_long=too_long, source="benchmark",
+        )  # fmt: skip
 
     def rows_of(self, inputs: TrainInputs) -> int:
         """Number of training rows."""
