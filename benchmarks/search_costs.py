@@ -27,9 +27,9 @@ from ray_jobs.training.inputs import TrainInputs, TrainUntil
 
 GOALS = {"grid": 8.0, "random": 3.0}
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "random": {"algorithm": "random"},
     "asha": {"algorithm": "asha"},
     "asha_stopping": {"scheduler": "asha_stopping"},
+    "random": {"algorithm": "random"},
 }
 """What is compared with the grid, over the grid's ranges and with as many trials."""
 _MEASURES = (("tokens", 0, 0.0), ("seconds", 1, 0.0), ("tokens, within 1 %", 0, 0.01))
@@ -124,6 +124,8 @@ def seeds_of(runs: Mapping[str, Sequence[object]]) -> int:
 def describe(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Render table and verdict. `runs`: by algorithm and seed; a last seed that is not complete is left out. Pure."""
     seeds = seeds_of(runs)
+    if not seeds:
+        return "No seed is complete."
     runs = {name: each[:seeds] for name, each in runs.items()}
     grids, others = runs["grid"], [name for name in runs if name != "grid"]
     targets = [min(each[2] for each in grid["came"]) for grid in grids]

@@ -191,6 +191,7 @@ def test_a_search_is_described_in_shares_of_the_grids_cost() -> None:
     interrupted = {name: each[: 2 if name == "grid" else 1] for name, each in runs.items()}
     text = lora_search.describe({"rows": 36, "runs": interrupted})
     assert "| asha, tokens | 100 | 0.100 | 0.100 to 0.100 | 1 of 1 |" in text
+    assert "No seed is complete." in lora_search.describe({"rows": 36, "runs": interrupted | {"random": []}})
 
 
 def test_a_benchmarks_searches_are_alike_but_for_their_algorithm() -> None:
