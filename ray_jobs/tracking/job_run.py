@@ -60,18 +60,21 @@ def track(job: Job, spec: JobSpec, tracking: TrackingSection, digest: str) -> It
             writer.put(Point(step, int(time.time() * 1000), values), int(metrics.get("began_at_step", 0)))
 
     end: End | None = "finished"
+    wait_s = CLOSE_S
     try:
         yield record
     except BaseException as error:
         end = end_of(error)
+        if not isinstance(error, Exception):
+            wait_s = 0.0  # a signal ends the process, and its workers would train on behind their last checkpoint
         raise
     finally:
-        close_all(writers, end)
+        close_all(writers, end, wait_s)
 
 
-def close_all(writers: Sequence[Writer], end: End | None) -> None:
-    """Let the threads write what waits, end their runs, and wait for them at most `CLOSE_S`."""
-    deadline_s = time.monotonic() + CLOSE_S
+def close_all(writers: Sequence[Writer], end: End | None, wait_s: float = CLOSE_S) -> None:
+    """Let the threads write what waits, end their runs, and wait for them at most `wait_s`."""
+    deadline_s = time.monotonic() + wait_s
     for writer in writers:
         writer.close(end)
     for writer in writers:
