@@ -226,8 +226,10 @@ class Search:
                 self.progress.refresh()
             except TrainingError:
                 raise  # the cluster is lost, and Tune with it
-            except BaseException:
+            except BaseException as error:
                 stopper.reason, until = "the job stops", time.monotonic() + _END_S
+                if not isinstance(error, Exception):
+                    raise  # a signal: the process ends, and Tune with it
                 while thread.is_alive() and time.monotonic() < until:
                     self._drop(context)
                     thread.join(_WATCH_S)

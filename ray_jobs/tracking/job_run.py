@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError
 from ray_jobs.jobs import Job
@@ -59,25 +59,24 @@ def track(job: Job, spec: JobSpec, tracking: TrackingSection, digest: str) -> It
         for writer in writers:
             writer.put(Point(step, int(time.time() * 1000), values), int(metrics.get("began_at_step", 0)))
 
-    end: End | None = "finished"
-    wait_s = CLOSE_S
+    end, waits = cast("End | None", "finished"), True
     try:
         yield record
     except BaseException as error:
         end = end_of(error)
-        if not isinstance(error, Exception):
-            wait_s = 0.0  # a signal ends the process, and its workers would train on behind their last checkpoint
+        # A signal ends the process: while it waited, its workers would train on behind their last checkpoint.
+        waits = isinstance(error, Exception)
         raise
     finally:
-        close_all(writers, end, wait_s)
+        close_all(writers, end, waits=waits)
 
 
-def close_all(writers: Sequence[Writer], end: End | None, wait_s: float = CLOSE_S) -> None:
-    """Let the threads write what waits, end their runs, and wait for them at most `wait_s`."""
-    deadline_s = time.monotonic() + wait_s
+def close_all(writers: Sequence[Writer], end: End | None, *, waits: bool = True) -> None:
+    """Let the threads write what waits, end their runs, and wait for them at most `CLOSE_S`."""
+    deadline_s = time.monotonic() + CLOSE_S
     for writer in writers:
         writer.close(end)
-    for writer in writers:
+    for writer in writers if waits else ():
         writer.join(max(0.0, deadline_s - time.monotonic()))
 
 
