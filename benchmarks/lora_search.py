@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import search_costs
 from benchmarks.workbench import MODEL, Show, Workbench
-from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.spec import JobSpec
 
 SEEDS = 3
 TRAIN_ROWS, HELD_OUT_ROWS, MAX_TOKENS = 30, 9, 96
@@ -38,9 +38,7 @@ def faq_spec(seed: int = 0, **search: Any) -> JobSpec:
         "training": {"method": "lora", "epochs": 1, "batch_size": 2, "precision": "fp32", "seed": seed},
         "compute": {"workers": 1, "threads_per_worker": 2},
     }
-    if search:
-        document["search"] = {"space": SPACE, "finalists": 1, "seed": seed, "warm_start": False, **search}
-    return parse_spec(document)
+    return search_costs.job_spec(document, SPACE, seed, search)
 
 
 def describe(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import search_costs
 from benchmarks.workbench import ENCODER, Show, Workbench
-from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.spec import JobSpec
 
 SEEDS = 5
 TRIALS = 27
@@ -46,9 +46,7 @@ def review_spec(seed: int = 0, **search: Any) -> JobSpec:
         },
         "compute": {"workers": 1, "threads_per_worker": 2},
     }  # fmt: skip
-    if search:
-        document["search"] = {"space": SPACE, "finalists": 1, "seed": seed, "warm_start": False, **search}
-    return parse_spec(document)
+    return search_costs.job_spec(document, SPACE, seed, search)
 
 
 def describe(found: Mapping[str, Any]) -> str:

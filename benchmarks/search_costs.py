@@ -21,7 +21,7 @@ from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.sharing.segments import TrialSegment
 from ray_jobs.sharing.shared_trainer import SharedTrainer
 from ray_jobs.sharing.trial_group import TrialTask
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.training import ray_workers
 from ray_jobs.training.inputs import TrainInputs, TrainUntil
 
@@ -55,6 +55,14 @@ class Kept:
         if name.startswith("__") or name == "actor":  # while it is unpickled
             raise AttributeError(name)
         return getattr(self.actor, name)
+
+
+def job_spec(document: dict[str, Any], space: Mapping[str, Any], seed: int, search: Mapping[str, Any]) -> JobSpec:
+    """The job of one search. Without a section `search`: the job of its trials."""
+    if search:
+        own = {"space": space, "finalists": 1, "seed": seed, "warm_start": False, **search}
+        document = {**document, "search": own}
+    return parse_spec(document)
 
 
 def measure(

@@ -37,6 +37,7 @@ from ray_jobs.training import ray_train
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
 
 Rows = Literal["faq", "mixed"]
+JsonRows = list[dict[str, Any]]
 Show = Callable[..., None]
 """`StageProgress.update`."""
 MODEL = "smollm2-135m-instruct"
@@ -156,8 +157,6 @@ class Workbench:
         self.ray_start_s = _start_ray()
         self.keep: Callable[[dict[str, Any]], None] = lambda _: None
         """Saves a benchmark's results so far, in case it is interrupted."""
-        self._encoded: dict[Rows, str] = {}
-        self._base_key = f"bases/{MODEL}"
 
     @contextmanager
     def without_ray(self) -> Iterator[None]:
@@ -170,22 +169,28 @@ class Workbench:
 
     def prepare(self, rows: Rows) -> str:
         """Encode a set of rows once and return its key."""
-        if rows not in self._encoded:
-            tokenizer = load_processor(self.assets / MODEL, "chat")
-            encoded, _ = encode_rows(
-                read_rows(self.assets, rows), TASKS["chat"], tokenizer, [],
-                max_tokens=MAX_TOKENS, too_long="drop", source=rows,
-            )  # fmt: skip
-            scratch = self.directory / f"encoded-{rows}"
-            scratch.mkdir()
-            encoded.save(scratch / TRAIN_FILE)
+        key = f"encoded/{rows}"
+        if self.store.read_manifest(key) is None:
+            found = read_rows(self.assets, rows)
+            encoded, _ = self._encode(MODEL, "chat", found, (), max_tokens=MAX_TOKENS, too_long="drop")
             # The held-out loss is not measured here but cannot be left out: use two rows.
-            Encoded.of([encoded[0], encoded[1]]).save(scratch / HELD_OUT_FILE)
-            self._encoded[rows] = f"encoded/{rows}"
-            self.store.commit(f"encoded/{rows}", self.store.upload_tree(scratch, f"encoded/{rows}"), {})
-        if self.store.read_manifest(self._base_key) is None:
-            self.store.commit(self._base_key, self.store.upload_tree(self.assets / MODEL, self._base_key), {})
-        return self._encoded[rows]
+            self._upload(key, {TRAIN_FILE: encoded, HELD_OUT_FILE: Encoded.of([encoded[0], encoded[1]])})
+        return key
+
+    def _upload(self, key: str, parts: Mapping[str, Encoded]) -> None:
+        """Upload encoded rows by file."""
+        scratch = self.directory / key.replace("/", "-")
+        scratch.mkdir()
+        for file, encoded in parts.items():
+            encoded.save(scratch / file)
+        self.store.commit(key, self.store.upload_tree(scratch, key), {})
+
+    def _base(self, model: str) -> str:
+        """Upload a base model once and return its key."""
+        key = f"bases/{model}"
+        if self.store.read_manifest(key) is None:
+            self.store.commit(key, self.store.upload_tree(self.assets / model, key), {})
+        return key
 
     def encoded(self, rows: Rows) -> Encoded:
         return Encoded.load(self.store.fetch(self.prepare(rows)) / TRAIN_FILE)
@@ -196,7 +201,7 @@ class Workbench:
             spec=spec,
             labels=(),
             encoded_key=self.prepare(rows),
-            base_key=self._base_key,
+            base_key=self._base(MODEL),
             checkpoints=f"checkpoints/{uuid.uuid4().hex}",
         )
 
@@ -208,34 +213,28 @@ class Workbench:
     def faq_inputs(self, spec: JobSpec, train: int, held_out: int) -> TrainInputs:
         """Inputs with SmolLM2 and the first FAQ rows of at most `data.max_tokens`."""
         rows = _read(self.assets / "faq_chat.jsonl")
-        _, short = self._encode(MODEL, spec, rows, (), too_long="drop")
+        _, short = self._encode(MODEL, spec.task, rows, (), max_tokens=spec.data.max_tokens, too_long="drop")
         return self._split_inputs("short-faq", MODEL, spec, [rows[i] for i in short[: train + held_out]], train)
 
-    def _split_inputs(
-        self, name: str, model: str, spec: JobSpec, rows: list[dict[str, Any]], train: int
-    ) -> TrainInputs:
+    def _split_inputs(self, name: str, model: str, spec: JobSpec, rows: JsonRows, train: int) -> TrainInputs:
         """Inputs with the first `train` rows for training and the others held out."""
-        base, encoded = f"bases/{model}", f"encoded/{name}"
+        key, limit = f"encoded/{name}", spec.data.max_tokens
         labels = tuple(sorted({row["label"] for row in rows if "label" in row}))
-        if self.store.read_manifest(base) is None:
-            self.store.commit(base, self.store.upload_tree(self.assets / model, base), {})
-        if self.store.read_manifest(encoded) is None:
-            scratch = self.directory / f"encoded-{name}"
-            scratch.mkdir()
-            for part, file in ((rows[:train], TRAIN_FILE), (rows[train:], HELD_OUT_FILE)):
-                self._encode(model, spec, part, labels, too_long="truncate")[0].save(scratch / file)
-            self.store.commit(encoded, self.store.upload_tree(scratch, encoded), {})
-        return TrainInputs(spec=spec, labels=labels, encoded_key=encoded, base_key=base, checkpoints="unused")
+        if self.store.read_manifest(key) is None:
+            sides = {TRAIN_FILE: rows[:train], HELD_OUT_FILE: rows[train:]}
+            self._upload(key, {
+                file: self._encode(model, spec.task, part, labels, max_tokens=limit, too_long="truncate")[0]
+                for file, part in sides.items()
+            })  # fmt: skip
+        return TrainInputs(spec=spec, labels=labels, encoded_key=key, base_key=self._base(model), checkpoints="unused")
 
     def _encode(
-        self, model: str, spec: JobSpec, rows: list[dict[str, Any]], labels: tuple[str, ...],
-        *, too_long: Literal["drop", "truncate"],
+        self, model: str, task: str, rows: JsonRows, labels: tuple[str, ...], *, max_tokens: int,
+        too_long: Literal["drop", "truncate"],
     ) -> tuple[Encoded, list[int]]:  # fmt: skip
-        tokenizer = load_processor(self.assets / model, spec.task)
-        return encode_rows(
-            rows, TASKS[spec.task], tokenizer, labels,
-            max_tokens=spec.data.max_tokens, too_long=too_long, source="benchmark",
-        )  # fmt: skip
+        tokenizer = load_processor(self.assets / model, task)
+        limits: dict[str, Any] = {"max_tokens": max_tokens, "too_long": too_long, "source": "benchmark"}
+        return encode_rows(rows, TASKS[task], tokenizer, labels, **limits)
 
     def rows_of(self, inputs: TrainInputs) -> int:
         """Number of training rows."""
