@@ -126,21 +126,16 @@ def trials(job: str, html: Path | None, as_json: bool) -> None:
       kitae trials faq-chat-1f0c2a9b3d
       kitae trials faq-chat-1f0c2a9b3d --html trials.html
     """
-    from ray_jobs.jobs import load
     from ray_jobs.search import page, standing
-    from ray_jobs.search.records import searches
+    from ray_jobs.search.records import newest_search
 
-    store = session.open_store(check=False)
-    load(store, job)  # JobError for an unknown job
-    begun = searches(store, job)
-    if not begun:
-        raise JobError(f"job {job} has no search yet; `search:` in its job file adds one")
-    problem, results, now = standing.read(begun[-1])
+    records = newest_search(session.open_store(check=False), job)
+    problem, results, now = standing.read(records)
     if as_json:
         session.print_json([result.model_dump(mode="json", exclude={"losses"}) for result in results.values()])
         return
     if html is not None:
-        text = page.page(problem, results, now, begun[-1].spent(), title=job)
+        text = page.page(problem, results, now, records.spent(), title=job)
         html.write_text(text, encoding="utf-8")
         click.echo(f"wrote {html}")
         return

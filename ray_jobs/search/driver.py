@@ -25,9 +25,9 @@ from ray.tune.search import SearchAlgorithm, Searcher
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
 from ray_jobs.search.progress import SearchProgress
-from ray_jobs.search.records import Problem, SearchRecords
+from ray_jobs.search.records import EVERY_TRIAL, Problem, SearchRecords
 from ray_jobs.search.rungs import trials_of
-from ray_jobs.search.samplers import finalists, param_space, sampler_of
+from ray_jobs.search.samplers import Numbers, finalists, param_space, sampler_of
 from ray_jobs.search.sampling import expected_gain
 from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
 from ray_jobs.search.standing import Standing, all_failed, standing
@@ -47,8 +47,6 @@ _SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-EVERY_TRIAL = "every trial has run"
-"""Why sampling ends, where nothing ended it early."""
 _WATCH_S = 1.0
 _END_S = 60.0
 """Time for the trials to end when the job stops."""
@@ -65,7 +63,7 @@ class Sampling:
         """Why no further trial begins."""
         self.places = Places(places)
         self.scheduler = scheduler_of(problem, self.places)
-        self.sampler = sampler_of(problem, records, self._may_start, self._gain_is_too_small)
+        self.sampler = sampler_of(problem, Numbers(records, results), self._may_start, self._gain_is_too_small)
 
     def _may_start(self) -> bool:
         """Whether a trial may begin: in a free place for which no paused one waits."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs import jobs
-from ray_jobs.errors import JobError
 from ray_jobs.search import standing
-from ray_jobs.search.records import searches
+from ray_jobs.search.records import newest_search
 from ray_jobs.storage import Store
 
 if TYPE_CHECKING:
@@ -26,12 +24,8 @@ def load(job: str, store: Store | None = None) -> pd.DataFrame:
 
     from ray_jobs.tasks import TASKS
 
-    store = store or Store.from_env()
-    jobs.load(store, job)
-    found = searches(store, job)
-    if not found:
-        raise JobError(f"job {job} has no search yet; `search:` in its job file adds one")
-    problem, results, now = standing.read(found[-1])
+    records = newest_search(store or Store.from_env(), job)
+    problem, results, now = standing.read(records)
     winner = now.winner.name if now.winner is not None else None
     rows: list[dict[str, Any]] = [
         {

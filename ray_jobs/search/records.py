@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_jobs.errors import ConflictError, ObjectNotFound
+from ray_jobs import jobs
+from ray_jobs.errors import ConflictError, JobError, ObjectNotFound
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import JobSpec, Range, SearchSection
 from ray_jobs.storage import Store
@@ -41,6 +42,10 @@ class Problem(BaseModel):
     def search(self) -> SearchSection:
         assert self.spec.search is not None
         return self.spec.search
+
+
+EVERY_TRIAL = "every trial has run"
+"""Why sampling ends, where nothing ended it early."""
 
 
 class SamplingEnd(BaseModel):
@@ -77,10 +82,10 @@ class SearchRecords:
             params = self.store.get_json(key)
         return params
 
-    def points(self) -> dict[int, Params]:
-        """Values of the trials that began, by number."""
+    def points(self, results: Mapping[str, Result]) -> dict[int, Params]:
+        """Values of the trials that began, by number. `results`: those of this search."""
         found: dict[int, Params] = {int(name): values for name, values in self._read("points").items()}
-        for result in self.results().values():  # a search of an earlier version wrote no points
+        for result in results.values():  # a search of an earlier version wrote no points
             if result.run.rung == 0 and not result.run.again:
                 found.setdefault(result.run.trial, result.run.params)
         return dict(sorted(found.items()))
@@ -157,6 +162,15 @@ class SearchRecords:
     def checkpoints(self, run: TrialSegment) -> str:
         """Prefix of a segment's checkpoints."""
         return f"{self.prefix}/trials/{run.name}"
+
+
+def newest_search(store: Store, job_id: str) -> SearchRecords:
+    """The newest search of a job. Raises JobError for an unknown job and for one without a search."""
+    jobs.load(store, job_id)
+    found = searches(store, job_id)
+    if not found:
+        raise JobError(f"job {job_id} has no search yet; `search:` in its job file adds one")
+    return found[-1]
 
 
 def searches(store: Store, job_id: str) -> list[SearchRecords]:

@@ -20,7 +20,7 @@ from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import FAILED, shares_of, trials_of
 from ray_jobs.search.space import is_whole, own_values
 from ray_jobs.search.unsaved import Unsaved
-from ray_jobs.sharing.segments import Params, TrialSegment
+from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import POPULATIONS, Sampler
 from ray_jobs.tracking.files import trial_run
@@ -38,8 +38,8 @@ MayStart = Callable[[], bool]
 class Numbers:
     """The numbers and values of the trials."""
 
-    def __init__(self, records: SearchRecords) -> None:
-        self.known, self._records, self._next = records.points(), records, itertools.count()
+    def __init__(self, records: SearchRecords, results: Mapping[str, Result]) -> None:
+        self.known, self._records, self._next = records.points(results), records, itertools.count()
 
     def config(self, params: Params) -> Params:
         """The config of the next trial, which gets these values unless others are recorded."""
@@ -54,10 +54,10 @@ class NumberedSearch(Unsaved, Searcher):
     def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart, gain_too_small: MayStart) -> None:
         search, space = problem.search, problem.space
         modes = ["min" if metric == "loss" else "max" for metric in search.metrics]
-        single = len(modes) == 1
-        super().__init__(
-            metric=list(search.metrics) if not single else search.judge, mode=modes if not single else modes[0]
-        )
+        if len(modes) == 1:
+            super().__init__(metric=search.judge, mode=modes[0])
+        else:
+            super().__init__(metric=list(search.metrics), mode=modes)
         self._first: dict[int, list[float]] = {}
         """The metrics of each trial at its first rung, by Optuna's number, where there are two."""
         self._places_of: dict[str, int] = {}
@@ -128,10 +128,10 @@ class Variants(Unsaved, BasicVariantGenerator):
 
 
 def sampler_of(
-    problem: Problem, records: SearchRecords, may_start: MayStart, gain_too_small: MayStart
+    problem: Problem, numbers: Numbers, may_start: MayStart, gain_too_small: MayStart
 ) -> NumberedSearch | Variants:
     """The search algorithm of a search."""
-    numbers, search = Numbers(records), problem.search
+    search = problem.search
     if search.samples not in ("grid", "random"):
         return NumberedSearch(problem, numbers, may_start, gain_too_small)
     if search.samples == "grid":  # in the order of every version, which Tune's own may not be

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ray_jobs import jobs
 from ray_jobs.errors import ObjectNotFound, TrainingError
-from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords, searches
+from ray_jobs.search.records import EVERY_TRIAL, Problem, SamplingEnd, SearchRecords, searches
 from ray_jobs.search.rungs import onwards, rungs_of
 from ray_jobs.search.sampling import fits
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
@@ -49,7 +49,7 @@ def read(records: SearchRecords) -> tuple[Problem, dict[str, Result], Standing]:
     try:
         running = tuple(run for run in records.running() if run.name not in results)
     except ObjectNotFound:  # a search of an earlier version, which recorded only an end by a budget
-        running, stop = (), stop or SamplingEnd(reason="every trial has run", results=tuple(results))
+        running, stop = (), stop or SamplingEnd(reason=EVERY_TRIAL, results=tuple(results))
     return problem, results, standing(problem, results, stop, running)
 
 
@@ -61,7 +61,7 @@ def standing(
         return Standing(tuple(running))
     search = problem.search
     latest = _latest(results[name] for name in stop.results if name in results)
-    deepest = sorted(latest, key=lambda result: (-result.run.rung, *_order(problem, result)))[: search.finalists]
+    deepest = _deepest_first(problem, latest)[: search.finalists]
     ended = Standing(tuple(running), sampling=False, why=stop.reason)
     if not deepest:
         return ended
@@ -108,8 +108,10 @@ def _latest(results: Iterable[Result]) -> list[Result]:
     return [result for result in latest.values() if result.status == "ok"]
 
 
-def _order(problem: Problem, result: Result) -> tuple[float, int]:
-    return result.value(problem.search.judge), result.run.trial
+def _deepest_first(problem: Problem, results: Iterable[Result]) -> list[Result]:
+    """By rung, the last one first, and then the best first."""
+    judge = problem.search.judge
+    return sorted(results, key=lambda result: (-result.run.rung, result.value(judge), result.run.trial))
 
 
 def all_failed(results: Mapping[str, Result]) -> TrainingError:
@@ -135,7 +137,7 @@ def prunable(problem: Problem, results: Mapping[str, Result], now: Standing, liv
         needed.add(now.winner.name)
     latest = {result.run.trial: result for result in _latest(r for r in results.values() if r.status == "ok")}
     needed |= {latest[trial].run.name for trial in live if trial in latest}
-    best = sorted(latest.values(), key=lambda result: (-result.run.rung, *_order(problem, result)))
+    best = _deepest_first(problem, latest.values())
     needed |= {result.run.name for result in best[: search.finalists]}
     kept = best[: search.checkpoints_to_keep]
     if now.sampling:
@@ -145,7 +147,7 @@ def prunable(problem: Problem, results: Mapping[str, Result], now: Standing, liv
     if now.due:
         needed |= {name for name, result in results.items() if result.run.again}
     stored = sum(results[name].stored_bytes for name in needed if name in results)
-    for result in sorted(kept, key=lambda result: (-result.run.rung, *_order(problem, result))):
+    for result in _deepest_first(problem, kept):
         if result.run.name not in needed:  # the best first, while storage lasts
             stored += result.stored_bytes
             if search.storage_gib is not None and stored > search.storage_gib * 2**30:

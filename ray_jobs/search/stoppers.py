@@ -54,14 +54,15 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
     Returns None before the first result, which shows how long a trial takes. Raises TrainingError when a limit is too
     small for one trial.
     """
-    measured = [result for result in results.values() if result.steps and result.seconds]
+    found = limits(problem.search.budget, spent)
+    measured = [result for result in results.values() if result.steps and result.seconds] if found else []
     if not measured:
         return None
     hours_a_row = median(result.seconds / rows_trained(problem, result) for result in measured) / 3600
     whole = hours_a_row * min(whole_length(problem, result.run) for result in measured)
     finals = standing(problem, results, SamplingEnd(reason="", results=tuple(results)))
     ahead = sum(length(problem, run, results) for run in finals.due)
-    for limit in limits(problem.search.budget, spent):
+    for limit in found:
         if limit.hours < whole:
             raise TrainingError(
                 f"{limit.text} is too small for one trial, which takes about {whole:.3g} hours of a worker here "

@@ -45,7 +45,7 @@ class SearchContext:
 
     store: Store
     prefix: str
-    """Of the search's records."""
+    """Prefix of the search's records."""
     problem: Problem
     materials: Mapping[str, TrainInputs]
     """By base model: rows and base, without values, `until` and `checkpoints`."""
@@ -85,7 +85,7 @@ class _Trial(tune.Trainable):
         Path(checkpoint_dir, "segment").write_text(str(self._source))  # for people; `restore` reads the records
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Go on from the segment in the metrics that the driver sends. Ray's own would read the checkpoint's files,
+        """Resume from the segment in the metrics that the driver sends. Ray's own would read the checkpoint's files,
         pickles among them, which any of the job's pods can write."""
         metrics = checkpoint_path.metrics
         self._iteration, self._restored = metrics[TRAINING_ITERATION], True
@@ -93,10 +93,10 @@ class _Trial(tune.Trainable):
         assert result is not None
         copies = result.run.trial != self.config["trial"]  # a member of a population: another's, with perturbed values
         own = {name: value for name, value in self._params.items() if copies and name in PERTURBED}
-        self._go_on_from(result)
+        self._resume_from(result)
         self._params = {**self._params, **own}
 
-    def _go_on_from(self, result: Result) -> None:
+    def _resume_from(self, result: Result) -> None:
         self._source = result.run.name if result.trunk is not None else None
         self._params = result.run.params
 
@@ -110,7 +110,7 @@ class _Trial(tune.Trainable):
             if trained is None or (trained.status != "ok" and self._job_stops()):
                 return self._reported(Result(run=run, status="failed"), dropped=True)
             result = self._records.add(trained)
-        self._go_on_from(result)
+        self._resume_from(result)
         return self._reported(result)
 
     def _segment(self) -> TrialSegment:
@@ -147,7 +147,7 @@ class _Trial(tune.Trainable):
         values = {metric: result.measured(metric) for metric in ("loss", *search.metrics)}
         if result.status != "ok":
             values = {metric: FAILED if metric == "loss" else -FAILED for metric in values}
-        goes_on = run.rung + 1 < rungs and (result.status == "ok" or search.schedules in POPULATIONS)
+        continues = run.rung + 1 < rungs and (result.status == "ok" or search.schedules in POPULATIONS)
         return {
             **values,
             "tokens_per_s": values.get("tokens_per_s", result.tokens_per_s),
@@ -156,7 +156,7 @@ class _Trial(tune.Trainable):
             RESOURCE: search.reduction**run.rung,
             "segment": run.name,
             "status": "dropped" if dropped else result.status,
-            DONE: dropped or not goes_on or "segment" in self.config,
+            DONE: dropped or not continues or "segment" in self.config,
         }
 
 
@@ -168,7 +168,8 @@ class SharedTrial(_Trial):
 
         run, process, deaths = task.run, "", 0
         why: Exception = TrainingError("a process of the search ended")
-        minutes, since, answered, said = self._search.problem.search.trial_minutes, _now(), _now(), set[str]()
+        minutes, said, shown = self._search.problem.search.trial_minutes, set[str](), 0
+        since = answered = time.monotonic()
         trainer = self._search.trainers[0]
         while True:
             try:
@@ -176,16 +177,16 @@ class SharedTrial(_Trial):
                     trainer = self._least_loaded(run)
                     process = ray.get(trainer.submit.remote(task, alone=deaths > 0))
                 state: SegmentState = ray.get(trainer.state.remote(run.name))
-                answered = _now()
+                answered = time.monotonic()
             except Exception as error:  # noqa: BLE001  # whatever ended the process, the segment starts again
                 why = ray_workers.explain(error, "a process of the search ended")
-                if _now() - answered > _AWAY_S:
+                if time.monotonic() - answered > _AWAY_S:
                     return _lost(run, why, f"no process for it within {_AWAY_S:g} s")
                 trainer.end_if_broken.remote()
                 time.sleep(_RETRY_S)
                 continue
             if state.process != process:
-                process, deaths, since = "", deaths + 1, _now()
+                process, deaths, since = "", deaths + 1, time.monotonic()
                 self._report(run, 0, note=f"{why}; trial {run.trial} resumes from its last checkpoint")
                 if deaths >= LIVES:
                     return _lost(run, why, f"{LIVES} times")
@@ -195,11 +196,13 @@ class SharedTrial(_Trial):
                 self._report(run, state.step or 0, note=note)
             if state.result is not None or state.step is None:
                 return state.result
-            since = _now() if state.waits else since
-            if minutes is not None and _now() - since > minutes * 60:
+            since = time.monotonic() if state.waits else since
+            if minutes is not None and time.monotonic() - since > minutes * 60:
                 trainer.drop.remote(run.name)
                 return _late(run, minutes)
-            self._report(run, state.step)
+            if state.step != shown:
+                shown = state.step
+                self._report(run, shown)
             time.sleep(_POLL_S)
 
     def _least_loaded(self, run: TrialSegment) -> Any:
@@ -261,10 +264,6 @@ def _alarm(minutes: float | None, ring: Any) -> Iterator[threading.Event]:
         yield rung
     finally:
         timer.cancel()
-
-
-def _now() -> float:
-    return time.monotonic()
 
 
 def _lost(run: TrialSegment, why: Exception, times: str) -> Result:

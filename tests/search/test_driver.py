@@ -71,15 +71,15 @@ def test_a_search_ends_with_a_trained_winner(
 ) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
-    search, processes, heard = make_search(setting, **section), dict[str, int](), SearchProgress.on_trial_result
+    search, processes, called = make_search(setting, **section), dict[str, int](), SearchProgress.on_trial_result
 
-    def hear(
+    def count(
         self: SearchProgress, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         processes.setdefault(result["segment"], result["pid"])
-        heard(self, iteration, trials, trial, result, **info)
+        called(self, iteration, trials, trial, result, **info)
 
-    monkeypatch.setattr(SearchProgress, "on_trial_result", hear)
+    monkeypatch.setattr(SearchProgress, "on_trial_result", count)
     now = search.run()
     sampled = search.records.stopped()
     assert sampled is not None
@@ -92,7 +92,7 @@ def test_a_search_ends_with_a_trained_winner(
     assert winner.loss == min(loss for loss in whole if loss is not None)
     assert winner.checkpoint is not None
     assert checkpoint.load(store, winner.checkpoint) is not None
-    assert len({result.run.trial for result in results.values()}) == len(search.records.points())
+    assert len({result.run.trial for result in results.values()}) == len(search.records.points(results))
     if section["scheduler"] in POPULATIONS:
         moved = [r.run for r in results.values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
         assert moved
@@ -157,7 +157,7 @@ def test_a_spent_budget_ends_the_sampling_and_the_finalists_still_run(store: Sto
     assert {result.run.until for result in results.values() if result.run.again} == {20}
 
 
-def test_a_paused_search_ends_within_seconds_and_goes_on_with_its_results(store: Store, tmp_path: Path) -> None:
+def test_a_paused_search_ends_within_seconds_and_resumes_with_its_results(store: Store, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=20, batch_size=2)
     ray_workers.connect()
     search = make_search(setting, trials=6)

@@ -19,7 +19,7 @@ def values_of(search: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
     """The values of the trials, by number."""
     simulation = Simulation(make_problem(search, **options), outcome)
     simulation.run()
-    return list(simulation.records.points().values())
+    return list(simulation.records.points(simulation.results).values())
 
 
 def test_a_grid_has_every_point_once_and_random_none_twice() -> None:
