@@ -31,6 +31,7 @@ def ray_here(store_server: StoreServer) -> Iterator[None]:
     import ray
 
     environment = {"env_vars": store_server.environment("s3://unused")}
+    ray.shutdown()  # other modules of this process may have left theirs
     ray.init(
         "local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False,
         runtime_env=environment,
