@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ray_jobs.errors import SpecError
+from ray_jobs.problems import problems
 
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A Kubernetes name of at most 63 characters."""
@@ -156,7 +157,7 @@ def parse(document: Any, *, source: str = "the cluster's settings") -> ClusterSe
     try:
         return ClusterSettings.model_validate(document)
     except ValidationError as error:
-        details = [f"{'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in error.errors()]
+        details = [f"{where or 'the file'}: {message}" for where, message in problems(error.errors(), document)]
         raise SpecError(f"{source}: {len(details)} field(s) are wrong", details=details) from error
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ray_jobs import problems as invalid
 from ray_jobs.cluster.quantities import parse, text
 from ray_jobs.errors import SpecError, suggestion
 from ray_jobs.kueue.pool import Pool, QuotaLimits, Reclaim, Strategy, TeamQuota, UnitKind, WithinQueue
@@ -85,7 +86,7 @@ def load(path: Path) -> QuotaFile:
     try:
         return QuotaFile.model_validate(document)
     except ValidationError as error:
-        details = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        details = [f"{where}: {message}" for where, message in invalid.problems(error.errors(), document)]
         raise SpecError(f"{path}: {len(details)} field(s) are wrong", details=details) from error
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from ray_jobs import problems as invalid
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import suggestion
 from ray_jobs.spec.search import Range, SearchSection, searchable_fields
@@ -113,7 +114,7 @@ class JobSpec(SpecSection):
                 try:
                     self.with_values({name: value})
                 except ValidationError as error:
-                    problems += [f"search.space.{name}: {value!r}: {item['msg']}" for item in error.errors()]
+                    problems += [f"search.space.{name}: {text}" for _, text in invalid.problems(error.errors(), {})]
         return problems
 
     def with_values(self, values: Mapping[str, Any]) -> JobSpec:

@@ -12,10 +12,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ray_jobs.errors import SpecError, suggestion
+from ray_jobs.problems import UNKNOWN, Problem, problems
 from ray_jobs.spec.job import COMBINATIONS, JobSpec
-from ray_jobs.spec.search import LIST, RANGE, TEXT
 
 _MOST_PROBLEMS = 100
+_SECRET = ("tracking",)
+"""Sections in which an address with a password may be in a wrong place."""
 
 
 def load_spec(path: Path) -> JobSpec:
@@ -44,12 +46,11 @@ def parse_spec(document: dict[str, Any], *, source: str = "the spec", stored: bo
     try:
         return JobSpec.model_validate(document, extra="ignore" if stored else None)
     except ValidationError as error:
-        items = error.errors()
-        details = [text for item in items[:_MOST_PROBLEMS] for text in _explain(dict(item))][:_MOST_PROBLEMS]
-        count = max(len(items), len(details))
-        if count > len(details):
-            details.append(f"+{count - len(details)} more")
-        raise SpecError(f"{source}: {count} field(s) are wrong", details=details) from error
+        found = _problems(error, document)
+        details = [_text(where, message) for where, message in found[:_MOST_PROBLEMS]]
+        if len(found) > len(details):
+            details.append(f"+{len(found) - len(details)} more")
+        raise SpecError(f"{source}: {len(found)} field(s) are wrong", details=details) from error
 
 
 def json_schema() -> dict[str, Any]:
@@ -57,22 +58,18 @@ def json_schema() -> dict[str, Any]:
     return JobSpec.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 
 
-def _explain(item: dict[str, Any]) -> list[str]:
-    """One of pydantic's errors as messages."""
-    location = [str(part) for part in item["loc"] if part not in (RANGE, LIST, TEXT)]
-    where = ".".join(location)
-    if item["type"] == COMBINATIONS:
-        problems: list[str] = item["ctx"]["problems"]
-        return problems
-    if item["type"] == "extra_forbidden":
-        return [f"{where}: unknown field; {suggestion(location[-1], _fields_at(location[:-1]))}"]
-    if item["type"] == "missing":
-        return [f"{where}: required, and missing"]
-    if item["type"] == "value_error":
-        return [f"{where}: {item['ctx']['error']}" if where else str(item["ctx"]["error"])]
-    if location[:1] == ["tracking"]:  # an address with a password may be in a wrong place
-        return [f"{where}: {item['msg']}"]
-    return [f"{where}: {item['msg']} (got {item['input']!r:.200})"]
+def _problems(error: ValidationError, document: Any) -> list[Problem]:
+    items = error.errors()
+    combined = [("", text) for item in items if item["type"] == COMBINATIONS for text in item["ctx"]["problems"]]
+    others = [item for item in items if item["type"] != COMBINATIONS]
+    return combined + problems(others, document, secret=_SECRET)
+
+
+def _text(where: str, message: str) -> str:
+    if message == UNKNOWN:
+        *sections, name = where.split(".")
+        message = f"{message}; {suggestion(name, _fields_at(sections))}"
+    return f"{where}: {message}" if where else message
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -7,20 +7,30 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+
+from ray_jobs.problems import quoted
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 
-Name = Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
-"""A name that is valid in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
 NAME_RULE = "lower-case letters, digits, '.', '_' and '-', at most 48, starting and ending with a letter or digit"
 
 
 def is_name(text: str) -> bool:
     """True if the text is a valid `Name`."""
     return _NAME.fullmatch(text) is not None
+
+
+def _named(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"is {quoted(text)}; it must be {NAME_RULE}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_named), WithJsonSchema({"pattern": f"^{_NAME.pattern}$", "type": "string"})]
+"""A name that is valid in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
 
 
 class SpecSection(BaseModel):

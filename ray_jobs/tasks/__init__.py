@@ -30,7 +30,7 @@ def _known(value: object) -> str:
     if isinstance(value, str) and value in TASKS:
         return value
     *names, last = map(repr, TASKS)
-    raise PydanticCustomError("literal_error", f"Input should be {', '.join(names)} or {last}")
+    raise PydanticCustomError("literal_error", "must be {expected}", {"expected": f"{', '.join(names)} or {last}"})
 
 
 TaskName = Annotated[str, PlainValidator(_known), WithJsonSchema({"enum": list(TASKS), "type": "string"})]

@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ray_jobs.errors import ApiKeyError, suggestion
+from ray_jobs.problems import problems
 from ray_jobs.spec import Name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
@@ -121,7 +122,8 @@ def create(
             limits=limits or Limits(),
         )
     except ValidationError as error:
-        details = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+        given = {"name": name, "team": team}
+        details = [f"{where}: {message}" for where, message in problems(error.errors(), given)]
         raise ApiKeyError(f"no key {name!r} of team {team!r} can be made", details=details) from error
     store.put_json(_KEYS.key(key.id), key.model_dump(mode="json"), if_absent=True)
     return key, secret

@@ -18,6 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from ray_jobs.errors import CorruptObject, StoreError
+from ray_jobs.problems import problems
 from serving.http.openai_types import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -113,15 +114,14 @@ def invalid_fields(found: Sequence[tuple[str | None, str]]) -> ApiError:
     return ApiError(400, "; ".join(texts), param=found[0][0], code="invalid_request", details=details)
 
 
-def from_validation(found: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Translate FastAPI's validation errors."""
+def from_validation(found: Sequence[Mapping[str, Any]], documents: Mapping[str, Any]) -> ApiError:
+    """Translate FastAPI's validation errors. `documents`: what the request has of each place (`body`, `query`, …)."""
     fields: list[tuple[str | None, str]] = []
-    for item in found:
-        where = ".".join(str(part) for part in item["loc"] if part not in ("body", "query", "path", "header"))
-        what = {"missing": "required but missing", "extra_forbidden": "unknown field"}.get(item["type"], item["msg"])
-        if item["type"] == "value_error":
-            what = "not a file with a name" if "UploadFile" in what else what.removeprefix("Value error, ")
-        fields.append((where[:_MAX_QUOTE] or None, what))
+    for place in dict.fromkeys(item["loc"][0] for item in found):
+        items = [{**item, "loc": item["loc"][1:]} for item in found if item["loc"][0] == place]
+        for name, message in problems(items, documents.get(place)):
+            text = "not a file with a name" if "UploadFile" in message else message.removeprefix("Value error, ")
+            fields.append((name[:_MAX_QUOTE] or None, text if name else f"the {place}: {text}"))
     return invalid_fields(fields)
 
 
@@ -139,7 +139,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return from_validation(error.errors()).response()
+        places = {"path": request.path_params, "query": request.query_params, "header": request.headers}
+        return from_validation(error.errors(), {"body": error.body, **places}).response()
 
     @app.exception_handler(CorruptObject)
     async def damaged(request: Request, error: CorruptObject) -> Response:

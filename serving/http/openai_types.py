@@ -124,9 +124,9 @@ class UploadPart(OpenAIObject):
 
 # ---- fine-tuning ---------------------------------------------------------------------------------------------------
 
-Epochs = Literal["auto"] | Annotated[int, Field(ge=1, le=50)]
-BatchSize = Literal["auto"] | Annotated[int, Field(ge=1, le=256)]
-RateMultiplier = Literal["auto"] | Annotated[float, Field(gt=0, le=1000)]
+Epochs = Literal["auto"] | Annotated[int, Field(ge=1, le=50, strict=True)]
+BatchSize = Literal["auto"] | Annotated[int, Field(ge=1, le=256, strict=True)]
+RateMultiplier = Literal["auto"] | Annotated[float, Field(gt=0, le=1000, strict=True)]
 
 
 class Hyperparameters(OpenAIObject):

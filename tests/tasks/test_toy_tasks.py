@@ -162,7 +162,7 @@ def test_a_job_file_says_what_a_task_without_a_base_takes(store: Store) -> None:
     assert list(caught.value.details) == ["base_model: required, and missing"]
     with pytest.raises(SpecError, match="1 field") as caught:
         parse_spec({"name": "greeter", "task": "poetry", "base_model": "org/base", "data": {"train": "rows.jsonl"}})
-    assert caught.value.details[0].startswith("task: Input should be 'chat', 'text_classification'")
+    assert caught.value.details[0].startswith("task: is 'poetry'; it must be 'chat', 'text_classification'")
 
 
 def test_trials_of_a_task_with_its_own_loss_do_not_share_passes(store: Store) -> None:
