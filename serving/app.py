@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from ray_jobs import __version__, deploy
@@ -36,6 +37,7 @@ from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
 from serving.http.background import BackgroundLoop, PeriodicTask
 from serving.http.openai_types import Health, Readiness
+from serving.http.paths import CanonicalPaths
 from serving.inference.backends import Backend
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
@@ -210,9 +212,17 @@ def create_app(
         return Response(body, media_type=content_type)
 
     # Wrapped around the app, not added to its middleware: FastAPI's own error responses need a request id too.
-    gate = AccessMiddleware(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
+    gate: ASGIApp = AccessMiddleware(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
+    if settings.cors_origins:  # outside: a browser asks for permission without a key
+        gate = CORSMiddleware(
+            gate,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+        )
     return ObservabilityMiddleware(
-        gate, metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)]
+        CanonicalPaths(gate), metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)]
     )
 
 

@@ -6,6 +6,7 @@ Owns the variables' names, defaults and validation. Does not know what they are 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ray_jobs.errors import SpecError
 
 _MIN_KEY_CHARACTERS = 16
+_ORIGIN = re.compile(r"https?://[^/\s*?#@,]+")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class EndpointSettings:
     job_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Sections of a job file used as defaults for every job created through the API."""
 
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages whose scripts may call the endpoint, such as https://chat.example.com; `*`: any."""
     offers_wandb: bool = False
     """Whether a request may name Weights & Biases in `integrations`. Its job then uses the key in the jobs'
     environment."""
@@ -47,8 +51,8 @@ class EndpointSettings:
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS and KITAE_WANDB. Raises SpecError for an
-        invalid value."""
+        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS, KITAE_CORS_ORIGINS and KITAE_WANDB. Raises
+        SpecError for an invalid value."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_number(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes, 1024, " of bytes"),
@@ -57,6 +61,7 @@ class EndpointSettings:
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
+            cors_origins=_origins(environment, "KITAE_CORS_ORIGINS"),
             offers_wandb=_switch(environment, "KITAE_WANDB", default=cls.offers_wandb),
         )
 
@@ -80,6 +85,14 @@ def _sections(environment: Mapping[str, str], name: str) -> dict[str, Any]:
     if not isinstance(found, dict) or (unknown := sorted(set(found) - set(known))):
         what = f"has {', '.join(unknown)}" if isinstance(found, dict) else "is not an object"
         raise SpecError(f"{name} {what}; it may have the sections {', '.join(known)} of a job file")
+    return found
+
+
+def _origins(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    found = tuple(text.strip() for text in (environment.get(name) or "").split(",") if text.strip())
+    for text in found:
+        if text != "*" and not _ORIGIN.fullmatch(text):
+            raise SpecError(f"{name} has {text!r}; it must be `*` or origins such as https://chat.example.com")
     return found
 
 

@@ -27,6 +27,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """Answered without a key and under any load: probes have no key and must not fail on a busy endpoint."""
 METRICS_PATH = "/metrics"
 REQUEST_ID = "x-request-id"
+AZURE_KEY = "api-key"
 
 _PART_BYTES = 64 * 2**20  # OpenAI's limit for a part of an upload
 _MULTIPART_BYTES = 2**20
@@ -58,15 +59,17 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def bearer(header: str | None) -> str | None:
-    """Return the key of an Authorization header, or None."""
-    scheme, _, given = (header or "").partition(" ")
+def key_of(headers: Headers) -> str | None:
+    """Return the key of an Authorization header, or without one that of `api-key`, which Azure's clients send."""
+    if "authorization" not in headers:
+        return headers.get(AZURE_KEY) or None
+    scheme, _, given = headers["authorization"].partition(" ")
     return given.strip() or None if scheme.lower() == "bearer" else None
 
 
-def key_matches(header: str | None, key: str) -> bool:
-    """Compare the key of an Authorization header in constant time."""
-    return hmac.compare_digest(digest_of(bearer(header) or ""), digest_of(key))
+def key_matches(given: str | None, key: str) -> bool:
+    """Compare a key in constant time."""
+    return hmac.compare_digest(digest_of(given or ""), digest_of(key))
 
 
 def body_limit_bytes(method: str, path: str, settings: EndpointSettings, limits: Limits) -> int:
@@ -117,7 +120,7 @@ class AccessMiddleware:
             return self.settings.max_body_bytes
         if path != METRICS_PATH:  # metrics matter most while the endpoint is busy
             held.enter_context(self.limiter.slot())
-        caller = await self._caller(headers.get("authorization"))
+        caller = await self._caller(headers)
         if path == METRICS_PATH and not caller.admin:
             raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
         limit_bytes = body_limit_bytes(method, path, self.settings, caller.limits)
@@ -127,14 +130,15 @@ class AccessMiddleware:
         scope["state"] = {**scope.get("state", {}), "caller": caller}
         return limit_bytes
 
-    async def _caller(self, authorization: str | None) -> Caller:
-        if self.settings.api_key is None or key_matches(authorization, self.settings.api_key):
+    async def _caller(self, headers: Headers) -> Caller:
+        given = key_of(headers)
+        if self.settings.api_key is None or key_matches(given, self.settings.api_key):
             return OPERATOR
-        given = bearer(authorization)
         key = await self.keys.find(given) if given is not None and self.keys is not None else None
         if key is None:
             # One message for unknown, revoked and expired keys, which reveals nothing to an attacker.
-            what = "the API key is not valid" if authorization else "no API key was sent"
+            sent = "authorization" in headers or AZURE_KEY in headers
+            what = "the API key is not valid" if sent else "no API key was sent"
             message = f"{what}: send the header Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return Caller(key.id, key.team, key.limits, admin=False)

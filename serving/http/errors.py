@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from ray_jobs.errors import CorruptObject, StoreError
 from ray_jobs.problems import problems
+from serving.http import absent
 from serving.http.openai_types import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 CLIENT_GONE = 499
 """Status of a request whose client disconnected before the response began (nginx's convention)."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_CODES = {
+    401: "invalid_api_key", 403: "permission_denied", 404: "not_found", 405: "method_not_allowed", 409: "conflict",
+    413: "request_too_large", 429: "rate_limit_exceeded", 503: "unavailable",
+}  # fmt: skip
+"""Codes of errors without one of their own."""
 _MAX_DETAILS = 100
 _MAX_QUOTE = 200
 _CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
@@ -49,7 +55,8 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        code = self.code or _CODES.get(self.status, "invalid_request" if self.status < 500 else "internal_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": code}
         return {"error": error | ({"details": self.details} if self.details else {})}
 
     def response(self) -> Response:
@@ -156,10 +163,13 @@ def install(app: FastAPI) -> None:
     async def no_route(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ApiError):  # raised while the body was read, such as 413
             return error.__cause__.response()
+        if error.status_code == 404 and (found := absent.instead_of(request.scope["path"])):
+            return bad_request(f"{found[0]} does not exist here: {found[1]}", code="unsupported_route").response()
         what = {404: "no such path", 405: "this path does not accept that method"}.get(error.status_code)
+        code = "unknown_url" if error.status_code == 404 else None
         # Not request.url: the Host header may be invalid.
         message = error.detail if what is None else f"{what}: {request.method} {request.scope['path'][:_MAX_QUOTE]}"
-        return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+        return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
 
@@ -78,10 +78,14 @@ def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.
     """Return a deployed model. Raises ApiError 404 if it is not deployed or not visible to the caller."""
     route = resolve(snapshot, model, caller)
     name, _, number = route.model.partition("@")
-    version = snapshot.version(name, number)
+    version, base = snapshot.version(name, number), snapshot.bases.get(name)
+    if version is not None:
+        created = datetime.fromisoformat(version.lineage.created_at)
+    else:
+        created = base.added_at if base is not None else datetime.fromtimestamp(0, UTC)  # deployed from a path
     return openai_types.Model(
         id=route.api_name or model,
-        created=0 if version is None else int(datetime.fromisoformat(version.lineage.created_at).timestamp()),
+        created=int(created.timestamp()),
         owned_by=_OWNER if version is None else api_names.owner(version),
         task=route.task,
         fine_tunable=model in snapshot.bases,

@@ -35,6 +35,7 @@ def check_error(response: httpx.Response) -> Refusal:
     assert set(error) - {"details"} == {"message", "type", "param", "code"}
     assert error["type"] == _TYPES.get(status, "invalid_request_error")
     assert error["message"]
+    assert error["code"]
     for inside in ("Traceback", "/tmp/", "site-packages", "<class", "botocore"):
         assert inside not in error["message"], error["message"][:500]
     return Refusal(status, error["message"], error["param"], error["code"], error.get("details", []))

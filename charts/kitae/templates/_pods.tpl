@@ -55,6 +55,9 @@ KITAE_METRICS_OPEN: {{ ternary "on" "off" .Values.monitoring.open | quote }}
 KITAE_MAX_BODY_BYTES: {{ .Values.limits.maxBodyBytes | int64 | quote }}
 KITAE_MAX_FILE_BYTES: {{ .Values.limits.maxFileBytes | int64 | quote }}
 KITAE_MAX_ONGOING_REQUESTS: {{ .Values.limits.maxOngoingRequests | int64 | quote }}
+{{- with .Values.corsOrigins }}
+KITAE_CORS_ORIGINS: {{ join "," . | quote }}
+{{- end }}
 KITAE_CACHE: /cache/kitae
 HF_HOME: /cache/huggingface
 VLLM_CACHE_ROOT: /cache/vllm

@@ -7,15 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.auth import OPERATOR, Caller, key_matches
+from serving.access.auth import OPERATOR, Caller, key_matches, key_of
 from serving.access.keys import StoredKeys
 from tests.serving.access.gate import KEY, EchoApp, code_of, get, make_gate
 from tests.serving.fake_backend import FakeBackend
+from tests.serving.routing import KEY as KEY_OF_CLIENT
 from tests.serving.routing import error_of, make_client
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +38,17 @@ pytestmark = pytest.mark.anyio
     ],
 )
 def test_only_a_bearer_header_with_the_exact_key_matches(header: str | None, right: bool) -> None:
-    assert key_matches(header, KEY) is right
+    headers = Headers(raw=[] if header is None else [(b"authorization", header.encode())])
+    assert key_matches(key_of(headers), KEY) is right
+
+
+def test_azures_header_holds_a_key_too() -> None:
+    with make_client() as client:
+        client.headers.pop("authorization")
+        assert client.get("/v1/models", headers={"api-key": KEY_OF_CLIENT}).status_code == 200
+        assert error_of(client.get("/v1/models", headers={"api-key": "wrong"}), 401)["code"] == "invalid_api_key"
+        both = {"api-key": KEY_OF_CLIENT, "authorization": "Bearer wrong"}
+        assert client.get("/v1/models", headers=both).status_code == 401
 
 
 def test_every_path_but_the_probes_needs_the_key() -> None:

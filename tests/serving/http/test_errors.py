@@ -39,7 +39,7 @@ def test_errors_of_unknown_paths_and_methods_have_the_error_shape(client: TestCl
     ("error", "status", "code", "again"),
     [
         (StoreUnreachable("away"), 503, "store_unreachable", "5"),
-        (CorruptObject("secret/key.json is not a record"), 500, None, None),  # a retry would find the same
+        (CorruptObject("secret/key.json is not a record"), 500, "internal_error", None),  # a retry would find the same
     ],
 )
 def test_a_failing_store_is_503_and_a_damaged_record_is_500(

@@ -81,7 +81,7 @@ async def test_a_disconnecting_client_ends_the_request() -> None:
     [
         (errors.queue_full("greeter"), 429, "queue_full", "1"),
         (errors.not_ready("greeter"), 503, "model_not_ready", "5"),
-        (RuntimeError("secret internals"), 500, None, None),
+        (RuntimeError("secret internals"), 500, "internal_error", None),
     ],
 )
 def test_a_failure_before_the_first_chunk_sets_the_status(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi.testclient import TestClient
 
+from ray_jobs.registry.catalogue import CatalogueEntry
 from tests.serving.fake_backend import FakeBackend
-from tests.serving.routing import error_of, make_client
+from tests.serving.routing import error_of, make_client, make_snapshot, make_version
 
 
 def test_models_are_listed_and_described(client: TestClient) -> None:
@@ -16,6 +17,12 @@ def test_models_are_listed_and_described(client: TestClient) -> None:
     assert (card["id"], card["object"], card["owned_by"]) == ("greeter@2", "model", "default")
     assert card["created"] > 1_700_000_000
     assert error_of(client.get("/v1/models/unknown"), 404)["code"] == "model_not_found"
+
+
+def test_a_deployed_base_was_created_when_it_was_added() -> None:
+    entry = CatalogueEntry(name="base", digest="b" * 16, source="x", architecture="LlamaForCausalLM", tasks=("chat",))
+    with make_client(snapshot=make_snapshot(make_version(), bases={"base": entry})) as client:
+        assert client.get("/v1/models/base").json()["created"] == int(entry.added_at.timestamp())
 
 
 def test_readiness_requires_every_deployed_application_to_run() -> None:
