@@ -71,7 +71,7 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Eval
     task = TASKS[spec.task]
     base_directory = models.fetch_base(store, inputs.train.base_key)
     processor = models.load_processor(base_directory, spec.task)
-    report((0, _STEPS, "steps", {"doing": "candidate"}))
+    report((0, _STEPS, "steps", {"doing": "building the tuned model"}))
     with tempfile.TemporaryDirectory(prefix="kitae-candidate-") as scratch:
         tree = Path(scratch) / "tree"
         candidate, reference = build_candidate(
@@ -93,18 +93,18 @@ def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Eval
         own = task.measure(model, processor, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
         return {"loss": scores.loss, task.metric: scores.accuracy} | own
 
-    report((1, _STEPS, "steps", {"doing": "tuned model"}))
+    report((1, _STEPS, "steps", {"doing": "scoring the tuned model"}))
     tuned = measured(candidate)
-    report((2, _STEPS, "steps", {"doing": "trainer's side of parity"}))
+    report((2, _STEPS, "steps", {"doing": "answers to compare with the engine's"}))
     prompts = parity_prompts(candidate, encoded, rows, spec) if task.generates else ()
-    report((3, _STEPS, "steps", {"doing": "base model"}))
+    report((3, _STEPS, "steps", {"doing": "scoring the base"}))
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
             base, base_is = measured(base_model), "the base model"
     else:
         baseline = task.baseline(files_of_rows.train_rows, rows)
         base, base_is = baseline.metrics, baseline.name
-    report((_STEPS, _STEPS, "steps", {"doing": "done"}))
+    report((_STEPS, _STEPS, "steps", {}))
     return Evaluation(
         candidate_key=inputs.candidate_key,
         is_adapter=is_adapter,

@@ -54,10 +54,10 @@ def duration(seconds: float) -> str:
 
 
 def metric(name: str, value: float | str) -> str:
-    """`loss 2.31`, `181 tok/s`, `rate 2.0e-04`."""
+    """`loss 2.31`, `181 tok/s`, `rate 2.0e-04`; what a stage is `doing`, alone."""
     shown = name.replace("_", " ")
     if isinstance(value, str):
-        return f"{shown} {value}"
+        return value if name == "doing" else f"{shown} {value}"
     if name.endswith("_per_s"):
         number = f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2f}"
         return f"{number} {_SHORT_UNITS.get(name, name.removesuffix('_per_s') + '/s')}"

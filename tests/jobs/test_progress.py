@@ -54,6 +54,7 @@ def test_durations(seconds: float, text: str) -> None:
         ("images_per_s", 2.5, "2.50 images/s"),
         ("rows", 1200, "rows 1,200"),
         ("best", "step-40", "best step-40"),
+        ("doing", "scoring the base", "scoring the base"),
         ("held_out_loss", 0.0, "held out loss 0.000"),
     ],
 )
