@@ -50,7 +50,7 @@ class DataSection(SpecSection):
     """Column of the file for each column of the task, where they differ, such as `{text: body, label: is_spam}`."""
     max_rows: int | None = Field(None, ge=1)
     """Use only this many rows, chosen by hash (the same each time). None: all."""
-    max_tokens: int = Field(1024, ge=8)
+    max_tokens: int = Field(1024, ge=8, le=2**20)
     """Longest row in tokens."""
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What to do with a longer row: refuse the data, drop the row, or truncate it at the end."""
@@ -73,15 +73,15 @@ class TrainingSection(SpecSection):
     or for a causal model its last `trainable_blocks` blocks."""
     lora: LoraSection = LoraSection()
     """Used by `lora` and `qlora`."""
-    trainable_blocks: int = Field(2, ge=1)
+    trainable_blocks: int = Field(2, ge=1, le=1000)
     """Number of last transformer blocks that `frozen` trains in a causal model."""
     epochs: int = Field(3, ge=1, le=50)
     """Passes over the training rows."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps. None: after `epochs`."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=65_536)
     """Rows per optimizer step, over all workers."""
-    micro_batch_tokens: int = Field(2048, ge=8)
+    micro_batch_tokens: int = Field(2048, ge=8, le=2**24)
     """Most tokens in one forward pass of a worker; a step accumulates gradients over as many passes as it needs."""
     packing: bool = True
     """Pack several rows into one sequence, without attention across them (causal models only; others are padded)."""
@@ -107,7 +107,7 @@ class TrainingSection(SpecSection):
     """Stop after this many evaluations without a better held-out loss. None: never."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints, besides those after each evaluation. None: only after evaluations."""
-    checkpoints_to_keep: int = Field(2, ge=1)
+    checkpoints_to_keep: int = Field(2, ge=1, le=1000)
     """Number of checkpoints kept in the store: the best by held-out loss, and always the last."""
     publish_checkpoints: bool = False
     """Register the other checkpoints kept as further versions of the model, each with the alias
@@ -117,36 +117,36 @@ class TrainingSection(SpecSection):
 
 
 class ComputeSection(SpecSection):
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=1024)
     """Training processes: one per GPU or, without GPUs, one per share of the cores."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024)
     """Ray CPUs reserved for each worker."""
     gpus_per_worker: int = Field(0, ge=0, le=1)
     """GPUs reserved for each worker: 0 or 1."""
-    threads_per_worker: int | None = Field(None, ge=1)
+    threads_per_worker: int | None = Field(None, ge=1, le=1024)
     """Compute threads of a CPU worker. None: the machine's cores divided by the workers on it."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is split over the workers. 1: optimizer state; 2: also gradients; 3: also weights.
     In bf16, 0 runs as 1."""
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     """Keep optimizer state, or weights too, in CPU memory (needs zero_stage 2 or 3; weights need 3)."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(3, ge=0, le=100)
     """How often lost workers are restarted from the last checkpoint before the job fails."""
 
 
 class ParitySection(SpecSection):
     prompts: int = Field(8, ge=1, le=256)
     """Held-out prompts answered by both the serving engine and the trainer's model."""
-    max_mean_logprob_gap: float | None = Field(None, gt=0)
+    max_mean_logprob_gap: float | None = Field(None, gt=0, le=100)
     """Largest mean |difference| of the answer tokens' log-probabilities. None: 1e-3 in fp32, 0.1 in bf16."""
 
 
 class EvaluationSection(SpecSection):
     must_beat_base: bool = True
     """Refuse to register a model whose held-out loss is not below its base's."""
-    generate_rows: int = Field(16, ge=0)
+    generate_rows: int = Field(16, ge=0, le=10_000)
     """Held-out rows that both models answer for the task metric (chat only)."""
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(64, ge=1, le=65_536)
     """Longest such answer, in tokens."""
     parity: ParitySection = ParitySection()
     """The check that the served model answers as the trained one did."""
@@ -155,15 +155,15 @@ class EvaluationSection(SpecSection):
 class ServingSection(SpecSection):
     deploy: bool = True
     """Deploy the version once it is registered."""
-    max_model_len: int = Field(2048, ge=64)
+    max_model_len: int = Field(2048, ge=64, le=2**20)
     """Longest prompt plus answer, in tokens."""
-    max_loras: int = Field(4, ge=1)
+    max_loras: int = Field(4, ge=1, le=256)
     """Most adapters that a base's engine holds in memory at once."""
-    max_ongoing_requests: int = Field(32, ge=1)
+    max_ongoing_requests: int = Field(32, ge=1, le=1024)
     """Most requests that a replica processes at once."""
-    max_queued_requests: int = Field(128, ge=1)
+    max_queued_requests: int = Field(128, ge=1, le=10_000)
     """Most requests that wait beyond those; more are answered 429."""
-    kv_cache_gib: float = Field(1.0, gt=0)
+    kv_cache_gib: float = Field(1.0, gt=0, le=1024)
     """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
 
 

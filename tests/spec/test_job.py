@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from ray_jobs.errors import SpecError
-from ray_jobs.spec import json_schema, load_spec, parse_spec
+from ray_jobs.spec import (
+    ComputeSection,
+    EvaluationSection,
+    ServingSection,
+    SpecSection,
+    json_schema,
+    load_spec,
+    parse_spec,
+)
+from ray_jobs.spec.sections import ParitySection
 
 GOOD: dict[str, Any] = {"name": "a", "task": "chat", "base_model": "org/base", "data": {"train": "rows.jsonl"}}
 
@@ -207,3 +216,11 @@ def test_a_uri_without_credentials_is_accepted(uri: str) -> None:
 def test_a_wrong_tracking_section_is_refused(tracking: dict[str, Any], message: str) -> None:
     (problem,) = problems(tracking=tracking)
     assert problem.startswith(message)
+
+
+@pytest.mark.parametrize("section", [ComputeSection, ServingSection, EvaluationSection, ParitySection])
+def test_every_number_that_costs_a_machine_something_has_an_upper_bound(section: type[SpecSection]) -> None:
+    for name, schema in section.model_json_schema()["properties"].items():
+        for kind in schema.get("anyOf", [schema]):
+            if kind.get("type") in ("integer", "number") and "enum" not in kind:
+                assert {"maximum", "exclusiveMaximum"} & kind.keys(), name
