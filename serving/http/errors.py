@@ -94,21 +94,19 @@ def store_unreachable(effect: str | None = None) -> ApiError:
 
 
 def from_engine(error: Mapping[str, Any]) -> ApiError:
-    """Translate vLLM's error: its status and message, our types and codes."""
+    """Translate an engine's error: its status, message and param, our types and codes. A 5xx says nothing of it."""
     status = error.get("code")
     status = status if isinstance(status, int) and 400 <= status < 600 else 500
     if status == 503:
         message = "the engine cannot answer now; try again in a moment"
         return ApiError(503, message, code="model_not_ready", headers={"Retry-After": "5"})
-    message = str(error.get("message", "the engine failed"))
-    too_long = status == 400 and any(words in message for words in _CONTEXT_LENGTH_WORDS)
+    if status >= 500:
+        return ApiError(status, "the engine failed; its log has the reason", code="engine_failed")
+    message = str(error.get("message", "the model does not accept this request"))
+    too_long = any(words in message for words in _CONTEXT_LENGTH_WORDS)
+    reason = error.get("reason", "context_length_exceeded" if too_long else "invalid_request")
     param = error.get("param")
-    return ApiError(
-        status,
-        message if status < 500 else "the engine failed; its log has the reason",
-        code="context_length_exceeded" if too_long else None,
-        param=param if isinstance(param, str) else None,
-    )
+    return ApiError(status, message, code=str(reason), param=param if isinstance(param, str) else None)
 
 
 def invalid_fields(found: Sequence[tuple[str | None, str]]) -> ApiError:

@@ -287,37 +287,6 @@ class ModelList(ObjectList):
     has_more: bool = False
 
 
-class OpenRequest(OpenAIObject):
-    """A request that may have vLLM's fields beside those listed."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class GenerationRequest(OpenRequest):
-    model: str
-    stream: bool | None = None
-    n: Annotated[int, Field(ge=1, le=16)] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-
-
-class ChatRequest(GenerationRequest):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-
-
-class CompletionRequest(GenerationRequest):
-    prompt: str | list[str]
-
-
-class ClassifyRequest(OpenRequest):
-    model: str
-    input: str | Annotated[list[str], Field(min_length=1, max_length=1024)]
-
-
-class EmbeddingRequest(ClassifyRequest):
-    encoding_format: Literal["float", "base64"] | None = None
-
-
 class TextUsage(OpenAIObject):
     prompt_tokens: int
     total_tokens: int

@@ -10,11 +10,9 @@ task on every node, and a CPU engine runs in one process instead of two.
 from __future__ import annotations
 
 import asyncio
-import logging
+import json
 import os
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.engine import (
@@ -26,15 +24,13 @@ from ray_jobs.engine import (
     engine_kwargs,
     serving_dtype,
 )
-from ray_jobs.errors import StoreError
 from ray_jobs.storage import Store
+from serving.inference import engine_errors
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
     from serving.inference.backends import Chunks
-
-logger = logging.getLogger(__name__)
 
 CPU_SHARE = 0.01
 """Ray CPUs reserved by an engine without a GPU: on a small machine training and serving share the same cores."""
@@ -93,9 +89,14 @@ class Engine:
     """One replica: an LLMServer and the adapters that requests name."""
 
     async def __init__(self, args: dict[str, Any], device: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        with engine_errors.plain_errors("the start of the engine"):
+            await self._start(args, device)
+
+    async def _start(self, args: dict[str, Any], device: str) -> None:
         record = Deployment.model_validate(args)
         assert record.key is not None
         settings = engine_settings(record, GPU if device == "gpu" else cpu_hardware())
+        self._context_tokens = settings.max_model_len
         os.environ.update(engine_environment(settings))  # before torch or vllm is imported, here and in the engine
         store = Store.from_env(check=False)
         directory = await asyncio.to_thread(store.fetch, record.key)
@@ -148,29 +149,49 @@ class Engine:
 
     async def check_health(self) -> None:
         """Raise if the engine is dead, so that Serve replaces the replica."""
-        await self._server.check_health()
+        with engine_errors.plain_errors("the engine's health check"):
+            await self._server.check_health()
 
     async def _answer(self, method: str, schema: Any, body: dict[str, Any]) -> Chunks:
+        """Yield the answer in chunks. Every failure is an `{"error": …}`: no exception leaves this process."""
+        if (body.get("max_completion_tokens") or body.get("max_tokens") or 0) >= self._context_tokens:
+            yield {"error": engine_errors.over_context(body, self._context_tokens)}
+            return
         try:
             request = schema.model_validate(body)
-        except ValidationError as invalid:  # reported in the shape of vLLM's own errors
-            problem = invalid.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            message = f"{where}: {problem['msg']}" if where else problem["msg"]
-            yield {"error": {"message": message, "param": where or None, "code": 400}}
+        except Exception as invalid:  # noqa: BLE001  # vLLM's validators raise their own classes, TypeError and others
+            yield {"error": engine_errors.invalid_request(invalid, body)}
             return
+        started = False
         try:
             async for chunk in await getattr(self._server, method)(request):
                 for item in chunk if isinstance(chunk, list) else [chunk]:
                     if isinstance(item, str):
-                        yield item
-                    elif (error := getattr(item, "error", None)) is not None:
-                        yield {"error": error.model_dump(mode="json")}
+                        error = _error_event(item)
                     else:
-                        yield {"response": item.model_dump(mode="json")}
-        except Exception as failure:
-            # Returned, not raised: the caller cannot unpickle vLLM's exceptions without importing vllm.
-            logger.exception("a request failed")
+                        found = getattr(item, "error", None)
+                        error = None if found is None else found.model_dump(mode="json")
+                    if error is not None:
+                        yield {"error": engine_errors.translated(error, body, context_tokens=self._context_tokens)}
+                        return
+                    yield item if isinstance(item, str) else {"response": item.model_dump(mode="json")}
+                    started = True
+        except Exception as failure:  # noqa: BLE001  # logged there
             engine: Any = self._server.engine
-            temporary = isinstance(failure, StoreError) or engine._engine_client.errored
-            yield {"error": {"message": type(failure).__name__, "code": 503 if temporary else 500}}
+            dead = bool(engine._engine_client.errored)
+            yield {
+                "error": engine_errors.failed_request(
+                    failure, body, started=started, dead=dead, context_tokens=self._context_tokens
+                )
+            }
+
+
+def _error_event(event: str) -> dict[str, Any] | None:
+    """Return the error of a server-sent event, if it is one."""
+    if not event.startswith('data: {"error"'):
+        return None
+    try:
+        error = json.loads(event.removeprefix("data:"))["error"]
+    except (ValueError, KeyError):
+        return {}
+    return error if isinstance(error, dict) else {}

@@ -6,7 +6,8 @@ Owns the measuring and the request log. Does not know the routes or the consumer
 
 A route reports what only it knows, at any time before its response ends: `request.state.model`, the *resolved* model
 name (never the client's spelling, which would make the label's cardinality unbounded), and
-`request.state.usage = (prompt_tokens, completion_tokens)`.
+`request.state.usage = (prompt_tokens, completion_tokens)`; and `request.state.stream_status`, the status of an error
+that ended a stream.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ class ObservabilityMiddleware:
             request_id=request_id[:_MAX_ID_CHARACTERS],
             method=scope["method"] if scope["method"] in _METHODS else OTHER,
             route=self._route(scope),
-            status=status,
-            complete=response.complete,
+            # A stream has begun with 200 before its error is known.
+            status=state.get("stream_status", status),
+            complete=response.complete and "stream_status" not in state,
             duration_s=time.monotonic() - response.began_s,
             first_chunk_s=response.first_chunk_s,
             response_bytes=response.size_bytes,

@@ -23,6 +23,7 @@ class FakeBackend(Backend):
     states: dict[str, str] = field(default_factory=dict)
 
     async def generate(self, route: Route, method: str, body: dict[str, Any]) -> Chunks:
+        choices = body.get("n", 1) * (len(body["prompt"]) if isinstance(body.get("prompt"), list) else 1)
         self.calls.append((route, method, body))
         try:
             if self.failure is not None and self.fail_after is None:
@@ -42,7 +43,9 @@ class FakeBackend(Backend):
             for i, word in enumerate(words):
                 if self.failure is not None and i == self.fail_after:
                     raise self.failure
-                yield f"data: {json.dumps({'model': body['model'], 'choices': [{'delta': {'content': word}}]})}\n\n"
+                yield _event(body, {"index": 0, "delta": {"content": word}})
+            for i in range(choices):
+                yield _event(body, {"index": i, "delta": {}, "finish_reason": "stop"})
             yield "data: [DONE]\n\n"
         finally:
             self.closed += 1
@@ -58,6 +61,10 @@ class FakeBackend(Backend):
 
     async def statuses(self) -> dict[str, str]:
         return self.states
+
+
+def _event(body: dict[str, Any], choice: dict[str, Any]) -> str:
+    return f"data: {json.dumps({'model': body['model'], 'choices': [choice]})}\n\n"
 
 
 def _asked(body: dict[str, Any]) -> str:

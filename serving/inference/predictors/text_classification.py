@@ -14,6 +14,7 @@ from ray_jobs import registry
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.engine import GPU, cpu_hardware, serving_dtype
 from ray_jobs.storage import Store
+from serving.inference.engine_errors import plain_errors
 from serving.inference.llm import CPU_SHARE, has_gpu
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class TextClassifier:
     """One replica: a classifier in memory that predicts a batch at a time."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        with plain_errors("the start of the predictor"):
+            self._start(args)
+
+    def _start(self, args: dict[str, Any]) -> None:
         record = Deployment.model_validate(args)
         assert record.key is not None
         hardware = cpu_hardware()
@@ -80,11 +85,13 @@ class TextClassifier:
 
     async def classify(self, texts: list[str]) -> list[dict[str, Any]]:
         """See `serving.inference.backends.Backend.predict`. Texts of several requests share a batch."""
-        return list(await asyncio.gather(*(self._batched(text) for text in texts)))
+        with plain_errors("a prediction"):
+            return list(await asyncio.gather(*(self._batched(text) for text in texts)))
 
     async def embed(self, texts: list[str]) -> list[dict[str, Any]]:
         """See `serving.inference.backends.Backend.predict`."""
-        return await asyncio.to_thread(self._embed_now, texts)
+        with plain_errors("an embedding"):
+            return await asyncio.to_thread(self._embed_now, texts)
 
     def _embed_now(self, texts: list[str]) -> list[dict[str, Any]]:
         vectors = self._task.embed(self._model, self._tokenizer, texts)

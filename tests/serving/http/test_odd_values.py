@@ -207,10 +207,10 @@ FIELDS: dict[str, list[str]] = {
     "/v1/fine_tuning/jobs": list(openai_types.CreateFineTuningJob.model_fields),
     "/v1/uploads": list(openai_types.CreateUpload.model_fields),
     "/v1/uploads/upload-x/complete": list(openai_types.CompleteUpload.model_fields),
-    "/v1/chat/completions": [*openai_types.ChatRequest.model_fields, "stream_options", "logit_bias"],
-    "/v1/completions": [*openai_types.CompletionRequest.model_fields],
-    "/v1/embeddings": [*openai_types.EmbeddingRequest.model_fields, "dimensions"],
-    "/v1/classify": list(openai_types.ClassifyRequest.model_fields),
+    "/v1/chat/completions": ["model", "messages", "stream", "n", "stream_options", "logit_bias", "tools"],
+    "/v1/completions": ["model", "prompt", "stream", "n", "max_tokens", "temperature"],
+    "/v1/embeddings": ["model", "input", "encoding_format", "dimensions"],
+    "/v1/classify": ["model", "input"],
 }
 
 
