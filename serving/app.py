@@ -39,6 +39,7 @@ from serving.http.background import BackgroundLoop, PeriodicTask
 from serving.http.openai_types import Health, Readiness
 from serving.http.paths import CanonicalPaths
 from serving.inference.backends import Backend
+from serving.inference.grammars import Grammars
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
 from serving.observability.metrics import FinishedRequest, Metrics
@@ -94,6 +95,7 @@ def app_from_environment() -> ASGIApp:
         check_rows=partial(check_rows_in_ray, store),
         launcher=launcher_from_environment(os.environ),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
+        grammars=Grammars(),
         reconcile_deployments=(
             partial(deploy.reconcile, store, deploy.ServeSettings.from_env())
             if settings.reconcile_deployments
@@ -131,17 +133,20 @@ def create_app(
     router: Router | None = None,
     traffic: Traffic | None = None,
     limiter: RateLimiter | None = None,
+    grammars: Grammars | None = None,
     reconcile_deployments: Callable[[], object] | None = None,
     behind_proxy: bool = False,
 ) -> ObservabilityMiddleware:
     """Create the endpoint as an ASGI app.
 
+    `grammars`: started with the app; None: one that starts with the first request that has a constraint.
     `keys`: source of the teams' keys; None: only the operator's key is accepted. `router`, `traffic`, `limiter`: None
     for new ones. `reconcile_deployments`: called periodically to apply the deployment records to Serve; None: another
     process does. `behind_proxy`: Serve's proxy sets request ids.
     """
     traffic = traffic or Traffic(store)
     router = router or Router(store, ttl_s=settings.route_ttl_s, stopped=traffic.stopped)
+    compiler = grammars or Grammars()
     limiter = limiter or RateLimiter(max_ongoing_requests=settings.max_ongoing_requests)
     metrics, ledger = Metrics(), UsageLedger(store)
     files = Files(store, check_rows)
@@ -172,8 +177,12 @@ def create_app(
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
         background.start()
+        starting = asyncio.create_task(grammars.start()) if grammars is not None else None
         yield
         stop.set()
+        if starting is not None:
+            starting.cancel()
+        await compiler.close()
         await asyncio.to_thread(background.stop)
         await sending
 
@@ -188,7 +197,7 @@ def create_app(
     )
     errors.install(app)
     openapi_document.install(app)
-    app.include_router(inference.routes(router, backend, traffic))
+    app.include_router(inference.routes(router, backend, traffic, compiler))
     app.include_router(models.routes(store, router))
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))

@@ -26,6 +26,7 @@ from serving.http.fields import (
     one_of,
     text,
 )
+from serving.inference.constraints import Constraint, constraints_of
 from serving.inference.messages import MESSAGES, TOOL_CHOICE, TOOLS, check_messages, check_tools
 
 MAX_CHOICES = 16
@@ -171,8 +172,8 @@ class GenerationRequest:
     """Choices of each prompt."""
     max_tokens: int | None
     """Most tokens of each choice. None: what the context leaves."""
-    prompt_field: str
-    """`messages` or `prompt`."""
+    constraints: list[Constraint]
+    """What is to be compiled first."""
 
     @property
     def sequences(self) -> int:
@@ -240,11 +241,12 @@ def _parsed(given: dict[str, Any], prompt_field: str, prompts: int, max_tokens: 
     model = given.get("model")
     if model is None:
         raise bad_request("model is missing: name one of /v1/models", param="model")
+    constraints = constraints_of(given)
     body = {name: value for name, value in given.items() if name not in _IGNORED and name != "model"}
     if stream:
         body["stream_options"] = (options or {}) | {"include_usage": True}
     usage = bool((options or {}).get("include_usage"))
-    return GenerationRequest(model, body, stream, usage, prompts, choices, max_tokens, prompt_field)
+    return GenerationRequest(model, body, stream, usage, prompts, choices, max_tokens, constraints)
 
 
 def _wrong(param: str, message: str) -> ApiError:

@@ -31,6 +31,7 @@ from serving.inference.generation_request import (
     parse_chat,
     parse_completion,
 )
+from serving.inference.grammars import Grammars
 from serving.inference.router import Router
 from serving.inference.streams import checked_stream, opening, sent_events
 from serving.inference.traffic import Traffic
@@ -46,7 +47,7 @@ _EMBEDDING_FIELDS = _CLASSIFY_FIELDS | {"encoding_format": one_of("float", "base
 _EMBEDDING_REFUSED = {"dimensions": "a model's vectors have a fixed length"}
 
 
-def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
+def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammars) -> APIRouter:
     api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
 
     @api.post(
@@ -68,8 +69,10 @@ def routes(router: Router, backend: Backend, traffic: Traffic) -> APIRouter:
         return await generate(request, "completions", parse_completion(await read_json(request)))
 
     async def generate(request: Request, method: str, asked: GenerationRequest) -> Response:
-        route = await router.resolve(asked.model, "/v1/chat/completions", caller_of(request))
+        caller = caller_of(request)
+        route = await router.resolve(asked.model, "/v1/chat/completions", caller)
         request.state.model = route.model
+        await grammars.check(asked.constraints, caller.team)
 
         def ask(route: Route) -> Chunks:
             ours = {"model": route.model, "request_id": uuid.uuid4().hex}

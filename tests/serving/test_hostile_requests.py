@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from serving.inference.generation_request import CHAT_FIELDS
 from tests.serving.error_shape import check_error
 from tests.serving.fake_backend import FakeBackend
+from tests.serving.hostile_constraints import hostile_constraints, uncompilable, with_schema, with_tool
 from tests.serving.hostile_requests import BODIES, CHAT, COMPLETIONS, USER, Hostile, hostile_requests
 from tests.serving.routing import ADAPTERS, make_client, make_snapshot, make_version
 
-REQUESTS = hostile_requests()
+REQUESTS = hostile_requests() + hostile_constraints()
 INTERNALS = re.compile(
     r"pydantic|vllm|jinja|traceback|literal\[|function-|validationerror|https?://|site-packages|--[a-z]", re.IGNORECASE
 )
@@ -64,6 +65,13 @@ def test_a_hostile_request_is_a_400_that_names_its_field(endpoint: Endpoint, req
     assert error.param == request_.param, error.message
 
 
+@pytest.mark.parametrize("request_", uncompilable(), ids=str)
+def test_a_constraint_that_does_not_compile_is_a_400_that_names_it(endpoint: Endpoint, request_: Hostile) -> None:
+    """Also one that stops a decoder: it is compiled and followed in a process with limits."""
+    error = endpoint.refusal(request_.path, request_.body)
+    assert (error.param, error.code) == (request_.param, "invalid_constraint"), error.message
+
+
 def test_an_ordinary_request_is_answered_right_afterwards(endpoint: Endpoint) -> None:
     for path, body in BODIES.items():
         assert endpoint.client.post(path, json=body).status_code == 200
@@ -82,6 +90,13 @@ def test_an_ordinary_request_is_answered_right_afterwards(endpoint: Endpoint) ->
         {"logprobs": True, "top_logprobs": 20, "n": 16, "temperature": 0.7},
         {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3},
         {"tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"response_format": {"type": "json_object"}},
+        with_schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
+        with_tool({"type": "object", "properties": {"city": {"type": "string", "title": "City"}}}),
+        {"structured_outputs": {"choice": ["yes", 'n"o']}},
+        {"structured_outputs": {"regex": r"[0-9]{3}-[0-9]{4}"}},
+        {"structured_outputs": {"grammar": 'root ::= "a" root | "b"'}},
         {"messages": [USER, {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": None}]},
         {"messages": [{"role": "system", "content": [{"type": "text", "text": "a"}]}, USER]},
         {
