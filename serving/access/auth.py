@@ -1,4 +1,4 @@
-"""Authenticates and admits requests: API key, body size and rate limits, checked before the body is read.
+"""Authenticates and admits requests: API key, body size and rate limits.
 
 Owns the ASGI middleware, the caller it identifies, and the body limit of each path. Does not know the routes beyond
 their paths, how keys are stored (`keys`) or how limits are counted (`rate_limiter`).
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hmac
 import re
 import uuid
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.tenancy.api_keys import Limits, digest_of
+from serving.access.body_reader import BodyReader
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.http.errors import ApiError
@@ -77,10 +78,8 @@ def body_limit_bytes(method: str, path: str, settings: EndpointSettings, limits:
     limit = settings.max_body_bytes
     if path.startswith(_OPTIONS_ONLY):
         limit = min(limit, _OPTIONS_BYTES)
-    if method == "POST" and path == "/v1/files":
-        limit = settings.max_file_bytes + _MULTIPART_BYTES
-    elif method == "POST" and _UPLOAD_PART.fullmatch(path):
-        limit = _PART_BYTES + _MULTIPART_BYTES
+    if _is_upload(method, path):
+        limit = (settings.max_file_bytes if path == "/v1/files" else _PART_BYTES) + _MULTIPART_BYTES
     return min(limit, limits.max_body_bytes or limit)
 
 
@@ -95,6 +94,11 @@ class AccessMiddleware:
     """Whether Serve's proxy sets the request id of request and response."""
     keys: StoredKeys | None = None
     """The teams' keys. None: only the operator's key is accepted."""
+    bodies: BodyReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A quarter: half-sent bodies of one key leave room for those of others.
+        object.__setattr__(self, "bodies", BodyReader(max(4, self.settings.max_ongoing_requests // 4)))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,29 +110,36 @@ class AccessMiddleware:
         # Slots are released however the request ends: answered, refused, failed, or cancelled by its client.
         with ExitStack() as held:
             try:
-                limit_bytes = await self._admit(scope, headers, held)
+                admitted = await self._admit(scope, headers, receive, held)
             except ApiError as error:
                 await error.response()(scope, receive, send)
                 return
-            await self.app(scope, _limited(receive, limit_bytes), self._releasing(scope, send, held))
+            await self.app(scope, admitted, self._releasing(scope, send, held))
 
-    async def _admit(self, scope: Scope, headers: Headers, held: ExitStack) -> int:
-        """Set the caller and return the body limit. Raises ApiError if the request is not admitted."""
+    async def _admit(self, scope: Scope, headers: Headers, receive: Receive, held: ExitStack) -> Receive:
+        """Set the caller, wait for the body and return it. Raises ApiError if the request is not admitted."""
         method, path = scope["method"], scope["path"]
         if path in OPEN_PATHS or (path == METRICS_PATH and self.settings.metrics_open):
             _check_length(headers, self.settings.max_body_bytes)
-            return self.settings.max_body_bytes
-        if path != METRICS_PATH:  # metrics matter most while the endpoint is busy
-            held.enter_context(self.limiter.slot())
-        caller = await self._caller(headers)
+            return _limited(receive, self.settings.max_body_bytes)
+        busy = path != METRICS_PATH  # metrics matter most while the endpoint is busy
+        with self.limiter.slot() if busy else nullcontext():
+            caller = await self._caller(headers)
         if path == METRICS_PATH and not caller.admin:
             raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
         limit_bytes = body_limit_bytes(method, path, self.settings, caller.limits)
         _check_length(headers, limit_bytes)
+        receive = _limited(receive, limit_bytes)
+        if _is_upload(method, path):
+            receive = self.bodies.pieces(receive)
+        elif method not in ("GET", "HEAD"):
+            receive = await self.bodies.whole(receive, caller.key_id)
+        if busy:  # not earlier: a body that is half sent must not hold a place
+            held.enter_context(self.limiter.slot())
         held.enter_context(self.limiter.request(caller.key_id, caller.limits))
         # Copied: a server may pass the same state to every request.
         scope["state"] = {**scope.get("state", {}), "caller": caller}
-        return limit_bytes
+        return receive
 
     async def _caller(self, headers: Headers) -> Caller:
         given = key_of(headers)
@@ -156,6 +167,11 @@ class AccessMiddleware:
             await send(message)
 
         return releasing
+
+
+def _is_upload(method: str, path: str) -> bool:
+    """Return whether a body is a form with a file, which its route reads piece by piece."""
+    return method == "POST" and (path == "/v1/files" or _UPLOAD_PART.fullmatch(path) is not None)
 
 
 def _check_length(headers: Headers, limit_bytes: int) -> None:
