@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from ray_jobs.deploy.traffic import Canary, Watch
+from ray_jobs.spec import ServingSection
 from serving.http import errors
 
 Chunks = AsyncGenerator[dict[str, Any] | str, None]
@@ -38,6 +39,8 @@ class Route:
     """The canary or watched promotion whose outcomes include this request."""
     shadow: Route | None = None
     """Destination of a copy of the request."""
+    serving: ServingSection = field(default_factory=ServingSection)
+    """Limits of the application."""
 
     @property
     def public_name(self) -> str:

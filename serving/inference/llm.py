@@ -26,6 +26,7 @@ from ray_jobs.engine import (
 )
 from ray_jobs.storage import Store
 from serving.inference import engine_errors
+from serving.inference.places import team_answers, with_reserve
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -45,7 +46,7 @@ def engine_settings(record: Deployment, hardware: Hardware) -> EngineSettings:
         max_lora_rank=record.max_lora_rank,
         max_loras=serving.max_loras,
         kv_cache_gib=serving.kv_cache_gib,
-        max_num_seqs=serving.max_ongoing_requests,
+        max_num_seqs=with_reserve(team_answers(serving)),
     )
 
 
@@ -58,7 +59,7 @@ def build(args: dict[str, Any]) -> Application:
     deployment = serve.deployment(
         name="Engine",
         num_replicas=1,
-        max_ongoing_requests=record.serving.max_ongoing_requests,
+        max_ongoing_requests=with_reserve(record.serving.max_ongoing_requests),
         max_queued_requests=record.serving.max_queued_requests,
         # A queued request polls for a free slot. Serve's default backoff of 0.5 s leaves free slots unused.
         request_router_config={"max_backoff_s": 0.05},

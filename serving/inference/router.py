@@ -106,7 +106,7 @@ def resolve(
     if record is None or (at and not label) or (at and record.kind == "base"):
         raise _unknown(visible, model)
     if record.kind == "base":
-        return Route(model=name, application=record.application, task=record.task)
+        return Route(model=name, application=record.application, task=record.task, serving=record.serving)
     version = visible.version(name, _meant(visible, record, label or record.label))
     if version is None:
         raise _unknown(visible, model)
@@ -114,7 +114,8 @@ def resolve(
         if version.version != record.version:
             raise _not_deployed(f"{name}@{version.version}", f"the endpoint runs {name}@{record.version}")
         exact = f"{name}@{version.version}"
-        return Route(exact, record.application, record.task, api_name=_api_name(visible, record, version, label))
+        shown = _api_name(visible, record, version, label)
+        return Route(exact, record.application, record.task, api_name=shown, serving=record.serving)
     policy = visible.traffic.get(name)
     if policy is None or policy.alias != (label or record.label or registry.CHAMPION):
         return _adapter(visible, record, version, label)
@@ -158,7 +159,7 @@ def _adapter(visible: RoutingSnapshot, record: Deployment, version: ModelVersion
     if version.kind != "adapter" or base is None or base.key != f"bases/{version.base_digest}":
         raise _not_deployed(exact, "it was trained on another base")
     shown = _api_name(visible, record, version, label)
-    return Route(exact, record.application, record.task, adapter=exact, api_name=shown)
+    return Route(exact, record.application, record.task, adapter=exact, api_name=shown, serving=base.serving)
 
 
 def _api_name(visible: RoutingSnapshot, record: Deployment, version: ModelVersion, label: str) -> str | None:

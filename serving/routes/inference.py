@@ -12,7 +12,8 @@ import re
 import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import aclosing
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -32,6 +33,7 @@ from serving.inference.generation_request import (
     parse_completion,
 )
 from serving.inference.grammars import Grammars
+from serving.inference.places import Places
 from serving.inference.router import Router
 from serving.inference.streams import checked_stream, opening, sent_events
 from serving.inference.traffic import Traffic
@@ -48,6 +50,7 @@ _EMBEDDING_REFUSED = {"dimensions": "a model's vectors have a fixed length"}
 
 
 def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammars) -> APIRouter:
+    places = Places()
     api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
 
     @api.post(
@@ -76,8 +79,17 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
 
         def ask(route: Route) -> Chunks:
             ours = {"model": route.model, "request_id": uuid.uuid4().hex}
-            chunks = backend.generate(route, method, asked.body | ours)
+            chunks = placed(route, caller.team, asked.body | ours)
             return checked_stream(chunks, asked.sequences) if asked.stream else chunks
+
+        async def placed(route: Route, team: str, body: dict[str, Any]) -> Chunks:
+            param: Literal["n", "prompt"] = "n" if asked.prompts == 1 else "prompt"
+            async with (
+                places.place(route, team, answers=asked.sequences, param=param),
+                aclosing(backend.generate(route, method, body)) as chunks,
+            ):
+                async for chunk in chunks:
+                    yield chunk
 
         traffic.mirror(route, ask)
         measured = traffic.measured(route, ask(route))

@@ -1,0 +1,143 @@
+"""The places of each engine, shared fairly between teams while some wait.
+
+Owns who is sent to an engine next. One team may hold as many requests and answers as the engine's record names; an
+engine has a quarter more for the others, so that a team that sends all it can delays no other's first request. Among
+waiting teams the one that holds the fewest answers is next; within a team, the oldest request. Does not call engines
+(`backends`).
+
+    places = Places()
+    async with places.place(route, team, answers=4):  # ApiError 429 `queue_full`
+        ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ray_jobs.spec import ServingSection
+from serving.http.errors import bad_request, queue_full
+from serving.inference.backends import Route
+
+_LEAST_ANSWERS = 16
+"""Answers that one team may hold at any engine: the most choices of one request."""
+
+
+def with_reserve(count: int) -> int:
+    """Return all places of an engine of which one team may hold `count`."""
+    return count + max(1, count // 4)
+
+
+def team_answers(serving: ServingSection) -> int:
+    """Return the answers that one team may have generated at once."""
+    return max(serving.max_ongoing_requests, _LEAST_ANSWERS)
+
+
+@dataclass(eq=False)
+class _Waiting:
+    answers: int
+    admitted: asyncio.Future[None]
+
+
+@dataclass
+class _Engine:
+    """Held and waited for places of one engine."""
+
+    serving: ServingSection
+    requests: Counter[str] = field(default_factory=Counter)
+    """Team → requests that it holds."""
+    answers: Counter[str] = field(default_factory=Counter)
+    waiting: dict[str, deque[_Waiting]] = field(default_factory=dict)
+    """Team → its waiting requests, oldest first; no empty ones."""
+
+    def admit(self) -> None:
+        """Give free places to waiting requests. A request for which the engine has too few keeps the next ones."""
+        while True:
+            teams = [team for team, queue in self.waiting.items() if self._team_may(team, queue[0].answers)]
+            team = min(teams, key=lambda team: self.answers[team], default=None)
+            if team is None or not self._has(self.waiting[team][0].answers):
+                return
+            request = self.waiting[team][0]
+            self.drop(team, request)
+            self.requests[team] += 1
+            self.answers[team] += request.answers
+            request.admitted.set_result(None)
+
+    def drop(self, team: str, request: _Waiting) -> None:
+        """Remove a request from its queue."""
+        self.waiting[team].remove(request)
+        if not self.waiting[team]:
+            del self.waiting[team]
+
+    def queue_is_full(self, team: str) -> bool:
+        most = self.serving.max_queued_requests
+        waiting = sum(map(len, self.waiting.values()))
+        return len(self.waiting.get(team, ())) >= most or waiting >= with_reserve(most)
+
+    def release(self, team: str, answers: int) -> None:
+        self.requests[team] -= 1
+        self.answers[team] -= answers
+        if not self.requests[team]:
+            del self.requests[team], self.answers[team]
+        self.admit()
+
+    def _team_may(self, team: str, answers: int) -> bool:
+        most = self.serving.max_ongoing_requests
+        return self.requests[team] < most and self.answers[team] + answers <= team_answers(self.serving)
+
+    def _has(self, answers: int) -> bool:
+        most = with_reserve(self.serving.max_ongoing_requests)
+        all_answers = with_reserve(team_answers(self.serving))
+        return self.requests.total() < most and self.answers.total() + answers <= all_answers
+
+
+class Places:
+    """The places of one process. Bound to one event loop. With several processes each shares its own requests."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, _Engine] = {}
+
+    @asynccontextmanager
+    async def place(
+        self, route: Route, team: str, *, answers: int, param: Literal["n", "prompt"] = "n"
+    ) -> AsyncIterator[None]:
+        """Wait for a place and hold it. Raises ApiError 429 if too many wait, 400 for more answers than one team may
+        have at this engine."""
+        most = team_answers(route.serving)
+        if answers > most:
+            message = (
+                f"the request asks for {answers} answers; {route.public_name!r} takes {most} at once: send several"
+            )
+            raise bad_request(message, param=param)
+        engine = self._engines.setdefault(route.application, _Engine(route.serving))
+        engine.serving = route.serving  # may have changed
+        await _turn(engine, route, team, answers)
+        try:
+            yield
+        finally:
+            engine.release(team, answers)
+            if not engine.requests and not engine.waiting:
+                self._engines.pop(route.application, None)
+
+
+async def _turn(engine: _Engine, route: Route, team: str, answers: int) -> None:
+    full = engine.queue_is_full(team)
+    request = _Waiting(answers, asyncio.get_running_loop().create_future())
+    engine.waiting.setdefault(team, deque()).append(request)
+    engine.admit()
+    if full and not request.admitted.done():
+        engine.drop(team, request)
+        raise queue_full(route.public_name)
+    try:
+        await request.admitted
+    except asyncio.CancelledError:
+        if request in engine.waiting.get(team, ()):
+            engine.drop(team, request)
+            engine.admit()  # a smaller request behind it may fit
+        else:
+            engine.release(team, answers)
+        raise

@@ -1,0 +1,115 @@
+"""An engine's places are shared fairly between teams, and one team alone may use all of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from ray_jobs.spec import ServingSection
+from serving.http.errors import ApiError
+from serving.inference.backends import Route
+from serving.inference.places import Places
+
+pytestmark = pytest.mark.anyio
+ROUTE = Route("m", "kitae-m", "chat", serving=ServingSection(max_ongoing_requests=4, max_queued_requests=4))
+
+
+class Requests:
+    """Requests that hold their places until they are ended."""
+
+    def __init__(self, route: Route = ROUTE) -> None:
+        self.places = Places()
+        self.route = route
+        self.running: list[str] = []
+        self.refused: list[ApiError] = []
+        self._ends: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, name: str, answers: int = 1) -> None:
+        """Start a request of the team that the name begins with."""
+        self._ends[name] = asyncio.Event()
+        self._tasks[name] = asyncio.create_task(self._run(name, answers))
+        await asyncio.sleep(0)
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        await self._tasks[name]
+        await asyncio.sleep(0)
+
+    async def cancel(self, name: str) -> None:
+        self._tasks[name].cancel()
+        await asyncio.wait({self._tasks[name]})
+        await asyncio.sleep(0)
+
+    async def _run(self, name: str, answers: int) -> None:
+        try:
+            async with self.places.place(self.route, name[0], answers=answers):
+                self.running.append(name)
+                try:
+                    await self._ends[name].wait()
+                finally:
+                    self.running.remove(name)
+        except ApiError as error:
+            self.refused.append(error)
+
+
+async def test_a_team_that_sends_everything_delays_no_other() -> None:
+    requests = Requests()
+    for i in range(20):
+        await requests.start(f"a{i}")
+    assert requests.running == ["a0", "a1", "a2", "a3"]
+    assert [(error.status, error.code) for error in requests.refused] == [(429, "queue_full")] * 12
+    await requests.start("b0")
+    assert requests.running[-1] == "b0"  # at once
+    await requests.start("b1")
+    await requests.end("a0")  # the place goes to the team with fewer
+    assert requests.running == ["a1", "a2", "a3", "b0", "b1"]
+    await requests.start("b2")
+    await requests.end("a1")  # both have two: the oldest
+    await requests.end("b0")
+    assert requests.running == ["a2", "a3", "b1", "a4", "b2"]
+    for name in ("b1", "b2", "a2", "a3", "a4"):
+        await requests.end(name)
+    assert requests.running == ["a5", "a6", "a7"]
+    for name in list(requests.running):
+        await requests.end(name)
+    assert requests.places._engines == {}
+
+
+async def test_answers_count_not_only_requests() -> None:
+    requests = Requests()
+    await requests.start("a0", answers=16)
+    await requests.start("a1")
+    await requests.start("b0", answers=4)
+    assert requests.running == ["a0", "b0"]
+    await requests.start("c0", answers=2)
+    await requests.start("d0", answers=1)  # c0 holds as few and came first
+    assert requests.running == ["a0", "b0"]
+    await requests.end("b0")
+    assert requests.running == ["a0", "c0", "d0"]
+    await requests.end("a0")
+    assert requests.running == ["c0", "d0", "a1"]
+
+
+async def test_more_answers_than_a_team_may_have_are_refused() -> None:
+    requests = Requests()
+    await requests.start("a0", answers=17)
+    (error,) = requests.refused
+    assert (error.status, error.param) == (400, "n")
+    large = Requests(replace(ROUTE, serving=ServingSection()))
+    await large.start("a0", answers=32)
+    assert large.running == ["a0"]
+
+
+async def test_a_client_that_goes_away_frees_its_place() -> None:
+    requests = Requests()
+    for name in ("a0", "a1", "a2", "a3", "a4", "a5"):
+        await requests.start(name)
+    await requests.cancel("a4")
+    await requests.cancel("a0")
+    assert requests.running == ["a1", "a2", "a3", "a5"]
+    for name in ("a1", "a2", "a3", "a5"):
+        await requests.cancel(name)
+    assert requests.places._engines == {}
