@@ -211,7 +211,7 @@ def test_refusals_reach_the_client(service: Service, client: openai.OpenAI) -> N
             ask(service.client(key=key), BASE)
     with pytest.raises(openai.BadRequestError) as long:
         ask(client, BASE, max_tokens=4000)
-    assert long.value.code == "context_length_exceeded"
+    assert (long.value.code, long.value.param) == ("context_length_exceeded", "max_tokens")
     with pytest.raises(openai.BadRequestError) as hot:
         ask(client, BASE, temperature=9.0)
     assert hot.value.param == "temperature"
@@ -219,6 +219,42 @@ def test_refusals_reach_the_client(service: Service, client: openai.OpenAI) -> N
     response = httpx.post(f"{service.settings.url}/chat/completions", content=b"{oops", headers=headers)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
     assert len(response.headers.get_list("x-request-id")) == 1
+
+
+def test_no_foreign_exception_leaves_the_engine(service: Service, client: openai.OpenAI) -> None:
+    """Bodies that vLLM's own validators refuse: each is a 400 without internals, past the endpoint's checks too."""
+    script = Path(__file__).parent / "engine_probe.py"
+    command = [sys.executable, str(script), f"kitae-{BASE}", BASE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
+    *answers, imported = json.loads(done.stdout.splitlines()[-1])
+    print(json.dumps(answers, indent=1))
+    assert {"vllm", "torch"}.isdisjoint(imported)
+    assert len(answers) > 40
+    for name, error in answers:
+        if error is not None:
+            assert error["code"] == 400, (name, error)
+            for inside in ("vllm", "--", "pydantic", "Traceback", "literal"):
+                assert inside not in error["message"], (name, error)
+    assert sum(error is not None for _, error in answers) >= 0.8 * len(answers)
+    assert "Paris" in said(ask(client, BASE))
+
+
+def test_constraints_and_forced_tools_are_obeyed(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+    answer = ask(client, BASE, response_format=form, max_tokens=40, logprobs=None)
+    assert json.loads(said(answer))["city"] in ("Paris", "Rome")
+    choice = ask(client, "tuned", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}, logprobs=None)
+    assert said(choice) in ("yes", "no")
+    tool: Any = {"type": "function", "function": {"name": "find", "parameters": schema}}
+    named: Any = {"type": "function", "function": {"name": "find"}}
+    called = ask(client, BASE, tools=[tool], tool_choice=named, max_tokens=40, logprobs=None)
+    (call,) = called.choices[0].message.tool_calls or ()
+    assert call.type == "function"
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, BASE, extra_body={"structured_outputs": {"regex": "((a*)*)*b"}})
+    assert (refused.value.code, refused.value.param) == ("invalid_constraint", "structured_outputs.regex")
 
 
 def test_it_is_healthy_and_ready(service: Service) -> None:
