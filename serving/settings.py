@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from ray_jobs.errors import SpecError
+from ray_jobs.tenancy.api_keys import Limits
 
 _MIN_KEY_CHARACTERS = 16
 _ORIGIN = re.compile(r"https?://[^/\s*?#@,]+")
@@ -29,6 +32,8 @@ class EndpointSettings:
     """Largest file of one upload."""
     max_ongoing_requests: int = 1000
     """Concurrent requests of one ingress process; further ones are answered 429."""
+    key_limits: Limits = field(default_factory=lambda: Limits(concurrent_requests=256))
+    """Limits of the keys that have none of their own, in JSON as `{"tokens_per_minute": 100000}`."""
     metrics_open: bool = False
     """Whether /metrics needs no key."""
     key_ttl_s: float = 5.0
@@ -51,13 +56,16 @@ class EndpointSettings:
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS, KITAE_CORS_ORIGINS and KITAE_WANDB. Raises
-        SpecError for an invalid value."""
+        KITAE_KEY_LIMITS, KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS, KITAE_CORS_ORIGINS and
+        KITAE_WANDB.
+
+        Raises SpecError for an invalid value."""
         return cls(
             api_key=_api_key(environment) if _switch(environment, "KITAE_AUTH", default=True) else None,
             max_body_bytes=_number(environment, "KITAE_MAX_BODY_BYTES", cls.max_body_bytes, 1024, " of bytes"),
             max_file_bytes=_number(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes, 1024, " of bytes"),
             max_ongoing_requests=_number(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests, 1),
+            key_limits=_key_limits(environment),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
@@ -74,6 +82,16 @@ def _api_key(environment: Mapping[str, str]) -> str:
             "environment of Ray's nodes, or KITAE_AUTH=off if the endpoint is not reachable by others"
         )
     return key
+
+
+def _key_limits(environment: Mapping[str, str]) -> Limits:
+    try:
+        given = Limits.model_validate_json(environment.get("KITAE_KEY_LIMITS") or "{}")
+    except ValidationError as error:
+        known = ", ".join(Limits.model_fields)
+        what = ", ".join(".".join(map(str, found["loc"])) or "not JSON" for found in error.errors())
+        raise SpecError(f"KITAE_KEY_LIMITS is invalid ({what}); it is a JSON object with any of {known}") from error
+    return given.or_else(EndpointSettings(api_key=None).key_limits)
 
 
 def _sections(environment: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def keys() -> None:
 def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **limits: int | None) -> None:
     """Create a key and print it. Only its digest is stored, so it cannot be shown again.
 
-    Without an option, there is no such limit. Limits of requests and tokens apply per replica of the ingress.
+    Without an option, the endpoint's default applies (KITAE_KEY_LIMITS). Limits of requests and tokens apply per
+    replica of the ingress.
 
     \b
     Example:

@@ -54,6 +54,11 @@ class Limits(_KeyModel):
     max_body_bytes: int | None = Field(None, ge=1024)
     """Longest request body, if less than the endpoint's own limit."""
 
+    def or_else(self, defaults: Limits) -> Limits:
+        """Return these limits, with the defaults where there is none."""
+        own = self.model_dump(exclude_none=True)
+        return defaults.model_copy(update=own) if own else defaults
+
 
 class ApiKey(_KeyModel):
     """One key, without its secret."""

@@ -11,6 +11,7 @@ import re
 import uuid
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -138,8 +139,16 @@ class AccessMiddleware:
             held.enter_context(self.limiter.slot())
         held.enter_context(self.limiter.request(caller.key_id, caller.limits))
         # Copied: a server may pass the same state to every request.
-        scope["state"] = {**scope.get("state", {}), "caller": caller}
+        scope["state"] = {
+            **scope.get("state", {}),
+            "caller": caller,
+            "reserve_tokens": partial(self._reserve, caller, held),
+        }
         return receive
+
+    def _reserve(self, caller: Caller, held: ExitStack, tokens: int) -> None:
+        """Set tokens of the caller's limit aside until the request ends. Raises ApiError 429."""
+        held.enter_context(self.limiter.reserved(caller.key_id, caller.limits, tokens))
 
     async def _caller(self, headers: Headers) -> Caller:
         given = key_of(headers)
@@ -152,7 +161,7 @@ class AccessMiddleware:
             what = "the API key is not valid" if sent else "no API key was sent"
             message = f"{what}: send the header Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        return Caller(key.id, key.team, key.limits, admin=False)
+        return Caller(key.id, key.team, key.limits.or_else(self.settings.key_limits), admin=False)
 
     def _releasing(self, scope: Scope, send: Send, held: ExitStack) -> Send:
         """Add the rate limit headers to the response, and release the request's slots with its last chunk."""

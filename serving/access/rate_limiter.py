@@ -9,7 +9,8 @@ Guarantees for a limit of N a minute:
 - requests: at most N begin in any 60 seconds. They are counted by the second, so capacity may return a second late.
 - tokens: a token bucket. Tokens are known when an answer is complete: a request begins while any are left and may
   overdraw the bucket; then no request begins until the bucket is positive again. In any period a key uses at most N a
-  minute, one minute's N at once, and the tokens of requests already running when the bucket became empty.
+  minute, one minute's N at once, and the tokens of requests already running when the bucket became empty. A generation
+  begins only while the most tokens that it may generate are left, beyond those set aside for running ones.
 - Retry-After: the time at which a request begins if no other request does before. For concurrent requests, which end at
   an unknown time, it is one second.
 """
@@ -109,6 +110,8 @@ class _KeyUsage:
     requests: SlidingWindow = field(default_factory=SlidingWindow)
     tokens: TokenBucket = field(default_factory=TokenBucket)
     ongoing: int = 0
+    reserved: int = 0
+    """Tokens that running requests may still use."""
 
     def is_idle(self, now_s: float) -> bool:
         """Return whether this object equals a new one, so that it can be dropped."""
@@ -163,6 +166,32 @@ class RateLimiter:
             usage.ongoing -= 1
             usage.used_at_s = self.clock()
 
+    @contextmanager
+    def reserved(self, key_id: str, limits: Limits, tokens: int) -> Iterator[None]:
+        """Set aside the most tokens that a running request may generate, until it ends and is charged.
+
+        More than the limit of a minute count as that limit. Raises ApiError 429 if fewer are left.
+        """
+        limit = limits.tokens_per_minute
+        if limit is None:
+            yield
+            return
+        now_s = self.clock()
+        usage = self._usage_of(key_id, limits, now_s)
+        tokens = min(tokens, limit)
+        left = limit - usage.tokens.used(limit, now_s) - usage.reserved
+        if tokens - left > _ROUNDING:
+            wait_s = max(1, math.ceil((tokens - left) * _MINUTE_S / limit))
+            has = f"this key may have {limit} tokens a minute and has {max(0, math.floor(left))} left"
+            message = f"{has}; this request may take {tokens}: lower max_tokens, or try again in {wait_s} s"
+            headers = {"Retry-After": str(wait_s)} | self.headers(key_id, limits)
+            raise ApiError(429, message, code="rate_limit_exceeded", headers=headers)
+        usage.reserved += tokens
+        try:
+            yield
+        finally:
+            usage.reserved -= tokens
+
     def charge(self, key_id: str, tokens: int) -> None:
         """Take the prompt and completion tokens of a request from its key's bucket. Call before the request ends."""
         usage = self._usage.get(key_id)
@@ -178,7 +207,8 @@ class RateLimiter:
             remaining = max(0, limit - usage.requests.total(now_s))
             found |= _headers("requests", limit, remaining, usage.requests.reset_s(now_s))
         if (limit := limits.tokens_per_minute) is not None:
-            remaining = max(0, math.floor(limit - usage.tokens.used(limit, now_s) + _ROUNDING))
+            left = limit - usage.tokens.used(limit, now_s) - usage.reserved
+            remaining = max(0, math.floor(left + _ROUNDING))
             found |= _headers("tokens", limit, remaining, usage.tokens.reset_s(limit, now_s))
         return found
 

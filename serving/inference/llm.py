@@ -12,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.engine import (
@@ -24,6 +27,7 @@ from ray_jobs.engine import (
     engine_kwargs,
     serving_dtype,
 )
+from ray_jobs.errors import MachineError
 from ray_jobs.storage import Store
 from serving.inference import engine_errors
 from serving.inference.places import team_answers, with_reserve
@@ -35,6 +39,21 @@ if TYPE_CHECKING:
 
 CPU_SHARE = 0.01
 """Ray CPUs reserved by an engine without a GPU: on a small machine training and serving share the same cores."""
+
+
+GROWTH_GIB = 3.0
+"""Memory that an engine may take beyond that of its start and its cache. Over it Serve replaces the replica, before the
+machine's memory ends and takes other processes with it."""
+
+
+def memory_gib() -> float:
+    """Return the resident memory of this process and its children."""
+    me = psutil.Process()
+    used_bytes = 0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.Error):  # ended meanwhile
+            used_bytes += process.memory_info().rss
+    return float(used_bytes) / 2**30
 
 
 def engine_settings(record: Deployment, hardware: Hardware) -> EngineSettings:
@@ -128,6 +147,8 @@ class Engine:
             model_downloader=AdapterLoader,
         )
         await self._server.start()  # type: ignore[no-untyped-call]  # Ray's is not annotated
+        # What fills later: the cache (which a GPU holds itself), adapters, grammars.
+        self._memory_gib = memory_gib() + (0.0 if device == "gpu" else record.serving.kv_cache_gib) + GROWTH_GIB
 
     async def chat(self, body: dict[str, Any]) -> Chunks:
         """Answer a chat completion."""
@@ -152,6 +173,9 @@ class Engine:
         """Raise if the engine is dead, so that Serve replaces the replica."""
         with engine_errors.plain_errors("the engine's health check"):
             await self._server.check_health()
+            used_gib = memory_gib()
+            if used_gib > self._memory_gib:
+                raise MachineError(f"the engine uses {used_gib:.1f} GiB, over its {self._memory_gib:.1f} GiB")
 
     async def _answer(self, method: str, schema: Any, body: dict[str, Any]) -> Chunks:
         """Yield the answer in chunks. Every failure is an `{"error": …}`: no exception leaves this process."""

@@ -76,6 +76,8 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
         route = await router.resolve(asked.model, "/v1/chat/completions", caller)
         request.state.model = route.model
         await grammars.check(asked.constraints, caller.team)
+        context = route.serving.max_model_len
+        request.state.reserve_tokens(asked.sequences * min(asked.max_tokens or context, context))
 
         def ask(route: Route) -> Chunks:
             ours = {"model": route.model, "request_id": uuid.uuid4().hex}

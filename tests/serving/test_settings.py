@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ray_jobs.errors import SpecError
+from ray_jobs.tenancy.api_keys import Limits
 from serving.settings import EndpointSettings
 from tests.serving.access.gate import KEY, MIB
 
@@ -17,6 +18,8 @@ from tests.serving.access.gate import KEY, MIB
         ({"KITAE_AUTH": "maybe", "KITAE_API_KEY": KEY}, "KITAE_AUTH is 'maybe'"),
         ({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "-1"}, "KITAE_MAX_BODY_BYTES is '-1'"),
         ({"KITAE_API_KEY": KEY, "KITAE_WANDB": "yes"}, "KITAE_WANDB is 'yes'"),
+        ({"KITAE_API_KEY": KEY, "KITAE_KEY_LIMITS": "{"}, r"KITAE_KEY_LIMITS is invalid \(not JSON\)"),
+        ({"KITAE_API_KEY": KEY, "KITAE_KEY_LIMITS": '{"tokens": 3}'}, r"KITAE_KEY_LIMITS is invalid \(tokens\)"),
         ({"KITAE_API_KEY": KEY, "KITAE_MAX_ONGOING_REQUESTS": "0"}, "KITAE_MAX_ONGOING_REQUESTS is '0'"),
     ],
 )
@@ -29,6 +32,15 @@ def test_key_and_body_limit_are_read_from_the_environment() -> None:
     assert EndpointSettings.from_env({"KITAE_AUTH": "off"}).api_key is None
     settings = EndpointSettings.from_env({"KITAE_API_KEY": KEY, "KITAE_MAX_BODY_BYTES": "2048"})
     assert (settings.api_key, settings.max_body_bytes) == (KEY, 2048)
+
+
+def test_keys_without_limits_have_the_defaults() -> None:
+    assert EndpointSettings.from_env({"KITAE_API_KEY": KEY}).key_limits == Limits(concurrent_requests=256)
+    environment = {"KITAE_API_KEY": KEY, "KITAE_KEY_LIMITS": '{"tokens_per_minute": 900}'}
+    defaults = EndpointSettings.from_env(environment).key_limits
+    assert defaults == Limits(tokens_per_minute=900, concurrent_requests=256)
+    own = Limits(tokens_per_minute=5, max_body_bytes=2000)
+    assert own.or_else(defaults) == Limits(tokens_per_minute=5, max_body_bytes=2000, concurrent_requests=256)
 
 
 @pytest.mark.parametrize(

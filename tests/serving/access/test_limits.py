@@ -112,6 +112,30 @@ async def test_the_official_client_reads_a_rate_limit_error(store: Store) -> Non
     assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "rate_limit_error")
 
 
+async def test_a_generation_sets_its_most_tokens_aside(store: Store) -> None:
+    _, secret = api_keys.create(store, DEFAULT_TEAM, "app", Limits(tokens_per_minute=1000))
+    backend = FakeBackend()
+    app = make_app(FixedRouter(ADAPTERS), backend, keys=StoredKeys(store, ttl_s=60.0), api_key=KEY)
+    async with client_of(app, secret) as client:
+        for body, status in [
+            (ASK | {"max_tokens": 400, "n": 2}, 200),
+            (ASK | {"max_tokens": 400, "n": 2}, 200),  # given back: only what was generated is charged
+            (ASK | {"max_tokens": 400, "n": 3}, 429),
+        ]:
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == status, answer.text
+    assert code_of(answer) == (429, "rate_limit_exceeded")
+    assert "max_tokens" in answer.text
+    assert len(backend.calls) == 2
+
+
+async def test_a_key_without_limits_has_the_endpoints(store: Store) -> None:
+    _, secret = api_keys.create(store, "search", "app")
+    gate = make_gate(EchoApp(), StoredKeys(store, ttl_s=60.0), key_limits=Limits(requests_per_minute=1))
+    assert [(await get(gate, secret)).status_code for _ in range(2)] == [200, 429]
+    assert [(await get(gate, KEY)).status_code for _ in range(2)] == [200, 200]
+
+
 @pytest.fixture
 def one_at_a_time(store: Store) -> tuple[EchoApp, AccessMiddleware, str]:
     _, secret = api_keys.create(store, "search", "app", Limits(concurrent_requests=1))

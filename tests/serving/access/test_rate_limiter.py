@@ -149,6 +149,30 @@ def test_a_refused_request_is_not_counted() -> None:
     assert ask(limiter, limits) is None
 
 
+def test_tokens_of_running_requests_are_set_aside() -> None:
+    """Ten requests at once cannot use ten times what is left."""
+    clock = Clock()
+    limiter, limits = make_limiter(clock), Limits(tokens_per_minute=600)
+    with limiter.reserved("k", limits, 400):
+        assert limiter.headers("k", limits)["x-ratelimit-remaining-tokens"] == "200"
+        more = limiter.reserved("k", limits, 300)
+        with (
+            pytest.raises(ApiError, match="has 200 left; this request may take 300: lower max_tokens") as refused,
+            more,
+        ):
+            pass
+        assert refused.value.headers["Retry-After"] == "10"
+        with limiter.reserved("k", limits, 200), limiter.reserved("other", limits, 600):
+            pass
+        with limiter.reserved("k", Limits(), 10_000):
+            pass
+    limiter.charge("k", 50)  # what it used
+    assert limiter.headers("k", limits)["x-ratelimit-remaining-tokens"] == "550"
+    clock.now_s += 5
+    with limiter.reserved("k", limits, 10_000):  # more than a minute's: once the bucket is full
+        pass
+
+
 def test_the_longest_wait_is_reported() -> None:
     clock = Clock()
     limiter, limits = make_limiter(clock), Limits(requests_per_minute=1, tokens_per_minute=60)

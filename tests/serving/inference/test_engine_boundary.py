@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 from typing import Any
 
 import pytest
 
-from ray_jobs.errors import StoreUnreachable
+from ray_jobs.errors import MachineError, StoreUnreachable
 from serving.http.errors import from_engine
 from serving.inference.engine_errors import plain_errors
-from serving.inference.llm import Engine
+from serving.inference.llm import Engine, memory_gib
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "tools": []}
 
@@ -150,6 +151,17 @@ async def test_more_tokens_than_the_context_name_the_field(field: str) -> None:
     error = from_engine(answer["error"])
     assert (error.status, error.code, error.param) == (400, "context_length_exceeded", field)
     assert error.message == f"{field} is 64; this model has 64 tokens for prompt and answer"
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_grows_over_its_bound_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with(Server([]))
+    monkeypatch.setattr(Server, "check_health", lambda self: asyncio.sleep(0))
+    engine._memory_gib = memory_gib() + 1
+    await engine.check_health()
+    engine._memory_gib = memory_gib() / 2
+    with pytest.raises(MachineError, match="GiB"):
+        await engine.check_health()
 
 
 @pytest.mark.anyio
