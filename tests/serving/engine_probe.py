@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from typing import Any
 
@@ -55,7 +56,7 @@ async def main(application: str, model: str) -> list[Any]:
     import ray
     from ray import serve
 
-    ray.init(log_to_driver=False, logging_level="ERROR")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     engine = serve.get_app_handle(application).options(stream=True)
     found: list[Any] = []
     for method, cases, body in (

@@ -21,7 +21,11 @@ import httpx
 import openai
 import psutil
 import pytest
-from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionMessageFunctionToolCall,
+    ChatCompletionMessageParam,
+)
 
 from ray_jobs import deploy, local, registry
 from ray_jobs.deploy.serve_api import ServeClient, ServeSettings, serve_config
@@ -249,8 +253,8 @@ def test_constraints_and_forced_tools_are_obeyed(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "find", "parameters": schema}}
     named: Any = {"type": "function", "function": {"name": "find"}}
     called = ask(client, BASE, tools=[tool], tool_choice=named, max_tokens=40, logprobs=None)
-    (call,) = called.choices[0].message.tool_calls or ()
-    assert call.type == "function"
+    (call,) = list(called.choices[0].message.tool_calls or ())
+    assert isinstance(call, ChatCompletionMessageFunctionToolCall)
     assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, BASE, extra_body={"structured_outputs": {"regex": "((a*)*)*b"}})
