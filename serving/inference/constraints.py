@@ -13,12 +13,11 @@ from typing import Any, Literal, NoReturn
 
 from serving.http.errors import bad_request
 from serving.http.fields import Kind, boolean, known_fields, missing, one_of, text
-from serving.inference.json_schemas import MAX_BYTES, MAX_COUNT, check_regex, check_schema
+from serving.inference.json_schemas import MAX_BYTES, check_counts, check_regex, check_schema
 
 _MAX_GRAMMAR = 32 * 2**10
 _MAX_CHOICES = 1000
 _MAX_TOOLS_BYTES = 128 * 2**10
-_COUNT = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 _FORMAT = {"type": one_of("text", "json_object", "json_schema")}
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
@@ -135,10 +134,7 @@ def _check_grammar(grammar: str, where: str) -> None:
         _refuse(where, f"has {len(grammar)} characters; a grammar may have {_MAX_GRAMMAR}")
     if "::=" not in grammar:
         _refuse(where, "must be EBNF with a rule root ::= …")
-    for bounds in _COUNT.findall(grammar):
-        for bound in bounds:
-            if bound and (len(bound) > 6 or int(bound) > MAX_COUNT):
-                _refuse(where, f"repeats {bound[:12]} times; {MAX_COUNT} is the most")
+    check_counts(grammar, where)
 
 
 def _tools(given: dict[str, Any]) -> list[Constraint]:

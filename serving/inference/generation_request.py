@@ -119,10 +119,11 @@ CHAT_FIELDS: dict[str, Kind] = {
     "documents": array(mapping(text(_TEXT), 8), 64),
     **_IGNORED,
 }
-_IDS = array(_TOKEN_ID, _TOKENS)
+_MAX_IDS = 2**17
+_IDS = array(_TOKEN_ID, _MAX_IDS)
 COMPLETION_FIELDS: dict[str, Kind] = {
     "model": _MODEL,
-    "prompt": either(text(_TEXT, 1), array(either(text(_TEXT, 1), _TOKEN_ID, _IDS), _TOKENS)),
+    "prompt": either(text(_TEXT, 1), array(either(text(_TEXT, 1), _TOKEN_ID, _IDS), _MAX_IDS)),
     **_SAMPLING,
     "logprobs": integer(0, MAX_LOGPROBS),
     "best_of": integer(1, MAX_CHOICES),

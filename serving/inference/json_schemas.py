@@ -49,7 +49,7 @@ _FORMATS |= {"uri-template", "json-pointer", "relative-json-pointer"}
 """Formats that the engines' grammar compiler enforces."""
 _KNOWN = {"type", "enum", "const", "required", "pattern", "format", "$ref", "uniqueItems", *_NUMBERS, *_ONE, *_SEVERAL}
 _KNOWN |= {*_NAMED, *_COUNTS, *_ANNOTATIONS}
-_REPEAT = re.compile(r"\{(\d*)(,?)(\d*)\}")
+_BRACES = re.compile(r"\{([^{}]{0,64})")  # bounded: a longer number is over the limit by its first 64 digits
 _ESCAPES = re.compile(r"\\[1-9kpPbBAZzG]|\(\?(?!:)")
 
 
@@ -68,10 +68,16 @@ def check_regex(pattern: str, where: str) -> None:
     plain = pattern.replace("\\\\", "")
     if found := _ESCAPES.search(plain):
         _refuse(where, f"has {found[0]!r}; lookaround, back references, boundaries and properties are not supported")
-    for low, _, high in _REPEAT.findall(plain):
-        for bound in (low, high):
-            if bound and (len(bound) > 6 or int(bound) > MAX_COUNT):
-                _refuse(where, f"repeats {bound[:12]} times; {MAX_COUNT} is the most")
+    check_counts(plain, where)
+
+
+def check_counts(text: str, where: str) -> None:
+    """Raise ApiError 400 for a repetition `{m,n}` of a pattern or grammar that is over the limit."""
+    for inside in _BRACES.findall(text):
+        for bound in inside.split(","):
+            digits = bound.strip()
+            if digits.isdecimal() and (len(digits) > 6 or int(digits) > MAX_COUNT):
+                _refuse(where, f"repeats {digits[:12]} times; {MAX_COUNT} is the most")
 
 
 class _Walk:
