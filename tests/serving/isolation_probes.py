@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from serving.inference.generation_request import CHAT_FIELDS, COMPLETION_FIELDS
 from tests.serving.api_harness import BASE, rows
 from tests.serving.two_teams import QUESTION, Team
 
@@ -150,7 +151,8 @@ HARMLESS = {
     *("file", "purpose", "task", "expires_after", "expires_after[anchor]", "expires_after[seconds]", "md5"),
     *("filename", "bytes", "mime_type", "suffix", "seed", "metadata", "integrations", "method"),
     *("hyperparameters", "lora_rank", "training", "compute", "evaluation", "serving", "priority", "dry_run"),
-    *("messages", "prompt", "input", "stream", "n", "max_tokens", "temperature", "encoding_format"),
+    *("input", "encoding_format", "user"),
+    *(CHAT_FIELDS.keys() | COMPLETION_FIELDS.keys()) - {"model"},
 }
 """Body fields that cannot name a thing."""
 
