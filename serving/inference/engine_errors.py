@@ -24,6 +24,8 @@ _INTERNALS = re.compile(
     r"|please file|\n",
     re.IGNORECASE,
 )
+_QUOTED = re.compile(r"\s*\((?:parameter|value)=.*\)$", re.DOTALL)
+"""vLLM's end of a message, which may quote a prompt."""
 _MAX_MESSAGE = 300
 _NOT_ACCEPTED = "the model does not accept this request"
 
@@ -78,6 +80,7 @@ def refusal(message: str, param: object, body: Mapping[str, Any], *, context_tok
     """Return a 400 in the caller's terms: a field of the request, and no internals in the message."""
     if any(words in message for words in _CONTEXT):
         return over_context(body, context_tokens)
+    message = _QUOTED.sub("", message)
     field = str(param).split(".")[0] if isinstance(param, str) else None
     field = field if field in body else None
     public = message if message and len(message) <= _MAX_MESSAGE and not _INTERNALS.search(message) else _NOT_ACCEPTED

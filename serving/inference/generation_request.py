@@ -44,8 +44,7 @@ _GREEDY_BELOW = 1e-5
 CONSTRAINTS = anything(2**17, 96)
 """Bounds of a field with a constraint before `constraints` reads it."""
 
-_IGNORED: dict[str, Kind] = {
-    # Sent by real clients; without an effect on the answer.
+IGNORED: dict[str, Kind] = {
     "user": _ANY_TEXT,
     "store": boolean(),
     "metadata": mapping(text(512), 16),
@@ -62,6 +61,7 @@ _IGNORED: dict[str, Kind] = {
     "session_id": _ANY_TEXT,
     "include_reasoning": boolean(),
 }
+"""Fields that real clients send and that do not change the answer."""
 _SAMPLING: dict[str, Kind] = {
     "n": integer(1, MAX_CHOICES),
     "max_tokens": integer(1, _TOKENS),
@@ -117,7 +117,7 @@ CHAT_FIELDS: dict[str, Kind] = {
     "continue_final_message": boolean(),
     "chat_template_kwargs": anything(4096, 4),
     "documents": array(mapping(text(_TEXT), 8), 64),
-    **_IGNORED,
+    **IGNORED,
 }
 _MAX_IDS = 2**17
 _IDS = array(_TOKEN_ID, _MAX_IDS)
@@ -128,7 +128,7 @@ COMPLETION_FIELDS: dict[str, Kind] = {
     "logprobs": integer(0, MAX_LOGPROBS),
     "best_of": integer(1, MAX_CHOICES),
     "stream_options": anything(256, 1),
-    **{name: _IGNORED[name] for name in ("user", "request_id", "session_id", "store", "metadata", "service_tier")},
+    **{name: IGNORED[name] for name in ("user", "request_id", "session_id", "store", "metadata", "service_tier")},
 }
 
 _REFUSED = {
@@ -243,7 +243,7 @@ def _parsed(given: dict[str, Any], prompt_field: str, prompts: int, max_tokens: 
     if model is None:
         raise bad_request("model is missing: name one of /v1/models", param="model")
     constraints = constraints_of(given)
-    body = {name: value for name, value in given.items() if name not in _IGNORED and name != "model"}
+    body = {name: value for name, value in given.items() if name not in IGNORED and name != "model"}
     if stream:
         body["stream_options"] = (options or {}) | {"include_usage": True}
     usage = bool((options or {}).get("include_usage"))

@@ -86,6 +86,7 @@ async def answer_of(server: Server, body: dict[str, Any] = BODY, invalid: Except
     ("invalid", "param"),
     [
         (VLLMValidationError("`tools` must not be an empty array.", parameter="tools"), "tools"),
+        (VLLMValidationError("odd. (parameter=tools, value=a prompt)", parameter="tools"), "tools"),
         (VLLMValidationError("set --enable-auto-tool-choice", parameter="tools"), "tools"),
         (ValueError("function-wrap[__log_extra_fields__()] literal['auto']"), None),
         (TypeError("'NoneType' object is not subscriptable"), None),
@@ -98,7 +99,7 @@ async def test_a_refusal_of_vllms_request_model_is_the_callers(invalid: Exceptio
     ((error,),) = [item.values() for item in await answer_of(Server([]), invalid=invalid)]
     refused = from_engine(error)
     assert (refused.status, refused.code, refused.param) == (400, "invalid_request", param)
-    for inside in ("--", "function-", "literal", "NoneType", "attribute"):
+    for inside in ("--", "a prompt", "function-", "literal", "NoneType", "attribute"):
         assert inside not in refused.message
 
 
