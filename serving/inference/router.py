@@ -198,8 +198,11 @@ class Router:
         self._snapshot: RoutingSnapshot | None = None
         self._read_at = -math.inf
 
-    async def resolve(self, model: Any, path: str, caller: Caller, *, draw: float | None = None) -> Route:
-        """Resolve a request's `model` at a path. `draw` None: drawn at random.
+    async def resolve(
+        self, model: Any, path: str, caller: Caller, *, draw: float | None = None, asked_at: str | None = None
+    ) -> Route:
+        """Resolve a request's `model` at a path. `draw` None: drawn at random. `asked_at`: the path in messages, if it
+        is another one for models of the same task.
 
         Raises ApiError 400 without a name and for a model whose task is not answered at `path`, 404 for an unknown one.
         """
@@ -215,7 +218,7 @@ class Router:
         task = TASKS.get(route.task)
         if task is None or task.route != path:
             where = "no path" if task is None else task.route
-            message = f"{route.public_name!r} is a {route.task} model: use {where} instead of {path}"
+            message = f"{route.public_name!r} is a {route.task} model: use {where} instead of {asked_at or path}"
             raise bad_request(message, param="model", code="wrong_task")
         return route
 

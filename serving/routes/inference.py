@@ -73,7 +73,7 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
 
     async def generate(request: Request, method: str, asked: GenerationRequest) -> Response:
         caller = caller_of(request)
-        route = await router.resolve(asked.model, "/v1/chat/completions", caller)
+        route = await router.resolve(asked.model, "/v1/chat/completions", caller, asked_at=request.scope["path"])
         request.state.model = route.model
         await grammars.check(asked.constraints, caller.team)
         context = route.serving.max_model_len
@@ -142,7 +142,8 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
         if "input" not in body:
             raise missing("input")
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        route = await router.resolve(body.get("model"), "/v1/classify", caller_of(request))
+        caller, path = caller_of(request), request.scope["path"]
+        route = await router.resolve(body.get("model"), "/v1/classify", caller, asked_at=path)
         request.state.model = route.model
         async with traffic.watched(route):
             answers = await backend.predict(route, method, texts)

@@ -15,7 +15,13 @@ from tests.serving.hostile_constraints import with_schema, with_tool
 
 pytestmark = pytest.mark.heavy
 
-ANSWERED = {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "reasoning_content": "r"}
+ANSWERED: dict[str, Any] = {
+    "role": "assistant",
+    "content": "a",
+    "refusal": None,
+    "annotations": [],
+    "reasoning_content": "r",
+}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 ACCEPTED: list[dict[str, Any]] = [
     {},
@@ -27,10 +33,10 @@ ACCEPTED: list[dict[str, Any]] = [
     with_schema({"type": "object"}),
     with_tool({"type": "object"}),
     {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
-    *(
-        {"structured_outputs": given}
-        for given in ({"choice": ["a"]}, {"regex": "a"}, {"json": {}}, {"json_object": True})
-    ),
+    {"structured_outputs": {"choice": ["a"]}},
+    {"structured_outputs": {"regex": "a"}},
+    {"structured_outputs": {"json": {}}},
+    {"structured_outputs": {"json_object": True}},
     {"messages": [USER, ANSWERED, USER]},
     {
         "messages": [

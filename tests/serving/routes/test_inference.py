@@ -149,5 +149,7 @@ def test_a_request_for_another_task_is_refused() -> None:
         error = error_of(client.post("/v1/chat/completions", json=ASK | {"model": "spam"}), 400)
         assert error["code"] == "wrong_task"
         assert "/v1/classify" in error["message"]
+        error = error_of(client.post("/v1/embeddings", json={"model": "greeter", "input": "hi"}), 400)
+        assert "instead of /v1/embeddings" in error["message"]
         error = error_of(client.post("/v1/classify", json={"model": "greeter", "input": "hi"}), 400)
         assert "/v1/chat/completions" in error["message"]
