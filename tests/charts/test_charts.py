@@ -108,6 +108,7 @@ def test_the_chart_and_the_endpoint_give_serve_the_same_configuration(
     assert endpoint.reconcile_deployments
     assert endpoint.job_defaults == {"compute": {"gpus_per_worker": 1, "cpus_per_worker": 8}}
     assert (endpoint.max_body_bytes, endpoint.max_file_bytes, endpoint.max_ongoing_requests) == (2**22, 2**29, 1000)
+    assert endpoint.key_limits.concurrent_requests == 256
 
 
 def test_each_ingress_process_has_a_pod_of_the_api_group() -> None:
