@@ -1,7 +1,7 @@
 """What leaves an engine's or a predictor's replica when a request fails: plain dictionaries and built-in exceptions.
 
-An exception of vLLM, torch or pydantic must not leave it: whoever unpickles it imports that package, which blocks the
-endpoint's event loop for half a minute. Imports none of them.
+An exception of vLLM, torch or pydantic must not leave it: the process that unpickles it imports that package, which
+blocks the endpoint's event loop for half a minute. Imports none of them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tests/serving/engine_probe.py APPLICATION MODEL
 
-Prints a JSON list of [name, error or null], and as its last item whether vllm or torch was imported here: whoever
-unpickles an exception of theirs imports them.
+Prints a JSON list of [name, error or null], and as its last item whether vllm or torch was imported here:
+unpickling an exception of theirs imports them.
 """
 
 from __future__ import annotations
