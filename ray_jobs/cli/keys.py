@@ -10,7 +10,7 @@ import click
 from ray_jobs.cli import session
 
 if TYPE_CHECKING:
-    from ray_jobs.tenancy.api_keys import ApiKey
+    from ray_jobs.tenancy.api_keys import ApiKey, Scope
 
 _LIMIT = click.IntRange(min=1)
 
@@ -30,6 +30,13 @@ def keys() -> None:
 @keys.command()
 @click.option("--team", required=True, help="Team whose jobs, files and models the key can access.")
 @click.option("--name", required=True, help="Purpose of the key.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["inference", "fine-tuning", "read", "admin"]),
+    help="What the key may do; repeat it for several. Default: all but admin.",
+)
 @click.option("--expires-in-days", type=_LIMIT, help="Days until the key expires. Default: never.")
 @click.option("--requests-per-minute", type=_LIMIT, help="Requests started per minute.")
 @click.option("--tokens-per-minute", type=_LIMIT, help="Prompt and completion tokens per minute.")
@@ -37,8 +44,13 @@ def keys() -> None:
 @click.option("--concurrent-jobs", type=_LIMIT, help="Fine-tuning jobs that have not ended.")
 @click.option("--max-body-bytes", type=click.IntRange(min=1024), help="Longest request body.")
 @session.JSON
-def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **limits: int | None) -> None:
+def create(
+    team: str, name: str, scopes: tuple[Scope, ...], expires_in_days: int | None, as_json: bool, **limits: int | None
+) -> None:
     """Create a key and print it. Only its digest is stored, so it cannot be shown again.
+
+    Scopes: `inference` calls models; `fine-tuning` has the team's files, jobs and models; `read` only reads them;
+    `admin` may do everything for every team, as the operator's key.
 
     Without an option, the endpoint's default applies (KITAE_KEY_LIMITS). Limits of requests and tokens apply per
     replica of the ingress.
@@ -46,13 +58,15 @@ def create(team: str, name: str, expires_in_days: int | None, as_json: bool, **l
     \b
     Example:
       kitae keys create --team search --name "nightly evaluation"
-      kitae keys create --team ads --name app --requests-per-minute 600 --expires-in-days 90
+      kitae keys create --team ads --name app --scope inference --requests-per-minute 600 --expires-in-days 90
     """
     from ray_jobs.tenancy import api_keys as keys
 
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     store = session.open_store(check=False)
-    key, secret = keys.create(store, team, name, keys.Limits(**limits), expires_at=expires_at)
+    key, secret = keys.create(
+        store, team, name, keys.Limits(**limits), scopes=scopes or keys.DEFAULT_SCOPES, expires_at=expires_at
+    )
     if as_json:
         session.print_json(_as_json(key) | {"key": secret})
     else:
@@ -78,10 +92,13 @@ def list_command(team: str | None, as_json: bool) -> None:
     if as_json:
         session.print_json([_as_json(key) for key in found])
         return
-    rows = [(key.id, key.team, key.name, _state(key), _limits(key), f"{key.created_at:%Y-%m-%d}") for key in found]
+    rows = [
+        (key.id, key.team, key.name, _state(key), ", ".join(key.scopes), _limits(key), f"{key.created_at:%Y-%m-%d}")
+        for key in found
+    ]
     whose = "" if team is None else f" of team {team}"
     session.print_table(
-        ["id", "team", "name", "state", "limits", "created"],
+        ["id", "team", "name", "state", "scopes", "limits", "created"],
         rows,
         empty=f"no API keys{whose} in {store.uri()} yet; `kitae keys create` creates one",
     )

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -29,6 +30,9 @@ from ray_jobs.storage.documents import Documents
 Label = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Display name of a key: one line of at most 64 characters."""
 
+Scope = Literal["inference", "fine-tuning", "read", "admin"]
+"""What a key may do: call models; files, jobs and models of its team; read those; everything, as the operator."""
+DEFAULT_SCOPES: tuple[Scope, ...] = ("inference", "fine-tuning", "read")
 _ID_CHARACTERS = 16
 _SECRET_CHARACTERS = 52  # 5 bits each: 260 bits
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -77,6 +81,8 @@ class ApiKey(_KeyModel):
     revoked_at: datetime | None = None
     """Time of revocation. None: not revoked."""
     limits: Limits = Limits()
+    scopes: tuple[Scope, ...] = Field(DEFAULT_SCOPES, min_length=1)
+    """What the key may do. Keys without them were made before there were scopes."""
 
     def state(self, now: datetime) -> Literal["active", "expired", "revoked"]:
         """State at that time."""
@@ -105,7 +111,13 @@ def id_of(key: str) -> str | None:
 
 
 def create(
-    store: Store, team: str, name: str, limits: Limits | None = None, *, expires_at: datetime | None = None
+    store: Store,
+    team: str,
+    name: str,
+    limits: Limits | None = None,
+    *,
+    scopes: Sequence[Scope] = DEFAULT_SCOPES,
+    expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key's record, and the key itself, which is not stored and cannot be shown again.
 
@@ -125,6 +137,7 @@ def create(
             created_at=now,
             expires_at=expires_at,
             limits=limits or Limits(),
+            scopes=tuple(dict.fromkeys(scopes)),
         )
     except ValidationError as error:
         given = {"name": name, "team": team}

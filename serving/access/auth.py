@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.tenancy.api_keys import Limits, digest_of
+from serving.access import scopes
 from serving.access.body_reader import BodyReader
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
@@ -36,6 +37,7 @@ _MULTIPART_BYTES = 2**20
 """Allowance of a form beyond its file: boundaries, headers, other fields."""
 _OPTIONS_ONLY = ("/v1/fine_tuning/", "/v1/uploads")
 _OPTIONS_BYTES = 2**20
+_MAX_QUOTE = 200
 """Limit of a body of options only: validating a million wrong options would take too long."""
 _UPLOAD_PART = re.compile(r"/v1/uploads/[^/]+/parts")
 
@@ -48,7 +50,7 @@ class Caller:
     team: str
     limits: Limits
     admin: bool
-    """Whether the caller has access to everything, without limits."""
+    """Whether the caller has access to everything."""
 
 
 OPERATOR = Caller("operator", DEFAULT_TEAM, Limits(), admin=True)
@@ -125,7 +127,7 @@ class AccessMiddleware:
             return _limited(receive, self.settings.max_body_bytes)
         busy = path != METRICS_PATH  # metrics matter most while the endpoint is busy
         with self.limiter.slot() if busy else nullcontext():
-            caller = await self._caller(headers)
+            caller = await self._caller(headers, method, path)
         if path == METRICS_PATH and not caller.admin:
             raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
         limit_bytes = body_limit_bytes(method, path, self.settings, caller.limits)
@@ -150,7 +152,7 @@ class AccessMiddleware:
         """Set tokens of the caller's limit aside until the request ends. Raises ApiError 429."""
         held.enter_context(self.limiter.reserved(caller.key_id, caller.limits, tokens))
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def _caller(self, headers: Headers, method: str, path: str) -> Caller:
         given = key_of(headers)
         if self.settings.api_key is None or key_matches(given, self.settings.api_key):
             return OPERATOR
@@ -161,7 +163,12 @@ class AccessMiddleware:
             what = "the API key is not valid" if sent else "no API key was sent"
             message = f"{what}: send the header Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        return Caller(key.id, key.team, key.limits.or_else(self.settings.key_limits), admin=False)
+        if not scopes.allow(key.scopes, method, path):
+            has, wanted = ", ".join(key.scopes), " or ".join(scopes.needed(method, path))
+            message = f"this key has the scope {has}, and {method} {path[:_MAX_QUOTE]} needs {wanted}"
+            raise ApiError(403, message, code="insufficient_scope")
+        limits = key.limits.or_else(self.settings.key_limits)
+        return Caller(key.id, key.team, limits, admin="admin" in key.scopes)
 
     def _releasing(self, scope: Scope, send: Send, held: ExitStack) -> Send:
         """Add the rate limit headers to the response, and release the request's slots with its last chunk."""

@@ -1,0 +1,64 @@
+"""A key may do what its scopes say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ray_jobs.storage import Store
+from ray_jobs.tenancy import api_keys
+from ray_jobs.tenancy.api_keys import ApiKey, Scope
+from serving.access.keys import StoredKeys
+from serving.access.scopes import allow
+from tests.serving.api_harness import make_app
+from tests.serving.routing import ADAPTERS, ASK, KEY, FixedRouter, error_of
+
+CALL = ("POST", "/v1/chat/completions")
+READ = ("GET", "/v1/fine_tuning/jobs/ftjob-1/events")
+CREATE = ("POST", "/v1/fine_tuning/jobs")
+DELETE = ("DELETE", "/v1/models/greeter")
+LIST = ("GET", "/v1/models")
+
+
+@pytest.mark.parametrize(
+    ("scopes", "allowed"),
+    [
+        (("inference",), {CALL, LIST}),
+        (("read",), {READ, LIST}),
+        (("fine-tuning",), {READ, CREATE, DELETE, LIST}),
+        (("inference", "read"), {CALL, READ, LIST}),
+        (api_keys.DEFAULT_SCOPES, {CALL, READ, CREATE, DELETE, LIST}),
+        (("admin",), {CALL, READ, CREATE, DELETE, LIST}),
+    ],
+)
+def test_scopes_allow_their_requests_alone(scopes: tuple[Scope, ...], allowed: set[tuple[str, str]]) -> None:
+    assert {request for request in (CALL, READ, CREATE, DELETE, LIST) if allow(scopes, *request)} == allowed
+
+
+def test_a_key_without_scopes_has_all_but_admin() -> None:
+    old = {"id": "a" * 16, "team": "search", "name": "old", "digest": "0" * 64, "created_at": datetime.now(UTC)}
+    assert ApiKey.model_validate(old).scopes == ("inference", "fine-tuning", "read")
+
+
+@pytest.fixture
+def client(store: Store) -> Iterator[TestClient]:
+    app = make_app(FixedRouter(ADAPTERS), api_key=KEY, keys=StoredKeys(store, ttl_s=0.01))
+    with TestClient(app) as client:
+        yield client
+
+
+def test_a_key_may_do_what_its_scopes_say(client: TestClient, store: Store) -> None:
+    def headers(*scopes: Scope) -> dict[str, str]:
+        return {"authorization": f"Bearer {api_keys.create(store, 'default', 'test', scopes=scopes)[1]}"}
+
+    calls, reads, admin = headers("inference"), headers("read"), headers("admin")
+    assert client.post("/v1/chat/completions", json=ASK, headers=calls).status_code == 200
+    for method, path, key in (("POST", CALL[1], reads), ("GET", "/v1/files", calls), ("DELETE", DELETE[1], reads)):
+        error = error_of(client.request(method, path, headers=key), 403)
+        assert error["code"] == "insufficient_scope"
+        assert f"{method} {path}" in error["message"]
+    assert client.get("/metrics", headers=admin).status_code == 200
+    assert client.get("/metrics", headers=headers(*api_keys.DEFAULT_SCOPES)).status_code == 403
