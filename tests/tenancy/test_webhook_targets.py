@@ -53,6 +53,15 @@ from tests.tenancy.webhook_receiver import (
         ("fd00:ec2::254", "never"),
         ("100.100.100.200", "never"),
         ("168.63.129.16", "never"),
+        ("0.1.2.3", "never"),
+        ("240.0.0.1", "never"),
+        ("255.255.255.255", "never"),
+        ("::127.0.0.1", "never"),
+        ("::169.254.169.254", "never"),
+        ("64:ff9b:1::a9fe:a9fe", "never"),
+        ("4000::1", "never"),
+        ("5f00::1", "never"),
+        ("2001:db8::1", "private"),
     ],
 )
 def test_reach_of_an_address(address: str, expected: str) -> None:
@@ -72,6 +81,11 @@ def test_no_form_of_a_link_local_address_is_allowed(low: int, lower: int) -> Non
     for form in forms:
         assert targets.reach(form) == "never"
         assert targets.refusal("https://h/", [IPv4Address("8.8.8.8"), form], HERE) is not None
+
+
+@given(st.integers(0, 2**128 - 1))
+def test_a_public_ipv6_address_is_in_2000_slash_3(number: int) -> None:
+    assert targets.reach(IPv6Address(number)) != "public" or number >> 125 == 1
 
 
 PUBLIC, PRIVATE = IPv4Address("8.8.8.8"), IPv4Address("10.0.0.1")

@@ -23,6 +23,9 @@ Reach = Literal["public", "private", "never"]
 
 _MAX_URL_CHARACTERS = 2048
 _NAT64 = ip_network("64:ff9b::/96")
+_GLOBAL_UNICAST = ip_network("2000::/3")
+_UNIQUE_LOCAL = ip_network("fc00::/7")
+_THIS_NETWORK = ip_network("0.0.0.0/8")
 _METADATA = frozenset(
     ip_address(text)
     for text in (
@@ -65,13 +68,18 @@ def check_url(url: str) -> None:
 
 
 def reach(address: Address) -> Reach:
-    """Class of an address: public, private, or never to be requested."""
+    """Class of an address: public (global IPv4, or global in 2000::/3), private, or never to be requested."""
     address = _within(address)
     if address in _METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
         return "never"
-    if isinstance(address, IPv6Address) and address.is_site_local:
-        return "private"
-    return "public" if address.is_global else "private"
+    if isinstance(address, IPv4Address):
+        if address.is_reserved or address in _THIS_NETWORK:
+            return "never"
+        return "public" if address.is_global else "private"
+    if address in _GLOBAL_UNICAST:
+        return "public" if address.is_global else "private"
+    # Anything else is an IPv4 address in another notation, or reserved: Python counts most of it as global.
+    return "private" if address in _UNIQUE_LOCAL or address.is_loopback or address.is_site_local else "never"
 
 
 def refusal(url: str, addresses: Sequence[Address], policy: Policy) -> str | None:
