@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Any
 
 
@@ -30,3 +32,12 @@ def json_digest(document: Any, digits: int = 16, *, ensure_ascii: bool = False) 
 def canonical_digest(document: Any, digits: int = 64) -> str:
     """The first hex digits of the SHA-256 of `canonical_json`."""
     return hashlib.sha256(canonical_json(document)).hexdigest()[:digits]
+
+
+def tree_digest(files: Iterable[tuple[str, bytes]]) -> str:
+    """16 hex digits of the SHA-256 over a tree's files, each as its path and its SHA-256: the name of a base's copy."""
+    digest = hashlib.sha256()
+    for path, sha256 in sorted(files, key=lambda file: PurePosixPath(file[0])):
+        digest.update(f"{path}\0".encode())
+        digest.update(sha256)
+    return digest.hexdigest()[:16]

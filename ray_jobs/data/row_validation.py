@@ -18,6 +18,7 @@ from ray_jobs.data.report import RowReport
 from ray_jobs.errors import DataError
 from ray_jobs.models import load_processor
 from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.registry.files import fetch_checked
 from ray_jobs.storage import Store
 from ray_jobs.tasks import TASKS, task_for
 
@@ -33,7 +34,9 @@ def check_rows(
         path = Path(scratch) / Path(key).name
         store.download_file(key, path)
         name = task or task_of(path)
-        tokenizer = load_processor(store.fetch(base.key), name) if base is not None and name in base.tasks else None
+        tokenizer = (
+            load_processor(fetch_checked(store, base.key), name) if base is not None and name in base.tasks else None
+        )
         return _check(path, filename, name, tokenizer, base)
 
 

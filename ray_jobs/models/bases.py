@@ -6,7 +6,6 @@ only. Workers and the endpoint read that copy, so nothing depends on the source 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.digests import json_digest
+from ray_jobs.digests import json_digest, tree_digest
 from ray_jobs.errors import ModelError
 from ray_jobs.models.load import check_architecture, load_config
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import base_name
 from ray_jobs.storage import ProgressFn, Store
+from ray_jobs.storage.transfer import sha256_of
 from ray_jobs.tasks import TASKS
 
 _KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".spm", ".vocab")
@@ -231,9 +231,5 @@ def _ask_hub(source: str, *, download: bool) -> str:
 
 
 def _tree_digest(tree: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(p for p in tree.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(tree).as_posix()}\0".encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    return tree_digest((path.relative_to(tree).as_posix(), bytes.fromhex(sha256_of(path))) for path in files)

@@ -11,8 +11,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ray_jobs.digests import tree_digest
 from ray_jobs.errors import RegistryError
+from ray_jobs.storage import Store
 
+_BASES = "bases/"
 _ALLOWED = {".safetensors", ".json", ".model", ".txt", ".md", ".jinja"}
 _PICKLE_OR_ZIP = (b"\x80", b"PK\x03\x04")  # torch.save writes either
 
@@ -27,6 +30,25 @@ def check_files(directory: Path) -> None:
         problems.append("no .safetensors file: there are no weights")
     if problems:
         raise RegistryError(f"{directory} cannot be registered: {len(problems)} problem(s)", details=problems)
+
+
+def fetch_checked(store: Store, key: str) -> Path:
+    """The files of a base or a version on this machine, checked again: a job's pods may have replaced them.
+
+    A base must be the one of its digest. Raises as `Store.fetch`, and RegistryError.
+    """
+    directory = store.fetch(key)
+    if not key.startswith(_BASES):
+        check_files(directory)
+        return directory
+    manifest = store.read_manifest(key)
+    files = () if manifest is None else manifest.files
+    found = tree_digest((entry.path, bytes.fromhex(entry.sha256)) for entry in files)
+    if manifest is None or directory.name != manifest.digest or found != key.removeprefix(_BASES):
+        raise RegistryError(
+            f"{store.uri(key)} does not hold the base of this digest: delete it, then `kitae bases add`"
+        )
+    return directory
 
 
 def _why_refused(path: Path) -> str | None:

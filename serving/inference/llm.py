@@ -28,6 +28,7 @@ from ray_jobs.engine import (
     serving_dtype,
 )
 from ray_jobs.errors import MachineError
+from ray_jobs.registry.files import fetch_checked
 from ray_jobs.storage import Store
 from serving.inference import engine_errors
 from serving.inference.places import team_answers, with_reserve
@@ -119,7 +120,7 @@ class Engine:
         self._context_tokens = settings.max_model_len
         os.environ.update(engine_environment(settings))  # before torch or vllm is imported, here and in the engine
         store = Store.from_env(check=False)
-        directory = await asyncio.to_thread(store.fetch, record.key)
+        directory = await asyncio.to_thread(fetch_checked, store, record.key)
 
         from ray.serve.llm import LLMConfig
 
