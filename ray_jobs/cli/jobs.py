@@ -293,12 +293,15 @@ def _print_job(store: Store, record: JobRecord) -> None:
 def _outcome(record: JobRecord) -> str:
     """The first line of the error, or the registered version with its held-out loss and its base's."""
     if record.error:
-        return record.error.splitlines()[0]
+        return "".join(filter(str.isprintable, record.error.splitlines()[0]))
     if not record.result:
         return ""
     result = record.result
-    losses = f"{result['base']['loss']:.3f} → {result['tuned']['loss']:.3f}"
-    return f"{result['model']}@{result['version']}, held-out loss {losses}"
+    try:
+        losses = f"{result['base']['loss']:.3f} → {result['tuned']['loss']:.3f}"
+        return f"{result['model']}@{result['version']}, held-out loss {losses}"
+    except (KeyError, TypeError, ValueError):  # written by another version, or by other code than Kitae's
+        return "a result that cannot be read"
 
 
 def _ago(at: datetime) -> str:

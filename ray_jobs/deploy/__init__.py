@@ -9,19 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import EllipsisType
+
+from pydantic import BaseModel, Field
 
 from ray_jobs import registry
 from ray_jobs.deploy import records
 from ray_jobs.deploy.records import Deployment
-from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, differing, serve_config
+from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, differing, serve_config, with_running
 from ray_jobs.engine import lora_capacity
 from ray_jobs.errors import ServingError
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import TASKS
 
 __all__ = ["Deployed", "Deployment", "ServeSettings", "deploy", "reapply", "reconcile", "undeploy"]
+
+
+class _AdapterConfig(BaseModel):
+    """PEFT's configuration of an adapter, which a job's pods wrote."""
+
+    r: int = Field(ge=1)
+    rank_pattern: dict[str, int] = {}
+
+
+_ADAPTERS = Documents("", _AdapterConfig, "an adapter's configuration")
 
 
 @dataclass(frozen=True)
@@ -46,18 +60,31 @@ class Deployed:
 
 
 def deploy(
-    store: Store, ref: str, settings: ServeSettings, *, progress: Callable[[str, float], None] | None = None
+    store: Store,
+    ref: str,
+    settings: ServeSettings,
+    *,
+    team: str | EllipsisType | None = ...,
+    progress: Callable[[str, float], None] | None = None,
 ) -> Deployed:
     """Deploy `name`, `name@version` or `name@alias`, and wait until it answers. For an endpoint elsewhere
     (`settings.endpoint_url`), only write the records, which that endpoint reconciles.
 
     With a version or alias, the bare name resolves to it from then on; without, it follows the alias champion, else
-    the newest version. `progress` is called with a line and the elapsed seconds. Raises RegistryError for an unknown
-    model, MachineError for a port in use, else ServingError.
+    the newest version. `team`: on whose behalf, which must own the name; not given: the operator. `progress` is called
+    with a line and the elapsed seconds. Raises RegistryError for an unknown model or another team's, MachineError for a
+    port in use, else ServingError.
     """
     version = registry.get(store, ref)
+    if team is not ...:
+        registry.require_owner(store, version.name, team)
     label = ref.partition("@")[2] or None
     wanted = needed_records(version, label, version.lineage.spec.serving, lora_rank=_lora_rank(store, version))
+    if wanted[-1].base is not None and registry.owner(store, wanted[-1].base) is not None:
+        raise ServingError(
+            f"the base model of {version.name!r} would be served as {wanted[-1].base!r}, which is the name of a team's "
+            "model: rename the base model's directory"
+        )
     elsewhere = settings.endpoint_url is not None
     answers = Deployed(version.name, version.version, wanted[-1].base, settings.url, recorded_only=elsewhere)
     if elsewhere:
@@ -102,7 +129,9 @@ def reconcile(store: Store, settings: ServeSettings) -> list[str]:
     and removes other applications whenever it applies its config. Several processes may call this at once.
     """
     with ServeClient(settings) as client:
-        changed = differing(client.details(), serve_config(records.read_all(store).values(), settings))
+        details = client.details()
+        config = serve_config(records.read_all(store).values(), settings)
+        changed = differing(details, with_running(config, details, records.unreadable(store)))
         if changed:
             _apply(store, client, settings)
     return changed
@@ -151,7 +180,10 @@ def _apply(store: Store, client: ServeClient, settings: ServeSettings) -> None:
     """Apply all records until they no longer change: Serve takes its config whole, and deployments may run at once."""
     applied = None
     while (current := records.read_all(store)) != applied:
-        client.apply(serve_config(current.values(), settings))
+        config = serve_config(current.values(), settings)
+        if unreadable := records.unreadable(store):
+            config = with_running(config, client.details(), unreadable)
+        client.apply(config)
         applied = current
 
 
@@ -159,5 +191,7 @@ def _lora_rank(store: Store, version: ModelVersion) -> int | None:
     """The rank that an adapter needs of an engine: PEFT's `r`, or the largest of `rank_pattern`."""
     if version.kind != "adapter":
         return None
-    config = store.get_json(f"{version.key}/adapter_config.json")
-    return max([int(config["r"]), *(int(rank) for rank in config.get("rank_pattern", {}).values())])
+    config = _ADAPTERS.read(store, f"{version.key}/adapter_config")
+    if config is None:
+        raise ServingError(f"{version.name}@{version.version} has no adapter_config.json: register it again")
+    return max([config.r, *config.rank_pattern.values()])

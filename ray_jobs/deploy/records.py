@@ -1,18 +1,26 @@
 """Deployment records: the names that the endpoint serves, one document per name in `deployments/{name}.json`.
 
 Owns their schema and their changes. Does not know Ray, nor how a record becomes a running engine (`serving`).
+
+A job's pods may write any record. Its store keys are therefore not believed: they must be those that follow from the
+kind, the name and the version.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_jobs.engine import LORA_RANKS
 from ray_jobs.errors import ServingError
-from ray_jobs.spec import Precision, ServingSection
+from ray_jobs.spec import Precision, ServingSection, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
+from ray_jobs.tasks import TASKS
+
+_BASE_KEY = re.compile(r"bases/[0-9A-Za-z_-]+")
 
 
 class Deployment(BaseModel):
@@ -39,7 +47,7 @@ class Deployment(BaseModel):
     """An adapter's base: the name of the record whose engine serves it."""
     precision: Precision = "auto"
     """Precision of training, and of serving if the hardware supports it."""
-    max_lora_rank: int | None = Field(None, ge=1)
+    max_lora_rank: int | None = Field(None, ge=1, le=LORA_RANKS[-1])
     """Largest rank of the adapters of a base's engine. None: it serves no adapters."""
     serving: ServingSection = ServingSection()
     """Lengths and limits of the engine."""
@@ -50,10 +58,40 @@ class Deployment(BaseModel):
         return f"kitae-{self.base or self.name}"
 
 
-_RECORDS = Documents("deployments/", Deployment, "a deployment record")
+def why_wrong(name: str, record: Deployment) -> str | None:
+    """Why a record under this name is not served; None: it is. Pure."""
+    own_key = f"models/{name}/{record.version}"
+    numbered = record.version is not None and record.version.isdecimal()
+    if record.name != name or not is_name(name):
+        return "it has the name of another model"
+    if record.task not in TASKS:
+        return f"this version of Kitae does not know the task {record.task[:40]!r}"
+    if record.label is not None and not is_name(record.label):
+        return "its label is neither a version nor an alias"
+    if record.kind == "base":
+        keys_fit = record.key is not None and _BASE_KEY.fullmatch(record.key) and record.base_key is None
+    elif record.kind == "adapter":
+        keys_fit = record.key is None and record.base_key is None and record.base is not None and is_name(record.base)
+    else:
+        keys_fit = numbered and record.key == own_key and _fits_base(record.base_key)
+    if not keys_fit or (record.kind != "adapter" and record.base is not None):
+        return "its store keys are not those of its kind, name and version"
+    return None
+
+
+def _fits_base(key: str | None) -> bool:
+    return key is None or _BASE_KEY.fullmatch(key) is not None
+
+
+_RECORDS = Documents("deployments/", Deployment, "a deployment record", why_wrong)
 
 read = _RECORDS.read
 read_all = _RECORDS.read_all
+
+
+def unreadable(store: Store) -> list[str]:
+    """Names of the records that could not be read when they were last listed."""
+    return [key.removeprefix(_RECORDS.prefix).removesuffix(".json") for key in store.unreadable.keys(_RECORDS.kind)]
 
 
 def write(store: Store, record: Deployment) -> Deployment:
@@ -67,6 +105,9 @@ def write(store: Store, record: Deployment) -> Deployment:
 def remove(store: Store, name: str) -> None:
     """Delete a record. Raises ServingError if the name is not deployed, or adapters need it."""
     records = read_all(store)
+    if name in unreadable(store):
+        store.delete(_RECORDS.key(name))
+        return
     if name not in records:
         known = ", ".join(records) or "nothing"
         raise ServingError(f"{name!r} is not deployed; deployed: {known}")

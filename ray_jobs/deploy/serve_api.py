@@ -106,6 +106,21 @@ def serve_config(records: Iterable[Deployment], settings: ServeSettings) -> dict
     }
 
 
+def with_running(config: dict[str, Any], details: Mapping[str, Any], unreadable: Iterable[str]) -> dict[str, Any]:
+    """The Serve config with the running applications of the records that cannot be read, unchanged. Pure.
+
+    A damaged record, or one of a newer version of Kitae, must not stop what answers requests.
+    """
+    known = {application["name"] for application in config["applications"]}
+    kept = []
+    for name in unreadable:
+        state = details.get("applications", {}).get(f"{INGRESS}-{name}", {})
+        running = state.get("deployed_app_config")
+        if running and f"{INGRESS}-{name}" not in known and state.get("status") != "DELETING":
+            kept.append(running)
+    return {**config, "applications": [*config["applications"], *kept]}
+
+
 def _import_path(record: Deployment) -> str:
     if record.task not in TASKS:
         raise ServingError(

@@ -6,33 +6,50 @@ Owns the numbering, and the messages about a waiting job. Does not know who writ
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
-from ray_jobs.errors import ConflictError
+from ray_jobs.errors import ConflictError, CorruptObject
 from ray_jobs.jobs.record import load
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 
 Level = Literal["info", "warning", "error"]
 EventKind = Literal["message", "metrics"]
+
+_NAME = re.compile(r"[0-9A-Za-z._-]{1,64}")
+_TRIES = 1000
+"""Numbers tried for a new event; each lost try is another writer's event."""
 
 
 class Event(BaseModel, frozen=True):
     """One message about a job."""
 
-    attempt: int
+    attempt: int = Field(ge=0)
     """The attempt that wrote it, or that was the newest when it was written from outside."""
     sequence: int
     """From 1, over all attempts, in the order in which events were written; none is missing."""
-    at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     level: Level
     message: str
     kind: EventKind = "message"
     """`metrics`: training metrics, in `data`."""
     data: dict[str, Any] = {}
+
+
+class _Waiting(BaseModel, frozen=True):
+    """`waiting.json`: the reason for waiting that was reported last."""
+
+    message: str | None = None
+    at: float = 0.0
+    """Unix seconds."""
+
+
+_WAITING = Documents("jobs/", _Waiting, "a reason for waiting")
 
 
 def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
@@ -47,13 +64,16 @@ def note_changed(store: Store, job_id: str, message: str, *, every_s: float, now
     processes report it. Raises JobError if the job is unknown."""
     claimed = False
 
-    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+    def change(old: _Waiting | None) -> _Waiting:
         nonlocal claimed
-        last = old or {"message": None, "at": 0.0}
-        claimed = last["message"] != message and now_s - last["at"] >= every_s
-        return {"message": message, "at": now_s} if claimed else last
+        last = old or _Waiting()
+        claimed = last.message != message and now_s - last.at >= every_s
+        return _Waiting(message=message, at=now_s) if claimed else last
 
-    store.update_json(f"jobs/{job_id}/waiting.json", change)
+    try:
+        _WAITING.update(store, f"{job_id}/waiting", change)
+    except CorruptObject:  # not written by Kitae: then without events about waiting
+        return
     if claimed:
         note(store, job_id, "info", message)
 
@@ -65,24 +85,24 @@ def note_created(store: Store, job_id: str, message: str) -> None:
     """
     event = Event(attempt=0, sequence=1, level="info", message=message)
     with contextlib.suppress(ConflictError):
-        store.put_json(_event_key(job_id, 1), event.model_dump(mode="json"), if_absent=True)
+        _events(job_id).create(store, _name(1), event)
 
 
 def events(store: Store, job_id: str, *, after: str = "") -> Iterator[tuple[str, Event]]:
-    """(key, event) in order; `after` is the key of the last one already read."""
-    for found in store.list(_events_prefix(job_id)):
-        if found.key > after:
-            yield found.key, Event.model_validate(store.get_json(found.key))
+    """(name, event) of the readable events in order; `after` is the name of the last one already read."""
+    for name in event_names(store, job_id):
+        if name > after and (found := event(store, job_id, name)) is not None:
+            yield name, found
 
 
 def event_names(store: Store, job_id: str) -> list[str]:
     """Names of a job's events, in order, for `event`."""
-    return [info.key.rpartition("/")[2].removesuffix(".json") for info in store.list(_events_prefix(job_id))]
+    return [name for name in _events(job_id).names(store) if _NAME.fullmatch(name)]
 
 
-def event(store: Store, job_id: str, name: str) -> Event:
-    """One event."""
-    return Event.model_validate(store.get_json(f"{_events_prefix(job_id)}{name}.json"))
+def event(store: Store, job_id: str, name: str) -> Event | None:
+    """One event; None if it does not exist or cannot be read."""
+    return _events(job_id).find(store, name)
 
 
 def append_event(store: Store, job_id: str, event: Event) -> Event:
@@ -91,23 +111,24 @@ def append_event(store: Store, job_id: str, event: Event) -> Event:
     Numbers have no gaps, so the event comes after every event that a reader can have seen, whichever processes write
     at the same time.
     """
-    while True:
+    for _ in range(_TRIES):
         try:
-            store.put_json(_event_key(job_id, event.sequence), event.model_dump(mode="json"), if_absent=True)
+            _events(job_id).create(store, _name(event.sequence), event)
             return event
         except ConflictError:  # another process took the number
             event = event.model_copy(update={"sequence": event.sequence + 1, "at": datetime.now(UTC)})
+    raise ConflictError(f"no event of job {job_id} could be written in {_TRIES} tries")
 
 
 def last_sequence(store: Store, job_id: str) -> int:
     """Number of the newest event; 0 without one."""
-    numbers = [int(name) for name in event_names(store, job_id) if name.isdecimal()]  # old stores have other names too
-    return numbers[-1] if numbers else 0
+    # Old stores have other names too.
+    return max((int(name) for name in event_names(store, job_id) if name.isdecimal()), default=0)
 
 
-def _events_prefix(job_id: str) -> str:
-    return f"jobs/{job_id}/events/"
+def _events(job_id: str) -> Documents[Event]:
+    return Documents(f"jobs/{job_id}/events/", Event, "a job event")
 
 
-def _event_key(job_id: str, sequence: int) -> str:
-    return f"{_events_prefix(job_id)}{sequence:08d}.json"
+def _name(sequence: int) -> str:
+    return f"{sequence:08d}"

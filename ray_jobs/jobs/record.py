@@ -3,6 +3,9 @@
 Owns the status a record amounts to, and every change of it by a conditional write. Does not know what a stage does, nor
 how a job is launched. Cancelling ends an attempt in the record at once, whether or not its runner is alive to notice;
 so does pausing, after which the job can be resumed.
+
+A job's pods may write anything into these documents. Reading bounds each field; whether a field is true is for the
+reader to decide (`serving.fine_tuning.reported`).
 """
 
 from __future__ import annotations
@@ -11,13 +14,16 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, computed_field
+from pydantic import AwareDatetime, BaseModel, Field, computed_field
 
 from ray_jobs.digests import canonical_digest
-from ray_jobs.errors import ConflictError, JobError, ObjectNotFound, suggestion
+from ray_jobs.errors import ConflictError, CorruptObject, JobError, suggestion
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 
+_MAX_ATTEMPTS = 10**6
+_MAX_SECONDS = 10.0**9
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
@@ -27,16 +33,16 @@ class JobRecord(BaseModel, frozen=True):
     id: str
     spec: dict[str, Any]
     """The resolved job file."""
-    attempt: int = 0
+    attempt: int = Field(0, ge=0, le=_MAX_ATTEMPTS)
     """Number of the newest attempt; 0: never started."""
     owner: str | None = None
     """The runner of the newest attempt: host, process and a random part."""
-    created_at: datetime
-    started_at: datetime | None = None
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None = None
     """Start of the newest attempt."""
-    finished_at: datetime | None = None
-    cancelled_at: datetime | None = None
-    paused_at: datetime | None = None
+    finished_at: AwareDatetime | None = None
+    cancelled_at: AwareDatetime | None = None
+    paused_at: AwareDatetime | None = None
     error: str | None = None
     """Why the newest attempt failed."""
     result: dict[str, Any] | None = None
@@ -65,46 +71,57 @@ class StageRecord(BaseModel, frozen=True):
     name: str
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    seconds: float
-    attempt: int
-    finished_at: datetime
+    seconds: float = Field(ge=0, le=_MAX_SECONDS)
+    attempt: int = Field(ge=0, le=_MAX_ATTEMPTS)
+    finished_at: AwareDatetime
+
+
+def _why_misplaced(name: str, record: JobRecord) -> str | None:
+    return None if name == _name(record.id) else "it has the id of another job"
+
+
+_JOBS = Documents("jobs/", JobRecord, "a job record", _why_misplaced)
 
 
 def create(store: Store, spec: JobSpec) -> JobRecord:
     """Record the job as queued, or return its existing record: the same spec is the same job."""
     record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=datetime.now(UTC))
     try:
-        store.put_json(_job_key(record.id), record.model_dump(mode="json"), if_absent=True)
+        _JOBS.create(store, _name(record.id), record)
     except ConflictError:
         return load(store, record.id)
     return record
 
 
 def load(store: Store, job_id: str) -> JobRecord:
-    """The record. Raises JobError with the nearest known id."""
+    """The record. Raises JobError with the nearest known id, CorruptObject if it cannot be read."""
     try:
-        return JobRecord.model_validate(store.get_json(_job_key(job_id)))
-    except ObjectNotFound:
-        raise _unknown(store, job_id) from None
+        record = _JOBS.read(store, _name(job_id))
+    except CorruptObject as error:
+        store.unreadable.report(_JOBS.kind, _JOBS.key(_name(job_id)), error.message)
+        raise
+    if record is None:
+        raise _unknown(store, job_id)
+    store.unreadable.clear(_JOBS.kind, [_JOBS.key(_name(job_id))])
+    return record
 
 
 def list_jobs(store: Store) -> list[JobRecord]:
-    """Every job, the newest first."""
+    """Every job with a readable record, the newest first."""
     # A prefix without a record holds stages or checkpoints of a deleted job.
-    found = store.read_json([_job_key(job_id) for job_id in store.list_dirs("jobs/")])
-    records = [JobRecord.model_validate(document) for document in found.values()]
-    return sorted(records, key=lambda record: record.created_at, reverse=True)
+    found = _JOBS.read_some(store, [_name(job_id) for job_id in store.list_dirs("jobs/")])
+    return sorted(found.values(), key=lambda record: record.created_at, reverse=True)
 
 
 def update(store: Store, job_id: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
     """Replace the record by a conditional write; `change` may be called again. Raises JobError for an unknown job."""
 
-    def changed(old: dict[str, Any] | None) -> dict[str, Any]:
+    def changed(old: JobRecord | None) -> JobRecord:
         if old is None:
             raise _unknown(store, job_id)
-        return change(JobRecord.model_validate(old)).model_dump(mode="json")
+        return change(old)
 
-    return JobRecord.model_validate(store.update_json(_job_key(job_id), changed))
+    return _JOBS.update(store, _name(job_id), changed)
 
 
 def request_cancel(store: Store, job_id: str) -> JobRecord:
@@ -149,23 +166,19 @@ def give_up(store: Store, job_id: str, error: str) -> JobRecord:
 
 
 def stages(store: Store, job_id: str) -> list[StageRecord]:
-    """Every finished stage, in the order they finished."""
-    documents = store.documents(f"jobs/{job_id}/stages").values()
-    found = [StageRecord.model_validate(document) for document in documents]
-    return sorted(found, key=lambda record: record.finished_at)
+    """Every finished stage with a readable record, in the order they finished."""
+    return sorted(_stages(job_id).read_all(store).values(), key=lambda record: record.finished_at)
 
 
 def read_stage(store: Store, job_id: str, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
-    """The stage with exactly these inputs, if it has finished in any attempt."""
-    try:
-        return StageRecord.model_validate(store.get_json(_stage_key(job_id, name, inputs)))
-    except ObjectNotFound:
-        return None
+    """The stage with exactly these inputs, if it has finished in any attempt and its record can be read."""
+    return _stages(job_id).find(store, _stage_name(name, inputs))
 
 
 def write_stage(store: Store, job_id: str, record: StageRecord) -> None:
     """Record a finished stage; replaces the record of an earlier run with the same inputs."""
-    store.put_json(_stage_key(job_id, record.name, record.inputs), record.model_dump(mode="json"))
+    key = _stages(job_id).key(_stage_name(record.name, record.inputs))
+    store.put_json(key, record.model_dump(mode="json"))
 
 
 def _unknown(store: Store, job_id: str) -> JobError:
@@ -173,9 +186,13 @@ def _unknown(store: Store, job_id: str) -> JobError:
     return JobError(f"no job {job_id!r} in {store.uri()}; {hint}")
 
 
-def _job_key(job_id: str) -> str:
-    return f"jobs/{job_id}/job.json"
+def _name(job_id: str) -> str:
+    return f"{job_id}/job"
 
 
-def _stage_key(job_id: str, name: str, inputs: Mapping[str, Any]) -> str:
-    return f"jobs/{job_id}/stages/{name}-{canonical_digest(dict(inputs), 16)}.json"
+def _stages(job_id: str) -> Documents[StageRecord]:
+    return Documents(f"jobs/{job_id}/stages/", StageRecord, "a stage record")
+
+
+def _stage_name(name: str, inputs: Mapping[str, Any]) -> str:
+    return f"{name}-{canonical_digest(dict(inputs), 16)}"

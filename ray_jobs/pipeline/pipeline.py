@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ray_jobs import jobs
+from ray_jobs import jobs, registry
 from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
 from ray_jobs.jobs import Job, Launched, StageRecord, checkpoint_request, sigterm
 from ray_jobs.jobs.progress import StageProgress
@@ -65,9 +65,10 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
 def plan(store: Store, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing.
 
-    Raises MachineError if a tracker's package is missing.
+    Raises MachineError if a tracker's package is missing, RegistryError if the model's name belongs to another team.
     """
     require_packages(spec.tracking)
+    registry.require_owner(store, spec.name, spec.team)
     flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
     for stage in stages_of(flow, sources.read_sources(store, flow)):
         which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
@@ -139,6 +140,7 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
 
 def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
+    registry.claim_name(store, spec.name, spec.team)  # before anything is written of a job that would be refused
     job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:

@@ -242,7 +242,7 @@ def register(flow: Flow, context: StageContext) -> Registered:
     if flow.parity is not None:
         metrics |= {"parity_mean_gap": flow.parity.mean_gap}
     version = _register_tree(flow, context, flow.evaluation.candidate_key, metrics)
-    registry.set_alias(context.store, version.name, "champion", version.version)
+    registry.set_alias(context.store, version.name, "champion", version.version, team=flow.spec.team)
     return Registered(name=version.name, version=version.version)
 
 
@@ -261,7 +261,8 @@ def publish_checkpoints(flow: Flow, context: StageContext) -> Published:
         metrics = publish.lineage_metrics(one, inputs.spec)
         published.append(_published(one, _register_tree(flow, context, trees[one.key], metrics).version))
     for row in published:
-        registry.set_alias(store, flow.registered.name, publish.alias_of(row.step), row.version)
+        alias = publish.alias_of(row.step)
+        registry.set_alias(store, flow.registered.name, alias, row.version, team=flow.spec.team)
     return Published(checkpoints=tuple(sorted(published, key=lambda row: row.step)))
 
 
@@ -272,6 +273,7 @@ def deploy_version(flow: Flow, context: StageContext) -> DeployedEndpoint:
         context.store,
         flow.registered.name,
         settings,
+        team=flow.spec.team,
         progress=lambda doing, seconds: context.show(seconds, max(seconds, settings.timeout_s), "s", doing=doing),
     )
     return DeployedEndpoint(url=deployed.url, version=deployed.version)

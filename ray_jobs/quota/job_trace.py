@@ -135,10 +135,11 @@ def _ledger_jobs(store: Store, known: set[str], first: date, last: date) -> Iter
     keys = [
         (info.key, parts["job"])
         for team in store.list_dirs(usage.PREFIX)
-        for day in map(date.fromisoformat, store.list_dirs(f"{usage.PREFIX}{team}/"))
-        if first <= day <= last
-        for info in store.list(f"{usage.PREFIX}{team}/{day.isoformat()}/")
+        for day in store.list_dirs(f"{usage.PREFIX}{team}/")
+        if first.isoformat() <= day <= last.isoformat()
+        for info in store.list(f"{usage.PREFIX}{team}/{day}/")
         if (parts := _LEDGER_ROW.fullmatch(info.key.rpartition("/")[2])) is not None and parts["job"] not in known
     ]
-    for (_, job), rows in zip(keys, usage.rows_at(store, [key for key, _ in keys]), strict=True):
-        yield from ((job, row) for row in rows if row.kind == "training")
+    found = usage.rows_at(store, [key for key, _ in keys])
+    for key, job in keys:
+        yield from ((job, row) for row in found.get(key, ()) if row.kind == "training")

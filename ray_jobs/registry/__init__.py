@@ -10,6 +10,10 @@ never changes. Does not know how a model is trained or served.
     models/{name}/{version}/…            the tree: safetensors, configuration, tokenizer, README.md, manifest.json last
     models/{name}/claims/{version}.json  the claim of a number; kept after a deletion, so that no number is used twice
     aliases/{name}/{alias}.json          {"version": "3", "previous": "2"}
+    owners/{name}.json                   the team that the name belongs to (`owners`)
+
+A job's pods may write anything below `models/` and `aliases/`. What cannot be read is skipped, and a version of another
+team than the name's owner does not exist for any reader.
 """
 
 from __future__ import annotations
@@ -18,40 +22,95 @@ import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from ray_jobs.digests import canonical_json
-from ray_jobs.errors import ConflictError, ObjectNotFound, RegistryError, suggestion
+from ray_jobs.errors import ConflictError, CorruptObject, RegistryError, suggestion
+from ray_jobs.registry import api_names, catalogue, owners
+from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.registry.card import write_card
 from ray_jobs.registry.files import check_files
 from ray_jobs.registry.model import Lineage, ModelKind, ModelVersion, key_of, lineage_json, lineage_of, version_of
 from ray_jobs.spec import NAME_RULE, is_name
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import TASKS
 
 CHAMPION = "champion"
 """The alias that a bare name resolves to."""
 
-_MANIFEST = re.compile(r"models/(?P<name>[^/]+)/(?P<number>\d+)/manifest\.json")
+_MANIFEST = re.compile(r"models/(?P<name>[^/]+)/(?P<number>[0-9]{1,9})/manifest\.json")
 _READS_AT_ONCE = 8
 _MOST_CLAIMS_TRIED = 1000
+_VERSION_KIND, _FOREIGN_KIND = "model version", "version of another team"
+_GO_WITH_THE_LAST_VERSION = ("shares", "traffic")
+"""Documents by name that grant access to a model: a later model of the name starts without them."""
+
+Number = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+class Alias(BaseModel, frozen=True):
+    """The version that an alias points at, and the previous one."""
+
+    version: Number
+    previous: Number | None = None
+    """None: not set before."""
+    set_at: str | None = None
+
+
+class _NumberClaim(BaseModel, frozen=True):
+    """The registration that a version number belongs to."""
+
+    lineage_digest: str | None = None
+    lineage: dict[str, Any] | None = None
+    deleted: bool = False
+
+
+def owner(store: Store, name: str) -> str | None:
+    """The team that a model's name belongs to: the team that claimed it, else that of its oldest version."""
+    return owners.claimed_by(store, name) or _team_of_oldest(_readable(store, name))
+
+
+def require_owner(store: Store, name: str, team: str | None) -> None:
+    """Raise RegistryError if the name belongs to another team or to a base; a free name is accepted."""
+    found, team = owner(store, name), team or DEFAULT_TEAM
+    if found is None and catalogue.find(store, name) is not None:
+        raise RegistryError(f"the model name {name!r} is that of a base model in the catalogue: choose another name")
+    if found not in (None, team):
+        raise _not_owner(name, found, team)
+
+
+def claim_name(store: Store, name: str, team: str | None) -> None:
+    """Claim a model's name for a team, once. Raises RegistryError as `require_owner`, ConflictError while it cannot be
+    decided."""
+    require_owner(store, name, team)
+    team = team or DEFAULT_TEAM
+    if (found := owners.claimed_by(store, name) or owners.claim(store, name, team)) != team:
+        raise _not_owner(name, found, team)  # another team was faster
+
+
+def _not_owner(name: str, found: str | None, team: str) -> RegistryError:
+    return RegistryError(f"the model name {name!r} belongs to team {found!r}, not to {team!r}: choose another name")
 
 
 def register(store: Store, name: str, directory: Path, *, lineage: Lineage, lineage_digest: str) -> ModelVersion:
     """Make a directory of weights a version of model `name`; write its model card README.md into the directory first.
 
     The same `lineage_digest` is the same version, however often and by how many processes it is registered; an
-    interrupted registration resumes under its number. Raises RegistryError if a file must not be published.
+    interrupted registration resumes under its number. Raises RegistryError if a file must not be published, or if the
+    name belongs to another team.
     """
     _check_name(name, "a model's name")
     check_files(directory)
     if unusable := [f"{key} is {value}" for key, value in lineage.metrics.items() if not math.isfinite(value)]:
         raise RegistryError(f"{name!r} cannot be registered: a metric must be a finite number", details=unusable)
+    claim_name(store, name, lineage.spec.team)
     number, lineage = _claim(store, name, lineage, lineage_digest)
     key = key_of(name, number)
     if (existing := store.read_manifest(key)) is not None:
@@ -74,13 +133,9 @@ def register(store: Store, name: str, directory: Path, *, lineage: Lineage, line
 
 def versions(store: Store, name: str) -> list[ModelVersion]:
     """Every version of a model, oldest first; empty for an unknown model."""
-    if not is_name(name):  # some stores merge slashes: `greeter/` would be greeter
-        return []
-    listed = ((_MANIFEST.fullmatch(info.key), info.etag) for info in store.list(f"models/{name}"))
-    etags = {int(match["number"]): etag for match, etag in listed if match is not None}
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        read = pool.map(lambda number: _read(store, name, str(number), etags[number]), sorted(etags))
-        return [version for version in read if version is not None]
+    found = _readable(store, name)
+    team = owners.claimed_by(store, name) or _team_of_oldest(found)
+    return [version for version in found if _belongs(store, version, team)]
 
 
 def names(store: Store) -> list[str]:
@@ -92,7 +147,8 @@ def names(store: Store) -> list[str]:
 def get(store: Store, ref: str) -> ModelVersion:
     """The version of `name`, `name@3` or `name@alias`; a bare name is its champion, else its newest version.
 
-    Raises RegistryError with the nearest names, or with the model's versions and aliases.
+    Raises RegistryError with the nearest names, or with the model's versions and aliases; CorruptObject for an alias
+    that cannot be read.
     """
     name, at, label = ref.partition("@")
     if at and not label:
@@ -100,11 +156,13 @@ def get(store: Store, ref: str) -> ModelVersion:
     if not is_name(name):
         raise _unknown(store, name)
     pointed = aliases(store, name)
+    if _is_unreadable(store, name, label or CHAMPION):
+        raise CorruptObject(f"the alias {name}@{label or CHAMPION} cannot be read: point it at a version again")
     wanted = pointed.get(label or CHAMPION, label)
-    if wanted.isdigit():
-        manifest = store.read_manifest(key_of(name, wanted))
-        if manifest is not None:
-            return version_of(name, wanted, manifest.meta)
+    if _is_number(wanted):
+        exact = _find(store, name, wanted)
+        if exact is not None and _belongs(store, exact, owner(store, name)):
+            return exact
     found = versions(store, name)
     if not found:
         raise _unknown(store, name)
@@ -121,29 +179,26 @@ def _unknown(store: Store, name: str) -> RegistryError:
 
 def aliases(store: Store, name: str) -> dict[str, str]:
     """Alias → version, of one model."""
-    return {alias: document["version"] for alias, document in store.documents(f"aliases/{name}").items()}
-
-
-@dataclass(frozen=True)
-class Alias:
-    """The version that an alias points at, and the previous one."""
-
-    version: str
-    previous: str | None
-    """None: not set before."""
+    return {alias: found.version for alias, found in _aliases(name).read_all(store).items()}
 
 
 def read_alias(store: Store, name: str, alias: str) -> Alias | None:
-    """One alias; None if it is not set."""
-    try:
-        document = store.get_json(f"aliases/{name}/{alias}.json")
-    except ObjectNotFound:
-        return None
-    return Alias(document["version"], document.get("previous"))
+    """One alias; None if it is not set. Raises CorruptObject."""
+    return _aliases(name).read(store, alias)
 
 
-def set_alias(store: Store, name: str, alias: str, version: str, *, expected: str | EllipsisType | None = ...) -> None:
+def set_alias(
+    store: Store,
+    name: str,
+    alias: str,
+    version: str,
+    *,
+    team: str | EllipsisType | None = ...,
+    expected: str | EllipsisType | None = ...,
+) -> None:
     """Point an alias at a version that exists.
+
+    `team`: on whose behalf, which must own the name; not given: the operator.
 
     `expected` (a version; None: not set) is a condition: ConflictError if the alias points elsewhere, so that one of
     two concurrent decisions wins.
@@ -153,67 +208,131 @@ def set_alias(store: Store, name: str, alias: str, version: str, *, expected: st
         raise RegistryError(f"an alias cannot be a number: {name}@{alias} would be version {alias}")
     if not version.isdigit():
         raise RegistryError(f"{version!r} is not a version number of {name!r}: an alias points at a number, such as 3")
+    if team is not ...:
+        require_owner(store, name, team)
     get(store, f"{name}@{version}")
 
-    def change(old: dict[str, Any] | None) -> dict[str, Any]:
-        now = None if old is None else old["version"]
+    def change(old: Alias | None) -> Alias:
+        now = None if old is None else old.version
         if expected is not ... and now != expected:
             raise ConflictError(f"{name}@{alias} is {now or 'not set'}, not {expected or 'unset'}: decide again")
         if now == version and old is not None:
             return old
-        return {"version": version, "previous": now, "set_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        return Alias(version=version, previous=now, set_at=datetime.now(UTC).isoformat(timespec="seconds"))
 
-    store.update_json(f"aliases/{name}/{alias}.json", change)
+    if _aliases(name).find(store, alias) is None and _is_unreadable(store, name, alias):
+        store.delete(_aliases(name).key(alias))
+    _aliases(name).update(store, alias, change)
 
 
 def delete_alias(store: Store, name: str, alias: str) -> None:
     """Remove an alias; no error if it is not set."""
-    store.delete(f"aliases/{name}/{alias}.json")
+    store.delete(_aliases(name).key(alias))
 
 
 def delete_version(store: Store, name: str, version: str) -> None:
-    """Delete a version's weights permanently; its number is not reused. RegistryError while an alias points at it."""
+    """Delete a version's weights permanently; its number is not reused. RegistryError while an alias points at it.
+
+    Shares and traffic rules go with the last version; the name stays its owner's.
+    """
     found = get(store, f"{name}@{version}")
     pointing = sorted(alias for alias, target in aliases(store, name).items() if target == found.version)
     if pointing:
         raise RegistryError(
             f"{name}@{found.version} is the target of {', '.join(pointing)}: point the alias at another version first"
         )
-    store.update_json(_claim_key(name, found.version), lambda old: {**(old or {}), "deleted": True})
+    deleted = {"deleted": True}
+    _number_claims(name).update(store, found.version, lambda old: (old or _NumberClaim()).model_copy(update=deleted))
+    last = [version.version for version in versions(store, name)] == [found.version]
     store.delete_tree(found.key)
+    if last:
+        store.delete([f"{kind}/{name}.json" for kind in _GO_WITH_THE_LAST_VERSION])
 
 
 def _claim(store: Store, name: str, lineage: Lineage, lineage_digest: str) -> tuple[str, Lineage]:
     """The number claimed for this lineage, and the lineage as first claimed (with its `created_at`)."""
-    claims = {int(number): claim for number, claim in store.documents(f"models/{name}/claims").items()}
+    claimed = [int(number) for number in _number_claims(name).names(store) if _is_number(number)]
+    claims = _number_claims(name).read_some(store, map(str, sorted(claimed)))
+    taken = [*claimed, *(int(number) for number in store.list_dirs(f"models/{name}/") if _is_number(number))]
     # In the form in which it is read back, so that every process writes the same model card, byte for byte.
-    mine = json.loads(canonical_json({"lineage_digest": lineage_digest, "lineage": lineage_json(lineage)}))
-    first = max(claims, default=0) + 1
-    for number in [*sorted(claims), *range(first, first + _MOST_CLAIMS_TRIED)]:
-        claim = claims.get(number) or _claimed(store, _claim_key(name, str(number)), mine)
-        if claim.get("lineage_digest") == lineage_digest and not claim.get("deleted"):
-            return str(number), lineage_of(claim["lineage"])
+    mine = _NumberClaim(lineage_digest=lineage_digest, lineage=json.loads(canonical_json(lineage_json(lineage))))
+    first = max(taken, default=0) + 1
+    for number in [*claims, *map(str, range(first, first + _MOST_CLAIMS_TRIED))]:
+        claim = claims.get(number) or _claimed(store, name, number, mine)
+        if claim is None or claim.lineage is None or claim.deleted:
+            continue
+        if claim.lineage_digest == lineage_digest:
+            return number, lineage_of(claim.lineage)
     raise ConflictError(f"no version number of {name!r} could be claimed in {_MOST_CLAIMS_TRIED} tries; try again")
 
 
-def _claimed(store: Store, key: str, mine: dict[str, Any]) -> dict[str, Any]:
-    """The claim at the key: this one, if no other process was first."""
+def _claimed(store: Store, name: str, number: str, mine: _NumberClaim) -> _NumberClaim | None:
+    """The claim of a number: this one, if no other process was first. None: it cannot be read."""
     try:
-        store.put_json(key, mine, if_absent=True)
+        _number_claims(name).create(store, number, mine)
     except ConflictError:
-        claim: dict[str, Any] = store.get_json(key)
-        return claim
+        return _number_claims(name).find(store, number)
     return mine
+
+
+def _readable(store: Store, name: str) -> list[ModelVersion]:
+    """The readable versions under a name, of any team, oldest first."""
+    if not is_name(name):  # some stores merge slashes: `greeter/` would be greeter
+        return []
+    listed = ((_MANIFEST.fullmatch(info.key), info.etag) for info in store.list(f"models/{name}"))
+    etags = {int(match["number"]): etag for match, etag in listed if match is not None}
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        read = pool.map(lambda number: _find(store, name, str(number), etags[number]), sorted(etags))
+        return [version for version in read if version is not None]
+
+
+def _find(store: Store, name: str, number: str, etag: str = "") -> ModelVersion | None:
+    """One version; None if it does not exist or cannot be read, which is reported. `etag`: as listed."""
+    try:
+        found = _read(store, name, number, etag) if etag else _read_now(store, name, number)
+    except CorruptObject as error:
+        store.unreadable.report(_VERSION_KIND, key_of(name, number), error.message)
+        return None
+    store.unreadable.clear(_VERSION_KIND, [key_of(name, number)])
+    return found
+
+
+def _belongs(store: Store, version: ModelVersion, team: str | None) -> bool:
+    if api_names.owner(version) == team:
+        return True
+    reason = "the name of its model belongs to another team"
+    store.unreadable.report(_FOREIGN_KIND, key_of(version.name, version.version), reason)
+    return False
 
 
 @lru_cache(maxsize=4096)  # a committed manifest never changes, and the endpoint reads it every few seconds
 def _read(store: Store, name: str, number: str, etag: str) -> ModelVersion | None:
+    return _read_now(store, name, number)
+
+
+def _read_now(store: Store, name: str, number: str) -> ModelVersion | None:
     manifest = store.read_manifest(key_of(name, number))
     return None if manifest is None else version_of(name, number, manifest.meta)
 
 
-def _claim_key(name: str, number: str) -> str:
-    return f"models/{name}/claims/{number}.json"
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _team_of_oldest(found: list[ModelVersion]) -> str | None:
+    return api_names.owner(found[0]) if found else None
+
+
+def _aliases(name: str) -> Documents[Alias]:
+    return Documents(f"aliases/{name}/", Alias, "an alias", lambda alias, _: None if is_name(alias) else NAME_RULE)
+
+
+def _is_unreadable(store: Store, name: str, alias: str) -> bool:
+    return _aliases(name).key(alias) in store.unreadable.keys(_aliases(name).kind)
+
+
+def _number_claims(name: str) -> Documents[_NumberClaim]:
+    return Documents(f"models/{name}/claims/", _NumberClaim, "a claim of a version number")
 
 
 def _check_name(name: str, what: str) -> None:

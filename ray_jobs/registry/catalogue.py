@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ray_jobs.errors import ModelError, suggestion
+from ray_jobs.registry import owners
 from ray_jobs.spec import NAME_RULE, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
@@ -32,7 +33,7 @@ class CatalogueEntry(BaseModel):
     """Tasks it can be fine-tuned for."""
     max_tokens: int | None = None
     """Longest row in tokens. None: not in its configuration."""
-    added_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    added_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def key(self) -> str:
@@ -43,9 +44,12 @@ _ENTRIES = Documents("catalogue/", CatalogueEntry, "an entry of the catalogue")
 
 
 def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
-    """Write an entry. Raises ModelError if the name belongs to another base, since that would change existing jobs."""
+    """Write an entry. Raises ModelError if the name belongs to another base, since that would change existing jobs,
+    or to a team's model."""
     if not is_name(entry.name):
         raise ModelError(f"{entry.name!r} cannot name a base: {NAME_RULE}")
+    if (team := owners.claimed_by(store, entry.name)) is not None:
+        raise ModelError(f"{entry.name!r} is the name of a model of team {team!r}: use another name")
     existing = _ENTRIES.update(store, entry.name, lambda old: old or entry)
     if existing.digest != entry.digest:
         raise ModelError(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
+from ray_jobs.errors import CorruptObject, SpecError
 from ray_jobs.spec import JobSpec, parse_spec
+from ray_jobs.storage.unreadable import summary
 
 ModelKind = Literal["adapter", "full", "predictor"]
 
@@ -28,6 +32,9 @@ class Lineage:
     trial: str | None = None
     """The trial of the job's search that won; None without a search."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+_LINEAGE = TypeAdapter(Lineage)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,17 @@ def base_name(base_model: str) -> str:
 
 
 def version_of(name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
-    lineage = lineage_of(meta["lineage"])
+    """The version of a manifest, which another team's job may have written. Raises CorruptObject."""
+    what = f"{key_of(name, number)} is not a model version"
+    if meta.get("kind") not in get_args(ModelKind):
+        raise CorruptObject(f"{what}: its kind is {str(meta.get('kind'))[:40]!r}")
+    try:
+        lineage = lineage_of(meta["lineage"])
+        datetime.fromisoformat(lineage.created_at).timestamp()
+    except ValidationError as error:
+        raise CorruptObject(f"{what}: {summary(error)}") from None
+    except (KeyError, TypeError, ValueError, OverflowError, SpecError):
+        raise CorruptObject(f"{what}: its lineage cannot be read") from None
     return ModelVersion(
         name=name,
         version=number,
@@ -78,7 +95,7 @@ def lineage_json(lineage: Lineage) -> dict[str, Any]:
 
 def lineage_of(document: dict[str, Any]) -> Lineage:
     spec = parse_spec(document["spec"], source=f"the lineage of a model of job {document['job_id']}", stored=True)
-    return Lineage(**{**document, "spec": spec, "labels": tuple(document["labels"])})
+    return _LINEAGE.validate_python({**document, "spec": spec})
 
 
 def key_of(name: str, number: str) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel
 
 from ray_jobs import jobs
 from ray_jobs.errors import ConflictError, JobError, ObjectNotFound
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import JobSpec, Range, SearchSection
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 
 
 class Problem(BaseModel):
@@ -32,7 +33,7 @@ class Problem(BaseModel):
     """Training rows."""
     warm: tuple[Params, ...] = ()
     """Values to try first: the best of earlier searches."""
-    begun_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    begun_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def lower_is_better(self) -> bool:
@@ -57,6 +58,10 @@ class SamplingEnd(BaseModel):
     results: tuple[str, ...]
 
 
+class _Values(RootModel[Params]):
+    """The values of a trial."""
+
+
 class SearchRecords:
     """Reads and writes the records of one search."""
 
@@ -70,8 +75,11 @@ class SearchRecords:
         return self.problem()  # as every later start reads it: decisions depend on the order of the space's fields
 
     def problem(self) -> Problem:
-        """Raises ObjectNotFound before `begin`."""
-        return Problem.model_validate(self.store.get_json(f"{self.prefix}/problem.json"))
+        """Raises ObjectNotFound before `begin`, CorruptObject if it cannot be read."""
+        found = Documents(f"{self.prefix}/", Problem, "a search").read(self.store, "problem")
+        if found is None:
+            raise ObjectNotFound(f"no search has begun at {self.prefix}")
+        return found
 
     def point(self, trial: int, params: Params) -> Params:
         """Write a trial's values once. Returns those that were written first."""
@@ -84,7 +92,8 @@ class SearchRecords:
 
     def points(self, results: Mapping[str, Result]) -> dict[int, Params]:
         """Values of the trials that began, by number. `results`: those of this search."""
-        found: dict[int, Params] = {int(name): values for name, values in self._read("points").items()}
+        points = Documents(f"{self.prefix}/points/", _Values, "the values of a trial").read_all(self.store)
+        found: dict[int, Params] = {int(name): values.root for name, values in points.items()}
         for result in results.values():  # a search of an earlier version wrote no points
             if result.run.rung == 0 and not result.run.again:
                 found.setdefault(result.run.trial, result.run.params)
@@ -105,7 +114,7 @@ class SearchRecords:
 
     def results(self) -> dict[str, Result]:
         """Results by segment name, in the order in which they were written."""
-        found = [Result.model_validate(document) for document in self._read("results").values()]
+        found = Documents(f"{self.prefix}/results/", Result, "the result of a trial").read_all(self.store).values()
         return {result.run.name: result for result in sorted(found, key=lambda result: result.ended_at)}
 
     def result(self, name: str) -> Result | None:
@@ -114,9 +123,6 @@ class SearchRecords:
             return Result.model_validate(self.store.get_json(f"{self.prefix}/results/{name}.json"))
         except ObjectNotFound:
             return None
-
-    def _read(self, kind: str) -> dict[str, Any]:
-        return self.store.documents(f"{self.prefix}/{kind}")
 
     def add(self, result: Result) -> Result:
         """Write a result once. Returns the one that was written first."""

@@ -8,7 +8,8 @@ Owns single objects with conditional writes, parallel verified transfer of files
     store.commit("models/greeter/1", files, {"task": "chat"})
     path = store.fetch("models/greeter/1")
 
-The parts, low layer first: `manifest` (contents of a tree, pure), `faults` (classes of failed requests, pure), `bucket`
+The parts, low layer first: `unreadable` (bounds of a document), `manifest` (contents of a tree), `faults` (classes of
+failed requests), `bucket`
 (single requests, with retries), `transfer` (parallel requests), `probe` (required features), `store` (the front).
 """
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ray_jobs.errors import ObjectNotFound, StoreAccessDenied, StoreError
+from ray_jobs.errors import CorruptObject, ObjectNotFound, StoreAccessDenied, StoreError
 from ray_jobs.storage.faults import RETRIED, FaultKind, as_error, classify
 from ray_jobs.storage.manifest import ObjectInfo
 
@@ -75,9 +75,12 @@ class Bucket:
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
-    def get(self, key: str) -> tuple[bytes, str]:
-        """The whole object and its etag; verifies the stored checksum, if any."""
-        return self._read(f"get {key}", Key=key, ChecksumMode="ENABLED")
+    def get(self, key: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
+        """The whole object and its etag; verifies the stored checksum, if any.
+
+        Raises CorruptObject if it has more than `max_bytes`, without reading it.
+        """
+        return self._read(f"get {key}", max_bytes=max_bytes, Key=key, ChecksumMode="ENABLED")
 
     def get_range(self, key: str, offset: int, size_bytes: int, *, etag: str) -> bytes:
         """`size_bytes` bytes from `offset` of exactly the object with this etag. ConflictError if it was replaced."""
@@ -255,9 +258,12 @@ class Bucket:
                 raise StoreError(f"{action} was not finished: the transfer was stopped")
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
 
-    def _read(self, action: str, **arguments: Any) -> tuple[bytes, str]:
+    def _read(self, action: str, *, max_bytes: int | None = None, **arguments: Any) -> tuple[bytes, str]:
         def request() -> tuple[bytes, str]:
             response = self._client().get_object(Bucket=self.name, **arguments)
+            if max_bytes is not None and (size_bytes := response["ContentLength"]) > max_bytes:
+                response["Body"].close()
+                raise CorruptObject(f"{action}: it has {size_bytes} bytes; such an object has at most {max_bytes}")
             return response["Body"].read(), response["ETag"]
 
         return self._try(action, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from ray_jobs.digests import canonical_digest, canonical_json
 from ray_jobs.errors import CorruptObject, StoreError
+from ray_jobs.storage.unreadable import parse_document
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1
@@ -74,7 +74,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, *, source: str) -> Manifest:
     """Parse a manifest. Raises CorruptObject if the bytes are not a manifest, or do not match its digest."""
     try:
-        document = json.loads(data)
+        document = parse_document(data)
         rows, meta, digest, version = document["files"], document["meta"], document["digest"], document["format"]
         entries = tuple(FileEntry(str(r["path"]), int(r["size_bytes"]), str(r["sha256"])) for r in rows)
     except (ValueError, KeyError, TypeError) as error:

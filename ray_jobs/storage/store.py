@@ -7,12 +7,11 @@ environment in `from_env` only.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -34,6 +33,7 @@ from ray_jobs.storage.manifest import (
 )
 from ray_jobs.storage.probe import probe
 from ray_jobs.storage.transfer import ProgressFn, Transfer, require_free, scan, sha256_of, temporary_beside
+from ray_jobs.storage.unreadable import MAX_DOCUMENT_BYTES, UnreadableRecords, parse_document
 
 if TYPE_CHECKING:
     from ray_jobs.storage.arrow import StoreFileSystem
@@ -70,6 +70,7 @@ class Store:
         name, self._prefix = split_uri(uri)
         self._bucket = Bucket(name, settings)
         self._cache = cache or Path.home() / ".cache" / "kitae"
+        self.unreadable = UnreadableRecords()
 
     @staticmethod
     def from_env(*, check: bool = True) -> Store:
@@ -107,12 +108,13 @@ class Store:
 
     # ---- single objects -------------------------------------------------------------------------------------------
 
-    def get(self, key: str) -> bytes:
-        """The whole object. Raises ObjectNotFound."""
-        return self._bucket.get(self._prefix + key)[0]
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """The whole object. Raises ObjectNotFound, or CorruptObject if it has more than `max_bytes`."""
+        return self._bucket.get(self._prefix + key, max_bytes=max_bytes)[0]
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        return self._bucket.get(self._prefix + key)
+        """A document's bytes and etag. Raises as `get`."""
+        return self._bucket.get(self._prefix + key, max_bytes=MAX_DOCUMENT_BYTES)
 
     def read_in_pieces(self, key: str, piece_bytes: int) -> Iterator[bytes]:
         """The object in pieces. Raises ObjectNotFound, or ConflictError if it is replaced meanwhile."""
@@ -126,29 +128,8 @@ class Store:
         return self._bucket.put(self._prefix + key, data, if_absent=if_absent, if_match=if_match)
 
     def get_json(self, key: str) -> Any:
-        return self._parse(key, self.get(key))
-
-    def documents(self, prefix: str) -> dict[str, Any]:
-        """Every `{name}.json` below `prefix/` by name, sorted: one listing and parallel reads.
-
-        A document deleted meanwhile is left out.
-        """
-        folder = folder_of(prefix)
-        found = self.read_json([info.key for info in self.list(prefix)])
-        return {key.removeprefix(folder).removesuffix(".json"): document for key, document in found.items()}
-
-    def read_json(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The documents of the existing keys, in the keys' order, read in parallel."""
-
-        def read(key: str) -> Any:
-            try:
-                return self.get_json(key)
-            except ObjectNotFound:
-                return None
-
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            found = zip(keys, pool.map(read, keys), strict=True)
-            return {key: document for key, document in found if document is not None}
+        """A document. Raises ObjectNotFound, or CorruptObject for anything but JSON within the bounds."""
+        return self._parse(key, self.get_with_etag(key)[0])
 
     def put_json(self, key: str, document: Any, *, if_absent: bool = False, if_match: str | None = None) -> str:
         return self.put(key, canonical_json(document), if_absent=if_absent, if_match=if_match)
@@ -284,7 +265,7 @@ class Store:
         """The manifest of a tree; None if it is not committed. Raises CorruptObject for a damaged manifest."""
         key = folder_of(prefix) + MANIFEST_NAME
         try:
-            data = self.get(key)
+            data, _ = self.get_with_etag(key)
         except ObjectNotFound:
             return None
         return decode_manifest(data, source=self.uri(key))
@@ -328,7 +309,7 @@ class Store:
 
     def _parse(self, key: str, data: bytes) -> Any:
         try:
-            return json.loads(data)
+            return parse_document(data)
         except ValueError as error:
             raise CorruptObject(f"{self.uri(key)} is not JSON: {error}") from error
 

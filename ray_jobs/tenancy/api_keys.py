@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_jobs.errors import ApiKeyError, suggestion
 from ray_jobs.problems import problems
@@ -75,10 +75,10 @@ class ApiKey(_KeyModel):
     """Purpose of the key; need not be unique."""
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the whole key."""
-    created_at: datetime
-    expires_at: datetime | None = None
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
     """The key is refused from this time on. None: it does not expire."""
-    revoked_at: datetime | None = None
+    revoked_at: AwareDatetime | None = None
     """Time of revocation. None: not revoked."""
     limits: Limits = Limits()
     scopes: tuple[Scope, ...] = Field(DEFAULT_SCOPES, min_length=1)
@@ -95,9 +95,14 @@ class ApiKey(_KeyModel):
         return hmac.compare_digest(digest_of(key), self.digest) and self.state(now) == "active"
 
 
-_KEYS = Documents("keys/", ApiKey, "the record of an API key")
+def _why_misplaced(name: str, key: ApiKey) -> str | None:
+    return None if key.id == name else "it has the id of another key"
+
+
+_KEYS = Documents("keys/", ApiKey, "the record of an API key", _why_misplaced)
 
 read = _KEYS.read
+read_or_report = _KEYS.find
 
 
 def digest_of(key: str) -> str:

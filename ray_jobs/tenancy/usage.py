@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
-from ray_jobs.errors import ConflictError, CorruptObject, ObjectNotFound, SpecError
+from ray_jobs.errors import ConflictError, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 
 By = Literal["team", "key", "model", "day"]
 
@@ -57,6 +58,15 @@ class UsageRow(BaseModel, frozen=True):
         return self.model_copy(update={name: getattr(self, name) + getattr(other, name) for name in _SUMMED})
 
 
+class _Object(BaseModel, frozen=True):
+    """One object of the ledger."""
+
+    rows: tuple[UsageRow, ...]
+
+
+_OBJECTS = Documents(PREFIX, _Object, "a usage object")
+
+
 class Total(BaseModel, frozen=True):
     """Usage of a team, key, model or day, of both kinds."""
 
@@ -71,7 +81,6 @@ class Total(BaseModel, frozen=True):
 
 
 _SUMMED = ("requests", "prompt_tokens", "completion_tokens", "worker_seconds", "gpu_seconds")
-_ROWS = TypeAdapter(list[UsageRow])
 _NAME_OF: dict[By, Callable[[UsageRow], str]] = {
     "team": lambda row: row.team,
     "key": lambda row: f"{row.team}/{row.key_id}",
@@ -88,18 +97,19 @@ def write(store: Store, team: str, day: date, writer: str, number: int, rows: Se
     """
     if not _WRITER.fullmatch(writer):
         raise ValueError(f"{writer!r} cannot be part of a key")
-    document = {"rows": [row.model_dump(mode="json") for row in rows]}
+    name = f"{_checked(team)}/{day.isoformat()}/{writer}-{number:06d}"
     try:
-        store.put_json(
-            f"{PREFIX}{_checked(team)}/{day.isoformat()}/{writer}-{number:06d}.json", document, if_absent=True
-        )
+        _OBJECTS.create(store, name, _Object(rows=tuple(rows)))
     except ConflictError:
         return False
     return True
 
 
 def read(store: Store, team: str | None, since: date, until: date) -> list[UsageRow]:
-    """Usage of a team (None: every team) from `since` to `until`, both included, added up by `identity`."""
+    """Usage of a team (None: every team) from `since` to `until`, both included, added up by `identity`.
+
+    Objects that cannot be read are left out and reported to `store.unreadable`.
+    """
     teams = [_checked(team)] if team is not None else store.list_dirs(PREFIX)
     keys = [
         info.key
@@ -108,15 +118,13 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
         if since.isoformat() <= day <= until.isoformat()
         for info in store.list(f"{PREFIX}{name}/{day}/")
     ]
-    return added(row for rows in rows_at(store, keys) for row in rows)
+    return added(row for rows in rows_at(store, keys).values() for row in rows)
 
 
-def rows_at(store: Store, keys: Sequence[str]) -> list[list[UsageRow]]:
-    """The rows of each object, in the keys' order; reads several at a time. Raises ObjectNotFound, CorruptObject."""
-    found = store.read_json(keys)
-    if gone := [key for key in keys if key not in found]:
-        raise ObjectNotFound(f"{store.uri(gone[0])} was deleted while usage was read")
-    return [_rows(store, key, document) for key, document in found.items()]
+def rows_at(store: Store, keys: Sequence[str]) -> dict[str, tuple[UsageRow, ...]]:
+    """The rows of each readable object by its key, in the keys' order; reads several at a time."""
+    names = {key.removeprefix(PREFIX).removesuffix(".json"): key for key in keys}
+    return {names[name]: found.rows for name, found in _OBJECTS.read_some(store, names).items()}
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:
@@ -150,13 +158,6 @@ def total(name: str, rows: Sequence[UsageRow]) -> Total:
         worker_seconds=sum(row.worker_seconds for row in rows),
         gpu_seconds=sum(row.gpu_seconds for row in rows),
     )
-
-
-def _rows(store: Store, key: str, document: Any) -> list[UsageRow]:
-    try:
-        return _ROWS.validate_python(document["rows"])
-    except (KeyError, TypeError, ValidationError) as error:
-        raise CorruptObject(f"{store.uri(key)} is not usage as Kitae writes it: {error}") from error
 
 
 def _checked(team: str) -> str:

@@ -107,7 +107,7 @@ class TrainingMetrics:
         attempt = None
         for name in reversed(jobs.event_names(self._job.store, self._job.id)):
             event = jobs.event(self._job.store, self._job.id, name)
-            if event.kind != "metrics" or event.attempt == self._job.attempt:
+            if event is None or event.kind != "metrics" or event.attempt == self._job.attempt:
                 continue
             attempt = event.attempt if attempt is None else attempt
             if event.attempt != attempt or "step" not in event.data:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ray_jobs.errors import CorruptObject, StoreError
+from ray_jobs.errors import StoreError
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import ApiKey
@@ -50,7 +50,7 @@ class StoredKeys:
     _failed_at_s: float = -math.inf
     """Time of the latest listing, if it failed."""
     _records: dict[tuple[str, str], ApiKey | None] = field(default_factory=dict)
-    """(id, etag) → record; None if the document is not a valid record."""
+    """(id, etag) → record; None if the document is not a valid record, which is not accepted."""
     _reads: dict[str, tuple[asyncio.Task[bool], float]] = field(default_factory=dict)
     """Reads in progress: `listing` or an id → (task, start time)."""
 
@@ -97,10 +97,7 @@ class StoredKeys:
 
     async def _read(self, key_id: str, etag: str) -> bool:
         try:
-            record = await asyncio.to_thread(api_keys.read, self.store, key_id)
-        except CorruptObject:
-            logger.exception("API key %s has an invalid record and is not accepted", key_id)
-            record = None
+            record = await asyncio.to_thread(api_keys.read_or_report, self.store, key_id)
         except StoreError as error:
             logger.warning("API key %s cannot be read: %s", key_id, error)
             return False

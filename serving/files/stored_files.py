@@ -140,8 +140,8 @@ class Files:
         )
 
     def find(self, team: str, identifier: str) -> FileRecord | None:
-        """Return the team's file, or None if it does not exist or has expired."""
-        record = _records(team).read(self.store, identifier) if is_id("file", identifier) else None
+        """Return the team's file, or None if it does not exist, has expired or has a record that cannot be read."""
+        record = _records(team).find(self.store, identifier) if is_id("file", identifier) else None
         return None if record is None or record.is_expired(time.time()) else record
 
     def get(self, team: str, identifier: str) -> FileRecord:
@@ -168,10 +168,15 @@ class Files:
         self.store.delete_tree(_folder(team, identifier))
 
     def sweep(self, now_s: float) -> None:
-        """Delete expired files, and contents without a record that are older than a day."""
+        """Delete expired files, and contents without a record that are older than a day.
+
+        A file whose record cannot be read stays: a newer version of Kitae may have written it.
+        """
         for team in self.store.list_dirs("files/"):
             for identifier in self.store.list_dirs(f"files/{team}/"):
-                record = _records(team).read(self.store, identifier)
+                record = _records(team).find(self.store, identifier)
+                if record is None and self.store.exists(_records(team).key(identifier)):
+                    continue
                 if record is None:
                     over = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
                 else:

@@ -142,7 +142,9 @@ class Uploads:
         """Delete the parts of ended and expired uploads."""
         for team in self.store.list_dirs("uploads/"):
             for upload_id in self.store.list_dirs(f"uploads/{team}/"):
-                record = _records(team).read(self.store, upload_id)
+                record = _records(team).find(self.store, upload_id)
+                if record is None and self.store.exists(_records(team).key(upload_id)):
+                    continue  # unreadable now: a newer version of Kitae may have written it
                 if record is None or record.status != "pending" or record.expires_at <= now_s:
                     self.store.delete_tree(_folder(team, upload_id))
 

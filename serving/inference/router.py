@@ -69,6 +69,25 @@ class RoutingSnapshot:
             self._by_team[caller.team] = self._of_team(caller.team)
         return self._by_team[caller.team]
 
+    def keeping(self, unreadable: Collection[str], last: RoutingSnapshot) -> RoutingSnapshot:
+        """Return the snapshot with what `last` has of the records that cannot be read now, by their store keys.
+
+        Their engines keep running, and an alias does not move to another version.
+        """
+        deployed, versions, aliases = dict(self.records), dict(self.versions), dict(self.aliases)
+        for key in unreadable:
+            kind, name, *rest = key.removesuffix(".json").split("/")
+            if kind == "deployments" and not rest and name in last.records:
+                deployed.setdefault(name, last.records[name])
+                versions.setdefault(name, last.versions.get(name, ()))
+                aliases.setdefault(name, last.aliases.get(name, {}))
+            elif kind == "aliases" and rest and rest[0] in last.aliases.get(name, {}):
+                aliases[name] = {rest[0]: last.aliases[name][rest[0]]} | aliases.get(name, {})
+            elif kind == "models" and rest and (version := last.version(name, rest[0])) is not None:
+                readable = [each for each in versions.get(name, ()) if each.version != version.version]
+                versions[name] = tuple(sorted([*readable, version], key=lambda each: int(each.version)))
+        return replace(self, records=deployed, versions=versions, aliases=aliases)
+
     def version(self, name: str, number: str | None) -> ModelVersion | None:
         """Return one version of a deployed model."""
         return next((version for version in self.versions.get(name, ()) if version.version == number), None)
@@ -262,6 +281,8 @@ class Router:
     async def _read(self, began_at: float) -> None:
         try:
             found: RoutingSnapshot | None = await asyncio.to_thread(read_snapshot, self._store)
+            if found is not None and self._snapshot is not None:
+                found = found.keeping(self._store.unreadable.keys(), self._snapshot)
         except StoreError as error:
             logger.warning("the object store does not answer; the last known deployments stay in use: %s", error)
             found, began_at = self._snapshot, self._clock()  # delays the next try
@@ -270,7 +291,7 @@ class Router:
 
 
 def read_snapshot(store: Store) -> RoutingSnapshot:
-    """Read records, registry, shares and policies. Raises StoreError."""
+    """Read records, registry, shares and policies; what cannot be read is left out. Raises StoreError."""
     deployed = records.read_all(store)
     tuned = [name for name, record in deployed.items() if record.kind != "base"]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:

@@ -44,12 +44,8 @@ def routes(store: Store, router: Router) -> APIRouter:
         caller = caller_of(request)
         name, at, _ = api_names.registry_ref(model).partition("@")
         versions = registry.versions(store, name)
-        owners = {api_names.owner(version) for version in versions}
-        if not versions or (caller.team not in owners and not caller.admin):
+        if not versions or (registry.owner(store, name) != caller.team and not caller.admin):
             raise ApiError(404, f"the model {model!r} does not exist", code="model_not_found", param="model")
-        if owners != {caller.team} and not caller.admin:
-            message = f"{model!r} has versions of other teams: only the operator's key may delete it"
-            raise ApiError(403, message, code="not_deletable", param="model")
         if at:
             whole = api_names.api_name(versions[0])
             message = f"{model!r} is one version: delete the model, {whole!r}, with all it has"

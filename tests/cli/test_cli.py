@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -179,6 +180,29 @@ def test_status_of_all_and_of_one(invoke: CliRunner, store: Store) -> None:
     watched = invoke.invoke(cli, ["status", "--watch"])
     assert watched.exit_code == 1
     assert "ingest: 224 rows  (rows 224)" in watched.output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"result": {"base": 1}},
+        {"result": {"base": {"loss": "x"}, "tuned": {}}},
+        {"error": "\x1b[2Jcleared"},
+        {"attempt": "many"},
+        {"id": "another"},
+        {"created_at": "2026-01-01"},
+    ],
+)
+def test_a_record_that_no_job_writes_does_not_stop_the_list(
+    invoke: CliRunner, store: Store, change: dict[str, Any]
+) -> None:
+    good, bad = jobs.create(store, make_spec("good")), jobs.create(store, make_spec("bad"))
+    key = f"jobs/{bad.id}/job.json"
+    store.put_json(key, store.get_json(key) | {"finished_at": "2026-01-01T00:00:00Z"} | change)
+    shown = invoke.invoke(cli, ["status"])
+    assert shown.exit_code == 0, shown.output
+    assert good.id in shown.output
+    assert "\x1b" not in shown.output
 
 
 def test_training_metrics_are_shown_once(invoke: CliRunner, store: Store) -> None:

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from ray_jobs import registry
 from ray_jobs.deploy import ServeSettings, deploy, needed_records, reapply, reconcile, records, undeploy
 from ray_jobs.deploy.records import Deployment, merge
-from ray_jobs.deploy.serve_api import failure, require_free_port, serve_config
+from ray_jobs.deploy.serve_api import differing, failure, require_free_port, serve_config, with_running
 from ray_jobs.errors import CorruptObject, MachineError, RegistryError, ServingError, SpecError
 from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
@@ -373,10 +373,26 @@ def test_waiting_times_out(store: Store, tmp_path: Path, dashboard: Dashboard, s
     assert caught.value.details == ("no free GPU",)
 
 
-def test_an_invalid_record_is_corrupt(store: Store) -> None:
+def test_an_invalid_record_is_skipped_and_can_be_removed(store: Store) -> None:
     store.put_json("deployments/greeter.json", {"name": "greeter", "kind": "spaceship", "task": "chat"})
     with pytest.raises(CorruptObject, match=r"deployments/greeter\.json"):
-        records.read_all(store)
+        records.read(store, "greeter")
+    records.write(store, BASE)
+    assert list(records.read_all(store)) == ["base"], "the others are read"
+    assert records.unreadable(store) == ["greeter"]
+    records.remove(store, "greeter")
+    records.read_all(store)
+    assert records.unreadable(store) == []
+
+
+def test_the_application_of_an_unreadable_record_keeps_running() -> None:
+    running = {"name": "kitae-greeter", "import_path": "serving.inference.llm:build", "args": {"name": "greeter"}}
+    details = {"applications": {"kitae-greeter": {"status": "RUNNING", "deployed_app_config": running}}}
+    config = serve_config([BASE], ServeSettings("", None))
+    kept = with_running(config, details, ["greeter", "unknown"])
+    assert [application["name"] for application in kept["applications"]] == ["kitae", "kitae-base", "kitae-greeter"]
+    assert "kitae-greeter" not in differing(details, kept)
+    assert with_running(config, details, []) == config
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -185,8 +185,11 @@ def test_a_teams_policy_allows_only_what_its_jobs_need() -> None:
     found, known = resources("team"), names_in_the_store() | {".probe"}
     assert len(known) > 12
     written = {"bases", "datasets", "jobs", "models", "aliases", "deployments", ".probe"}
-    assert found["PutObject"] == written
-    assert found["GetObject"] == written | {"files", "catalogue"}
+    assert found["PutObject"] == written | {"owners"}
+    assert found["GetObject"] == written | {"files", "catalogue", "owners"}
+    statements = json.loads((INFRA / "object-store/policy-team.json").read_text(encoding="utf-8"))["Statement"]
+    claims = [each for each in statements if "PutObject" in str(each["Action"]) and "owners/" in str(each["Resource"])]
+    assert [each["Condition"] for each in claims] == [{"Null": {"s3:if-none-match": "false"}}], "written once"
     assert found["DeleteObject"] == {"jobs", ".probe"}
     assert found["GetObject"] <= known
     checked = (

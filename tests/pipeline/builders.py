@@ -33,7 +33,7 @@ LINEAGE = {
     "job_id": "j",
     "metrics": {},
     "labels": [],
-    "created_at": "now",
+    "created_at": "2026-11-24",
 }
 
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ray_jobs import jobs, pipeline
+from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
-from ray_jobs.errors import DataError, GateError, JobPaused, MachineError
+from ray_jobs.errors import DataError, GateError, JobPaused, MachineError, RegistryError
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
@@ -207,6 +207,18 @@ def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, stor
     left = [stage.action for stage in pipeline.plan(store, spec).stages[5:]]
     assert len(left) == 3
     assert all(action.startswith("not reached: the tuned model's held-out loss 3.0000") for action in left)
+
+
+@pytest.mark.usefixtures("stages")
+def test_a_name_of_another_team_is_refused_before_anything_is_written(store: Store) -> None:
+    spec = job_file(store)
+    registry.claim_name(store, spec.name, "blue")
+    before = [info.key for info in store.list()]
+    for refused in (pipeline.plan, pipeline.run):
+        with pytest.raises(RegistryError, match="belongs to team 'blue', not to 'default'"):
+            refused(store, spec)
+    assert [info.key for info in store.list()] == before
+    pipeline.run(store, spec.model_copy(update={"team": "blue"}))
 
 
 @pytest.mark.usefixtures("stages")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -29,6 +29,7 @@ from ray_jobs.search.trainables import SearchContext, SharedTrial
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.storage import Store
+from ray_jobs.storage.unreadable import UnreadableRecords
 from ray_jobs.training.inputs import TrainInputs
 from tests.search.problems import outcome
 
@@ -40,6 +41,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.objects: dict[str, str] = {}
+        self.unreadable = UnreadableRecords()
 
     def put_json(self, key: str, document: Any, *, if_absent: bool = False) -> None:
         if if_absent and key in self.objects:
@@ -54,9 +56,9 @@ class MemoryStore:
     def delete_tree(self, prefix: str) -> None:
         self.objects = {key: text for key, text in self.objects.items() if not key.startswith(f"{prefix}/")}
 
-    def documents(self, prefix: str) -> dict[str, Any]:
-        names = sorted(key for key in self.objects if key.startswith(f"{prefix}/"))
-        return {key.removeprefix(f"{prefix}/").removesuffix(".json"): json.loads(self.objects[key]) for key in names}
+    def list(self, prefix: str) -> Iterator[Any]:
+        for key in sorted(key for key in self.objects if key.startswith(prefix)):
+            yield SimpleNamespace(key=key)
 
 
 class Board:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs import jobs
+from ray_jobs import jobs, registry
 from ray_jobs.errors import TrainingError
 from ray_jobs.search.driver import mode_of_search
 from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
@@ -171,8 +171,9 @@ def test_a_search_of_an_earlier_version_has_its_winner(store: Store) -> None:
     assert again.running == ()  # its segment has a result already
 
 
-def test_a_later_search_begins_with_earlier_winners(store: Store) -> None:
+def test_a_later_search_begins_with_earlier_winners_of_its_team(store: Store) -> None:
     first = make_problem()
+    registry.claim_name(store, first.spec.name, first.spec.team)
     records = stored(store, first)
     winner = read(records)[2].winner
     assert winner is not None
@@ -182,6 +183,8 @@ def test_a_later_search_begins_with_earlier_winners(store: Store) -> None:
     assert warm_points(store, make_problem({"scheduler": "pbt"}), "x") == ()
     narrow = make_problem({"space": {"learning_rate": [1.0]}})
     assert warm_points(store, narrow, "x") == ()
+    spec = other.spec.model_copy(update={"team": "blue"})
+    assert warm_points(store, other.model_copy(update={"spec": spec}), "x") == ()
 
 
 @pytest.mark.parametrize(

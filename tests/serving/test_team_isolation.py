@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from ray_jobs import registry
+from ray_jobs.errors import RegistryError
 from ray_jobs.registry import shares
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import api_keys
@@ -212,11 +214,10 @@ def test_the_operator_sees_every_model_and_its_own_teams_files_and_jobs(world: W
         assert operator.get(f"/v1/fine_tuning/jobs/{team.job}").status_code == 404
 
 
-def test_a_model_with_versions_of_two_teams_is_deleted_by_neither(world: World) -> None:
-    for team in (OURS, THEIRS):
-        register(world.store, make_spec("mixed", team=team, base_model=BASE), team)
-    assert world.ours.client.delete("/v1/models/mixed").status_code == 403
-    assert [info.key for info in world.store.list("models/mixed") if info.key.endswith("manifest.json")] == [
-        "models/mixed/1/manifest.json",
-        "models/mixed/2/manifest.json",
-    ]
+def test_a_team_deletes_only_models_whose_name_it_owns(world: World) -> None:
+    register(world.store, make_spec("mixed", team=THEIRS, base_model=BASE), THEIRS)
+    with pytest.raises(RegistryError, match="belongs to team"):
+        register(world.store, make_spec("mixed", team=OURS, base_model=BASE), OURS)
+    assert world.ours.client.delete("/v1/models/mixed").status_code == 404
+    assert [version.version for version in registry.versions(world.store, "mixed")] == ["1"]
+    assert world.theirs.client.delete("/v1/models/mixed").status_code == 200

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
-from ray_jobs.errors import CorruptObject, SpecError, StoreAccessDenied, StoreUnreachable
+from ray_jobs.errors import SpecError, StoreAccessDenied, StoreUnreachable
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
@@ -249,10 +249,11 @@ def test_an_invalid_team_name_reaches_no_key(store: Store, team: str) -> None:
         usage.write(store, "blue", DAY, "a/b", 1, [])
 
 
-def test_an_invalid_object_is_named(store: Store) -> None:
-    store.put_json("usage/blue/2026-11-24/x.json", {"rows": [{"requests": "many"}]})
-    with pytest.raises(CorruptObject, match=r"usage/blue/2026-11-24/x\.json"):
-        in_store(store)
+def test_an_invalid_object_is_left_out_and_counted(store: Store) -> None:
+    usage.write(store, "blue", DAY, "w", 1, [row()])
+    store.put_json(f"usage/blue/{DAY.isoformat()}/x.json", {"rows": [{"requests": "many"}]})
+    assert in_store(store) == [row()]
+    assert store.unreadable.counts() == {"usage object": 1}
 
 
 def test_days_from_the_first_to_the_last_are_read(store: Store) -> None:

@@ -18,10 +18,11 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 
 from ray_jobs.errors import ConflictError
 from ray_jobs.storage import Store
+from ray_jobs.storage.documents import Documents
 from ray_jobs.tenancy.webhooks.records import Endpoint, EventType, endpoints
 
 DeliveryState = Literal["pending", "delivered", "gave_up", "gone", "dropped"]
@@ -58,7 +59,7 @@ class Delivery(BaseModel, frozen=True):
     state: DeliveryState = "pending"
     attempts: int = 0
     """Tries made or claimed."""
-    next_at: datetime
+    next_at: AwareDatetime
     """When the next try is due, if `state` is pending."""
     status: int | None = None
     """HTTP status of the last answer."""
@@ -71,7 +72,7 @@ class Outgoing(BaseModel, frozen=True):
     team: str
     deliveries: dict[str, Delivery]
     """By endpoint id."""
-    over_at: datetime | None = None
+    over_at: AwareDatetime | None = None
     """When the last delivery ended."""
 
     @property
@@ -81,6 +82,9 @@ class Outgoing(BaseModel, frozen=True):
             return self.over_at + timedelta(seconds=KEPT_S)
         pending = [delivery.next_at for delivery in self.deliveries.values() if delivery.state == "pending"]
         return min(pending, default=datetime.max.replace(tzinfo=UTC))
+
+
+OUTGOING = Documents(PREFIX, Outgoing, "a webhook event")
 
 
 def next_try(attempt: int) -> float | None:
@@ -110,7 +114,7 @@ def enqueue(
     event = WebhookEvent(id=f"evt_{digest[:32]}", type=kind, created_at=int(at.timestamp()), data=data)
     document = Outgoing(event=event, team=team, deliveries={one: Delivery(next_at=at) for one in wanted})
     with suppress(ConflictError):  # enqueued already, by this or another replica
-        store.put_json(f"{PREFIX}{event.id}.json", document.model_dump(mode="json"), if_absent=True)
+        OUTGOING.create(store, event.id, document)
     return event.id
 
 

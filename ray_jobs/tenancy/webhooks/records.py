@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from ray_jobs.errors import ObjectNotFound, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
@@ -42,8 +42,8 @@ class Endpoint(BaseModel, frozen=True):
     """Event types it receives."""
     secret: str = Field(repr=False)
     """`whsec_` and the base64 of the signing key."""
-    created_at: datetime
-    disabled_at: datetime | None = None
+    created_at: AwareDatetime
+    disabled_at: AwareDatetime | None = None
     """Time at which it was disabled. None: enabled."""
     disabled_why: str | None = None
 

@@ -17,17 +17,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from ssl import SSLContext
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import ParamSpec, TypeVar, get_args
 
 import httpx
-from pydantic import ValidationError
 
 from ray_jobs import __version__
 from ray_jobs.digests import canonical_json
-from ray_jobs.errors import ConflictError, CorruptObject, KitaeError, ObjectNotFound
+from ray_jobs.errors import ConflictError, KitaeError, ObjectNotFound
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import outbox, targets
-from ray_jobs.tenancy.webhooks.outbox import PREFIX, Outcome, Outgoing, WebhookEvent
+from ray_jobs.tenancy.webhooks.outbox import OUTGOING, PREFIX, Outcome, Outgoing, WebhookEvent
 from ray_jobs.tenancy.webhooks.records import Endpoint, disable, find, sign
 from ray_jobs.tenancy.webhooks.targets import Policy
 
@@ -113,15 +112,11 @@ class Sender:
     def _due(self) -> list[str]:
         """Keys of the due events; reads only those that changed since the last call."""
         listed = {info.key: info.etag for info in self.store.list(PREFIX)}
+        self.store.unreadable.clear(OUTGOING.kind, self._known.keys() - listed.keys())
         self._known = {key: known for key, known in self._known.items() if listed.get(key) == known[0]}
         for key in listed.keys() - self._known.keys():
-            try:
-                self._known[key] = (listed[key], _read(self.store, key)[0].next_at)
-            except ObjectNotFound:
-                continue
-            except CorruptObject as error:
-                self._known[key] = (listed[key], None)
-                logger.error("this webhook is never sent: %s", error)
+            found = OUTGOING.find(self.store, _name(key))
+            self._known[key] = (listed[key], None if found is None else found.next_at)
         now = self.clock()
         waiting = [(at, key) for key, (_, at) in self._known.items() if at is not None and at <= now]
         return [key for _, key in sorted(waiting)]
@@ -138,15 +133,21 @@ class Sender:
 
     def _claim(self, key: str) -> tuple[Outgoing, list[str]] | None:
         """The claimed document and its endpoints; None: another replica has it, or nothing is due."""
-        now = self.clock()
+        now, names = self.clock(), list[str]()
+
+        def change(old: Outgoing | None) -> Outgoing:
+            nonlocal names
+            if old is None:
+                raise ObjectNotFound(f"{key} was deleted meanwhile")
+            claimed, names = outbox.claim(old, now)
+            return claimed
+
         try:
-            document, etag = _read(self.store, key)
-            if document.over_at is not None and document.next_at <= now:
+            document = OUTGOING.read(self.store, _name(key))
+            if document is not None and document.over_at is not None and document.next_at <= now:
                 self.store.delete(key)
                 return None
-            claimed, names = outbox.claim(document, now)
-            if claimed != document:
-                self.store.put_json(key, claimed.model_dump(mode="json"), if_match=etag)
+            claimed = OUTGOING.update(self.store, _name(key), change)
         except (ConflictError, ObjectNotFound):
             return None
         return (claimed, names) if names else None
@@ -175,13 +176,13 @@ class Sender:
     def _settle(self, key: str, claimed: Outgoing, outcomes: dict[str, tuple[Outcome, int | None]]) -> None:
         now, chance = self.clock(), self.chance()
 
-        def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        def change(old: Outgoing | None) -> Outgoing:
             if old is None:
                 raise ObjectNotFound(f"{key} was deleted meanwhile")
-            return outbox.settle(Outgoing.model_validate(old), claimed, outcomes, now, chance).model_dump(mode="json")
+            return outbox.settle(old, claimed, outcomes, now, chance)
 
         with suppress(ObjectNotFound):  # ended by another replica more than a day ago
-            self.store.update_json(key, change)
+            OUTGOING.update(self.store, _name(key), change)
 
     async def _send(self, transport: httpx.AsyncBaseTransport, endpoint: Endpoint, event: WebhookEvent) -> Answer:
         """Send one request. Failures are returned as an Answer; raises only on cancellation."""
@@ -217,12 +218,8 @@ class Sender:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *args, **kwargs))
 
 
-def _read(store: Store, key: str) -> tuple[Outgoing, str]:
-    data, etag = store.get_with_etag(key)
-    try:
-        return Outgoing.model_validate_json(data), etag
-    except ValidationError as error:
-        raise CorruptObject(f"{store.uri(key)} is no webhook event: {error.error_count()} errors") from error
+def _name(key: str) -> str:
+    return key.removeprefix(PREFIX).removesuffix(".json")
 
 
 def _request(endpoint: Endpoint, event: WebhookEvent, address: targets.Address, now: datetime) -> httpx.Request:

@@ -100,7 +100,7 @@ class Reads:
         self.records = 0
         self.away = False
         self.hangs: threading.Event | None = None
-        etags, read = api_keys.etags, api_keys.read
+        etags, read = api_keys.etags, api_keys.read_or_report
 
         def counted_etags(store: Store) -> dict[str, str]:
             self.listings += 1
@@ -113,7 +113,7 @@ class Reads:
             return read(store, key_id)
 
         monkeypatch.setattr(api_keys, "etags", counted_etags)
-        monkeypatch.setattr(api_keys, "read", counted_read)
+        monkeypatch.setattr(api_keys, "read_or_report", counted_read)
 
     def _answer(self) -> None:
         if self.hangs is not None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ray_jobs import registry
-from ray_jobs.errors import StoreUnreachable
+from ray_jobs.errors import CorruptObject, StoreUnreachable
 from ray_jobs.storage import Store
 from serving.access.auth import OPERATOR
 from serving.http.errors import ApiError
@@ -150,3 +150,39 @@ async def test_the_last_snapshot_is_used_while_the_store_is_unreachable(
     with pytest.raises(ApiError) as caught:
         await Router(store, ttl_s=2.0).snapshot()
     assert (caught.value.status, caught.value.code) == (503, "store_unreachable")
+
+
+@pytest.mark.anyio
+async def test_a_model_answers_while_its_deployment_record_cannot_be_read(store: Store) -> None:
+    now = 0.0
+    router = Router(store, ttl_s=2.0, clock=lambda: now)
+    deploy_version(store, register_next(store))
+    await router.snapshot()
+    for damaged in (b"{", b'{"name": "greeter", "kind": "of a newer version", "task": "chat"}'):
+        store.put("deployments/greeter.json", damaged)
+        now += 10.0
+        assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@1"
+    store.delete("deployments/greeter.json")
+    now += 10.0
+    with pytest.raises(ApiError, match="not deployed"):
+        await router.resolve("greeter", "/v1/chat/completions", OPERATOR)
+
+
+@pytest.mark.anyio
+async def test_an_alias_and_a_version_stay_while_they_cannot_be_read(store: Store) -> None:
+    now = 0.0
+    router = Router(store, ttl_s=2.0, clock=lambda: now)
+    for _ in range(3):
+        deploy_version(store, register_next(store))
+    registry.set_alias(store, "greeter", "champion", "2")
+    await router.snapshot()
+    manifest = store.get("models/greeter/2/manifest.json")
+    for key in ("aliases/greeter/champion.json", "models/greeter/2/manifest.json"):
+        store.put(key, b"{")
+        now += 10.0
+        assert (await router.resolve("greeter", "/v1/chat/completions", OPERATOR)).model == "greeter@2"
+    with pytest.raises(CorruptObject, match="point it at a version again"):
+        registry.get(store, "greeter")
+    store.put("models/greeter/2/manifest.json", manifest)
+    registry.set_alias(store, "greeter", "champion", "2")
+    assert registry.get(store, "greeter").version == "2"
