@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -28,7 +28,7 @@ from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from ray_jobs.tracking.packages import is_installed
-from serving.access.auth import AccessMiddleware
+from serving.access.auth import AccessMiddleware, key_matches
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.files.stored_files import Files, RowValidator
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 logger = logging.getLogger(__name__)
+
+_UNREADABLE_SHOWN = 20
+"""Unreadable records of a kind that readiness names."""
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -207,16 +210,25 @@ def create_app(
         return Health(status="ok")
 
     @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
+        """Whether this process and its engines answer; for the operator's key also the records that it cannot read."""
         statuses = await backend.statuses()
         wanted = [INGRESS, *(record.application for record in (await router.snapshot()).records.values())]
         waits = {name: statuses.get(name, "NOT_STARTED") for name in dict.fromkeys(wanted)}
         waits = {name: status for name, status in waits.items() if status != "RUNNING"}
-        return JSONResponse({"status": "waits" if waits else "ok", "waits_for": waits}, 503 if waits else 200)
+        answer: dict[str, Any] = {"status": "waits" if waits else "ok", "waits_for": waits}
+        if settings.api_key is None or key_matches(request.headers.get("authorization"), settings.api_key):
+            answer["unreadable_records"] = {
+                kind: store.unreadable.keys(kind)[:_UNREADABLE_SHOWN]
+                for kind, count in sorted(store.unreadable.counts().items())
+                if count
+            }
+        return JSONResponse(answer, 503 if waits else 200)
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse, responses=errors.documented(403))
     async def show_metrics() -> Response:
         """Metrics in Prometheus' text format."""
+        metrics.set_unreadable(store.unreadable.counts())
         body, content_type = metrics.render()
         return Response(body, media_type=content_type)
 

@@ -5,14 +5,15 @@ Does not decide when a job has ended (`lifecycle`).
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from ray_jobs import jobs
-from ray_jobs.jobs import JobRecord
-from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage, webhooks
 from ray_jobs.tenancy.usage import UsageRow
 from serving.fine_tuning.lifecycle import ReportedStatus
-from serving.fine_tuning.records import ApiJob
+from serving.fine_tuning.records import ApiJob, ClosedJob
+from serving.fine_tuning.reported import CheckedRecord, ReportedResult, metrics_file, result_of
 
 _EVENTS: dict[str, webhooks.EventType] = {
     "succeeded": "fine_tuning.job.succeeded",
@@ -22,34 +23,61 @@ _EVENTS: dict[str, webhooks.EventType] = {
 _WITH_WORKERS = ("search", "train", "evaluate", "parity", "publish")
 
 
-def publish_job_end(store: Store, api: ApiJob, job: JobRecord, reported: ReportedStatus) -> None:
+def ending_of(
+    store: Store, api: ApiJob, job: CheckedRecord | None, reported: ReportedStatus, now_s: float
+) -> ClosedJob:
+    """Return the end of a job as it is seen now. `job` None: its record cannot be read."""
+    result = result_of(api, job) if job is not None else ReportedResult()
+    ended = None if job is None else job.finished_at or job.cancelled_at or job.created_at
+    has_file = reported.status == "succeeded" and result.has_metrics and metrics_file(store, api) is not None
+    return ClosedJob(
+        status=reported.status,
+        finished_at=int(now_s if ended is None else min(now_s, ended.timestamp())),
+        error=reported.error,
+        training_s=training_seconds(store, api, job, now_s),
+        trained_tokens=result.trained_tokens or 0,
+        has_result_file=has_file,
+    )
+
+
+def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
     """Queue the webhook event of an ended job and write its training usage."""
-    ended_at = job.finished_at or job.cancelled_at or job.created_at
-    webhooks.enqueue(store, api.team, _EVENTS[reported.status], api.id, attempt=max(1, job.attempt), at=ended_at)
-    if job.attempt == 0:
-        return  # no attempt ran
-    spec = JobSpec.model_validate(job.spec)
-    seconds = training_seconds(store, job)
-    workers = spec.compute.workers
+    ended_at, run = datetime.fromtimestamp(ending.finished_at, UTC), max(1, len(api.launches))
+    webhooks.enqueue(store, api.team, _EVENTS[ending.status], api.id, attempt=run, at=ended_at)
+    if ending.training_s == 0.0 and ending.trained_tokens == 0:
+        return  # nothing ran
+    compute = api.job_spec().compute
     row = UsageRow(
         day=ended_at.date(),
         team=api.team,
         key_id=api.key_id,
-        model=spec.name,
+        model=api.id,
         kind="training",
         requests=1,
-        prompt_tokens=(job.result or {}).get("trained_tokens") or 0,
-        worker_seconds=workers * seconds,
-        gpu_seconds=workers * spec.compute.gpus_per_worker * seconds,
+        prompt_tokens=ending.trained_tokens,
+        worker_seconds=compute.workers * ending.training_s,
+        gpu_seconds=compute.workers * compute.gpus_per_worker * ending.training_s,
     )
-    usage.write(store, row.team, row.day, job.id, job.attempt, [row])
+    usage.write(store, row.team, row.day, api.job_id, run, [row])
 
 
-def training_seconds(store: Store, job: JobRecord) -> float:
-    """Return how long the job held its workers: its finished stages, or all of an attempt that did not finish."""
+def training_seconds(store: Store, api: ApiJob, job: CheckedRecord | None, now_s: float) -> float:
+    """Return how long the job held its workers.
+
+    At least as long as the endpoint saw its runners run, and no longer than since its first launch, whatever its pods
+    report. In between, as reported: its finished stages, or all of an attempt that did not finish.
+    """
+    if not api.launches:
+        return 0.0
+    seen_s, most_s = api.held.until(now_s), max(0.0, now_s - api.launches[0].at)
+    reported_s = 0.0 if job is None or job.attempt == 0 else _reported_s(store, job)
+    return max(seen_s, min(reported_s, most_s))
+
+
+def _reported_s(store: Store, job: CheckedRecord) -> float:
     stages = [stage for stage in jobs.stages(store, job.id) if stage.name in _WITH_WORKERS]
     if job.result is not None:
         return sum(stage.seconds for stage in stages)
     started, ended = job.started_at, job.finished_at or job.cancelled_at
-    last_attempt_s = (ended - started).total_seconds() if started is not None and ended is not None else 0.0
+    last_attempt_s = max(0.0, (ended - started).total_seconds()) if started is not None and ended is not None else 0.0
     return sum(stage.seconds for stage in stages if stage.attempt < job.attempt) + last_attempt_s

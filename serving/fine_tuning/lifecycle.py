@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Runner
-from serving.fine_tuning.records import ApiJob, Launch
+from serving.fine_tuning.records import ApiJob, HeldTime, Launch
+from serving.fine_tuning.reported import CheckedRecord
 from serving.http import openai_types
 
 MAX_LAUNCHES = 10
@@ -63,10 +63,10 @@ class CloseJob:
 Action = StartRunner | StopRunner | CloseJob | None
 
 
-def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> ReportedStatus:
+def status_of(api: ApiJob, job: CheckedRecord | None, runner: Runner) -> ReportedStatus:
     """Return a job's status. `job`: None if its own record is not written yet. `runner`: that of the newest launch."""
-    if api.closed is not None:
-        return ReportedStatus(api.closed.status, api.closed.error)
+    if (end := api.closed or api.ending) is not None:
+        return ReportedStatus(end.status, end.error)
     if job is None:
         return ReportedStatus("validating_files")
     if job.status == "cancelled" or job.status == "succeeded":
@@ -86,12 +86,33 @@ def status_of(api: ApiJob, job: JobRecord | None, runner: Runner) -> ReportedSta
     return ReportedStatus("running" if has_begun(api, job) and alive and not _is_interrupted(job, runner) else "queued")
 
 
+def status_of_unreadable(api: ApiJob, runner: Runner) -> ReportedStatus:
+    """Return the status of a job whose record cannot be read: what its launcher says. It can be cancelled."""
+    if (end := api.closed or api.ending) is not None:
+        return ReportedStatus(end.status, end.error)
+    return ReportedStatus("running" if runner.state == "running" else "queued")
+
+
+def metered(api: ApiJob, runner: Runner, now_s: float) -> ApiJob:
+    """Return the job with the time for which its runner was seen to run; unchanged without a change of state."""
+    over = api.closed is not None or api.ending is not None
+    if over or api.launch is None or runner.state == "unreachable":
+        return api
+    if runner.state == "running":
+        held = api.held if api.held.since is not None else api.held.model_copy(update={"since": now_s})
+    else:
+        held = api.held if api.held.since is None else HeldTime(seconds=api.held.until(now_s))
+    return api if held == api.held else api.model_copy(update={"held": held})
+
+
 def _failed(*, code: str, message: str) -> ReportedStatus:
     return ReportedStatus("failed", openai_types.FineTuningJobError(code=code, message=message))
 
 
-def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> Action:
+def decide(api: ApiJob, job: CheckedRecord | None, runner: Runner, now_s: float) -> Action:
     """Return the next action for a job. Actions are idempotent, also across processes."""
+    if api.closed is None and api.ending is not None:
+        return CloseJob(status_of(api, job, runner))
     if api.closed is not None or job is None:
         return None
     reported, launch = status_of(api, job, runner), api.launch
@@ -117,32 +138,32 @@ def decide(api: ApiJob, job: JobRecord | None, runner: Runner, now_s: float) -> 
     return None
 
 
-def assumes_runner_lost(action: Action, api: ApiJob, job: JobRecord | None) -> bool:
+def assumes_runner_lost(action: Action, api: ApiJob, job: CheckedRecord | None) -> bool:
     """Return whether an action relies on the launcher's report that a runner is gone."""
     if isinstance(action, StartRunner):
         return action.is_new and bool(api.launches)
     return isinstance(action, CloseJob) and job is not None and not job.over()
 
 
-def has_begun(api: ApiJob, job: JobRecord) -> bool:
+def has_begun(api: ApiJob, job: CheckedRecord) -> bool:
     """Return whether the newest launch's runner has started its attempt."""
     return api.launch is not None and job.attempt > api.launch.attempt_before
 
 
-def waits_for(api: ApiJob, job: JobRecord | None, runner: Runner) -> str | None:
+def waits_for(api: ApiJob, job: CheckedRecord | None, runner: Runner) -> str | None:
     """Return the launcher's reason for a queued job's waiting, if it gives one."""
     if job is None or api.launch is None or status_of(api, job, runner).status != "queued":
         return None
     return runner.message or None if runner.state == "pending" else None
 
 
-def _is_interrupted(job: JobRecord, runner: Runner) -> bool:
+def _is_interrupted(job: CheckedRecord, runner: Runner) -> bool:
     """Return whether the newest attempt was preempted."""
     began, interrupted_at = job.started_at, runner.interrupted_at
     return began is not None and interrupted_at is not None and began.timestamp() < interrupted_at
 
 
-def is_lost(api: ApiJob, job: JobRecord, runner: Runner) -> bool:
+def is_lost(api: ApiJob, job: CheckedRecord, runner: Runner) -> bool:
     """Return whether the newest launch's runner is gone without having ended the job."""
     gone = runner.state == "ended" or (runner.state == "unknown" and has_begun(api, job))
     return gone and api.launch is not None
@@ -160,7 +181,7 @@ def relaunch_delay_s(launches: int) -> float:
     return float(min(5 * 2 ** (launches - 1), 300))
 
 
-def resumed(api: ApiJob, job: JobRecord, now_s: float) -> ApiJob:
+def resumed(api: ApiJob, job: CheckedRecord, now_s: float) -> ApiJob:
     """Return the job with a launch that ends its pause; unchanged if it already has one."""
     if job.paused_at is None or _is_resumed(api, job):
         return api
@@ -168,7 +189,7 @@ def resumed(api: ApiJob, job: JobRecord, now_s: float) -> ApiJob:
     return api.model_copy(update={"launches": (*api.launches, launch)})
 
 
-def _is_resumed(api: ApiJob, job: JobRecord) -> bool:
+def _is_resumed(api: ApiJob, job: CheckedRecord) -> bool:
     return (
         api.launch is not None
         and job.paused_at is not None
@@ -177,7 +198,7 @@ def _is_resumed(api: ApiJob, job: JobRecord) -> bool:
     )
 
 
-def _next(api: ApiJob, job: JobRecord, now_s: float) -> Launch:
+def _next(api: ApiJob, job: CheckedRecord, now_s: float) -> Launch:
     # A runner lost before it began has not ended the pause.
     resumes = api.launch.resumes if api.launch is not None and _is_resumed(api, job) else None
     return Launch(number=len(api.launches) + 1, at=now_s, attempt_before=job.attempt, resumes=resumes)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, Name, parse_spec
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 from serving.http import openai_types
@@ -45,11 +45,38 @@ class Launch(BaseModel, frozen=True):
 
 
 class ClosedJob(BaseModel, frozen=True):
-    """Final status of a job."""
+    """Final status of a job, with what is published of its end."""
 
     status: openai_types.FineTuningJobStatus
     finished_at: int
     error: openai_types.FineTuningJobError | None = None
+    training_s: float = 0.0
+    """Seconds for which the job held its workers."""
+    trained_tokens: int = 0
+    has_result_file: bool | None = None
+    """None: closed by a version that did not record it."""
+
+
+class OpenMarker(BaseModel, frozen=True):
+    """Marks a job that has not ended."""
+
+    team: Name
+
+
+_OPEN = Documents("open/", OpenMarker, "a marker of an open job")
+
+
+class HeldTime(BaseModel, frozen=True):
+    """The time for which the endpoint saw a job's runners run."""
+
+    seconds: float = 0.0
+    """Up to the last change."""
+    since: float | None = None
+    """Unix seconds from which the newest runner is seen to run. None: it does not run."""
+
+    def until(self, now_s: float) -> float:
+        """Seconds in total."""
+        return self.seconds + (0.0 if self.since is None else max(0.0, now_s - self.since))
 
 
 class ApiJob(BaseModel, frozen=True):
@@ -72,7 +99,12 @@ class ApiJob(BaseModel, frozen=True):
     """The job file."""
     job_id: str
     """Id of Kitae's own job."""
+    most_tokens: int | None = None
+    """Most tokens that the job can train on. None: created by a version that did not compute it."""
     launches: tuple[Launch, ...] = ()
+    held: HeldTime = HeldTime()
+    ending: ClosedJob | None = None
+    """The end as the first replica saw it, which all replicas publish. None until the job has ended."""
     closed: ClosedJob | None = None
     """None until the job has ended and its end is published."""
 
@@ -87,7 +119,7 @@ class ApiJob(BaseModel, frozen=True):
         return self.id.removeprefix(JOB_PREFIX)
 
     def job_spec(self) -> JobSpec:
-        return JobSpec.model_validate(self.spec)
+        return parse_spec(self.spec, source=f"the job file of {self.id}", stored=True)
 
     def runner_id(self, launch: Launch) -> str:
         """Return the launcher's id of a launch. Deterministic, so it is not started twice."""
@@ -169,12 +201,18 @@ def put_new(store: Store, job: ApiJob) -> ApiJob:
 
 
 def find(store: Store, team: str, identifier: str) -> ApiJob | None:
-    return _jobs(team).read(store, identifier) if is_id(KIND, identifier) else None
+    """Return a team's job; None if it does not exist or its record cannot be read, which is reported."""
+    return _jobs(team).find(store, identifier) if is_id(KIND, identifier) else None
+
+
+def exists(store: Store, team: str, identifier: str) -> bool:
+    """Return whether a team's job has a record, readable or not."""
+    return store.exists(_jobs(team).key(identifier))
 
 
 def load(store: Store, team: str, identifier: str) -> ApiJob:
-    """Return a team's job. Raises ApiError 404."""
-    job = find(store, team, identifier)
+    """Return a team's job. Raises ApiError 404, or CorruptObject if its record cannot be read."""
+    job = _jobs(team).read(store, identifier) if is_id(KIND, identifier) else None
     if job is None:
         raise ApiError(404, f"the fine-tuning job {identifier!r} does not exist", code="job_not_found")
     return job
@@ -196,7 +234,7 @@ def ids(store: Store, team: str) -> list[str]:
 
 
 def mark_open(store: Store, team: str, key_id: str, identifier: str) -> None:
-    store.put_json(_open_key(key_id, identifier), {"team": team})
+    store.put_json(_open_key(key_id, identifier), OpenMarker(team=team).model_dump(mode="json"))
 
 
 def unmark_open(store: Store, key_id: str, identifier: str) -> None:
@@ -214,11 +252,9 @@ def all_open(store: Store) -> list[tuple[str, str]]:
 
 
 def team_of_open(store: Store, key_id: str, identifier: str) -> str | None:
-    """Return the team of an open job; None if it is not open."""
-    try:
-        return str(store.get_json(_open_key(key_id, identifier))["team"])
-    except ObjectNotFound:
-        return None
+    """Return the team of an open job; None if it is not open, or its marker cannot be read."""
+    marker = _OPEN.find(store, f"{key_id}/{identifier}")
+    return None if marker is None else marker.team
 
 
 def _of_equal_request(claim: dict[str, Any], request: str) -> dict[str, Any]:
@@ -238,7 +274,7 @@ def _jobs(team: str) -> Documents[ApiJob]:
 
 
 def _open_key(key_id: str, identifier: str) -> str:
-    return f"open/{key_id}/{identifier}.json"
+    return _OPEN.key(f"{key_id}/{identifier}")
 
 
 def _id_of(key: str) -> str:

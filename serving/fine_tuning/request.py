@@ -114,7 +114,16 @@ def resolve(
         hyperparameters=hyperparameters,
         spec=spec.model_dump(mode="json"),
         job_id=spec.job_id,
+        most_tokens=most_tokens(spec, reports["training_file"].rows),
     )
+
+
+def most_tokens(spec: JobSpec, rows: int) -> int:
+    """Most tokens that a job can train on: every row as long as allowed, in every epoch of every trial."""
+    steps = max(spec.training.epochs * -(-rows // spec.training.batch_size), spec.training.max_steps or 0)
+    # A search trains each trial and each finalist again at most once.
+    trainings = 1 if spec.search is None else 1 + 2 * (spec.search.trials + spec.search.finalists)
+    return trainings * steps * spec.training.batch_size * spec.data.max_tokens
 
 
 def _unfit(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ray_jobs.data.report import RowReport
-from ray_jobs.jobs import Event, JobRecord
+from ray_jobs.jobs import Event
 from ray_jobs.registry import api_names
 from serving.fine_tuning import records
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob
+from serving.fine_tuning.reported import CheckedRecord, ReportedResult, result_of
 from serving.http import openai_types
 from serving.http.ids import derived_id
 
@@ -25,46 +26,49 @@ def event_to_openai(event: Event, event_id: str) -> openai_types.FineTuningJobEv
     )
 
 
-def to_openai(api: ApiJob, job: JobRecord | None, reported: ReportedStatus) -> openai_types.FineTuningJob:
-    """Convert a job. `job` None: its own record is not written yet."""
+def to_openai(api: ApiJob, job: CheckedRecord | None, reported: ReportedStatus) -> openai_types.FineTuningJob:
+    """Convert a job. `job` None: its own record is not written yet, or cannot be read."""
     done = reported.status == "succeeded"
-    result = (job.result if job is not None and done else None) or {}
+    result = result_of(api, job) if job is not None and done else ReportedResult()
     finished = None
     if reported.over:
         ended = None if job is None else job.finished_at
         finished = api.closed.finished_at if api.closed else int(ended.timestamp()) if ended else None
+    recorded = None if api.closed is None else api.closed.has_result_file
+    has_file = result.has_metrics if recorded is None else recorded
+    shown = result.model_dump(include={"base", "tuned", "base_is", "search"}, exclude_none=True)
     return openai_types.FineTuningJob(
         **api.model_dump(include=_SAME_FIELDS),
         finished_at=finished,
         fine_tuned_model=model_name(api) if done else None,
         organization_id=api.team,
         status=reported.status,
-        result_files=[result_file_id(api, finished)] if finished is not None and "metrics_csv" in result else [],
-        trained_tokens=result.get("trained_tokens"),
+        result_files=[result_file_id(api, finished)] if finished is not None and has_file else [],
+        trained_tokens=result.trained_tokens,
         error=reported.error,
-        result={key: result[key] for key in ("base", "tuned", "base_is", "search") if key in result} if done else None,
+        result=shown if done else None,
     )
 
 
-def checkpoints_of(api: ApiJob, job: JobRecord | None) -> list[openai_types.FineTuningJobCheckpoint]:
+def checkpoints_of(api: ApiJob, job: CheckedRecord | None) -> list[openai_types.FineTuningJobCheckpoint]:
     """Convert the published checkpoints of a finished job."""
     if job is None or job.finished_at is None:
         return []
     return [
         openai_types.FineTuningJobCheckpoint(
-            id=f"ftckpt_{api.digits}-{found['step']:08d}",
+            id=f"ftckpt_{api.digits}-{found.step:08d}",
             created_at=int(job.finished_at.timestamp()),
-            step_number=found["step"],
-            fine_tuned_model_checkpoint=model_name(api, f"ckpt-step-{found['step']}"),
+            step_number=found.step,
+            fine_tuned_model_checkpoint=model_name(api, f"ckpt-step-{found.step}"),
             fine_tuning_job_id=api.id,
             metrics=openai_types.FineTuningJobCheckpointMetrics(
-                step=found["step"],
-                train_loss=found.get("train_loss"),
-                full_valid_loss=found.get("valid_loss"),
-                full_valid_mean_token_accuracy=found.get("valid_mean_token_accuracy"),
+                step=found.step,
+                train_loss=found.train_loss,
+                full_valid_loss=found.valid_loss,
+                full_valid_mean_token_accuracy=found.valid_mean_token_accuracy,
             ),
         )
-        for found in (job.result or {}).get("checkpoints", [])
+        for found in result_of(api, job).checkpoints
     ]
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from ray_jobs import jobs
 from ray_jobs.errors import MachineError, RequestTooLarge, UnknownQueue
-from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import UNKNOWN, UNREACHABLE, Launcher, Needs, Runner
 from ray_jobs.storage import Store
 from serving.fine_tuning import lifecycle, records
 from serving.fine_tuning.records import ApiJob
+from serving.fine_tuning.reported import CheckedRecord
 from serving.http.errors import ApiError, bad_request
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Runners:
             if jobs.load(self.store, api.job_id).over():
                 self.launcher.stop(api.runner_id(newest))
 
-    def stop_after_end(self, api: ApiJob, job: JobRecord) -> None:
+    def stop_after_end(self, api: ApiJob, job: CheckedRecord) -> None:
         """Stop the newest launch's runner of an ended job. Raises MachineError, except after
         `lifecycle.UNREACHABLE_PATIENCE_S`, when the runner is abandoned."""
         assert api.launch is not None

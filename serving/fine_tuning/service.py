@@ -12,23 +12,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ray_jobs import jobs
+from ray_jobs import jobs, registry
 from ray_jobs.digests import json_digest
-from ray_jobs.errors import JobError, KitaeError, MachineError, ObjectNotFound
-from ray_jobs.jobs import JobRecord
+from ray_jobs.errors import CorruptObject, JobError, KitaeError, MachineError
 from ray_jobs.launch.launcher import Launcher, Runner
 from ray_jobs.registry import catalogue
 from ray_jobs.storage import Store
 from serving.access.auth import Caller
 from serving.files.stored_files import Files
 from serving.fine_tuning import lifecycle, records
-from serving.fine_tuning.job_end import publish_job_end
+from serving.fine_tuning.job_end import ending_of, publish_job_end
 from serving.fine_tuning.lifecycle import Action, CloseJob, ReportedStatus, StartRunner, StopRunner
-from serving.fine_tuning.records import ApiJob, ClosedJob
+from serving.fine_tuning.records import ApiJob
+from serving.fine_tuning.reported import CheckedRecord, checked, metrics_file
+from serving.fine_tuning.reported import load as load_reported
 from serving.fine_tuning.request import resolve
 from serving.fine_tuning.responses import checkpoints_of, dry_run, event_to_openai, result_file_id, to_openai
 from serving.fine_tuning.runners import Runners
@@ -46,9 +46,11 @@ class ObservedJob:
     """A job's records and status at one moment."""
 
     api: ApiJob
-    job: JobRecord | None
+    job: CheckedRecord | None
+    """None: not written yet, or unreadable."""
     runner: Runner
     reported: ReportedStatus
+    unreadable: bool = False
 
     def to_openai(self) -> FineTuningJob:
         return to_openai(self.api, self.job, self.reported)
@@ -143,6 +145,8 @@ class FineTuningService:
             return observed.to_openai()
         if reported.over or reported.status == wanted:
             raise _invalid_state(observed, wanted)
+        if observed.unreadable:
+            return self._stop_unreadable(observed, wanted).to_openai()
         if observed.job is None:
             self._create_job(api)
         try:
@@ -156,13 +160,22 @@ class FineTuningService:
         self.wake.set()
         return self._reconcile(api).to_openai()
 
+    def _stop_unreadable(self, observed: ObservedJob, wanted: Literal["cancelled", "paused"]) -> ObservedJob:
+        """End a job whose record cannot be read, without its record."""
+        api = observed.api
+        if wanted != "cancelled":
+            raise bad_request(f"the record of {api.id} cannot be read: it can only be cancelled", code="invalid_state")
+        if api.launch is not None:
+            self.launcher.stop(api.runner_id(api.launch))
+        return self._reconcile(self._end(api, None, ReportedStatus("cancelled")))
+
     def resume(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
         if retried and observed.reported.status != "paused" and any(launch.resumes for launch in observed.api.launches):
             return observed.to_openai()
         if observed.reported.status != "paused":
             raise _invalid_state(observed, "resumed")
-        job = jobs.load(self.store, observed.api.job_id)
+        job = load_reported(self.store, observed.api, self.now())
         api = records.update(self.store, observed.api, lambda old: lifecycle.resumed(old, job, self.now()))
         jobs.note(self.store, api.job_id, "info", "resumed on request")
         self.wake.set()
@@ -173,7 +186,8 @@ class FineTuningService:
         prefix = f"ftevent-{api.digits}-"
 
         def read(event_id: str) -> FineTuningJobEvent | None:
-            return event_to_openai(jobs.event(self.store, api.job_id, event_id.removeprefix(prefix)), event_id)
+            found = jobs.event(self.store, api.job_id, event_id.removeprefix(prefix))
+            return None if found is None else event_to_openai(found, event_id)
 
         names = jobs.event_names(self.store, api.job_id)
         return page([prefix + name for name in names], read, limit=limit, after=after)
@@ -220,6 +234,8 @@ class FineTuningService:
         if team is None:
             return None
         api = records.find(self.store, team, identifier)
+        if api is None and records.exists(self.store, team, identifier):
+            return None  # unreadable now: a newer version of Kitae may have written it
         if api is None:
             if created_at_s(identifier) < self.now() - records.ORPHAN_AFTER_S:
                 records.unmark_open(self.store, key_id, identifier)
@@ -230,14 +246,14 @@ class FineTuningService:
             records.unmark_open(self.store, key_id, identifier)
             return None
         observed = self._reconcile(api)
-        if observed.job is None:  # its create was interrupted
+        if observed.job is None and not observed.unreadable:  # its create was interrupted
             self._create_job(api)
             observed = self._reconcile(api)
         return observed.reported.status
 
     def _reconcile(self, api: ApiJob) -> ObservedJob:
         """Carry out one job's due actions and return its state."""
-        observed = self._observe(api)
+        observed = self._observe(self._metered(api))
         for _ in range(_STEPS_AT_ONCE):
             action = self._decide(observed)
             if observed.job is not None:
@@ -270,7 +286,6 @@ class FineTuningService:
             self.launcher.stop(api.runner_id(action.launch))
             return api
         if isinstance(action, CloseJob):
-            assert job is not None
             return self._close(api, job, action.reported)
         launch = action.launch
         if action.is_new:
@@ -290,29 +305,45 @@ class FineTuningService:
             self.runners.start(api)
         return api
 
-    def _close(self, api: ApiJob, job: JobRecord, reported: ReportedStatus) -> ApiJob:
+    def _metered(self, api: ApiJob) -> ApiJob:
+        """Record a change of the runner's state, from which the job's usage follows."""
+        runner, now_s = self.runners.newest(api), self.now()
+        if lifecycle.metered(api, runner, now_s) is api:
+            return api
+        return records.update(self.store, api, lambda old: lifecycle.metered(old, runner, now_s))
+
+    def _close(self, api: ApiJob, job: CheckedRecord | None, reported: ReportedStatus) -> ApiJob:
         """Publish a job's end and record it. Every step is idempotent, and recording is last."""
         if reported.error is not None and reported.error.code == lifecycle.RUNNER_FAILED and api.launch is not None:
             self.launcher.stop(api.runner_id(api.launch))  # it would be queued forever
-        if not job.over():  # its runner was lost without recording an end
-            job = jobs.give_up(self.store, api.job_id, reported.error.message if reported.error else "lost")
+        if api.ending is None and job is not None and not job.over():  # its runner was lost without recording an end
+            message = reported.error.message if reported.error else "lost"
+            job = checked(jobs.give_up(self.store, api.job_id, message), api, self.now())
             if job.status != reported.status:  # the runner ended the job meanwhile
                 return api
-        if api.launch is not None and not lifecycle.has_begun(api, job):
+        if job is not None and api.launch is not None and not lifecycle.has_begun(api, job):
             self.runners.stop_after_end(api, job)  # it has not read that the job has ended
-        finished_at = int((job.finished_at or job.cancelled_at or job.created_at).timestamp())
-        if (csv_key := (job.result or {}).get("metrics_csv")) is not None and reported.status == "succeeded":
-            with suppress(ObjectNotFound):
-                content = self.store.get(csv_key)
-                self.files.put_result(api.team, result_file_id(api, finished_at), "step_metrics.csv", content)
-        publish_job_end(self.store, api, job, reported)
-        closed = ClosedJob(status=reported.status, finished_at=finished_at, error=reported.error)
-        api = records.update(
-            self.store, api, lambda old: old if old.closed is not None else old.model_copy(update={"closed": closed})
-        )
+        api = self._end(api, job, reported)
+        if api.closed is not None:
+            return api
+        assert api.ending is not None
+        if api.ending.has_result_file and (content := metrics_file(self.store, api)) is not None:
+            file_id = result_file_id(api, api.ending.finished_at)
+            self.files.put_result(api.team, file_id, "step_metrics.csv", content)
+        publish_job_end(self.store, api, api.ending)
+        api = records.update(self.store, api, lambda old: old.model_copy(update={"closed": old.closed or old.ending}))
         records.unmark_open(self.store, api.key_id, api.id)
         self.runners.forget(api)
         return api
+
+    def _end(self, api: ApiJob, job: CheckedRecord | None, reported: ReportedStatus) -> ApiJob:
+        """Record the end as this replica sees it, unless another has recorded it."""
+        if api.ending is not None or api.closed is not None:
+            return api
+        ending = ending_of(self.store, api, job, reported, self.now())
+        return records.update(
+            self.store, api, lambda old: old if old.ending or old.closed else old.model_copy(update={"ending": ending})
+        )
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -320,9 +351,12 @@ class FineTuningService:
         """Read the launcher first, then the record; see `lifecycle`."""
         runner = self.runners.newest(api, fresh=fresh)
         try:
-            job = jobs.load(self.store, api.job_id)
+            job: CheckedRecord | None = load_reported(self.store, api, self.now())
         except JobError:
             job = None
+        except CorruptObject:
+            status = lifecycle.status_of_unreadable(api, runner)
+            return ObservedJob(api, None, runner, status, unreadable=True)
         return ObservedJob(api, job, runner, lifecycle.status_of(api, job, runner))
 
     def _resolve(self, body: CreateFineTuningJob, team: str, key_id: str, identifier: str) -> ApiJob:
@@ -340,6 +374,7 @@ class FineTuningService:
         )
 
     def _create_job(self, api: ApiJob) -> None:
+        registry.claim_name(self.store, api.id, api.team)
         jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
         jobs.create(self.store, api.job_spec())
 

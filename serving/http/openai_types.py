@@ -61,6 +61,8 @@ class Readiness(OpenAIObject):
     status: Literal["ok", "waits"]
     waits_for: dict[str, str]
     """Serve application → state, for each that is not running."""
+    unreadable_records: dict[str, list[str]] | None = None
+    """Kind → keys of records of the store that cannot be read and are skipped. For the operator's key only."""
 
 
 class Deleted(OpenAIObject):

@@ -72,6 +72,8 @@ class Metrics:
         self._jobs = gauge("kitae_jobs", "Fine-tuning jobs by status.", ["status"])
         self._deliveries = counter("kitae_webhook_deliveries_total", "Attempts to deliver a webhook.", ["outcome"])
 
+        self._unreadable = gauge("kitae_unreadable_records", "Records of the store that cannot be read.", ["kind"])
+
     def observe(self, done: FinishedRequest) -> None:
         """Count a finished request."""
         self._requests.labels(done.route, done.method, str(done.status)).inc()
@@ -95,6 +97,11 @@ class Metrics:
         self._statuses |= set(counts)
         for status in self._statuses:
             self._jobs.labels(status).set(counts.get(status, 0))
+
+    def set_unreadable(self, counts: Mapping[str, int]) -> None:
+        """Set the number of unreadable records of each kind."""
+        for kind, count in counts.items():
+            self._unreadable.labels(kind).set(count)
 
     def webhook_delivery(self, outcome: str) -> None:
         """Count a delivery attempt; `outcome` is one of `ray_jobs.tenancy.webhooks.OUTCOMES`."""

@@ -11,7 +11,8 @@ from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Runner, RunnerState
 from serving.fine_tuning import lifecycle
 from serving.fine_tuning.lifecycle import CloseJob, StartRunner, StopRunner, decide, resumed, status_of
-from serving.fine_tuning.records import ApiJob, ClosedJob, Launch
+from serving.fine_tuning.records import ApiJob, ClosedJob, HeldTime, Launch
+from serving.fine_tuning.reported import CheckedRecord, checked, result_of
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 PAUSED_AT = NOW - timedelta(minutes=5)
@@ -64,7 +65,7 @@ DUE = {
 COMBINATIONS = [(*pair, state) for pair in TABLE for state in RUNNERS]
 
 
-def job_of(status: str, *, attempt: int = 3) -> JobRecord | None:
+def job_of(status: str, *, attempt: int = 3) -> CheckedRecord | None:
     if status == "none":
         return None
     facts: dict[str, Any] = {"id": "j", "spec": {}, "created_at": NOW - timedelta(hours=1), "attempt": attempt}
@@ -80,7 +81,7 @@ def job_of(status: str, *, attempt: int = 3) -> JobRecord | None:
         facts["paused_at"] = PAUSED_AT
     record = JobRecord(**facts)
     assert record.status == status
-    return record
+    return CheckedRecord(record)
 
 
 def api_of(launch: str, *, attempt: int = 3, launches: int = 1, **facts: Any) -> ApiJob:
@@ -253,3 +254,65 @@ def test_a_pause_after_a_resume_takes_effect() -> None:
     again = paused.model_copy(update={"paused_at": NOW})
     assert status_of(api, paused, Runner("pending")).status == "queued"
     assert status_of(api, again, Runner("pending")).status == "paused"
+
+
+def test_the_time_of_a_running_runner_is_recorded_at_changes_only() -> None:
+    api, at = api_of("begun"), NOW.timestamp()
+    assert lifecycle.metered(api, Runner("pending"), at) is api
+    runs = lifecycle.metered(api, Runner("running"), at)
+    assert runs.held == HeldTime(since=at)
+    assert lifecycle.metered(runs, Runner("running"), at + 50) is runs
+    assert lifecycle.metered(runs, Runner("unreachable"), at + 60) is runs, "it may still run"
+    waits = lifecycle.metered(runs, Runner("pending", interrupted_at=at + 100), at + 100)
+    assert waits.held == HeldTime(seconds=100.0)
+    again = lifecycle.metered(waits, Runner("running"), at + 200)
+    assert lifecycle.metered(again, Runner("ended"), at + 230).held == HeldTime(seconds=130.0)
+    over = runs.model_copy(update={"ending": ClosedJob(status="failed", finished_at=1)})
+    assert lifecycle.metered(over, Runner("ended"), at + 300) is over
+
+
+def test_a_recorded_end_holds_whatever_the_jobs_record_says_later() -> None:
+    end = ClosedJob(status="succeeded", finished_at=1)
+    api = api_of("begun").model_copy(update={"ending": end})
+    for status in ("none", "running", "failed", "cancelled"):
+        job = job_of(status)
+        assert status_of(api, job, Runner("running")).status == "succeeded"
+        assert isinstance(decide(api, job, Runner("running"), NOW.timestamp()), CloseJob)
+
+
+def test_implausible_facts_of_a_record_are_replaced() -> None:
+    """Every fact that the endpoint uses comes from its own record, or is bounded by it."""
+    now_s = NOW.timestamp()
+    api = api_of("begun").model_copy(update={"created_at": int(now_s) - 600, "spec": {"name": "own"}, "job_id": "own"})
+    lies = JobRecord(
+        id="another", spec={"name": "another"}, created_at=NOW - timedelta(days=9999), attempt=1, error="x" * 10**6,
+        started_at=NOW - timedelta(days=9999), finished_at=NOW + timedelta(days=9999), paused_at=NOW,
+    )  # fmt: skip
+    record = checked(lies, api, now_s)
+    created_at = datetime.fromtimestamp(api.created_at, UTC)
+    assert (record.id, record.spec, record.created_at) == ("own", {"name": "own"}, created_at)
+    assert (record.started_at, record.finished_at, record.paused_at) == (created_at, created_at, NOW)
+    assert record.error is not None
+    assert len(record.error) == 2000
+
+
+@pytest.mark.parametrize(
+    ("result", "tokens", "steps"),
+    [
+        ({"trained_tokens": 50, "checkpoints": [{"step": 3, "valid_loss": 1.0}]}, 50, [3]),
+        ({"trained_tokens": 10**12, "checkpoints": []}, 100, []),
+        ({"trained_tokens": -5}, None, []),
+        ({"trained_tokens": "many"}, None, []),
+        ({"checkpoints": [{"step": -1}]}, None, []),
+        ({"checkpoints": [{"step": 1}] * 1001}, None, []),
+        ({"base": {"loss": "x"}}, None, []),
+        ({"search": {"run": "1", "params": {}, "trials": 1, "page": "keys/secret.json"}}, None, []),
+    ],
+)
+def test_a_result_is_bounded(result: dict[str, Any], tokens: int | None, steps: list[int]) -> None:
+    job = job_of("succeeded")
+    assert job is not None
+    api = api_of("begun").model_copy(update={"most_tokens": 100})
+    found = result_of(api, CheckedRecord(job.model_copy(update={"result": result})))
+    assert (found.trained_tokens, [checkpoint.step for checkpoint in found.checkpoints]) == (tokens, steps)
+    assert found.search is None

@@ -344,6 +344,7 @@ def test_prometheus_parses_the_metrics_and_their_names_have_units(measured: Meas
         "kitae_response_size_bytes",
         "kitae_jobs",
         "kitae_webhook_deliveries",
+        "kitae_unreadable_records",
     }
 
 

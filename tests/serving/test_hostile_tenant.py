@@ -1,0 +1,230 @@
+"""What a team's pods write reaches no other team, and stops nothing.
+
+The hostile team writes with the reach that `infra/object-store` gives it: damaged and forged records of every kind.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from ray_jobs import registry
+from ray_jobs.deploy import records as deployments
+from ray_jobs.deploy.serve_api import ServeSettings, serve_config
+from ray_jobs.storage import Store
+from ray_jobs.tenancy import api_keys, usage, webhooks
+from serving.fine_tuning import records
+from tests.serving.api_calls import create_job, wait_for
+from tests.serving.api_harness import BASE, KEY, add_base, api_server, begin_job
+from tests.serving.hostile_tenant import GARBAGE, Pod
+from tests.serving.two_teams import OURS, QUESTION, THEIRS, Team, World, settle
+
+
+@pytest.fixture(scope="module")
+def world(module_store: Store) -> Iterator[World]:
+    store = module_store
+    add_base(store)
+    with ExitStack() as stack:
+        server = stack.enter_context(api_server(store, route_ttl_s=0.02))
+        clients = {}
+        for name in (OURS, THEIRS):
+            headers = {"Authorization": f"Bearer {api_keys.create(store, name, 'tests')[1]}"}
+            clients[name] = stack.enter_context(httpx.Client(base_url=server.url, headers=headers, timeout=60))
+        headers = {"Authorization": f"Bearer {KEY}"}
+        operator = stack.enter_context(httpx.Client(base_url=server.url, headers=headers, timeout=60))
+        yield World(server, settle(server, clients[OURS], OURS), settle(server, clients[THEIRS], THEIRS), operator)
+
+
+def seen_by(team: Team) -> dict[str, tuple[int, Any]]:
+    """All that a team reads, in one pass."""
+    found = {}
+    for path in (
+        "/v1/models",
+        "/v1/files",
+        "/v1/fine_tuning/jobs",
+        f"/v1/models/{team.model}",
+        f"/v1/files/{team.result_file}/content",
+        f"/v1/fine_tuning/jobs/{team.job}",
+        f"/v1/fine_tuning/jobs/{team.job}/events",
+        f"/v1/fine_tuning/jobs/{team.job}/checkpoints",
+        f"/v1/fine_tuning/jobs/{team.running_job}",
+    ):
+        answer = team.client.get(path)
+        found[path] = answer.status_code, answer.text
+    chat = team.client.post("/v1/chat/completions", json={"model": team.model, "messages": QUESTION})
+    found["chat"] = chat.status_code, ""
+    return found
+
+
+def records_of(team: Team, job_id: str) -> list[str]:
+    """A key of each kind of record that the team's pods write, existing or new."""
+    return [
+        f"jobs/{job_id}/job.json",
+        f"jobs/{job_id}/waiting.json",
+        f"jobs/{job_id}/notice.json",
+        f"jobs/{job_id}/stages/train-0123456789abcdef.json",
+        f"jobs/{job_id}/events/00000001.json",
+        f"jobs/{job_id}/events/99999999.json",
+        f"jobs/{job_id}/events/a/b.json",
+        f"jobs/{job_id}/search/x/problem.json",
+        f"models/{team.job}/9/manifest.json",
+        f"models/{team.job}/1/manifest.json",
+        f"models/{team.job}/claims/1.json",
+        f"aliases/{team.job}/champion.json",
+        f"aliases/{team.job}/a/b.json",
+        f"deployments/{team.job}.json",
+        "deployments/hostile.json",
+        "deployments/a/b.json",
+        "jobs/hostile/job.json",
+        "datasets/x/manifest.json",
+        "bases/x/manifest.json",
+    ]
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_a_damaged_record_of_any_kind_changes_nothing_for_another_team(world: World, what: str) -> None:
+    ours, theirs, store = world.ours, world.theirs, world.store
+    job_id = store.get_json(f"teams/{OURS}/jobs/{ours.job}.json")["job_id"]
+    before = seen_by(theirs)
+    assert {status for status, _ in before.values()} == {200}
+    with Pod(store).instead(dict.fromkeys(records_of(ours, job_id), GARBAGE[what])):
+        time.sleep(0.1)  # longer than the routes are cached
+        assert seen_by(theirs) == before
+        assert world.operator.get("/v1/models").status_code == 200
+        assert world.server.app is not None
+        for path in ("/v1/models", "/v1/files", "/v1/fine_tuning/jobs", f"/v1/fine_tuning/jobs/{ours.job}/events"):
+            assert ours.client.get(path).status_code == 200, path
+        ready = world.operator.get("/readyz").json()["unreadable_records"]
+        assert "deployments/hostile.json" in ready["deployment record"]
+        assert "unreadable_records" not in theirs.client.get("/readyz").json()
+        metrics = world.operator.get("/metrics").text
+        assert 'kitae_unreadable_records{kind="deployment record"}' in metrics
+    deadline = time.monotonic() + 20
+    while world.operator.get("/readyz").json()["unreadable_records"].get("deployment record"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+SECRETS = ("keys/", "webhooks/", f"teams/{THEIRS}/", f"files/{THEIRS}/")
+
+
+def test_a_result_file_holds_nothing_but_the_jobs_own_metrics(world: World) -> None:
+    """A job's record that names the key of a secret does not make the endpoint copy it."""
+    store, client = world.store, world.ours.client
+    webhooks.add(store, THEIRS, "https://hooks.example/x", webhooks.EVENTS, webhooks.Policy())
+    keys = [next(info.key for info in store.list(prefix)) for prefix in SECRETS]
+    v1 = httpx.Client(base_url=f"{world.server.url}/v1", headers=client.headers, timeout=60)
+    for number, key in enumerate(keys):
+        job = create_job(v1, seed=500 + number)
+        wait_for(v1, job["id"], "queued")
+        job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
+        running = begin_job(store, job_id)
+        Pod(store).put(f"jobs/{job_id}/metrics.csv", b"step\n1\n")
+        running.finish("succeeded", result={"metrics_csv": key, "trained_tokens": 1})
+        done = wait_for(v1, job["id"], "succeeded")
+        (file,) = done["result_files"]
+        assert v1.get(f"/files/{file}/content").content == b"step\n1\n"
+    v1.close()
+
+
+def test_the_ledger_does_not_believe_what_a_job_reports(world: World) -> None:
+    store = world.store
+    v1 = httpx.Client(base_url=f"{world.server.url}/v1", headers=world.ours.client.headers, timeout=60)
+    job = create_job(v1, seed=600)
+    wait_for(v1, job["id"], "queued")
+    job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
+    begin_job(store, job_id)
+    record = store.get_json(f"jobs/{job_id}/job.json")
+    spec = {**record["spec"], "team": THEIRS, "name": "somebody-else", "compute": {"workers": 1000}}
+    stage = {"name": "train", "inputs": {}, "outputs": {}, "seconds": 9e8, "attempt": 1}
+    Pod(store).put(f"jobs/{job_id}/stages/train-0.json", stage | {"finished_at": "2026-01-01T00:00:00Z"})
+    lies = {
+        "spec": spec,
+        "started_at": "1971-01-01T00:00:00Z",
+        "finished_at": "1971-01-02T00:00:00Z",
+        "result": {"trained_tokens": 10**14, "metrics_csv": None},
+    }
+    Pod(store).put(f"jobs/{job_id}/job.json", record | lies)
+    wait_for(v1, job["id"], "succeeded")
+    v1.close()
+    closed = records.load(store, OURS, job["id"])
+    today = datetime.now(UTC).date()
+    rows = usage.read(store, None, today - timedelta(days=30_000), today)
+    (row,) = [row for row in rows if row.model == job["id"]]
+    assert (row.team, row.key_id, row.day) == (OURS, world.ours.key_id, today)
+    assert row.worker_seconds <= time.time() - closed.created_at + 1
+    assert closed.most_tokens is not None
+    assert row.prompt_tokens == closed.most_tokens
+    assert not [row for row in rows if row.model == "somebody-else"]
+
+
+def test_a_deployment_record_serves_nothing_but_its_own_model(world: World) -> None:
+    """Records that name another model, its files or another application are not served."""
+    theirs, store = world.theirs.job, world.store
+    forged: dict[str, dict[str, Any]] = {
+        "files-of-another-model": {"kind": "full", "key": f"models/{theirs}/1", "version": "1"},
+        "key-of-a-secret": {"kind": "full", "key": f"files/{THEIRS}", "version": "1"},
+        "not-a-base": {"kind": "base", "key": f"models/{theirs}/1", "max_lora_rank": 8},
+        "predictor": {
+            "kind": "predictor",
+            "key": "models/predictor/1",
+            "version": "1",
+            "base_key": f"models/{theirs}/1",
+        },
+        "another-application": {"kind": "base", "key": "bases/x", "base": BASE},
+        "up": {"kind": "full", "key": "models/up/../x/1", "version": "../x/1"},
+        "unknown-task": {"kind": "full", "key": "models/unknown-task/1", "version": "1", "task": "of next year"},
+    }
+    documents = {
+        f"deployments/{name}.json": {"name": name, "task": "chat", **fields} for name, fields in forged.items()
+    }
+    documents["deployments/alias-of-another.json"] = store.get_json(f"deployments/{theirs}.json")
+    before = seen_by(world.theirs)
+    with Pod(store).instead(documents):
+        time.sleep(0.1)
+        assert deployments.read_all(store).keys().isdisjoint({*forged, "alias-of-another"})
+        served = serve_config(deployments.read_all(store).values(), ServeSettings("", None))["applications"]
+        assert len({application["name"] for application in served}) == len(served)
+        for name in [*forged, "alias-of-another"]:
+            chat = world.ours.client.post("/v1/chat/completions", json={"model": name, "messages": QUESTION})
+            assert chat.status_code == 404, name
+        assert seen_by(world.theirs) == before
+
+
+def test_a_version_under_another_teams_name_does_not_exist(world: World) -> None:
+    """A manifest under another team's model is neither listed, nor called, nor does it hide the team's own."""
+    store, theirs = world.store, world.theirs
+    manifest = store.read_manifest(f"models/{theirs.job}/1")
+    assert manifest is not None
+    meta = json.loads(json.dumps(manifest.meta))
+    meta["lineage"]["spec"]["team"] = OURS
+    store.commit(f"models/{theirs.job}/77", [], meta)
+    before = seen_by(theirs)
+    assert "77" not in [version.version for version in registry.versions(store, theirs.job)]
+    for team in (world.ours, theirs):
+        body = {"model": f"{theirs.job}@77", "messages": QUESTION}
+        assert team.client.post("/v1/chat/completions", json=body).status_code == 404
+    assert world.ours.client.delete(f"/v1/models/{theirs.model}").status_code == 404
+    assert seen_by(theirs) == before
+    assert registry.owner(store, theirs.job) == THEIRS
+
+
+def test_a_job_with_an_unreadable_record_can_be_cancelled(world: World) -> None:
+    store = world.store
+    v1 = httpx.Client(base_url=f"{world.server.url}/v1", headers=world.ours.client.headers, timeout=60)
+    job = create_job(v1, seed=700)
+    wait_for(v1, job["id"], "queued")
+    job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
+    Pod(store).put(f"jobs/{job_id}/job.json", b"{")
+    assert v1.get(f"/fine_tuning/jobs/{job['id']}").json()["status"] == "queued"
+    assert v1.post(f"/fine_tuning/jobs/{job['id']}/pause").json()["error"]["code"] == "invalid_state"
+    assert v1.post(f"/fine_tuning/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
+    assert job["id"] not in [identifier for _, identifier in records.all_open(store)]
+    v1.close()
