@@ -168,7 +168,8 @@ def test_list_shows_team_and_state_and_no_secret(invoke: CliRunner, store: Store
     lines = shown.splitlines()[-2:]
     assert second.id in lines[0]
     assert "active" in lines[0]
-    assert re.search(rf"{first.id} +search +old +revoked +inference, fine-tuning, read +requests per minute 60", lines[1])
+    scopes = "inference, fine-tuning, read"
+    assert re.search(rf"{first.id} +search +old +revoked +{scopes} +requests per minute 60", lines[1])
     for text in (secret, secret[-52:], first.digest):
         assert text not in shown
     (only,) = json.loads(invoke.invoke(cli, ["keys", "list", "--team", "search", "--json"]).output)
