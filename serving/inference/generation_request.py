@@ -199,7 +199,11 @@ def parse_chat(body: Mapping[str, Any]) -> GenerationRequest:
         raise _wrong("continue_final_message", "continue_final_message needs add_generation_prompt: false")
     if continues and given["messages"][-1]["role"] != "assistant":
         raise _wrong("continue_final_message", "continue_final_message needs a last message of the assistant")
-    return _parsed(given, "messages", 1, limit if limit is not None else other)
+    parsed = _parsed(given, "messages", 1, limit if limit is not None else other)
+    if given.get("tool_choice", "none") != "none":
+        message = "the engines return no tool calls: set tool_choice to none, or ask for arguments by response_format"
+        raise bad_request(message, param="tool_choice", code="unsupported")
+    return parsed
 
 
 def parse_completion(body: Mapping[str, Any]) -> GenerationRequest:

@@ -125,8 +125,7 @@ def check_tools(given: dict[str, Any]) -> None:
             raise _wrong("tool_choice", "tool_choice needs tools")
         given.pop("tool_choice", None)
     elif choice in (None, "auto"):
-        ways = "'required', 'none', or {'type': 'function', 'function': {'name': …}}"
-        message = f"the models do not choose between a tool and an answer: set tool_choice to {ways}"
+        message = "the models do not choose between a tool and an answer: set tool_choice to none"
         raise bad_request(message, param="tool_choice", code="unsupported")
     elif isinstance(choice, dict) and choice["function"]["name"] not in names:
         raise _wrong("tool_choice.function.name", f"tool_choice names {choice['function']['name']!r}, not one of tools")
