@@ -15,7 +15,7 @@ from functools import lru_cache
 from pydantic import AwareDatetime, BaseModel, Field
 
 from ray_jobs.errors import ConflictError
-from ray_jobs.spec import Name
+from ray_jobs.spec import Name, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 
@@ -32,7 +32,9 @@ _CLAIMS = Documents("owners/", Claim, "a claim of a model's name")
 
 
 def claimed_by(store: Store, name: str) -> str | None:
-    """The team that has claimed a name. None: no claim can be read."""
+    """The team that has claimed a name. None: no claim can be read, or it is no model's name."""
+    if not is_name(name):
+        return None
     try:
         return _team(store, name)
     except LookupError:

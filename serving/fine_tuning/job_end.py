@@ -34,6 +34,7 @@ def ending_of(
         status=reported.status,
         finished_at=int(now_s if ended is None else min(now_s, ended.timestamp())),
         error=reported.error,
+        has_run=bool(api.launches) and job is not None and job.attempt > 0,
         training_s=training_seconds(store, api, job, now_s),
         trained_tokens=result.trained_tokens or 0,
         has_result_file=has_file,
@@ -44,8 +45,8 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
     """Queue the webhook event of an ended job and write its training usage."""
     ended_at, run = datetime.fromtimestamp(ending.finished_at, UTC), max(1, len(api.launches))
     webhooks.enqueue(store, api.team, _EVENTS[ending.status], api.id, attempt=run, at=ended_at)
-    if ending.training_s == 0.0 and ending.trained_tokens == 0:
-        return  # nothing ran
+    if not ending.has_run and ending.training_s == 0.0:
+        return
     compute = api.job_spec().compute
     row = UsageRow(
         day=ended_at.date(),

@@ -119,7 +119,7 @@ def decide(api: ApiJob, job: CheckedRecord | None, runner: Runner, now_s: float)
     if reported.over or reported.status == "paused":
         requested_at = job.cancelled_at if reported.status == "cancelled" else job.paused_at
         if launch is not None and requested_at is not None:
-            waited_s = now_s - requested_at.timestamp()
+            waited_s = abs(now_s - requested_at.timestamp())  # a pod may have written a time in the future
             # A queued runner has no checkpoint to write, even if it ran before.
             grace_s = STOP_GRACE_S if has_begun(api, job) and not _is_interrupted(job, runner) else 0.0
             if runner.state in ("running", "pending") and waited_s >= grace_s:

@@ -50,6 +50,8 @@ class ClosedJob(BaseModel, frozen=True):
     status: openai_types.FineTuningJobStatus
     finished_at: int
     error: openai_types.FineTuningJobError | None = None
+    has_run: bool = False
+    """Whether an attempt of it began."""
     training_s: float = 0.0
     """Seconds for which the job held its workers."""
     trained_tokens: int = 0

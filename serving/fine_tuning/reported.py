@@ -68,7 +68,8 @@ def load(store: Store, api: ApiJob, now_s: float) -> CheckedRecord:
 def checked(record: JobRecord, api: ApiJob, now_s: float) -> CheckedRecord:
     """The record with the endpoint's own facts. Pure.
 
-    A time before the job was created, or later than any clock can be, becomes the time of creation.
+    A time before the job was created, or later than any clock can be, becomes the time of creation. `paused_at` stays:
+    a launch names the pause that it ends by it.
     """
     created_at = datetime.fromtimestamp(api.created_at, UTC)
     latest = datetime.fromtimestamp(now_s, UTC) + _SKEW
@@ -82,7 +83,7 @@ def checked(record: JobRecord, api: ApiJob, now_s: float) -> CheckedRecord:
         "created_at": created_at,
         **{
             name: plausible(getattr(record, name))
-            for name in ("started_at", "finished_at", "cancelled_at", "paused_at")
+            for name in ("started_at", "finished_at", "cancelled_at")
         },
         "error": None if record.error is None else record.error[:_MAX_ERROR],
     }

@@ -136,7 +136,7 @@ def test_all_invalid_fields_are_reported_at_once() -> None:
         ({"search": {"space": {"learning_rat": [1]}}}, "search.space.learning_rat", "did you mean"),
         ({"search": {"space": {"base_model": ["tiny", "other"]}}}, "search.space.base_model", "'other'"),
         ({"serving": {"max_model_len": 1}}, "serving.max_model_len", "64"),
-        ({"data": {"max_tokens": "long"}}, "data.max_tokens", "integer"),
+        ({"data": {"max_tokens": "long"}}, "data.max_tokens", "whole number"),
         ({"task": "text_classification"}, "model", "does not support text_classification"),
     ],
 )  # fmt: skip
