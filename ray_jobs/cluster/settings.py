@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ray_jobs.errors import SpecError
-from ray_jobs.problems import problems
+from ray_jobs.spec.problems import problems
 
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A Kubernetes name of at most 63 characters."""

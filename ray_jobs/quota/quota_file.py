@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ray_jobs import problems as invalid
 from ray_jobs.cluster.quantities import parse, text
 from ray_jobs.errors import SpecError, suggestion
 from ray_jobs.kueue.pool import Pool, QuotaLimits, Reclaim, Strategy, TeamQuota, UnitKind, WithinQueue
+from ray_jobs.spec import problems as invalid
 from ray_jobs.spec import read_yaml
 
 NO_LIMIT = "none"

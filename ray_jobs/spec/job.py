@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from ray_jobs import problems as invalid
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import suggestion
+from ray_jobs.spec import problems as invalid
 from ray_jobs.spec.search import Range, SearchSection, searchable_fields
 from ray_jobs.spec.sections import (
     ComputeSection,

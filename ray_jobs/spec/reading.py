@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ray_jobs.errors import SpecError, suggestion
-from ray_jobs.problems import UNKNOWN, Problem, problems
 from ray_jobs.spec.job import COMBINATIONS, JobSpec
+from ray_jobs.spec.problems import UNKNOWN, Problem, problems
 
 _MOST_PROBLEMS = 100
 _SECRET = ("tracking",)

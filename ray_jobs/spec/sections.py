@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from ray_jobs.problems import quoted
+from ray_jobs.spec.problems import quoted
 
 Precision = Literal["auto", "fp32", "bf16"]
 

@@ -22,8 +22,8 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ray_jobs.errors import ApiKeyError, suggestion
-from ray_jobs.problems import problems
 from ray_jobs.spec import Name
+from ray_jobs.spec.problems import problems
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 

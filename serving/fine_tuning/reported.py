@@ -81,10 +81,7 @@ def checked(record: JobRecord, api: ApiJob, now_s: float) -> CheckedRecord:
         "id": api.job_id,
         "spec": api.spec,
         "created_at": created_at,
-        **{
-            name: plausible(getattr(record, name))
-            for name in ("started_at", "finished_at", "cancelled_at")
-        },
+        **{name: plausible(getattr(record, name)) for name in ("started_at", "finished_at", "cancelled_at")},
         "error": None if record.error is None else record.error[:_MAX_ERROR],
     }
     return CheckedRecord(record.model_copy(update=facts))

@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from ray_jobs.errors import CorruptObject, StoreError
-from ray_jobs.problems import problems
+from ray_jobs.spec.problems import problems
 from serving.http import absent
 from serving.http.openai_types import ErrorBody
 

@@ -24,7 +24,7 @@ _NAMES = {"string": "a text", "array": "a list", "object": "an object", "boolean
 
 
 @dataclass(frozen=True)
-class Kind:
+class FieldType:
     """Values that a field may have."""
 
     schema: Mapping[str, Any]
@@ -47,7 +47,7 @@ def refuse(where: str, value: object, words: str) -> NoReturn:
     raise bad_request(f"{where} is {shown}; it must be {words}", param=where)
 
 
-def number(least: float, most: float, *, above: bool = False) -> Kind:
+def number(least: float, most: float, *, above: bool = False) -> FieldType:
     """A number from `least` to `most`; with `above`, greater than `least`."""
     words = f"a number over {least:g}, at most {most:g}" if above else f"a number from {least:g} to {most:g}"
 
@@ -56,28 +56,30 @@ def number(least: float, most: float, *, above: bool = False) -> Kind:
         if not fits:
             refuse(where, value, words)
 
-    return Kind({"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most}, words, check)
+    return FieldType(
+        {"type": "number", "exclusiveMinimum" if above else "minimum": least, "maximum": most}, words, check
+    )
 
 
-def integer(least: int, most: int) -> Kind:
+def integer(least: int, most: int) -> FieldType:
     words = f"a whole number from {least} to {most}"
 
     def check(value: Any, where: str) -> None:
         if type(value) is not int or not least <= value <= most:
             refuse(where, value, words)
 
-    return Kind({"type": "integer", "minimum": least, "maximum": most}, words, check)
+    return FieldType({"type": "integer", "minimum": least, "maximum": most}, words, check)
 
 
-def boolean() -> Kind:
+def boolean() -> FieldType:
     def check(value: Any, where: str) -> None:
         if type(value) is not bool:
             refuse(where, value, _NAMES["boolean"])
 
-    return Kind({"type": "boolean"}, _NAMES["boolean"], check)
+    return FieldType({"type": "boolean"}, _NAMES["boolean"], check)
 
 
-def text(most: int, least: int = 0, pattern: str | None = None) -> Kind:
+def text(most: int, least: int = 0, pattern: str | None = None) -> FieldType:
     """A text of `least` to `most` characters, which may have to match a pattern as a whole."""
     words = f"a text of {f'{least} to' if least else 'at most'} {most} characters"
     words += f" that matches {pattern}" if pattern else ""
@@ -91,10 +93,10 @@ def text(most: int, least: int = 0, pattern: str | None = None) -> Kind:
             raise bad_request(message, param=where)
 
     schema = {"type": "string", "minLength": least, "maxLength": most}
-    return Kind(schema | ({"pattern": f"^{pattern}$"} if pattern else {}), words, check)
+    return FieldType(schema | ({"pattern": f"^{pattern}$"} if pattern else {}), words, check)
 
 
-def one_of(*names: str) -> Kind:
+def one_of(*names: str) -> FieldType:
     words = " or ".join(map(repr, names))
 
     def check(value: Any, where: str) -> None:
@@ -104,10 +106,10 @@ def one_of(*names: str) -> Kind:
             message = f"{where} is {value[:_MAX_QUOTE]!r}; it must be {words}"
             raise bad_request(message, param=where)
 
-    return Kind({"type": "string", "enum": list(names)}, words, check)
+    return FieldType({"type": "string", "enum": list(names)}, words, check)
 
 
-def array(item: Kind, most: int, least: int = 1) -> Kind:
+def array(item: FieldType, most: int, least: int = 1) -> FieldType:
     words = f"a list of {least} to {most} items, each {item.words}"
 
     def check(value: Any, where: str) -> None:
@@ -119,10 +121,10 @@ def array(item: Kind, most: int, least: int = 1) -> Kind:
         for i, each in enumerate(value):
             item.check(each, f"{where}[{i}]")
 
-    return Kind({"type": "array", "items": item.schema, "minItems": least, "maxItems": most}, words, check)
+    return FieldType({"type": "array", "items": item.schema, "minItems": least, "maxItems": most}, words, check)
 
 
-def mapping(value_kind: Kind, most: int, *, keys: str = r".{1,64}") -> Kind:
+def mapping(value_kind: FieldType, most: int, *, keys: str = r".{1,64}") -> FieldType:
     """An object with up to `most` keys, each of which matches a pattern as a whole."""
     words = f"an object of at most {most} keys, each {value_kind.words}"
     whole = re.compile(keys)
@@ -140,10 +142,10 @@ def mapping(value_kind: Kind, most: int, *, keys: str = r".{1,64}") -> Kind:
             value_kind.check(each, f"{where}.{key}")
 
     schema = {"type": "object", "maxProperties": most, "additionalProperties": value_kind.schema}
-    return Kind(schema | {"propertyNames": {"pattern": f"^{keys}$"}}, words, check)
+    return FieldType(schema | {"propertyNames": {"pattern": f"^{keys}$"}}, words, check)
 
 
-def record(fields: Mapping[str, Kind], required: Sequence[str] = ()) -> Kind:
+def record(fields: Mapping[str, FieldType], required: Sequence[str] = ()) -> FieldType:
     """An object with these fields; the required ones must not be null."""
 
     def check(value: Any, where: str) -> None:
@@ -151,10 +153,10 @@ def record(fields: Mapping[str, Kind], required: Sequence[str] = ()) -> Kind:
             refuse(where, value, "an object")
         known_fields(value, fields, {}, where, required)
 
-    return Kind(object_schema(fields, required), "an object", check)
+    return FieldType(object_schema(fields, required), "an object", check)
 
 
-def anything(most_bytes: int, depth: int) -> Kind:
+def anything(most_bytes: int, depth: int) -> FieldType:
     """Any JSON object of limited size and nesting."""
     words = f"an object of at most {most_bytes} bytes, nested at most {depth} deep"
 
@@ -164,10 +166,10 @@ def anything(most_bytes: int, depth: int) -> Kind:
         if nested_deeper(value, depth) or len(json.dumps(value)) > most_bytes:
             raise bad_request(f"{where} is too large; it must be {words}", param=where)
 
-    return Kind({"type": "object"}, words, check)
+    return FieldType({"type": "object"}, words, check)
 
 
-def either(*kinds: Kind) -> Kind:
+def either(*kinds: FieldType) -> FieldType:
     """One of several kinds with different JSON types; the value's type selects the one that checks it."""
     words = " or ".join(kind.words for kind in kinds)
     by_type = {kind.schema["type"]: kind for kind in kinds}
@@ -178,12 +180,12 @@ def either(*kinds: Kind) -> Kind:
             refuse(where, value, words)
         kind.check(value, where)
 
-    return Kind({"anyOf": [kind.schema for kind in kinds]}, words, check)
+    return FieldType({"anyOf": [kind.schema for kind in kinds]}, words, check)
 
 
 def known_fields(
     body: Mapping[str, Any],
-    fields: Mapping[str, Kind],
+    fields: Mapping[str, FieldType],
     refused: Mapping[str, str],
     where: str = "",
     required: Sequence[str] = (),
@@ -217,7 +219,7 @@ def missing(where: str) -> ApiError:
     return bad_request(f"{where} is required but missing", param=where)
 
 
-def object_schema(fields: Mapping[str, Kind], required: Sequence[str] = ()) -> dict[str, Any]:
+def object_schema(fields: Mapping[str, FieldType], required: Sequence[str] = ()) -> dict[str, Any]:
     """Return the JSON Schema of an object with these fields; one that is not required may be null."""
     properties = {
         name: kind.schema if name in required else {"anyOf": [kind.schema, {"type": "null"}]}

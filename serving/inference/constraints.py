@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from serving.http.errors import bad_request
-from serving.http.fields import Kind, boolean, known_fields, missing, one_of, text
+from serving.http.fields import FieldType, boolean, known_fields, missing, one_of, text
 from serving.inference.json_schemas import MAX_BYTES, check_counts, check_regex, check_schema
 
 _MAX_GRAMMAR = 32 * 2**10
@@ -56,7 +56,7 @@ def _response_format(given: dict[str, Any]) -> list[Constraint]:
     kind = form.get("type")
     if not isinstance(kind, str):
         raise missing(f"{where}.type")
-    schema_fields: dict[str, Kind] = {"json_schema": Kind({"type": "object"}, "an object", _json_schema)}
+    schema_fields: dict[str, FieldType] = {"json_schema": FieldType({"type": "object"}, "an object", _json_schema)}
     fields = _FORMAT | (schema_fields if kind == "json_schema" else {})
     found = known_fields(form, fields, {}, where, ["type", *(["json_schema"] if kind == "json_schema" else [])])
     if kind == "text":
@@ -71,7 +71,7 @@ def _json_schema(value: Any, where: str) -> None:
     if not isinstance(value, dict):
         raise bad_request(f"{where} must be an object with a name and a schema", param=where)
     fields = {"name": text(64, 1, r"[A-Za-z0-9_.-]+"), "description": text(16_384), "strict": boolean()}
-    known_fields(value, fields | {"schema": Kind({}, "a JSON Schema", _schema)}, {}, where, ["name", "schema"])
+    known_fields(value, fields | {"schema": FieldType({}, "a JSON Schema", _schema)}, {}, where, ["name", "schema"])
 
 
 def _schema(value: Any, where: str) -> None:
@@ -85,7 +85,7 @@ def _structured_outputs(given: dict[str, Any]) -> list[Constraint]:
     if asked is None:
         return []
     where = "structured_outputs"
-    any_value = Kind({}, "a constraint", lambda value, place: None)
+    any_value = FieldType({}, "a constraint", lambda value, place: None)
     found = known_fields(asked, dict.fromkeys(_KINDS, any_value), {}, where)
     if len(found) != 1:
         _refuse(where, f"has {len(found)} of {', '.join(_KINDS)}; it must have one")

@@ -13,7 +13,7 @@ from typing import Any
 
 from serving.http.errors import ApiError, bad_request
 from serving.http.fields import (
-    Kind,
+    FieldType,
     anything,
     array,
     boolean,
@@ -44,7 +44,7 @@ _GREEDY_BELOW = 1e-5
 CONSTRAINTS = anything(2**17, 96)
 """Bounds of a field with a constraint before `constraints` reads it."""
 
-IGNORED: dict[str, Kind] = {
+IGNORED: dict[str, FieldType] = {
     "user": _ANY_TEXT,
     "store": boolean(),
     "metadata": mapping(text(512), 16),
@@ -62,7 +62,7 @@ IGNORED: dict[str, Kind] = {
     "include_reasoning": boolean(),
 }
 """Fields that real clients send and that do not change the answer."""
-_SAMPLING: dict[str, Kind] = {
+_SAMPLING: dict[str, FieldType] = {
     "n": integer(1, MAX_CHOICES),
     "max_tokens": integer(1, _TOKENS),
     "temperature": number(0, 2),
@@ -95,14 +95,14 @@ _SAMPLING: dict[str, Kind] = {
     "response_format": CONSTRAINTS,
     "structured_outputs": CONSTRAINTS,
 }
-_STREAM_OPTIONS: dict[str, Kind] = {
+_STREAM_OPTIONS: dict[str, FieldType] = {
     "include_usage": boolean(),
     "continuous_usage_stats": boolean(),
     "include_obfuscation": boolean(),
 }
 _MODEL = text(512, 1)
 
-CHAT_FIELDS: dict[str, Kind] = {
+CHAT_FIELDS: dict[str, FieldType] = {
     "model": _MODEL,
     "messages": MESSAGES,
     **_SAMPLING,
@@ -121,7 +121,7 @@ CHAT_FIELDS: dict[str, Kind] = {
 }
 _MAX_IDS = 2**17
 _IDS = array(_TOKEN_ID, _MAX_IDS)
-COMPLETION_FIELDS: dict[str, Kind] = {
+COMPLETION_FIELDS: dict[str, FieldType] = {
     "model": _MODEL,
     "prompt": either(text(_TEXT, 1), array(either(text(_TEXT, 1), _TOKEN_ID, _IDS), _MAX_IDS)),
     **_SAMPLING,

@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.http.errors import ApiError, bad_request
 from serving.http.fields import (
-    Kind,
+    FieldType,
     anything,
     array,
     boolean,
@@ -41,7 +41,7 @@ _CALL = record(
     },
     ["function"],
 )
-_MESSAGE_FIELDS: dict[str, Kind] = {
+_MESSAGE_FIELDS: dict[str, FieldType] = {
     "role": one_of("system", "developer", "user", "assistant", "tool"),
     "content": either(text(_TEXT), array(_PART, 1024, 0)),
     "name": text(256),
@@ -82,7 +82,7 @@ def _message(value: Any, where: str) -> None:
     known_fields(value, _MESSAGE_FIELDS, _UNSUPPORTED, where, ["role"])
 
 
-_MESSAGE = Kind(object_schema(_MESSAGE_FIELDS, ["role"]), "an object with a role", _message)
+_MESSAGE = FieldType(object_schema(_MESSAGE_FIELDS, ["role"]), "an object with a role", _message)
 MESSAGES = array(_MESSAGE, MAX_MESSAGES)
 TOOLS = array(
     record({"type": one_of("function"), "function": record(_FUNCTION, ["name"])}, ["type", "function"]), MAX_TOOLS

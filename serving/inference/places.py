@@ -5,7 +5,7 @@ engine has a quarter more for the others, so that a team that sends all it can d
 waiting teams the one that holds the fewest answers is next; within a team, the oldest request. Does not call engines
 (`backends`).
 
-    places = Places()
+    places = EnginePlaces()
     async with places.place(route, team, answers=4):  # ApiError 429 `queue_full`
         ...
 """
@@ -38,7 +38,7 @@ def team_answers(serving: ServingSection) -> int:
 
 
 @dataclass(eq=False)
-class _Waiting:
+class _WaitingRequest:
     answers: int
     admitted: asyncio.Future[None]
 
@@ -51,7 +51,7 @@ class _Engine:
     requests: Counter[str] = field(default_factory=Counter)
     """Team → requests that it holds."""
     answers: Counter[str] = field(default_factory=Counter)
-    waiting: dict[str, deque[_Waiting]] = field(default_factory=dict)
+    waiting: dict[str, deque[_WaitingRequest]] = field(default_factory=dict)
     """Team → its waiting requests, oldest first; no empty ones."""
 
     def admit(self) -> None:
@@ -67,7 +67,7 @@ class _Engine:
             self.answers[team] += request.answers
             request.admitted.set_result(None)
 
-    def drop(self, team: str, request: _Waiting) -> None:
+    def drop(self, team: str, request: _WaitingRequest) -> None:
         """Remove a request from its queue."""
         self.waiting[team].remove(request)
         if not self.waiting[team]:
@@ -95,7 +95,7 @@ class _Engine:
         return self.requests.total() < most and self.answers.total() + answers <= all_answers
 
 
-class Places:
+class EnginePlaces:
     """The places of one process. Bound to one event loop. With several processes each shares its own requests."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ class Places:
 
 async def _turn(engine: _Engine, route: Route, team: str, answers: int) -> None:
     full = engine.queue_is_full(team)
-    request = _Waiting(answers, asyncio.get_running_loop().create_future())
+    request = _WaitingRequest(answers, asyncio.get_running_loop().create_future())
     engine.waiting.setdefault(team, deque()).append(request)
     engine.admit()
     if full and not request.admitted.done():

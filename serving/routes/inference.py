@@ -23,7 +23,7 @@ from serving.access.auth import caller_of
 from serving.http import errors, openai_types
 from serving.http.bodies import parse_json
 from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
-from serving.http.fields import Kind, array, either, known_fields, missing, object_schema, one_of, text
+from serving.http.fields import FieldType, array, either, known_fields, missing, object_schema, one_of, text
 from serving.inference.backends import Backend, Chunks, Route
 from serving.inference.generation_request import (
     CHAT_FIELDS,
@@ -33,14 +33,14 @@ from serving.inference.generation_request import (
     parse_completion,
 )
 from serving.inference.grammars import Grammars
-from serving.inference.places import Places
+from serving.inference.places import EnginePlaces
 from serving.inference.router import Router
 from serving.inference.streams import checked_stream, opening, sent_events
 from serving.inference.traffic import Traffic
 
 _MAX_INPUTS = 1024
 _TEXT = text(100_000)
-_CLASSIFY_FIELDS: dict[str, Kind] = {
+_CLASSIFY_FIELDS: dict[str, FieldType] = {
     "model": text(512, 1),
     "input": either(_TEXT, array(_TEXT, _MAX_INPUTS)),
     "user": text(512),
@@ -50,7 +50,7 @@ _EMBEDDING_REFUSED = {"dimensions": "a model's vectors have a fixed length"}
 
 
 def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammars) -> APIRouter:
-    places = Places()
+    places = EnginePlaces()
     api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
 
     @api.post(
@@ -209,7 +209,7 @@ def _encoded(vector: list[float], encoding: str) -> list[float] | str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if encoding == "base64" else vector
 
 
-def _body(fields: Mapping[str, Kind], required: Sequence[str]) -> dict[str, Any]:
+def _body(fields: Mapping[str, FieldType], required: Sequence[str]) -> dict[str, Any]:
     """Document the body of a route that reads it itself."""
     schema = object_schema(fields, required)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

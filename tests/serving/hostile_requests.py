@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serving.http.fields import Kind
+from serving.http.fields import FieldType
 from serving.inference.generation_request import CHAT_FIELDS, COMPLETION_FIELDS
 
 CHAT, COMPLETIONS, EMBEDDINGS, CLASSIFY = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"
@@ -211,7 +211,7 @@ WRONG_BY_TYPE: dict[str, list[Any]] = {
 }
 
 
-def _wrong_values(path: str, fields: dict[str, Kind]) -> Iterator[Hostile]:
+def _wrong_values(path: str, fields: dict[str, FieldType]) -> Iterator[Hostile]:
     for name, kind in fields.items():
         for value in WRONG_BY_TYPE.get(str(kind.schema.get("type")), [3.5, True]):
             yield Hostile(path, {name: value}, name)

@@ -142,7 +142,7 @@ def test_the_ledger_does_not_believe_what_a_job_reports(world: World) -> None:
     job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
     begin_job(store, job_id)
     record = store.get_json(f"jobs/{job_id}/job.json")
-    spec = {**record["spec"], "team": THEIRS, "name": "somebody-else", "compute": {"workers": 1000}}
+    spec = {**record["spec"], "team": THEIRS, "name": "another-name", "compute": {"workers": 1000}}
     stage = {"name": "train", "inputs": {}, "outputs": {}, "seconds": 9e8, "attempt": 1}
     Pod(store).put(f"jobs/{job_id}/stages/train-0.json", stage | {"finished_at": "2026-01-01T00:00:00Z"})
     lies = {
@@ -162,7 +162,7 @@ def test_the_ledger_does_not_believe_what_a_job_reports(world: World) -> None:
     assert row.worker_seconds <= time.time() - closed.created_at + 1
     assert closed.most_tokens is not None
     assert row.prompt_tokens == closed.most_tokens
-    assert not [row for row in rows if row.model == "somebody-else"]
+    assert not [row for row in rows if row.model == "another-name"]
 
 
 def test_a_deployment_record_serves_nothing_but_its_own_model(world: World) -> None:

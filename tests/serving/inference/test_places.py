@@ -10,7 +10,7 @@ import pytest
 from ray_jobs.spec import ServingSection
 from serving.http.errors import ApiError
 from serving.inference.backends import Route
-from serving.inference.places import Places
+from serving.inference.places import EnginePlaces
 
 pytestmark = pytest.mark.anyio
 ROUTE = Route("m", "kitae-m", "chat", serving=ServingSection(max_ongoing_requests=4, max_queued_requests=4))
@@ -20,7 +20,7 @@ class Requests:
     """Requests that hold their places until they are ended."""
 
     def __init__(self, route: Route = ROUTE) -> None:
-        self.places = Places()
+        self.places = EnginePlaces()
         self.route = route
         self.running: list[str] = []
         self.refused: list[ApiError] = []

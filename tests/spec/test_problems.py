@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ray_jobs.problems import field_name, problems
+from ray_jobs.spec.problems import field_name, problems
 
 
 class Inner(BaseModel):
