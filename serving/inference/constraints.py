@@ -37,7 +37,7 @@ def constraints_of(given: dict[str, Any]) -> list[Constraint]:
 
     Raises ApiError 400 `invalid_constraint`, or for fields that do not go together.
     """
-    tools = _tools(given)
+    _check_tools(given)
     found = [*_response_format(given), *_structured_outputs(given)]
     constrained = [name for name in ("response_format", "structured_outputs") if name in given]
     if len(constrained) > 1:
@@ -45,7 +45,7 @@ def constraints_of(given: dict[str, Any]) -> list[Constraint]:
     if constrained and given.get("tool_choice", "none") != "none":
         message = f"tool_choice makes the answer a tool call: send it without {constrained[0]}"
         raise bad_request(message, param=constrained[0])
-    return found + tools
+    return found
 
 
 def _response_format(given: dict[str, Any]) -> list[Constraint]:
@@ -137,25 +137,17 @@ def _check_grammar(grammar: str, where: str) -> None:
     check_counts(grammar, where)
 
 
-def _tools(given: dict[str, Any]) -> list[Constraint]:
-    """Check every tool's parameters; those that a call must match are compiled too."""
-    choice = given.get("tool_choice", "none")
-    named = choice["function"]["name"] if isinstance(choice, dict) else None
-    found, size = [], 0
+def _check_tools(given: dict[str, Any]) -> None:
+    """Check every tool's parameters, which the model is shown."""
+    size = 0
     for i, tool in enumerate(given.get("tools") or ()):
-        function = tool["function"]
-        schema = function.get("parameters")
+        schema = tool["function"].get("parameters")
         if schema is None:
             continue
-        where = f"tools[{i}].function.parameters"
-        check_schema(schema, where)
-        written = json.dumps(schema)
-        size += len(written)
+        check_schema(schema, f"tools[{i}].function.parameters")
+        size += len(json.dumps(schema))
         if size > _MAX_TOOLS_BYTES:
             _refuse("tools", f"have parameters of over {_MAX_TOOLS_BYTES} bytes in all")
-        if choice == "required" or function["name"] == named:
-            found.append(Constraint("json", written, where))
-    return found
 
 
 def _refuse(where: str, problem: str) -> NoReturn:

@@ -175,5 +175,4 @@ def uncompilable() -> list[Hostile]:
     """Every request with a constraint that its compiler refuses."""
     found = [Hostile(CHAT, {"structured_outputs": given}, f"structured_outputs{part}") for given, part in COMPILED]
     found.append(Hostile(CHAT, with_schema({"$ref": "#/$defs/missing"}), SCHEMA))
-    found.append(Hostile(CHAT, with_tool({"$ref": "#/$defs/missing"}), "tools[0].function.parameters"))
     return found

@@ -60,6 +60,8 @@ RELATED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"tool_choice": _choose("f")}, "tool_choice"),
     (CHAT, {"tools": [_tool()]}, "tool_choice"),
     (CHAT, {"tools": [_tool()], "tool_choice": "auto"}, "tool_choice"),
+    (CHAT, {"tools": [_tool()], "tool_choice": "required"}, "tool_choice"),
+    (CHAT, {"tools": [_tool()], "tool_choice": _choose("f")}, "tool_choice"),
     (CHAT, {"tools": [_tool()], "tool_choice": "f"}, "tool_choice"),
     (CHAT, {"tools": [_tool()], "tool_choice": _choose("g")}, "tool_choice.function.name"),
     (CHAT, {"tools": [_tool()], "tool_choice": {}}, "tool_choice.type"),

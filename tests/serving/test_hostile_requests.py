@@ -93,7 +93,7 @@ def test_an_ordinary_request_is_answered_right_afterwards(endpoint: Endpoint) ->
         {"response_format": {"type": "text"}},
         {"response_format": {"type": "json_object"}},
         with_schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
-        with_tool({"type": "object", "properties": {"city": {"type": "string", "title": "City"}}}),
+        with_tool({"type": "object", "properties": {"city": {"type": "string"}}}) | {"tool_choice": "none"},
         {"structured_outputs": {"choice": ["yes", 'n"o']}},
         {"structured_outputs": {"regex": r"[0-9]{3}-[0-9]{4}"}},
         {"structured_outputs": {"grammar": 'root ::= "a" root | "b"'}},
