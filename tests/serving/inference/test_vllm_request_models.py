@@ -31,7 +31,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "ignore_eos": True},
     {"response_format": {"type": "json_object"}},
     with_schema({"type": "object"}),
-    with_tool({"type": "object"}),
+    with_tool({"type": "object"}) | {"tool_choice": "none"},
     {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
     {"structured_outputs": {"choice": ["a"]}},
     {"structured_outputs": {"regex": "a"}},
