@@ -28,7 +28,7 @@ from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from ray_jobs.tracking.packages import is_installed
-from serving.access.auth import AccessMiddleware, key_matches, key_of
+from serving.access.auth import AccessMiddleware, is_operator
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.files.stored_files import Files, RowValidator
@@ -217,7 +217,7 @@ def create_app(
         waits = {name: statuses.get(name, "NOT_STARTED") for name in dict.fromkeys(wanted)}
         waits = {name: status for name, status in waits.items() if status != "RUNNING"}
         answer: dict[str, Any] = {"status": "waits" if waits else "ok", "waits_for": waits}
-        if settings.api_key is None or key_matches(key_of(request.headers), settings.api_key):
+        if is_operator(request.headers, settings):
             answer["unreadable_records"] = {
                 kind: store.unreadable.keys(kind)[:_UNREADABLE_SHOWN]
                 for kind, count in sorted(store.unreadable.counts().items())

@@ -17,6 +17,7 @@ from ray_jobs.errors import SpecError
 from ray_jobs.tenancy.api_keys import Limits
 
 _MIN_KEY_CHARACTERS = 16
+_KEY_LIMITS = Limits(concurrent_requests=256)
 _ORIGIN = re.compile(r"https?://[^/\s*?#@,]+")
 
 
@@ -32,7 +33,7 @@ class EndpointSettings:
     """Largest file of one upload."""
     max_ongoing_requests: int = 1000
     """Concurrent requests of one ingress process; further ones are answered 429."""
-    key_limits: Limits = field(default_factory=lambda: Limits(concurrent_requests=256))
+    key_limits: Limits = _KEY_LIMITS
     """Limits of the keys that have none of their own, in JSON as `{"tokens_per_minute": 100000}`."""
     metrics_open: bool = False
     """Whether /metrics needs no key."""
@@ -91,7 +92,7 @@ def _key_limits(environment: Mapping[str, str]) -> Limits:
         known = ", ".join(Limits.model_fields)
         what = ", ".join(".".join(map(str, found["loc"])) or "not JSON" for found in error.errors())
         raise SpecError(f"KITAE_KEY_LIMITS is invalid ({what}); it is a JSON object with any of {known}") from error
-    return given.or_else(EndpointSettings(api_key=None).key_limits)
+    return given.or_else(_KEY_LIMITS)
 
 
 def _sections(environment: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -28,17 +28,33 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_document(data: bytes) -> Any:
-    """Parse JSON. Raises ValueError for NaN and infinity, for text that is not Unicode and for deep nesting, which
-    would fail later: when the document is written or answered."""
+    """Parse a stored document. Raises ValueError as `strict_json`, and for deep nesting."""
     try:
-        document = json.loads(data, parse_constant=_refuse, parse_float=_finite)
+        document = strict_json(data)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {_MAX_NESTING} levels") from None
-    if data.count(b"[") + data.count(b"{") > _MAX_NESTING and _is_deeper(document, _MAX_NESTING):
+    if data.count(b"[") + data.count(b"{") > _MAX_NESTING and nested_deeper(document, _MAX_NESTING):
         raise ValueError(f"it is nested deeper than {_MAX_NESTING} levels")
-    if _SURROGATE.search(data):
-        json.dumps(document, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
     return document
+
+
+def strict_json(data: bytes, *, encoding: str | None = None) -> Any:
+    """Parse JSON by RFC 8259. Raises ValueError for NaN and infinity and for text that is not Unicode, which would fail
+    later: when it is written or answered. `encoding` None: UTF-8, 16 or 32, as detected. Raises RecursionError."""
+    text = data if encoding is None else data.decode(encoding)
+    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    if _SURROGATE.search(data):
+        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return value
+
+
+def nested_deeper(value: object, depth: int) -> bool:
+    """Whether lists and objects are nested deeper than `depth`; stops at the first that is."""
+    if not isinstance(value, dict | list):
+        return False
+    if depth == 0:
+        return True
+    return any(nested_deeper(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value))
 
 
 def summary(error: ValidationError) -> str:
@@ -83,22 +99,8 @@ class UnreadableRecords:
             return {kind: len(known) for kind, known in self._found.items()}
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(f"{text[:20]} is not a finite number")
-
-
 def _finite(text: str) -> float:
     number = float(text)
-    return number if math.isfinite(number) else _refuse(text)
-
-
-def _is_deeper(document: Any, levels: int) -> bool:
-    level = [document]
-    for _ in range(levels):
-        level = [
-            item
-            for found in level
-            if isinstance(found, dict | list)
-            for item in (found.values() if isinstance(found, dict) else found)
-        ]
-    return any(isinstance(found, dict | list) for found in level)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return number

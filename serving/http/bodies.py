@@ -6,14 +6,13 @@ thousand files. Does not know the maximum length of a body (`access.auth`).
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
+from ray_jobs.storage.unreadable import strict_json
 from serving.http.errors import bad_request
 
 
@@ -42,19 +41,9 @@ class StrictRequest(Request):
 def parse_json(raw: bytes) -> Any:
     """Parse JSON by RFC 8259, in UTF-8, with finite numbers. Raises ApiError 400."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_finite, parse_float=_finite)
-        if b"\\ud" in raw or b"\\uD" in raw:
-            json.dumps(value, ensure_ascii=False).encode()  # fails on a lone surrogate
+        return strict_json(raw, encoding="utf-8-sig")
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is not a finite number")
-    return number
 
 
 async def _is_retry(x_stainless_retry_count: Annotated[str | None, Header()] = None) -> bool:

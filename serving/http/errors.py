@@ -34,7 +34,8 @@ _CODES = {
 """Codes of errors without one of their own."""
 _MAX_DETAILS = 100
 _MAX_QUOTE = 200
-_CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
+CONTEXT_LENGTH_WORDS = ("maximum context length", "max_model_len", "maximum model length")
+"""What vLLM says of a request that is longer than the model's context."""
 
 
 @dataclass(eq=False)
@@ -103,7 +104,7 @@ def from_engine(error: Mapping[str, Any]) -> ApiError:
     if status >= 500:
         return ApiError(status, "the engine failed; its log has the reason", code="engine_failed")
     message = str(error.get("message", "the model does not accept this request"))
-    too_long = any(words in message for words in _CONTEXT_LENGTH_WORDS)
+    too_long = any(words in message for words in CONTEXT_LENGTH_WORDS)
     reason = error.get("reason", "context_length_exceeded" if too_long else "invalid_request")
     param = error.get("param")
     return ApiError(status, message, code=str(reason), param=param if isinstance(param, str) else None)
@@ -125,7 +126,7 @@ def from_validation(found: Sequence[Mapping[str, Any]], documents: Mapping[str, 
     for place in dict.fromkeys(item["loc"][0] for item in found):
         items = [{**item, "loc": item["loc"][1:]} for item in found if item["loc"][0] == place]
         for name, message in problems(items, documents.get(place)):
-            text = "not a file with a name" if "UploadFile" in message else message.removeprefix("Value error, ")
+            text = "not a file with a name" if "UploadFile" in message else message
             fields.append((name[:_MAX_QUOTE] or None, text if name else f"the {place}: {text}"))
     return invalid_fields(fields)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ray_jobs.errors import suggestion
+from ray_jobs.storage.unreadable import nested_deeper
 from serving.http.errors import ApiError, bad_request
 
 _MAX_QUOTE = 60
@@ -44,7 +45,7 @@ def refuse(where: str, value: object, words: str) -> NoReturn:
     """Raise ApiError 400. Texts, lists and objects are not quoted: they may be prompts."""
     kind = json_type(value)
     shown = json.dumps(value)[:_MAX_QUOTE] if kind in ("boolean", "integer", "number") else _NAMES[kind]
-    raise bad_request(f"{where} is {shown}; it must be {words}", param=where)
+    raise wrong(where, f"{where} is {shown}; it must be {words}")
 
 
 def number(least: float, most: float, *, above: bool = False) -> FieldType:
@@ -89,8 +90,7 @@ def text(most: int, least: int = 0, pattern: str | None = None) -> FieldType:
         if not isinstance(value, str) or (whole and len(value) <= most and not whole.fullmatch(value)):
             refuse(where, value, words)
         if not least <= len(value) <= most:
-            message = f"{where} has {len(value)} characters; it must be {words}"
-            raise bad_request(message, param=where)
+            raise wrong(where, f"{where} has {len(value)} characters; it must be {words}")
 
     schema = {"type": "string", "minLength": least, "maxLength": most}
     return FieldType(schema | ({"pattern": f"^{pattern}$"} if pattern else {}), words, check)
@@ -103,8 +103,7 @@ def one_of(*names: str) -> FieldType:
         if not isinstance(value, str):
             refuse(where, value, words)
         if value not in names:
-            message = f"{where} is {value[:_MAX_QUOTE]!r}; it must be {words}"
-            raise bad_request(message, param=where)
+            raise wrong(where, f"{where} is {value[:_MAX_QUOTE]!r}; it must be {words}")
 
     return FieldType({"type": "string", "enum": list(names)}, words, check)
 
@@ -116,8 +115,7 @@ def array(item: FieldType, most: int, least: int = 1) -> FieldType:
         if not isinstance(value, list):
             refuse(where, value, words)
         if not least <= len(value) <= most:
-            message = f"{where} has {len(value)} items; it must have {least} to {most}"
-            raise bad_request(message, param=where)
+            raise wrong(where, f"{where} has {len(value)} items; it must have {least} to {most}")
         for i, each in enumerate(value):
             item.check(each, f"{where}[{i}]")
 
@@ -133,12 +131,10 @@ def mapping(value_kind: FieldType, most: int, *, keys: str = r".{1,64}") -> Fiel
         if not isinstance(value, dict):
             refuse(where, value, words)
         if len(value) > most:
-            message = f"{where} has {len(value)} keys; it may have {most}"
-            raise bad_request(message, param=where)
+            raise wrong(where, f"{where} has {len(value)} keys; it may have {most}")
         for key, each in value.items():
             if not whole.fullmatch(key):
-                message = f"a key of {where} does not match {keys}"
-                raise bad_request(message, param=where)
+                raise wrong(where, f"a key of {where} does not match {keys}")
             value_kind.check(each, f"{where}.{key}")
 
     schema = {"type": "object", "maxProperties": most, "additionalProperties": value_kind.schema}
@@ -164,7 +160,7 @@ def anything(most_bytes: int, depth: int) -> FieldType:
         if not isinstance(value, dict):
             refuse(where, value, words)
         if nested_deeper(value, depth) or len(json.dumps(value)) > most_bytes:
-            raise bad_request(f"{where} is too large; it must be {words}", param=where)
+            raise wrong(where, f"{where} is too large; it must be {words}")
 
     return FieldType({"type": "object"}, words, check)
 
@@ -214,9 +210,14 @@ def known_fields(
     return found
 
 
+def wrong(where: str, message: str) -> ApiError:
+    """400: the field at this place is not as it must be."""
+    return bad_request(message, param=where)
+
+
 def missing(where: str) -> ApiError:
     """400: a required field is absent or null."""
-    return bad_request(f"{where} is required but missing", param=where)
+    return wrong(where, f"{where} is required but missing")
 
 
 def object_schema(fields: Mapping[str, FieldType], required: Sequence[str] = ()) -> dict[str, Any]:
@@ -226,12 +227,3 @@ def object_schema(fields: Mapping[str, FieldType], required: Sequence[str] = ())
         for name, kind in fields.items()
     }
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
-
-
-def nested_deeper(value: object, depth: int) -> bool:
-    """Return whether lists and objects are nested deeper than `depth`; stops at the first that is."""
-    if not isinstance(value, dict | list):
-        return False
-    if depth == 0:
-        return True
-    return any(nested_deeper(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value))

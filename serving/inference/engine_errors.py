@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_jobs.errors import KitaeError, StoreError
+from serving.http.errors import CONTEXT_LENGTH_WORDS
 
 logger = logging.getLogger(__name__)
 
 _CALLERS = {"VLLMClientError", "VLLMValidationError", "TemplateError", "ValueError", "TypeError", "OverflowError"}
 """Classes by which vLLM itself marks a request that it cannot answer (`vllm.entrypoints`, `create_error_response`)."""
-_CONTEXT = ("maximum context length", "max_model_len", "maximum model length")
 _INTERNALS = re.compile(
     r"vllm|pydantic|jinja|torch|xgrammar|traceback|https?:|--[a-z]|/\w+/\w+|\w(Error|Exception|Params)\b|<class|[\[{].*[:(]"
     r"|please file|\n",
@@ -78,7 +78,7 @@ def translated(error: Mapping[str, Any], body: Mapping[str, Any], *, context_tok
 
 def refusal(message: str, param: object, body: Mapping[str, Any], *, context_tokens: int | None) -> dict[str, Any]:
     """Return a 400 in the caller's terms: a field of the request, and no internals in the message."""
-    if any(words in message for words in _CONTEXT):
+    if any(words in message for words in CONTEXT_LENGTH_WORDS):
         return over_context(body, context_tokens)
     message = _QUOTED.sub("", message)
     field = str(param).split(".")[0] if isinstance(param, str) else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.http.errors import ApiError, bad_request
+from serving.http.errors import bad_request
 from serving.http.fields import (
     FieldType,
     anything,
@@ -21,10 +21,10 @@ from serving.http.fields import (
     integer,
     known_fields,
     mapping,
-    missing,
     number,
     one_of,
     text,
+    wrong,
 )
 from serving.inference.constraints import Constraint, constraints_of
 from serving.inference.messages import MESSAGES, TOOL_CHOICE, TOOLS, check_messages, check_tools
@@ -184,21 +184,19 @@ class GenerationRequest:
 
 def parse_chat(body: Mapping[str, Any]) -> GenerationRequest:
     """Validate a chat completion. Raises ApiError 400 that names the field."""
-    given = known_fields(body, CHAT_FIELDS, _CHAT_REFUSED)
-    if "messages" not in given:
-        raise missing("messages")
+    given = known_fields(body, CHAT_FIELDS, _CHAT_REFUSED, required=["messages"])
     check_messages(given["messages"])
     check_tools(given)
     limit, other = given.get("max_completion_tokens"), given.get("max_tokens")
     if limit is not None and other is not None and limit != other:
-        raise _wrong("max_tokens", f"max_tokens is {other} and max_completion_tokens is {limit}; send one of them")
+        raise wrong("max_tokens", f"max_tokens is {other} and max_completion_tokens is {limit}; send one of them")
     if given.get("top_logprobs") and not given.get("logprobs"):
-        raise _wrong("top_logprobs", "top_logprobs needs logprobs: true")
+        raise wrong("top_logprobs", "top_logprobs needs logprobs: true")
     continues = given.get("continue_final_message", False)
     if continues and given.get("add_generation_prompt") is not False:
-        raise _wrong("continue_final_message", "continue_final_message needs add_generation_prompt: false")
+        raise wrong("continue_final_message", "continue_final_message needs add_generation_prompt: false")
     if continues and given["messages"][-1]["role"] != "assistant":
-        raise _wrong("continue_final_message", "continue_final_message needs a last message of the assistant")
+        raise wrong("continue_final_message", "continue_final_message needs a last message of the assistant")
     parsed = _parsed(given, "messages", 1, limit if limit is not None else other)
     if given.get("tool_choice", "none") != "none":
         message = "the engines return no tool calls: set tool_choice to none, or ask for arguments by response_format"
@@ -208,18 +206,16 @@ def parse_chat(body: Mapping[str, Any]) -> GenerationRequest:
 
 def parse_completion(body: Mapping[str, Any]) -> GenerationRequest:
     """Validate a text completion. Raises ApiError 400 that names the field."""
-    given = known_fields(body, COMPLETION_FIELDS, _COMPLETION_REFUSED)
-    if "prompt" not in given:
-        raise missing("prompt")
+    given = known_fields(body, COMPLETION_FIELDS, _COMPLETION_REFUSED, required=["prompt"])
     prompt, prompts = given["prompt"], 1
     if isinstance(prompt, list):
         kinds = {type(item) for item in prompt}
         if len(kinds) > 1:
-            raise _wrong("prompt", "prompt is a list of different types; send texts, token ids, or lists of token ids")
+            raise wrong("prompt", "prompt is a list of different types; send texts, token ids, or lists of token ids")
         prompts = 1 if kinds == {int} else len(prompt)
     best_of = given.pop("best_of", None)
     if best_of not in (None, given.get("n", 1)):
-        raise _wrong("best_of", f"best_of is {best_of}; the endpoint returns every answer: send n instead")
+        raise wrong("best_of", f"best_of is {best_of}; the endpoint returns every answer: send n instead")
     return _parsed(given, "prompt", prompts, given.get("max_tokens", 16))  # OpenAI's default
 
 
@@ -227,32 +223,28 @@ def _parsed(given: dict[str, Any], prompt_field: str, prompts: int, max_tokens: 
     choices = given.get("n", 1)
     if prompts * choices > MAX_SEQUENCES:
         what = f"{prompts} prompts with n {choices} are {prompts * choices} answers"
-        raise _wrong(prompt_field, f"{what}; one request may have {MAX_SEQUENCES}: send several")
+        raise wrong(prompt_field, f"{what}; one request may have {MAX_SEQUENCES}: send several")
     if choices > 1 and given.get("temperature", 1.0) < _GREEDY_BELOW:
-        raise _wrong("n", f"n is {choices} at temperature 0, where all answers are equal: send n 1, or a temperature")
+        raise wrong("n", f"n is {choices} at temperature 0, where all answers are equal: send n 1, or a temperature")
     stream = given.get("stream", False)
     options = given.get("stream_options")
     if options is not None:
         if not stream:
-            raise _wrong("stream_options", "stream_options needs stream: true")
+            raise wrong("stream_options", "stream_options needs stream: true")
         options = known_fields(options, _STREAM_OPTIONS, {}, "stream_options")
         options.pop("include_obfuscation", None)
     if stream and given.get("prompt_logprobs"):
-        raise _wrong("prompt_logprobs", "prompt_logprobs is not possible with stream: true")
+        raise wrong("prompt_logprobs", "prompt_logprobs is not possible with stream: true")
     if max_tokens is not None and given.get("min_tokens", 0) > max_tokens:
-        raise _wrong("min_tokens", f"min_tokens is {given['min_tokens']}; max_tokens is only {max_tokens}")
+        raise wrong("min_tokens", f"min_tokens is {given['min_tokens']}; max_tokens is only {max_tokens}")
     if "truncation_side" in given and "truncate_prompt_tokens" not in given:
-        raise _wrong("truncation_side", "truncation_side needs truncate_prompt_tokens")
+        raise wrong("truncation_side", "truncation_side needs truncate_prompt_tokens")
     model = given.get("model")
     if model is None:
-        raise bad_request("model is missing: name one of /v1/models", param="model")
+        raise wrong("model", "model is missing: name one of /v1/models")
     constraints = constraints_of(given)
     body = {name: value for name, value in given.items() if name not in IGNORED and name != "model"}
     if stream:
         body["stream_options"] = (options or {}) | {"include_usage": True}
     usage = bool((options or {}).get("include_usage"))
     return GenerationRequest(model, body, stream, usage, prompts, choices, max_tokens, constraints)
-
-
-def _wrong(param: str, message: str) -> ApiError:
-    return bad_request(message, param=param)

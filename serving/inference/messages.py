@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serving.http.errors import ApiError, bad_request
+from serving.http.errors import bad_request
 from serving.http.fields import (
     FieldType,
     anything,
@@ -24,6 +24,7 @@ from serving.http.fields import (
     one_of,
     record,
     text,
+    wrong,
 )
 
 MAX_MESSAGES = 4096
@@ -71,14 +72,14 @@ _DROPPED = ("annotations", "weight")
 
 def _message(value: Any, where: str) -> None:
     if not isinstance(value, dict):
-        raise _wrong(where, f"{where} must be an object with a role")
+        raise wrong(where, f"{where} must be an object with a role")
     if not isinstance(value.get("role"), str):
-        raise _wrong(f"{where}.role", f"{where} must be an object with a role")
+        raise wrong(f"{where}.role", f"{where} must be an object with a role")
     content = value.get("content")
     for i, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] not in ("text", "refusal"):
             what = part["type"][:40]
-            raise _wrong(f"{where}.content[{i}].type", f"{where}.content[{i}] is {what!r}; the models read text")
+            raise wrong(f"{where}.content[{i}].type", f"{where}.content[{i}] is {what!r}; the models read text")
     known_fields(value, _MESSAGE_FIELDS, _UNSUPPORTED, where, ["role"])
 
 
@@ -99,9 +100,9 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
         where, role, content = f"messages[{i}]", message["role"], message.get("content")
         calls = message.get("tool_calls")
         if calls and role != "assistant":
-            raise _wrong(f"{where}.tool_calls", f"{where} is of the {role}; only the assistant calls tools")
+            raise wrong(f"{where}.tool_calls", f"{where} is of the {role}; only the assistant calls tools")
         if content is None and (role != "assistant" or not (calls or message.get("refusal"))):
-            raise _wrong(f"{where}.content", f"{where} has no content")
+            raise wrong(f"{where}.content", f"{where} has no content")
         if role == "tool" and message.get("tool_call_id") is None:
             raise missing(f"{where}.tool_call_id")
         for j, part in enumerate(content if isinstance(content, list) else ()):
@@ -119,16 +120,16 @@ def check_tools(given: dict[str, Any]) -> None:
     names = [tool["function"]["name"] for tool in tools or ()]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise _wrong(f"tools[{i}].function.name", f"tools has two functions {name!r}")
+            raise wrong(f"tools[{i}].function.name", f"tools has two functions {name!r}")
     if tools is None:
         if choice not in (None, "none"):
-            raise _wrong("tool_choice", "tool_choice needs tools")
+            raise wrong("tool_choice", "tool_choice needs tools")
         given.pop("tool_choice", None)
     elif choice in (None, "auto"):
         message = "the models do not choose between a tool and an answer: set tool_choice to none"
         raise bad_request(message, param="tool_choice", code="unsupported")
     elif isinstance(choice, dict) and choice["function"]["name"] not in names:
-        raise _wrong("tool_choice.function.name", f"tool_choice names {choice['function']['name']!r}, not one of tools")
+        raise wrong("tool_choice.function.name", f"tool_choice names {choice['function']['name']!r}, not one of tools")
 
 
 def _check_arguments(arguments: Any, where: str) -> None:
@@ -139,8 +140,4 @@ def _check_arguments(arguments: Any, where: str) -> None:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise _wrong(where, f"{where} must be a JSON object, written as a text")
-
-
-def _wrong(param: str, message: str) -> ApiError:
-    return bad_request(message, param=param)
+        raise wrong(where, f"{where} must be a JSON object, written as a text")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,27 +19,27 @@ from ray_jobs import registry
 from ray_jobs.deploy import records as deployments
 from ray_jobs.deploy.serve_api import ServeSettings, serve_config
 from ray_jobs.storage import Store
-from ray_jobs.tenancy import api_keys, usage, webhooks
+from ray_jobs.tenancy import usage, webhooks
 from serving.fine_tuning import records
 from tests.serving.api_calls import create_job, wait_for
-from tests.serving.api_harness import BASE, KEY, add_base, api_server, begin_job
+from tests.serving.api_harness import BASE, begin_job
 from tests.serving.hostile_tenant import GARBAGE, Pod
-from tests.serving.two_teams import OURS, QUESTION, THEIRS, Team, World, settle
+from tests.serving.two_teams import OURS, QUESTION, THEIRS, Team, World, two_teams
 
 
 @pytest.fixture(scope="module")
 def world(module_store: Store) -> Iterator[World]:
-    store = module_store
-    add_base(store)
-    with ExitStack() as stack:
-        server = stack.enter_context(api_server(store, route_ttl_s=0.02))
-        clients = {}
-        for name in (OURS, THEIRS):
-            headers = {"Authorization": f"Bearer {api_keys.create(store, name, 'tests')[1]}"}
-            clients[name] = stack.enter_context(httpx.Client(base_url=server.url, headers=headers, timeout=60))
-        headers = {"Authorization": f"Bearer {KEY}"}
-        operator = stack.enter_context(httpx.Client(base_url=server.url, headers=headers, timeout=60))
-        yield World(server, settle(server, clients[OURS], OURS), settle(server, clients[THEIRS], THEIRS), operator)
+    with two_teams(module_store) as world:
+        yield world
+
+
+@contextmanager
+def queued_job(world: World, seed: int) -> Iterator[tuple[httpx.Client, str, str]]:
+    """A job of ours that waits for a runner: our client at /v1, the job's API id and Kitae's own."""
+    with httpx.Client(base_url=f"{world.server.url}/v1", headers=world.ours.client.headers, timeout=60) as v1:
+        job = create_job(v1, seed=seed)
+        wait_for(v1, job["id"], "queued")
+        yield v1, job["id"], world.store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
 
 
 def seen_by(team: Team) -> dict[str, tuple[int, Any]]:
@@ -117,47 +117,39 @@ SECRETS = ("keys/", "webhooks/", f"teams/{THEIRS}/", f"files/{THEIRS}/")
 
 def test_a_result_file_holds_nothing_but_the_jobs_own_metrics(world: World) -> None:
     """A job's record that names the key of a secret does not make the endpoint copy it."""
-    store, client = world.store, world.ours.client
+    store = world.store
     webhooks.add(store, THEIRS, "https://hooks.example/x", webhooks.EVENTS, webhooks.Policy())
     keys = [next(info.key for info in store.list(prefix)) for prefix in SECRETS]
-    v1 = httpx.Client(base_url=f"{world.server.url}/v1", headers=client.headers, timeout=60)
     for number, key in enumerate(keys):
-        job = create_job(v1, seed=500 + number)
-        wait_for(v1, job["id"], "queued")
-        job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
-        running = begin_job(store, job_id)
-        Pod(store).put(f"jobs/{job_id}/metrics.csv", b"step\n1\n")
-        running.finish("succeeded", result={"metrics_csv": key, "trained_tokens": 1})
-        done = wait_for(v1, job["id"], "succeeded")
-        (file,) = done["result_files"]
-        assert v1.get(f"/files/{file}/content").content == b"step\n1\n"
-    v1.close()
+        with queued_job(world, 500 + number) as (v1, identifier, job_id):
+            running = begin_job(store, job_id)
+            Pod(store).put(f"jobs/{job_id}/metrics.csv", b"step\n1\n")
+            running.finish("succeeded", result={"metrics_csv": key, "trained_tokens": 1})
+            done = wait_for(v1, identifier, "succeeded")
+            (file,) = done["result_files"]
+            assert v1.get(f"/files/{file}/content").content == b"step\n1\n"
 
 
 def test_the_ledger_does_not_believe_what_a_job_reports(world: World) -> None:
     store = world.store
-    v1 = httpx.Client(base_url=f"{world.server.url}/v1", headers=world.ours.client.headers, timeout=60)
-    job = create_job(v1, seed=600)
-    wait_for(v1, job["id"], "queued")
-    job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
-    begin_job(store, job_id)
-    record = store.get_json(f"jobs/{job_id}/job.json")
-    spec = {**record["spec"], "team": THEIRS, "name": "another-name", "compute": {"workers": 1000}}
-    stage = {"name": "train", "inputs": {}, "outputs": {}, "seconds": 9e8, "attempt": 1}
-    Pod(store).put(f"jobs/{job_id}/stages/train-0.json", stage | {"finished_at": "2026-01-01T00:00:00Z"})
-    lies = {
-        "spec": spec,
-        "started_at": "1971-01-01T00:00:00Z",
-        "finished_at": "1971-01-02T00:00:00Z",
-        "result": {"trained_tokens": 10**14, "metrics_csv": None},
-    }
-    Pod(store).put(f"jobs/{job_id}/job.json", record | lies)
-    wait_for(v1, job["id"], "succeeded")
-    v1.close()
-    closed = records.load(store, OURS, job["id"])
+    with queued_job(world, 600) as (v1, identifier, job_id):
+        begin_job(store, job_id)
+        record = store.get_json(f"jobs/{job_id}/job.json")
+        spec = {**record["spec"], "team": THEIRS, "name": "another-name", "compute": {"workers": 1000}}
+        stage = {"name": "train", "inputs": {}, "outputs": {}, "seconds": 9e8, "attempt": 1}
+        Pod(store).put(f"jobs/{job_id}/stages/train-0.json", stage | {"finished_at": "2026-01-01T00:00:00Z"})
+        lies = {
+            "spec": spec,
+            "started_at": "1971-01-01T00:00:00Z",
+            "finished_at": "1971-01-02T00:00:00Z",
+            "result": {"trained_tokens": 10**14, "metrics_csv": None},
+        }
+        Pod(store).put(f"jobs/{job_id}/job.json", record | lies)
+        wait_for(v1, identifier, "succeeded")
+    closed = records.load(store, OURS, identifier)
     today = datetime.now(UTC).date()
     rows = usage.read(store, None, today - timedelta(days=30_000), today)
-    (row,) = [row for row in rows if row.model == job["id"]]
+    (row,) = [row for row in rows if row.model == identifier]
     assert (row.team, row.key_id, row.day) == (OURS, world.ours.key_id, today)
     assert row.worker_seconds <= time.time() - closed.created_at + 1
     assert closed.most_tokens is not None
@@ -218,13 +210,9 @@ def test_a_version_under_another_teams_name_does_not_exist(world: World) -> None
 
 def test_a_job_with_an_unreadable_record_can_be_cancelled(world: World) -> None:
     store = world.store
-    v1 = httpx.Client(base_url=f"{world.server.url}/v1", headers=world.ours.client.headers, timeout=60)
-    job = create_job(v1, seed=700)
-    wait_for(v1, job["id"], "queued")
-    job_id = store.get_json(f"teams/{OURS}/jobs/{job['id']}.json")["job_id"]
-    Pod(store).put(f"jobs/{job_id}/job.json", b"{")
-    assert v1.get(f"/fine_tuning/jobs/{job['id']}").json()["status"] == "queued"
-    assert v1.post(f"/fine_tuning/jobs/{job['id']}/pause").json()["error"]["code"] == "invalid_state"
-    assert v1.post(f"/fine_tuning/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
-    assert job["id"] not in [identifier for _, identifier in records.all_open(store)]
-    v1.close()
+    with queued_job(world, 700) as (v1, identifier, job_id):
+        Pod(store).put(f"jobs/{job_id}/job.json", b"{")
+        assert v1.get(f"/fine_tuning/jobs/{identifier}").json()["status"] == "queued"
+        assert v1.post(f"/fine_tuning/jobs/{identifier}/pause").json()["error"]["code"] == "invalid_state"
+        assert v1.post(f"/fine_tuning/jobs/{identifier}/cancel").json()["status"] == "cancelled"
+        assert identifier not in [found for _, found in records.all_open(store)]

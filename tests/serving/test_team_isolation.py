@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -20,12 +19,11 @@ from ray_jobs import registry
 from ray_jobs.errors import RegistryError
 from ray_jobs.registry import shares
 from ray_jobs.storage import Store
-from ray_jobs.tenancy import api_keys
 from serving.http.ids import new_id
 from tests.builders import make_spec
-from tests.serving.api_harness import BASE, KEY, add_base, api_server, register
+from tests.serving.api_harness import BASE, register
 from tests.serving.isolation_probes import FIELDS, HARMLESS, LISTS, NAMES_NOTHING, PROBES
-from tests.serving.two_teams import ID, OURS, QUESTION, THEIRS, Team, World, settle
+from tests.serving.two_teams import ID, OURS, QUESTION, THEIRS, Team, World, two_teams
 
 SECRETS = (THEIRS, "bravos-rows", "bravos-suffix", "bravos-metadata", "question 1000")
 """Texts of the other team that no response may contain, besides its ids."""
@@ -33,21 +31,8 @@ SECRETS = (THEIRS, "bravos-rows", "bravos-suffix", "bravos-metadata", "question 
 
 @pytest.fixture(scope="module")
 def world(module_store: Store) -> Iterator[World]:
-    store = module_store
-    add_base(store)
-    with ExitStack() as stack:
-        server = stack.enter_context(api_server(store, route_ttl_s=0.02))
-        clients = {}
-        for name, secret in (
-            (OURS, api_keys.create(store, OURS, "tests")),
-            (THEIRS, api_keys.create(store, THEIRS, "tests")),
-        ):
-            headers = {"Authorization": f"Bearer {secret[1]}"}
-            clients[name] = httpx.Client(base_url=server.url, headers=headers, timeout=60)
-        operator = httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
-        for client in (*clients.values(), operator):
-            stack.enter_context(client)
-        yield World(server, settle(server, clients[OURS], OURS), settle(server, clients[THEIRS], THEIRS), operator)
+    with two_teams(module_store) as world:
+        yield world
 
 
 def test_every_operation_is_probed(world: World) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from ray_jobs.storage import Store
-from tests.serving.api_harness import BASE, ApiServer, rows
+from ray_jobs.tenancy import api_keys
+from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, rows
 
 OURS, THEIRS = "alpha", "bravo"
 
@@ -69,6 +72,23 @@ class World:
     def objects_of(self, team: Team) -> dict[str, str]:
         """Key → etag of all objects of a team's things."""
         return {info.key: info.etag for info in self.store.list() if any(found in info.key for found in team.ids)}
+
+
+@contextmanager
+def two_teams(store: Store) -> Iterator[World]:
+    """Run an endpoint with both teams until the block ends."""
+    add_base(store)
+    with ExitStack() as stack:
+        server = stack.enter_context(api_server(store, route_ttl_s=0.02))
+
+        def client(key: str) -> httpx.Client:
+            headers = {"Authorization": f"Bearer {key}"}
+            return stack.enter_context(httpx.Client(base_url=server.url, headers=headers, timeout=60))
+
+        ours, theirs = (
+            settle(server, client(api_keys.create(store, name, "tests")[1]), name) for name in (OURS, THEIRS)
+        )
+        yield World(server, ours, theirs, client(KEY))
 
 
 def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
