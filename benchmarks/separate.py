@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_jobs.sharing.shared_trainer import SharedTrainer
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training.inputs import TrainHooks, TrainInputs
 
 
@@ -21,7 +21,7 @@ class MeasuredTrainer(SharedTrainer):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run_separately(store: Store, inputs: Sequence[TrainInputs], *, at_once: int, threads: int) -> dict[str, Any]:
+def run_separately(store: Workspace, inputs: Sequence[TrainInputs], *, at_once: int, threads: int) -> dict[str, Any]:
     """Run trainings as trials of Ray Tune. Returns wall-clock seconds, and for each trial the seconds from its turn to
     its first step and to its end."""
     from ray import tune

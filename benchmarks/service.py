@@ -36,7 +36,7 @@ from ray_jobs.local.embedded_store import tail
 from ray_jobs.models import bases
 from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.inference.llm import engine_settings
 
 ADAPTER = "tuned"
@@ -53,7 +53,7 @@ class Sides:
 
     endpoint: Server
     direct: Server
-    store: Store
+    store: Workspace
     settings: ServeSettings
     base: bases.Base
     base_directory: Path
@@ -101,7 +101,7 @@ def side_by_side(bench: Workbench) -> Iterator[Sides]:
         try:
             local.up(root, port=port, log=lambda _: None)
             os.environ.update(local.environment(root))
-            store, settings = Store.from_env(check=False), ServeSettings.from_env()
+            store, settings = Workspace.from_env(check=False), ServeSettings.from_env()
             base = bases.prepare(store, str(bench.assets / MODEL), "chat")
             directory = store.fetch(base.key)
             endpoint = Server(settings.url, os.environ["KITAE_API_KEY"], ADAPTER)

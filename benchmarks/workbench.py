@@ -31,7 +31,7 @@ from ray_jobs.local import embedded_store, processes
 from ray_jobs.local.embedded_store import Credentials
 from ray_jobs.models import load_processor
 from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import ray_train
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
@@ -152,7 +152,7 @@ def _turning_worker(config: dict[str, Any]) -> None:
 class Workbench:
     """A store with model and rows, and a scratch directory."""
 
-    def __init__(self, store: Store, directory: Path, assets: Path) -> None:
+    def __init__(self, store: Workspace, directory: Path, assets: Path) -> None:
         self.store, self.directory, self.assets = store, directory, assets
         self.ray_start_s = _start_ray()
         self.keep: Callable[[dict[str, Any]], None] = lambda _: None
@@ -372,7 +372,7 @@ def open_workbench(assets: Path = DEFAULT_DIRECTORY) -> Iterator[Workbench]:
             "HF_HUB_OFFLINE": "1",
         }
         with patch.dict(os.environ, variables):  # Ray's workers inherit it
-            yield Workbench(Store.from_env(), directory, assets.resolve())
+            yield Workbench(Workspace.from_env(), directory, assets.resolve())
     finally:
         _stop_ray()
         processes.stop([server], mark)

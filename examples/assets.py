@@ -31,7 +31,7 @@ import click
 from examples import e5, faq, labelled
 from ray_jobs.errors import KitaeError, MachineError
 from ray_jobs.models.bases import convert_gguf
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 DEFAULT_DIRECTORY = Path(".kitae/assets")
 
@@ -205,7 +205,7 @@ def _make_missing(assets: Iterable[Asset], into: Path, downloads: Path) -> None:
         say(f"   {result} ({megabytes(result):.0f} MB) in {time.monotonic() - started_s:.0f} s")
 
 
-def upload(store: Store, assets: Iterable[Asset], into: Path) -> None:
+def upload(store: Workspace, assets: Iterable[Asset], into: Path) -> None:
     """Upload the assets that the store does not have; a model whose bytes differ replaces the old one."""
     for asset in assets:
         source = into / asset.name
@@ -216,7 +216,7 @@ def upload(store: Store, assets: Iterable[Asset], into: Path) -> None:
             upload_model(store, source, asset.store_key)
 
 
-def upload_model(store: Store, directory: Path, key: str) -> None:
+def upload_model(store: Workspace, directory: Path, key: str) -> None:
     """Upload a model as a committed tree, so that readers never see a part of it."""
     stored = store.read_manifest(key)
     if stored is not None:
@@ -334,7 +334,7 @@ def main(group: str, into: Path) -> None:
     try:
         bring(GROUPS[group], into)
         if os.environ.get("KITAE_STORE"):
-            upload(Store.from_env(), GROUPS[group], into)
+            upload(Workspace.from_env(), GROUPS[group], into)
         else:
             say("KITAE_STORE is not set: nothing is uploaded")
     except KitaeError as error:

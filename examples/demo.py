@@ -29,7 +29,7 @@ from ray_jobs.jobs.progress import duration
 
 if TYPE_CHECKING:
     from ray_jobs.spec import JobSpec
-    from ray_jobs.storage import Store
+    from ray_jobs.storage import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = Path("examples/faq_chat.yaml")
@@ -98,9 +98,9 @@ def main() -> None:
     with steps("job", f"`.venv/bin/kitae status {spec.job_id} --events` shows the progress; {again}"):
         submit(spec)
     from ray_jobs import deploy, jobs
-    from ray_jobs.storage import Store
+    from ray_jobs.storage import Workspace
 
-    store = Store.from_env(check=False)
+    store = Workspace.from_env(check=False)
     with steps("questions", f"`.venv/bin/kitae local status` shows the running services; {again}"):
         result = jobs.load(store, spec.job_id).result or {}
         deploy.reapply(store, deploy.ServeSettings.from_env())  # has no effect if the model is deployed
@@ -127,7 +127,7 @@ def run(command: Sequence[str], failure: type[KitaeError]) -> None:
 def submit(spec: JobSpec) -> None:
     """Run `ray job submit` and print the job's output. Raises TrainingError if the job fails."""
     from ray_jobs import jobs
-    from ray_jobs.storage import Store
+    from ray_jobs.storage import Workspace
 
     ray = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
     where = ["--address", os.environ["RAY_API_SERVER_ADDRESS"], "--working-dir", "."]
@@ -138,11 +138,11 @@ def submit(spec: JobSpec) -> None:
         run([*ray, *where, *without, *job], TrainingError)
     except KeyboardInterrupt:
         # The job runs in Ray and would continue without this process.
-        jobs.request_cancel(Store.from_env(check=False), spec.job_id)
+        jobs.request_cancel(Workspace.from_env(check=False), spec.job_id)
         raise
 
 
-def ask(store: Store, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
+def ask(store: Workspace, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
     """Ask base and tuned model the first held-out questions. Raises ServingError if the endpoint does not answer."""
     import openai
 

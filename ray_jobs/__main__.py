@@ -13,7 +13,7 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, keys, local, models, quota, session, shell, tracking, traffic, usage, webhooks
+from ray_jobs.cli import jobs, keys, local, models, quota, session, shell, store, tracking, traffic, usage, webhooks
 
 
 class Commands(click.Group):
@@ -64,6 +64,7 @@ for command in (
     traffic.share,
     traffic.unshare,
     webhooks.webhooks,
+    store.store,
     local.local,
     shell.schema,
     shell.completion,

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from ray_jobs import __version__, deploy
+from ray_jobs import __version__, deploy, migration
 from ray_jobs.deploy.serve_api import INGRESS
-from ray_jobs.errors import KitaeError
+from ray_jobs.errors import KitaeError, StoreUnreachable
 from ray_jobs.launch.launcher import Launcher
 from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.storage import Store
@@ -90,6 +90,8 @@ def app_from_environment() -> ASGIApp:
 
     settings = EndpointSettings.from_env(os.environ)
     store = Store.from_env(check=False)
+    with suppress(StoreUnreachable):  # what it answers without a store, it answers also when it starts without one
+        migration.require_layout(store)
     log_requests()
     return create_app(
         settings,

@@ -23,7 +23,8 @@ from hypothesis import settings
 from ray_jobs.local import embedded_store, processes
 from ray_jobs.local.embedded_store import Credentials, StorePorts
 from ray_jobs.local.processes import Process
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.bucket import StoreSettings
 from tests.repository import ROOT
 
@@ -174,17 +175,17 @@ def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreServ
 
 
 @pytest.fixture
-def store(store_server: StoreServer, tmp_path: Path) -> Store:
-    """An empty store with its own cache."""
+def store(store_server: StoreServer, tmp_path: Path) -> Workspace:
+    """The workspace of the team `default` in an empty store with its own cache; `.root` is the whole store."""
     uri = f"s3://{embedded_store.BUCKET}/{uuid.uuid4().hex}"
-    return Store(uri, store_server.settings(), cache=tmp_path / "cache")
+    return Workspace(Store(uri, store_server.settings(), cache=tmp_path / "cache"), DEFAULT_TEAM)
 
 
 @pytest.fixture(scope="module")
-def module_store(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store for all tests of a module."""
+def module_store(store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """As `store`, for all tests of a module."""
     uri = f"s3://{embedded_store.BUCKET}/{uuid.uuid4().hex}"
-    return Store(uri, store_server.settings(), cache=tmp_path_factory.mktemp("cache"))
+    return Workspace(Store(uri, store_server.settings(), cache=tmp_path_factory.mktemp("cache")), DEFAULT_TEAM)
 
 
 @pytest.fixture

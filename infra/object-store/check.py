@@ -16,6 +16,7 @@ import sys
 
 from ray_jobs.errors import KitaeError, ObjectNotFound, StoreAccessDenied
 from ray_jobs.storage import Store
+from ray_jobs.storage.workspace import TEAM_KINDS
 
 FORBIDDEN = (
     "keys/",
@@ -35,7 +36,8 @@ FORBIDDEN = (
 def reached(store: Store, team: str) -> list[str]:
     """One finding for each prefix that the credentials can read and should not."""
     found = []
-    for prefix in (*FORBIDDEN, f"files/not-{team}/"):
+    others = [f"{kind}/not-{team}/" for kind in ("files", *TEAM_KINDS)]
+    for prefix in (*FORBIDDEN, *others):
         try:
             store.get(f"{prefix}none")
         except StoreAccessDenied:

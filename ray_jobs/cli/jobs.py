@@ -17,7 +17,7 @@ from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, Ki
 if TYPE_CHECKING:
     from ray_jobs.jobs import JobRecord
     from ray_jobs.spec import JobSpec
-    from ray_jobs.storage import Store
+    from ray_jobs.storage import Workspace
 
 WATCH_EVERY_S = 2.0
 SILENT_AFTER_S = 300.0
@@ -35,7 +35,7 @@ def plan(spec: JobSpec) -> None:
     """
     from ray_jobs import pipeline
 
-    click.echo(pipeline.plan(session.open_store(), spec).as_text())
+    click.echo(pipeline.plan(session.open_workspace(), spec).as_text())
 
 
 @click.command()
@@ -55,7 +55,7 @@ def run(spec: JobSpec, launched: bool) -> None:
     from ray_jobs import pipeline
 
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
-        click.echo(pipeline.run(session.open_store(), spec).as_text())
+        click.echo(pipeline.run(session.open_workspace(), spec).as_text())
 
 
 @click.command()
@@ -74,7 +74,7 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     from ray_jobs.jobs import Launched, load
     from ray_jobs.spec import parse_spec
 
-    store = session.open_store()
+    store, job = session.find_job(job, check=True)
     document = load(store, job).spec
     if workers is not None:
         document["compute"] = {**document.get("compute", {}), "workers": workers}
@@ -109,7 +109,7 @@ def tune(spec: JobSpec) -> None:
     """
     from ray_jobs import pipeline
 
-    result = pipeline.tune(session.open_store(), spec)
+    result = pipeline.tune(session.open_workspace(), spec)
     click.echo(f"best: {result.run} with {session.format_metrics(result.params)}  (job {result.job_id})")
     click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
 
@@ -129,7 +129,7 @@ def trials(job: str, html: Path | None, as_json: bool) -> None:
     from ray_jobs.search import page, standing
     from ray_jobs.search.records import newest_search
 
-    records = newest_search(session.open_store(check=False), job)
+    records = newest_search(*session.find_job(job))
     problem, results, now = standing.read(records)
     if as_json:
         session.print_json([result.model_dump(mode="json", exclude={"losses"}) for result in results.values()])
@@ -153,7 +153,7 @@ def cancel(job: str) -> None:
     """
     from ray_jobs.jobs import request_cancel
 
-    record = request_cancel(session.open_store(), job)
+    record = request_cancel(*session.find_job(job))
     click.echo(f"{record.id}: {record.status}")
 
 
@@ -168,7 +168,7 @@ def pause(job: str) -> None:
     """
     from ray_jobs.jobs import request_pause
 
-    record = request_pause(session.open_store(), job)
+    record = request_pause(*session.find_job(job))
     click.echo(f"{record.id}: {record.status}")
 
 
@@ -189,7 +189,7 @@ def notice(context: click.Context, job: str, wait_s: float) -> None:
     from ray_jobs.spec import load_spec
 
     job = load_spec(Path(job)).job_id if Path(job).suffix in (".yaml", ".yml") else job
-    store = session.open_store(check=False)
+    store, job = session.find_job(job)
     given = notices.request(store, job)
     answer, step = notices.wait(store, job, given.number, wait_s)
     click.echo(f"{job}: {notices.describe(answer, step, wait_s)}")
@@ -216,15 +216,18 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
     """
     from ray_jobs.jobs import events, list_jobs, load, stages
 
-    store = session.open_store(check=False)
     if job is None:
-        records, none = list_jobs(store), f"no jobs in {store.uri()} yet; `kitae run SPEC` starts one"
+        root = session.open_store(check=False)
+        found = [(home.team, record) for home in session.workspaces(root) for record in list_jobs(home)]
+        found.sort(key=lambda pair: pair[1].created_at, reverse=True)
+        none = f"no jobs in {root.uri()} yet; `kitae run SPEC` starts one"
         if not (watch or show_events):
-            _print_jobs(records, as_json, empty=none)
+            _print_jobs(found, as_json, empty=none)
             return
-        if not records:
+        if not found:
             raise JobError(none)
-        job = records[0].id
+        job = found[0][1].id
+    store, job = session.find_job(job)
     record = load(store, job)
     if as_json and not watch:
         document = record.model_dump(mode="json")
@@ -243,15 +246,15 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         context.exit(1)
 
 
-def _print_jobs(records: Sequence[JobRecord], as_json: bool, *, empty: str) -> None:
+def _print_jobs(found: Sequence[tuple[str, JobRecord]], as_json: bool, *, empty: str) -> None:
     if as_json:
-        session.print_json([record.model_dump(mode="json") for record in records])
+        session.print_json([record.model_dump(mode="json") | {"team": team} for team, record in found])
         return
-    rows = [(r.id, r.status, str(r.attempt), _ago(r.created_at), _outcome(r)) for r in records]
-    session.print_table(["job", "status", "attempts", "created", "outcome"], rows, empty=empty)
+    rows = [(r.id, team, r.status, str(r.attempt), _ago(r.created_at), _outcome(r)) for team, r in found]
+    session.print_table(["job", "team", "status", "attempts", "created", "outcome"], rows, empty=empty)
 
 
-def _print_events(store: Store, job_id: str, *, after: str) -> str:
+def _print_events(store: Workspace, job_id: str, *, after: str) -> str:
     from ray_jobs.jobs import events
 
     last = after
@@ -264,7 +267,7 @@ def _print_events(store: Store, job_id: str, *, after: str) -> str:
     return last
 
 
-def _print_job(store: Store, record: JobRecord) -> None:
+def _print_job(store: Workspace, record: JobRecord) -> None:
     from ray_jobs.jobs import events, stages
     from ray_jobs.jobs.progress import duration
 

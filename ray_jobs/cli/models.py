@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,24 +41,71 @@ def bases(context: click.Context, as_json: bool) -> None:
     session.print_table(columns, rows, empty=f"no bases in {store.uri()} yet; `kitae bases add SOURCE` adds one")
 
 
+def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a base's engine, which all teams share; None: unchanged."""
+    for option in (
+        click.option("--kv-cache-gib", type=float, help="Memory of a CPU engine's key/value cache, in GiB."),
+        click.option("--max-queued-requests", type=int, help="Most requests that wait; more are answered 429."),
+        click.option("--max-ongoing-requests", type=int, help="Most requests that it processes at once."),
+        click.option("--max-lora-rank", type=int, help="Largest rank of the adapters that it serves."),
+        click.option("--max-loras", type=int, help="Most adapters that it holds in memory at once."),
+        click.option("--max-model-len", type=int, help="Longest prompt plus answer, in tokens."),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Precision that it serves in."),
+    ):
+        command = option(command)
+    return command
+
+
 @bases.command()
 @click.argument("source")
 @click.option("--name", help="Its name. Default: the last part of SOURCE, in lower case.")
-def add(source: str, name: str | None) -> None:
+@_engine_options
+def add(source: str, name: str | None, **engine: Any) -> None:
     """Copy a base model into the store and the catalogue. SOURCE is of the form of a job's base_model.
+
+    The options are those of the engine that serves the base with the adapters of all teams; a job may ask for less.
 
     \b
     Example:
       kitae bases add HuggingFaceTB/SmolLM2-135M-Instruct
-      kitae bases add s3://models/qwen3-8b --name qwen3-8b
+      kitae bases add s3://models/qwen3-8b --name qwen3-8b --max-model-len 8192
     """
     from ray_jobs.jobs.progress import StageProgress
     from ray_jobs.models import bases as prepared
 
     store = session.open_store()
     with StageProgress("base") as progress:
-        entry = prepared.add(store, source, name, progress=lambda done, total: progress.update(done, total, "bytes"))
+        entry = prepared.add(
+            store,
+            source,
+            name,
+            engine={option: value for option, value in engine.items() if value is not None},
+            progress=lambda done, total: progress.update(done, total, "bytes"),
+        )
     click.echo(f"{entry.name} ({entry.architecture}) can be fine-tuned for: {', '.join(entry.tasks)}")
+
+
+@bases.command()
+@click.argument("name", shell_complete=session.base_names)
+@_engine_options
+def engine(name: str, **options: Any) -> None:
+    """Show or change the options of the engine of base NAME, which restarts with them.
+
+    \b
+    Example:
+      kitae bases engine smollm2-135m-instruct
+      kitae bases engine smollm2-135m-instruct --max-model-len 4096 --max-lora-rank 128
+    """
+    from ray_jobs.registry import catalogue
+
+    store = session.open_store(check=False)
+    changes = {option: value for option, value in options.items() if value is not None}
+    entry = catalogue.set_engine(store, name, changes) if changes else catalogue.find(store, name)
+    if entry is None:
+        raise catalogue.unknown(store, name)
+    shown = {"precision": entry.precision, "max_lora_rank": entry.max_lora_rank, **entry.serving.model_dump()}
+    rows = [(option, str(value)) for option, value in shown.items() if option != "deploy"]
+    session.print_table(["option", "value"], rows, empty="")
 
 
 @bases.command()
@@ -113,7 +160,11 @@ def models(context: click.Context, as_json: bool) -> None:
     from ray_jobs.deploy import records
 
     store = session.open_store(check=False)
-    found = {name: (registry.versions(store, name), registry.aliases(store, name)) for name in registry.names(store)}
+    found = {
+        name: (registry.versions(home, name), registry.aliases(home, name))
+        for home in session.workspaces(store)
+        for name in registry.names(home)
+    }
     if as_json:
         session.print_json(
             {name: [_as_json(one, aliases) for one in every] for name, (every, aliases) in found.items()}
@@ -125,8 +176,8 @@ def models(context: click.Context, as_json: bool) -> None:
         if versions:
             newest, count, answers = versions[-1], str(len(versions)), answering.get(name, "-")
             shown = ", ".join(f"{alias} → {version}" for alias, version in sorted(aliases.items()))
-            rows.append((name, newest.task, newest.base_name, count, newest.version, shown, answers))
-    columns = ["model", "task", "base", "versions", "newest", "aliases", "answers"]
+            rows.append((name, newest.team, newest.task, newest.base_name, count, newest.version, shown, answers))
+    columns = ["model", "team", "task", "base", "versions", "newest", "aliases", "answers"]
     session.print_table(columns, rows, empty=f"no models in {store.uri()} yet; `kitae run SPEC` trains one")
 
 
@@ -140,7 +191,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
     from ray_jobs.deploy import traffic
     from ray_jobs.registry import shares
 
-    store = session.open_store(check=False)
+    store = session.model_workspace(name)
     if "@" in name:
         found = registry.get(store, name)
         session.print_json(_as_json(found, registry.aliases(store, found.name)))
@@ -182,8 +233,25 @@ def alias(name: str, alias: str, version: str) -> None:
     """
     from ray_jobs import registry
 
-    registry.set_alias(session.open_store(check=False), name, alias, version)
+    registry.set_alias(session.model_workspace(name), name, alias, version)
     click.echo(f"{name}@{alias} is version {version}")
+
+
+@models.command()
+@_NAME
+@click.option("--team", required=True, help="The team that the name shall belong to.")
+def claim(name: str, team: str) -> None:
+    """Give NAME to a team before its first version, where the store lets only the platform team claim names.
+
+    \b
+    Example:
+      kitae models claim faq-chat --team blue
+    """
+    from ray_jobs import registry
+    from ray_jobs.storage import Workspace
+
+    registry.claim_name(Workspace(session.open_store(check=False), team), name)
+    click.echo(f"{name} belongs to team {team}")
 
 
 @models.command()
@@ -201,7 +269,7 @@ def delete(model: str, yes: bool) -> None:
     name, at, version = model.partition("@")
     if not at or not version:
         raise click.BadParameter(f"{model!r} names no version: {name}@VERSION", param_hint="NAME@VERSION")
-    store = session.open_store(check=False)
+    store = session.model_workspace(name)
     found = registry.get(store, model)
     if not yes:
         click.confirm(f"Delete {name}@{found.version} ({found.kind}; {_compared(found.metrics)})?", abort=True)
@@ -229,7 +297,7 @@ def deploy(model: str) -> None:
     """
     from ray_jobs import deploy as deployment
 
-    store, settings = session.open_store(), deployment.ServeSettings.from_env()
+    store, settings = session.model_workspace(model, check=True), deployment.ServeSettings.from_env()
     click.echo(deployment.deploy(store, model, settings, progress=session.print_progress))
 
 

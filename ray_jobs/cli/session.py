@@ -24,15 +24,17 @@ if TYPE_CHECKING:
     from ray_jobs.cluster.client import Cluster
     from ray_jobs.cluster.kinds import Kind, Object
     from ray_jobs.spec import JobSpec
-    from ray_jobs.storage import Store
+    from ray_jobs.storage import Store, Workspace
 
 ShellComplete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 DEFAULT_DAYS = 30
 _DATE = click.DateTime(formats=["%Y-%m-%d"])
 
 
-def open_store(*, check: bool = True) -> Store:
-    """The store of KITAE_STORE; without it, the store of this directory's local service."""
+def open_store(*, check: bool = True, layout: bool = True) -> Store:
+    """The store of KITAE_STORE; without it, the store of this directory's local service.
+
+    With `layout`, raises StoreError for a store with the layout of an earlier version."""
     from ray_jobs.storage import Store
 
     if "KITAE_STORE" not in os.environ:
@@ -40,7 +42,47 @@ def open_store(*, check: bool = True) -> Store:
 
         if local.is_up():
             os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
-    return Store.from_env(check=check)
+    store = Store.from_env(check=check)
+    if layout:
+        from ray_jobs import migration
+
+        migration.require_layout(store)
+    return store
+
+
+def open_workspace(*, check: bool = True) -> Workspace:
+    """The workspace of the team in KITAE_TEAM; without it, of the team `default`."""
+    from ray_jobs.spec import DEFAULT_TEAM
+    from ray_jobs.storage import Workspace
+
+    return Workspace(open_store(check=check), os.environ.get("KITAE_TEAM") or DEFAULT_TEAM)
+
+
+def workspaces(store: Store) -> list[Workspace]:
+    """The workspace of KITAE_TEAM; without it, those of all teams."""
+    from ray_jobs.storage import Workspace
+    from ray_jobs.storage.workspace import teams
+
+    own = os.environ.get("KITAE_TEAM")
+    return [Workspace(store, team) for team in ([own] if own else teams(store))]
+
+
+def find_job(job: str, *, check: bool = False) -> tuple[Workspace, str]:
+    """The workspace and the id of a job, given by its id or by its id in the API. Raises JobError."""
+    from ray_jobs import jobs
+
+    own = open_workspace(check=check)
+    for workspace in dict.fromkeys([own, *workspaces(own.root)]):
+        if (found := jobs.find(workspace, job)) is not None:
+            return workspace, found
+    return own, jobs.load(own, job).id
+
+
+def model_workspace(name: str, *, check: bool = False) -> Workspace:
+    """The workspace of the team that a model belongs to. Raises RegistryError for an unknown model."""
+    from ray_jobs import registry
+
+    return registry.workspace_of(open_store(check=check), name)
 
 
 def connect_cluster() -> Cluster:
@@ -126,7 +168,7 @@ def completes(candidates: Callable[[str], Iterable[str]]) -> ShellComplete:
 
 @completes
 def job_ids(_: str) -> Iterable[str]:
-    return open_store(check=False).list_dirs("jobs/")
+    return [job for workspace in workspaces(open_store(check=False)) for job in workspace.list_dirs("jobs/")]
 
 
 @completes
@@ -148,10 +190,10 @@ def model_names(incomplete: str) -> Iterable[str]:
     """Models, and after `@` the model's versions and aliases."""
     from ray_jobs import registry
 
-    store = open_store(check=False)
     name, at, _ = incomplete.partition("@")
     if not at:
-        return registry.names(store)
+        return [name for workspace in workspaces(open_store(check=False)) for name in registry.names(workspace)]
+    store = model_workspace(name)
     labels = [*(version.version for version in registry.versions(store, name)), *registry.aliases(store, name)]
     return [f"{name}@{label}" for label in labels]
 

@@ -26,11 +26,9 @@ def tracking(job: str, directory: Path | None) -> None:
       tensorboard --logdir runs/tensorboard
       wandb sync runs/wandb/*/*/offline-run-*
     """
-    from ray_jobs.jobs import load
     from ray_jobs.tracking import files
 
-    store = session.open_store(check=False)
-    load(store, job)  # JobError for an unknown job
+    store, job = session.find_job(job)
     directory = directory or Path("tracking") / job
     paths = files.download(store, job, directory)
     click.echo(f"{len(paths)} file(s) in {directory}")

@@ -109,7 +109,7 @@ def traffic(name: str, as_json: bool) -> None:
     from ray_jobs import registry
     from ray_jobs.deploy import traffic as policies
 
-    store = session.open_store(check=False)
+    store = session.model_workspace(name)
     registry.get(store, name)  # RegistryError, naming the nearest
     policy, aliases = policies.read(store, name), registry.aliases(store, name)
     if as_json:
@@ -161,7 +161,8 @@ def _follow(store: Store, name: str, alias: str) -> None:
     from ray_jobs import deploy, registry
     from ray_jobs.deploy import records
 
-    record, now = records.read(store, name), registry.read_alias(store, name, alias)
+    home = registry.workspace_of(store, name)
+    record, now = records.read(home, name), registry.read_alias(home, name, alias)
     if record is None or now is None:
         return
     if alias == registry.CHAMPION and record.label not in (None, alias):
@@ -172,4 +173,4 @@ def _follow(store: Store, name: str, alias: str) -> None:
         return
     # The champion's record has no label: while an engine starts, the bare name resolves to the running version.
     ref = name if alias == registry.CHAMPION else f"{name}@{alias}"
-    click.echo(deploy.deploy(store, ref, deploy.ServeSettings.from_env(), progress=session.print_progress))
+    click.echo(deploy.deploy(home, ref, deploy.ServeSettings.from_env(), progress=session.print_progress))

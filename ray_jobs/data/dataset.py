@@ -22,7 +22,7 @@ from ray_jobs.data.split import choose, row_digest, split, without_leak
 from ray_jobs.digests import json_sha256
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import Row, Task
 
 TRAIN_FILE = "train.jsonl"
@@ -75,7 +75,7 @@ def _read(path: Path) -> list[Row]:
         return [json.loads(line) for line in file]
 
 
-def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
+def prepare(store: Workspace, data: DataSection, task: Task[Any]) -> Dataset:
     """Read, check and split the rows and store the dataset, once. Raises DataError with everything that is wrong."""
     with tempfile.TemporaryDirectory(prefix="kitae-dataset-") as temporary:
         scratch = Path(temporary)
@@ -109,7 +109,7 @@ def prepare(store: Store, data: DataSection, task: Task[Any]) -> Dataset:
     return dataset
 
 
-def load(store: Store, digest: str) -> DatasetFiles:
+def load(store: Workspace, digest: str) -> DatasetFiles:
     """A dataset with its rows, downloaded to this machine's cache once. Raises ObjectNotFound without one."""
     directory = store.fetch(f"datasets/{digest}")
     manifest = store.read_manifest(f"datasets/{digest}")
@@ -133,7 +133,7 @@ class _Spool:
         return {label for i in rows if (label := self.labels[i]) is not None}
 
 
-def _ingest(store: Store, data: DataSection, task: Task[Any], scratch: Path) -> tuple[_Spool, _Spool | None]:
+def _ingest(store: Workspace, data: DataSection, task: Task[Any], scratch: Path) -> tuple[_Spool, _Spool | None]:
     """Both files' rows; every finding in both raises one DataError."""
     check_mapping(task, data.columns)
     findings = Findings()

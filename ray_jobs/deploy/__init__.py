@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import EllipsisType
 
 from pydantic import BaseModel, Field
 
@@ -19,9 +18,11 @@ from ray_jobs.deploy.records import Deployment
 from ray_jobs.deploy.serve_api import INGRESS, ServeClient, ServeSettings, differing, serve_config, with_running
 from ray_jobs.engine import lora_capacity
 from ray_jobs.errors import ServingError
+from ray_jobs.registry import catalogue
+from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.spec import ServingSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import TASKS
 
@@ -60,40 +61,39 @@ class Deployed:
 
 
 def deploy(
-    store: Store,
+    store: Workspace,
     ref: str,
     settings: ServeSettings,
     *,
-    team: str | EllipsisType | None = ...,
     progress: Callable[[str, float], None] | None = None,
 ) -> Deployed:
     """Deploy `name`, `name@version` or `name@alias`, and wait until it answers. For an endpoint elsewhere
     (`settings.endpoint_url`), only write the records, which that endpoint reconciles.
 
     With a version or alias, the bare name resolves to it from then on; without, it follows the alias champion, else
-    the newest version. `team`: on whose behalf, which must own the name; not given: the operator. `progress` is called
-    with a line and the elapsed seconds. Raises RegistryError for an unknown model or another team's, MachineError for a
-    port in use, else ServingError.
+    the newest version. `progress` is called with a line and the elapsed seconds. Raises RegistryError for an unknown
+    model or another team's, MachineError for a port in use, else ServingError.
     """
     version = registry.get(store, ref)
-    if team is not ...:
-        registry.require_owner(store, version.name, team)
+    registry.require_owner(store, version.name)
     label = ref.partition("@")[2] or None
-    wanted = needed_records(version, label, version.lineage.spec.serving, lora_rank=_lora_rank(store, version))
-    if wanted[-1].base is not None and registry.owner(store, wanted[-1].base) is not None:
+    entry = catalogue.find_base(store, version.base_name, version.base_digest)
+    serving, rank = version.lineage.spec.serving, _lora_rank(store, version)
+    if entry is not None and (problems := catalogue.engine_problems(entry, version.lineage.spec)):
         raise ServingError(
-            f"the base model of {version.name!r} would be served as {wanted[-1].base!r}, which is the name of a team's "
-            "model: rename the base model's directory"
+            f"{version.name!r} cannot be served", details=[f"{field}: {reason}" for field, reason in problems]
         )
+    wanted = needed_records(version, label, serving, lora_rank=rank, entry=entry)
+    own = [record for record in wanted if record.team is not None]
     elsewhere = settings.endpoint_url is not None
     answers = Deployed(version.name, version.version, wanted[-1].base, settings.url, recorded_only=elsewhere)
     if elsewhere:
-        for record in wanted:
+        for record in own:
             records.write(store, record)
         return answers
     with ServeClient(settings) as client:
         client.check()
-        for record in wanted:
+        for record in own:
             records.write(store, record)
         _apply(store, client, settings)
         client.wait_running([INGRESS, wanted[0].application], progress)
@@ -103,12 +103,16 @@ def deploy(
 def undeploy(store: Store, name: str, settings: ServeSettings) -> str:
     """Undeploy a name; returns the outcome as text. Raises ServingError if it is not deployed, or is a base that
     adapters need."""
+    if registry.owner(store, name) is None:
+        deployed = records.read_all(store)
+        raise ServingError(f"{name!r} is not deployed; deployed: {', '.join(deployed) or 'nothing'}")
+    home = registry.workspace_of(store, name)
     if settings.endpoint_url is not None:
-        records.remove(store, name)
+        records.remove(home, name)
         return f"{name} is recorded as undeployed: the endpoint {settings.endpoint_url} stops it automatically"
     with ServeClient(settings) as client:
         client.details()  # raises before anything is written
-        records.remove(store, name)
+        records.remove(home, name)
         _apply(store, client, settings)
     return f"{name} no longer answers at the endpoint"
 
@@ -138,14 +142,20 @@ def reconcile(store: Store, settings: ServeSettings) -> list[str]:
 
 
 def needed_records(
-    version: ModelVersion, label: str | None, serving: ServingSection, *, lora_rank: int | None
+    version: ModelVersion,
+    label: str | None,
+    serving: ServingSection,
+    *,
+    lora_rank: int | None,
+    entry: CatalogueEntry | None = None,
 ) -> list[Deployment]:
-    """The records that serve a version, the one with the engine first. Pure."""
+    """The records that serve a version, the one with the engine first. Pure. `entry`: its base in the catalogue."""
     precision = version.lineage.spec.training.precision
     generates = TASKS[version.task].generates
-    base_key = f"bases/{version.base_digest}"
+    base_key = f"bases/{version.base_digest}" if entry is None else entry.key
     own = Deployment(
         name=version.name,
+        team=version.team,
         kind="full" if generates else "predictor",
         task=version.task,
         key=version.key,
@@ -163,8 +173,9 @@ def needed_records(
             f"the model {version.name!r} has the name of its own base model, which the endpoint also serves; "
             "register it under another name"
         )
-    base = Deployment(
+    own_base = Deployment(
         name=version.base_name,
+        team=version.team,
         kind="base",
         task=version.task,
         key=base_key,
@@ -172,7 +183,9 @@ def needed_records(
         max_lora_rank=lora_capacity(lora_rank),
         serving=serving,
     )
-    adapter = own.model_copy(update={"kind": "adapter", "key": None, "version": None, "base": base.name})
+    base = own_base if entry is None else records.catalogue_base(entry)
+    of_base = {"base": base.name, "base_digest": version.base_digest}
+    adapter = own.model_copy(update={"kind": "adapter", "key": None, "version": None, **of_base})
     return [base, adapter]
 
 
@@ -187,7 +200,7 @@ def _apply(store: Store, client: ServeClient, settings: ServeSettings) -> None:
         applied = current
 
 
-def _lora_rank(store: Store, version: ModelVersion) -> int | None:
+def _lora_rank(store: Workspace, version: ModelVersion) -> int | None:
     """The rank that an adapter needs of an engine: PEFT's `r`, or the largest of `rank_pattern`."""
     if version.kind != "adapter":
         return None

@@ -1,9 +1,10 @@
-"""Deployment records: the names that the endpoint serves, one document per name in `deployments/{name}.json`.
+"""Deployment records: the names that the endpoint serves, one document per name in `deployments/{team}/{name}.json`.
 
 Owns their schema and their changes. Does not know Ray, nor how a record becomes a running engine (`serving`).
 
-A job's pods may write any record. Its store keys are therefore not believed: they must be those that follow from the
-kind, the name and the version.
+A job's pods may write any record of their team. So only the records of a name's owner count, and a record's store keys
+must be those that follow from the kind, the name and the version. The engine of a base in the catalogue has no record:
+it follows from the catalogue's entry, which only the operator writes.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ray_jobs.engine import LORA_RANKS
+from ray_jobs import registry
+from ray_jobs.engine import LORA_RANKS, lora_capacity
 from ray_jobs.errors import ServingError
+from ray_jobs.registry import catalogue, owners
+from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import Precision, ServingSection, is_name
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import TASKS
 
-_BASE_KEY = re.compile(r"bases/[0-9A-Za-z_-]+")
+_OWN_BASE_KEY = re.compile(r"bases/[0-9A-Za-z_-]+")
+_BASE_KEY = re.compile(rf"(bases|{catalogue.BASES})/[0-9A-Za-z_-]+")
 
 
 class Deployment(BaseModel):
@@ -30,6 +35,8 @@ class Deployment(BaseModel):
 
     name: str
     """Value of a request's `model`; also names the Serve application."""
+    team: str | None = None
+    """The team whose name it is. None: it is a base of the catalogue."""
     kind: Literal["base", "adapter", "full", "predictor"]
     """`base`: an engine and its adapters. `adapter`: served by its base's engine. `full`: its own engine.
     `predictor`: a model that does not generate."""
@@ -45,6 +52,8 @@ class Deployment(BaseModel):
     """Version or alias that the bare name resolves to. None: the alias champion, else the newest version."""
     base: str | None = None
     """An adapter's base: the name of the record whose engine serves it."""
+    base_digest: str | None = None
+    """Digest of that base."""
     precision: Precision = "auto"
     """Precision of training, and of serving if the hardware supports it."""
     max_lora_rank: int | None = Field(None, ge=1, le=LORA_RANKS[-1])
@@ -52,14 +61,19 @@ class Deployment(BaseModel):
     serving: ServingSection = ServingSection()
     """Lengths and limits of the engine."""
 
+    def runs_base(self, digest: str) -> bool:
+        """True if this is the engine of the base with that digest."""
+        return self.kind == "base" and self.key is not None and self.key.rpartition("/")[2] == digest
+
     @property
     def application(self) -> str:
         """Name of the Serve application that serves it."""
         return f"kitae-{self.base or self.name}"
 
 
-def why_wrong(name: str, record: Deployment) -> str | None:
-    """Why a record under this name is not served; None: it is. Pure."""
+def why_wrong(path: str, record: Deployment) -> str | None:
+    """Why a record at `{name}` or `{team}/{name}` is not served; None: it is. Pure."""
+    name = path.rpartition("/")[2]
     own_key = f"models/{name}/{record.version}"
     numbered = record.version is not None and record.version.isdecimal()
     if record.name != name or not is_name(name):
@@ -69,7 +83,7 @@ def why_wrong(name: str, record: Deployment) -> str | None:
     if record.label is not None and not is_name(record.label):
         return "its label is neither a version nor an alias"
     if record.kind == "base":
-        keys_fit = record.key is not None and _BASE_KEY.fullmatch(record.key) and record.base_key is None
+        keys_fit = record.key is not None and _OWN_BASE_KEY.fullmatch(record.key) and record.base_key is None
     elif record.kind == "adapter":
         keys_fit = record.key is None and record.base_key is None and record.base is not None and is_name(record.base)
     else:
@@ -85,27 +99,68 @@ def _fits_base(key: str | None) -> bool:
 
 _RECORDS = Documents("deployments/", Deployment, "a deployment record", why_wrong)
 
-read = _RECORDS.read
-read_all = _RECORDS.read_all
+
+def read(store: Workspace, name: str) -> Deployment | None:
+    """A team's record; None if it does not exist. Raises CorruptObject."""
+    found = _RECORDS.read(store, name)
+    return None if found is None else found.model_copy(update={"team": store.team})
+
+
+def read_all(store: Store) -> dict[str, Deployment]:
+    """What the endpoint serves, by name: every team's records, and the catalogue's bases that their adapters need."""
+    found = {}
+    for path, record in _RECORDS.read_all(store.root).items():
+        team, _, name = path.partition("/")
+        if owners.claimed_by(store, name) == team:
+            found[name] = record.model_copy(update={"team": team})
+    adapters = [record for record in found.values() if record.base is not None and record.base_digest is not None]
+    for name, digest in {(str(record.base), str(record.base_digest)) for record in adapters}:
+        if (entry := catalogue.find_base(store, name, digest)) is not None:
+            found[name] = catalogue_base(entry)
+    return dict(sorted(found.items()))
+
+
+def base_of(store: Workspace, record: Deployment) -> Deployment | None:
+    """The record of the engine that serves an adapter; None if it is not deployed."""
+    if record.base is None:
+        return None
+    entry = catalogue.find_base(store, record.base, record.base_digest or "")
+    return read(store, record.base) if entry is None else catalogue_base(entry)
+
+
+def catalogue_base(entry: CatalogueEntry) -> Deployment:
+    """The engine of a base in the catalogue. Pure."""
+    return Deployment(
+        name=entry.name,
+        kind="base",
+        task=next(task for task in entry.tasks if TASKS[task].generates),
+        key=entry.key,
+        precision=entry.precision,
+        max_lora_rank=lora_capacity(entry.max_lora_rank),
+        serving=entry.serving,
+    )
 
 
 def unreadable(store: Store) -> list[str]:
     """Names of the records that could not be read when they were last listed."""
-    return [key.removeprefix(_RECORDS.prefix).removesuffix(".json") for key in store.unreadable.keys(_RECORDS.kind)]
+    return [path.rpartition("/")[2].removesuffix(".json") for path in store.unreadable.keys(_RECORDS.kind)]
 
 
-def write(store: Store, record: Deployment) -> Deployment:
+def write(store: Workspace, record: Deployment) -> Deployment:
     """Write a record by compare-and-swap; a base's limits never shrink. Returns the stored record.
 
-    Raises ServingError if the name is taken by another kind of record or another base.
+    Raises ServingError if the name is taken by another kind of record or another base, RegistryError for a base under
+    another team's name.
     """
+    if record.kind == "base":
+        registry.claim_base(store, record.name)
     return _RECORDS.update(store, record.name, lambda old: record if old is None else merge(old, record))
 
 
-def remove(store: Store, name: str) -> None:
-    """Delete a record. Raises ServingError if the name is not deployed, or adapters need it."""
+def remove(store: Workspace, name: str) -> None:
+    """Delete a team's record. Raises ServingError if the name is not deployed, or adapters need it."""
     records = read_all(store)
-    if name in unreadable(store):
+    if store.path(_RECORDS.key(name)) in store.unreadable.keys(_RECORDS.kind):
         store.delete(_RECORDS.key(name))
         return
     if name not in records:

@@ -19,7 +19,7 @@ from ray_jobs.deploy import records
 from ray_jobs.errors import ConflictError, RegistryError, ServingError
 from ray_jobs.registry import CHAMPION
 from ray_jobs.registry.model import ModelVersion
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.documents import Documents
 from ray_jobs.tasks import TASKS
 
@@ -111,15 +111,16 @@ def promote(
     With `bounds` the promotion is undone automatically if they are passed within `watch_s`; only for adapters, whose
     previous version stays loadable. Raises ConflictError if the alias is moved at the same time.
     """
-    found = registry.get(store, f"{name}@{version}")
+    home = registry.workspace_of(store, name)
+    found = registry.get(home, f"{name}@{version}")
     policy = read(store, name)
     if bounds is not None:
-        _require_adapter(store, found, "bounds need")
+        _require_adapter(home, found, "bounds need")
         _require_free_alias(policy, name, alias)
-    before = registry.read_alias(store, name, alias)
+    before = registry.read_alias(home, name, alias)
     now_at = None if before is None else before.version
     back_to = before.previous if before is not None and now_at == found.version else now_at
-    registry.set_alias(store, name, alias, found.version, expected=now_at)
+    registry.set_alias(home, name, alias, found.version, expected=now_at)
     watch = None
     if bounds is not None and back_to is not None:
         until = datetime.now(UTC) + timedelta(seconds=watch_s)
@@ -168,7 +169,7 @@ def roll_back(store: Store, name: str, *, alias: str = CHAMPION) -> str:
 
     Returns the change as text. Raises RegistryError if the alias has no previous version. Two rollbacks cancel out.
     """
-    policy = read(store, name)
+    home, policy = registry.workspace_of(store, name), read(store, name)
     if policy is not None and policy.alias == alias and (policy.canary or policy.shadow):
         ended = [f"canary {policy.canary.version}"] if policy.canary else []
         ended += [f"shadow {policy.shadow}"] if policy.shadow else []
@@ -180,13 +181,13 @@ def roll_back(store: Store, name: str, *, alias: str = CHAMPION) -> str:
 
         _update(store, name, change)
         return f"{name}: {' and '.join(ended)} ended; {name}@{alias} is unchanged"
-    now = registry.read_alias(store, name, alias)
+    now = registry.read_alias(home, name, alias)
     if now is None:
-        registry.get(store, name)  # RegistryError for an unknown model
+        registry.get(home, name)  # RegistryError for an unknown model
         raise RegistryError(f"{name}@{alias} is not set: nothing to roll back to")
     if now.previous is None:
         raise RegistryError(f"{name}@{alias} has always been version {now.version}: nothing to roll back to")
-    registry.set_alias(store, name, alias, now.previous, expected=now.version)
+    registry.set_alias(home, name, alias, now.previous, expected=now.version)
     return f"{name}@{alias} is version {now.previous} again, before {now.version}"
 
 
@@ -210,11 +211,11 @@ def undo_promotion(store: Store, name: str, watch: Watch, reason: str) -> bool:
     The alias moves only from the watched version, so only once, however many processes call this. Each of them updates
     the policy, since the one that moved the alias may have died right after.
     """
-    policy = read(store, name)
+    home, policy = registry.workspace_of(store, name), read(store, name)
     if policy is None or policy.watch is None or policy.watch.id != watch.id:
         return False
     try:
-        registry.set_alias(store, name, policy.alias, watch.back_to, expected=watch.version)
+        registry.set_alias(home, name, policy.alias, watch.back_to, expected=watch.version)
         moved = True
     except ConflictError:
         moved = False
@@ -251,21 +252,22 @@ def describe(policy: TrafficPolicy | None, name: str) -> list[str]:
 
 def _beside(store: Store, name: str, version: str, alias: str, what: str) -> ModelVersion:
     """The version, if it can be served beside the one that the alias points at."""
-    found = registry.get(store, f"{name}@{version}")
-    _require_adapter(store, found, what)
+    home = registry.workspace_of(store, name)
+    found = registry.get(home, f"{name}@{version}")
+    _require_adapter(home, found, what)
     _require_free_alias(read(store, name), name, alias)
-    record = records.read(store, name)
+    record = records.read(home, name)
     if record is None:
         raise ServingError(f"{name!r} is not deployed, so it receives no requests: kitae deploy {name}")
-    base = records.read(store, record.base or "")
-    if base is None or base.key != f"bases/{found.base_digest}":
+    base = records.base_of(home, record)
+    if base is None or not base.runs_base(found.base_digest):
         raise ServingError(f"{name}@{found.version} was trained from another base than the one that runs: deploy it")
     if alias == CHAMPION and record.label not in (None, CHAMPION):
         raise ServingError(
             f"{name!r} was deployed as {name}@{record.label}, which its requests go to: kitae deploy {name} lets them "
             f"follow {name}@{CHAMPION}"
         )
-    now = registry.read_alias(store, name, alias)
+    now = registry.read_alias(home, name, alias)
     if now is None:
         raise RegistryError(f"{name}@{alias} is not set: promote a version whole first (kitae promote {name} VERSION)")
     if now.version == found.version:
@@ -273,7 +275,7 @@ def _beside(store: Store, name: str, version: str, alias: str, what: str) -> Mod
     return found
 
 
-def _require_adapter(store: Store, version: ModelVersion, what: str) -> None:
+def _require_adapter(store: Workspace, version: ModelVersion, what: str) -> None:
     record = records.read(store, version.name)
     # A classifier's adapter is in its predictor.
     beside_others = version.kind == "adapter" and TASKS[version.task].generates

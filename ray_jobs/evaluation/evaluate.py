@@ -20,7 +20,7 @@ from ray_jobs.errors import GateError
 from ray_jobs.evaluation.parity import ParityPrompt
 from ray_jobs.evaluation.publish import SendProgress, base_weights, build_candidate
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, Row
 from ray_jobs.tasks.chat import last_assistant
@@ -65,7 +65,7 @@ class EvaluateInputs(BaseModel):
     candidate_key: str
 
 
-def evaluate(inputs: EvaluateInputs, store: Store, report: SendProgress) -> Evaluation:
+def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> Evaluation:
     """Build the candidate from a checkpoint, store it, and score it and its base."""
     spec, labels = inputs.train.spec, inputs.train.labels
     task = TASKS[spec.task]

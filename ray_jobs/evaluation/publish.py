@@ -18,7 +18,7 @@ from ray_jobs import models
 from ray_jobs.errors import ModelError
 from ray_jobs.registry.model import base_name
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Reference
 from ray_jobs.training import checkpoint
@@ -34,7 +34,7 @@ SendProgress = Callable[[ProgressUpdate], object]
 
 
 def build_candidate(
-    inputs: TrainInputs, checkpoint_key: str, store: Store, base: Path | None, processor: Any, tree: Path
+    inputs: TrainInputs, checkpoint_key: str, store: Workspace, base: Path | None, processor: Any, tree: Path
 ) -> tuple[torch.nn.Module, Reference | None]:
     """Load a checkpoint's model, and write its files into `tree`. Returns also the reference its loss needs."""
     spec = inputs.spec
@@ -47,7 +47,7 @@ def build_candidate(
     return model, reference
 
 
-def _attach_weights(model: torch.nn.Module, store: Store, key: str) -> None:
+def _attach_weights(model: torch.nn.Module, store: Workspace, key: str) -> None:
     """Copy the weights of the checkpoint at a key into a model. Raises ModelError where it is gone."""
     chosen = checkpoint.load(store, key)
     if chosen is None:
@@ -118,7 +118,7 @@ def lineage_metrics(one: Checkpoint, spec: JobSpec) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def build_adapters(inputs: AdapterInputs, store: Store, report: SendProgress) -> None:
+def build_adapters(inputs: AdapterInputs, store: Workspace, report: SendProgress) -> None:
     """Build the missing adapters over one base in memory."""
     lacking = {key: tree for key, tree in inputs.trees.items() if store.read_manifest(tree) is None}
     if not lacking:

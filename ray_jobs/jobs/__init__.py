@@ -10,6 +10,7 @@ from ray_jobs.jobs.record import (
     StageRecord,
     Status,
     create,
+    find,
     give_up,
     list_jobs,
     load,
@@ -21,6 +22,6 @@ from ray_jobs.jobs.record import (
 
 __all__ = [
     "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "StageRecord", "Status", "create", "event",
-    "event_names", "events", "give_up", "list_jobs", "load", "note", "note_changed", "note_created", "read_stage",
-    "request_cancel", "request_pause", "stages", "start_attempt",
+    "event_names", "events", "find", "give_up", "list_jobs", "load", "note", "note_changed", "note_created",
+    "read_stage", "request_cancel", "request_pause", "stages", "start_attempt",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
 from ray_jobs.jobs.events import Event, EventKind, Level, append_event, last_sequence
 from ray_jobs.jobs.record import JobRecord, StageRecord, create, load, paused, update, write_stage
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 CHECK_EVERY_S = 2.0
 """Longest age of the record that `Job.check` uses: a training loop can call it at every step for the cost of a clock
@@ -35,7 +35,9 @@ class Launched:
     """Time of the pause that this launch ends. None: the job was not paused."""
 
 
-def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, launched: Launched | None = None) -> Job:
+def start_attempt(
+    store: Workspace, spec: JobSpec, *, owner: str | None = None, launched: Launched | None = None
+) -> Job:
     """Claim the job's next attempt, which supersedes the runner of an earlier one.
 
     A cancelled, paused or failed job resumes, unless its runner was `launched` before it was stopped; then raises
@@ -67,7 +69,7 @@ def start_attempt(store: Store, spec: JobSpec, *, owner: str | None = None, laun
 class Job:
     """One attempt, as its runner holds it. Safe to use from several threads."""
 
-    def __init__(self, store: Store, record: JobRecord) -> None:
+    def __init__(self, store: Workspace, record: JobRecord) -> None:
         self.store = store
         self.id = record.id
         self.attempt = record.attempt

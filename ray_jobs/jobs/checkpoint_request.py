@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ray_jobs import jobs
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
 
 ACKNOWLEDGED_WITHIN_S = 15.0
@@ -47,12 +47,12 @@ class CheckpointRequest(BaseModel, frozen=True):
 _REQUESTS = Documents("jobs/", CheckpointRequest, "a checkpoint request")
 
 
-def current(store: Store, job_id: str) -> CheckpointRequest | None:
+def current(store: Workspace, job_id: str) -> CheckpointRequest | None:
     """The newest request. None: there never was one."""
     return _REQUESTS.read(store, f"{job_id}/notice")
 
 
-def request(store: Store, job_id: str) -> CheckpointRequest:
+def request(store: Workspace, job_id: str) -> CheckpointRequest:
     """Request a checkpoint, or join a request that is still open. Raises JobError if the job is unknown."""
     attempt = jobs.load(store, job_id).attempt
     now = time.time()
@@ -65,17 +65,17 @@ def request(store: Store, job_id: str) -> CheckpointRequest:
     return _REQUESTS.update(store, f"{job_id}/notice", change)
 
 
-def acknowledge(store: Store, job_id: str, number: int) -> None:
+def acknowledge(store: Workspace, job_id: str, number: int) -> None:
     """Record that the training has seen the request and is about to write."""
     _change(store, job_id, number, heard_at=time.time())
 
 
-def answer(store: Store, job_id: str, number: int, step: int) -> None:
+def answer(store: Workspace, job_id: str, number: int, step: int) -> None:
     """Record that the checkpoint of this step is committed."""
     _change(store, job_id, number, step=step, committed_at=time.time())
 
 
-def wait(store: Store, job_id: str, number: int, wait_s: float) -> tuple[RequestAnswer, int | None]:
+def wait(store: Workspace, job_id: str, number: int, wait_s: float) -> tuple[RequestAnswer, int | None]:
     """Wait until the request is answered or cannot be: the outcome, and the step of the checkpoint."""
     began = time.monotonic()
     while True:
@@ -98,7 +98,7 @@ def describe(answer: RequestAnswer, step: int | None, wait_s: float) -> str:
     return texts.get(answer, answer)
 
 
-def was_requested(store: Store, job_id: str, attempt: int) -> bool:
+def was_requested(store: Workspace, job_id: str, attempt: int) -> bool:
     """True if a checkpoint of this attempt was requested within the last `COUNTS_S` seconds."""
     found = current(store, job_id)
     return found is not None and found.attempt == attempt and time.time() - found.at <= COUNTS_S
@@ -111,7 +111,7 @@ def _covers(last: CheckpointRequest, now_s: float) -> bool:
     return now_s - last.at <= COUNTS_S
 
 
-def _change(store: Store, job_id: str, number: int, **facts: Any) -> None:
+def _change(store: Workspace, job_id: str, number: int, **facts: Any) -> None:
     def change(old: CheckpointRequest | None) -> CheckpointRequest:
         assert old is not None
         return old.model_copy(update=facts) if old.number == number else old  # a later request has its own answer

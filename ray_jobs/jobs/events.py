@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from ray_jobs.errors import ConflictError, CorruptObject
 from ray_jobs.jobs.record import load
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
 
 Level = Literal["info", "warning", "error"]
@@ -52,14 +52,14 @@ class _Waiting(BaseModel, frozen=True):
 _WAITING = Documents("jobs/", _Waiting, "a reason for waiting")
 
 
-def note(store: Store, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
+def note(store: Workspace, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
     """Write an event from outside the job's runner. Raises JobError if the job is unknown."""
     attempt, sequence = load(store, job_id).attempt, last_sequence(store, job_id) + 1
     event = Event(attempt=attempt, sequence=sequence, level=level, message=message, data=dict(data or {}))
     return append_event(store, job_id, event)
 
 
-def note_changed(store: Store, job_id: str, message: str, *, every_s: float, now_s: float) -> None:
+def note_changed(store: Workspace, job_id: str, message: str, *, every_s: float, now_s: float) -> None:
     """Write an event about why the job waits: once per message, and at most one in `every_s` seconds, however many
     processes report it. Raises JobError if the job is unknown."""
     claimed = False
@@ -78,7 +78,7 @@ def note_changed(store: Store, job_id: str, message: str, *, every_s: float, now
         note(store, job_id, "info", message)
 
 
-def note_created(store: Store, job_id: str, message: str) -> None:
+def note_created(store: Workspace, job_id: str, message: str) -> None:
     """Write the first event of a job, once however often it is called.
 
     Call it before `create`: another process may write events as soon as the record exists.
@@ -88,24 +88,24 @@ def note_created(store: Store, job_id: str, message: str) -> None:
         _events(job_id).create(store, _name(1), event)
 
 
-def events(store: Store, job_id: str, *, after: str = "") -> Iterator[tuple[str, Event]]:
+def events(store: Workspace, job_id: str, *, after: str = "") -> Iterator[tuple[str, Event]]:
     """(name, event) of the readable events in order; `after` is the name of the last one already read."""
     for name in event_names(store, job_id):
         if name > after and (found := event(store, job_id, name)) is not None:
             yield name, found
 
 
-def event_names(store: Store, job_id: str) -> list[str]:
+def event_names(store: Workspace, job_id: str) -> list[str]:
     """Names of a job's events, in order, for `event`."""
     return [name for name in _events(job_id).names(store) if _NAME.fullmatch(name)]
 
 
-def event(store: Store, job_id: str, name: str) -> Event | None:
+def event(store: Workspace, job_id: str, name: str) -> Event | None:
     """One event; None if it does not exist or cannot be read."""
     return _events(job_id).find(store, name)
 
 
-def append_event(store: Store, job_id: str, event: Event) -> Event:
+def append_event(store: Workspace, job_id: str, event: Event) -> Event:
     """Write an event under the first free number from its own, which follows that of an existing event.
 
     Numbers have no gaps, so the event comes after every event that a reader can have seen, whichever processes write
@@ -120,7 +120,7 @@ def append_event(store: Store, job_id: str, event: Event) -> Event:
     raise ConflictError(f"no event of job {job_id} could be written in {_TRIES} tries")
 
 
-def last_sequence(store: Store, job_id: str) -> int:
+def last_sequence(store: Workspace, job_id: str) -> int:
     """Number of the newest event; 0 without one."""
     # Old stores have other names too.
     return max((int(name) for name in event_names(store, job_id) if name.isdecimal()), default=0)

@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, Field, computed_field
 from ray_jobs.digests import canonical_digest
 from ray_jobs.errors import ConflictError, CorruptObject, JobError, suggestion
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
 
 _MAX_ATTEMPTS = 10**6
@@ -83,7 +83,7 @@ def _why_misplaced(name: str, record: JobRecord) -> str | None:
 _JOBS = Documents("jobs/", JobRecord, "a job record", _why_misplaced)
 
 
-def create(store: Store, spec: JobSpec) -> JobRecord:
+def create(store: Workspace, spec: JobSpec) -> JobRecord:
     """Record the job as queued, or return its existing record: the same spec is the same job."""
     record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=datetime.now(UTC))
     try:
@@ -93,27 +93,35 @@ def create(store: Store, spec: JobSpec) -> JobRecord:
     return record
 
 
-def load(store: Store, job_id: str) -> JobRecord:
+def load(store: Workspace, job_id: str) -> JobRecord:
     """The record. Raises JobError with the nearest known id, CorruptObject if it cannot be read."""
     try:
         record = _JOBS.read(store, _name(job_id))
     except CorruptObject as error:
-        store.unreadable.report(_JOBS.kind, _JOBS.key(_name(job_id)), error.message)
+        store.unreadable.report(_JOBS.kind, store.path(_JOBS.key(_name(job_id))), error.message)
         raise
     if record is None:
         raise _unknown(store, job_id)
-    store.unreadable.clear(_JOBS.kind, [_JOBS.key(_name(job_id))])
+    store.unreadable.clear(_JOBS.kind, [store.path(_JOBS.key(_name(job_id)))])
     return record
 
 
-def list_jobs(store: Store) -> list[JobRecord]:
+def find(store: Workspace, job: str) -> str | None:
+    """The id of a job, given by it or by its id in the API (the job's name); None if it does not exist."""
+    if store.exists(_JOBS.key(_name(job))):
+        return job
+    named = [each for each in store.list_dirs("jobs/") if each.rpartition("-")[0] == job]
+    return named[0] if len(named) == 1 else None
+
+
+def list_jobs(store: Workspace) -> list[JobRecord]:
     """Every job with a readable record, the newest first."""
     # A prefix without a record holds stages or checkpoints of a deleted job.
     found = _JOBS.read_some(store, [_name(job_id) for job_id in store.list_dirs("jobs/")])
     return sorted(found.values(), key=lambda record: record.created_at, reverse=True)
 
 
-def update(store: Store, job_id: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
+def update(store: Workspace, job_id: str, change: Callable[[JobRecord], JobRecord]) -> JobRecord:
     """Replace the record by a conditional write; `change` may be called again. Raises JobError for an unknown job."""
 
     def changed(old: JobRecord | None) -> JobRecord:
@@ -124,7 +132,7 @@ def update(store: Store, job_id: str, change: Callable[[JobRecord], JobRecord]) 
     return _JOBS.update(store, _name(job_id), changed)
 
 
-def request_cancel(store: Store, job_id: str) -> JobRecord:
+def request_cancel(store: Workspace, job_id: str) -> JobRecord:
     """End the job. Its runner stops at its next `check()`. Raises JobError if it is unknown or already over."""
 
     def cancel(record: JobRecord) -> JobRecord:
@@ -138,7 +146,7 @@ def request_cancel(store: Store, job_id: str) -> JobRecord:
     return update(store, job_id, cancel)
 
 
-def request_pause(store: Store, job_id: str, *, ended: str | None = None) -> JobRecord:
+def request_pause(store: Workspace, job_id: str, *, ended: str | None = None) -> JobRecord:
     """Pause the job: its runner stops at its next `check()`, and the next attempt resumes where it stopped. A queued
     job can be paused too. Raises JobError if it is unknown or already over.
 
@@ -156,7 +164,7 @@ def paused(record: JobRecord, *, ended: str | None = None) -> JobRecord:
     return record.model_copy(update={"paused_at": datetime.now(UTC)})
 
 
-def give_up(store: Store, job_id: str, error: str) -> JobRecord:
+def give_up(store: Workspace, job_id: str, error: str) -> JobRecord:
     """Record a failure on behalf of a lost runner. A job that is over stays unchanged."""
 
     def end(record: JobRecord) -> JobRecord:
@@ -165,23 +173,23 @@ def give_up(store: Store, job_id: str, error: str) -> JobRecord:
     return update(store, job_id, end)
 
 
-def stages(store: Store, job_id: str) -> list[StageRecord]:
+def stages(store: Workspace, job_id: str) -> list[StageRecord]:
     """Every finished stage with a readable record, in the order they finished."""
     return sorted(_stages(job_id).read_all(store).values(), key=lambda record: record.finished_at)
 
 
-def read_stage(store: Store, job_id: str, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
+def read_stage(store: Workspace, job_id: str, name: str, inputs: Mapping[str, Any]) -> StageRecord | None:
     """The stage with exactly these inputs, if it has finished in any attempt and its record can be read."""
     return _stages(job_id).find(store, _stage_name(name, inputs))
 
 
-def write_stage(store: Store, job_id: str, record: StageRecord) -> None:
+def write_stage(store: Workspace, job_id: str, record: StageRecord) -> None:
     """Record a finished stage; replaces the record of an earlier run with the same inputs."""
     key = _stages(job_id).key(_stage_name(record.name, record.inputs))
     store.put_json(key, record.model_dump(mode="json"))
 
 
-def _unknown(store: Store, job_id: str) -> JobError:
+def _unknown(store: Workspace, job_id: str) -> JobError:
     hint = suggestion(job_id, store.list_dirs("jobs/"), "`kitae status` lists the jobs")
     return JobError(f"no job {job_id!r} in {store.uri()}; {hint}")
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ray_jobs.registry.api_names import DEFAULT_TEAM
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import DEFAULT_TEAM, JobSpec
 
 RunnerState = Literal["pending", "running", "ended", "unknown", "unreachable"]
 """`unknown`: the launcher answers and does not have the runner. `unreachable`: it does not answer."""

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -50,9 +50,15 @@ def every_port(ports: StorePorts) -> list[int]:
 
 
 def start(
-    data: Path, log: Path, ports: StorePorts, credentials: Credentials, *, environment: Mapping[str, str]
+    data: Path,
+    log: Path,
+    ports: StorePorts,
+    credentials: Credentials,
+    *,
+    environment: Mapping[str, str],
+    options: Sequence[str] = (),
 ) -> Process:
-    """Start the server on the directory `data`; existing data stays."""
+    """Start the server on the directory `data`; existing data stays. `options`: further ones of `weed mini`."""
     data.mkdir(parents=True, exist_ok=True)
     command = [
         find_binary(),
@@ -66,6 +72,7 @@ def start(
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         *(f"-{server}.port={port}" for server, port in vars(ports).items()),
+        *options,
     ]
     keys = {"AWS_ACCESS_KEY_ID": credentials.access_key_id, "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key}
     # Without these keys, its internal HTTP servers would serve every user of this machine without credentials.

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ray_jobs.models.load import check_architecture, load_config
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import base_name
-from ray_jobs.storage import ProgressFn, Store
+from ray_jobs.storage import ProgressFn, Store, Workspace
 from ray_jobs.storage.transfer import sha256_of
 from ray_jobs.tasks import TASKS
 
@@ -41,9 +41,12 @@ class Base:
     """Its name at the endpoint."""
     architecture: str
 
+    folder: str = "bases"
+    """Where its copy is: the team's, or the catalogue's."""
+
     @property
     def key(self) -> str:
-        return f"bases/{self.digest}"
+        return f"{self.folder}/{self.digest}"
 
 
 def fingerprint(store: Store, source: str) -> str:
@@ -68,7 +71,7 @@ def fingerprint(store: Store, source: str) -> str:
     return _ask_hub(source, download=False)
 
 
-def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None = None) -> Base:
+def prepare(store: Workspace, source: str, task: str, *, progress: ProgressFn | None = None) -> Base:
     """Copy a base into the store in its prepared form, once. Raises ModelError where it cannot do the task.
 
     A name in the catalogue needs no copy, and takes precedence over a path or hub id of the same name.
@@ -77,7 +80,11 @@ def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None
         if task not in entry.tasks:
             able = ", ".join(entry.tasks)
             raise ModelError(f"the base {source!r} ({entry.architecture}) cannot do task: {task}; it does {able}")
-        return Base(entry.digest, entry.name, entry.architecture)
+        return Base(entry.digest, entry.name, entry.architecture, catalogue.BASES)
+    return _prepare(store, source, task, "bases", progress)
+
+
+def _prepare(store: Store, source: str, task: str, folder: str, progress: ProgressFn | None) -> Base:
     with _local(store, source, progress) as directory, tempfile.TemporaryDirectory(prefix="kitae-base-") as scratch:
         config = load_config(directory)
         check_architecture(config, task)
@@ -98,14 +105,24 @@ def prepare(store: Store, source: str, task: str, *, progress: ProgressFn | None
                 "can run code: convert them with the model's own tools first"
             )
         digest = _tree_digest(tree)
-        base = Base(digest, base_name(source), str((config.get("architectures") or ["?"])[0]))
+        base = Base(digest, base_name(source), str((config.get("architectures") or ["?"])[0]), folder)
         if store.read_manifest(base.key) is None:
             store.commit(base.key, store.upload_tree(tree, base.key, progress=progress), {"source": source})
         return base
 
 
-def add(store: Store, source: str, name: str | None = None, *, progress: ProgressFn | None = None) -> CatalogueEntry:
-    """Prepare a base and add it to the catalogue, for every task it can do. Raises ModelError where it can do none."""
+def add(
+    store: Store,
+    source: str,
+    name: str | None = None,
+    *,
+    engine: Mapping[str, Any] | None = None,
+    progress: ProgressFn | None = None,
+) -> CatalogueEntry:
+    """Prepare a base and add it to the catalogue, for every task it can do. Raises ModelError where it can do none.
+
+    `engine`: options of its engine that differ from the defaults (`catalogue.set_engine`).
+    """
     with _local(store, source, None) as directory:
         config = load_config(directory)
     tasks, why = [], []
@@ -117,7 +134,7 @@ def add(store: Store, source: str, name: str | None = None, *, progress: Progres
             why.append(str(error))
     if not tasks:
         raise ModelError(f"{source} can be fine-tuned for no task", details=why)
-    base = prepare(store, source, tasks[0], progress=progress)
+    base = _prepare(store, source, tasks[0], catalogue.BASES, progress)
     longest = config.get("max_position_embeddings")
     entry = CatalogueEntry(
         name=name or base.name,
@@ -127,7 +144,8 @@ def add(store: Store, source: str, name: str | None = None, *, progress: Progres
         tasks=tuple(tasks),
         max_tokens=longest if isinstance(longest, int) else None,
     )
-    return catalogue.add(store, entry)
+    length = min(entry.max_tokens or entry.serving.max_model_len, entry.serving.max_model_len)
+    return catalogue.add(store, catalogue.with_engine(entry, {"max_model_len": length, **(engine or {})}))
 
 
 @contextmanager

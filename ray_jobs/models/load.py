@@ -14,7 +14,7 @@ from ray_jobs.engine import Dtype, cpu_hardware
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import heads
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check_architecture(config: dict[str, Any], task: str) -> None:
         )
 
 
-def fetch_base(store: Store, key: str) -> Path | None:
+def fetch_base(store: Workspace, key: str) -> Path | None:
     """A base's copy on this machine. None for the empty key of a task that has no base."""
     return store.fetch(key) if key else None
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ray_jobs import jobs, registry
-from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError
+from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError, SpecError
 from ray_jobs.jobs import Job, Launched, StageRecord, checkpoint_request, sigterm
 from ray_jobs.jobs.progress import StageProgress
 from ray_jobs.pipeline import sources
@@ -24,7 +24,7 @@ from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, Stage
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.pipeline.stages import Stage, stages_of
 from ray_jobs.spec import JobSpec, SearchSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking.packages import require_packages
 from ray_jobs.training import checkpoint
 from ray_jobs.training.machine_errors import is_disk_full
@@ -33,7 +33,7 @@ from ray_jobs.training.metrics import write_csv
 R = TypeVar("R", bound=BaseModel)
 
 
-def run(store: Store, spec: JobSpec, *, launched: Launched | None = None) -> JobResult:
+def run(store: Workspace, spec: JobSpec, *, launched: Launched | None = None) -> JobResult:
     """Run or resume a job to its end. Raises the job's error, after writing it into the job's record."""
 
     def work(job: Job) -> JobResult:
@@ -47,7 +47,7 @@ def run(store: Store, spec: JobSpec, *, launched: Launched | None = None) -> Job
     return _attempt(store, spec, work, launched)
 
 
-def tune(store: Store, spec: JobSpec) -> TuneResult:
+def tune(store: Workspace, spec: JobSpec) -> TuneResult:
     """Run or resume a job up to the end of its search; `run` resumes from there. Raises as `run`."""
     spec = spec if spec.search is not None else spec.model_copy(update={"search": SearchSection()})
 
@@ -62,13 +62,14 @@ def tune(store: Store, spec: JobSpec) -> TuneResult:
     return _attempt(store, spec, work)
 
 
-def plan(store: Store, spec: JobSpec) -> PlanReport:
+def plan(store: Workspace, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing.
 
     Raises MachineError if a tracker's package is missing, RegistryError if the model's name belongs to another team.
     """
     require_packages(spec.tracking)
-    registry.require_owner(store, spec.name, spec.team)
+    _require_team(store, spec)
+    registry.require_owner(store, spec.name)
     flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
     for stage in stages_of(flow, sources.read_sources(store, flow)):
         which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
@@ -90,7 +91,7 @@ def plan(store: Store, spec: JobSpec) -> PlanReport:
     return PlanReport(spec, tuple(planned))
 
 
-def find_output(store: Store, stage: Stage[Any], flow: Flow) -> tuple[StageRecord, Any] | None:
+def find_output(store: Workspace, stage: Stage[Any], flow: Flow) -> tuple[StageRecord, Any] | None:
     """A finished stage's record and output. None: it has to run, or its inputs follow from a stage that has to."""
     if stage.inputs is None:
         return None
@@ -138,9 +139,10 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
     return output, StageTime(name=stage.name, seconds=seconds, skipped=False)
 
 
-def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
+def _attempt(store: Workspace, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
-    registry.claim_name(store, spec.name, spec.team)  # before anything is written of a job that would be refused
+    _require_team(store, spec)
+    registry.claim_name(store, spec.name)  # before anything is written of a job that would be refused
     job = jobs.start_attempt(store, spec, launched=launched)
     job.event("info", f"attempt {job.attempt} started")
     try:
@@ -167,6 +169,15 @@ def _attempt(store: Store, spec: JobSpec, work: Callable[[Job], R], launched: La
             raise
         raise known from error
     return result
+
+
+def _require_team(store: Workspace, spec: JobSpec) -> None:
+    """The job's team is that of the workspace, and so of the credentials, not of the job file."""
+    if spec.team not in (None, store.team):
+        raise SpecError(
+            f"the job file has team: {spec.team}, and this is the workspace of team {store.team!r} (KITAE_TEAM): leave "
+            "team out, or start the job as that team"
+        )
 
 
 def _machines_are_going(job: Job) -> bool:

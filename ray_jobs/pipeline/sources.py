@@ -6,12 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ray_jobs import registry
 from ray_jobs.data.ingest import local_copy
 from ray_jobs.digests import json_digest
-from ray_jobs.errors import DataError, KitaeError
+from ray_jobs.errors import DataError, KitaeError, ServingError
 from ray_jobs.models import bases
 from ray_jobs.pipeline.outputs import Flow
-from ray_jobs.storage import Store
+from ray_jobs.registry import catalogue
+from ray_jobs.registry.model import base_name
+from ray_jobs.spec import JobSpec
+from ray_jobs.storage import Workspace
+from ray_jobs.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Sources:
     """By base model."""
 
 
-def read_sources(store: Store, flow: Flow) -> Sources:
+def read_sources(store: Workspace, flow: Flow) -> Sources:
     """Fingerprint the rows and the bases. Raises one error with everything that is missing."""
     data = flow.job_spec.data
     problems: list[KitaeError] = []
@@ -36,6 +41,7 @@ def read_sources(store: Store, flow: Flow) -> Sources:
         problems.append(error)
     for base_model in filter(None, flow.base_models):
         try:
+            _require_engine(store, flow.job_spec, base_model)
             prints[base_model] = bases.fingerprint(store, base_model)
         except KitaeError as error:
             problems.append(error)
@@ -46,7 +52,18 @@ def read_sources(store: Store, flow: Flow) -> Sources:
     return Sources(rows, prints)
 
 
-def _rows_fingerprint(store: Store, source: str) -> str:
+def _require_engine(store: Workspace, spec: JobSpec, base_model: str) -> None:
+    """Raise for a job whose adapter could not be served: the engine of a base in the catalogue is the operator's, and
+    the name of any other base must be the team's."""
+    entry = catalogue.find(store, base_model)
+    if entry is not None:
+        if problems := catalogue.engine_problems(entry, spec):
+            raise ServingError("the job cannot be served", details=[f"{field}: {why}" for field, why in problems])
+    elif spec.serving.deploy and TASKS[spec.task].generates and spec.training.method in ("lora", "qlora"):
+        registry.require_base_owner(store, base_name(base_model))
+
+
+def _rows_fingerprint(store: Workspace, source: str) -> str:
     """A value that changes with a file of rows. Raises DataError for a missing file."""
     if not source.startswith("s3://"):
         with local_copy(store, source) as path, path.open("rb") as file:

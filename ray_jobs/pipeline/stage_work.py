@@ -15,6 +15,7 @@ from ray_jobs.data.dataset import Dataset
 from ray_jobs.data.encoding import encode_rows
 from ray_jobs.digests import json_digest
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
+from ray_jobs.errors import ModelError
 from ray_jobs.evaluation import publish
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
 from ray_jobs.evaluation.parity import ParityReport, check_parity
@@ -32,13 +33,14 @@ from ray_jobs.pipeline.outputs import (
     SearchOutcome,
     candidate_key,
 )
+from ray_jobs.registry import catalogue
 from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.search import page, standing
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import trial_spec
 from ray_jobs.search.space import space_of
-from ray_jobs.spec import ComputeSection, JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.spec import ComputeSection, JobSpec, ServingSection
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tracking.job_run import track
 from ray_jobs.training import checkpoint, ray_train, ray_workers
@@ -63,7 +65,7 @@ class StageContext:
     """`StageProgress.update`."""
 
     @property
-    def store(self) -> Store:
+    def store(self) -> Workspace:
         return self.job.store
 
     def report(self, done: float, total: float, unit: str, metrics: MetricValues) -> None:
@@ -90,6 +92,12 @@ def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
         context.show(done, total, "bytes")
 
     base = bases.prepare(context.store, base_model, flow.job_spec.task, progress=progress)
+    entry = catalogue.find(context.store, base.name)
+    if entry is not None and entry.digest != base.digest:
+        raise ModelError(
+            f"base_model {base_model} would be served as {base.name!r}, and the catalogue has another base of this "
+            f"name: write base_model: {base.name}, or rename the directory"
+        )
     return BaseCopy(digest=base.digest, name=base.name, architecture=base.architecture, key=base.key)
 
 
@@ -202,23 +210,35 @@ def evaluate_candidate(flow: Flow, context: StageContext) -> Evaluation:
 
 def compare_served(flow: Flow, context: StageContext) -> ParityReport:
     """Compare what is served with what was trained. Raises GateError where they differ."""
-    return context.on_worker(compare_with_engine, flow.spec, flow.evaluation, flow.base.key, compute=flow.spec.compute)
+    entry = catalogue.find_base(context.store, flow.base.name, flow.base.digest)
+    shared = entry is not None and flow.evaluation.is_adapter
+    serving = entry.serving if entry is not None and shared else flow.spec.serving
+    rank = entry.max_lora_rank if entry is not None and shared else flow.evaluation.lora_rank
+    return context.on_worker(
+        compare_with_engine, flow.spec, serving, rank, flow.evaluation, flow.base.key, compute=flow.spec.compute
+    )
 
 
 def compare_with_engine(
-    spec: JobSpec, evaluation: Evaluation, base_key: str, store: Store, report: SendProgress
+    spec: JobSpec,
+    serving: ServingSection,
+    lora_rank: int | None,
+    evaluation: Evaluation,
+    base_key: str,
+    store: Workspace,
+    report: SendProgress,
 ) -> ParityReport:
-    """The comparison, on a machine of the kind that serves."""
+    """The comparison, on a machine of the kind that serves. `serving`, `lora_rank`: of the engine that will serve."""
     hardware = detect_hardware()
     trained = cast(Dtype, evaluation.dtype)
     settings = EngineSettings(
         dtype=serving_dtype(trained, hardware),
         hardware=hardware,
-        max_model_len=spec.serving.max_model_len,
-        max_lora_rank=evaluation.lora_rank,
-        max_loras=spec.serving.max_loras,
-        kv_cache_gib=spec.serving.kv_cache_gib,
-        max_num_seqs=spec.serving.max_ongoing_requests,
+        max_model_len=serving.max_model_len,
+        max_lora_rank=lora_rank,
+        max_loras=serving.max_loras,
+        kv_cache_gib=serving.kv_cache_gib,
+        max_num_seqs=serving.max_ongoing_requests,
     )
     candidate = store.fetch(evaluation.candidate_key)
 
@@ -242,7 +262,7 @@ def register(flow: Flow, context: StageContext) -> Registered:
     if flow.parity is not None:
         metrics |= {"parity_mean_gap": flow.parity.mean_gap}
     version = _register_tree(flow, context, flow.evaluation.candidate_key, metrics)
-    registry.set_alias(context.store, version.name, "champion", version.version, team=flow.spec.team)
+    registry.set_alias(context.store, version.name, "champion", version.version)
     return Registered(name=version.name, version=version.version)
 
 
@@ -262,7 +282,7 @@ def publish_checkpoints(flow: Flow, context: StageContext) -> Published:
         published.append(_published(one, _register_tree(flow, context, trees[one.key], metrics).version))
     for row in published:
         alias = publish.alias_of(row.step)
-        registry.set_alias(store, flow.registered.name, alias, row.version, team=flow.spec.team)
+        registry.set_alias(store, flow.registered.name, alias, row.version)
     return Published(checkpoints=tuple(sorted(published, key=lambda row: row.step)))
 
 
@@ -273,7 +293,6 @@ def deploy_version(flow: Flow, context: StageContext) -> DeployedEndpoint:
         context.store,
         flow.registered.name,
         settings,
-        team=flow.spec.team,
         progress=lambda doing, seconds: context.show(seconds, max(seconds, settings.timeout_s), "s", doing=doing),
     )
     return DeployedEndpoint(url=deployed.url, version=deployed.version)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from functools import partial
 from typing import Literal
 
 from ray_jobs import jobs
@@ -24,9 +23,9 @@ from ray_jobs.errors import SpecError
 from ray_jobs.jobs import JobRecord
 from ray_jobs.kueue.pool import UnitKind
 from ray_jobs.kueue.simulate import QueuedJob
-from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.spec import parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
+from ray_jobs.storage.workspace import teams
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
 
@@ -73,24 +72,27 @@ def read(store: Store, *, since: date = date.min, until: date = date.max, now: d
 
     `now`: running jobs are included as if they ended then; without it they are left out.
     """
-    records = jobs.list_jobs(store)
-    inside = [each for each in records if _day(each.created_at) <= until and _day(_ended_at(each, now)) >= since]
+    homes = [Workspace(store, team) for team in teams(store)]
+    records = [(home, record) for home in homes for record in jobs.list_jobs(home)]
+    inside = [
+        (home, each) for home, each in records if _day(each.created_at) <= until and _day(_ended_at(each, now)) >= since
+    ]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        earlier_s = list(pool.map(partial(_earlier_s, store), inside))
+        earlier_s = list(pool.map(lambda pair: _earlier_s(*pair), inside))
     found: list[PastJob] = []
     left_out: list[tuple[str, LeftOut]] = []
-    for record, seconds in zip(inside, earlier_s, strict=True):
-        past = past_job(record, now=now, earlier_s=seconds)
+    for (home, record), seconds in zip(inside, earlier_s, strict=True):
+        past = past_job(record, home.team, now=now, earlier_s=seconds)
         if isinstance(past, PastJob):
             found.append(past)
         else:
             left_out.append((record.id, past))
     found.sort(key=lambda job: (job.arrival_s, job.name))
-    ledger_jobs = _ledger_jobs(store, {record.id for record in records}, since, until)
+    ledger_jobs = _ledger_jobs(store, {record.id for _, record in records}, since, until)
     return JobTrace(tuple(found), tuple(ledger_jobs), tuple(left_out))
 
 
-def past_job(record: JobRecord, *, now: datetime | None = None, earlier_s: float = 0.0) -> PastJob | LeftOut:
+def past_job(record: JobRecord, team: str, *, now: datetime | None = None, earlier_s: float = 0.0) -> PastJob | LeftOut:
     """A record's job, or the reason to leave it out. `earlier_s`: seconds of earlier attempts; `now`: see `read`."""
     if record.status in ("queued", "paused") or (record.status == "running" and now is None):
         return "still runs or waits"
@@ -105,7 +107,7 @@ def past_job(record: JobRecord, *, now: datetime | None = None, earlier_s: float
     ended_at = _ended_at(record, now)
     return PastJob(
         name=record.id,
-        team=spec.team or DEFAULT_TEAM,
+        team=team,
         arrival_s=record.created_at.timestamp(),
         duration_s=max(0.0, (ended_at - record.started_at).total_seconds()) + earlier_s,
         units=compute.workers * (compute.gpus_per_worker if kind == "gpu" else compute.cpus_per_worker),
@@ -124,7 +126,7 @@ def _day(at: datetime) -> date:
     return at.astimezone(UTC).date()
 
 
-def _earlier_s(store: Store, record: JobRecord) -> float:
+def _earlier_s(store: Workspace, record: JobRecord) -> float:
     """Seconds of the stages that earlier attempts finished; the record has no times of these attempts."""
     if record.attempt <= 1:
         return 0.0

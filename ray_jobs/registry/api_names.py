@@ -13,19 +13,12 @@ from ray_jobs.registry.model import ModelVersion
 
 JOB_PREFIX = "ftjob-"
 """Prefix of the registry names of models made through the API."""
-DEFAULT_TEAM = "default"
-"""Team of models and jobs without a team."""
 
 CHECKPOINT_ALIAS = re.compile(r"ckpt-step-\d+")
 
 _API_NAME = re.compile(
     r"ft:[^:]*:[^:]*:[^:]*:(?P<id>[a-z0-9]([a-z0-9._-]{0,40}[a-z0-9])?)(:(?P<checkpoint>ckpt-step-\d+))?"
 )
-
-
-def owner(version: ModelVersion) -> str:
-    """The team a version belongs to."""
-    return version.lineage.spec.team or DEFAULT_TEAM
 
 
 def has_api_name(name: str) -> bool:
@@ -40,7 +33,7 @@ def api_name(version: ModelVersion, *, checkpoint: str | None = None) -> str:
     """
     if not has_api_name(version.name):
         return version.name
-    return tuned_name(version.name, version.base_name, owner(version), version.lineage.spec.suffix, checkpoint)
+    return tuned_name(version.name, version.base_name, version.team, version.lineage.spec.suffix, checkpoint)
 
 
 def tuned_name(name: str, base: str, team: str, suffix: str | None, checkpoint: str | None = None) -> str:

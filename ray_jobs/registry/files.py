@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 
 from ray_jobs.digests import tree_digest
 from ray_jobs.errors import RegistryError
+from ray_jobs.registry import catalogue
 from ray_jobs.storage import Store
 
-_BASES = "bases/"
+_BASES = ("bases/", f"{catalogue.BASES}/")
 _ALLOWED = {".safetensors", ".json", ".model", ".txt", ".md", ".jinja"}
 _PICKLE_OR_ZIP = (b"\x80", b"PK\x03\x04")  # torch.save writes either
 
@@ -44,7 +45,7 @@ def fetch_checked(store: Store, key: str) -> Path:
     manifest = store.read_manifest(key)
     files = () if manifest is None else manifest.files
     found = tree_digest((entry.path, bytes.fromhex(entry.sha256)) for entry in files)
-    if manifest is None or directory.name != manifest.digest or found != key.removeprefix(_BASES):
+    if manifest is None or directory.name != manifest.digest or found != key.rpartition("/")[2]:
         raise RegistryError(
             f"{store.uri(key)} does not hold the base of this digest: delete it, then `kitae bases add`"
         )

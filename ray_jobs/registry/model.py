@@ -39,8 +39,10 @@ _LINEAGE = TypeAdapter(Lineage)
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One registered version. `key` is the prefix of its tree in the store."""
+    """One registered version. `key` is the prefix of its tree in the team's workspace."""
 
+    team: str
+    """The team that registered it, from its place in the store."""
     name: str
     version: str
     key: str
@@ -63,8 +65,8 @@ def base_name(base_model: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._") or "base"
 
 
-def version_of(name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
-    """The version of a manifest, which another team's job may have written. Raises CorruptObject."""
+def version_of(team: str, name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
+    """The version of a manifest, which a job's pods may have written. Raises CorruptObject."""
     what = f"{key_of(name, number)} is not a model version"
     if meta.get("kind") not in get_args(ModelKind):
         raise CorruptObject(f"{what}: its kind is {str(meta.get('kind'))[:40]!r}")
@@ -76,6 +78,7 @@ def version_of(name: str, number: str, meta: dict[str, Any]) -> ModelVersion:
     except (KeyError, TypeError, ValueError, OverflowError, SpecError):
         raise CorruptObject(f"{what}: its lineage cannot be read") from None
     return ModelVersion(
+        team=team,
         name=name,
         version=number,
         key=key_of(name, number),

@@ -38,8 +38,9 @@ def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool 
     added = _checked(teams)
     if not added and not everyone:
         raise RegistryError(f"nothing to share {name!r} with: name a team, or everyone")
-    if not registry.versions(store, name):
-        registry.get(store, name)  # RegistryError, naming the nearest
+    home = registry.workspace_of(store, name)
+    if not registry.versions(home, name):
+        registry.get(home, name)  # RegistryError, naming the nearest
 
     def change(old: Share | None) -> Share:
         old = old or NOT_SHARED

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.search import standing
 from ray_jobs.search.records import newest_search
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def load(job: str, store: Store | None = None) -> pd.DataFrame:
+def load(job: str, store: Workspace | None = None) -> pd.DataFrame:
     """The trial segments of a job's newest search, a row each, in the order in which they ended.
 
     Columns: `trial`, `rung` (from 0), `again` (a finalist's second training), `status`, `loss` and the task's metric on
@@ -24,7 +24,7 @@ def load(job: str, store: Store | None = None) -> pd.DataFrame:
 
     from ray_jobs.tasks import TASKS
 
-    records = newest_search(store or Store.from_env(), job)
+    records = newest_search(store or Workspace.from_env(), job)
     problem, results, now = standing.read(records)
     winner = now.winner.name if now.winner is not None else None
     rows: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from ray_jobs import jobs
 from ray_jobs.errors import ConflictError, JobError, ObjectNotFound
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import JobSpec, Range, SearchSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
 
 
@@ -65,7 +65,7 @@ class _Values(RootModel[Params]):
 class SearchRecords:
     """Reads and writes the records of one search."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Workspace, prefix: str) -> None:
         self.store, self.prefix = store, prefix
 
     def begin(self, problem: Problem) -> Problem:
@@ -170,7 +170,7 @@ class SearchRecords:
         return f"{self.prefix}/trials/{run.name}"
 
 
-def newest_search(store: Store, job_id: str) -> SearchRecords:
+def newest_search(store: Workspace, job_id: str) -> SearchRecords:
     """The newest search of a job. Raises JobError for an unknown job and for one without a search."""
     jobs.load(store, job_id)
     found = searches(store, job_id)
@@ -179,7 +179,7 @@ def newest_search(store: Store, job_id: str) -> SearchRecords:
     return found[-1]
 
 
-def searches(store: Store, job_id: str) -> list[SearchRecords]:
+def searches(store: Workspace, job_id: str) -> list[SearchRecords]:
     """The searches of a job, the newest last; one for each dataset or base that it was resumed with."""
     prefix = f"jobs/{job_id}/search/"
     begun = [SearchRecords(store, prefix + name) for name in store.list_dirs(prefix)]

@@ -10,16 +10,14 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ray_jobs import jobs, registry
+from ray_jobs import jobs
 from ray_jobs.errors import CorruptObject, ObjectNotFound, TrainingError
-from ray_jobs.jobs import JobRecord
-from ray_jobs.registry.api_names import DEFAULT_TEAM
 from ray_jobs.search.records import EVERY_TRIAL, Problem, SamplingEnd, SearchRecords, searches
 from ray_jobs.search.rungs import onwards, rungs_of
 from ray_jobs.search.sampling import fits
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec.search import POPULATIONS
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 _WARM = 3
 """Most winners taken from earlier searches."""
@@ -158,16 +156,14 @@ def prunable(problem: Problem, results: Mapping[str, Result], now: Standing, liv
     return sorted(set(results) - needed)
 
 
-def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ...]:
+def warm_points(store: Workspace, problem: Problem, job_id: str) -> tuple[Params, ...]:
     """Winners of the team's newest searches on the same base and task whose values are in this one's space."""
-    search, team = problem.search, problem.spec.team or DEFAULT_TEAM
+    search = problem.search
     if not search.warm_start or search.samples == "grid" or search.schedules in POPULATIONS:
         return ()
     found: list[Params] = []
-    own = [record for record in jobs.list_jobs(store) if _is_of(record, team) and record.spec.get("search")]
+    own = [record for record in jobs.list_jobs(store) if record.id != job_id and record.spec.get("search")]
     for record in own[:_SEARCHES_READ]:
-        if record.id == job_id or registry.owner(store, str(record.spec.get("name"))) != team:
-            continue
         with contextlib.suppress(ObjectNotFound, CorruptObject):
             for records in searches(store, record.id):
                 other, _, ended = read(records)
@@ -178,7 +174,3 @@ def warm_points(store: Store, problem: Problem, job_id: str) -> tuple[Params, ..
                 if winner and alike and fits(problem.space, winner.params) and winner.params not in found:
                     found.append(winner.params)
     return tuple(found[:_WARM])
-
-
-def _is_of(record: JobRecord, team: str) -> bool:
-    return (record.spec.get("team") or DEFAULT_TEAM) == team

@@ -26,7 +26,7 @@ from ray_jobs.sharing.segments import Params, Result, SegmentStatus, TrialSegmen
 from ray_jobs.sharing.shared_trainer import SegmentState, TrialClock, failed, result_of_training
 from ray_jobs.sharing.trial_group import TrialTask
 from ray_jobs.spec.search import PERTURBED, POPULATIONS
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import ray_train, ray_workers
 from ray_jobs.training.inputs import TrainInputs, TrainUntil
 
@@ -43,7 +43,7 @@ _AWAY_S = 300.0
 class SearchContext:
     """What the trials of a search need."""
 
-    store: Store
+    store: Workspace
     prefix: str
     """Prefix of the search's records."""
     problem: Problem

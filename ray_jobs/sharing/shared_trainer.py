@@ -22,7 +22,7 @@ from ray_jobs.sharing.features import SharedFeatures, Unshareable
 from ray_jobs.sharing.segments import Result, SegmentStatus, TrialSegment
 from ray_jobs.sharing.trial_group import Sharing, TrialGroup, TrialTask, first_position, pass_tokens, result_of
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import is_packed
@@ -72,7 +72,7 @@ def mode_of(spec: JobSpec) -> tuple[Mode, str]:
 class SharedTrainer:
     """The trials of one process. Its methods may be called while it works."""
 
-    def __init__(self, store: Store, device: str) -> None:
+    def __init__(self, store: Workspace, device: str) -> None:
         import torch
 
         self._store, self._device = store, torch.device(device)
@@ -289,7 +289,7 @@ class TrialClock:
         return result.model_copy(update={"seconds": seconds, "start_s": start_s})
 
 
-def result_of_training(store: Store, task: TrialTask) -> Result | None:
+def result_of_training(store: Workspace, task: TrialTask) -> Result | None:
     """The result of a segment that did not share, from its checkpoints. None: it was stopped before its end."""
     last = checkpoint.latest(store, task.inputs.checkpoints)
     if last is None or last.position.step < task.run.until:

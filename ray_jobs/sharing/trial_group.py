@@ -22,7 +22,7 @@ from ray_jobs.sharing.adapters import TrialRows
 from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import Example, Scores, loss_sum, scores_of
 from ray_jobs.training import checkpoint
 from ray_jobs.training.adamw import MasterWeights
@@ -88,7 +88,7 @@ class Trial:
 class TrialGroup:
     """The trials of one process on one base model."""
 
-    store: Store
+    store: Workspace
     sharing: Sharing
     rows: Encoded
     held_out: Encoded
@@ -261,14 +261,14 @@ class TrialGroup:
         )
 
 
-def first_position(store: Store, inputs: TrainInputs) -> Position:
+def first_position(store: Workspace, inputs: TrainInputs) -> Position:
     """Position at a segment's start: of its source's checkpoint, or of the base model."""
     until = inputs.until
     source = checkpoint.load(store, until.resume_from) if until is not None and until.resume_from is not None else None
     return source.position if source is not None else Position()
 
 
-def result_of(store: Store, run: TrialSegment, checkpoints: str, position: Position, first: Position) -> Result:
+def result_of(store: Workspace, run: TrialSegment, checkpoints: str, position: Position, first: Position) -> Result:
     """The result of a segment, from its last position and its checkpoints."""
     whole = {found.position.step: found for found in checkpoint.committed(store, checkpoints)}
     trunk, end = whole.get(decay_start(run.until)), whole.get(run.until)

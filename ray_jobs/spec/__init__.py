@@ -3,7 +3,7 @@
 The fields' docstrings are the descriptions of the exported JSON schema.
 """
 
-from ray_jobs.spec.job import JobSpec
+from ray_jobs.spec.job import DEFAULT_TEAM, JobSpec
 from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
 from ray_jobs.spec.search import BudgetSection, Range, SearchSection
 from ray_jobs.spec.sections import (
@@ -24,8 +24,8 @@ from ray_jobs.spec.sections import (
 )
 
 __all__ = [
-    "NAME_RULE", "TRACKING_CREDENTIALS", "BudgetSection", "ComputeSection", "DataSection", "EvaluationSection",
-    "JobSpec", "MlflowSection", "Name", "Precision", "Range", "SearchSection", "ServingSection", "SpecSection",
-    "TrackingSection", "TrainingSection", "WandbSection", "is_name", "json_schema", "load_spec", "parse_spec",
-    "read_yaml",
+    "DEFAULT_TEAM", "NAME_RULE", "TRACKING_CREDENTIALS", "BudgetSection", "ComputeSection", "DataSection",
+    "EvaluationSection", "JobSpec", "MlflowSection", "Name", "Precision", "Range", "SearchSection", "ServingSection",
+    "SpecSection", "TrackingSection", "TrainingSection", "WandbSection", "is_name", "json_schema", "load_spec",
+    "parse_spec", "read_yaml",
 ]  # fmt: skip

@@ -24,6 +24,9 @@ from ray_jobs.spec.sections import (
 )
 from ray_jobs.tasks import TASKS, TaskName
 
+DEFAULT_TEAM = "default"
+"""Team of jobs and models without a team."""
+
 COMBINATIONS = "combinations"
 """Type of pydantic's error about fields that exclude each other; its context has the `problems`."""
 

@@ -10,11 +10,13 @@ Owns single objects with conditional writes, parallel verified transfer of files
 
 The parts, low layer first: `unreadable` (bounds of a document), `manifest` (contents of a tree), `faults` (classes of
 failed requests), `bucket`
-(single requests, with retries), `transfer` (parallel requests), `probe` (required features), `store` (the front).
+(single requests, with retries), `transfer` (parallel requests), `probe` (required features), `store` (the front),
+`workspace` (a team's part of it).
 """
 
 from ray_jobs.storage.manifest import FileEntry, Manifest, ObjectInfo
 from ray_jobs.storage.store import Store
 from ray_jobs.storage.transfer import ProgressFn
+from ray_jobs.storage.workspace import Workspace
 
-__all__ = ["FileEntry", "Manifest", "ObjectInfo", "ProgressFn", "Store"]
+__all__ = ["FileEntry", "Manifest", "ObjectInfo", "ProgressFn", "Store", "Workspace"]

@@ -24,7 +24,7 @@ from ray_jobs.storage.manifest import ObjectInfo
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef, ListObjectsV2OutputTypeDef
 
 T = TypeVar("T")
 
@@ -126,6 +126,15 @@ class Bucket:
             lambda: self._client().put_object(**arguments)["ETag"],
             settled=lambda: self._etag_of_mine(key, mark),
         )
+
+    def copy(self, key: str, target: str) -> None:
+        """Copy an object in the store itself, in parts where it is large. A target that is written already, which has
+        its size and is not JSON, stays."""
+        found = self.find(target)
+        if found is not None and not key.endswith(".json") and found.size_bytes == self.head(key).size_bytes:
+            return
+        source: CopySourceTypeDef = {"Bucket": self.name, "Key": key}
+        self._try(f"copy {key}", lambda: self._client().copy(source, self.name, target))
 
     def delete(self, key: str) -> None:
         self._try(f"delete {key}", lambda: self._client().delete_object(Bucket=self.name, Key=key))

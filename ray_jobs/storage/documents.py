@@ -67,9 +67,9 @@ class Documents(Generic[Record]):
         try:
             found = self.read(store, name)
         except CorruptObject as error:
-            store.unreadable.report(self.kind, self.key(name), error.message)
+            store.unreadable.report(self.kind, store.path(self.key(name)), error.message)
             return None
-        store.unreadable.clear(self.kind, [self.key(name)])
+        store.unreadable.clear(self.kind, [store.path(self.key(name))])
         return found
 
     def names(self, store: Store) -> list[str]:
@@ -80,9 +80,9 @@ class Documents(Generic[Record]):
     def read_all(self, store: Store) -> dict[str, Record]:
         """Every readable record by name, sorted: one listing, and one read per record."""
         names = self.names(store)
-        present = {self.key(name) for name in names}
-        known = [key for key in store.unreadable.keys(self.kind) if key.startswith(self.prefix)]
-        store.unreadable.clear(self.kind, [key for key in known if key not in present])
+        present, folder = {store.path(self.key(name)) for name in names}, store.path(self.prefix)
+        known = [path for path in store.unreadable.keys(self.kind) if path.startswith(folder)]
+        store.unreadable.clear(self.kind, [path for path in known if path not in present])
         return self.read_some(store, names)
 
     def read_some(self, store: Store, names: Iterable[str]) -> dict[str, Record]:

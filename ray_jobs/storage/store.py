@@ -87,7 +87,20 @@ class Store:
         return (_reopen, (self.uri(),))
 
     def uri(self, key: str = "") -> str:
-        return f"s3://{self._bucket.name}/{self._prefix}{key}".rstrip("/")
+        return f"s3://{self._bucket.name}/{self._full(key)}".rstrip("/")
+
+    @property
+    def root(self) -> Store:
+        """The whole store."""
+        return self
+
+    def path(self, key: str) -> str:
+        """Where a key is in the store, relative to the store's root."""
+        return key
+
+    def key_at(self, path: str) -> str:
+        """The key of a path: the inverse of `path`."""
+        return path
 
     def at(self, uri: str) -> Store:
         """A store rooted at another `s3://` address, with the same endpoint and credentials."""
@@ -99,7 +112,7 @@ class Store:
         """The store as a pyarrow file system, and a key's path in it."""
         from ray_jobs.storage.arrow import StoreFileSystem
 
-        return StoreFileSystem(self._bucket.settings), f"{self._bucket.name}/{self._prefix}{key}"
+        return StoreFileSystem(self._bucket.settings), f"{self._bucket.name}/{self._full(key)}"
 
     def probe(self) -> None:
         """Try every required feature. Raises StoreUnreachable, StoreAccessDenied or StoreLacks."""
@@ -110,22 +123,22 @@ class Store:
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """The whole object. Raises ObjectNotFound, or CorruptObject if it has more than `max_bytes`."""
-        return self._bucket.get(self._prefix + key, max_bytes=max_bytes)[0]
+        return self._bucket.get(self._full(key), max_bytes=max_bytes)[0]
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """A document's bytes and etag. Raises as `get`."""
-        return self._bucket.get(self._prefix + key, max_bytes=MAX_DOCUMENT_BYTES)
+        return self._bucket.get(self._full(key), max_bytes=MAX_DOCUMENT_BYTES)
 
     def read_in_pieces(self, key: str, piece_bytes: int) -> Iterator[bytes]:
         """The object in pieces. Raises ObjectNotFound, or ConflictError if it is replaced meanwhile."""
-        head = self._bucket.head(self._prefix + key)
+        head = self._bucket.head(self._full(key))
         for offset in range(0, head.size_bytes, piece_bytes):
             size_bytes = min(piece_bytes, head.size_bytes - offset)
-            yield self._bucket.get_range(self._prefix + key, offset, size_bytes, etag=head.etag)
+            yield self._bucket.get_range(self._full(key), offset, size_bytes, etag=head.etag)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write an object and return its etag. Raises ConflictError if the condition does not hold."""
-        return self._bucket.put(self._prefix + key, data, if_absent=if_absent, if_match=if_match)
+        return self._bucket.put(self._full(key), data, if_absent=if_absent, if_match=if_match)
 
     def get_json(self, key: str) -> Any:
         """A document. Raises ObjectNotFound, or CorruptObject for anything but JSON within the bounds."""
@@ -160,17 +173,21 @@ class Store:
             time.sleep(random.uniform(0, delay_s))
             delay_s = min(2 * delay_s, 0.5)
 
+    def copy(self, key: str, target: str) -> None:
+        """Copy an object within the store. A target that is written already stays (`Bucket.copy`)."""
+        self._bucket.copy(self._full(key), self._full(target))
+
     def exists(self, key: str) -> bool:
-        return self._bucket.find(self._prefix + key) is not None
+        return self._bucket.find(self._full(key)) is not None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object below `prefix/`, in key order; keys are relative to the store's root."""
-        for info in self._bucket.objects(self._prefix + folder_of(prefix)):
-            yield replace(info, key=info.key.removeprefix(self._prefix))
+        for info in self._bucket.objects(self._full(folder_of(prefix))):
+            yield replace(info, key=self.key_at(info.key.removeprefix(self._prefix)))
 
     def list_dirs(self, prefix: str = "") -> Names:
         """The names of the folders one level below `prefix/`."""
-        folder = self._prefix + folder_of(prefix)
+        folder = self._full(folder_of(prefix))
         return [found.removeprefix(folder).rstrip("/") for found in self._bucket.folders(folder)]
 
     def delete(self, keys: Iterable[str] | str) -> None:
@@ -178,7 +195,7 @@ class Store:
         wanted = [keys] if isinstance(keys, str) else list(keys)
         # One request per key: several stores lack the request that deletes many.
         with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-            for _ in pool.map(self._bucket.delete, [self._prefix + key for key in wanted]):
+            for _ in pool.map(self._bucket.delete, [self._full(key) for key in wanted]):
                 pass
 
     def delete_tree(self, prefix: str) -> None:
@@ -186,7 +203,7 @@ class Store:
         folder = folder_of(prefix)
         self.delete(folder + MANIFEST_NAME)
         with suppress(StoreLacks):  # if unfinished uploads cannot be listed, the bucket's lifecycle rules end them
-            for key, upload_id in self._bucket.open_uploads(self._prefix + folder):
+            for key, upload_id in self._bucket.open_uploads(self._full(folder)):
                 self._bucket.abort_upload(key, upload_id)
         self.delete([info.key for info in self.list(prefix)])
 
@@ -196,13 +213,13 @@ class Store:
         """Write a file under `key`, in parallel parts, replacing an existing object. The entry's path is the file's."""
         if not path.is_file():
             raise StoreError(f"no file at {path}: nothing to upload")
-        existing = self._bucket.find(self._prefix + key)
+        existing = self._bucket.find(self._full(key))
         with Transfer(self._bucket, total_bytes=path.stat().st_size, progress=None) as transfer:
-            return transfer.run([partial(transfer.upload, path.name, path, self._prefix + key, existing)])[0]
+            return transfer.run([partial(transfer.upload, path.name, path, self._full(key), existing)])[0]
 
     def download_file(self, key: str, path: Path, *, progress: ProgressFn | None = None) -> FileEntry:
         """Read `key` into the file `path`, which is replaced only once all bytes are verified."""
-        head = self._bucket.head(self._prefix + key)
+        head = self._bucket.head(self._full(key))
         with temporary_beside(path) as directory:
             require_free(directory, head.size_bytes)
             target = directory / path.name
@@ -226,7 +243,7 @@ class Store:
                     f"{self.uri(prefix)} is already committed, with other files; it is never overwritten"
                 )
             return entries
-        folder = self._prefix + folder_of(prefix)
+        folder = self._full(folder_of(prefix))
         existing = {info.key: info for info in self._bucket.objects(folder)}
         sizes = {path: file.stat().st_size for path, file in files.items()}
         largest_first = sorted(files, key=lambda path: -sizes[path])  # the largest ends last
@@ -284,13 +301,16 @@ class Store:
         with _locked(directory.with_suffix(".lock")):
             if not _sizes_match(directory, manifest):
                 with temporary_beside(directory) as temporary:
-                    self._download(manifest, self._prefix + folder_of(prefix), temporary / "tree", progress)
+                    self._download(manifest, self._full(folder_of(prefix)), temporary / "tree", progress)
                     if directory.exists():  # left damaged by a crash of the machine
                         os.rename(directory, temporary / "damaged")
                     os.rename(temporary / "tree", directory)
         return directory
 
     # ---- private --------------------------------------------------------------------------------------------------
+
+    def _full(self, key: str) -> str:
+        return self._prefix + self.path(key)
 
     def _download(self, manifest: Manifest, folder: str, tree: Path, progress: ProgressFn | None) -> None:
         """Read a tree into the new directory `tree`, and write it to the disk before it gets its name in the cache."""

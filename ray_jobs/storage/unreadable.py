@@ -70,7 +70,7 @@ class UnreadableRecords:
     """The records that this process could not read when it last tried. Thread-safe."""
 
     _found: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Kind → key → reason."""
+    """Kind → path in the store → reason."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def report(self, kind: str, key: str, reason: str) -> None:
@@ -89,7 +89,7 @@ class UnreadableRecords:
                 self._found.get(kind, {}).pop(key, None)
 
     def keys(self, kind: str | None = None) -> list[str]:
-        """Keys of the unreadable records of a kind. None: of every kind."""
+        """Paths of the unreadable records of a kind, relative to the store's root. None: of every kind."""
         with self._lock:
             return sorted(key for each, known in self._found.items() if kind in (None, each) for key in known)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.tracker import End, Point, Run
 
@@ -62,7 +62,7 @@ class EventFiles:
 
     name = "TensorBoard"
 
-    def __init__(self, store: Store, run: Run) -> None:
+    def __init__(self, store: Workspace, run: Run) -> None:
         self._store, self._run = store, run
         self._last_step = 0
         """Last step before the next file."""

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ray_jobs.errors import JobError, ObjectNotFound
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 TRAINING = "training"
 """Name of the run of a job's own training."""
@@ -32,21 +32,21 @@ def key_of(job_id: str, folder: str, run: str, name: str) -> str:
     return f"jobs/{job_id}/{folder}/{run}/{name}"
 
 
-def upload(store: Store, directory: Path, pattern: str, job_id: str, folder: str, run: str) -> None:
+def upload(store: Workspace, directory: Path, pattern: str, job_id: str, folder: str, run: str) -> None:
     """Copy the files that match into the store, replacing their earlier copies. Symbolic links are left out."""
     for path in sorted(directory.glob(pattern)):
         if path.is_file() and not path.is_symlink():
             store.put(key_of(job_id, folder, run, path.relative_to(directory).as_posix()), path.read_bytes())
 
 
-def upload_offline_runs(store: Store, directory: Path, job_id: str, run: str, tracker: str, step: int) -> None:
+def upload_offline_runs(store: Workspace, directory: Path, job_id: str, run: str, tracker: str, step: int) -> None:
     """Copy finished offline W&B runs into the store, and record the last step that they hold."""
     part = f"{run}/{time.time_ns() // 1_000_000}"  # later parts sort behind earlier ones: `wandb sync` needs the order
     upload(store, directory / "wandb", "offline-run-*/*.wandb", job_id, "wandb", part)
     write_last_step(store, job_id, run, tracker, step)
 
 
-def download(store: Store, job_id: str, directory: Path) -> list[Path]:
+def download(store: Workspace, job_id: str, directory: Path) -> list[Path]:
     """Copy a job's event files and offline runs into `directory`. Raises JobError if the job has none."""
     paths = []
     for key, path in _files(store, job_id):
@@ -59,7 +59,7 @@ def download(store: Store, job_id: str, directory: Path) -> list[Path]:
     return paths
 
 
-def last_step(store: Store, job_id: str, run: str, tracker: str) -> int:
+def last_step(store: Workspace, job_id: str, run: str, tracker: str) -> int:
     """Last step that a tracker's files of a run hold; 0 without files."""
     try:
         document = store.get_json(_reach_key(job_id, run))
@@ -68,12 +68,12 @@ def last_step(store: Store, job_id: str, run: str, tracker: str) -> int:
     return int(document.get(tracker, 0))
 
 
-def write_last_step(store: Store, job_id: str, run: str, tracker: str, step: int) -> None:
+def write_last_step(store: Workspace, job_id: str, run: str, tracker: str, step: int) -> None:
     """Record the last step that a tracker's uploaded files hold."""
     store.update_json(_reach_key(job_id, run), lambda old: {**(old or {}), tracker: step})
 
 
-def _files(store: Store, job_id: str) -> Iterator[tuple[str, PurePosixPath]]:
+def _files(store: Workspace, job_id: str) -> Iterator[tuple[str, PurePosixPath]]:
     """(key, path below the job) of each file whose path stays in its directory."""
     for folder in FOLDERS:
         for found in store.list(f"jobs/{job_id}/{folder}/"):

@@ -18,7 +18,7 @@ from typing import Any, cast
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, KitaeError
 from ray_jobs.jobs import Job
 from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, TrackingSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.event_files import EventFiles
 from ray_jobs.tracking.mlflow_run import MlflowRun
@@ -87,7 +87,7 @@ def end_of(error: BaseException) -> End | None:
     return "stopped" if isinstance(error, JobCancelled | JobPaused | KeyboardInterrupt | SystemExit) else "failed"
 
 
-def trackers_of(store: Store, model: str, tracking: TrackingSection) -> dict[str, Callable[[Run], Tracker]]:
+def trackers_of(store: Workspace, model: str, tracking: TrackingSection) -> dict[str, Callable[[Run], Tracker]]:
     """What makes a run in each tracker, by the tracker's name. A package is imported when a run is opened."""
     found: dict[str, Callable[[Run], Tracker]] = {}
     if tracking.tensorboard:

@@ -17,7 +17,7 @@ from ray.tune import Callback
 from ray.tune.result import TRAINING_ITERATION
 
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.job_run import Writer, close_all, trackers_of
 from ray_jobs.tracking.tracker import End, Point, Run, Tracker
@@ -34,7 +34,7 @@ _BOOKKEEPING = frozenset(
 
 
 def tune_callbacks(
-    spec: JobSpec, job_id: str, store: Store, warn: Callable[[str], None], digest: str
+    spec: JobSpec, job_id: str, store: Workspace, warn: Callable[[str], None], digest: str
 ) -> list[Callback]:
     """The callback of `spec.tracking` for one `ray.tune.RunConfig`.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import MachineError
 from ray_jobs.spec import WandbSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.tracker import End, Point, Run
 
@@ -73,7 +73,7 @@ class WandbRun:
 
     name = "W&B"
 
-    def __init__(self, section: WandbSection, store: Store, run: Run) -> None:
+    def __init__(self, section: WandbSection, store: Workspace, run: Run) -> None:
         self._section, self._store, self._of = section, store, run
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._run: wandb.Run | None = None

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from ray_jobs.errors import LossNotFinite, MachineError, ObjectNotFound, StoreError
-from ray_jobs.storage import FileEntry, Store
+from ray_jobs.storage import FileEntry, Workspace
 from ray_jobs.training.machine_errors import is_disk_full
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ class Checkpoint:
     size_bytes: int = 0
 
 
-def committed(store: Store, prefix: str) -> list[Checkpoint]:
+def committed(store: Workspace, prefix: str) -> list[Checkpoint]:
     """Every committed checkpoint, the oldest first."""
     found = filter(None, (load(store, key) for key in _trees(store, prefix)))
     return sorted(found, key=lambda checkpoint: checkpoint.position.step)
 
 
-def load(store: Store, key: str) -> Checkpoint | None:
+def load(store: Workspace, key: str) -> Checkpoint | None:
     """The checkpoint at a key. None: none is committed there."""
     manifest = store.read_manifest(key)
     if manifest is None:
@@ -112,19 +112,19 @@ def load(store: Store, key: str) -> Checkpoint | None:
     return Checkpoint(key, manifest.meta["workers"], position, manifest.size_bytes)
 
 
-def uncommitted(store: Store, prefix: str) -> list[str]:
+def uncommitted(store: Workspace, prefix: str) -> list[str]:
     """Keys of checkpoints without a manifest: being written, or left by a killed worker."""
     whole = {found.key for found in committed(store, prefix)}
     return [key for key in _trees(store, prefix) if key not in whole]
 
 
-def _trees(store: Store, prefix: str) -> list[str]:
+def _trees(store: Workspace, prefix: str) -> list[str]:
     # From the objects: some stores still list the folders of deleted trees.
     names = {info.key.removeprefix(f"{prefix}/").partition("/")[0] for info in store.list(prefix)}
     return [f"{prefix}/{name}" for name in sorted(names)]
 
 
-def latest(store: Store, prefix: str) -> Checkpoint | None:
+def latest(store: Workspace, prefix: str) -> Checkpoint | None:
     """The checkpoint to resume from. None: none is committed."""
     return next(iter(committed(store, prefix)[::-1]), None)
 
@@ -137,7 +137,7 @@ def to_keep(checkpoints: Sequence[Checkpoint], best: int, pinned: frozenset[int]
     return {c.key for c in [*ranked[:best], *pins, *checkpoints[-1:]]}
 
 
-def load_state(store: Store, checkpoint: Checkpoint, names: Collection[str] = ()) -> State:
+def load_state(store: Workspace, checkpoint: Checkpoint, names: Collection[str] = ()) -> State:
     """Load the trained weights and moments of a checkpoint, whole, fp32, on the CPU.
 
     `names` are the weights of the model that they are for: see `with_block_numbers`.
@@ -165,7 +165,7 @@ def with_block_numbers(state: State, names: Collection[str]) -> State:
     return {_BLOCK.sub(lambda found: f".{int(found[1]) + shift}.", n, count=1): parts for n, parts in state.items()}
 
 
-def restore_random_state(store: Store, checkpoint: Checkpoint, *, rank: int, workers: int) -> bool:
+def restore_random_state(store: Workspace, checkpoint: Checkpoint, *, rank: int, workers: int) -> bool:
     """Set this worker's random state to the saved one. Returns False, unchanged, when the number of workers differs."""
     from safetensors.torch import load_file
 
@@ -184,7 +184,7 @@ def restore_random_state(store: Store, checkpoint: Checkpoint, *, rank: int, wor
 class Writer:
     """Saves one worker's part. `save` returns once the files are on the local disk; the upload is in the background."""
 
-    store: Store
+    store: Workspace
     prefix: str
     run: str
     rank: int

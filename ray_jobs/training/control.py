@@ -11,7 +11,7 @@ import threading
 from ray_jobs import jobs
 from ray_jobs.errors import KitaeError
 from ray_jobs.jobs import checkpoint_request
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 
 class TrainingControl:
@@ -22,7 +22,7 @@ class TrainingControl:
     """
 
     def __init__(
-        self, store: Store, job_id: str, attempt: int, stop_key: str, *, answers: bool, poll_s: float = 2.0
+        self, store: Workspace, job_id: str, attempt: int, stop_key: str, *, answers: bool, poll_s: float = 2.0
     ) -> None:
         self._store, self._job_id, self._attempt, self._stop_key = store, job_id, attempt, stop_key
         self._answers, self._poll_s = answers, poll_s

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ray_jobs import jobs
 from ray_jobs.jobs import Job
 from ray_jobs.jobs.progress import duration
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training.checkpoint import Checkpoint
 
 EVERY_S = 10.0
@@ -118,7 +118,7 @@ class TrainingMetrics:
         return found[::-1]
 
 
-def write_csv(store: Store, job_id: str, checkpoints: Iterable[Checkpoint]) -> str | None:
+def write_csv(store: Workspace, job_id: str, checkpoints: Iterable[Checkpoint]) -> str | None:
     """Write `jobs/{id}/metrics.csv`, a line for each step in the checkpoints. Returns None without any."""
     lines: dict[int, dict[str, float]] = {}
     for found in sorted(checkpoints, key=lambda checkpoint: checkpoint.position.step):

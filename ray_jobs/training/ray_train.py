@@ -13,14 +13,14 @@ from typing import Any
 
 from ray_jobs import errors
 from ray_jobs.errors import KitaeError, ObjectNotFound, TrainingError
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import ray_workers
 from ray_jobs.training.control import TrainingControl
 from ray_jobs.training.inputs import TrainHooks, TrainInputs, TrainOutcome, TrainProgress
 
 
 def train_on_workers(
-    inputs: TrainInputs, store: Store, *, job_id: str, attempt: int, report: ray_workers.ReportProgress
+    inputs: TrainInputs, store: Workspace, *, job_id: str, attempt: int, report: ray_workers.ReportProgress
 ) -> TrainOutcome:
     """Train on `compute.workers` Ray Train workers. Blocks; a cancelled or paused job stops at its next step.
 
@@ -72,12 +72,12 @@ def train_on_workers(
     return TrainOutcome.model_validate_json(answer)
 
 
-def stop_training(store: Store, inputs: TrainInputs) -> None:
+def stop_training(store: Workspace, inputs: TrainInputs) -> None:
     """Stop the workers of one training at their next step, until `allow_training`."""
     store.put_json(_stop_key(inputs), {})
 
 
-def allow_training(store: Store, inputs: TrainInputs) -> None:
+def allow_training(store: Workspace, inputs: TrainInputs) -> None:
     """Let a training that was stopped resume."""
     store.delete(_stop_key(inputs))
 
@@ -95,7 +95,7 @@ def train_worker(config: dict[str, Any]) -> None:
     inputs = TrainInputs.model_validate_json(config["inputs"])
     ray_workers.prepare_process(threads, on_cpu=inputs.spec.compute.gpus_per_worker == 0)
     os.environ.setdefault("LOCAL_RANK", str(context.get_local_rank()))  # read by DeepSpeed
-    store: Store = config["store"]
+    store: Workspace = config["store"]
     sink = config["sink"]
     failure_key = _failure_key(inputs, config["attempt"])
 
@@ -137,14 +137,14 @@ def _failure_key(inputs: TrainInputs, attempt: int) -> str:
     return f"{inputs.checkpoints}.failed-{attempt}.json"
 
 
-def _is_written(store: Store, key: str) -> bool:
+def _is_written(store: Workspace, key: str) -> bool:
     """Whether another worker has failed, so that this one's error only follows from it."""
     with contextlib.suppress(KitaeError):
         return store.exists(key)
     return False
 
 
-def _read_failure(store: Store, inputs: TrainInputs, attempt: int) -> KitaeError | None:
+def _read_failure(store: Workspace, inputs: TrainInputs, attempt: int) -> KitaeError | None:
     try:
         document = store.get_json(_failure_key(inputs, attempt))
     except ObjectNotFound:

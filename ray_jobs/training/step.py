@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ray_jobs.errors import LossNotFinite
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import Scores
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import BatchPlan
@@ -98,7 +98,7 @@ def rate_of(spec: JobSpec, plan: BatchPlan, until: TrainUntil | None, step: int)
     return learning_rate_at(step, plan.total_steps, spec, stop_at_step=stop)
 
 
-def to_resume(store: Store, checkpoints: str, until: TrainUntil | None) -> Checkpoint | None:
+def to_resume(store: Workspace, checkpoints: str, until: TrainUntil | None) -> Checkpoint | None:
     """The last checkpoint below a prefix, else the one of `until`. None: start from the base model."""
     found = checkpoint.latest(store, checkpoints)
     if found is None and until is not None and until.resume_from is not None:
@@ -107,7 +107,10 @@ def to_resume(store: Store, checkpoints: str, until: TrainUntil | None) -> Check
 
 
 def restored(
-    store: Store, found: Checkpoint | None, weights: Mapping[str, torch.nn.Parameter], build: Callable[[], OptimizerT]
+    store: Workspace,
+    found: Checkpoint | None,
+    weights: Mapping[str, torch.nn.Parameter],
+    build: Callable[[], OptimizerT],
 ) -> OptimizerT:
     """Build an optimizer over trained weights, with the weights and moments of a checkpoint if there is one."""
     if found is None:

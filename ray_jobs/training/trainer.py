@@ -19,7 +19,7 @@ from typing import Literal
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
 from ray_jobs.errors import KitaeError
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import batch_plan
@@ -31,7 +31,7 @@ from ray_jobs.training.scoring import all_reduced, run_sample, score
 from ray_jobs.training.step import TrainingState, rate_of, restored, to_resume
 
 
-def train(inputs: TrainInputs, store: Store, hooks: TrainHooks | None = None) -> TrainOutcome:
+def train(inputs: TrainInputs, store: Workspace, hooks: TrainHooks | None = None) -> TrainOutcome:
     """Train to the end, resuming from the last checkpoint. Call on every process of the default process group.
 
     Raises LossNotFinite, MachineError when memory runs out, and what the base model, the rows or the store raise.
@@ -49,7 +49,7 @@ def train(inputs: TrainInputs, store: Store, hooks: TrainHooks | None = None) ->
 class Trainer:
     """One start of the loop on one process."""
 
-    def __init__(self, inputs: TrainInputs, store: Store, hooks: TrainHooks) -> None:
+    def __init__(self, inputs: TrainInputs, store: Workspace, hooks: TrainHooks) -> None:
         import torch
         import torch.distributed as dist
 
@@ -178,7 +178,7 @@ class Trainer:
         self._hooks.on_progress(TrainProgress(position.step, self.state.end, metrics))
 
 
-def _fit(inputs: TrainInputs, store: Store, hooks: TrainHooks) -> TrainOutcome:
+def _fit(inputs: TrainInputs, store: Workspace, hooks: TrainHooks) -> TrainOutcome:
     """Set the weights by the task's `fit` and write their checkpoint, unless the store has it.
 
     Counts as one step on all rows. Every worker computes the same weights and writes its share.
@@ -210,13 +210,13 @@ def _fit(inputs: TrainInputs, store: Store, hooks: TrainHooks) -> TrainOutcome:
     return outcome.model_copy(update={"checkpoint_stall_s": stall_s})
 
 
-def _load_rows(inputs: TrainInputs, store: Store) -> tuple[Encoded, Encoded]:
+def _load_rows(inputs: TrainInputs, store: Workspace) -> tuple[Encoded, Encoded]:
     """The training rows and the held-out rows."""
     encoded = store.fetch(inputs.encoded_key)
     return Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
 
 
-def _start_writer(inputs: TrainInputs, store: Store, hooks: TrainHooks, keep: int) -> checkpoint.Writer:
+def _start_writer(inputs: TrainInputs, store: Workspace, hooks: TrainHooks, keep: int) -> checkpoint.Writer:
     """The writer of this start's checkpoints. A collective."""
     import torch.distributed as dist
 
@@ -259,7 +259,7 @@ def main() -> int:
         os.environ["DS_ACCELERATOR"] = "cpu"
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        outcome = train(inputs, Store.from_env(), TrainHooks(on_progress=lambda p: print(p, flush=True)))
+        outcome = train(inputs, Workspace.from_env(), TrainHooks(on_progress=lambda p: print(p, flush=True)))
     except KitaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

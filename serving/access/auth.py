@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_jobs.registry.api_names import DEFAULT_TEAM
+from ray_jobs.spec import DEFAULT_TEAM
 from ray_jobs.tenancy.api_keys import Limits, digest_of
 from serving.access import scopes
 from serving.access.body_reader import BodyReader

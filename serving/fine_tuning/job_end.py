@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ray_jobs import jobs
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.tenancy import usage, webhooks
 from ray_jobs.tenancy.usage import UsageRow
 from serving.fine_tuning.lifecycle import ReportedStatus
@@ -71,11 +71,11 @@ def training_seconds(store: Store, api: ApiJob, job: CheckedRecord | None, now_s
     if not api.launches:
         return 0.0
     seen_s, most_s = api.held.until(now_s), max(0.0, now_s - api.launches[0].at)
-    reported_s = 0.0 if job is None or job.attempt == 0 else _reported_s(store, job)
+    reported_s = 0.0 if job is None or job.attempt == 0 else _reported_s(api.workspace(store), job)
     return max(seen_s, min(reported_s, most_s))
 
 
-def _reported_s(store: Store, job: CheckedRecord) -> float:
+def _reported_s(store: Workspace, job: CheckedRecord) -> float:
     stages = [stage for stage in jobs.stages(store, job.id) if stage.name in _WITH_WORKERS]
     if job.result is not None:
         return sum(stage.seconds for stage in stages)

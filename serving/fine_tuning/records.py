@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from ray_jobs.errors import ConflictError, ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
 from ray_jobs.spec import JobSpec, Name, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.documents import Documents
 from serving.http import openai_types
 from serving.http.errors import ApiError
@@ -119,6 +119,10 @@ class ApiJob(BaseModel, frozen=True):
     def digits(self) -> str:
         """The id without its prefix, part of the names of its model, events and checkpoints."""
         return self.id.removeprefix(JOB_PREFIX)
+
+    def workspace(self, store: Store) -> Workspace:
+        """Return where its team's pods work."""
+        return Workspace(store, self.team)
 
     def job_spec(self) -> JobSpec:
         return parse_spec(self.spec, source=f"the job file of {self.id}", stored=True)

@@ -62,7 +62,7 @@ class ReportedResult(BaseModel, frozen=True):
 
 def load(store: Store, api: ApiJob, now_s: float) -> CheckedRecord:
     """The job's record. Raises JobError if it is not written yet, CorruptObject if it cannot be read."""
-    return checked(jobs.load(store, api.job_id), api, now_s)
+    return checked(jobs.load(api.workspace(store), api.job_id), api, now_s)
 
 
 def checked(record: JobRecord, api: ApiJob, now_s: float) -> CheckedRecord:
@@ -104,6 +104,6 @@ def result_of(api: ApiJob, record: CheckedRecord) -> ReportedResult:
 def metrics_file(store: Store, api: ApiJob) -> bytes | None:
     """The job's metrics file. None: it has none, or one that is too large."""
     try:
-        return store.get(f"jobs/{api.job_id}/metrics.csv", max_bytes=MAX_RESULT_FILE_BYTES)
+        return api.workspace(store).get(f"jobs/{api.job_id}/metrics.csv", max_bytes=MAX_RESULT_FILE_BYTES)
     except (ObjectNotFound, CorruptObject):
         return None

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ray_jobs.data.report import RowReport
 from ray_jobs.errors import SpecError
+from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec, TrainingSection, parse_spec
 from ray_jobs.training.lr_schedule import default_learning_rate
@@ -96,6 +97,8 @@ def resolve(
         own["data"] = {"held_out": uri(found["validation_file"].key), **own["data"]}
     sections = {name: getattr(body, name) or {} for name in ("training", "compute", "evaluation", "serving")}
     spec = _parsed(merged(merged(defaults, own), sections), _hyperparameters(body), task, bases)
+    if too_much := catalogue.engine_problems(entry, spec):
+        raise invalid_fields(too_much)
     default_rate = default_learning_rate(spec.training, spec.task)
     hyperparameters = {
         "n_epochs": spec.training.epochs,

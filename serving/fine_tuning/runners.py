@@ -71,11 +71,12 @@ class Runners:
                 self.launcher.stop(api.runner_id(older))
         needs = Needs.of(api.job_spec())
         try:
-            self.launcher.launch(api.runner_id(newest), arguments, {"KITAE_STORE": self.store.uri()}, needs)
+            environment = {"KITAE_STORE": self.store.uri(), "KITAE_TEAM": api.team}
+            self.launcher.launch(api.runner_id(newest), arguments, environment, needs)
         finally:  # also after an error: the launch may have succeeded with its answer lost
             self._asked_at = 0.0
             # The job may have ended since it was last read, when there was no runner to stop.
-            if jobs.load(self.store, api.job_id).over():
+            if jobs.load(api.workspace(self.store), api.job_id).over():
                 self.launcher.stop(api.runner_id(newest))
 
     def stop_after_end(self, api: ApiJob, job: CheckedRecord) -> None:
@@ -95,7 +96,7 @@ class Runners:
         last, at = self._reported.get(api.id, ("", float("-inf")))
         if message is None or message == last or self.now() - at < _REPORT_INTERVAL_S:
             return
-        jobs.note_changed(self.store, api.job_id, message, every_s=_REPORT_INTERVAL_S, now_s=self.now())
+        jobs.note_changed(api.workspace(self.store), api.job_id, message, every_s=_REPORT_INTERVAL_S, now_s=self.now())
         self._reported[api.id] = (message, self.now())
 
     def forget(self, api: ApiJob) -> None:

@@ -151,12 +151,14 @@ class FineTuningService:
             self._create_job(api)
         try:
             if wanted == "cancelled":
-                jobs.request_cancel(self.store, api.job_id)
+                jobs.request_cancel(api.workspace(self.store), api.job_id)
             else:
-                jobs.request_pause(self.store, api.job_id, ended=None if api.launch is None else api.launch.resumes)
+                jobs.request_pause(
+                    api.workspace(self.store), api.job_id, ended=None if api.launch is None else api.launch.resumes
+                )
         except JobError as error:
             raise bad_request(error.message, code="invalid_state") from error
-        jobs.note(self.store, api.job_id, "info", f"{wanted} on request")
+        jobs.note(api.workspace(self.store), api.job_id, "info", f"{wanted} on request")
         self.wake.set()
         return self._reconcile(api).to_openai()
 
@@ -177,7 +179,7 @@ class FineTuningService:
             raise _invalid_state(observed, "resumed")
         job = load_reported(self.store, observed.api, self.now())
         api = records.update(self.store, observed.api, lambda old: lifecycle.resumed(old, job, self.now()))
-        jobs.note(self.store, api.job_id, "info", "resumed on request")
+        jobs.note(api.workspace(self.store), api.job_id, "info", "resumed on request")
         self.wake.set()
         return self._reconcile(api).to_openai()
 
@@ -186,10 +188,10 @@ class FineTuningService:
         prefix = f"ftevent-{api.digits}-"
 
         def read(event_id: str) -> FineTuningJobEvent | None:
-            found = jobs.event(self.store, api.job_id, event_id.removeprefix(prefix))
+            found = jobs.event(api.workspace(self.store), api.job_id, event_id.removeprefix(prefix))
             return None if found is None else event_to_openai(found, event_id)
 
-        names = jobs.event_names(self.store, api.job_id)
+        names = jobs.event_names(api.workspace(self.store), api.job_id)
         return page([prefix + name for name in names], read, limit=limit, after=after)
 
     def checkpoints(
@@ -298,9 +300,9 @@ class FineTuningService:
             api = records.update(self.store, api, add)
             if launch in api.launches and action.reason:
                 message = f"{action.reason}; a new one resumes from the last checkpoint"
-                jobs.note(self.store, api.job_id, "warning", message)
+                jobs.note(api.workspace(self.store), api.job_id, "warning", message)
             elif launch in api.launches and launch.number == 1:
-                jobs.note(self.store, api.job_id, "info", "files validated, job queued")
+                jobs.note(api.workspace(self.store), api.job_id, "info", "files validated, job queued")
         if api.launch is not None and api.closed is None:
             self.runners.start(api)
         return api
@@ -318,7 +320,7 @@ class FineTuningService:
             self.launcher.stop(api.runner_id(api.launch))  # it would be queued forever
         if api.ending is None and job is not None and not job.over():  # its runner was lost without recording an end
             message = reported.error.message if reported.error else "lost"
-            job = checked(jobs.give_up(self.store, api.job_id, message), api, self.now())
+            job = checked(jobs.give_up(api.workspace(self.store), api.job_id, message), api, self.now())
             if job.status != reported.status:  # the runner ended the job meanwhile
                 return api
         if job is not None and api.launch is not None and not lifecycle.has_begun(api, job):
@@ -374,9 +376,9 @@ class FineTuningService:
         )
 
     def _create_job(self, api: ApiJob) -> None:
-        registry.claim_name(self.store, api.id, api.team)
-        jobs.note_created(self.store, api.job_id, f"created fine-tuning job {api.id}")
-        jobs.create(self.store, api.job_spec())
+        registry.claim_name(api.workspace(self.store), api.id)
+        jobs.note_created(api.workspace(self.store), api.job_id, f"created fine-tuning job {api.id}")
+        jobs.create(api.workspace(self.store), api.job_spec())
 
 
 def _invalid_state(observed: ObservedJob, wanted: str) -> ApiError:

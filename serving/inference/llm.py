@@ -29,7 +29,7 @@ from ray_jobs.engine import (
 )
 from ray_jobs.errors import MachineError
 from ray_jobs.registry.files import fetch_checked
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from serving.inference import engine_errors
 from serving.inference.places import team_answers, with_reserve
 
@@ -119,7 +119,8 @@ class Engine:
         settings = engine_settings(record, GPU if device == "gpu" else cpu_hardware())
         self._context_tokens = settings.max_model_len
         os.environ.update(engine_environment(settings))  # before torch or vllm is imported, here and in the engine
-        store = Store.from_env(check=False)
+        whole = Store.from_env(check=False)
+        store = whole if record.team is None else Workspace(whole, record.team)
         directory = await asyncio.to_thread(fetch_checked, store, record.key)
 
         from ray.serve.llm import LLMConfig

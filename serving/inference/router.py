@@ -26,7 +26,7 @@ from ray_jobs.registry import api_names, catalogue, shares
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.registry.shares import Share
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.tasks import TASKS
 from serving.access.auth import Caller
 from serving.http.errors import ApiError, bad_request, store_unreachable
@@ -60,6 +60,8 @@ class RoutingSnapshot:
     """The catalogue of base models."""
     _by_team: dict[str, RoutingSnapshot] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Cache of `visible_to` by team."""
+    team: str | None = None
+    """The team that sees this part; None: everything, as the operator does."""
 
     def visible_to(self, caller: Caller) -> RoutingSnapshot:
         """Return the part that the caller may see, so that no response or hint reveals anything else."""
@@ -76,7 +78,7 @@ class RoutingSnapshot:
         """
         deployed, versions, aliases = dict(self.records), dict(self.versions), dict(self.aliases)
         for key in unreadable:
-            kind, name, *rest = key.removesuffix(".json").split("/")
+            kind, _, name, *rest = [*key.removesuffix(".json").split("/"), "", ""][: max(3, key.count("/") + 1)]
             if kind == "deployments" and not rest and name in last.records:
                 deployed.setdefault(name, last.records[name])
                 versions.setdefault(name, last.versions.get(name, ()))
@@ -94,13 +96,12 @@ class RoutingSnapshot:
 
     def names(self, caller: Caller) -> list[str]:
         """List the names that the caller may use as `model`, without aliases."""
-        visible = self.visible_to(caller)
-        return [name for record in visible.records.values() for name in _names(visible, record)]
+        return _all_names(self.visible_to(caller))
 
     def _of_team(self, team: str) -> RoutingSnapshot:
         shared = {name for name, share in self.shares.items() if share.includes(team)}
         versions = {
-            name: tuple(version for version in found if name in shared or api_names.owner(version) == team)
+            name: tuple(version for version in found if name in shared or version.team == team)
             for name, found in self.versions.items()
         }
         deployed = {}
@@ -108,7 +109,12 @@ class RoutingSnapshot:
             numbers = {version.version for version in versions.get(name, ())}
             if record.kind == "base" or (numbers if record.version is None else record.version in numbers):
                 deployed[name] = record
-        return replace(self, records=deployed, versions=versions)
+        return replace(self, records=deployed, versions=versions, team=team)
+
+    def answers(self, record: Deployment) -> bool:
+        """Whether a request may name the record. A base that a team brought itself answers only that team by its name,
+        also where an adapter on it is shared."""
+        return record.kind != "base" or self.team is None or record.team in (None, self.team)
 
 
 def resolve(
@@ -122,7 +128,7 @@ def resolve(
     visible = snapshot.visible_to(caller)
     name, at, label = api_names.registry_ref(model).partition("@")
     record = visible.records.get(name)
-    if record is None or (at and not label) or (at and record.kind == "base"):
+    if record is None or not visible.answers(record) or (at and not label) or (at and record.kind == "base"):
         raise _unknown(visible, model)
     if record.kind == "base":
         return Route(model=name, application=record.application, task=record.task, serving=record.serving)
@@ -175,7 +181,7 @@ def _on_rollout(
 def _adapter(visible: RoutingSnapshot, record: Deployment, version: ModelVersion, label: str) -> Route:
     exact = f"{version.name}@{version.version}"
     base = visible.records.get(record.base or "")
-    if version.kind != "adapter" or base is None or base.key != f"bases/{version.base_digest}":
+    if version.kind != "adapter" or base is None or not base.runs_base(version.base_digest):
         raise _not_deployed(exact, "it was trained on another base")
     shown = _api_name(visible, record, version, label)
     return Route(exact, record.application, record.task, adapter=exact, api_name=shown, serving=base.serving)
@@ -295,8 +301,9 @@ def read_snapshot(store: Store) -> RoutingSnapshot:
     deployed = records.read_all(store)
     tuned = [name for name, record in deployed.items() if record.kind != "base"]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        versions = pool.map(lambda name: tuple(registry.versions(store, name)), tuned)
-        aliases = pool.map(lambda name: registry.aliases(store, name), tuned)
+        homes = {name: Workspace(store, str(deployed[name].team)) for name in tuned}
+        versions = pool.map(lambda name: tuple(registry.versions(homes[name], name)), tuned)
+        aliases = pool.map(lambda name: registry.aliases(homes[name], name), tuned)
         shared, policies = pool.submit(shares.read_all, store), pool.submit(traffic.read_all, store)
         bases = pool.submit(catalogue.entries, store)
         return RoutingSnapshot(
@@ -336,8 +343,12 @@ def _meant(visible: RoutingSnapshot, record: Deployment, label: str | None) -> s
     return aliases.get(label, label)
 
 
+def _all_names(visible: RoutingSnapshot) -> list[str]:
+    return [name for record in visible.records.values() if visible.answers(record) for name in _names(visible, record)]
+
+
 def _unknown(visible: RoutingSnapshot, model: str) -> ApiError:
-    known = [name for record in visible.records.values() for name in _names(visible, record)]
+    known = _all_names(visible)
     hint = suggestion(model, known, f"deployed: {', '.join(known[:10]) or 'nothing yet'}")
     return ApiError(404, f"the model {model!r} is not deployed; {hint}", code="model_not_found", param="model")
 

@@ -16,6 +16,7 @@ from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
 
+from ray_jobs import registry
 from ray_jobs.registry.files import fetch_checked
 from ray_jobs.registry.model import key_of
 from ray_jobs.storage import Store
@@ -42,9 +43,9 @@ class AdapterLoader(LoraModelLoader):
     async def load_model_from_config(self, lora_model_id: str, llm_config: Any) -> DiskMultiplexConfig:
         if lora_model_id not in self.disk_cache:
             name, _, version = lora_model_id.partition("@")
-            store = Store.from_env(check=False)
+            home = await asyncio.to_thread(registry.workspace_of, Store.from_env(check=False), name)
             # Checked, since vLLM also loads pickles.
-            directory = await asyncio.to_thread(fetch_checked, store, key_of(name, version))
+            directory = await asyncio.to_thread(fetch_checked, home, key_of(name, version))
             self.disk_cache[lora_model_id] = DiskMultiplexConfig(
                 model_id=lora_model_id,
                 max_total_tokens=None,

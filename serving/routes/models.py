@@ -10,7 +10,7 @@ from ray_jobs import deploy, registry
 from ray_jobs.deploy import records
 from ray_jobs.registry import api_names
 from ray_jobs.registry.catalogue import CatalogueEntry
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from serving.access.auth import Caller, caller_of
 from serving.http import openai_types
 from serving.http.errors import ApiError, documented
@@ -43,21 +43,23 @@ def routes(store: Store, router: Router) -> APIRouter:
         """Delete a fine-tuned model of the caller's team, with its checkpoints."""
         caller = caller_of(request)
         name, at, _ = api_names.registry_ref(model).partition("@")
-        versions = registry.versions(store, name)
-        if not versions or (registry.owner(store, name) != caller.team and not caller.admin):
+        team = registry.owner(store, name)
+        home = Workspace(store, team) if team is not None and (team == caller.team or caller.admin) else None
+        versions = [] if home is None else registry.versions(home, name)
+        if home is None or not versions:
             raise ApiError(404, f"the model {model!r} does not exist", code="model_not_found", param="model")
         if at:
             whole = api_names.api_name(versions[0])
             message = f"{model!r} is one version: delete the model, {whole!r}, with all it has"
             raise ApiError(403, message, code="not_deletable", param="model")
-        delete_model(store, name)
+        delete_model(home, name)
         router.forget()
         return openai_types.Deleted(id=model, object="model")
 
     return api
 
 
-def delete_model(store: Store, name: str) -> None:
+def delete_model(store: Workspace, name: str) -> None:
     """Undeploy a model, then delete its aliases and versions."""
     record = records.read(store, name)
     if record is not None and record.kind == "adapter":
@@ -82,7 +84,7 @@ def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.
     return openai_types.Model(
         id=route.api_name or model,
         created=int(created.timestamp()),
-        owned_by=_OWNER if version is None else api_names.owner(version),
+        owned_by=_OWNER if version is None else version.team,
         task=route.task,
         fine_tunable=model in snapshot.bases,
     )

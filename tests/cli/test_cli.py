@@ -23,7 +23,7 @@ from ray_jobs.cli import session
 from ray_jobs.errors import DataError, JobCancelled, JobPaused, JobSuperseded, KitaeError
 from ray_jobs.registry.model import Lineage
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.repository import ROOT
 
@@ -42,10 +42,10 @@ ALL = dict(commands())
 
 
 @pytest.fixture
-def invoke(store: Store, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+def invoke(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """A runner whose commands work on the test's own store."""
 
-    def open_store(*, check: bool = True) -> Store:
+    def open_store(*, check: bool = True) -> Workspace:
         return store
 
     monkeypatch.setattr(session, "open_store", open_store)
@@ -163,7 +163,7 @@ def test_status_without_jobs_names_the_command_that_starts_one(invoke: CliRunner
     assert "no jobs in s3://" in invoke.invoke(cli, ["status"]).output
 
 
-def test_status_of_all_and_of_one(invoke: CliRunner, store: Store) -> None:
+def test_status_of_all_and_of_one(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "ingest: 224 rows", {"rows": 224})
     job.finish_stage("ingest", {}, {"dataset": "d"}, 3.2)
@@ -194,7 +194,7 @@ def test_status_of_all_and_of_one(invoke: CliRunner, store: Store) -> None:
     ],
 )
 def test_a_record_that_no_job_writes_does_not_stop_the_list(
-    invoke: CliRunner, store: Store, change: dict[str, Any]
+    invoke: CliRunner, store: Workspace, change: dict[str, Any]
 ) -> None:
     good, bad = jobs.create(store, make_spec("good")), jobs.create(store, make_spec("bad"))
     key = f"jobs/{bad.id}/job.json"
@@ -205,14 +205,14 @@ def test_a_record_that_no_job_writes_does_not_stop_the_list(
     assert "\x1b" not in shown.output
 
 
-def test_training_metrics_are_shown_once(invoke: CliRunner, store: Store) -> None:
+def test_training_metrics_are_shown_once(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "step 3 of 9: training loss 2.0000", {"step": 3, "train_loss": 2.0}, kind="metrics")
     shown = invoke.invoke(cli, ["status", job.id, "--events"]).output
     assert "#1  step 3 of 9: training loss 2.0000\n" in shown
 
 
-def test_status_as_json(invoke: CliRunner, store: Store) -> None:
+def test_status_as_json(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "hello")
     (listed,) = json.loads(invoke.invoke(cli, ["status", "--json"]).output)
@@ -221,7 +221,7 @@ def test_status_as_json(invoke: CliRunner, store: Store) -> None:
     assert [event["message"] for event in shown["events"]] == ["hello"]
 
 
-def test_pause_stops_the_job_and_its_watchers(invoke: CliRunner, store: Store) -> None:
+def test_pause_stops_the_job_and_its_watchers(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert invoke.invoke(cli, ["pause", job.id]).output == f"{job.id}: paused\n"
     assert jobs.load(store, job.id).status == "paused"
@@ -229,7 +229,7 @@ def test_pause_stops_the_job_and_its_watchers(invoke: CliRunner, store: Store) -
     assert invoke.invoke(cli, ["cancel", job.id]).output == f"{job.id}: cancelled\n"
 
 
-def test_cancel_ends_the_job_and_an_unknown_one_is_an_error(invoke: CliRunner, store: Store) -> None:
+def test_cancel_ends_the_job_and_an_unknown_one_is_an_error(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert invoke.invoke(cli, ["cancel", job.id]).output == f"{job.id}: cancelled\n"
     assert jobs.load(store, job.id).status == "cancelled"
@@ -240,11 +240,11 @@ def test_cancel_ends_the_job_and_an_unknown_one_is_an_error(invoke: CliRunner, s
 
 @pytest.mark.parametrize(("arguments", "workers"), [([], 1), (["--workers", "3"], 3)])
 def test_resume_uses_the_stored_spec_and_may_change_the_workers(
-    invoke: CliRunner, store: Store, monkeypatch: pytest.MonkeyPatch, arguments: list[str], workers: int
+    invoke: CliRunner, store: Workspace, monkeypatch: pytest.MonkeyPatch, arguments: list[str], workers: int
 ) -> None:
     ran: list[JobSpec] = []
 
-    def run(store: Store, spec: JobSpec, *, launched: jobs.Launched | None) -> None:
+    def run(store: Workspace, spec: JobSpec, *, launched: jobs.Launched | None) -> None:
         assert launched is None
         ran.append(spec)
         raise DataError("far enough")
@@ -257,7 +257,7 @@ def test_resume_uses_the_stored_spec_and_may_change_the_workers(
     assert (spec.job_id, spec.training) == (job.id, make_spec().training)
 
 
-def test_a_launched_runner_without_work_exits_with_0(invoke: CliRunner, store: Store) -> None:
+def test_a_launched_runner_without_work_exits_with_0(invoke: CliRunner, store: Workspace) -> None:
     """A launcher that retries failures would let it supersede its successor."""
     job = jobs.start_attempt(store, make_spec())
     jobs.request_cancel(store, job.id)
@@ -283,7 +283,7 @@ def test_a_stopped_launched_run_exits_with_0(
     assert isinstance(invoke.invoke(cli, arguments).exception, stopped)
 
 
-def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Store) -> None:
+def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert "0 is not in the range x>=1" in invoke.invoke(cli, ["resume", job.id, "--workers", "0"]).output
     assert job.id in str(invoke.invoke(cli, ["resume", "gre"]).exception)
@@ -305,9 +305,9 @@ def complete(*words: str) -> list[str]:
     return [item.value for item in found]
 
 
-def test_commands_and_job_ids_are_completed(invoke: CliRunner, store: Store) -> None:
+def test_commands_and_job_ids_are_completed(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.create(store, make_spec())
-    assert complete("st") == ["status"]
+    assert complete("sta") == ["status"]
     assert complete("status", "gre") == [job.id]
     assert complete("cancel", "other") == []
 
@@ -318,7 +318,7 @@ def test_completion_without_a_store_stays_silent(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def registered(store: Store, tmp_path: Path) -> str:
+def registered(store: Workspace, tmp_path: Path) -> str:
     """A model `greeter` with two versions, the first its champion."""
     for number, loss in enumerate((1.5, 1.25), start=1):
         directory = tmp_path / f"version-{number}"

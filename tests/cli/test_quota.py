@@ -19,7 +19,7 @@ from ray_jobs.__main__ import cli
 from ray_jobs.cli import quota, session
 from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, NODE, RESOURCE_FLAVOR, WORKLOAD
 from ray_jobs.errors import ClusterUnreachable, Forbidden, KitaeError, NoSuchKind, ObjectChanged, SpecError
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes
 from tests.quota.builders import GPU, NOW, make_local, make_queue, make_record, make_workload, put
 from tests.repository import ROOT
@@ -58,9 +58,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
 
 
 @pytest.fixture
-def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
+def kitae(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     """Run a command; a KitaeError is raised."""
-    monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
+    monkeypatch.setattr(session, "open_store", lambda **_: store)
 
     def run(*arguments: str, code: int = 0) -> Result:
         shown = CliRunner().invoke(cli, ["quota", *arguments], prog_name="kitae")
@@ -93,7 +93,7 @@ def test_show(cluster: FakeKubernetes, kitae: Kitae) -> None:
     assert {request.method for request in cluster.requests} == {"GET"}
 
 
-def test_show_json_has_an_estimate_from_past_jobs(cluster: FakeKubernetes, kitae: Kitae, store: Store) -> None:
+def test_show_json_has_an_estimate_from_past_jobs(cluster: FakeKubernetes, kitae: Kitae, store: Workspace) -> None:
     now = datetime.now(UTC)
     hours_ago = {n: now - timedelta(hours=n) for n in (3, 4, 5)}
     put(store, make_record("a", created_at=hours_ago[5], started_at=hours_ago[4], finished_at=hours_ago[3]))
@@ -184,7 +184,7 @@ def test_wrong_calls(kitae: Kitae, arguments: tuple[str, ...], says: str) -> Non
     assert says in kitae(*arguments, code=2).output
 
 
-def test_simulate(cluster: FakeKubernetes, kitae: Kitae, store: Store, tmp_path: Path) -> None:
+def test_simulate(cluster: FakeKubernetes, kitae: Kitae, store: Workspace, tmp_path: Path) -> None:
     later = [make_record(f"j{i}", started_at=NOW, finished_at=NOW + timedelta(hours=1)) for i in range(6)]
     put(store, *later, make_record("green", spec_fields={"team": "green"}), make_record("runs", finished_at=None))
     page = tmp_path / "quota.html"
@@ -205,7 +205,7 @@ def test_simulate(cluster: FakeKubernetes, kitae: Kitae, store: Store, tmp_path:
 
 
 def test_simulate_and_report_without_a_cluster(
-    kitae: Kitae, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kitae: Kitae, store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
@@ -251,7 +251,7 @@ def test_names_are_completed_from_the_settings_or_the_cluster(
 
 
 def test_the_commands_in_the_documentation_run(
-    cluster: FakeKubernetes, kitae: Kitae, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: FakeKubernetes, kitae: Kitae, store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / "docs/quota.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\$ kitae quota (.+)$", text, flags=re.MULTILINE)

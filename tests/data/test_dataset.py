@@ -11,7 +11,7 @@ from ray_jobs.data.dataset import DatasetFiles, load, prepare
 from ray_jobs.data.ingest import canonical_line
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import Row
 from tests.data.builders import CHAT, CLASSIFY, rows_of, write_jsonl
 
@@ -24,7 +24,7 @@ def contents(files: DatasetFiles) -> tuple[list[Row], list[Row]]:
     return files.train_rows, files.held_out_rows
 
 
-def test_prepare_and_load(tmp_path: Path, store: Store) -> None:
+def test_prepare_and_load(tmp_path: Path, store: Workspace) -> None:
     rows = rows_of(60)
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     dataset = prepare(store, section(path, held_out_fraction=0.2), CHAT)
@@ -36,7 +36,7 @@ def test_prepare_and_load(tmp_path: Path, store: Store) -> None:
     assert store.read_manifest(f"datasets/{dataset.digest}") is not None
 
 
-def test_the_same_rows_from_another_source_are_the_same_dataset(tmp_path: Path, store: Store) -> None:
+def test_the_same_rows_from_another_source_are_the_same_dataset(tmp_path: Path, store: Workspace) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows_of(40))
     store.upload_file(path, "files/data/b.jsonl")
     first = prepare(store, section(path), CHAT)
@@ -45,7 +45,7 @@ def test_the_same_rows_from_another_source_are_the_same_dataset(tmp_path: Path, 
     assert prepare(store, section(path, held_out_fraction=0.5), CHAT).digest != first.digest
 
 
-def test_rows_held_out_are_dropped_from_training_and_counted(tmp_path: Path, store: Store) -> None:
+def test_rows_held_out_are_dropped_from_training_and_counted(tmp_path: Path, store: Workspace) -> None:
     rows = rows_of(30)
     train = write_jsonl(tmp_path / "a.jsonl", [*rows, rows[0], rows[25]])
     held_out = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "質問 1", "completion": "答え 1"}, *rows[25:]])
@@ -56,7 +56,7 @@ def test_rows_held_out_are_dropped_from_training_and_counted(tmp_path: Path, sto
     assert not {canonical_line(row) for row in kept} & {canonical_line(row) for row in set_aside}
 
 
-def test_max_rows_takes_the_same_rows_each_time(tmp_path: Path, store: Store) -> None:
+def test_max_rows_takes_the_same_rows_each_time(tmp_path: Path, store: Workspace) -> None:
     rows = rows_of(80)
     first = prepare(store, section(write_jsonl(tmp_path / "a.jsonl", rows), max_rows=40), CHAT)
     again = prepare(store, section(write_jsonl(tmp_path / "b.jsonl", rows[::-1]), max_rows=40), CHAT)
@@ -65,13 +65,13 @@ def test_max_rows_takes_the_same_rows_each_time(tmp_path: Path, store: Store) ->
         assert side == backwards[::-1]
 
 
-def test_labels_are_those_of_the_training_rows(tmp_path: Path, store: Store) -> None:
+def test_labels_are_those_of_the_training_rows(tmp_path: Path, store: Workspace) -> None:
     rows = [{"text": f"文 {i}", "label": i % 3} for i in range(60)]
     dataset = prepare(store, section(write_jsonl(tmp_path / "a.jsonl", rows)), CLASSIFY)
     assert dataset.labels == ("0", "1", "2")
 
 
-def test_labels_that_cannot_be_learnt(tmp_path: Path, store: Store) -> None:
+def test_labels_that_cannot_be_learnt(tmp_path: Path, store: Workspace) -> None:
     train = write_jsonl(tmp_path / "a.jsonl", [{"text": f"t {i}", "label": "xy"[i % 2]} for i in range(8)])
     held_out = write_jsonl(tmp_path / "b.jsonl", [{"text": "u", "label": "z"}, {"text": "v", "label": "x"}])
     with pytest.raises(DataError, match="only in held-out rows") as caught:
@@ -85,7 +85,7 @@ def test_labels_that_cannot_be_learnt(tmp_path: Path, store: Store) -> None:
         )
 
 
-def test_problems_of_both_files_are_reported_at_once_and_nothing_is_stored(tmp_path: Path, store: Store) -> None:
+def test_problems_of_both_files_are_reported_at_once_and_nothing_is_stored(tmp_path: Path, store: Workspace) -> None:
     train = write_jsonl(
         tmp_path / "a.jsonl", [*rows_of(3), {"prompt": 3, "completion": "x"}, *[{"messages": []}] * 200]
     )
@@ -99,7 +99,7 @@ def test_problems_of_both_files_are_reported_at_once_and_nothing_is_stored(tmp_p
     assert store.list_dirs("datasets") == []
 
 
-def test_missing_files(tmp_path: Path, store: Store) -> None:
+def test_missing_files(tmp_path: Path, store: Workspace) -> None:
     with pytest.raises(DataError, match=r"missing\.jsonl does not exist"):
         prepare(store, section(tmp_path / "missing.jsonl"), CHAT)
     with pytest.raises(DataError, match="is a directory"):
@@ -108,7 +108,7 @@ def test_missing_files(tmp_path: Path, store: Store) -> None:
         prepare(store, section(store.uri("files/nothing.jsonl")), CHAT)
 
 
-def test_a_column_the_task_does_not_have(tmp_path: Path, store: Store) -> None:
+def test_a_column_the_task_does_not_have(tmp_path: Path, store: Workspace) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows_of(3))
     with pytest.raises(DataError, match="did you mean 'messages'") as caught:
         prepare(store, section(path, columns={"message": "chat"}), CHAT)

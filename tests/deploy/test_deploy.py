@@ -26,7 +26,7 @@ from ray_jobs.deploy.serve_api import differing, failure, require_free_port, ser
 from ray_jobs.errors import CorruptObject, MachineError, RegistryError, ServingError, SpecError
 from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.spec import ServingSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 
 TOKEN = "a-token"
@@ -108,7 +108,9 @@ def settings(dashboard: Dashboard) -> ServeSettings:
     return ServeSettings(dashboard.url, TOKEN, port=free_port(), timeout_s=2.0)
 
 
-def register(store: Store, tmp_path: Path, name: str = "greeter", *, rank: int | None = 8, **spec: Any) -> ModelVersion:
+def register(
+    store: Workspace, tmp_path: Path, name: str = "greeter", *, rank: int | None = 8, **spec: Any
+) -> ModelVersion:
     """A new version: an adapter of that rank, or (None) a whole model."""
     mark = f"{name}-{len(registry.versions(store, name))}"
     directory = tmp_path / mark
@@ -123,14 +125,14 @@ def register(store: Store, tmp_path: Path, name: str = "greeter", *, rank: int |
 # --- needed records --------------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_needs_its_bases_engine(store: Store, tmp_path: Path) -> None:
+def test_an_adapter_needs_its_bases_engine(store: Workspace, tmp_path: Path) -> None:
     base, adapter = needed_records(register(store, tmp_path), "2", ServingSection(max_loras=2), lora_rank=12)
     assert (base.kind, base.name, base.key, base.max_lora_rank) == ("base", "base", f"bases/{'b' * 16}", 16)
     assert (adapter.kind, adapter.base, adapter.label, adapter.key) == ("adapter", "base", "2", None)
     assert adapter.application == base.application == "kitae-base"
 
 
-def test_other_models_have_their_own_application(store: Store, tmp_path: Path) -> None:
+def test_other_models_have_their_own_application(store: Workspace, tmp_path: Path) -> None:
     (full,) = needed_records(register(store, tmp_path, rank=None), None, ServingSection(), lora_rank=None)
     assert (full.kind, full.key, full.version) == ("full", "models/greeter/1", "1")
     spam = register(store, tmp_path, "spam", rank=None, task="text_classification")
@@ -141,7 +143,7 @@ def test_other_models_have_their_own_application(store: Store, tmp_path: Path) -
     assert (predictor.kind, predictor.base_key) == ("predictor", f"bases/{'b' * 16}")
 
 
-def test_a_model_named_as_its_base_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_model_named_as_its_base_is_refused(store: Workspace, tmp_path: Path) -> None:
     version = register(store, tmp_path, "base")
     with pytest.raises(ServingError, match="the name of its own base"):
         needed_records(version, None, ServingSection(), lora_rank=8)
@@ -189,7 +191,7 @@ def test_a_record_of_an_unknown_task_is_an_error_that_names_it(settings: ServeSe
 
 
 def test_deploying_an_adapter_starts_base_and_ingress(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     lines: list[str] = []
@@ -202,7 +204,7 @@ def test_deploying_an_adapter_starts_base_and_ingress(
 
 
 def test_another_version_restarts_nothing(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     deploy(store, "greeter", settings)
@@ -216,7 +218,7 @@ def test_another_version_restarts_nothing(
 
 
 def test_an_adapter_of_a_larger_rank_raises_the_limit(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     deploy(store, "greeter", settings)
@@ -226,7 +228,7 @@ def test_an_adapter_of_a_larger_rank_raises_the_limit(
 
 
 def test_two_concurrent_deployments_both_apply(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     names = [f"model-{i}" for i in range(6)]
     for name in names:
@@ -238,7 +240,7 @@ def test_two_concurrent_deployments_both_apply(
 
 
 def test_undeploying_removes_only_that_name(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     register(store, tmp_path, "writer")
@@ -257,7 +259,7 @@ def test_undeploying_removes_only_that_name(
 
 
 def test_reapply_starts_every_record(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     reapply(store, settings)
     assert list(dashboard.running) == ["kitae"]
@@ -269,7 +271,7 @@ def test_reapply_starts_every_record(
 
 
 def test_reconcile_restores_removed_applications(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     elsewhere = replace(settings, endpoint_url="https://kitae.example")
@@ -296,7 +298,7 @@ def test_reconcile_restores_removed_applications(
 
 
 def test_an_unregistered_model_is_refused_before_anything_is_written(
-    store: Store, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     with pytest.raises(RegistryError, match="unknown"):
         deploy(store, "unknown", settings)
@@ -305,7 +307,7 @@ def test_an_unregistered_model_is_refused_before_anything_is_written(
 
 
 def test_a_taken_port_is_refused_before_anything_is_written(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     with socket.socket() as holder:
@@ -318,7 +320,7 @@ def test_a_taken_port_is_refused_before_anything_is_written(
 
 
 def test_the_port_of_a_running_endpoint_cannot_be_changed(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     deploy(store, "greeter", settings)
@@ -327,7 +329,7 @@ def test_the_port_of_a_running_endpoint_cannot_be_changed(
 
 
 def test_foreign_applications_are_not_removed(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     dashboard.foreign = {"translator": {"status": "RUNNING"}}
@@ -336,20 +338,20 @@ def test_foreign_applications_are_not_removed(
     assert dashboard.puts == 0
 
 
-def test_a_refused_token_names_the_variable(store: Store, tmp_path: Path, settings: ServeSettings) -> None:
+def test_a_refused_token_names_the_variable(store: Workspace, tmp_path: Path, settings: ServeSettings) -> None:
     register(store, tmp_path)
     with pytest.raises(ServingError, match="RAY_AUTH_TOKEN_PATH"):
         deploy(store, "greeter", replace(settings, token="wrong"))
 
 
-def test_an_absent_ray_names_the_variable(store: Store, tmp_path: Path) -> None:
+def test_an_absent_ray_names_the_variable(store: Workspace, tmp_path: Path) -> None:
     register(store, tmp_path)
     with pytest.raises(ServingError, match=r"Ray does not answer at .* RAY_ADDRESS"):
         deploy(store, "greeter", ServeSettings(f"http://127.0.0.1:{free_port()}", TOKEN))
 
 
 def test_the_message_of_a_failed_replica_is_shown(
-    store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
+    store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings
 ) -> None:
     register(store, tmp_path)
     message = "The deployment failed to start 1 times in a row.\n\nValueError: no such architecture"
@@ -365,7 +367,7 @@ def test_the_message_of_a_failed_application_is_shown() -> None:
     assert "no reason" in failure("kitae", {"status": "UNHEALTHY"}).details[0]
 
 
-def test_waiting_times_out(store: Store, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings) -> None:
+def test_waiting_times_out(store: Workspace, tmp_path: Path, dashboard: Dashboard, settings: ServeSettings) -> None:
     register(store, tmp_path)
     dashboard.states["kitae-base"] = {"status": "DEPLOYING", "deployments": {"Engine": {"message": "no free GPU"}}}
     with pytest.raises(ServingError, match=r"after 1 s: kitae running, kitae-base deploying") as caught:
@@ -373,7 +375,7 @@ def test_waiting_times_out(store: Store, tmp_path: Path, dashboard: Dashboard, s
     assert caught.value.details == ("no free GPU",)
 
 
-def test_an_invalid_record_is_skipped_and_can_be_removed(store: Store) -> None:
+def test_an_invalid_record_is_skipped_and_can_be_removed(store: Workspace) -> None:
     store.put_json("deployments/greeter.json", {"name": "greeter", "kind": "spaceship", "task": "chat"})
     with pytest.raises(CorruptObject, match=r"deployments/greeter\.json"):
         records.read(store, "greeter")

@@ -20,7 +20,7 @@ from ray_jobs.jobs import Job
 from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow, PublishedCheckpoint, Registered, candidate_key
 from ray_jobs.pipeline.stage_work import StageContext
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
@@ -68,12 +68,12 @@ class TrainedJob:
         return stage_work.publish_checkpoints(self.flow, StageContext(self.job, lambda *_, **__: None)).checkpoints
 
 
-def train_one(case: tuple[TrainInputs, Store]) -> TrainOutcome:
+def train_one(case: tuple[TrainInputs, Workspace]) -> TrainOutcome:
     return train(*case)
 
 
 @pytest.fixture
-def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TrainedJob]:
+def trained(store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TrainedJob]:
     """Six steps, measured after every second step: three checkpoints."""
 
     def here(function: Callable[..., Any], *arguments: object, **_: object) -> Any:
@@ -128,7 +128,7 @@ def trained(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 @pytest.mark.heavy
 @pytest.mark.usefixtures("store_environment")
 def test_each_checkpoint_is_a_version_that_loads_and_differs(
-    trained: Callable[[str], TrainedJob], store: Store, monkeypatch: pytest.MonkeyPatch
+    trained: Callable[[str], TrainedJob], store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trained("lora")
     rows = one.publish()
@@ -179,7 +179,7 @@ def test_each_checkpoint_is_a_version_that_loads_and_differs(
 @pytest.mark.heavy
 @pytest.mark.usefixtures("store_environment")
 def test_a_full_fine_tune_publishes_only_its_registered_checkpoint(
-    trained: Callable[[str], TrainedJob], store: Store
+    trained: Callable[[str], TrainedJob], store: Workspace
 ) -> None:
     one = trained("full")
     (row,) = one.publish()

@@ -14,7 +14,7 @@ import pytest
 from examples import assets
 from ray_jobs.errors import MachineError
 from ray_jobs.spec import load_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 
 HERE = assets.DEFAULT_DIRECTORY
@@ -121,7 +121,7 @@ def test_two_concurrent_callers_make_an_asset_once(tmp_path: Path) -> None:
     assert len(made) == 1
 
 
-def test_upload_is_repeatable_and_replaces_changed_assets(tmp_path: Path, store: Store) -> None:
+def test_upload_is_repeatable_and_replaces_changed_assets(tmp_path: Path, store: Workspace) -> None:
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     model.mkdir()
     (model / "config.json").write_text("{}")

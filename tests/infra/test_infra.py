@@ -16,6 +16,7 @@ import yaml
 from ray_jobs.__main__ import cli
 from ray_jobs.cluster.quantities import parse
 from ray_jobs.spec import load_spec
+from ray_jobs.storage.workspace import TEAM_KINDS
 from tests.charts import chart_values, helm
 from tests.charts.manifests import Object, findings
 from tests.repository import ROOT
@@ -36,8 +37,10 @@ def read(path: str) -> Any:
 
 def names_in_the_store() -> set[str]:
     """Prefixes of the store's keys, as docs/architecture.md lists them."""
-    block = ARCHITECTURE.partition("## Keys in the store")[2].split("```")[1]
-    return set(re.findall(r"(?:^|; )([a-z-]+)/", block, flags=re.MULTILINE))
+    section = ARCHITECTURE.partition("## Keys in the store")[2].partition("\n## ")[0]
+    return {
+        name for block in section.split("```")[1::2] for name in re.findall(r"(?:^|; )([a-z-]+)/", block, re.MULTILINE)
+    }
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -182,12 +185,14 @@ def resources(policy: str) -> dict[str, set[str]]:
 
 
 def test_a_teams_policy_allows_only_what_its_jobs_need() -> None:
-    found, known = resources("team"), names_in_the_store() | {".probe"}
+    found, known = resources("team"), names_in_the_store() | {".probe", "layout.json"}
     assert len(known) > 12
     written = {"bases", "datasets", "jobs", "models", "aliases", "deployments", ".probe"}
     assert found["PutObject"] == written | {"owners"}
-    assert found["GetObject"] == written | {"files", "catalogue", "owners"}
+    assert found["GetObject"] == written | {"files", "catalogue", "catalogue-bases", "owners", "layout.json"}
     statements = json.loads((INFRA / "object-store/policy-team.json").read_text(encoding="utf-8"))["Statement"]
+    places = [place for each in statements if isinstance(each["Resource"], list) for place in each["Resource"]]
+    assert all(place.split("/")[3:] == ["TEAM", "*"] for place in places if place.split("/")[2] in TEAM_KINDS)
     claims = [each for each in statements if "PutObject" in str(each["Action"]) and "owners/" in str(each["Resource"])]
     assert [each["Condition"] for each in claims] == [{"Null": {"s3:if-none-match": "false"}}], "written once"
     assert found["DeleteObject"] == {"jobs", ".probe"}

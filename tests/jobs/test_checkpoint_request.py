@@ -19,14 +19,14 @@ from ray_jobs.errors import JobError, TrainingError
 from ray_jobs.jobs import Job, checkpoint_request
 from ray_jobs.jobs.checkpoint_request import CheckpointRequest
 from ray_jobs.pipeline import sources
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training.control import TrainingControl
 from ray_jobs.training.metrics import TrainingMetrics, repeated_work
 from tests.builders import make_spec
 
 
 @pytest.fixture
-def job(store: Store) -> Job:
+def job(store: Workspace) -> Job:
     return jobs.start_attempt(store, make_spec())
 
 
@@ -58,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_pods_that_ask_together_share_a_request(store: Store, job: Job, clock: Clock) -> None:
+def test_pods_that_ask_together_share_a_request(store: Workspace, job: Job, clock: Clock) -> None:
     first = checkpoint_request.request(store, job.id)
     assert first == CheckpointRequest(number=1, attempt=1, at=100.0)
     clock.now_s = 130.0
@@ -74,7 +74,7 @@ def test_pods_that_ask_together_share_a_request(store: Store, job: Job, clock: C
     assert checkpoint_request.request(store, job.id).number == 2
 
 
-def test_another_attempt_has_a_request_of_its_own(store: Store, job: Job, clock: Clock) -> None:
+def test_another_attempt_has_a_request_of_its_own(store: Workspace, job: Job, clock: Clock) -> None:
     checkpoint_request.request(store, job.id)
     jobs.start_attempt(store, make_spec())
     second = checkpoint_request.request(store, job.id)
@@ -87,7 +87,7 @@ def test_another_attempt_has_a_request_of_its_own(store: Store, job: Job, clock:
     assert not checkpoint_request.was_requested(store, job.id, 2)
 
 
-def waited(store: Store, job_id: str, wait_s: float, due: dict[float, Callable[[], Any]]) -> tuple[Any, float]:
+def waited(store: Workspace, job_id: str, wait_s: float, due: dict[float, Callable[[], Any]]) -> tuple[Any, float]:
     """The outcome of waiting and its duration, with the calls `due` made after so many seconds."""
     clock = Clock(due=due)
     with pytest.MonkeyPatch.context() as patch:
@@ -95,7 +95,7 @@ def waited(store: Store, job_id: str, wait_s: float, due: dict[float, Callable[[
         return checkpoint_request.wait(store, job_id, 1, wait_s), clock.now_s
 
 
-def test_wait_ends_with_a_checkpoint_or_once_none_can_come(store: Store, job: Job) -> None:
+def test_wait_ends_with_a_checkpoint_or_once_none_can_come(store: Workspace, job: Job) -> None:
     checkpoint_request.request(store, job.id)
     acknowledged = {2.0: lambda: checkpoint_request.acknowledge(store, job.id, 1)}
     assert waited(store, job.id, 90.0, {}) == (("not training", None), checkpoint_request.ACKNOWLEDGED_WITHIN_S)
@@ -105,7 +105,7 @@ def test_wait_ends_with_a_checkpoint_or_once_none_can_come(store: Store, job: Jo
     assert waited(store, job.id, 90.0, answers) == (("committed", 9), 40.0)
 
 
-def test_wait_ends_for_a_job_that_does_not_run(store: Store, job: Job) -> None:
+def test_wait_ends_for_a_job_that_does_not_run(store: Workspace, job: Job) -> None:
     checkpoint_request.request(store, job.id)
     paused = {3.0: lambda: jobs.request_pause(store, job.id)}
     assert waited(store, job.id, 90.0, paused) == (("not running", None), 3.0)
@@ -114,7 +114,7 @@ def test_wait_ends_for_a_job_that_does_not_run(store: Store, job: Job) -> None:
 
 
 @pytest.mark.usefixtures("store_environment")
-def test_notice_takes_a_job_id_or_a_job_file(store: Store, job: Job, tmp_path: Path) -> None:
+def test_notice_takes_a_job_id_or_a_job_file(store: Workspace, job: Job, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.record.spec), encoding="utf-8")
     for name in (job.id, str(tmp_path / "job.yaml")):
         late = CliRunner().invoke(cli, ["notice", name, "--wait-s", "0"])
@@ -142,7 +142,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def control(store: Store) -> Iterator[Callable[..., TrainingControl]]:
+def control(store: Workspace) -> Iterator[Callable[..., TrainingControl]]:
     """A training's control that polls every few milliseconds, and ends with the test."""
     controls: list[TrainingControl] = []
 
@@ -156,7 +156,7 @@ def control(store: Store) -> Iterator[Callable[..., TrainingControl]]:
 
 
 def test_a_training_saves_once_for_a_request_and_answers_with_that_checkpoint(
-    store: Store, job: Job, control: Callable[..., TrainingControl]
+    store: Workspace, job: Job, control: Callable[..., TrainingControl]
 ) -> None:
     watch = control(job)
     assert not watch.should_save(3)
@@ -177,7 +177,7 @@ def test_a_training_saves_once_for_a_request_and_answers_with_that_checkpoint(
 
 
 def test_only_the_first_worker_of_the_newest_attempt_receives_it(
-    store: Store, job: Job, control: Callable[..., TrainingControl]
+    store: Workspace, job: Job, control: Callable[..., TrainingControl]
 ) -> None:
     second = control(job, answers=False)
     jobs.start_attempt(store, make_spec())
@@ -191,7 +191,7 @@ def test_only_the_first_worker_of_the_newest_attempt_receives_it(
 # ---- the driver's side --------------------------------------------------------------------------------------------
 
 
-def test_a_failure_after_a_request_leaves_the_job_running(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_after_a_request_leaves_the_job_running(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt meets the real cause, if there is another."""
     requested = [True, False]
 
@@ -255,11 +255,11 @@ def report(metrics: TrainingMetrics, *steps: int, began: int = 0) -> None:
         metrics.record(step, 100, {"loss": 1.0, "learning_rate": 1e-4, "tokens_per_s": 5.0, "began_at_step": began})
 
 
-def messages(store: Store, job: Job) -> list[str]:
+def messages(store: Workspace, job: Job) -> list[str]:
     return [event.message for _, event in jobs.events(store, job.id) if "resumes from" in event.message]
 
 
-def test_restarted_workers_report_where_they_resume(store: Store, job: Job) -> None:
+def test_restarted_workers_report_where_they_resume(store: Workspace, job: Job) -> None:
     now_s = 1000.0
 
     def clock() -> float:
@@ -277,7 +277,7 @@ def test_restarted_workers_report_where_they_resume(store: Store, job: Job) -> N
     assert len(messages(store, job)) == 1
 
 
-def test_a_new_attempt_reports_what_is_repeated(store: Store, job: Job) -> None:
+def test_a_new_attempt_reports_what_is_repeated(store: Workspace, job: Job) -> None:
     metrics = TrainingMetrics(job, clock=iter(range(0, 1000, 20)).__next__)
     report(metrics, 10, 20, 30)
     second = jobs.start_attempt(store, make_spec())

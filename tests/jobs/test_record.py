@@ -13,7 +13,7 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
 from ray_jobs.jobs import Event, JobRecord, Status
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 
 UNPAUSED: dict[tuple[bool, bool, bool, bool], Status] = {
@@ -66,14 +66,14 @@ def test_a_record_round_trips_through_json() -> None:
     assert JobRecord.model_validate(written) == record
 
 
-def test_creating_twice_is_one_queued_job(store: Store) -> None:
+def test_creating_twice_is_one_queued_job(store: Workspace) -> None:
     first = jobs.create(store, make_spec())
     assert first.status == "queued"
     assert jobs.create(store, make_spec()) == first
     assert [record.id for record in jobs.list_jobs(store)] == [make_spec().job_id]
 
 
-def test_an_attempt_from_start_to_success(store: Store) -> None:
+def test_an_attempt_from_start_to_success(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec(), owner="here")
     job.check(fresh=True)
     running = jobs.load(store, job.id)
@@ -84,7 +84,7 @@ def test_an_attempt_from_start_to_success(store: Store) -> None:
     assert ended.result == {"model": "greeter@1"}
 
 
-def test_a_failed_job_resumes_in_a_new_attempt(store: Store) -> None:
+def test_a_failed_job_resumes_in_a_new_attempt(store: Workspace) -> None:
     jobs.start_attempt(store, make_spec()).finish("failed", error="NaN loss at step 3")
     assert jobs.load(store, make_spec().job_id).error == "NaN loss at step 3"
     again = jobs.start_attempt(store, make_spec())
@@ -92,7 +92,7 @@ def test_a_failed_job_resumes_in_a_new_attempt(store: Store) -> None:
     assert (record.attempt, record.status, record.error, record.finished_at) == (2, "running", None, None)
 
 
-def test_the_older_runner_is_superseded_and_can_write_nothing(store: Store) -> None:
+def test_the_older_runner_is_superseded_and_can_write_nothing(store: Workspace) -> None:
     older = jobs.start_attempt(store, make_spec(), owner="older")
     newer = jobs.start_attempt(store, make_spec(), owner="newer")
     with pytest.raises(JobSuperseded, match=r"attempt 1 .* attempt 2, by newer"):
@@ -106,7 +106,7 @@ def test_the_older_runner_is_superseded_and_can_write_nothing(store: Store) -> N
     assert newer.finish("succeeded").status == "succeeded"
 
 
-def test_of_racing_runners_exactly_the_last_continues(store: Store) -> None:
+def test_of_racing_runners_exactly_the_last_continues(store: Workspace) -> None:
     started: list[jobs.Job] = []
     barrier = threading.Barrier(4)
 
@@ -128,7 +128,7 @@ def test_of_racing_runners_exactly_the_last_continues(store: Store) -> None:
                 job.check(fresh=True)
 
 
-def test_check_reads_the_store_at_intervals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reads_the_store_at_intervals(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     job = jobs.start_attempt(store, make_spec())
     now_s = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
@@ -139,7 +139,7 @@ def test_check_reads_the_store_at_intervals(store: Store, monkeypatch: pytest.Mo
         job.check()
 
 
-def test_a_cancelled_job_stops_and_can_be_resumed(store: Store) -> None:
+def test_a_cancelled_job_stops_and_can_be_resumed(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert jobs.request_cancel(store, job.id).status == "cancelled"
     assert jobs.request_cancel(store, job.id).status == "cancelled"
@@ -152,7 +152,7 @@ def test_a_cancelled_job_stops_and_can_be_resumed(store: Store) -> None:
     assert jobs.load(store, job.id).status == "running"
 
 
-def test_a_queued_job_can_be_cancelled_and_a_finished_one_not(store: Store) -> None:
+def test_a_queued_job_can_be_cancelled_and_a_finished_one_not(store: Workspace) -> None:
     queued = jobs.create(store, make_spec("queued"))
     assert jobs.request_cancel(store, queued.id).status == "cancelled"
     done = jobs.start_attempt(store, make_spec("done"))
@@ -161,7 +161,7 @@ def test_a_queued_job_can_be_cancelled_and_a_finished_one_not(store: Store) -> N
         jobs.request_cancel(store, done.id)
 
 
-def test_a_paused_job_stops_and_resumes_in_the_next_attempt(store: Store) -> None:
+def test_a_paused_job_stops_and_resumes_in_the_next_attempt(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     paused = jobs.request_pause(store, job.id)
     assert (paused.status, paused.finished_at, paused.over()) == ("paused", None, False)
@@ -179,7 +179,7 @@ def test_a_paused_job_stops_and_resumes_in_the_next_attempt(store: Store) -> Non
         job.check(fresh=True)
 
 
-def test_only_a_job_that_is_not_over_can_be_paused(store: Store) -> None:
+def test_only_a_job_that_is_not_over_can_be_paused(store: Workspace) -> None:
     queued = jobs.create(store, make_spec("queued"))
     assert jobs.request_pause(store, queued.id).status == "paused"
     done = jobs.start_attempt(store, make_spec("done"))
@@ -191,7 +191,7 @@ def test_only_a_job_that_is_not_over_can_be_paused(store: Store) -> None:
         jobs.request_pause(store, make_spec("cancelled").job_id)
 
 
-def test_a_paused_job_can_be_cancelled(store: Store) -> None:
+def test_a_paused_job_can_be_cancelled(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     jobs.request_pause(store, job.id)
     assert jobs.request_cancel(store, job.id).status == "cancelled"
@@ -209,11 +209,11 @@ def test_a_record_of_an_older_version_is_read() -> None:
     assert Event.model_validate(event).kind == "message"
 
 
-def test_a_runner_stopped_by_a_signal_records_a_cancellation(store: Store) -> None:
+def test_a_runner_stopped_by_a_signal_records_a_cancellation(store: Workspace) -> None:
     assert jobs.start_attempt(store, make_spec()).finish("cancelled").status == "cancelled"
 
 
-def test_a_failure_needs_an_error_and_only_a_failure(store: Store) -> None:
+def test_a_failure_needs_an_error_and_only_a_failure(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     with pytest.raises(ValueError, match="has an error"):
         job.finish("failed")
@@ -221,7 +221,7 @@ def test_a_failure_needs_an_error_and_only_a_failure(store: Store) -> None:
         job.finish("succeeded", error="what?")
 
 
-def test_events_are_read_in_order_and_after_a_key(store: Store) -> None:
+def test_events_are_read_in_order_and_after_a_key(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.event("info", "ingest: 224 rows", {"rows": 224})
     job.event("warning", "2 rows left out")
@@ -234,7 +234,7 @@ def test_events_are_read_in_order_and_after_a_key(store: Store) -> None:
     assert [event.message for _, event in jobs.events(store, job.id, after=seen[-1][0])] == ["attempt 2 speaks"]
 
 
-def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Store) -> None:
+def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     other = jobs.Job(store, job.record)
     for number in range(3):
@@ -243,7 +243,7 @@ def test_events_of_two_processes_of_one_attempt_are_all_kept(store: Store) -> No
     assert len({event.message for _, event in jobs.events(store, job.id)}) == 6
 
 
-def test_a_note_comes_after_earlier_events(store: Store) -> None:
+def test_a_note_comes_after_earlier_events(store: Workspace) -> None:
     queued = jobs.create(store, make_spec())
     jobs.note(store, queued.id, "info", "created")
     job = jobs.start_attempt(store, make_spec())
@@ -262,7 +262,7 @@ def test_a_note_comes_after_earlier_events(store: Store) -> None:
         jobs.note(store, "unknown", "info", "x")
 
 
-def test_notes_written_at_once_are_all_kept(store: Store) -> None:
+def test_notes_written_at_once_are_all_kept(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: jobs.note(store, job.id, "info", f"note {number}"), range(8)))
@@ -271,7 +271,7 @@ def test_notes_written_at_once_are_all_kept(store: Store) -> None:
     assert [event.sequence for event in written] == list(range(1, 9))
 
 
-def test_a_stage_is_found_by_its_inputs_alone(store: Store) -> None:
+def test_a_stage_is_found_by_its_inputs_alone(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     assert jobs.read_stage(store, job.id, "ingest", {"rows": "abc", "seed": 1}) is None
     job.finish_stage("ingest", {"rows": "abc", "seed": 1}, {"dataset": "d1"}, 3.5)
@@ -283,14 +283,14 @@ def test_a_stage_is_found_by_its_inputs_alone(store: Store) -> None:
     assert jobs.read_stage(store, again.id, "train", {"rows": "abc", "seed": 1}) is None
 
 
-def test_a_repeated_stage_replaces_its_record(store: Store) -> None:
+def test_a_repeated_stage_replaces_its_record(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.finish_stage("deploy", {"model": "a@1"}, {"endpoint": "old"}, 1.0)
     job.finish_stage("deploy", {"model": "a@1"}, {"endpoint": "new"}, 1.0)
     assert [record.outputs for record in jobs.stages(store, job.id)] == [{"endpoint": "new"}]
 
 
-def test_an_unknown_job_names_the_nearest(store: Store) -> None:
+def test_an_unknown_job_names_the_nearest(store: Workspace) -> None:
     with pytest.raises(JobError, match="`kitae status` lists the jobs"):
         jobs.load(store, "greeter")
     known = jobs.create(store, make_spec()).id
@@ -300,7 +300,7 @@ def test_an_unknown_job_names_the_nearest(store: Store) -> None:
         jobs.load(store, "gre")
 
 
-def test_jobs_are_listed_newest_first_and_orphans_left_out(store: Store) -> None:
+def test_jobs_are_listed_newest_first_and_orphans_left_out(store: Workspace) -> None:
     older = jobs.create(store, make_spec("older"))
     newer = jobs.create(store, make_spec("newer"))
     moved = older.model_copy(update={"created_at": newer.created_at - timedelta(hours=1)})
@@ -309,7 +309,7 @@ def test_jobs_are_listed_newest_first_and_orphans_left_out(store: Store) -> None
     assert [record.id for record in jobs.list_jobs(store)] == [newer.id, older.id]
 
 
-def test_an_attempt_that_pauses_follows_the_rule_of_request_pause(store: Store) -> None:
+def test_an_attempt_that_pauses_follows_the_rule_of_request_pause(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     job.pause()
     paused = jobs.load(store, job.id)

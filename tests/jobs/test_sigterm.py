@@ -16,7 +16,7 @@ import yaml
 from ray_jobs import jobs
 from ray_jobs.jobs import checkpoint_request
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 
 RUNNER = """
@@ -25,9 +25,9 @@ from pathlib import Path
 from ray_jobs import jobs
 from ray_jobs.jobs import sigterm
 from ray_jobs.spec import load_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
-job = jobs.start_attempt(Store.from_env(), load_spec(Path(sys.argv[1])))
+job = jobs.start_attempt(Workspace.from_env(), load_spec(Path(sys.argv[1])))
 with sigterm.checkpoint_on_sigterm(job, pauses=sys.argv[2] == "pauses"):
     print("runs", flush=True)
     time.sleep(120)
@@ -58,7 +58,7 @@ def start(store_environment: None, tmp_path: Path, spec: JobSpec) -> Callable[..
     return run
 
 
-def save(store: Store, job_id: str, step: int) -> None:
+def save(store: Workspace, job_id: str, step: int) -> None:
     """Answer the checkpoint request as a training does."""
     deadline = time.monotonic() + 30
     while (given := checkpoint_request.current(store, job_id)) is None:
@@ -67,13 +67,13 @@ def save(store: Store, job_id: str, step: int) -> None:
     checkpoint_request.answer(store, job_id, given.number, step=step)
 
 
-def messages(store: Store, job_id: str) -> list[str]:
+def messages(store: Workspace, job_id: str) -> list[str]:
     return [event.message for _, event in jobs.events(store, job_id)]
 
 
 @pytest.mark.parametrize(("how", "status"), [("pauses", "paused"), ("keeps running", "running")])
 def test_it_ends_once_a_checkpoint_is_committed(
-    store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]], how: str, status: str
+    store: Workspace, spec: JobSpec, start: Callable[..., subprocess.Popen[str]], how: str, status: str
 ) -> None:
     runner = start(how)
     runner.send_signal(signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_it_ends_once_a_checkpoint_is_committed(
 
 @pytest.mark.parametrize("wait_s", [None, "3", "soon"])
 def test_it_ends_at_once_where_there_is_no_time(
-    store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]], wait_s: str | None
+    store: Workspace, spec: JobSpec, start: Callable[..., subprocess.Popen[str]], wait_s: str | None
 ) -> None:
     runner = start(wait_s=wait_s)
     runner.send_signal(signal.SIGTERM)
@@ -97,7 +97,7 @@ def test_it_ends_at_once_where_there_is_no_time(
 
 
 def test_a_second_signal_ends_it_at_once(
-    store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]]
+    store: Workspace, spec: JobSpec, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     runner = start()
     runner.send_signal(signal.SIGTERM)
@@ -111,7 +111,7 @@ def test_a_second_signal_ends_it_at_once(
 
 
 def test_a_superseded_runner_saves_nothing(
-    store: Store, spec: JobSpec, start: Callable[..., subprocess.Popen[str]]
+    store: Workspace, spec: JobSpec, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     """It does not touch the record of its successor."""
     runner = start()

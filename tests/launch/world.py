@@ -25,8 +25,8 @@ from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import ClusterError, JobError
 from ray_jobs.jobs import Job, Launched
 from ray_jobs.launch.kubernetes import KubernetesLauncher
-from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM, JobSpec
+from ray_jobs.storage import Store, Workspace
 from serving.files.stored_files import Files
 from serving.fine_tuning import records
 from serving.fine_tuning.records import ApiJob
@@ -57,7 +57,7 @@ CONTROLLERS = ("reconcile", "advance", "preempt", "begin", "check", "finish", "c
 class World:
     """A cluster with GPUs for one job at a time, two services, and a clock."""
 
-    def __init__(self, server: FakeKubernetes, store: Store) -> None:
+    def __init__(self, server: FakeKubernetes, store: Workspace) -> None:
         self.server, self.store = server, store
         self.now_s = datetime(2026, 11, 24, tzinfo=UTC).timestamp()
         self.kueue = FakeKueue(server.objects)
@@ -302,7 +302,9 @@ def records_dated_by(clock: Callable[[], datetime]) -> Iterator[None]:
 
 
 def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool = False) -> None:
-    store = Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent"))
+    store = Workspace(
+        Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent")), DEFAULT_TEAM
+    )
     with fake_kubernetes(watch_ends_when_idle=True) as server:
         world = World(server, store)
         server.objects.deletion_lingers = lingers

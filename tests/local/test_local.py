@@ -29,7 +29,8 @@ from ray_jobs.local import embedded_store, processes, ray_head
 from ray_jobs.local.processes import Process
 from ray_jobs.local.ray_head import RayPorts
 from ray_jobs.local.state import Home
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM
+from ray_jobs.storage import Workspace
 from tests.repository import ROOT
 
 
@@ -71,10 +72,10 @@ def free_port() -> int:
     return processes.free_ports(1)[0]
 
 
-def open_store(root: Path) -> Store:
+def open_store(root: Path) -> Workspace:
     state = Home(root).load()
     assert state is not None
-    return embedded_store.open_store(state.store_ports, Home(root).credentials())
+    return Workspace(embedded_store.open_store(state.store_ports, Home(root).credentials()), DEFAULT_TEAM)
 
 
 def running(root: Path) -> tuple[Process, Process]:
@@ -408,7 +409,7 @@ def test_the_paths_of_rays_sockets_are_short_enough(tmp_path: Path, depth: int) 
 JOB = """
 import os, subprocess, sys
 import ray
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 
 ray.init(log_to_driver=False)
 

@@ -9,11 +9,11 @@ import pytest
 from ray_jobs.errors import ModelError
 from ray_jobs.models import bases
 from ray_jobs.registry import catalogue
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.models.tiny_models import save_causal, save_encoder
 
 
-def test_the_catalogue_records_a_bases_tasks_and_keeps_its_name(store: Store, tmp_path: Path) -> None:
+def test_the_catalogue_records_a_bases_tasks_and_keeps_its_name(store: Workspace, tmp_path: Path) -> None:
     for name in ("chat", "encoder", "other"):
         (tmp_path / name).mkdir()
     entry = bases.add(store, str(save_causal(tmp_path / "chat")), "tiny")

@@ -12,7 +12,7 @@ from ray_jobs import models
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import bases, heads
 from ray_jobs.spec import TrainingSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.models import tiny_models
 
 
@@ -89,7 +89,7 @@ def test_a_published_model_answers_as_the_one_in_memory(tmp_path: Path) -> None:
         assert suffixes <= {".safetensors", ".json", ".jinja", ".md"}
 
 
-def test_a_base_is_copied_once_without_code(store: Store, tmp_path: Path) -> None:
+def test_a_base_is_copied_once_without_code(store: Workspace, tmp_path: Path) -> None:
     causal = tiny_models.save_causal(tmp_path / "Tiny Causal")
     (causal / "modeling_custom.py").write_text("raise SystemExit")
     (causal / "weights.bin").write_bytes(b"pickle")
@@ -101,7 +101,7 @@ def test_a_base_is_copied_once_without_code(store: Store, tmp_path: Path) -> Non
     assert copied.isdisjoint({"modeling_custom.py", "weights.bin"})
 
 
-def test_a_base_from_s3_and_a_changed_source(store: Store, tmp_path: Path) -> None:
+def test_a_base_from_s3_and_a_changed_source(store: Workspace, tmp_path: Path) -> None:
     causal = tiny_models.save_causal(tmp_path / "causal")
     local = bases.prepare(store, str(causal), "chat")
     store.upload_tree(causal, "files/causal")
@@ -118,13 +118,13 @@ def test_a_base_from_s3_and_a_changed_source(store: Store, tmp_path: Path) -> No
     ("source", "said"),
     [("no/such/dir/at/all", "neither an existing path"), ("s3://{bucket}/nothing", "nothing is empty")],
 )
-def test_a_missing_base_is_an_error(store: Store, source: str, said: str) -> None:
+def test_a_missing_base_is_an_error(store: Workspace, source: str, said: str) -> None:
     bucket = store.uri().removeprefix("s3://").split("/")[0]
     with pytest.raises(ModelError, match=said):
         bases.fingerprint(store, source.format(bucket=bucket))
 
 
-def test_an_unavailable_hub_id_says_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_hub_id_says_what_to_do(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
     def refuse(*_: object, **__: object) -> None:

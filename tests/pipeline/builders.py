@@ -18,7 +18,7 @@ from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Position, Writer
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
@@ -37,7 +37,7 @@ LINEAGE = {
 }
 
 
-def write_rows(store: Store, count: int = 40) -> None:
+def write_rows(store: Workspace, count: int = 40) -> None:
     """The training rows of every job of `job_file`."""
     rows = [
         {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}."}]}
@@ -46,7 +46,7 @@ def write_rows(store: Store, count: int = 40) -> None:
     store.put(ROWS_KEY, "\n".join(json.dumps(row) for row in rows).encode())
 
 
-def add_base(store: Store, name: str) -> None:
+def add_base(store: Workspace, name: str) -> None:
     """A base of the catalogue, which is in the store already."""
     entry = CatalogueEntry(
         name=name, digest=f"digest-{name}", source=name, architecture="LlamaForCausalLM",
@@ -55,14 +55,14 @@ def add_base(store: Store, name: str) -> None:
     catalogue.add(store, entry)
 
 
-def job_file(store: Store, **fields: Any) -> JobSpec:
+def job_file(store: Workspace, **fields: Any) -> JobSpec:
     """A full fine-tune of the base `small`, whose checkpoints are published without a worker."""
     return make_spec(
         **{"base_model": "small", "data": {"train": store.uri(ROWS_KEY)}, "training": {"method": "full"}} | fields
     )
 
 
-def stage_keys(store: Store, job_id: str, name: str) -> list[str]:
+def stage_keys(store: Workspace, job_id: str, name: str) -> list[str]:
     """Keys of a stage's records."""
     folder = f"jobs/{job_id}/stages/"
     return [info.key for info in store.list(folder) if info.key.startswith(f"{folder}{name}-")]

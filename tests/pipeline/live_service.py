@@ -22,7 +22,7 @@ import psutil
 from ray_jobs import jobs
 from ray_jobs.local import processes, ray_head
 from ray_jobs.local.processes import Process
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint
 from tests.conftest import StoreServer
@@ -134,7 +134,7 @@ class Service:
         family = processes.family([self.ray], self.mark)
         return [process for process in family if "RayTrainWorker" in _title(process)]
 
-    def kitae(self, store: Store, *arguments: str, **environment: str) -> Driver:
+    def kitae(self, store: Workspace, *arguments: str, **environment: str) -> Driver:
         """Start a `kitae` command in the background on a store of this service."""
         log = self.root / f"driver-{next(self.numbers)}.log"
         with log.open("wb") as output:
@@ -154,7 +154,7 @@ class Service:
 class Watched:
     """A job as its store shows it."""
 
-    store: Store
+    store: Workspace
     job_id: str
 
     @property

@@ -26,7 +26,7 @@ from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable
 from ray_jobs.local.processes import free_ports
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training.machine_errors import is_disk_full, memory_errors, out_of_memory
 from ray_jobs.training.ray_workers import explain
 from tests.models import tiny_models
@@ -90,7 +90,7 @@ def rows_file(tmp_path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def test_missing_rows_and_a_missing_base_are_reported_together(kitae: Run, store: Store, tmp_path: Path) -> None:
+def test_missing_rows_and_a_missing_base_are_reported_together(kitae: Run, store: Workspace, tmp_path: Path) -> None:
     outcome = kitae("./no-such-model", tmp_path / "no-rows.jsonl")
     assert outcome.exit_code == DataError.exit_code
     rows, base = outcome.error.splitlines()[1:3]
@@ -103,7 +103,7 @@ def test_missing_rows_and_a_missing_base_are_reported_together(kitae: Run, store
     assert registry.names(store) == []
 
 
-def test_a_base_of_the_wrong_architecture(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+def test_a_base_of_the_wrong_architecture(kitae: Run, store: Workspace, tmp_path: Path, causal: Path) -> None:
     encoder = tiny_models.save_encoder(tmp_path / "encoder")
     outcome = kitae(encoder, rows_file(tmp_path, tiny_models.chat_rows(20)))
     assert outcome.exit_code == ModelError.exit_code
@@ -121,7 +121,9 @@ def test_a_directory_that_is_no_model(kitae: Run, tmp_path: Path) -> None:
     assert (outcome.exit_code, "it has no config.json" in outcome.error) == (ModelError.exit_code, True)
 
 
-def test_every_malformed_row_is_reported_with_its_line(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+def test_every_malformed_row_is_reported_with_its_line(
+    kitae: Run, store: Workspace, tmp_path: Path, causal: Path
+) -> None:
     outcome = kitae(causal, rows_file(tmp_path, [GOOD, {"messages": []}, GOOD, {"prompt": "x"}, GOOD]))
     assert outcome.exit_code == DataError.exit_code
     second, fourth = outcome.error.splitlines()[1:]
@@ -130,14 +132,14 @@ def test_every_malformed_row_is_reported_with_its_line(kitae: Run, store: Store,
     assert registry.names(store) == []
 
 
-def test_an_empty_split(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+def test_an_empty_split(kitae: Run, store: Workspace, tmp_path: Path, causal: Path) -> None:
     outcome = kitae(causal, rows_file(tmp_path, [GOOD]))
     assert outcome.exit_code == DataError.exit_code
     assert "held_out" in outcome.error or "held-out" in outcome.error
     assert registry.names(store) == []
 
 
-def test_nothing_supervised_and_no_end_token(kitae: Run, store: Store, tmp_path: Path, causal: Path) -> None:
+def test_nothing_supervised_and_no_end_token(kitae: Run, store: Workspace, tmp_path: Path, causal: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"{i}?"}]} for i in range(40)]
     outcome = kitae(causal, rows_file(tmp_path, rows))
     assert outcome.exit_code == DataError.exit_code
@@ -158,7 +160,7 @@ def test_rows_longer_than_the_limit(kitae: Run, tmp_path: Path, causal: Path) ->
 
 
 def test_an_unreachable_store_and_wrong_credentials(
-    kitae: Run, store: Store, tmp_path: Path, causal: Path, monkeypatch: pytest.MonkeyPatch
+    kitae: Run, store: Workspace, tmp_path: Path, causal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_file(tmp_path, tiny_models.chat_rows(20))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-it")
@@ -176,7 +178,9 @@ def test_an_unreachable_store_and_wrong_credentials(
     assert registry.names(store) == []
 
 
-def test_a_full_disk_of_the_driver(kitae: Run, store: Store, tmp_path: Path, causal: Path, small_disk: Path) -> None:
+def test_a_full_disk_of_the_driver(
+    kitae: Run, store: Workspace, tmp_path: Path, causal: Path, small_disk: Path
+) -> None:
     outcome = kitae(causal, rows_file(tmp_path, tiny_models.chat_rows(400)), too_long="drop")
     assert outcome.exit_code == MachineError.exit_code
     assert "the disk is full: make room, or set TMPDIR and KITAE_CACHE" in outcome.error

@@ -24,8 +24,8 @@ from click.testing import CliRunner
 from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, KitaeError, TrainingError
-from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM, JobSpec, parse_spec
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.training import checkpoint
 from ray_jobs.training.inputs import TrainInputs
 from ray_jobs.training.trainer import train
@@ -117,13 +117,15 @@ def job(files: Path) -> JobFile:
 def undisturbed(
     ray_service: Service, job: JobFile, store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Undisturbed:
-    store = Store("s3://kitae/undisturbed", store_server.settings(), cache=tmp_path_factory.mktemp("cache"))
+    store = Workspace(
+        Store("s3://kitae/undisturbed", store_server.settings(), cache=tmp_path_factory.mktemp("cache")), DEFAULT_TEAM
+    )
     driver = ray_service.kitae(store, "run", str(job.path))
     assert driver.wait() == 0, driver.output
     return Undisturbed(*outcome(store, job), driver.output)
 
 
-def outcome(store: Store, job: JobFile) -> tuple[tuple[float, ...], dict[str, float]]:
+def outcome(store: Workspace, job: JobFile) -> tuple[tuple[float, ...], dict[str, float]]:
     """The losses of every step, and the metrics of the registered version."""
     (name,) = registry.names(store)
     (version,) = registry.versions(store, name)
@@ -137,7 +139,7 @@ def same(losses: tuple[float, ...], expected: tuple[float, ...], within: float =
     assert worst <= within, f"{worst:.1e} apart"
 
 
-def ended_well(driver: Driver, store: Store, job: JobFile, undisturbed: Undisturbed) -> None:
+def ended_well(driver: Driver, store: Workspace, job: JobFile, undisturbed: Undisturbed) -> None:
     """Assert that the job has the undisturbed run's losses and metrics, and left no half-written checkpoint."""
     assert driver.wait() == 0, driver.output
     assert "Traceback" not in driver.output
@@ -161,7 +163,7 @@ def test_the_output_of_a_run_is_readable(undisturbed: Undisturbed) -> None:
 
 
 def test_workers_and_the_store_are_killed(
-    ray_service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
+    ray_service: Service, store: Workspace, job: JobFile, undisturbed: Undisturbed
 ) -> None:
     """Each in the middle of training and of an upload. The job resumes automatically, in the same attempt."""
     watched = Watched(store, job.spec.job_id)
@@ -195,7 +197,7 @@ def test_workers_and_the_store_are_killed(
 
 
 def test_the_driver_and_the_cluster_are_killed(
-    ray_service: Service, store: Store, job: JobFile, undisturbed: Undisturbed
+    ray_service: Service, store: Workspace, job: JobFile, undisturbed: Undisturbed
 ) -> None:
     """Each in the middle of training and of an upload. `kitae resume` continues, with the first run's spec."""
     watched = Watched(store, job.spec.job_id)
@@ -234,13 +236,13 @@ def _reports_the_lost_cluster(driver: Driver, job: JobFile) -> None:
     assert "Traceback" not in driver.output
 
 
-def _events(store: Store, job: JobFile) -> list[str]:
+def _events(store: Workspace, job: JobFile) -> list[str]:
     return [event.message for _, event in jobs.events(store, job.spec.job_id)]
 
 
 @pytest.mark.usefixtures("store_environment")
 def test_a_paused_and_a_cancelled_job_resume_with_another_number_of_workers(
-    ray_service: Service, store: Store, files: Path, monkeypatch: pytest.MonkeyPatch
+    ray_service: Service, store: Workspace, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 workers, paused; 1, cancelled; 2 again, to the end: the losses equal those of a run on one worker."""
     monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
@@ -298,7 +300,7 @@ def _in_process(*arguments: str) -> str:
 
 @pytest.mark.usefixtures("store_environment")
 def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
-    ray_service: Service, store: Store, files: Path, monkeypatch: pytest.MonkeyPatch
+    ray_service: Service, store: Workspace, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job writes a checkpoint at its end only, except when one is requested: first by `kitae notice` before the
     cluster is killed, then by SIGTERM to the driver, as Ray stops a job."""
@@ -335,12 +337,12 @@ def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
     assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at]
 
 
-def _wait_for_another_step(store: Store, job: JobFile, driver: Driver) -> None:
+def _wait_for_another_step(store: Workspace, job: JobFile, driver: Driver) -> None:
     before = len(_steps(store, job))
     wait_until(lambda: len(_steps(store, job)) > before, driver, "a step")
 
 
-def _steps(store: Store, job: JobFile) -> list[int]:
+def _steps(store: Workspace, job: JobFile) -> list[int]:
     """Steps that all attempts have reported so far."""
     try:
         events = [event for _, event in jobs.events(store, job.spec.job_id)]
@@ -350,10 +352,10 @@ def _steps(store: Store, job: JobFile) -> list[int]:
 
 
 def test_training_metrics_are_events_and_a_csv_file(
-    ray_service: Service, store: Store, job: JobFile, undisturbed: Undisturbed, store_server: StoreServer
+    ray_service: Service, store: Workspace, job: JobFile, undisturbed: Undisturbed, store_server: StoreServer
 ) -> None:
     """The undisturbed run has an event for every evaluation and a line for every step."""
-    calm = Store("s3://kitae/undisturbed", store_server.settings())
+    calm = Workspace(Store("s3://kitae/undisturbed", store_server.settings()), DEFAULT_TEAM)
     record = jobs.load(calm, job.spec.job_id)
     assert record.result is not None
     events = [event for _, event in jobs.events(calm, job.spec.job_id) if event.kind == "metrics"]
@@ -375,7 +377,7 @@ def test_training_metrics_are_events_and_a_csv_file(
     assert record.result["checkpoints"] == []
 
 
-def alone(store: Store, job: JobFile) -> tuple[float, ...]:
+def alone(store: Workspace, job: JobFile) -> tuple[float, ...]:
     """The losses of the same training in one process, without Ray."""
     base = next(record for record in jobs.stages(store, job.spec.job_id) if record.name == "base")
     encoded = next(record for record in jobs.stages(store, job.spec.job_id) if record.name == "encode")
@@ -390,11 +392,11 @@ def alone(store: Store, job: JobFile) -> tuple[float, ...]:
     return checkpoint.committed(store, "alone")[-1].position.losses
 
 
-def train_alone(case: tuple[TrainInputs, Store]) -> None:
+def train_alone(case: tuple[TrainInputs, Workspace]) -> None:
     train(*case)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_job(ray_service: Service, store: Store, files: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_job(ray_service: Service, store: Workspace, files: Path) -> None:
     training = {"learning_rate": 1e30, "warmup_fraction": 0.0}
     job = job_file(files, "diverges", training=training, compute={"workers": 1})
     driver = ray_service.kitae(store, "run", str(job.path))
@@ -405,7 +407,7 @@ def test_a_loss_that_is_not_a_number_stops_the_job(ray_service: Service, store: 
     failed(store, job)
 
 
-def failed(store: Store, job: JobFile) -> None:
+def failed(store: Workspace, job: JobFile) -> None:
     """Assert that the job failed in its first attempt and registered nothing."""
     record = jobs.load(store, job.spec.job_id)
     assert (record.status, record.attempt) == ("failed", 1)

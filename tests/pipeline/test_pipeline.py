@@ -8,14 +8,14 @@ import pytest
 
 from ray_jobs import jobs, pipeline
 from ray_jobs.errors import GateError, JobCancelled, JobError, JobPaused
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch, store: Store) -> FakeStages:
+def stages(monkeypatch: pytest.MonkeyPatch, store: Workspace) -> FakeStages:
     write_rows(store)
     add_base(store, "small")
     add_base(store, "large")
@@ -24,7 +24,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, store: Store) -> FakeStages:
     return fakes
 
 
-def test_a_checkpoint_is_published_before_the_model_is_deployed(stages: FakeStages, store: Store) -> None:
+def test_a_checkpoint_is_published_before_the_model_is_deployed(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store, training={"method": "full", "publish_checkpoints": True})
     result = pipeline.run(store, spec)
     assert stages.ran == [*ALL[:-1], "publish", "deploy"]
@@ -45,7 +45,7 @@ def test_a_checkpoint_is_published_before_the_model_is_deployed(stages: FakeStag
     assert again.checkpoints == result.checkpoints
 
 
-def test_no_checkpoint_is_published_by_default(stages: FakeStages, store: Store) -> None:
+def test_no_checkpoint_is_published_by_default(stages: FakeStages, store: Workspace) -> None:
     result = pipeline.run(store, job_file(store))
     assert stages.ran == ALL
     assert "publish" not in [stage.name for stage in result.stages]
@@ -60,8 +60,8 @@ def test_no_checkpoint_is_published_by_default(stages: FakeStages, store: Store)
 )
 def test_a_stopped_job_resumes_at_the_stage_it_stopped_in(
     stages: FakeStages,
-    store: Store,
-    request_stop: Callable[[Store, str], object],
+    store: Workspace,
+    request_stop: Callable[[Workspace, str], object],
     raised: type[JobError],
     status: str,
 ) -> None:
@@ -82,7 +82,7 @@ def test_a_stopped_job_resumes_at_the_stage_it_stopped_in(
     assert jobs.load(store, spec.job_id).status == "succeeded"
 
 
-def test_the_gate_ends_a_job_also_when_its_evaluation_is_recorded(stages: FakeStages, store: Store) -> None:
+def test_the_gate_ends_a_job_also_when_its_evaluation_is_recorded(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     stages.tuned_loss = 3.0
     for ran in (ALL[:5], []):
@@ -93,7 +93,7 @@ def test_the_gate_ends_a_job_also_when_its_evaluation_is_recorded(stages: FakeSt
     assert jobs.load(store, spec.job_id).status == "failed"
 
 
-def test_a_search_over_two_bases_registers_the_best_one(stages: FakeStages, store: Store) -> None:
+def test_a_search_over_two_bases_registers_the_best_one(stages: FakeStages, store: Workspace) -> None:
     """Base and rows are prepared once a base; `tune` ends after the search, and `run` resumes from there."""
     spec = job_file(store, search={"trials": 2, "space": {"base_model": ["small", "large"]}})
     found = pipeline.tune(store, spec)
@@ -114,13 +114,13 @@ def test_a_search_over_two_bases_registers_the_best_one(stages: FakeStages, stor
     assert "search      2 trials; the best has base_model large" in result.as_text()
 
 
-def test_a_search_that_retrains_counts_the_tokens_of_both(stages: FakeStages, store: Store) -> None:
+def test_a_search_that_retrains_counts_the_tokens_of_both(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store, search={"trials": 2, "space": {"base_model": ["small", "large"]}, "retrain": True})
     assert pipeline.run(store, spec).trained_tokens == 740
     assert stages.ran[-6:] == ["search", "train", "evaluate", "parity", "register", "deploy"]
 
 
-def test_a_record_that_cannot_be_read_counts_as_none(stages: FakeStages, store: Store) -> None:
+def test_a_record_that_cannot_be_read_counts_as_none(stages: FakeStages, store: Workspace) -> None:
     """A field that this version needs may be missing in a record of another version."""
     spec = job_file(store)
     pipeline.run(store, spec)

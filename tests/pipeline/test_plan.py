@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
-from ray_jobs.errors import DataError, GateError, JobPaused, MachineError, RegistryError
+from ray_jobs.errors import DataError, GateError, JobPaused, MachineError, RegistryError, SpecError
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
@@ -22,7 +22,7 @@ TWO_BASES = {"trials": 2, "space": {"base_model": ["small", "large"]}}
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch, store: Store) -> FakeStages:
+def stages(monkeypatch: pytest.MonkeyPatch, store: Workspace) -> FakeStages:
     write_rows(store)
     add_base(store, "small")
     add_base(store, "large")
@@ -31,34 +31,34 @@ def stages(monkeypatch: pytest.MonkeyPatch, store: Store) -> FakeStages:
     return fakes
 
 
-def planned(store: Store, spec: JobSpec) -> list[tuple[str, str]]:
+def planned(store: Workspace, spec: JobSpec) -> list[tuple[str, str]]:
     """(stage, the action without its details) of each stage."""
     found = pipeline.plan(store, spec).stages
     return [(stage.name, stage.action.split(":")[0].split(" (")[0]) for stage in found]
 
 
-def will_run(store: Store, spec: JobSpec) -> list[str]:
+def will_run(store: Workspace, spec: JobSpec) -> list[str]:
     return [name for name, action in planned(store, spec) if action == "will run"]
 
 
-def skipped(store: Store, spec: JobSpec) -> list[str]:
+def skipped(store: Workspace, spec: JobSpec) -> list[str]:
     return [name for name, action in planned(store, spec) if action == "skipped"]
 
 
-def rerun(stages: FakeStages, store: Store, spec: JobSpec) -> list[str]:
+def rerun(stages: FakeStages, store: Workspace, spec: JobSpec) -> list[str]:
     """The stages that another run runs."""
     stages.ran.clear()
     pipeline.run(store, spec)
     return stages.ran
 
 
-def test_a_new_job_runs_every_stage(stages: FakeStages, store: Store) -> None:
+def test_a_new_job_runs_every_stage(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     assert will_run(store, spec) == ALL == rerun(stages, store, spec)
 
 
 def test_a_missing_tracker_is_an_error_before_any_stage(
-    stages: FakeStages, store: Store, monkeypatch: pytest.MonkeyPatch
+    stages: FakeStages, store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray_jobs.tracking.packages.find_spec", lambda _: None)
     spec = job_file(store, tracking={"wandb": {"project": "p"}})
@@ -74,14 +74,14 @@ def test_a_missing_tracker_is_an_error_before_any_stage(
     assert stages.ran == []
 
 
-def test_planning_writes_nothing(stages: FakeStages, store: Store) -> None:
+def test_planning_writes_nothing(stages: FakeStages, store: Workspace) -> None:
     before = [info.key for info in store.list("")]
     pipeline.plan(store, job_file(store))
     assert [info.key for info in store.list("")] == before
     assert stages.ran == []
 
 
-def test_a_finished_job_only_deploys_again(stages: FakeStages, store: Store) -> None:
+def test_a_finished_job_only_deploys_again(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     pipeline.run(store, spec)
     report = pipeline.plan(store, spec)
@@ -94,7 +94,7 @@ def test_a_finished_job_only_deploys_again(stages: FakeStages, store: Store) -> 
     assert f"\njob {spec.job_id}\n  dataset    {done[0]}\n" in text
 
 
-def test_a_stopped_job_resumes_after_its_last_finished_stage(stages: FakeStages, store: Store) -> None:
+def test_a_stopped_job_resumes_after_its_last_finished_stage(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     stages.during["train"] = lambda: jobs.request_pause(store, spec.job_id)
     with pytest.raises(JobPaused):
@@ -104,7 +104,7 @@ def test_a_stopped_job_resumes_after_its_last_finished_stage(stages: FakeStages,
     assert will_run(store, spec) == ALL[3:] == rerun(stages, store, spec)
 
 
-def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, store: Store) -> None:
+def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     pipeline.run(store, spec)
     write_rows(store, 50)
@@ -113,14 +113,14 @@ def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, stor
     assert will_run(store, spec) == again == rerun(stages, store, spec)
 
 
-def test_changed_evaluation_settings_are_another_job(stages: FakeStages, store: Store) -> None:
+def test_changed_evaluation_settings_are_another_job(stages: FakeStages, store: Workspace) -> None:
     pipeline.run(store, job_file(store))
     other = job_file(store, evaluation={"generate_rows": 1})
     assert will_run(store, other) == ALL == rerun(stages, store, other)
 
 
 def test_an_evaluation_under_other_settings_runs_again_with_what_depends_on_it(
-    stages: FakeStages, store: Store
+    stages: FakeStages, store: Workspace
 ) -> None:
     """As after a version whose defaults differ: the job's id is the same, the stage's inputs are not."""
     spec = job_file(store)
@@ -135,7 +135,7 @@ def test_an_evaluation_under_other_settings_runs_again_with_what_depends_on_it(
     assert rerun(stages, store, spec) == ["evaluate", "deploy"]  # the same candidate: parity and register stand
 
 
-def test_other_workers_run_nothing_again(stages: FakeStages, store: Store) -> None:
+def test_other_workers_run_nothing_again(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     pipeline.run(store, spec)
     assert will_run(store, job_file(store, compute={"workers": 3})) == ["deploy"]
@@ -143,7 +143,7 @@ def test_other_workers_run_nothing_again(stages: FakeStages, store: Store) -> No
 
 @pytest.mark.parametrize(("retrain", "train"), [(False, []), (True, ["train"])])
 def test_a_finished_search_over_two_bases_is_skipped(
-    stages: FakeStages, store: Store, retrain: bool, train: list[str]
+    stages: FakeStages, store: Workspace, retrain: bool, train: list[str]
 ) -> None:
     spec = job_file(store, search=TWO_BASES | {"retrain": retrain})
     materials = ["dataset", "base", "encode", "base", "encode"]
@@ -153,7 +153,7 @@ def test_a_finished_search_over_two_bases_is_skipped(
     assert will_run(store, spec) == ["deploy"] == rerun(stages, store, spec)
 
 
-def test_a_search_is_described_and_each_base_is_named(stages: FakeStages, store: Store) -> None:
+def test_a_search_is_described_and_each_base_is_named(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store, search=TWO_BASES)
     found = pipeline.plan(store, spec).stages
     assert [stage.action for stage in found if stage.name == "base"] == ["will run (small)", "will run (large)"]
@@ -161,7 +161,7 @@ def test_a_search_is_described_and_each_base_is_named(stages: FakeStages, store:
     assert search == "will run: asha with tpe, at most 2 trials over base_model small, large"
 
 
-def test_one_changed_base_of_two_runs_again_with_its_rows(stages: FakeStages, store: Store) -> None:
+def test_one_changed_base_of_two_runs_again_with_its_rows(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store, search=TWO_BASES)
     pipeline.run(store, spec)
     bases = stage_keys(store, spec.job_id, "base")
@@ -178,7 +178,7 @@ def test_one_changed_base_of_two_runs_again_with_its_rows(stages: FakeStages, st
     ]
 
 
-def test_parity_is_not_needed_where_no_engine_serves(stages: FakeStages, store: Store) -> None:
+def test_parity_is_not_needed_where_no_engine_serves(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store, task="text_classification", data={"train": store.uri("files/labels.jsonl")})
     lines = [f'{{"text": "{i} {label}", "label": "{label}"}}' for i in range(20) for label in "ab"]
     store.put("files/labels.jsonl", "\n".join(lines).encode())
@@ -189,7 +189,7 @@ def test_parity_is_not_needed_where_no_engine_serves(stages: FakeStages, store: 
     assert skipped(store, spec) == without[:-1]
 
 
-def test_deploy_off(stages: FakeStages, store: Store) -> None:
+def test_deploy_off(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store, serving={"deploy": False})
     report = pipeline.plan(store, spec)
     assert (report.stages[-1].name, report.stages[-1].action) == ("deploy", "off (serving.deploy)")
@@ -198,7 +198,7 @@ def test_deploy_off(stages: FakeStages, store: Store) -> None:
     assert will_run(store, spec) == [] == rerun(stages, store, spec)
 
 
-def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, store: Store) -> None:
+def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
     stages.tuned_loss = 3.0
     with pytest.raises(GateError):
@@ -210,19 +210,20 @@ def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, stor
 
 
 @pytest.mark.usefixtures("stages")
-def test_a_name_of_another_team_is_refused_before_anything_is_written(store: Store) -> None:
+def test_a_name_of_another_team_is_refused_before_anything_is_written(store: Workspace) -> None:
     spec = job_file(store)
-    registry.claim_name(store, spec.name, "blue")
+    blue = Workspace(store, "blue")
+    registry.claim_name(blue, spec.name)
     before = [info.key for info in store.list()]
     for refused in (pipeline.plan, pipeline.run):
         with pytest.raises(RegistryError, match="belongs to team 'blue', not to 'default'"):
             refused(store, spec)
     assert [info.key for info in store.list()] == before
-    pipeline.run(store, spec.model_copy(update={"team": "blue"}))
+    pipeline.run(blue, spec.model_copy(update={"team": "blue"}))
 
 
 @pytest.mark.usefixtures("stages")
-def test_missing_rows_and_missing_bases_are_reported_together(store: Store) -> None:
+def test_missing_rows_and_missing_bases_are_reported_together(store: Workspace) -> None:
     fields: dict[str, Any] = {"data": {"train": store.uri("files/none.jsonl")}, "base_model": "./no-such-model"}
     with pytest.raises(DataError) as error:
         pipeline.plan(store, job_file(store, **fields))
@@ -232,7 +233,7 @@ def test_missing_rows_and_missing_bases_are_reported_together(store: Store) -> N
 
 
 @pytest.mark.usefixtures("store_environment")
-def test_the_command_prints_the_plan(stages: FakeStages, store: Store, tmp_path: Path) -> None:
+def test_the_command_prints_the_plan(stages: FakeStages, store: Workspace, tmp_path: Path) -> None:
     spec = job_file(store)
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
@@ -244,3 +245,12 @@ def test_the_command_prints_the_plan(stages: FakeStages, store: Store, tmp_path:
         [name, "will", "run"] for name in ALL
     ]
     assert stages.ran == []
+
+
+@pytest.mark.usefixtures("stages")
+def test_a_job_file_of_another_team_is_refused(store: Workspace) -> None:
+    spec = job_file(store).model_copy(update={"team": "blue"})
+    for refused in (pipeline.plan, pipeline.run):
+        with pytest.raises(SpecError, match="team: blue, and this is the workspace of team 'default'"):
+            refused(store, spec)
+    pipeline.plan(Workspace(store, "blue"), spec)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray_jobs.cluster.kinds import Object
 from ray_jobs.jobs import JobRecord
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -146,6 +147,7 @@ def make_record(name: str, **changes: Any) -> JobRecord:
     return JobRecord(**(fields | changes))
 
 
-def put(store: Store, *records: JobRecord) -> None:
+def put(store: Workspace, *records: JobRecord) -> None:
     for record in records:
-        store.put_json(f"jobs/{record.id}/job.json", record.model_dump(mode="json"))
+        home = Workspace(store, str(record.spec.get("team") or DEFAULT_TEAM))
+        home.put_json(f"jobs/{record.id}/job.json", record.model_dump(mode="json"))

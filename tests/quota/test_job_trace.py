@@ -19,7 +19,7 @@ from ray_jobs.quota import results
 from ray_jobs.quota.compare import compare
 from ray_jobs.quota.job_trace import JobTrace, past_job, read
 from ray_jobs.quota.report import as_csv, report
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
 from tests.quota.builders import NOW, make_record, put
@@ -29,7 +29,8 @@ MORNING = NOW.replace(hour=0)
 
 
 def trace(*records: Any, now: datetime | None = None) -> JobTrace:
-    return JobTrace(tuple(job for job in (past_job(record, now=now) for record in records) if not isinstance(job, str)))
+    found = (past_job(record, str(record.spec.get("team") or "default"), now=now) for record in records)
+    return JobTrace(tuple(job for job in found if not isinstance(job, str)))
 
 
 def make_pool(**prices: float) -> Pool:
@@ -41,12 +42,14 @@ def make_pool(**prices: float) -> Pool:
 
 
 def test_a_record_has_the_arrival_and_the_units() -> None:
-    job = past_job(make_record("a"))
+    job = past_job(make_record("a"), "blue")
     assert not isinstance(job, str)
     assert (job.team, job.model, job.units, job.kind, job.duration_s) == ("blue", "a", 2, "gpu", 3600)
     assert (job.name, job.priority) == (make_record("a").id, 0)
     assert job.arrival_s == (MORNING + timedelta(hours=10)).timestamp()
-    cores = past_job(make_record("c", spec_fields={"compute": {"workers": 3, "cpus_per_worker": 0.5}, "priority": -5}))
+    cores = past_job(
+        make_record("c", spec_fields={"compute": {"workers": 3, "cpus_per_worker": 0.5}, "priority": -5}), "default"
+    )
     assert not isinstance(cores, str)
     assert (cores.team, cores.kind, cores.units, cores.priority) == ("default", "cpu", 1.5, -5)
 
@@ -61,10 +64,10 @@ def test_a_record_has_the_arrival_and_the_units() -> None:
     ],
 )
 def test_an_incomplete_record_is_left_out_with_a_reason(changes: dict[str, Any], why: str) -> None:
-    assert past_job(make_record("a", **changes)) == why
+    assert past_job(make_record("a", **changes), "blue") == why
 
 
-def test_the_trace_is_read_from_records_and_the_ledger(store: Store) -> None:
+def test_the_trace_is_read_from_records_and_the_ledger(store: Workspace) -> None:
     runs = make_record("runs", finished_at=None)
     again = make_record("again", attempt=2)
     days_ago = {n: NOW - timedelta(days=n) for n in (8, 9)}
@@ -75,7 +78,7 @@ def test_the_trace_is_read_from_records_and_the_ledger(store: Store) -> None:
         for attempt, seconds in ((1, 600), (2, 50))
     ]
     for i, stage in enumerate(stages):
-        store.put_json(f"jobs/{again.id}/stages/train-{i}.json", stage.model_dump(mode="json"))
+        Workspace(store, "blue").put_json(f"jobs/{again.id}/stages/train-{i}.json", stage.model_dump(mode="json"))
     ledger = UsageRow(day=DAY, team="red", key_id="k", model="gone", kind="training", requests=1, gpu_seconds=7200)
     usage.write(store, "red", DAY, "gone-0123456789", 1, [ledger])
     usage.write(store, "red", DAY, make_record("a").id, 1, [ledger.model_copy(update={"model": "a"})])

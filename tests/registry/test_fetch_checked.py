@@ -11,12 +11,12 @@ import pytest
 from ray_jobs.errors import RegistryError
 from ray_jobs.models import bases
 from ray_jobs.registry.files import fetch_checked
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.serving.api_harness import register
 
 
-def test_a_forged_version_with_a_pickle_is_not_fetched(store: Store, tmp_path: Path) -> None:
+def test_a_forged_version_with_a_pickle_is_not_fetched(store: Workspace, tmp_path: Path) -> None:
     register(store, make_spec(), "1")
     forged = tmp_path / "forged"
     forged.mkdir()
@@ -27,7 +27,7 @@ def test_a_forged_version_with_a_pickle_is_not_fetched(store: Store, tmp_path: P
     assert fetch_checked(store, "models/greeter/1").is_dir()
 
 
-def test_a_replaced_base_is_not_fetched(store: Store, tmp_path: Path) -> None:
+def test_a_replaced_base_is_not_fetched(store: Workspace, tmp_path: Path) -> None:
     """A base is named by the digest of its files, so another tree under its name is found out."""
     source = tmp_path / "base"
     (source / "a").mkdir(parents=True)

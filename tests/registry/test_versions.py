@@ -19,7 +19,7 @@ import yaml
 from ray_jobs import registry
 from ray_jobs.errors import ConflictError, CorruptObject, RegistryError
 from ray_jobs.registry.model import Lineage, ModelVersion, base_name
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def make_lineage(**changes: object) -> Lineage:
     return replace(lineage, **changes)  # type: ignore[arg-type]  # any field
 
 
-def register(store: Store, directory: Path, digest: str = "x", **changes: object) -> ModelVersion:
+def register(store: Workspace, directory: Path, digest: str = "x", **changes: object) -> ModelVersion:
     return registry.register(store, "greeter", directory, lineage=make_lineage(**changes), lineage_digest=digest)
 
 
@@ -68,7 +68,7 @@ def at_once(count: int, work: Callable[[int], T]) -> list[T]:
         return list(pool.map(run, range(count)))
 
 
-def test_a_version_round_trips(store: Store, tmp_path: Path) -> None:
+def test_a_version_round_trips(store: Workspace, tmp_path: Path) -> None:
     made = register(store, weights(tmp_path / "w"))
     assert (made.name, made.version, made.task, made.kind) == ("greeter", "1", "chat", "adapter")
     assert (made.base_name, made.base_digest) == ("small-model", "b" * 16)
@@ -93,7 +93,7 @@ def test_base_name(base_model: str, name: str) -> None:
     assert base_name(base_model) == name
 
 
-def test_the_kind_of_a_version(store: Store, tmp_path: Path) -> None:
+def test_the_kind_of_a_version(store: Workspace, tmp_path: Path) -> None:
     full = weights(tmp_path / "full", adapter=False)
     assert register(store, full, "full").kind == "full"
     classifier = make_spec(task="text_classification")
@@ -101,7 +101,7 @@ def test_the_kind_of_a_version(store: Store, tmp_path: Path) -> None:
     assert (made.kind, made.labels) == ("predictor", ("悪い", "良い"))
 
 
-def test_the_same_lineage_is_the_same_version(store: Store, tmp_path: Path) -> None:
+def test_the_same_lineage_is_the_same_version(store: Workspace, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     first = register(store, directory)
     assert register(store, directory, created_at="2030-01-01T00:00:00+00:00") == first
@@ -110,7 +110,7 @@ def test_the_same_lineage_is_the_same_version(store: Store, tmp_path: Path) -> N
 
 
 def test_an_interrupted_registration_resumes_under_its_number(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = weights(tmp_path / "w")
 
@@ -118,7 +118,7 @@ def test_an_interrupted_registration_resumes_under_its_number(
         raise ConnectionAbortedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "commit", lost)
+        patch.setattr(Workspace, "commit", lost)
         with pytest.raises(ConnectionAbortedError):
             register(store, directory)
     assert registry.versions(store, "greeter") == []
@@ -129,7 +129,7 @@ def test_an_interrupted_registration_resumes_under_its_number(
     assert register(store, directory).version == "1"
 
 
-def test_sixteen_concurrent_registrations_get_sixteen_numbers(store: Store, tmp_path: Path) -> None:
+def test_sixteen_concurrent_registrations_get_sixteen_numbers(store: Workspace, tmp_path: Path) -> None:
     directories = [weights(tmp_path / str(number), value=number) for number in range(16)]
     made = at_once(16, lambda number: register(store, directories[number], f"digest {number}"))
     assert sorted(int(version.version) for version in made) == list(range(1, 17))
@@ -137,7 +137,7 @@ def test_sixteen_concurrent_registrations_get_sixteen_numbers(store: Store, tmp_
         assert (store.fetch(version.key) / "adapter_model.safetensors").read_bytes() == safetensors([number] * 16)
 
 
-def test_eight_registrations_of_one_lineage_make_one_version(store: Store, tmp_path: Path) -> None:
+def test_eight_registrations_of_one_lineage_make_one_version(store: Workspace, tmp_path: Path) -> None:
     directories = [weights(tmp_path / str(number)) for number in range(8)]
     made = at_once(8, lambda number: register(store, directories[number], "same", created_at=f"202{number}-01-01"))
     assert {version.version for version in made} == {"1"}
@@ -145,7 +145,7 @@ def test_eight_registrations_of_one_lineage_make_one_version(store: Store, tmp_p
     assert store.fetch("models/greeter/1").is_dir()
 
 
-def test_versions_are_ordered_by_number(store: Store, tmp_path: Path) -> None:
+def test_versions_are_ordered_by_number(store: Workspace, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     for number in range(10):
         register(store, directory, f"digest {number}")
@@ -158,7 +158,7 @@ def test_versions_are_ordered_by_number(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["pytorch_model.bin", "model.pt", "model.pkl", "a/training_args.bin", "run.py", "LICENSE"]
 )
-def test_only_weights_and_text_are_published(store: Store, tmp_path: Path, name: str) -> None:
+def test_only_weights_and_text_are_published(store: Workspace, tmp_path: Path, name: str) -> None:
     directory = weights(tmp_path / "w")
     (directory / name).parent.mkdir(exist_ok=True)
     (directory / name).write_bytes(pickle.dumps({"a": 1}))
@@ -169,14 +169,14 @@ def test_only_weights_and_text_are_published(store: Store, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors", "vocab.txt"])
-def test_a_renamed_pickle_is_refused(store: Store, tmp_path: Path, name: str) -> None:
+def test_a_renamed_pickle_is_refused(store: Workspace, tmp_path: Path, name: str) -> None:
     directory = weights(tmp_path / "w")
     (directory / name).write_bytes(pickle.dumps({"a": [1.0] * 100}))
     with pytest.raises(RegistryError, match=name):
         register(store, directory)
 
 
-def test_all_refused_files_are_named_together(store: Store, tmp_path: Path) -> None:
+def test_all_refused_files_are_named_together(store: Workspace, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     whole = safetensors([1.0] * 100)
     (directory / "cut.safetensors").write_bytes(whole[:-1])
@@ -188,7 +188,7 @@ def test_all_refused_files_are_named_together(store: Store, tmp_path: Path) -> N
     assert len(caught.value.details) == 4
 
 
-def test_a_directory_without_weights_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_directory_without_weights_is_refused(store: Workspace, tmp_path: Path) -> None:
     directory = tmp_path / "w"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
@@ -198,19 +198,19 @@ def test_a_directory_without_weights_is_refused(store: Store, tmp_path: Path) ->
         register(store, tmp_path / "absent")
 
 
-def test_a_metric_that_is_not_a_number_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_metric_that_is_not_a_number_is_refused(store: Workspace, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="held_out_loss is nan"):
         register(store, weights(tmp_path / "w"), metrics={"held_out_loss": math.nan})
     assert list(store.list()) == []
 
 
 @pytest.mark.parametrize("name", ["Greeter", "", "a/b", "-a", "a" * 49, "..", "a b", "名"])
-def test_names_that_cannot_be_keys_are_refused(store: Store, tmp_path: Path, name: str) -> None:
+def test_names_that_cannot_be_keys_are_refused(store: Workspace, tmp_path: Path, name: str) -> None:
     with pytest.raises(RegistryError, match="cannot be a model's name"):
         registry.register(store, name, weights(tmp_path / "w"), lineage=make_lineage(), lineage_digest="x")
 
 
-def test_changed_weights_are_not_fetched(store: Store, tmp_path: Path) -> None:
+def test_changed_weights_are_not_fetched(store: Workspace, tmp_path: Path) -> None:
     made = register(store, weights(tmp_path / "w"))
     store.put(f"{made.key}/adapter_model.safetensors", safetensors([2.0] * 16))
     with pytest.raises(CorruptObject, match="adapter_model"):
@@ -220,7 +220,7 @@ def test_changed_weights_are_not_fetched(store: Store, tmp_path: Path) -> None:
 # ---- aliases ------------------------------------------------------------------------------------------------------
 
 
-def test_a_bare_name_is_its_champion_else_the_newest(store: Store, tmp_path: Path) -> None:
+def test_a_bare_name_is_its_champion_else_the_newest(store: Workspace, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     for digest in "abc":
         register(store, directory, digest)
@@ -235,7 +235,7 @@ def test_a_bare_name_is_its_champion_else_the_newest(store: Store, tmp_path: Pat
     assert registry.get(store, "greeter").version == "3"
 
 
-def test_one_of_many_conditional_moves_of_an_alias_wins(store: Store, tmp_path: Path) -> None:
+def test_one_of_many_conditional_moves_of_an_alias_wins(store: Workspace, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     for number in range(8):
         register(store, directory, str(number))
@@ -268,14 +268,14 @@ def test_one_of_many_conditional_moves_of_an_alias_wins(store: Store, tmp_path: 
         ("a", "b", "number"),
     ],
 )
-def test_invalid_aliases_are_refused(store: Store, tmp_path: Path, alias: str, version: str, message: str) -> None:
+def test_invalid_aliases_are_refused(store: Workspace, tmp_path: Path, alias: str, version: str, message: str) -> None:
     register(store, weights(tmp_path / "w"))
     with pytest.raises(RegistryError, match=message):
         registry.set_alias(store, "greeter", alias, version)
     assert registry.aliases(store, "greeter") == {}
 
 
-def test_unknown_models_versions_and_aliases_name_the_known_ones(store: Store, tmp_path: Path) -> None:
+def test_unknown_models_versions_and_aliases_name_the_known_ones(store: Workspace, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="no model 'greeter'"):
         registry.get(store, "greeter")
     register(store, weights(tmp_path / "w"))
@@ -293,7 +293,7 @@ def test_unknown_models_versions_and_aliases_name_the_known_ones(store: Store, t
 # ---- deleting -----------------------------------------------------------------------------------------------------
 
 
-def test_the_number_of_a_deleted_version_is_not_reused(store: Store, tmp_path: Path) -> None:
+def test_the_number_of_a_deleted_version_is_not_reused(store: Workspace, tmp_path: Path) -> None:
     directory = weights(tmp_path / "w")
     register(store, directory, "a")
     register(store, directory, "b")
@@ -304,7 +304,7 @@ def test_the_number_of_a_deleted_version_is_not_reused(store: Store, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["greeter/", "/greeter", "greeter//", "", "."])
-def test_a_model_is_found_by_its_exact_name_alone(store: Store, tmp_path: Path, name: str) -> None:
+def test_a_model_is_found_by_its_exact_name_alone(store: Workspace, tmp_path: Path, name: str) -> None:
     """Some stores merge slashes, so a name with one more would reach another model's keys."""
     version = register(store, weights(tmp_path / "w")).version
     registry.set_alias(store, "greeter", "champion", version)
@@ -314,7 +314,7 @@ def test_a_model_is_found_by_its_exact_name_alone(store: Store, tmp_path: Path, 
             registry.get(store, ref)
 
 
-def test_the_target_of_an_alias_is_not_deleted(store: Store, tmp_path: Path) -> None:
+def test_the_target_of_an_alias_is_not_deleted(store: Workspace, tmp_path: Path) -> None:
     register(store, weights(tmp_path / "w"))
     registry.set_alias(store, "greeter", "champion", "1")
     with pytest.raises(RegistryError, match="champion"):
@@ -325,7 +325,7 @@ def test_the_target_of_an_alias_is_not_deleted(store: Store, tmp_path: Path) -> 
 # ---- the card -----------------------------------------------------------------------------------------------------
 
 
-def test_the_model_card(store: Store, tmp_path: Path) -> None:
+def test_the_model_card(store: Workspace, tmp_path: Path) -> None:
     labels = ("spam | ham", "`ok`")
     spec = make_spec(task="text_classification", base_model='org/a: "b"')
     made = register(store, weights(tmp_path / "w"), spec=spec, labels=labels)

@@ -28,7 +28,7 @@ from ray_jobs.search.standing import Standing, standing
 from ray_jobs.search.trainables import SearchContext, SharedTrial
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.sharing.trial_group import TrialTask
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.storage.unreadable import UnreadableRecords
 from ray_jobs.training.inputs import TrainInputs
 from tests.search.problems import outcome
@@ -52,6 +52,9 @@ class MemoryStore:
         if key not in self.objects:
             raise ObjectNotFound(key)
         return json.loads(self.objects[key])
+
+    def path(self, key: str) -> str:
+        return key
 
     def delete_tree(self, prefix: str) -> None:
         self.objects = {key: text for key, text in self.objects.items() if not key.startswith(f"{prefix}/")}
@@ -90,7 +93,7 @@ class Simulation:
 
     def __init__(self, problem: Problem, make: Make, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()
-        self.problem, self.records = problem, SearchRecords(cast(Store, self.store), "search")
+        self.problem, self.records = problem, SearchRecords(cast(Workspace, self.store), "search")
         self.results = self.records.results()
         self.sampling = Sampling(problem, self.records, self.results, problem.search.parallel)
         self.search_alg = self.sampling.sampler
@@ -100,7 +103,7 @@ class Simulation:
         bases = problem.space.get("base_model", ())
         assert isinstance(bases, tuple)
         materials = dict.fromkeys((problem.spec.base_model, *bases), inputs)
-        context = SearchContext(cast(Store, self.store), "search", problem, materials, "job", 1, (), Board())
+        context = SearchContext(cast(Workspace, self.store), "search", problem, materials, "job", 1, (), Board())
         parts = {"make": staticmethod(make), "begun": self.begun, "context": context}
         self._kind = type("Made", (MadeUpTrial,), parts)
         self._paused: set[Trial] = set()

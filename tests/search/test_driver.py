@@ -24,7 +24,7 @@ from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial
 from ray_jobs.spec import parse_spec
 from ray_jobs.spec.search import POPULATIONS
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.tune import tune_callbacks
 from ray_jobs.training import checkpoint, ray_workers
@@ -67,7 +67,7 @@ def make_search(
     ids=lambda section: section["scheduler"],
 )
 def test_a_search_ends_with_a_trained_winner(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
 ) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
@@ -105,7 +105,7 @@ def test_a_search_ends_with_a_trained_winner(
     assert_no_secrets(store, f"{search.records.prefix}/tune")
 
 
-def test_each_trial_is_a_run_in_every_tracker(store: Store, tmp_path: Path) -> None:
+def test_each_trial_is_a_run_in_every_tracker(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -128,7 +128,7 @@ def test_each_trial_is_a_run_in_every_tracker(store: Store, tmp_path: Path) -> N
         assert runs[name][0].data.params == {"learning_rate": str(result.run.params["learning_rate"])}
 
 
-def assert_no_secrets(store: Store, prefix: str) -> None:
+def assert_no_secrets(store: Workspace, prefix: str) -> None:
     """Tune writes pickles of its parts, some of them as hexadecimal text; none has the store's credentials."""
     written = {info.key: store.get(info.key) for info in store.list(prefix)}
     assert any(key.endswith("tuner.pkl") for key in written)
@@ -142,7 +142,7 @@ def assert_no_secrets(store: Store, prefix: str) -> None:
             assert secret.encode() not in text, key
 
 
-def test_a_spent_budget_ends_the_sampling_and_the_finalists_still_run(store: Store, tmp_path: Path) -> None:
+def test_a_spent_budget_ends_the_sampling_and_the_finalists_still_run(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
     budget = {"gpu_hours": 1.0}
@@ -157,7 +157,7 @@ def test_a_spent_budget_ends_the_sampling_and_the_finalists_still_run(store: Sto
     assert {result.run.until for result in results.values() if result.run.again} == {20}
 
 
-def test_a_paused_search_ends_within_seconds_and_resumes_with_its_results(store: Store, tmp_path: Path) -> None:
+def test_a_paused_search_ends_within_seconds_and_resumes_with_its_results(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=20, batch_size=2)
     ray_workers.connect()
     search = make_search(setting, trials=6)
@@ -197,7 +197,7 @@ def wait(done: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_a_segment_whose_process_dies_three_times_is_given_up(store: Store, tmp_path: Path) -> None:
+def test_a_segment_whose_process_dies_three_times_is_given_up(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="lora", epochs=50, batch_size=1)
     ray_workers.connect()
     search = make_search(setting, scheduler="none")
@@ -224,7 +224,7 @@ def test_a_segment_whose_process_dies_three_times_is_given_up(store: Store, tmp_
     assert "trial 0 resumes from its last checkpoint" in said[0]
 
 
-def test_groups_of_workers_fill_the_cluster_and_copy_each_other(store: Store, tmp_path: Path) -> None:
+def test_groups_of_workers_fill_the_cluster_and_copy_each_other(store: Workspace, tmp_path: Path) -> None:
     """Three members, each a group of two workers, on four logical CPUs: two at once, while the third waits."""
     setting = make_setting(store, tmp_path, "text_classification", method="full", epochs=2)
     ray.shutdown()

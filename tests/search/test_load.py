@@ -15,7 +15,7 @@ from ray_jobs.errors import JobError
 from ray_jobs.search import load
 from ray_jobs.search.records import SearchRecords
 from ray_jobs.spec.search import Sampler, Scheduler, SearchSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.repository import ROOT
 from tests.search.problems import make_problem
 from tests.search.simulation import finish
@@ -24,7 +24,7 @@ TEXT = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def job(store: Store) -> str:
+def job(store: Workspace) -> str:
     """A job with a finished search."""
     problem = make_problem()
     job_id = jobs.start_attempt(store, problem.spec).id
@@ -48,7 +48,7 @@ def test_the_example_runs(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "learning_rate" in output.getvalue()
 
 
-def test_the_frame_has_every_segment_and_one_winner(store: Store, job: str) -> None:
+def test_the_frame_has_every_segment_and_one_winner(store: Workspace, job: str) -> None:
     frame, (_, results, _) = load(job, store), finish(make_problem())
     assert len(frame) == len(results)
     assert set(frame.columns) >= {"trial", "rung", "again", "status", "loss", "token_accuracy", "ended_at", "lora.rank"}
@@ -58,7 +58,7 @@ def test_the_frame_has_every_segment_and_one_winner(store: Store, job: str) -> N
     assert list(frame[frame.again].rung) == [2, 2]
 
 
-def test_a_job_without_a_search_is_an_error(store: Store) -> None:
+def test_a_job_without_a_search_is_an_error(store: Workspace) -> None:
     spec = make_problem().spec.model_copy(update={"search": None})
     with pytest.raises(JobError, match="has no search yet"):
         load(jobs.start_attempt(store, spec).id, store)

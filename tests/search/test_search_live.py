@@ -18,8 +18,8 @@ from ray_jobs.search import standing
 from ray_jobs.search.records import SearchRecords, searches
 from ray_jobs.search.standing import Standing
 from ray_jobs.sharing.segments import Result
-from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM, JobSpec, parse_spec
+from ray_jobs.storage import Store, Workspace
 from tests.conftest import StoreServer
 from tests.models import tiny_models
 from tests.pipeline.live_service import Driver, Service, kill, wait_until
@@ -79,7 +79,7 @@ def job_file(directory: Path, name: str, **sections: dict[str, Any]) -> JobFile:
 class Searched:
     """A job's search as its store shows it."""
 
-    store: Store
+    store: Workspace
     job_id: str
 
     def records(self) -> SearchRecords | None:
@@ -109,11 +109,11 @@ def shared_trainers(service: Service) -> list[Process]:
 
 
 def test_a_killed_search_has_the_winner_of_an_undisturbed_one(
-    ray_service: Service, store: Store, store_server: StoreServer, files: Path, tmp_path: Path
+    ray_service: Service, store: Workspace, store_server: StoreServer, files: Path, tmp_path: Path
 ) -> None:
     """With one trial at a time: what proposes the next then sees the same results in the same order."""
     job = job_file(files, "searched", search={"parallel": 1})
-    calm = Store("s3://kitae/calm-search", store_server.settings(), cache=tmp_path / "calm")
+    calm = Workspace(Store("s3://kitae/calm-search", store_server.settings(), cache=tmp_path / "calm"), DEFAULT_TEAM)
     driver = ray_service.kitae(calm, "run", str(job.path))
     assert driver.wait() == 0, driver.output
     undisturbed = Searched(calm, job.spec.job_id)
@@ -165,7 +165,7 @@ def test_a_killed_search_has_the_winner_of_an_undisturbed_one(
 
 
 def test_a_search_over_methods_trains_some_trials_alone_and_reports_it(
-    ray_service: Service, store: Store, files: Path
+    ray_service: Service, store: Workspace, files: Path
 ) -> None:
     """Full training without sharing, LoRA and a frozen backbone that share, in one search, through `kitae tune`."""
     space = {"method": ["full", "lora", "frozen"], "learning_rate": [1e-3, 1e30]}
@@ -195,7 +195,7 @@ def test_a_search_over_methods_trains_some_trials_alone_and_reports_it(
 
 
 def test_trials_on_several_workers_are_worker_groups_and_a_slow_one_times_out(
-    ray_service: Service, store: Store, files: Path
+    ray_service: Service, store: Workspace, files: Path
 ) -> None:
     """The second trial has fifty times the steps of the first."""
     space = {"epochs": [1, 50]}
@@ -209,7 +209,9 @@ def test_trials_on_several_workers_are_worker_groups_and_a_slow_one_times_out(
     assert "search.trial_minutes 1" in next(r.error or "" for r in results.values() if r.status == "timed_out")
 
 
-def test_a_search_over_bases_registers_the_winner_on_its_base(ray_service: Service, store: Store, files: Path) -> None:
+def test_a_search_over_bases_registers_the_winner_on_its_base(
+    ray_service: Service, store: Workspace, files: Path
+) -> None:
     bases = [str(files / name) for name in ("encoder", "other")]
     search = {"space": {"base_model": bases}, "algorithm": "grid", "finalists": 1}
     job = job_file(files, "bases", search=search, training={"epochs": 2, "learning_rate": 1e-2})
@@ -227,7 +229,7 @@ def test_a_search_over_bases_registers_the_winner_on_its_base(ray_service: Servi
     assert version.metrics["loss"] == pytest.approx(best.loss, rel=1e-3)
 
 
-def test_a_search_whose_trials_all_fail_reports_why(ray_service: Service, store: Store, files: Path) -> None:
+def test_a_search_whose_trials_all_fail_reports_why(ray_service: Service, store: Workspace, files: Path) -> None:
     search = {"space": {"learning_rate": [1e29, 1e30]}, "algorithm": "grid"}
     training = {"epochs": 1, "max_grad_norm": None, "warmup_fraction": 0.0, "method": "lora"}
     job = job_file(files, "hopeless", search=search, training=training)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from ray_jobs import jobs, registry
+from ray_jobs import jobs
 from ray_jobs.errors import TrainingError
 from ray_jobs.search.driver import mode_of_search
 from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
 from ray_jobs.search.standing import Standing, all_failed, prunable, read, standing, warm_points
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.sharing.shared_trainer import mode_of
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.search.problems import make_problem, outcome
 from tests.search.simulation import Simulation, finish
@@ -135,7 +135,7 @@ def test_the_storage_budget_keeps_the_best_that_fit() -> None:
     assert set(prunable(unlimited, results, Standing())) < set(results) - kept
 
 
-def test_a_segment_does_not_resume_what_another_one_left_under_its_name(store: Store) -> None:
+def test_a_segment_does_not_resume_what_another_one_left_under_its_name(store: Workspace) -> None:
     """After a crash a member of a population may get other values for the same rung."""
     records = SearchRecords(store, "jobs/x/search/y")
     run = TrialSegment(trial=3, rung=1, params={"learning_rate": 1e-3}, until=9, source="0003-0")
@@ -148,7 +148,7 @@ def test_a_segment_does_not_resume_what_another_one_left_under_its_name(store: S
     assert not store.exists(key)
 
 
-def stored(store: Store, problem: Problem) -> SearchRecords:
+def stored(store: Workspace, problem: Problem) -> SearchRecords:
     """A finished search in a store."""
     job = jobs.start_attempt(store, problem.spec)
     records = SearchRecords(store, f"jobs/{job.id}/search/x")
@@ -159,7 +159,7 @@ def stored(store: Store, problem: Problem) -> SearchRecords:
     return records
 
 
-def test_a_search_of_an_earlier_version_has_its_winner(store: Store) -> None:
+def test_a_search_of_an_earlier_version_has_its_winner(store: Workspace) -> None:
     """It recorded the end of sampling only where a budget was spent."""
     records = stored(store, make_problem())
     _, results, now = read(records)
@@ -171,9 +171,8 @@ def test_a_search_of_an_earlier_version_has_its_winner(store: Store) -> None:
     assert again.running == ()  # its segment has a result already
 
 
-def test_a_later_search_begins_with_earlier_winners_of_its_team(store: Store) -> None:
+def test_a_later_search_begins_with_earlier_winners_of_its_team(store: Workspace) -> None:
     first = make_problem()
-    registry.claim_name(store, first.spec.name, first.spec.team)
     records = stored(store, first)
     winner = read(records)[2].winner
     assert winner is not None
@@ -183,8 +182,7 @@ def test_a_later_search_begins_with_earlier_winners_of_its_team(store: Store) ->
     assert warm_points(store, make_problem({"scheduler": "pbt"}), "x") == ()
     narrow = make_problem({"space": {"learning_rate": [1.0]}})
     assert warm_points(store, narrow, "x") == ()
-    spec = other.spec.model_copy(update={"team": "blue"})
-    assert warm_points(store, other.model_copy(update={"spec": spec}), "x") == ()
+    assert warm_points(Workspace(store, "blue"), other, "x") == ()
 
 
 @pytest.mark.parametrize(

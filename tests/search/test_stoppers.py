@@ -12,7 +12,7 @@ from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.stoppers import BudgetStopper, JobWatch, Meter, limits, reason_to_stop
 from ray_jobs.sharing.segments import Result, TrialSegment
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.search.problems import make_problem, outcome
 from tests.search.simulation import Simulation
@@ -58,14 +58,14 @@ def test_no_budget_ends_before_the_first_result() -> None:
     assert reason_to_stop(problem, {}, {"wall": 5.0, "worker": 5.0}) is None
 
 
-def make_meter(store: Store, problem: Problem, spent: dict[str, float] | None = None) -> Meter:
+def make_meter(store: Workspace, problem: Problem, spent: dict[str, float] | None = None) -> Meter:
     records = SearchRecords(store, f"jobs/{problem.spec.job_id}/search/x")
     if spent is not None:
         records.spend(spent, [])
     return Meter(records, {}, lambda _: 2)
 
 
-def test_a_spent_budget_stops_with_its_reason_and_counts_earlier_attempts(store: Store) -> None:
+def test_a_spent_budget_stops_with_its_reason_and_counts_earlier_attempts(store: Workspace) -> None:
     problem = make_problem({"budget": {"gpu_hours": 0.2}, "trials": 60})
     meter = make_meter(store, problem, {"wall": 0.0, "worker": 0.15})
     stopper = BudgetStopper(problem, sampled(problem, 5), meter)
@@ -76,7 +76,7 @@ def test_a_spent_budget_stops_with_its_reason_and_counts_earlier_attempts(store:
     assert not BudgetStopper(None, sampled(problem, 5), meter).stop_all()  # finalists always run
 
 
-def test_a_meter_counts_the_workers_in_use_over_all_attempts(store: Store) -> None:
+def test_a_meter_counts_the_workers_in_use_over_all_attempts(store: Workspace) -> None:
     meter = make_meter(store, make_problem(), {"wall": 1.0, "worker": 1.0})
     meter._at -= 3600.0  # as after an hour
     meter.tick()
@@ -88,7 +88,7 @@ def test_a_meter_counts_the_workers_in_use_over_all_attempts(store: Store) -> No
     ("stop", "error"), [(jobs.request_pause, JobPaused), (jobs.request_cancel, JobCancelled)], ids=["pause", "cancel"]
 )
 def test_a_job_that_stops_ends_its_search(
-    store: Store, stop: Callable[[Store, str], Any], error: type[Exception]
+    store: Workspace, stop: Callable[[Workspace, str], Any], error: type[Exception]
 ) -> None:
     job = jobs.start_attempt(store, make_problem().spec)
     watch = JobWatch(job)

@@ -31,8 +31,8 @@ from ray_jobs.launch.launcher import Runner
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import Lineage
-from ray_jobs.spec import JobSpec, ServingSection
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM, JobSpec, ServingSection
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.bucket import StoreSettings
 from serving.access.keys import StoredKeys
 from serving.app import create_app
@@ -53,7 +53,7 @@ DIGEST = "b" * 16
 class ApiServer:
     """A running endpoint."""
 
-    store: Store
+    store: Workspace
     port: int
     launcher: FakeLauncher = field(default_factory=FakeLauncher)
     backend: FakeBackend = field(default_factory=FakeBackend)
@@ -91,7 +91,7 @@ class ApiServer:
         return done
 
 
-def begin_job(store: Store, job_id: str, launched: Launched | None = None) -> Job:
+def begin_job(store: Workspace, job_id: str, launched: Launched | None = None) -> Job:
     """Start an attempt, as a runner does first."""
     spec = JobSpec.model_validate(jobs.load(store, job_id).spec)
     job = jobs.start_attempt(store, spec, launched=launched or Launched())
@@ -99,7 +99,7 @@ def begin_job(store: Store, job_id: str, launched: Launched | None = None) -> Jo
     return job
 
 
-def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epochs: int = 2) -> None:
+def run_job(store: Workspace, job_id: str, launched: Launched | None = None, *, epochs: int = 2) -> None:
     """Do what a runner does to the store, without training: events, versions, deployment records, result."""
     job = begin_job(store, job_id, launched)
     spec = JobSpec.model_validate(job.record.spec)
@@ -130,7 +130,7 @@ def run_job(store: Store, job_id: str, launched: Launched | None = None, *, epoc
     )
 
 
-def register(store: Store, spec: JobSpec, mark: str, *, adapter: bool = True) -> str:
+def register(store: Workspace, spec: JobSpec, mark: str, *, adapter: bool = True) -> str:
     """Register a version with placeholder weights that contain `mark`. Returns its number."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -141,7 +141,7 @@ def register(store: Store, spec: JobSpec, mark: str, *, adapter: bool = True) ->
         return registry.register(store, spec.name, directory, lineage=lineage, lineage_digest=mark).version
 
 
-def add_base(store: Store, name: str = BASE, tasks: tuple[str, ...] = ("chat",)) -> CatalogueEntry:
+def add_base(store: Workspace, name: str = BASE, tasks: tuple[str, ...] = ("chat",)) -> CatalogueEntry:
     """Add a base to the catalogue without its files, so that no tokens can be counted."""
     entry = CatalogueEntry(name=name, digest=DIGEST, source="tests", architecture="LlamaForCausalLM", tasks=tasks)
     return catalogue.add(store, entry)
@@ -150,16 +150,18 @@ def add_base(store: Store, name: str = BASE, tasks: tuple[str, ...] = ("chat",))
 class NoTokens:
     """Validates rows without counting tokens, since the base of these tests has no files."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Workspace) -> None:
         self._store = store
 
     def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> Any:
         return check_rows(self._store, key, filename, task, None)
 
 
-def nowhere() -> Store:
+def nowhere() -> Workspace:
     """Return a store that never answers."""
-    return Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1))
+    return Workspace(
+        Store("s3://nowhere/x", StoreSettings(endpoint_url="http://127.0.0.1:9", patience_s=0.1)), DEFAULT_TEAM
+    )
 
 
 def make_app(
@@ -184,7 +186,7 @@ def make_app(
 
 @contextmanager
 def api_server(
-    store: Store, *, port: int | None = None, launcher: FakeLauncher | None = None, **settings: Any
+    store: Workspace, *, port: int | None = None, launcher: FakeLauncher | None = None, **settings: Any
 ) -> Iterator[ApiServer]:
     """Run the endpoint on a free port until the block ends."""
     server = ApiServer(

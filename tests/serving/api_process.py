@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.repository import ROOT
 from tests.serving.api_harness import add_base, api_server
 
@@ -72,7 +72,7 @@ def api_process(environment: Mapping[str, str], *, max_file_bytes: int) -> Itera
 
 
 def main(max_file_bytes: str) -> None:
-    store = Store.from_env(check=False)
+    store = Workspace.from_env(check=False)
     add_base(store)
     with api_server(store, max_file_bytes=int(max_file_bytes)) as server:
         print(server.port, flush=True)

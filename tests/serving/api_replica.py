@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy.api_keys import Limits
 from serving.access.auth import Caller
 from serving.files.stored_files import Files
@@ -38,7 +38,7 @@ class SingleRunnerLauncher(FakeLauncher):
 class ApiReplica:
     """One API process: what `serving.app` wires, without HTTP, which crashes at its crash point."""
 
-    def __init__(self, store: Store, launcher: FakeLauncher, now: Callable[[], float], crash: CrashPoint) -> None:
+    def __init__(self, store: Workspace, launcher: FakeLauncher, now: Callable[[], float], crash: CrashPoint) -> None:
         self.crash = crash
         self.store = crashing_store(store, crash)
         self.files = Files(self.store, NoTokens(self.store))

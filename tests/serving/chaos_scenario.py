@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from ray_jobs.errors import JobError
 from ray_jobs.jobs import Job, Launched
 from ray_jobs.launch.launcher import Runner
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.files.stored_files import FINE_TUNE
 from serving.fine_tuning import records
 from serving.http import openai_types
@@ -46,7 +46,7 @@ CSV = b"step,train_loss\n1,2.0\n"
 class ChaosScenario:
     """A random sequence of client requests, runner events and reconciliations; deterministic for a seed."""
 
-    def __init__(self, store: Store, seed: int, crashes: int) -> None:
+    def __init__(self, store: Workspace, seed: int, crashes: int) -> None:
         add_base(store)
         self.store = store
         self.random = random.Random(seed)

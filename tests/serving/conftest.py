@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.serving.api_harness import KEY, ApiServer, add_base, api_server
 from tests.serving.routing import make_client
 
@@ -26,7 +26,7 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def server(store: Store) -> Iterator[ApiServer]:
+def server(store: Workspace) -> Iterator[ApiServer]:
     """A running endpoint with one base in the catalogue."""
     add_base(store)
     with api_server(store) as running:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ray_jobs.launch.launcher import Launcher, Needs, Runner
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 
 T = TypeVar("T")
 
@@ -62,9 +62,9 @@ class _CrashingClient:
         return lambda **arguments: self._crash.call(lambda: method(**arguments))
 
 
-def crashing_store(store: Store, crash: CrashPoint) -> Store:
+def crashing_store(store: Workspace, crash: CrashPoint) -> Workspace:
     """Return the store with requests that count toward a crash point. Replaces the S3 client, which is private."""
-    twin = Store(store.uri(), store._bucket.settings, cache=store._cache)
+    twin = Workspace(Store(store.uri(), store._bucket.settings, cache=store._cache), store.team)
     twin._bucket._clients[os.getpid()] = _CrashingClient(store._bucket._client(), crash)  # type: ignore[assignment]
     return twin
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_jobs.errors import ObjectNotFound
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM
+from ray_jobs.storage import Workspace
 from tests.repository import ROOT
 
 GARBAGE: dict[str, bytes] = {
@@ -33,18 +34,19 @@ def reach() -> tuple[str, ...]:
     """Prefixes that a team's credentials may write, from the policy that `infra/` gives them."""
     policy = json.loads((ROOT / "infra/object-store/policy-team.json").read_text())
     written = [each for each in policy["Statement"] if "s3:PutObject" in each["Action"] and "Condition" not in each]
-    return tuple(resource.partition("PREFIX/")[2].rstrip("*") for each in written for resource in each["Resource"])
+    found = [resource.partition("PREFIX/")[2].rstrip("*") for each in written for resource in each["Resource"]]
+    return tuple(prefix.replace("TEAM", DEFAULT_TEAM) for prefix in found)
 
 
 @dataclass(frozen=True)
 class Pod:
     """Writes with a team's credentials."""
 
-    store: Store
+    store: Workspace
 
     def put(self, key: str, document: Any) -> None:
         """Write bytes, or a document as JSON. Raises AssertionError for a key beyond the team's reach."""
-        assert key.startswith(reach()), key
+        assert self.store.path(key).startswith(reach()), key
         self.store.put(key, document if isinstance(document, bytes) else json.dumps(document).encode())
 
     @contextmanager

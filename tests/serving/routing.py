@@ -11,8 +11,8 @@ from ray_jobs import registry
 from ray_jobs.deploy import needed_records, records
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.registry.model import Lineage, ModelVersion
-from ray_jobs.spec import ServingSection
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM, ServingSection
+from ray_jobs.storage import Workspace
 from serving.inference.router import Router, RoutingSnapshot
 from serving.inference.traffic import Traffic
 from tests.builders import make_spec
@@ -32,7 +32,17 @@ def make_version(
         spec = spec.model_copy(update={"team": team})
     lineage = Lineage("d" * 16, "b" * 16, spec, "0.1.0", "job", {}, ("ham", "spam"))
     version = ModelVersion(
-        name, number, f"models/{name}/{number}", task, "adapter", "base", "b" * 16, lineage.labels, {}, lineage
+        team or DEFAULT_TEAM,
+        name,
+        number,
+        f"models/{name}/{number}",
+        task,
+        "adapter",
+        "base",
+        "b" * 16,
+        lineage.labels,
+        {},
+        lineage,
     )
     return replace(version, **changes)
 
@@ -44,7 +54,8 @@ def make_snapshot(*versions: ModelVersion, **parts: Any) -> RoutingSnapshot:
     for version in versions:
         rank = 8 if version.kind == "adapter" else None
         for record in needed_records(version, None, ServingSection(), lora_rank=rank):
-            deployed[record.name] = record
+            # The base is one of the catalogue.
+            deployed[record.name] = record.model_copy(update={"team": None}) if record.kind == "base" else record
         by_name[version.name] = (*by_name.get(version.name, ()), version)
     return RoutingSnapshot(deployed, by_name, **{"aliases": {}} | parts)
 
@@ -85,14 +96,14 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
     return found
 
 
-def register_next(store: Store, name: str = "greeter", *, adapter: bool = True) -> ModelVersion:
+def register_next(store: Workspace, name: str = "greeter", *, adapter: bool = True) -> ModelVersion:
     """Register the next version of a model, trained on `org/Base`, without deploying it."""
     mark = f"{name}-{len(registry.versions(store, name))}"
     number = register(store, make_spec(name, base_model="org/Base"), mark, adapter=adapter)
     return registry.get(store, f"{name}@{number}")
 
 
-def deploy_version(store: Store, version: ModelVersion) -> ModelVersion:
+def deploy_version(store: Workspace, version: ModelVersion) -> ModelVersion:
     """Write the deployment records of a version."""
     for record in needed_records(version, None, ServingSection(), lora_rank=8):
         records.write(store, record)

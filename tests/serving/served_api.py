@@ -18,7 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from ray_jobs.launch.launcher import Needs, Runner
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.app import create_app
 from serving.settings import EndpointSettings
 from tests.serving.api_harness import KEY, NoTokens
@@ -54,7 +54,7 @@ class FolderLauncher:
 
 
 def main(port: int, folder: Path) -> None:
-    store = Store.from_env(check=False)
+    store = Workspace.from_env(check=False)
     app = create_app(
         EndpointSettings(api_key=KEY), store, FakeBackend(), check_rows=NoTokens(store), launcher=FolderLauncher(folder)
     )

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi import checks as openapi
 
 from ray_jobs.deploy import records as deployed
 from ray_jobs.deploy.serve_api import INGRESS
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.inference.router import Router
 from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, make_app, nowhere, rows
 from tests.serving.error_shape import check_error
@@ -125,7 +125,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(module_store: Store) -> Iterator[World]:
+def world(module_store: Workspace) -> Iterator[World]:
     add_base(module_store)
     with (
         api_server(module_store, route_ttl_s=0.05) as server,

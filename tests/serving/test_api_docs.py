@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.http.openai_types import CreateFineTuningJob
 from tests.repository import ROOT
 from tests.serving.api_harness import BASE, KEY, add_base, api_server, rows
@@ -20,7 +20,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_the_examples_run_from_top_to_bottom(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run_from_top_to_bottom(store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(BLOCKS) >= 7
     add_base(store)
     (tmp_path / "rows.jsonl").write_bytes(rows(40))

@@ -31,7 +31,7 @@ from ray_jobs.deploy.serve_api import ServeClient, ServeSettings, serve_config
 from ray_jobs.local import processes
 from ray_jobs.models import bases
 from ray_jobs.registry.model import Lineage
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.models.tiny_models import save_encoder, save_tokenizer
 from tests.serving.served_models import smollm2, with_adapter
@@ -48,7 +48,7 @@ ONGOING, QUEUED = 4, 4
 class Service:
     """A running service with its store, settings and base."""
 
-    store: Store
+    store: Workspace
     settings: ServeSettings
     environment: dict[str, str]
     scratch: Path
@@ -98,7 +98,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         local.up(root, port=port, log=lambda line: None)
         environment = local.environment(root)
         os.environ.update(environment)
-        store = Store.from_env(check=False)
+        store = Workspace.from_env(check=False)
         service = Service(
             store, ServeSettings.from_env(), environment, root, bases.prepare(store, str(smollm2()), "chat")
         )

@@ -18,7 +18,7 @@ import pytest
 from ray_jobs import registry
 from ray_jobs.deploy import records as deployments
 from ray_jobs.deploy.serve_api import ServeSettings, serve_config
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import usage, webhooks
 from serving.fine_tuning import records
 from tests.serving.api_calls import create_job, wait_for
@@ -28,7 +28,7 @@ from tests.serving.two_teams import OURS, QUESTION, THEIRS, Team, World, two_tea
 
 
 @pytest.fixture(scope="module")
-def world(module_store: Store) -> Iterator[World]:
+def world(module_store: Workspace) -> Iterator[World]:
     with two_teams(module_store) as world:
         yield world
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.serving.api_harness import BASE, KEY, add_base, api_server, rows
 from tests.serving.clients import RELEASES, whole_flow
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_the_whole_flow(release: str, store: Store, tmp_path: Path) -> None:
+def test_the_whole_flow(release: str, store: Workspace, tmp_path: Path) -> None:
     add_base(store)
     (tmp_path / "rows.jsonl").write_bytes(rows(12))
     with api_server(store) as server:

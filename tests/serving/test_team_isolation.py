@@ -18,7 +18,7 @@ import pytest
 from ray_jobs import registry
 from ray_jobs.errors import RegistryError
 from ray_jobs.registry import shares
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.http.ids import new_id
 from tests.builders import make_spec
 from tests.serving.api_harness import BASE, register
@@ -30,7 +30,7 @@ SECRETS = (THEIRS, "bravos-rows", "bravos-suffix", "bravos-metadata", "question 
 
 
 @pytest.fixture(scope="module")
-def world(module_store: Store) -> Iterator[World]:
+def world(module_store: Workspace) -> Iterator[World]:
     with two_teams(module_store) as world:
         yield world
 

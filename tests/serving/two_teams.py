@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import api_keys
 from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, rows
 
@@ -66,7 +66,7 @@ class World:
     operator: httpx.Client
 
     @property
-    def store(self) -> Store:
+    def store(self) -> Workspace:
         return self.server.store
 
     def objects_of(self, team: Team) -> dict[str, str]:
@@ -75,7 +75,7 @@ class World:
 
 
 @contextmanager
-def two_teams(store: Store) -> Iterator[World]:
+def two_teams(store: Workspace) -> Iterator[World]:
     """Run an endpoint with both teams until the block ends."""
     add_base(store)
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from ray_jobs.sharing.adapters import SharedLora
 from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
 from ray_jobs.sharing.features import SharedFeatures
 from ray_jobs.sharing.trial_group import spread
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.sharing.trials import DIVERGES, LORA_TRIALS, Params, assert_same, features, lora, make_setting, segments
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
@@ -43,7 +43,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConcurrentPasses]:
 @pytest.mark.parametrize("task", ["chat", "text_classification"])
 @pytest.mark.parametrize("method", ["lora", "frozen"])
 def test_concurrent_passes_give_the_same_losses_each_time(
-    store: Store, tmp_path: Path, two_threads: ConcurrentPasses, task: str, method: str
+    store: Workspace, tmp_path: Path, two_threads: ConcurrentPasses, task: str, method: str
 ) -> None:
     setting = make_setting(store, tmp_path, task, method=method, gradient_checkpointing=method == "lora")
     depth: Params = {} if method == "lora" else {"trainable_blocks": 2}
@@ -72,7 +72,7 @@ def test_concurrent_passes_give_the_same_losses_each_time(
 
 
 def test_a_failure_in_one_thread_leaves_the_others_right(
-    store: Store, tmp_path: Path, two_threads: ConcurrentPasses, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, two_threads: ConcurrentPasses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One trial diverges; the passes of another do not fit until they are halved."""
     setting = make_setting(store, tmp_path, "chat", method="lora")
@@ -94,7 +94,7 @@ def test_a_failure_in_one_thread_leaves_the_others_right(
 
 
 def test_passes_that_do_not_fit_together_run_one_at_a_time(
-    store: Store, tmp_path: Path, two_threads: ConcurrentPasses, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, two_threads: ConcurrentPasses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     runs = segments(LORA_TRIALS[:2], 2)

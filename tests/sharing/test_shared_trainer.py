@@ -15,7 +15,7 @@ from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.sharing.shared_trainer import SharedTrainer, TrialClock
 from ray_jobs.sharing.trial_group import pass_tokens
 from ray_jobs.spec import ComputeSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import ray_workers
 from tests.sharing.trials import make_setting, segments
 
@@ -35,7 +35,7 @@ def test_an_actor_on_a_cpu_uses_the_allocator_of_ray() -> None:
         ray.kill(actor)
 
 
-def test_passes_on_a_cpu_are_small(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_on_a_cpu_are_small(store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pass_tokens(4096, torch.device("cuda")) == 4096
     assert pass_tokens(64, torch.device("cpu")) == 64
     setting = make_setting(store, tmp_path, "chat", method="lora", micro_batch_tokens=4096, batch_size=16)

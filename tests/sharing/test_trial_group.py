@@ -12,7 +12,7 @@ from ray_jobs.sharing.adapters import SharedLora
 from ray_jobs.sharing.features import SharedFeatures, Unshareable
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.sharing.trial_group import Trial, TrialGroup
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import Scores
 from ray_jobs.training import checkpoint
 from ray_jobs.training.inputs import TrainUntil
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("store_environment")]
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_lora_trials_in_one_pass_have_their_own_losses(store: Store, tmp_path: Path, packing: bool) -> None:
+def test_lora_trials_in_one_pass_have_their_own_losses(store: Workspace, tmp_path: Path, packing: bool) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora", packing=packing)
     runs = segments(LORA_TRIALS, 6)
     results = setting.run(lora(setting), runs, prefix="shared")
@@ -44,7 +44,7 @@ def test_lora_trials_in_one_pass_have_their_own_losses(store: Store, tmp_path: P
     assert len({result.losses[-1] for result in results.values()}) == len(runs)
 
 
-def test_lora_trials_on_an_encoder_have_their_own_heads(store: Store, tmp_path: Path) -> None:
+def test_lora_trials_on_an_encoder_have_their_own_heads(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="lora")
     every = [{**p, "lora.target_modules": "all-linear"} for p in LORA_TRIALS]
     runs = segments(every, 6)
@@ -52,7 +52,7 @@ def test_lora_trials_on_an_encoder_have_their_own_heads(store: Store, tmp_path: 
     assert_same(setting, runs, results)
 
 
-def test_a_promoted_trial_resumes_from_before_the_decay_wherever_it_runs(store: Store, tmp_path: Path) -> None:
+def test_a_promoted_trial_resumes_from_before_the_decay_wherever_it_runs(store: Workspace, tmp_path: Path) -> None:
     """Shared, then alone, then shared; the losses equal those of one segment to the last rung."""
     setting = make_setting(store, tmp_path, "chat", method="lora")
     params = LORA_TRIALS[0]
@@ -74,7 +74,7 @@ def test_a_promoted_trial_resumes_from_before_the_decay_wherever_it_runs(store: 
     assert last.steps == 12 - decay_start(8)
 
 
-def test_a_dropped_segment_resumes_from_its_last_checkpoint(store: Store, tmp_path: Path) -> None:
+def test_a_dropped_segment_resumes_from_its_last_checkpoint(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     run = TrialSegment(trial=0, rung=0, params=LORA_TRIALS[0], until=10)
     whole = setting.run(lora(setting), [run], prefix="whole")[run.name]
@@ -88,7 +88,7 @@ def test_a_dropped_segment_resumes_from_its_last_checkpoint(store: Store, tmp_pa
     assert again.losses == pytest.approx(whole.losses, rel=1e-6)
 
 
-def test_a_trial_that_diverges_leaves_the_others_right(store: Store, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_leaves_the_others_right(store: Workspace, tmp_path: Path) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     runs = segments([LORA_TRIALS[0], DIVERGES], 6)
     results = setting.run(lora(setting), runs, prefix="shared")
@@ -101,7 +101,7 @@ def test_a_trial_that_diverges_leaves_the_others_right(store: Store, tmp_path: P
 
 
 def test_a_pass_that_does_not_fit_is_tried_in_halves(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = make_setting(store, tmp_path, "chat", method="lora")
     runs = segments(LORA_TRIALS[:2], 3)
@@ -124,7 +124,7 @@ def test_a_pass_that_does_not_fit_is_tried_in_halves(
 
 
 @pytest.mark.parametrize("task", ["chat", "text_classification"])
-def test_frozen_trials_share_the_features_of_the_rows(store: Store, tmp_path: Path, task: str) -> None:
+def test_frozen_trials_share_the_features_of_the_rows(store: Workspace, tmp_path: Path, task: str) -> None:
     setting = make_setting(store, tmp_path, task, method="frozen")
     trials: list[Params] = [
         {"learning_rate": 1e-2, "trainable_blocks": 1},
@@ -140,7 +140,7 @@ def test_frozen_trials_share_the_features_of_the_rows(store: Store, tmp_path: Pa
 
 
 def test_a_frozen_segment_of_an_earlier_version_resumes(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its checkpoints number the blocks from the cut."""
     setting = make_setting(store, tmp_path, "chat", method="frozen")
@@ -161,7 +161,7 @@ def test_a_frozen_segment_of_an_earlier_version_resumes(
 
 
 def test_a_model_that_differs_from_its_two_parts_is_not_shared(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = make_setting(store, tmp_path, "chat", method="frozen")
     whole = SharedFeatures.hidden
@@ -175,7 +175,7 @@ def test_a_model_that_differs_from_its_two_parts_is_not_shared(
 
 
 def test_frozen_trials_have_their_own_passes_and_a_head_on_the_first_token_counts_one(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen")
     sharing, passes, whole = features(setting), [], SharedFeatures.logits
@@ -191,7 +191,7 @@ def test_frozen_trials_have_their_own_passes_and_a_head_on_the_first_token_count
 
 
 def test_segments_that_end_together_are_uploaded_while_others_are_scored(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial whose held-out loss is not finite gets no checkpoint, and the others are not affected."""
     setting = make_setting(store, tmp_path, "chat", method="lora")

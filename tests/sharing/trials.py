@@ -17,7 +17,7 @@ from ray_jobs.sharing.features import SharedFeatures
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.sharing.trial_group import Sharing, TrialGroup, TrialTask
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainUntil
 from ray_jobs.training.trainer import train
@@ -48,7 +48,7 @@ DIVERGES: Params = {"method": "lora", "learning_rate": 1e30, "max_grad_norm": No
 class Setting:
     """Rows and base of one task, in the store."""
 
-    store: Store
+    store: Workspace
     inputs: TrainInputs
     rows: Encoded
     held_out: Encoded
@@ -89,7 +89,7 @@ class Setting:
         return TrialTask(run=run, inputs=self.inputs.model_copy(update=update))
 
 
-def make_setting(store: Store, tmp_path: Path, task: str, **training: Any) -> Setting:
+def make_setting(store: Workspace, tmp_path: Path, task: str, **training: Any) -> Setting:
     chat = task == "chat"
     base = tiny_models.save_causal(tmp_path / "base") if chat else tiny_models.save_encoder(tmp_path / "base")
     spec = make_spec(task, training={"epochs": 3, **training}, compute={"workers": 1})
@@ -127,7 +127,7 @@ def segments(trials: Sequence[Params], until: int) -> list[TrialSegment]:
     return [TrialSegment(trial=i, rung=0, params=params, until=until) for i, params in enumerate(trials)]
 
 
-def train_alone(case: tuple[TrainInputs, Store]) -> tuple[tuple[float, ...], float, float]:
+def train_alone(case: tuple[TrainInputs, Workspace]) -> tuple[tuple[float, ...], float, float]:
     """Train with the job's own loop. Returns its losses, and its last held-out loss and accuracy."""
     train(*case)
     last = checkpoint.committed(case[1], case[0].checkpoints)[-1].position

@@ -16,13 +16,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ray_jobs import jobs, registry
+from ray_jobs import jobs, migration, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.data import dataset
 from ray_jobs.deploy import records, traffic
 from ray_jobs.registry import catalogue, shares
 from ray_jobs.search.records import SearchRecords
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.tenancy import api_keys, usage, webhooks
 from tests.conftest import StoreServer
 from tests.pipeline.live_service import Service, Watched
@@ -50,19 +51,21 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def stored(version: str, store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The store of a version, unpacked into the S3 server."""
+def stored(version: str, store_server: StoreServer, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The store of a version, unpacked into the S3 server and moved to the present layout."""
     store = Store(store_uri(version), store_server.settings(), cache=tmp_path_factory.mktemp("cache"))
     with tarfile.open(archive(version)) as packed:
         for member in packed:
             file = packed.extractfile(member)
             assert file is not None
             store.put(member.name, file.read())
-    return store
+    if migration.read_layout(store) is None:
+        migration.run(store, migration.plan(store))
+    return Workspace(store, DEFAULT_TEAM)
 
 
 @pytest.fixture
-def kitae(stored: Store, store_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kitae:
+def kitae(stored: Workspace, store_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     """Runs a `kitae` command on the store; returns its output."""
     for name, value in store_server.environment(stored.uri()).items():
         monkeypatch.setenv(name, value)
@@ -76,7 +79,7 @@ def kitae(stored: Store, store_server: StoreServer, tmp_path: Path, monkeypatch:
     return run
 
 
-def id_of(store: Store, name: str) -> str:
+def id_of(store: Workspace, name: str) -> str:
     (found,) = [record.id for record in jobs.list_jobs(store) if record.spec["name"] == name]
     return found
 
@@ -85,7 +88,7 @@ def test_a_store_of_every_earlier_version_is_kept() -> None:
     assert VERSIONS
 
 
-def test_status_lists_every_job(kitae: Kitae, stored: Store) -> None:
+def test_status_lists_every_job(kitae: Kitae, stored: Workspace) -> None:
     found = {record["spec"]["name"]: record["status"] for record in json.loads(kitae("status", "--json"))}
     assert {name: found[name] for name in (CHAT, CLASSIFIER, SEARCHED, PAUSED)} == {
         CHAT: "succeeded",
@@ -105,14 +108,14 @@ def test_status_lists_every_job(kitae: Kitae, stored: Store) -> None:
         (PAUSED, ["dataset", "base", "encode"]),
     ],
 )
-def test_status_of_a_job_shows_its_stages(kitae: Kitae, stored: Store, name: str, stages: list[str]) -> None:
+def test_status_of_a_job_shows_its_stages(kitae: Kitae, stored: Workspace, name: str, stages: list[str]) -> None:
     shown = kitae("status", id_of(stored, name))
     assert all(stage in shown for stage in stages)
     assert list(dict.fromkeys(record.name for record in jobs.stages(stored, id_of(stored, name)))) == stages
     assert list(jobs.events(stored, id_of(stored, name)))
 
 
-def test_trials_shows_a_finished_search(kitae: Kitae, stored: Store, tmp_path: Path) -> None:
+def test_trials_shows_a_finished_search(kitae: Kitae, stored: Workspace, tmp_path: Path) -> None:
     job_id = id_of(stored, SEARCHED)
     results = json.loads(kitae("trials", job_id, "--json"))
     assert {result["status"] for result in results} == {"ok"}
@@ -133,7 +136,7 @@ def test_trials_shows_a_finished_search(kitae: Kitae, stored: Store, tmp_path: P
 
 
 @pytest.mark.parametrize("name", [CHAT, CLASSIFIER, SEARCHED])
-def test_models_shows_versions_with_their_metrics_and_lineage(kitae: Kitae, stored: Store, name: str) -> None:
+def test_models_shows_versions_with_their_metrics_and_lineage(kitae: Kitae, stored: Workspace, name: str) -> None:
     assert name in kitae("models")
     assert "champion" in kitae("models", name)
     version = registry.get(stored, f"{name}@champion")
@@ -147,7 +150,7 @@ def test_models_shows_versions_with_their_metrics_and_lineage(kitae: Kitae, stor
 
 
 @pytest.mark.parametrize(("name", "rows", "labels"), [(CHAT, 40, []), (CLASSIFIER, 120, ["a", "b"])])
-def test_a_dataset_is_loaded(stored: Store, name: str, rows: int, labels: list[str]) -> None:
+def test_a_dataset_is_loaded(stored: Workspace, name: str, rows: int, labels: list[str]) -> None:
     (record,) = [record for record in jobs.stages(stored, id_of(stored, name)) if record.name == "dataset"]
     files = dataset.load(stored, record.outputs["digest"])
     assert len(files.train_rows) + len(files.held_out_rows) == rows
@@ -155,7 +158,7 @@ def test_a_dataset_is_loaded(stored: Store, name: str, rows: int, labels: list[s
 
 
 @pytest.mark.parametrize("name", [CHAT, CLASSIFIER, SEARCHED])
-def test_plan_of_a_finished_job_skips_every_stage(kitae: Kitae, stored: Store, tmp_path: Path, name: str) -> None:
+def test_plan_of_a_finished_job_skips_every_stage(kitae: Kitae, stored: Workspace, tmp_path: Path, name: str) -> None:
     """Its inputs have the same hashes as the version before computed, and the job file the same id."""
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job_document(stored, name)))
     shown = kitae("plan", str(tmp_path / "job.yaml"))
@@ -164,7 +167,7 @@ def test_plan_of_a_finished_job_skips_every_stage(kitae: Kitae, stored: Store, t
     assert "skipped: done in" in shown
 
 
-def test_what_serves_and_who_may_use_it(stored: Store, kitae: Kitae) -> None:
+def test_what_serves_and_who_may_use_it(stored: Workspace, kitae: Kitae) -> None:
     deployed = records.read_all(stored)
     assert {deployed[CHAT].kind, deployed[CLASSIFIER].kind} == {"adapter", "predictor"}
     assert deployed[deployed[CHAT].base or ""].kind == "base"
@@ -180,7 +183,7 @@ def test_what_serves_and_who_may_use_it(stored: Store, kitae: Kitae) -> None:
     assert BASE in kitae("bases")
 
 
-def test_what_a_team_has(stored: Store, kitae: Kitae) -> None:
+def test_what_a_team_has(stored: Workspace, kitae: Kitae) -> None:
     (key,) = api_keys.list_keys(stored)
     assert (key.team, key.name, key.limits.requests_per_minute) == (TEAM, "laptop", 60)
     assert key.id in kitae("keys", "list")
@@ -190,7 +193,7 @@ def test_what_a_team_has(stored: Store, kitae: Kitae) -> None:
     assert endpoint.events == ("fine_tuning.job.succeeded",)
 
 
-def test_jobs_of_the_api_are_answered(stored: Store) -> None:
+def test_jobs_of_the_api_are_answered(stored: Workspace) -> None:
     with api_server(stored) as server:
         client = httpx.Client(base_url=f"{server.url}/v1", headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
@@ -208,7 +211,7 @@ def test_jobs_of_the_api_are_answered(stored: Store) -> None:
 
 
 @pytest.mark.heavy
-def test_a_paused_job_is_resumed(stored: Store, ray_service: Service) -> None:
+def test_a_paused_job_is_resumed(stored: Workspace, ray_service: Service) -> None:
     """`kitae resume` continues the training from the checkpoint of the version before."""
     job_id = id_of(stored, PAUSED)
     at = Watched(stored, job_id).step()

@@ -25,8 +25,8 @@ import ray_jobs
 from ray_jobs import jobs, registry
 from ray_jobs.deploy import needed_records, records, traffic
 from ray_jobs.registry import shares
-from ray_jobs.spec import ServingSection, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.spec import DEFAULT_TEAM, ServingSection, parse_spec
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.tenancy import api_keys, usage, webhooks
 from ray_jobs.tenancy.api_keys import Limits
 from ray_jobs.tenancy.usage import UsageRow
@@ -61,7 +61,7 @@ def main() -> None:
             (root / name).mkdir()
         server = start_store_server(root / "server")
         try:
-            store = Store(store_uri(version), server.settings(), cache=root / "cache")
+            store = Workspace(Store(store_uri(version), server.settings(), cache=root / "cache"), DEFAULT_TEAM)
             upload_inputs(store, root / "files")
             run_jobs(store, server, root)
             write_records(store)
@@ -70,7 +70,7 @@ def main() -> None:
             stop_store_server(server)
 
 
-def upload_inputs(store: Store, directory: Path) -> None:
+def upload_inputs(store: Workspace, directory: Path) -> None:
     """Rows and base models, in the store: a local path would be another one when the store is read."""
     save_servable(directory / BASE)
     tiny_models.save_encoder(directory / "encoder")
@@ -99,7 +99,7 @@ def write_rows(path: Path, rows: list[Any]) -> None:
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
 
 
-def job_document(store: Store, name: str) -> dict[str, Any]:
+def job_document(store: Workspace, name: str) -> dict[str, Any]:
     """The job file of that name."""
     chat = name == CHAT
     document: dict[str, Any] = {
@@ -136,7 +136,7 @@ def job_document(store: Store, name: str) -> dict[str, Any]:
     return document
 
 
-def run_jobs(store: Store, server: StoreServer, root: Path) -> None:
+def run_jobs(store: Workspace, server: StoreServer, root: Path) -> None:
     with live_service(root / "service", server) as service:
         kitae(service, store, "bases", "add", store.uri(f"files/{BASE}"), "--name", BASE)
         for name in (CHAT, CLASSIFIER, SEARCHED):
@@ -150,19 +150,19 @@ def run_jobs(store: Store, server: StoreServer, root: Path) -> None:
         assert Watched(store, job_id).status() == "paused", driver.output
 
 
-def job_file(store: Store, name: str, root: Path) -> Path:
+def job_file(store: Workspace, name: str, root: Path) -> Path:
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump(job_document(store, name)))
     return path
 
 
-def kitae(service: Service, store: Store, *arguments: str) -> None:
+def kitae(service: Service, store: Workspace, *arguments: str) -> None:
     driver = service.kitae(store, *arguments)
     assert driver.wait() == 0, driver.output
     print(driver.output, flush=True)
 
 
-def write_records(store: Store) -> None:
+def write_records(store: Workspace) -> None:
     """What jobs do not write themselves: deployment, traffic, share, key, usage, webhook, and jobs of the API."""
     for name in (CHAT, CLASSIFIER):
         for record in needed_records(registry.get(store, name), None, ServingSection(), lora_rank=8):
@@ -187,15 +187,15 @@ def write_records(store: Store) -> None:
             server.run_launched()
 
 
-def pack(store: Store, path: Path) -> None:
+def pack(store: Workspace, path: Path) -> None:
     """Write the store to an archive, without large objects that no command reads."""
-    sizes = {info.key: info.size_bytes for info in store.list()}
+    sizes = {info.key: info.size_bytes for info in store.root.list()}
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w:xz", preset=9) as packed:
         for key in kept(sizes):
             member = tarfile.TarInfo(key)
             member.size = sizes[key]
-            packed.addfile(member, io.BytesIO(store.get(key)))
+            packed.addfile(member, io.BytesIO(store.root.get(key)))
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 

@@ -27,7 +27,7 @@ from ray_jobs.errors import GateError, SpecError
 from ray_jobs.models import load_published
 from ray_jobs.sharing.shared_trainer import ensure_process_group, mode_of
 from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Row
 from ray_jobs.training import ray_train, ray_workers
@@ -50,7 +50,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Workers of Ray become this process, with a process group of one."""
 
-    def train_here(inputs: TrainInputs, store: Store, **_: Any) -> TrainOutcome:
+    def train_here(inputs: TrainInputs, store: Workspace, **_: Any) -> TrainOutcome:
         return train(inputs, store)
 
     def call_here(function: Any, *arguments: Any, report: Any, **_: Any) -> Any:
@@ -77,7 +77,7 @@ def choices(count: int = 80) -> list[Row]:
     return [{"user": str(i), "item": "tea" if i % 4 else "cake"} for i in range(count)]
 
 
-def job_file(store: Store, task: str, rows: list[Row], **fields: Any) -> JobSpec:
+def job_file(store: Workspace, task: str, rows: list[Row], **fields: Any) -> JobSpec:
     key = f"files/{task}.jsonl"
     store.put(key, "\n".join(json.dumps(row) for row in rows).encode())
     document = {
@@ -89,7 +89,7 @@ def job_file(store: Store, task: str, rows: list[Row], **fields: Any) -> JobSpec
     return parse_spec(document | fields)
 
 
-def test_a_task_with_its_own_loss_and_a_reference_runs_through_the_pipeline(store: Store, workers: None) -> None:
+def test_a_task_with_its_own_loss_and_a_reference_runs_through_the_pipeline(store: Workspace, workers: None) -> None:
     spec = job_file(store, "toy_preference", preferences())
     result = pipeline.run(store, spec)
     assert [stage.name for stage in result.stages] == ["dataset", "encode", "train", "evaluate", "register", "deploy"]
@@ -115,7 +115,7 @@ def test_a_task_with_its_own_loss_and_a_reference_runs_through_the_pipeline(stor
     assert [stage.name for stage in again.stages if not stage.skipped] == ["deploy"]
 
 
-def test_a_task_that_is_fitted_in_closed_form_runs_through_the_pipeline(store: Store, workers: None) -> None:
+def test_a_task_that_is_fitted_in_closed_form_runs_through_the_pipeline(store: Workspace, workers: None) -> None:
     spec = job_file(store, "toy_popularity", choices())
     assert ("base", "will run") not in [(stage.name, stage.action) for stage in pipeline.plan(store, spec).stages]
     result = pipeline.run(store, spec)
@@ -129,13 +129,13 @@ def test_a_task_that_is_fitted_in_closed_form_runs_through_the_pipeline(store: S
     assert served().argmax() == version.labels.index("tea")
 
 
-def test_the_gate_compares_a_task_without_a_base_with_its_baseline(store: Store, workers: None) -> None:
+def test_the_gate_compares_a_task_without_a_base_with_its_baseline(store: Workspace, workers: None) -> None:
     even = [{"user": str(i), "item": "tea" if i % 2 else "cake"} for i in range(80)]
     with pytest.raises(GateError, match="is not below that of a uniform choice"):
         pipeline.run(store, job_file(store, "toy_popularity", even))
 
 
-def test_a_deployment_names_the_predictor_of_the_task(store: Store, workers: None) -> None:
+def test_a_deployment_names_the_predictor_of_the_task(store: Workspace, workers: None) -> None:
     spec = job_file(store, "toy_popularity", choices())
     pipeline.run(store, spec)
     config = serve_config(records.read_all(store).values(), ServeSettings("http://dashboard", None))
@@ -144,12 +144,12 @@ def test_a_deployment_names_the_predictor_of_the_task(store: Store, workers: Non
     assert getattr(import_module(module), builder)(application["args"])["task"] == "toy_popularity"
 
 
-def test_rows_name_their_task_by_their_columns(store: Store) -> None:
+def test_rows_name_their_task_by_their_columns(store: Workspace) -> None:
     job_file(store, "toy_preference", preferences())
     assert check_rows(store, "files/toy_preference.jsonl", "rows.jsonl").task == "toy_preference"
 
 
-def test_a_job_file_says_what_a_task_without_a_base_takes(store: Store) -> None:
+def test_a_job_file_says_what_a_task_without_a_base_takes(store: Workspace) -> None:
     fields = {"base_model": "org/base", "training": {"method": "lora"}}
     with pytest.raises(SpecError) as caught:
         job_file(store, "toy_preference", preferences(), **fields)
@@ -165,7 +165,7 @@ def test_a_job_file_says_what_a_task_without_a_base_takes(store: Store) -> None:
     assert caught.value.details[0].startswith("task: is 'poetry'; it must be 'chat', 'text_classification'")
 
 
-def test_trials_of_a_task_with_its_own_loss_do_not_share_passes(store: Store) -> None:
+def test_trials_of_a_task_with_its_own_loss_do_not_share_passes(store: Workspace) -> None:
     spec = job_file(store, "toy_preference", preferences())
     frozen = spec.model_copy(update={"training": spec.training.model_copy(update={"method": "frozen"})})
     assert mode_of(frozen) == ("alone", "task: toy_preference computes its loss for a whole batch")

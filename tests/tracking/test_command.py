@@ -16,7 +16,7 @@ from ray_jobs import jobs
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.spec import parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from serving.http.openai_types import CreateFineTuningJob
 from tests.builders import make_spec
@@ -27,12 +27,14 @@ PAGE = (ROOT / "docs/tracking.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def invoke(store: Store, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+def invoke(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
     return CliRunner()
 
 
-def test_the_command_downloads_event_files_and_offline_runs(store: Store, invoke: CliRunner, tmp_path: Path) -> None:
+def test_the_command_downloads_event_files_and_offline_runs(
+    store: Workspace, invoke: CliRunner, tmp_path: Path
+) -> None:
     job = jobs.create(store, make_spec())
     key = files.key_of(job.id, "tensorboard", files.TRAINING, "events.out.tfevents.1")
     store.put(key, b"events")
@@ -48,14 +50,14 @@ def test_the_command_downloads_event_files_and_offline_runs(store: Store, invoke
     assert (tmp_path / "runs/tensorboard/training/events.out.tfevents.1").read_bytes() == b"events and more"
 
 
-def test_a_job_without_files_and_an_unknown_job_are_errors(store: Store, invoke: CliRunner) -> None:
+def test_a_job_without_files_and_an_unknown_job_are_errors(store: Workspace, invoke: CliRunner) -> None:
     job = jobs.create(store, make_spec())
     assert "has no tracking files" in str(invoke.invoke(cli, ["tracking", job.id]).exception)
     assert "no job 'nobody'" in str(invoke.invoke(cli, ["tracking", "nobody"]).exception)
 
 
 def test_no_file_is_written_outside_the_directory(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever keys a store lists; this one refuses to write such a key."""
     key = "jobs/j/tensorboard/training/events.out"

@@ -14,7 +14,7 @@ from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused, JobSuperseded, MachineError
 from ray_jobs.jobs import Job
 from ray_jobs.spec import JobSpec, WandbSection
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import event_files, files, job_run, mlflow_run, wandb_run
 from ray_jobs.tracking.job_run import Record, end_of, params_of, reason, track
 from ray_jobs.tracking.packages import require_packages
@@ -68,7 +68,7 @@ def warnings_of(job: Job) -> list[str]:
     return [event.message for _, event in jobs.events(job.store, job.id) if event.level == "warning"]
 
 
-def stored(store: Store, job_id: str, tmp_path: Path) -> tuple[readers.Series, dict[str, readers.Series]]:
+def stored(store: Workspace, job_id: str, tmp_path: Path) -> tuple[readers.Series, dict[str, readers.Series]]:
     """The event files and the offline runs in the store."""
     target = tmp_path / "fetched"
     files.download(store, job_id, target)
@@ -79,7 +79,7 @@ def losses(steps: Sequence[int]) -> list[tuple[int, Any]]:
     return [(step, pytest.approx(1.0 / step)) for step in steps]
 
 
-def test_a_training_and_its_resumption_are_one_run_that_repeats_no_step(store: Store, tmp_path: Path) -> None:
+def test_a_training_and_its_resumption_are_one_run_that_repeats_no_step(store: Workspace, tmp_path: Path) -> None:
     spec = spec_with(tmp_path)
     job = jobs.start_attempt(store, spec)
     end_by(
@@ -112,7 +112,7 @@ def test_a_training_and_its_resumption_are_one_run_that_repeats_no_step(store: S
         assert series["held_out_loss"] == [(4, 0.5), (7, pytest.approx(2 / 7))]
 
 
-def test_event_files_of_an_attempt_replace_the_steps_that_it_repeats(store: Store, tmp_path: Path) -> None:
+def test_event_files_of_an_attempt_replace_the_steps_that_it_repeats(store: Workspace, tmp_path: Path) -> None:
     """Also if its training differs, so that the last loss is the record's."""
     spec = make_spec()
     for losses_of in ({1: 3.0, 2: 2.0, 3: 9.0}, {3: 1.0}):
@@ -124,7 +124,7 @@ def test_event_files_of_an_attempt_replace_the_steps_that_it_repeats(store: Stor
     assert events["loss"] == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
-def test_a_resumption_without_a_step_left_ends_the_run(store: Store, tmp_path: Path) -> None:
+def test_a_resumption_without_a_step_left_ends_the_run(store: Workspace, tmp_path: Path) -> None:
     spec = spec_with(tmp_path)
     job = jobs.start_attempt(store, spec)
     end_by(JobPaused("paused"), job, spec, lambda record: report(record, [1, 2], evaluated=[2]))
@@ -136,7 +136,7 @@ def test_a_resumption_without_a_step_left_ends_the_run(store: Store, tmp_path: P
     assert stored(store, job.id, tmp_path)[0]["loss"] == losses([1, 2])
 
 
-def test_a_training_of_other_rows_is_another_run(store: Store, tmp_path: Path) -> None:
+def test_a_training_of_other_rows_is_another_run(store: Workspace, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     spec = make_spec("greeter", tracking={"mlflow": {"tracking_uri": uri, "experiment": "e"}})
     for digest, step in (("d", 5), ("e", 3)):
@@ -154,7 +154,7 @@ def test_a_training_of_other_rows_is_another_run(store: Store, tmp_path: Path) -
 
 
 def test_an_event_file_ends_at_its_size_and_is_sent_no_more(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(event_files, "FILE_BYTES", 1)
     run = event_files.EventFiles(store, Run("j", files.TRAINING, "d", "j"))
@@ -168,12 +168,12 @@ def test_an_event_file_ends_at_its_size_and_is_sent_no_more(
     assert readers.events(tmp_path)["loss"] == losses([1, 2])
 
 
-def test_files_are_in_the_store_before_the_training_ends(store: Store, tmp_path: Path) -> None:
+def test_files_are_in_the_store_before_the_training_ends(store: Workspace, tmp_path: Path) -> None:
     spec = make_spec()
     job = jobs.start_attempt(store, spec)
     seen = threading.Event()
 
-    class Watched(Store):
+    class Watched(Workspace):
         def put(self, key: str, *arguments: Any, **options: Any) -> str:
             etag = super().put(key, *arguments, **options)
             if "/tensorboard/" in key:
@@ -188,7 +188,7 @@ def test_files_are_in_the_store_before_the_training_ends(store: Store, tmp_path:
 
 
 def test_an_offline_run_is_in_the_store_before_the_training_ends(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In files that are complete: what a killed job has lost is written again from its checkpoint."""
     monkeypatch.setattr(wandb_run, "PART_S", 0.0)
@@ -206,7 +206,7 @@ def test_an_offline_run_is_in_the_store_before_the_training_ends(
     run.close("stopped")
 
 
-def test_tracking_can_be_off(store: Store) -> None:
+def test_tracking_can_be_off(store: Workspace) -> None:
     spec = make_spec(tracking={"tensorboard": False})
     job = jobs.start_attempt(store, spec)
     with track(job, spec, spec.tracking, "d") as record:
@@ -250,7 +250,7 @@ class Broken:
 @pytest.mark.parametrize("at", ["open", "write", "flush", "close"])
 @pytest.mark.parametrize("times", [1, 99])
 def test_a_tracker_that_fails_is_one_warning_and_ends_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch, at: str, times: int
+    store: Workspace, monkeypatch: pytest.MonkeyPatch, at: str, times: int
 ) -> None:
     tracker = Broken(at, times)
     monkeypatch.setattr(job_run, "trackers_of", lambda *_: {"Broken": lambda _: tracker})
@@ -270,7 +270,7 @@ def test_a_tracker_that_fails_is_one_warning_and_ends_nothing(
         assert tracker.end == "finished"
 
 
-def test_a_tracker_that_does_not_answer_holds_up_no_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_does_not_answer_holds_up_no_job(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
 
     class Silent(Broken):
@@ -290,7 +290,7 @@ def test_a_tracker_that_does_not_answer_holds_up_no_job(store: Store, monkeypatc
 
 
 def test_a_server_that_is_away_and_a_missing_key_are_warnings(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -15,7 +15,7 @@ from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.job_run import track
 from ray_jobs.training import ray_train, ray_workers
@@ -43,7 +43,7 @@ def flow_of(spec: JobSpec) -> Flow:
 
 
 def test_the_stage_gives_its_trackers_every_reported_step(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = iter([True, False])
 
@@ -73,7 +73,7 @@ def test_the_stage_gives_its_trackers_every_reported_step(
 class Case:
     """A tracked training; `stop_after`: steps of its first attempt."""
 
-    store: Store
+    store: Workspace
     inputs: TrainInputs
     stop_after: int
 
@@ -99,7 +99,7 @@ def run_case(case: Case) -> TrainOutcome:
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("store_environment")
-def test_a_real_training_leaves_its_losses_in_every_tracker(store: Store, tmp_path: Path) -> None:
+def test_a_real_training_leaves_its_losses_in_every_tracker(store: Workspace, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = {"mlflow": {"tracking_uri": uri}, "wandb": {"project": "p", "mode": "offline"}}
     spec = harness.make_spec(tracking=tracking, compute={"workers": 1})

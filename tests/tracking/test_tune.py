@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files, job_run
 from ray_jobs.tracking.job_run import Writer
 from ray_jobs.tracking.tracker import End, Point, Run
@@ -48,7 +48,7 @@ def train_trial(config: dict[str, Any]) -> None:
         tune.report({"loss": config["trial"] + 1.0 / step, "tokens_per_s": 9.0, "steps": 10 * step, "losses": [1.0]})
 
 
-def search(spec: JobSpec, store: Store, directory: Path, *, until: int) -> list[str]:
+def search(spec: JobSpec, store: Workspace, directory: Path, *, until: int) -> list[str]:
     """Run two trials with `until` results each; returns the warnings."""
     from ray import tune
 
@@ -208,7 +208,7 @@ def test_a_server_that_hangs_holds_up_no_search(monkeypatch: pytest.MonkeyPatch)
     assert [text.split(": ")[1] for text in warnings] == ["TimeoutError"]
 
 
-def test_a_missing_package_ends_no_search(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_ends_no_search(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     warnings: list[str] = []
     spec = make_spec(tracking={"tensorboard": False, "wandb": {"project": "p", "mode": "offline"}})
@@ -219,7 +219,7 @@ def test_a_missing_package_ends_no_search(store: Store, monkeypatch: pytest.Monk
     assert [text.split(": ")[1] for text in warnings] == ["ModuleNotFoundError"]
 
 
-def test_event_files_of_trials_hold_each_result_once(store: Store, tmp_path: Path) -> None:
+def test_event_files_of_trials_hold_each_result_once(store: Workspace, tmp_path: Path) -> None:
     for until in (2, 3):
         (trackers,) = tune_callbacks(make_spec(), JOB, store, print, "d")
         assert isinstance(trackers, TrialTrackers)
@@ -238,7 +238,7 @@ def test_event_files_of_trials_hold_each_result_once(store: Store, tmp_path: Pat
 
 @pytest.mark.heavy
 def test_each_trial_is_a_run_and_a_resumed_search_writes_what_is_new(
-    ray_here: None, store: Store, tmp_path: Path
+    ray_here: None, store: Workspace, tmp_path: Path
 ) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = {"mlflow": {"tracking_uri": uri}, "wandb": {"project": "p", "mode": "offline", "tags": ["t"]}}
@@ -267,7 +267,7 @@ def test_each_trial_is_a_run_and_a_resumed_search_writes_what_is_new(
 
 @pytest.mark.heavy
 def test_trackers_that_fail_end_no_search(
-    ray_here: None, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_here: None, store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ray_jobs.data.encoding import encode_rows
 from ray_jobs.models import load_processor
 from ray_jobs.spec import JobSpec, parse_spec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs
 
@@ -49,7 +49,7 @@ def make_spec(task: str = "chat", **sections: dict[str, Any]) -> JobSpec:
 
 
 def publish(
-    store: Store, spec: JobSpec, base: Path, train: Sequence[Row], held_out: Sequence[Row], *, checkpoints: str
+    store: Workspace, spec: JobSpec, base: Path, train: Sequence[Row], held_out: Sequence[Row], *, checkpoints: str
 ) -> TrainInputs:
     """Write base and encoded rows to the store, as the pipeline does."""
     task = TASKS[spec.task]

@@ -8,32 +8,34 @@ import pytest
 import torch
 
 from ray_jobs.errors import MachineError, StoreError
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint
 from ray_jobs.training.checkpoint import Checkpoint, Position, Writer
 
 PREFIX = "jobs/j/checkpoints/c"
 
 
-def save(store: Store, step: int, *, run: str, held_out_loss: float | None = None, deletes_older: bool = True) -> None:
+def save(
+    store: Workspace, step: int, *, run: str, held_out_loss: float | None = None, deletes_older: bool = True
+) -> None:
     writer = Writer(store, PREFIX, run, rank=0, workers=1, keep=1, deletes_older=deletes_older)
     parts = {name: torch.full((3,), float(step)) for name in ("weight", "exp_avg", "exp_avg_sq")}
     writer.save([("layer", parts)], Position(step=step, held_out_loss=held_out_loss, losses=(1.0,) * step))
     writer.close()
 
 
-def leave_half(store: Store, step: int, *, run: str) -> str:
+def leave_half(store: Workspace, step: int, *, run: str) -> str:
     """The files of a worker that was killed before it wrote the manifest."""
     key = f"{PREFIX}/step-{step:08d}-{run}"
     store.put(f"{key}/state-00000.safetensors", b"half of it")
     return key
 
 
-def steps(store: Store) -> list[int]:
+def steps(store: Workspace) -> list[int]:
     return [found.position.step for found in checkpoint.committed(store, PREFIX)]
 
 
-def test_a_half_written_checkpoint_is_never_read_and_is_deleted_by_the_next_commit(store: Store) -> None:
+def test_a_half_written_checkpoint_is_never_read_and_is_deleted_by_the_next_commit(store: Workspace) -> None:
     save(store, 5, run="first")
     key = leave_half(store, 10, run="first")
     latest = checkpoint.latest(store, PREFIX)
@@ -57,7 +59,7 @@ def test_blocks_that_an_earlier_version_numbered_from_the_cut_are_found() -> Non
     assert checkpoint.with_block_numbers(head, ["other.weight"]) is head
 
 
-def test_a_superseded_runner_deletes_nothing(store: Store) -> None:
+def test_a_superseded_runner_deletes_nothing(store: Workspace) -> None:
     save(store, 5, run="first")
     key = leave_half(store, 10, run="second")  # by the runner that took over
     save(store, 7, run="first", deletes_older=False)
@@ -65,7 +67,7 @@ def test_a_superseded_runner_deletes_nothing(store: Store) -> None:
     assert len(list(store.list(key))) == 1
 
 
-def test_a_failed_upload_is_raised_at_the_next_save(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_is_raised_at_the_next_save(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("refused")
 
@@ -77,7 +79,7 @@ def test_a_failed_upload_is_raised_at_the_next_save(store: Store, monkeypatch: p
     assert checkpoint.latest(store, PREFIX) is None
 
 
-def test_a_full_disk_is_an_error_and_leaves_no_files(store: Store, small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_files(store: Workspace, small_disk: Path) -> None:
     writer = Writer(store, PREFIX, "first", rank=0, workers=1, keep=1)
     with pytest.raises(MachineError) as full:
         writer.save([("layer", {"weight": torch.ones(2**16)})], Position(step=3))

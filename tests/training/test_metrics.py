@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ray_jobs import jobs
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint, metrics, ray_workers
 from ray_jobs.training.checkpoint import Checkpoint, Position, Writer
 from ray_jobs.training.metrics import EVENTS_A_TRAINING, TrainingMetrics, is_due
@@ -38,7 +38,7 @@ def test_a_training_of_weeks_has_no_more_events_than_one_of_hours() -> None:
     assert reported == EVENTS_A_TRAINING
 
 
-def test_the_events_of_a_training(store: Store) -> None:
+def test_the_events_of_a_training(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     now_s = 0.0
     events = TrainingMetrics(job, clock=lambda: now_s)
@@ -58,7 +58,7 @@ def test_the_events_of_a_training(store: Store) -> None:
     assert written[1].message == "step 7 of 30: training loss 2.0000, validation loss 1.5000"
 
 
-def test_every_step_is_a_line_of_the_file(store: Store) -> None:
+def test_every_step_is_a_line_of_the_file(store: Workspace) -> None:
     """Also for steps whose checkpoints are deleted."""
     position = Position(step=1, losses=(3.0,)).measured(2.5, 0.1)
     writer = Writer(store, "jobs/j/checkpoints/c", "run", rank=0, workers=1, keep=1)
@@ -78,14 +78,14 @@ def test_every_step_is_a_line_of_the_file(store: Store) -> None:
     )
 
 
-def test_a_step_without_evaluation_has_empty_columns(store: Store) -> None:
+def test_a_step_without_evaluation_has_empty_columns(store: Workspace) -> None:
     key = metrics.write_csv(store, "j", [Checkpoint("k", 1, Position(step=2, losses=(3.0, 2.0)))])
     assert key is not None
     assert store.get(key).decode().splitlines()[1:] == ["1,3.0,,", "2,2.0,,"]
     assert metrics.write_csv(store, "none", []) is None
 
 
-def test_a_checkpoint_of_an_older_version_is_read(store: Store) -> None:
+def test_a_checkpoint_of_an_older_version_is_read(store: Workspace) -> None:
     position = {"step": 3, "held_out_loss": 1.0, "held_out_accuracy": 0.5, "losses": [3.0, 2.0, 1.0]}
     store.commit("old/step-3", [], {"workers": 1, "position": position})
     (found,) = checkpoint.committed(store, "old")

@@ -12,7 +12,7 @@ import torch
 
 from ray_jobs import models
 from ray_jobs.data.encoding import Encoded
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, loss_sum
 from ray_jobs.training import checkpoint
@@ -36,7 +36,7 @@ ROWS, HELD_OUT = tiny_models.chat_rows(30), tiny_models.chat_rows(40)[30:]
 class Case:
     """A training run: its inputs, and the step at which it stops (None: at its end)."""
 
-    store: Store
+    store: Workspace
     inputs: TrainInputs
     stop_after: int | None = None
 
@@ -76,7 +76,7 @@ def run_case(case: Case) -> Answer:
     return answer
 
 
-def plain_losses(inputs: TrainInputs, store: Store) -> list[float]:
+def plain_losses(inputs: TrainInputs, store: Workspace) -> list[float]:
     """The same job as a bare single-process loop: one unpacked row a forward pass, all logits, torch's own AdamW."""
     spec = inputs.spec
     rows = Encoded.load(store.fetch(inputs.encoded_key) / TRAIN_FILE)
@@ -117,7 +117,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def inputs_for(
-    store: Store, base: Path, name: str, *, training: Section | None = None, compute: Section | None = None
+    store: Workspace, base: Path, name: str, *, training: Section | None = None, compute: Section | None = None
 ) -> TrainInputs:
     return publish(
         store,
@@ -129,7 +129,7 @@ def inputs_for(
     )
 
 
-def test_every_zero_stage_reaches_the_losses_of_a_plain_loop(store: Store, base: Path) -> None:
+def test_every_zero_stage_reaches_the_losses_of_a_plain_loop(store: Workspace, base: Path) -> None:
     computes: dict[str, Section] = {
         **{f"zero{stage}": {"zero_stage": stage} for stage in range(4)},
         "zero2-offload": {"zero_stage": 2, "offload": "optimizer"},
@@ -143,7 +143,7 @@ def test_every_zero_stage_reaches_the_losses_of_a_plain_loop(store: Store, base:
         assert relative(answer.losses, reference) < CLOSE, name
 
 
-def test_a_job_resumes_with_other_workers_and_another_stage(store: Store, base: Path) -> None:
+def test_a_job_resumes_with_other_workers_and_another_stage(store: Workspace, base: Path) -> None:
     whole = inputs_for(store, base, "whole", training={"checkpoint_every_steps": 3})
     shrinks = inputs_for(store, base, "shrinks", compute={"zero_stage": 2})
     grows = inputs_for(store, base, "grows", compute={"zero_stage": 3})
@@ -164,7 +164,7 @@ def test_a_job_resumes_with_other_workers_and_another_stage(store: Store, base: 
 
 @pytest.mark.parametrize("task", ["chat", "text_classification"])
 def test_frozen_weights_stay_bit_identical_in_every_stage_and_after_a_resume(
-    store: Store, base: Path, tmp_path: Path, task: str
+    store: Workspace, base: Path, tmp_path: Path, task: str
 ) -> None:
     rows: list[dict[str, Any]] = ROWS
     held_out: list[dict[str, Any]] = HELD_OUT
@@ -184,7 +184,7 @@ def test_frozen_weights_stay_bit_identical_in_every_stage_and_after_a_resume(
         assert all(name.startswith(prefixes) for name in answer.trained_changed)
 
 
-def test_lora_trains_adapters_alone_and_bf16_runs_in_every_stage(store: Store, base: Path) -> None:
+def test_lora_trains_adapters_alone_and_bf16_runs_in_every_stage(store: Workspace, base: Path) -> None:
     lora = {"method": "lora", "lora": {"rank": 4, "alpha": 8.0}, "learning_rate": 1e-2}
     cases = []
     for precision in ("fp32", "bf16"):
@@ -203,7 +203,7 @@ def test_lora_trains_adapters_alone_and_bf16_runs_in_every_stage(store: Store, b
         assert relative(answer.losses, finished[0].losses) < 0.02  # bf16 keeps 8 bits
 
 
-def test_training_stops_early_and_the_best_checkpoint_is_kept(store: Store, base: Path) -> None:
+def test_training_stops_early_and_the_best_checkpoint_is_kept(store: Workspace, base: Path) -> None:
     """At a rate at which the loss rises: after `patience` evaluations, and no further step after a resume."""
     worse = {"learning_rate": 0.3, "schedule": "constant", "eval_every_steps": 1, "early_stopping_patience": 2}
     inputs = inputs_for(store, base, "worse", training=worse)
@@ -246,7 +246,7 @@ def test_an_empty_pass_changes_nothing(base: Path) -> None:
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_training_state_is_read_back_from_the_store(store: Store, base: Path) -> None:
+def test_training_state_is_read_back_from_the_store(store: Workspace, base: Path) -> None:
     inputs = inputs_for(store, base, "kept", training={"checkpoint_every_steps": 1, "checkpoints_to_keep": 1})
     on_workers(2, run_case, [Case(store, inputs)])
     whole = checkpoint.committed(store, inputs.checkpoints)
@@ -257,7 +257,7 @@ def test_training_state_is_read_back_from_the_store(store: Store, base: Path) ->
     assert {entry.path.rsplit(".", 1)[-1] for c in whole for entry in _files(store, c.key)} == {"safetensors"}
 
 
-def _files(store: Store, key: str) -> Any:
+def _files(store: Workspace, key: str) -> Any:
     manifest = store.read_manifest(key)
     assert manifest is not None
     return manifest.files

@@ -41,6 +41,7 @@ securityContext:
 
 {{- define "job.environment" -}}
 KITAE_STORE: {{ .Values.store.uri | quote }}
+KITAE_TEAM: {{ (include "job.spec" . | fromJson).team | default "default" | quote }}
 AWS_ENDPOINT_URL: {{ .Values.store.endpointUrl | quote }}
 {{- with .Values.store.region }}
 AWS_REGION: {{ . | quote }}

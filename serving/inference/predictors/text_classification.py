@@ -14,7 +14,7 @@ from ray_jobs import registry
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.engine import GPU, cpu_hardware, serving_dtype
 from ray_jobs.registry.files import fetch_checked
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from serving.inference.engine_errors import plain_errors
 from serving.inference.llm import CPU_SHARE, has_gpu
 
@@ -60,7 +60,7 @@ class TextClassifier:
         assert record.key is not None
         hardware = cpu_hardware()
         os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-        store = Store.from_env(check=False)
+        store = Workspace(Store.from_env(check=False), str(record.team))
         directory = fetch_checked(store, record.key)
         base = None if record.base_key is None else fetch_checked(store, record.base_key)
 

@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from ray_jobs.registry.api_names import DEFAULT_TEAM
+from ray_jobs.spec import DEFAULT_TEAM
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits

@@ -12,7 +12,7 @@ import pytest
 
 from ray_jobs.data.row_validation import check_rows
 from ray_jobs.models import bases
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.files.stored_files import Files
 from serving.http.ids import new_id
 from tests.models.tiny_models import save_causal
@@ -20,7 +20,9 @@ from tests.serving.api_calls import upload
 from tests.serving.api_harness import rows
 
 
-def test_every_invalid_line_is_reported_in_one_error_and_nothing_is_stored(http: httpx.Client, store: Store) -> None:
+def test_every_invalid_line_is_reported_in_one_error_and_nothing_is_stored(
+    http: httpx.Client, store: Workspace
+) -> None:
     good = rows(1).decode().strip()
     lines = [good, "not JSON", '{"messages": []}', good, '{"messages": [{"role": "king", "content": "x"}]}', "[1]"]
     before = sorted(info.key for info in store.list())
@@ -34,7 +36,9 @@ def test_every_invalid_line_is_reported_in_one_error_and_nothing_is_stored(http:
     assert sorted(info.key for info in store.list()) == before
 
 
-def test_the_report_counts_tokens_duplicates_and_long_rows(store: Store, http: httpx.Client, tmp_path: Path) -> None:
+def test_the_report_counts_tokens_duplicates_and_long_rows(
+    store: Workspace, http: httpx.Client, tmp_path: Path
+) -> None:
     directory = tmp_path / "model"
     directory.mkdir()
     bases.add(store, str(save_causal(directory)), "counting")
@@ -87,7 +91,7 @@ def test_files_are_listed_by_purpose_paged_and_deleted(http: httpx.Client) -> No
     assert http.get(f"/files/{ids[0]}").status_code == 404
 
 
-def test_expired_files_and_contents_without_a_record_are_swept(store: Store, http: httpx.Client) -> None:
+def test_expired_files_and_contents_without_a_record_are_swept(store: Workspace, http: httpx.Client) -> None:
     file = upload(http, rows(1), **{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}).json()
     assert file["expires_at"] == file["created_at"] + 3600
     kept = upload(http, rows(1)).json()["id"]

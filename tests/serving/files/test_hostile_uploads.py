@@ -16,7 +16,7 @@ from functools import partial
 import httpx
 import pytest
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.conftest import StoreServer
 from tests.serving.api_harness import KEY, rows
 from tests.serving.api_process import ApiProcess, api_process
@@ -37,7 +37,7 @@ class Endpoint:
     """The process, its store, and a client of it."""
 
     process: ApiProcess
-    store: Store
+    store: Workspace
     client: httpx.Client
     resident_bytes: int
     """Resident memory after warm-up uploads."""
@@ -51,7 +51,7 @@ class Endpoint:
 
 
 @pytest.fixture(scope="module")
-def endpoint(store_server: StoreServer, module_store: Store) -> Iterator[Endpoint]:
+def endpoint(store_server: StoreServer, module_store: Workspace) -> Iterator[Endpoint]:
     store = module_store
     with (
         api_process(store_server.environment(store.uri()), max_file_bytes=MAX_BYTES) as process,

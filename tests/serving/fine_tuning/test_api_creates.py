@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits
 from serving.fine_tuning import records
@@ -32,7 +32,7 @@ Headers = Mapping[str, str]
 class Replicas:
     """Two endpoints on one store, with one launcher."""
 
-    store: Store
+    store: Workspace
     servers: Sequence[ApiServer]
     launcher: FakeLauncher
 
@@ -93,7 +93,7 @@ class Replicas:
 
 
 @pytest.fixture
-def replicas(store: Store) -> Iterator[Replicas]:
+def replicas(store: Workspace) -> Iterator[Replicas]:
     add_base(store)
     launcher = FakeLauncher()
     with ExitStack() as stack:
@@ -209,7 +209,7 @@ def test_concurrent_creates_do_not_exceed_the_keys_limit(replicas: Replicas) -> 
     assert len(replicas.jobs("red")) == most + 2
 
 
-def test_a_slow_create_takes_no_slot_that_is_taken(store: Store) -> None:
+def test_a_slow_create_takes_no_slot_that_is_taken(store: Workspace) -> None:
     """Its id is older than those of the jobs that reserved the slots before it."""
     slow = new_id("ftjob", now_s=1000.0)
     for identifier in (new_id("ftjob", now_s=1001.0), new_id("ftjob", now_s=1002.0)):
@@ -220,7 +220,7 @@ def test_a_slow_create_takes_no_slot_that_is_taken(store: Store) -> None:
     records.reserve_slot(store, "red", "key", identifier, 2, 1003.0)  # a retry of a job that has a slot
 
 
-def test_the_slot_of_an_interrupted_create_is_free_after_two_minutes(store: Store) -> None:
+def test_the_slot_of_an_interrupted_create_is_free_after_two_minutes(store: Workspace) -> None:
     records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0)
     with pytest.raises(ApiError):
         records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.ORPHAN_AFTER_S - 1)

@@ -25,7 +25,7 @@ import pytest
 
 from ray_jobs import jobs
 from ray_jobs.errors import JobError
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.fine_tuning import records
 from tests.repository import ROOT
 from tests.serving.api_harness import BASE, KEY, add_base, free_port, rows, run_job
@@ -41,7 +41,7 @@ PATIENCE_S = 60.0
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_responses_stay_true_over_a_hundred_crashes(
-    seed: int, store: Store, capsys: pytest.CaptureFixture[str]
+    seed: int, store: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenario = ChaosScenario(store, seed, CRASHES)
     scenario.run()
@@ -90,7 +90,7 @@ class Served:
 
 
 @contextmanager
-def working(store: Store, launcher: FolderLauncher) -> Iterator[None]:
+def working(store: Workspace, launcher: FolderLauncher) -> Iterator[None]:
     """Run the launcher's runners to their end on a thread."""
     stop = threading.Event()
 
@@ -112,7 +112,7 @@ def working(store: Store, launcher: FolderLauncher) -> Iterator[None]:
 
 
 def test_the_official_client_works_across_real_kills(
-    store: Store, store_environment: dict[str, str], tmp_path: Path
+    store: Workspace, store_environment: dict[str, str], tmp_path: Path
 ) -> None:
     add_base(store)
     folder = tmp_path / "runners"

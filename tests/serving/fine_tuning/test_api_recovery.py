@@ -13,7 +13,7 @@ from ray_jobs import jobs
 from ray_jobs.errors import JobPaused, JobSuperseded
 from ray_jobs.jobs import Launched
 from ray_jobs.launch.launcher import Runner
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.files.stored_files import FINE_TUNE, Files
 from serving.fine_tuning import records
 from serving.fine_tuning.lifecycle import MAX_LAUNCHES
@@ -28,7 +28,7 @@ from tests.serving.crash_injector import Crashed, CrashPoint
 class Service:
     """API processes on one store, with a simulated clock."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Workspace, folder: Path) -> None:
         add_base(store)
         self.store = store
         self.folder = folder
@@ -78,7 +78,7 @@ class Service:
 
 
 @pytest.fixture
-def service(store: Store, tmp_path: Path) -> Service:
+def service(store: Workspace, tmp_path: Path) -> Service:
     return Service(store, tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_an_interrupted_cancel_is_completed(service: Service) -> None:
         assert records.all_open(service.store) == [], where
 
 
-def test_events_of_a_superseded_runner_do_not_change_the_order(store: Store, service: Service) -> None:
+def test_events_of_a_superseded_runner_do_not_change_the_order(store: Workspace, service: Service) -> None:
     identifier = service.create().id
     service.reconcile()
     first = service.begin(f"{identifier}-1")

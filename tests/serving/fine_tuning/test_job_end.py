@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.fine_tuning.job_end import training_seconds
 from serving.fine_tuning.records import ApiJob, HeldTime, Launch
 from serving.fine_tuning.reported import CheckedRecord
@@ -33,7 +33,7 @@ def job(**held: Any) -> ApiJob:
     ],
 )
 def test_hours_are_bounded_by_what_the_endpoint_saw(
-    store: Store, held: dict[str, Any], reported_s: float, booked_s: float
+    store: Workspace, held: dict[str, Any], reported_s: float, booked_s: float
 ) -> None:
     record = job_of("failed")
     assert record is not None
@@ -43,10 +43,10 @@ def test_hours_are_bounded_by_what_the_endpoint_saw(
     assert training_seconds(store, job(**held), reported, NOW.timestamp()) == pytest.approx(booked_s)
 
 
-def test_a_job_that_was_never_launched_books_nothing(store: Store) -> None:
+def test_a_job_that_was_never_launched_books_nothing(store: Workspace) -> None:
     api = api_of("none")
     assert training_seconds(store, api, job_of("cancelled"), NOW.timestamp()) == 0.0
 
 
-def test_a_job_whose_record_cannot_be_read_books_the_time_that_was_seen(store: Store) -> None:
+def test_a_job_whose_record_cannot_be_read_books_the_time_that_was_seen(store: Workspace) -> None:
     assert training_seconds(store, job(seconds=120.0), None, NOW.timestamp()) == 120.0

@@ -192,3 +192,10 @@ def test_rows_longer_than_the_model_are_named_unless_they_are_dropped_or_truncat
 
 def test_merging_keeps_values_of_either_document() -> None:
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "e": 5}) == {"a": {"b": 1, "c": 4}, "d": 3, "e": 5}
+
+
+def test_a_job_that_asks_for_more_than_the_engine_has_is_a_400() -> None:
+    """The engine of a base is shared by all teams: nothing is trained that it could not serve."""
+    sections = {"serving": {"max_model_len": 65536}, "training": {"method": "lora", "lora": {"rank": 256}}}
+    refused = refusal_of(sections)
+    assert [each["param"] for each in refused.details] == ["serving.max_model_len", "training.lora.rank"]

@@ -12,7 +12,7 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import ClusterUnreachable, JobCancelled, JobPaused, RequestTooLarge, UnknownQueue
 from ray_jobs.jobs import Launched
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import usage, webhooks
 from serving.access.auth import OPERATOR
 from serving.files.stored_files import Files
@@ -25,7 +25,9 @@ from tests.serving.api_calls import create_job, upload, wait_for
 from tests.serving.api_harness import BASE, ApiServer, NoTokens, add_base, begin_job, rows
 
 
-def test_a_job_is_launched_and_its_end_is_published_once(http: httpx.Client, server: ApiServer, store: Store) -> None:
+def test_a_job_is_launched_and_its_end_is_published_once(
+    http: httpx.Client, server: ApiServer, store: Workspace
+) -> None:
     webhooks.add(store, "default", "https://hooks.example/x", webhooks.EVENTS, webhooks.Policy())
     job = create_job(http, suffix="日本 語", metadata={"a": "1"})
     wait_for(http, job["id"], "queued")
@@ -53,7 +55,7 @@ def test_a_job_is_launched_and_its_end_is_published_once(http: httpx.Client, ser
 
 
 def test_a_lost_runner_is_started_again_and_the_job_succeeds(
-    http: httpx.Client, server: ApiServer, store: Store, monkeypatch: pytest.MonkeyPatch
+    http: httpx.Client, server: ApiServer, store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "relaunch_delay_s", lambda launches: 0.0)
     job = create_job(http)
@@ -88,7 +90,9 @@ def test_a_job_is_launched_when_an_unreachable_launcher_returns(http: httpx.Clie
     wait_for(http, job["id"], "succeeded")
 
 
-def test_pause_stops_the_runner_and_resume_starts_another(http: httpx.Client, server: ApiServer, store: Store) -> None:
+def test_pause_stops_the_runner_and_resume_starts_another(
+    http: httpx.Client, server: ApiServer, store: Workspace
+) -> None:
     job = create_job(http)
     wait_for(http, job["id"], "queued")
     running = begin_job(store, server.launcher.arguments[f"{job['id']}-1"][1])
@@ -108,7 +112,7 @@ def test_pause_stops_the_runner_and_resume_starts_another(http: httpx.Client, se
 
 
 def test_a_pause_or_cancel_before_the_runner_begins_takes_effect(
-    http: httpx.Client, server: ApiServer, store: Store
+    http: httpx.Client, server: ApiServer, store: Workspace
 ) -> None:
     """The runner is launched, and starts after the job was paused or cancelled."""
     for stop, error in (("pause", JobPaused), ("cancel", JobCancelled)):
@@ -120,7 +124,7 @@ def test_a_pause_or_cancel_before_the_runner_begins_takes_effect(
         assert f"{job['id']}-1" in server.launcher.stopped  # at once: it has no checkpoint to write
 
 
-def test_a_dry_run_creates_nothing(http: httpx.Client, server: ApiServer, store: Store) -> None:
+def test_a_dry_run_creates_nothing(http: httpx.Client, server: ApiServer, store: Workspace) -> None:
     plan = create_job(http, dry_run=True, lora_rank=8, search={"trials": 6})
     assert plan["dry_run"]["trials"] == 6
     assert plan["dry_run"]["job_file"]["training"]["lora"]["rank"] == 8
@@ -139,7 +143,7 @@ def test_a_file_that_a_job_reads_cannot_be_deleted(http: httpx.Client, server: A
     assert http.delete(f"/files/{job['training_file']}").status_code == 200
 
 
-def test_a_job_fails_after_its_runner_was_lost_ten_times(store: Store, tmp_path: Path) -> None:
+def test_a_job_fails_after_its_runner_was_lost_ten_times(store: Workspace, tmp_path: Path) -> None:
     now = [1_800_000_000.0]
     launcher = FakeLauncher()
     files = Files(store, NoTokens(store))
@@ -182,7 +186,7 @@ def test_a_reason_for_waiting_is_an_event_once_and_at_most_once_a_minute(http: h
     assert [message for message in events_of(http, job["id"]) if message.startswith("waiting")] == [waits]
 
 
-def test_two_processes_report_a_reason_for_waiting_once(store: Store) -> None:
+def test_two_processes_report_a_reason_for_waiting_once(store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     for now_s, message in ((0.0, "a"), (70.0, "a"), (80.0, "b"), (100.0, "c"), (150.0, "c")):
         for _ in range(2):
@@ -192,7 +196,7 @@ def test_two_processes_report_a_reason_for_waiting_once(store: Store) -> None:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_job_that_never_fits_is_refused_and_stores_nothing(
-    http: httpx.Client, server: ApiServer, store: Store, dry_run: bool
+    http: httpx.Client, server: ApiServer, store: Workspace, dry_run: bool
 ) -> None:
     file = upload(http, rows(12)).json()["id"]
     asked = {"model": BASE, "training_file": file, "dry_run": dry_run, "compute": {"workers": 99}}

@@ -22,7 +22,7 @@ from ray_jobs.spec import (
     SpecSection,
     TrainingSection,
 )
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.http import openai_types
 from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, rows
 from tests.serving.error_shape import check_error
@@ -96,7 +96,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(module_store: Store) -> Iterator[World]:
+def world(module_store: Workspace) -> Iterator[World]:
     add_base(module_store)
     with (
         api_server(module_store) as server,

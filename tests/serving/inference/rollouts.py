@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from ray_jobs import registry
 from ray_jobs.deploy import traffic
 from ray_jobs.deploy.traffic import Bounds, Canary, TrafficPolicy, Watch
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy.api_keys import Limits
 from serving.access.auth import Caller
 from serving.inference.backends import Route
@@ -44,11 +44,11 @@ def member(team: str) -> Caller:
     return Caller("key-1", team, Limits(), admin=False)
 
 
-def champion(store: Store) -> str:
+def champion(store: Workspace) -> str:
     return registry.aliases(store, "greeter")["champion"]
 
 
-def policy_of(store: Store) -> TrafficPolicy:
+def policy_of(store: Workspace) -> TrafficPolicy:
     policy = traffic.read(store, "greeter")
     assert policy is not None
     return policy
@@ -80,7 +80,7 @@ def route_on(rollout: Canary | Watch) -> Route:
     )
 
 
-def started_canary(store: Store) -> Canary:
+def started_canary(store: Workspace) -> Canary:
     traffic.start_canary(store, "greeter", "2", percent=50, bounds=BOUNDS)
     canary = policy_of(store).canary
     assert canary is not None

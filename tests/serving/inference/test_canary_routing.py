@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ray_jobs.deploy import traffic
 from ray_jobs.deploy.traffic import choose
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.access.auth import OPERATOR
 from serving.inference.router import Router, resolve
 from serving.inference.traffic import Traffic
@@ -70,7 +70,7 @@ def test_a_stopped_rollout_is_ignored_at_once() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_new_canary_takes_effect_without_a_restart(store: Store, greeter: str) -> None:
+async def test_a_new_canary_takes_effect_without_a_restart(store: Workspace, greeter: str) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     assert (await router.resolve(greeter, "/v1/chat/completions", OPERATOR, draw=0.0)).model == "greeter@1"

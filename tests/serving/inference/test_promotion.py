@@ -9,12 +9,12 @@ import pytest
 from ray_jobs import registry
 from ray_jobs.deploy import records, traffic
 from ray_jobs.errors import ConflictError, RegistryError, ServingError
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.serving.inference.rollouts import BOUNDS, champion, policy_of
 from tests.serving.routing import deploy_version, register_next
 
 
-def test_a_promotion_moves_the_alias_and_ends_its_canary(store: Store, greeter: str) -> None:
+def test_a_promotion_moves_the_alias_and_ends_its_canary(store: Workspace, greeter: str) -> None:
     traffic.start_canary(store, greeter, "2", percent=10)
     assert champion(store) == "1"
     assert traffic.promote(store, greeter, "2") == "greeter@champion is version 2, before 1"
@@ -22,7 +22,7 @@ def test_a_promotion_moves_the_alias_and_ends_its_canary(store: Store, greeter: 
     assert policy_of(store).canary is None
 
 
-def test_rolling_back_twice_restores_the_alias(store: Store, greeter: str) -> None:
+def test_rolling_back_twice_restores_the_alias(store: Workspace, greeter: str) -> None:
     traffic.promote(store, greeter, "3")
     assert traffic.roll_back(store, greeter) == "greeter@champion is version 1 again, before 3"
     assert champion(store) == "1"
@@ -30,7 +30,7 @@ def test_rolling_back_twice_restores_the_alias(store: Store, greeter: str) -> No
     assert champion(store) == "3"
 
 
-def test_rolling_back_ends_canary_and_shadow_before_it_moves_the_alias(store: Store, greeter: str) -> None:
+def test_rolling_back_ends_canary_and_shadow_before_it_moves_the_alias(store: Workspace, greeter: str) -> None:
     traffic.promote(store, greeter, "2")
     traffic.start_canary(store, greeter, "3", percent=10)
     traffic.start_shadow(store, greeter, "1")
@@ -40,7 +40,7 @@ def test_rolling_back_ends_canary_and_shadow_before_it_moves_the_alias(store: St
     assert champion(store) == "1"
 
 
-def test_a_roll_back_without_a_previous_version_is_refused(store: Store, greeter: str) -> None:
+def test_a_roll_back_without_a_previous_version_is_refused(store: Workspace, greeter: str) -> None:
     with pytest.raises(RegistryError, match="has always been version 1"):
         traffic.roll_back(store, greeter)
     with pytest.raises(RegistryError, match="greeter@prod is not set"):
@@ -50,11 +50,11 @@ def test_a_roll_back_without_a_previous_version_is_refused(store: Store, greeter
 
 
 def test_the_second_of_two_concurrent_promotions_fails(
-    store: Store, greeter: str, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, greeter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = registry.read_alias
 
-    def late(store: Store, name: str, alias: str) -> registry.Alias | None:
+    def late(store: Workspace, name: str, alias: str) -> registry.Alias | None:
         found = real(store, name, alias)
         registry.set_alias(store, name, alias, "2")  # another process, between read and write
         return found
@@ -65,7 +65,7 @@ def test_the_second_of_two_concurrent_promotions_fails(
     assert champion(store) == "2"
 
 
-def test_a_canary_needs_a_deployed_adapter_and_an_alias(store: Store, greeter: str) -> None:
+def test_a_canary_needs_a_deployed_adapter_and_an_alias(store: Workspace, greeter: str) -> None:
     with pytest.raises(RegistryError, match="is version 1 already"):
         traffic.start_canary(store, greeter, "champion", percent=10)
     with pytest.raises(RegistryError, match="no '9'"):
@@ -94,7 +94,7 @@ def test_a_canary_needs_a_deployed_adapter_and_an_alias(store: Store, greeter: s
         traffic.start_canary(store, greeter, "2", percent=10)
 
 
-def test_only_one_alias_of_a_model_has_a_rollout(store: Store, greeter: str) -> None:
+def test_only_one_alias_of_a_model_has_a_rollout(store: Workspace, greeter: str) -> None:
     registry.set_alias(store, greeter, "prod", "1")
     traffic.start_canary(store, greeter, "2", percent=10, alias="prod")
     with pytest.raises(ConflictError, match="end it first"):

@@ -15,7 +15,7 @@ from ray_jobs import registry
 from ray_jobs.deploy import traffic
 from ray_jobs.deploy.traffic import Bounds
 from ray_jobs.errors import StoreUnreachable
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.access.auth import OPERATOR
 from serving.http import errors
 from serving.http.errors import ApiError
@@ -64,7 +64,7 @@ def test_a_value_equal_to_a_bound_does_not_exceed_it() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_failing_canary_is_ended_once_by_the_first_replica(store: Store, greeter: str) -> None:
+async def test_a_failing_canary_is_ended_once_by_the_first_replica(store: Workspace, greeter: str) -> None:
     canary = started_canary(store)
     replicas = [Traffic(store), Traffic(store), Traffic(store)]
     writes: list[bool] = []
@@ -90,7 +90,7 @@ async def test_a_failing_canary_is_ended_once_by_the_first_replica(store: Store,
 
 
 @pytest.mark.anyio
-async def test_a_failing_promotion_is_rolled_back_once(store: Store, greeter: str) -> None:
+async def test_a_failing_promotion_is_rolled_back_once(store: Workspace, greeter: str) -> None:
     traffic.promote(store, greeter, "2", bounds=BOUNDS)
     watch = policy_of(store).watch
     assert watch is not None
@@ -106,7 +106,7 @@ async def test_a_failing_promotion_is_rolled_back_once(store: Store, greeter: st
     assert (policy.watch, policy.rolled_back and policy.rolled_back.was) == (None, "promoted")
 
 
-def test_a_promotion_followed_by_another_is_not_rolled_back(store: Store, greeter: str) -> None:
+def test_a_promotion_followed_by_another_is_not_rolled_back(store: Workspace, greeter: str) -> None:
     traffic.promote(store, greeter, "2", bounds=BOUNDS)
     watch = policy_of(store).watch
     assert watch is not None
@@ -116,7 +116,7 @@ def test_a_promotion_followed_by_another_is_not_rolled_back(store: Store, greete
 
 
 @pytest.mark.anyio
-async def test_a_late_judgement_does_not_end_the_next_rollout(store: Store, greeter: str) -> None:
+async def test_a_late_judgement_does_not_end_the_next_rollout(store: Workspace, greeter: str) -> None:
     """A replica that was partitioned judges an old rollout of a version that has a new one."""
     old = started_canary(store)
     traffic.roll_back(store, greeter)
@@ -133,7 +133,7 @@ async def test_a_late_judgement_does_not_end_the_next_rollout(store: Store, gree
 
 @pytest.mark.anyio
 async def test_a_rollout_ends_at_once_and_is_recorded_when_the_store_answers(
-    store: Store, greeter: str, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, greeter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canary = started_canary(store)
     real, tries = traffic.end_canary, 0

@@ -10,7 +10,7 @@ import pytest
 
 from ray_jobs import registry
 from ray_jobs.errors import CorruptObject, StoreUnreachable
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.access.auth import OPERATOR
 from serving.http.errors import ApiError
 from serving.inference.backends import Route
@@ -73,7 +73,7 @@ def test_every_listed_name_resolves() -> None:
 
 
 @pytest.mark.anyio
-async def test_new_versions_and_moved_aliases_take_effect_after_the_time_to_live(store: Store) -> None:
+async def test_new_versions_and_moved_aliases_take_effect_after_the_time_to_live(store: Workspace) -> None:
     now = 0.0
     deploy_version(store, register_next(store))
     router = Router(store, ttl_s=2.0, clock=lambda: now)
@@ -89,12 +89,12 @@ async def test_new_versions_and_moved_aliases_take_effect_after_the_time_to_live
 
 @pytest.mark.anyio
 async def test_the_snapshot_is_refreshed_in_the_background_under_steady_traffic(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No request waits for the store, and an unreachable store delays requests only briefly."""
     now, may_read, reads = 0.0, threading.Event(), 0
 
-    def read(store: Store) -> RoutingSnapshot:
+    def read(store: Workspace) -> RoutingSnapshot:
         nonlocal reads
         reads += 1
         assert may_read.wait(10)
@@ -122,7 +122,7 @@ async def test_the_snapshot_is_refreshed_in_the_background_under_steady_traffic(
 
 
 @pytest.mark.anyio
-async def test_a_newly_deployed_name_resolves_before_the_time_to_live_ends(store: Store) -> None:
+async def test_a_newly_deployed_name_resolves_before_the_time_to_live_ends(store: Workspace) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     with pytest.raises(ApiError, match="nothing yet"):
@@ -134,14 +134,14 @@ async def test_a_newly_deployed_name_resolves_before_the_time_to_live_ends(store
 
 @pytest.mark.anyio
 async def test_the_last_snapshot_is_used_while_the_store_is_unreachable(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     deploy_version(store, register_next(store))
     reached = await router.snapshot()
 
-    def away(store: Store) -> RoutingSnapshot:
+    def away(store: Workspace) -> RoutingSnapshot:
         raise StoreUnreachable("no answer")
 
     monkeypatch.setattr("serving.inference.router.read_snapshot", away)
@@ -153,7 +153,7 @@ async def test_the_last_snapshot_is_used_while_the_store_is_unreachable(
 
 
 @pytest.mark.anyio
-async def test_a_model_answers_while_its_deployment_record_cannot_be_read(store: Store) -> None:
+async def test_a_model_answers_while_its_deployment_record_cannot_be_read(store: Workspace) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     deploy_version(store, register_next(store))
@@ -169,7 +169,7 @@ async def test_a_model_answers_while_its_deployment_record_cannot_be_read(store:
 
 
 @pytest.mark.anyio
-async def test_an_alias_and_a_version_stay_while_they_cannot_be_read(store: Store) -> None:
+async def test_an_alias_and_a_version_stay_while_they_cannot_be_read(store: Workspace) -> None:
     now = 0.0
     router = Router(store, ttl_s=2.0, clock=lambda: now)
     for _ in range(3):

@@ -16,20 +16,20 @@ from ray_jobs.deploy import records, traffic
 from ray_jobs.deploy.traffic import Bounds
 from ray_jobs.registry import shares
 from ray_jobs.registry.shares import Share
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.serving.inference.rollouts import API_NAME, JOB, champion, policy_of
 from tests.serving.routing import deploy_version, register_next
 
 
 @pytest.fixture
-def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def kitae(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command on the test's store."""
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
     return lambda *arguments: CliRunner().invoke(cli, arguments)
 
 
 def test_the_commands_start_a_canary_promote_and_roll_back(
-    kitae: Callable[..., Result], store: Store, greeter: str
+    kitae: Callable[..., Result], store: Workspace, greeter: str
 ) -> None:
     assert "the alias alone decides" in kitae("traffic", greeter).output
     assert "receives a copy" in kitae("promote", greeter, "2", "--shadow").output
@@ -62,7 +62,7 @@ def test_the_commands_start_a_canary_promote_and_roll_back(
     ],
 )
 def test_conflicting_options_are_refused(
-    kitae: Callable[..., Result], store: Store, greeter: str, options: list[str], match: str
+    kitae: Callable[..., Result], store: Workspace, greeter: str, options: list[str], match: str
 ) -> None:
     refused = kitae("promote", greeter, "2", *options)
     assert refused.exit_code == 2
@@ -71,11 +71,11 @@ def test_conflicting_options_are_refused(
 
 
 def test_a_model_with_its_own_engine_is_redeployed_when_its_alias_moves(
-    kitae: Callable[..., Result], store: Store, monkeypatch: pytest.MonkeyPatch
+    kitae: Callable[..., Result], store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployed: list[str] = []
 
-    def deploy_it(store: Store, ref: str, *_: Any, **__: Any) -> deploy.Deployed:
+    def deploy_it(store: Workspace, ref: str, *_: Any, **__: Any) -> deploy.Deployed:
         deployed.append(ref)
         return deploy.Deployed("whole", registry.get(store, ref).version, None, "http://here/v1", recorded_only=False)
 
@@ -92,7 +92,7 @@ def test_a_model_with_its_own_engine_is_redeployed_when_its_alias_moves(
 
 
 def test_promoting_a_pinned_name_warns_that_it_does_not_follow(
-    kitae: Callable[..., Result], store: Store, greeter: str
+    kitae: Callable[..., Result], store: Workspace, greeter: str
 ) -> None:
     record = records.read(store, greeter)
     assert record is not None
@@ -100,7 +100,7 @@ def test_promoting_a_pinned_name_warns_that_it_does_not_follow(
     assert "requests to greeter alone go to greeter@1, as deployed" in kitae("promote", greeter, "2").output
 
 
-def test_a_model_is_shared_by_either_of_its_names(kitae: Callable[..., Result], store: Store, greeter: str) -> None:
+def test_a_model_is_shared_by_either_of_its_names(kitae: Callable[..., Result], store: Workspace, greeter: str) -> None:
     deploy_version(store, register_next(store, JOB))
     assert kitae("share", API_NAME, "--team", "sales").output == f"{JOB} is shared with sales\n"
     assert kitae("share", greeter, "--everyone").output == "greeter is shared with everyone\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ray_jobs.errors import RegistryError
 from ray_jobs.registry import shares
 from ray_jobs.registry.shares import Share
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from serving.access.auth import OPERATOR, Caller
 from serving.http.errors import ApiError
 from serving.inference.router import read_snapshot, resolve
@@ -65,7 +67,7 @@ def test_two_teams_with_one_name_each_see_their_own_versions() -> None:
     assert "greeter@2" not in mixed.names(member("a"))
 
 
-def test_shares_grow_and_shrink(store: Store, greeter: str) -> None:
+def test_shares_grow_and_shrink(store: Workspace, greeter: str) -> None:
     assert shares.share(store, greeter, teams=["sales"]) == Share(teams=("sales",))
     assert shares.share(store, greeter, teams=["board", "sales"]).teams == ("board", "sales")
     assert shares.share(store, greeter, everyone=True) == Share(teams=("board", "sales"), everyone=True)
@@ -77,7 +79,7 @@ def test_shares_grow_and_shrink(store: Store, greeter: str) -> None:
     assert shares.read_all(store) == {}
 
 
-def test_invalid_shares_are_refused(store: Store, greeter: str) -> None:
+def test_invalid_shares_are_refused(store: Workspace, greeter: str) -> None:
     with pytest.raises(RegistryError, match="no model 'greter'"):
         shares.share(store, "greter", everyone=True)
     with pytest.raises(RegistryError, match="'Sales Team' cannot be a team"):
@@ -89,3 +91,14 @@ def test_invalid_shares_are_refused(store: Store, greeter: str) -> None:
         shares.unshare(store, greeter, teams=["board"])
     with pytest.raises(RegistryError, match="not shared with everyone"):
         shares.unshare(store, greeter, everyone=True)
+
+
+def test_a_base_of_a_team_answers_that_team_only() -> None:
+    """Also where an adapter on it is shared; the adapter answers."""
+    bases = {"base": COMPANY.records["base"].model_copy(update={"team": "support"})}
+    brought = replace(COMPANY, records={**COMPANY.records, **bases})
+    resolve(brought, "base", member("support"))
+    assert resolve(brought, "faq", member("sales")).model == "faq@2"
+    assert "base" not in brought.names(member("sales"))
+    with pytest.raises(ApiError, match="'base' is not deployed"):
+        resolve(brought, "base", member("sales"))
