@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks operators, CRDs and versions against the requirements of charts/kitae. Read-only; exit code 1 if a check fails.
+# Checks operators, CRDs and versions against the requirements of charts/kitae, and the teams' namespaces once it is
+# installed. Read-only; exit code 1 if a check fails.
 #
 #     infra/operators/check.sh
 #
@@ -8,7 +9,7 @@ set -euo pipefail
 
 KUBERAY_VERSION=1.7
 KUEUE_VERSION=0.19
-OLDEST_KUBERNETES_MINOR=29
+OLDEST_KUBERNETES_MINOR=30
 kuberay_namespace=${KUBERAY_NAMESPACE:-kuberay-system}
 kueue_namespace=${KUEUE_NAMESPACE:-kueue-system}
 replicas=${KITAE_CHECK_REPLICAS:-2}
@@ -96,6 +97,16 @@ if configuration=$(kubectl -n "$kueue_namespace" get configmaps -o 'jsonpath={.i
   if grep -Eq '^ *manageJobsWithoutQueueName: *true' <<<"$configuration"; then
     finding 'Kueue also manages objects without a queue (manageJobsWithoutQueueName): turn it off, or Kueue may suspend the endpoint'
   fi
+  if grep -A 4 'managedJobsNamespaceSelector:' <<<"$configuration" | grep -q 'kitae\.dev/team'; then
+    right "Kueue's webhooks apply to the teams' namespaces alone"
+  else
+    finding "Kueue's webhooks apply to every namespace (no managedJobsNamespaceSelector with kitae.dev/team): while Kueue is away the endpoint cannot scale or change; take it from infra/operators/kueue.yaml"
+  fi
+  if grep -q 'ephemeral-storage' <<<"$configuration"; then
+    right "Kueue's quotas leave out ephemeral-storage"
+  else
+    finding "Kueue counts ephemeral-storage (no resources.excludeResourcePrefixes), and the queues have none, so it admits no job: take it from infra/operators/kueue.yaml"
+  fi
   # Kueue 0.19 waits by default; only a feature gate turns it off.
   if grep -Eq '^ *DisableWaitForPodsReady: *true' <<<"$configuration"; then
     finding 'Kueue does not wait for pods (DisableWaitForPodsReady): a job whose image cannot be pulled would keep its quota'
@@ -104,6 +115,21 @@ if configuration=$(kubectl -n "$kueue_namespace" get configmaps -o 'jsonpath={.i
     finding "Kueue's fairSharing is off: teams' weights have no effect"
 else
   finding "Kueue's configuration cannot be read: no ConfigMap with controller_manager_config.yaml in namespace $kueue_namespace"
+fi
+
+# Namespaces of the teams: those with a queue of charts/kitae.
+namespaces=$(kubectl get localqueues.kueue.x-k8s.io --all-namespaces -l app.kubernetes.io/part-of=kitae \
+  -o 'jsonpath={range .items[*]}{.metadata.namespace}{"\n"}{end}' 2>/dev/null | sort -u) || true
+for namespace in $namespaces; do
+  [[ -n $(kubectl get namespace "$namespace" -o 'jsonpath={.metadata.labels.kitae\.dev/team}' 2>/dev/null) ]] ||
+    finding "namespace $namespace has a team's queue and no label kitae.dev/team, so Kueue does not manage its jobs: kubectl label namespace $namespace kitae.dev/team=NAME"
+done
+if [[ -n $namespaces ]]; then
+  if [[ -n $(kubectl get validatingadmissionpolicybindings -l app.kubernetes.io/part-of=kitae -o name 2>/dev/null) ]]; then
+    right "charts/kitae's admission policy"
+  else
+    finding "no ValidatingAdmissionPolicyBinding of charts/kitae, or no right to read it: teams can start pods without quota; set admissionPolicy.enabled"
+  fi
 fi
 
 if ((findings > 0)); then

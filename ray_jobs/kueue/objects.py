@@ -93,6 +93,9 @@ def seconds_of(text: str) -> float:
 
 # ---- what a Workload requests and holds
 
+_NO_QUOTA = ("ephemeral-storage",)
+"""Resources without quota: `excludeResourcePrefixes` of Kueue's configuration (infra/operators/kueue.yaml)."""
+
 
 @dataclass(frozen=True)
 class PodSet:
@@ -159,7 +162,7 @@ def _container_requests(container: Object) -> Amounts:
 
 
 def _amounts(quantities: Mapping[str, Any] | None) -> Amounts:
-    return {name: parse(quantity) for name, quantity in (quantities or {}).items()}
+    return {name: parse(quantity) for name, quantity in (quantities or {}).items() if name not in _NO_QUOTA}
 
 
 def _sum(parts: Iterable[Mapping[str, Decimal]]) -> Amounts:

@@ -137,6 +137,11 @@ def test_the_operators_configuration_is_what_the_charts_need() -> None:
     configuration = yaml.safe_load(kueue["managerConfig"]["controllerManagerConfigYaml"])
     assert configuration["integrations"]["frameworks"] == ["ray.io/rayjob"]
     assert configuration["manageJobsWithoutQueueName"] is False
+    (wanted,) = configuration["managedJobsNamespaceSelector"]["matchExpressions"]
+    assert wanted == {"key": "kitae.dev/team", "operator": "Exists"}
+    namespaces = [each["metadata"] for each in of(helm.render("kitae", chart_values.kitae()), "Namespace")]
+    assert {each["name"] for each in namespaces if wanted["key"] in each["labels"]} == {"kitae-blue", "kitae-green"}
+    assert configuration["resources"]["excludeResourcePrefixes"] == ["ephemeral-storage"], "jobs request it"
     assert {"waitForPodsReady", "fairSharing"} <= set(configuration)
     assert configuration["leaderElection"]["leaderElect"] is True
 
@@ -226,6 +231,15 @@ def test_the_store_in_the_cluster_is_restricted_and_has_the_address_of_the_value
     assert place["namespaceLabels"] == {"kubernetes.io/metadata.name": namespace}
     assert place["podLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     assert place["ports"] == [port]
+
+
+def test_the_store_in_the_cluster_takes_a_base_of_540_mb() -> None:
+    """977 MB resident at such an upload: with 1 GiB it thrashed, and a probe of one second ended it."""
+    documents = list(yaml.safe_load_all((INFRA / "object-store/seaweedfs.yaml").read_text(encoding="utf-8")))
+    (container,) = of(documents, "Deployment")[0]["spec"]["template"]["spec"]["containers"]
+    assert parse(container["resources"]["limits"]["memory"]) >= 4 * 2**30
+    assert parse(container["resources"]["requests"]["memory"]) >= 2**30
+    assert {container[probe]["timeoutSeconds"] for probe in ("readinessProbe", "livenessProbe")} == {5}
 
 
 # --- scripts and documents -------------------------------------------------------------------------------------------

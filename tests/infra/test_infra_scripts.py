@@ -19,6 +19,9 @@ RIGHT = {
     "kubectl get crd .*kueue": "v1beta1 v1beta2",
     "kubectl -n kuberay-system get deployments": "kuberay-operator|quay.io/kuberay/operator:v1.7.0|2|2",
     "kubectl -n kueue-system get deployments": "kueue|registry.k8s.io/kueue/kueue:v0.19.2|2|2",
+    "kubectl get localqueues": "kitae-blue\nkitae-green\n",
+    "kubectl get namespace kitae": "blue",
+    "kubectl get validatingadmissionpolicybindings": "validatingadmissionpolicybinding/kitae",
     "kubectl -n kueue-system get configmaps": (INFRA / "operators/kueue.yaml").read_text(encoding="utf-8"),
 }
 
@@ -65,7 +68,7 @@ def test_the_check_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "answer", "finding"),
     [
-        ("kubectl version", '{"serverVersion": {"minor": "28"}}', "Kubernetes is 1.28"),
+        ("kubectl version", '{"serverVersion": {"minor": "29"}}', "Kubernetes is 1.29"),
         ("kubectl get crd .*ray.io", "!", "no CustomResourceDefinition rayjobs.ray.io"),
         ("kubectl get crd .*kueue", "v1beta1", "clusterqueues.kueue.x-k8s.io is served as v1beta1"),
         ("kubectl -n kuberay-system get deployments", "", "no Deployment of kuberay"),
@@ -74,6 +77,10 @@ def test_the_check_passes(tmp_path: Path) -> None:
         ("kubectl -n kueue-system get deployments", "kueue|kueue:v0.19.2|2|", "no replica that is ready"),
         ("kubectl -n kueue-system get configmaps", "fairSharing:\n", "ray.io/rayjob is off"),
         ("kubectl -n kueue-system get configmaps", "  DisableWaitForPodsReady: true\n", "not wait for pods"),
+        ("kubectl -n kueue-system get configmaps", "fairSharing:\n", "webhooks apply to every namespace"),
+        ("kubectl -n kueue-system get configmaps", "fairSharing:\n", "counts ephemeral-storage"),
+        ("kubectl get namespace kitae", "", "kubectl label namespace kitae-blue kitae.dev/team=NAME"),
+        ("kubectl get validatingadmissionpolicybindings", "", "no ValidatingAdmissionPolicyBinding"),
         ("kubectl -n kueue-system get configmaps", "!", "configuration cannot be read"),
     ],
 )
@@ -84,7 +91,10 @@ def test_the_check_reports_a_finding(tmp_path: Path, pattern: str, answer: str, 
 
 
 def test_the_check_accepts_kueues_default_of_waiting_for_pods(tmp_path: Path) -> None:
-    configuration = "frameworks:\n  - ray.io/rayjob\nfairSharing:\n"
+    configuration = (
+        "frameworks:\n  - ray.io/rayjob\nfairSharing:\nexcludeResourcePrefixes: [ephemeral-storage]\n"
+        "managedJobsNamespaceSelector:\n  matchExpressions:\n    - {key: kitae.dev/team, operator: Exists}\n"
+    )
     done, _ = run(tmp_path, "operators/check.sh", RIGHT | {"kubectl -n kueue-system get configmaps": configuration})
     assert done.returncode == 0, done.stdout
 

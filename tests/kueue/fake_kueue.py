@@ -346,6 +346,8 @@ def _requests(pod_set: Object) -> dict[str, float]:
     total: dict[str, float] = {}
     for container in pod_set["template"]["spec"]["containers"]:
         for name, quantity in container["resources"]["requests"].items():
+            if name == "ephemeral-storage":  # `resources.excludeResourcePrefixes` in infra/operators/kueue.yaml
+                continue
             total[name] = total.get(name, 0.0) + pod_set["count"] * _amount(quantity)
     return total
 
