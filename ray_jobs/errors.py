@@ -156,6 +156,10 @@ class UnknownQueue(ClusterError):
     pass
 
 
+class PriorityTooHigh(ClusterError):
+    pass
+
+
 class Expired(ClusterError):
     pass
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ray_jobs.cluster.kinds import OPERATORS, Kind, Object
+from ray_jobs.cluster.kinds import MANAGER, OPERATORS, Kind, Object
 from ray_jobs.errors import (
     AlreadyExists,
     ClusterError,
@@ -175,6 +175,8 @@ class Cluster:
         query: Mapping[str, str] | None = None,
     ) -> Object:
         path = kind.path(namespace) + (f"/{name}" if name is not None else "")
+        if verb in ("create", "patch"):  # the owner of the fields, in the server's records and in Helm's conflicts
+            query = {"fieldManager": MANAGER}
         response = self._send(_METHODS.get(verb, "GET"), path, query or {}, body)
         if not 200 <= response.status < 300:
             name = name or (body or {}).get("metadata", {}).get("name")

@@ -43,6 +43,8 @@ class TeamQueue(SettingsSection):
     """Cohort of queues that lend to each other. None: the team has only its own quota."""
     cluster_queue: str
     """ClusterQueue with the team's quota."""
+    max_priority: int = Field(100, ge=-100, le=100)
+    """Highest priority of the team's jobs. The cluster's admission policy has the same bound."""
 
 
 class Toleration(SettingsSection):
@@ -131,6 +133,9 @@ class ClusterSettings(SettingsSection):
     worker: WorkerPod = WorkerPod()
     head: HeadPod = HeadPod()
     cache: Cache = Cache()
+    disk: Quantity = "80Gi"
+    """Limit of each training pod's files on its node's disk: cache, temporary files and logs. A pod above it is
+    evicted."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Further environment variables of a job's pods."""
     scheduling: Scheduling = Scheduling()

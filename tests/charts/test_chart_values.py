@@ -15,6 +15,13 @@ from tests.charts import chart_values, helm
 
 CHARTS = {chart.name: chart for chart in charts()}
 
+
+def _external(teams: dict[str, Any]) -> dict[str, Any]:
+    external = chart_values.KITAE["external secrets"]["secrets"]["externalSecrets"]
+    secrets = {"apiKey": {"existingSecret": ""}, "store": {"existingSecret": ""}, "externalSecrets": external}
+    return {"secrets": secrets, "teams": teams}
+
+
 REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"profil": "cpu"}, "profil"),
     ({"profile": "tpu"}, "profile.*(gpu|cpu)"),
@@ -31,6 +38,12 @@ REFUSED_KITAE: list[tuple[dict[str, Any], str]] = [
     ({"secrets": {"store": {"existingSecret": ""}}}, "there are no default credentials"),
     ({"secrets": {"apiKey": {"value": "hunter2"}}}, "value"),
     ({"secrets": {"externalSecrets": {"enabled": True}}}, r"externalSecrets\.storeName is empty"),
+    (_external({}), r"teams\.blue\.storeSecretEntry is empty: a team's jobs do not get the endpoint's credentials"),
+    (
+        _external({"green": {"storeSecretEntry": "kitae/store"}}),
+        r"teams\.green\.storeSecretEntry is kitae/store, the entry of the endpoint's credentials",
+    ),
+    ({"teams": {"blue": {"maxPriority": 101}}}, "maxPriority.*100"),
     ({"gcsFaultTolerance": {"enabled": True, "redisAddress": "r:6379"}}, "there is no default password"),
     ({"gcsFaultTolerance": {"enabled": True}}, r"gcsFaultTolerance\.egress is empty"),
     ({"networkPolicy": {"store": {"cidrs": []}}}, r"networkPolicy\.store is empty"),

@@ -15,7 +15,7 @@ from ray_jobs.deploy import ServeSettings
 from ray_jobs.deploy.serve_api import serve_config
 from serving.settings import EndpointSettings
 from tests.charts import chart_values, helm
-from tests.charts.manifests import Object, findings, pod_templates
+from tests.charts.manifests import Object, findings, pod_templates, unbounded
 from tests.repository import ROOT
 
 CASES = [pytest.param(major, name, id=f"{name} (Helm {major})") for major in helm.MAJORS for name in chart_values.KITAE]
@@ -152,6 +152,17 @@ def test_only_head_and_api_have_a_kubernetes_token() -> None:
     assert len({pod["spec"]["serviceAccountName"] for pod in found.values()}) == 3
 
 
+@pytest.mark.parametrize("case", ["gpu", "cpu", "small"])
+def test_no_pod_may_fill_its_nodes_disk(case: str) -> None:
+    documents = helm.render("kitae", chart_values.KITAE[case])
+    documents += helm.render("finetune-job", chart_values.JOB["gpu"], namespace="kitae-blue")
+    templates = [template["spec"] for document in documents for _, template in pod_templates(document)]
+    assert len(templates) == 6
+    assert [unbounded(spec) for spec in templates] == [[]] * 6
+    autoscaler = one(documents, "RayService")["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    assert "ephemeral-storage" in autoscaler["resources"]["limits"]
+
+
 def test_versions_match_the_project() -> None:
     lock = (ROOT / "requirements/lock.txt").read_text()
     for chart in ("kitae", "finetune-job"):
@@ -215,7 +226,7 @@ def test_cluster_yaml_matches_the_other_manifests() -> None:
     documents = helm.render("kitae", chart_values.KITAE["existing authority"])
     document = yaml.safe_load(one(documents, "ConfigMap", "-cluster")["data"]["cluster.yaml"])
     keys = "image image_pull_policy image_pull_secrets service_account store store_secret store_ca teams flavors "
-    keys += "priority_classes worker head cache environment scheduling pod_security"
+    keys += "priority_classes worker head cache disk environment scheduling pod_security"
     assert set(document) == set(keys.split())
     queues = {queue["metadata"]["namespace"]: queue for queue in of(documents, "LocalQueue")}
     assert set(document["teams"]) == {"blue", "green"}

@@ -84,6 +84,14 @@ def test_an_invalid_object_is_refused_with_every_cause(cluster: Cluster) -> None
     assert answer["spec"]["stopPolicy"] == "Hold"
 
 
+def test_writes_name_their_field_manager(server: FakeKubernetes, cluster: Cluster) -> None:
+    """Helm 4 names it in a conflict; the client's own default is the name of its code generator."""
+    cluster.create(CONFIG_MAP, config_map("a"), "blue")
+    cluster.patch(CONFIG_MAP, "a", {"data": {"value": "2"}}, "blue")
+    writes = [request for request in server.requests if request.verb in ("create", "patch")]
+    assert [request.query.get("fieldManager") for request in writes] == ["kitae", "kitae"]
+
+
 def test_a_patch_of_an_old_version_changes_nothing(cluster: Cluster) -> None:
     version = cluster.create(CONFIG_MAP, config_map("a"), "blue")["metadata"]["resourceVersion"]
     first = {"metadata": {"resourceVersion": version}, "data": {"value": "first"}}

@@ -12,13 +12,22 @@ import yaml
 
 from ray_jobs.cluster.kinds import LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
 from ray_jobs.cluster.settings import parse
-from ray_jobs.errors import ClusterError, ClusterUnreachable, Forbidden, NoSuchKind, RequestTooLarge, UnknownQueue
+from ray_jobs.errors import (
+    ClusterError,
+    ClusterUnreachable,
+    Forbidden,
+    NoSuchKind,
+    PriorityTooHigh,
+    RequestTooLarge,
+    UnknownQueue,
+)
 from ray_jobs.launch.kubernetes import KubernetesLauncher
 from ray_jobs.launch.launcher import Runner
 from ray_jobs.launch.ray_job import RayLauncher
 from ray_jobs.launch.rayjob_manifest import manifest
 from ray_jobs.spec import TRACKING_CREDENTIALS
 from serving.app import launcher_from_environment
+from tests.charts.manifests import unbounded
 from tests.cluster.builders import SETTINGS, local_queue
 from tests.cluster.fake_kubernetes import Rule
 from tests.launch.two_teams import ARGUMENTS, BLUE, ENVIRONMENT, ID, NEEDS, Place, two_teams
@@ -50,7 +59,8 @@ def test_a_runner_is_a_suspended_rayjob_with_a_queue(place: Place) -> None:
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (2, 2, 2)
     (container,) = workers["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    limits = {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert container["resources"]["limits"] == {**limits, "ephemeral-storage": "80Gi"}
     head = spec["rayClusterSpec"]["headGroupSpec"]
     assert head["rayStartParams"] == {"num-cpus": "0"}
     assert "nvidia.com/gpu" not in head["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -79,6 +89,14 @@ def test_every_pod_is_restricted_and_has_no_token() -> None:
             assert security["readOnlyRootFilesystem"] is True
             named = {volume["name"] for volume in pod["volumes"]}
             assert {mount["name"] for mount in container["volumeMounts"]} <= named
+
+
+def test_no_pod_may_fill_its_nodes_disk() -> None:
+    body = manifest(parse(SETTINGS | {"disk": "7Gi"}), ID, ARGUMENTS, ENVIRONMENT, NEEDS)
+    assert [unbounded(template["spec"]) for template in pods_of(body)] == [[]] * 3
+    head, worker, _ = pods_of(body)
+    for template in (head, worker):
+        assert template["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] == "7Gi"
 
 
 def test_training_pods_request_a_checkpoint_before_they_end() -> None:
@@ -112,7 +130,7 @@ def test_the_same_runner_gives_the_same_document() -> None:
     assert first == manifest(settings, ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     bare = manifest(settings, ID, ARGUMENTS, ENVIRONMENT, replace(NEEDS, gpus_per_worker=0, cpus_per_worker=6))
     (container,) = bare["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"cpu": "6", "memory": "16Gi"}
+    assert container["resources"]["limits"] == {"cpu": "6", "memory": "16Gi", "ephemeral-storage": "80Gi"}
 
 
 @pytest.mark.parametrize("name", ["1-ftjob", "ftjob-A", "f" * 48, "ftjob-", ""])
@@ -357,3 +375,11 @@ def test_the_endpoints_environment_selects_the_launcher(
     assert isinstance(launcher, KubernetesLauncher)
     launcher.launch(ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     assert place.names() == [ID]
+
+
+def test_a_priority_above_the_teams_ceiling_is_refused(place: Place) -> None:
+    teams = {**SETTINGS["teams"], "blue": {**SETTINGS["teams"]["blue"], "max_priority": 0}}
+    place.launcher.settings = parse(SETTINGS | {"teams": teams})
+    place.launcher.check(replace(NEEDS, priority=0))
+    with pytest.raises(PriorityTooHigh, match="priority is 1, and team blue may use at most 0: lower it"):
+        place.launcher.check(replace(NEEDS, priority=1))

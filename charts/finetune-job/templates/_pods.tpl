@@ -95,10 +95,11 @@ spec:
           exec:
             command: [python, -m, ray_jobs, notice, /etc/kitae/job.yaml, --wait-s, "90"]
       resources:
-        {{- range list "requests" "limits" }}
-        {{ . }}:
+        {{- range $kind, $disk := dict "requests" "1Gi" "limits" $root.Values.disk }}
+        {{ $kind }}:
           cpu: {{ $.size.cpu | quote }}
           memory: {{ $.size.memory }}
+          ephemeral-storage: {{ $disk }}
           {{- if $.gpus }}
           {{ $.size.gpuResource }}: {{ $.gpus }}
           {{- end }}
@@ -120,11 +121,11 @@ spec:
       configMap: {name: {{ . }}}
     {{- end }}
     - name: tmp
-      emptyDir: {}
+      emptyDir: {sizeLimit: 20Gi}
     - name: home
-      emptyDir: {}
+      emptyDir: {sizeLimit: 1Gi}
     - name: cache
       emptyDir: {sizeLimit: {{ $root.Values.cache }}}
     - name: shared-memory
-      emptyDir: {medium: Memory{{ with .size.sharedMemory }}, sizeLimit: {{ . }}{{ end }}}
+      emptyDir: {medium: Memory, sizeLimit: {{ .size.sharedMemory | default .size.memory }}}
 {{- end }}

@@ -16,6 +16,11 @@
 {{- range $key := list "storeName" "apiKey" "store" }}
 {{- if not (get $v.secrets.externalSecrets $key) }}{{ $found = append $found (printf "secrets.externalSecrets.%s is empty, and externalSecrets is enabled" $key) }}{{ end }}
 {{- end }}
+{{- range $team, $settings := $v.teams }}
+{{- if not $settings.storeSecretEntry }}{{ $found = append $found (printf "teams.%s.storeSecretEntry is empty: a team's jobs do not get the endpoint's credentials; name an entry with credentials of the team's own" $team) }}
+{{- else if eq $settings.storeSecretEntry $v.secrets.externalSecrets.store }}{{ $found = append $found (printf "teams.%s.storeSecretEntry is %s, the entry of the endpoint's credentials: give the team's jobs credentials of their own" $team $settings.storeSecretEntry) }}
+{{- end }}
+{{- end }}
 {{- if or .apiKey.existingSecret .store.existingSecret }}{{ $found = append $found "secrets has an existingSecret and externalSecrets: give one of them" }}{{ end }}
 {{- else }}
 {{- if not .apiKey.existingSecret }}{{ $found = append $found "secrets.apiKey.existingSecret is empty: there is no default key; create a Secret with KITAE_API_KEY and name it, or enable secrets.externalSecrets" }}{{ end }}

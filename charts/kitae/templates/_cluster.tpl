@@ -4,7 +4,7 @@
 {{- $teams := dict }}
 {{- range $team, $settings := .Values.teams }}
 {{- $namespace := include "kitae.namespaceOf" (dict "team" $team "settings" $settings) }}
-{{- $_ := set $teams $team (dict "namespace" $namespace "queue" $.Values.queues.queue "cohort" $.Values.queues.cohort "cluster_queue" (printf "kitae-%s" $team)) }}
+{{- $_ := set $teams $team (dict "namespace" $namespace "queue" $.Values.queues.queue "cohort" $.Values.queues.cohort "cluster_queue" (printf "kitae-%s" $team) "max_priority" (int (dig "maxPriority" 100 $settings))) }}
 {{- end }}
 {{- $flavors := dict }}
 {{- range $flavor, $settings := .Values.flavors }}
@@ -37,6 +37,7 @@ worker: {cpu: {{ .cpu | quote }}, memory: {{ .memory }}, gpu: {{ .gpu }}, shared
 head: {cpu: {{ .cpu | quote }}, memory: {{ .memory }}}
 {{- end }}
 cache: {size: {{ .Values.jobs.cache }}}
+disk: {{ .Values.jobs.disk }}
 environment:
   {{- toYaml $environment | nindent 2 }}
 {{- with .Values.jobs }}

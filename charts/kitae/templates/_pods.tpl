@@ -147,13 +147,15 @@ spec:
       envFrom:
         - secretRef: {name: {{ include "kitae.storeSecret" $root }}}
       resources:
-        requests: &{{ .component }}
-          cpu: {{ .size.cpu | quote }}
-          memory: {{ .size.memory }}
-          {{- if .size.gpu }}
-          {{ .size.gpuResource }}: {{ .size.gpu }}
+        {{- range $kind, $disk := dict "requests" "1Gi" "limits" .size.disk }}
+        {{ $kind }}:
+          cpu: {{ $.size.cpu | quote }}
+          memory: {{ $.size.memory }}
+          ephemeral-storage: {{ $disk }}
+          {{- if $.size.gpu }}
+          {{ $.size.gpuResource }}: {{ $.size.gpu }}
           {{- end }}
-        limits: *{{ .component }}
+        {{- end }}
       volumeMounts:
         - {name: cluster, mountPath: /etc/kitae/cluster, readOnly: true}
         {{- with include "kitae.caConfigMap" $root }}
@@ -171,11 +173,11 @@ spec:
       configMap: {name: {{ . }}}
     {{- end }}
     - name: tmp
-      emptyDir: {}
+      emptyDir: {sizeLimit: {{ .size.disk }}}
     - name: home
-      emptyDir: {}
+      emptyDir: {sizeLimit: 1Gi}
     - name: cache
-      emptyDir: {{ if .size.cache }}{sizeLimit: {{ .size.cache }}}{{ else }}{}{{ end }}
+      emptyDir: {sizeLimit: {{ .size.cache | default .size.disk }}}
     - name: shared-memory
-      emptyDir: {medium: Memory{{ with .size.sharedMemory }}, sizeLimit: {{ . }}{{ end }}}
+      emptyDir: {medium: Memory, sizeLimit: {{ .size.sharedMemory | default .size.memory }}}
 {{- end }}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from ray_jobs import jobs
-from ray_jobs.errors import ClusterUnreachable, JobCancelled, JobPaused, RequestTooLarge, UnknownQueue
+from ray_jobs.errors import ClusterUnreachable, JobCancelled, JobPaused, PriorityTooHigh, RequestTooLarge, UnknownQueue
 from ray_jobs.jobs import Launched
 from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import usage, webhooks
@@ -212,6 +212,9 @@ def test_a_job_that_never_fits_is_refused_and_stores_nothing(
     server.launcher.too_large = UnknownQueue("team 'default' has no queue in this cluster; these have: blue")
     error = http.post("/fine_tuning/jobs", json=asked).json()["error"]
     assert (error["code"], error["param"]) == ("no_queue", "team")
+    server.launcher.too_large = PriorityTooHigh("priority is 1, and team blue may use at most 0: lower it")
+    error = http.post("/fine_tuning/jobs", json=asked).json()["error"]
+    assert (error["code"], error["param"]) == ("priority_too_high", "priority")
     assert sorted(info.key for info in store.list()) == before
     server.launcher.too_large = ClusterUnreachable("the Kubernetes API does not answer")
     assert http.post("/fine_tuning/jobs", json=asked).status_code == 200  # checked again at launch
