@@ -24,6 +24,7 @@ KitaeError
 │       ├── ObjectRefused        the object is invalid, or refused by a webhook or quota
 │       ├── RequestTooLarge      larger than every quota of the team
 │       ├── UnknownQueue         the team has no queue, or the queue does not exist
+│       ├── PriorityTooHigh      above the highest priority that the team may use
 │       └── Expired              a watch or a page continues from an expired resource version
 ├── TrainingError        training stopped (a worker was lost too often)
 │   └── LossNotFinite        the training or held-out loss is NaN or infinite

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -25,6 +26,7 @@ from ray_jobs.deploy.serve_api import INGRESS
 from ray_jobs.errors import KitaeError, StoreUnreachable
 from ray_jobs.launch.launcher import Launcher
 from ray_jobs.launch.ray_job import RayAddress, RayLauncher
+from ray_jobs.launch.remote import RemoteLauncher
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from ray_jobs.tracking.packages import is_installed
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_RECONCILE_RETRY_S = 3.0
 _UNREADABLE_SHOWN = 20
 """Unreadable records of a kind that readiness names."""
 
@@ -63,7 +66,8 @@ def build(args: dict[str, Any]) -> Application:
     from ray import serve
     from ray.serve.config import BackpressureConfig
 
-    ongoing = EndpointSettings.from_env(os.environ).max_ongoing_requests
+    # In any process of the Ray cluster, most of which do not have the operator's key.
+    ongoing = EndpointSettings.from_env({**os.environ, "KITAE_AUTH": "off"}).max_ongoing_requests
     # Load is shed at three levels, from the inside out, so that memory stays bounded under any load:
     # - Each engine has its own limits (the record's `serving`) for running and queued requests; the next is answered
     #   429 `queue_full`. One full model does not affect the others.
@@ -111,10 +115,13 @@ def app_from_environment() -> ASGIApp:
 
 
 def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
-    """Return the launcher of the Kubernetes cluster in KITAE_CLUSTER, else of this process's Ray cluster.
+    """Return the launcher behind the socket KITAE_LAUNCHER, else that of the Kubernetes cluster in KITAE_CLUSTER, else
+    of this process's Ray cluster.
 
     Raises SpecError if KITAE_CLUSTER is invalid, ClusterUnreachable if there are no credentials.
     """
+    if socket := environment.get("KITAE_LAUNCHER"):
+        return RemoteLauncher(Path(socket))
     from ray_jobs.cluster import settings
 
     found = settings.from_environment(environment)
@@ -174,11 +181,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if reconcile is not None:
-            # Before this process counts as running: a new cluster is not ready while it lacks its models.
-            try:
-                await asyncio.to_thread(reconcile)
-            except KitaeError as error:  # retried below; requests that need no model are answered meanwhile
-                logger.warning("the deployments are not reconciled yet: %s", error)
+            # Before this process counts as running: until its deployments are read and applied once, it would answer
+            # for deployed models that they do not exist, and a new cluster would receive traffic without them.
+            await _until_done(reconcile)
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
         background.start()
@@ -247,6 +252,17 @@ def create_app(
     return ObservabilityMiddleware(
         CanonicalPaths(gate), metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)]
     )
+
+
+async def _until_done(reconcile: Callable[[], object]) -> None:
+    """Call it until it succeeds. The store or Ray may be away when this process starts."""
+    while True:
+        try:
+            await asyncio.to_thread(reconcile)
+            return
+        except KitaeError as error:
+            logger.warning("the endpoint does not answer yet, its deployments are not applied: %s", error)
+            await asyncio.sleep(_RECONCILE_RETRY_S)
 
 
 def _charge(limiter: RateLimiter, done: FinishedRequest) -> None:

@@ -30,8 +30,12 @@ def findings(document: Object) -> list[str]:
     """Every reason for which an API server would refuse a document."""
     kind, name = f"{document['apiVersion']}/{document['kind']}", document["metadata"]["name"]
     found = [f"{kind} {name}: {text}" for text in [*_schema(document, kind), *_metadata(document)]]
+    # KubeRay adds the autoscaler's container to the head's pod.
+    options = document.get("spec", {}).get("rayClusterConfig", {}).get("autoscalerOptions", {})
+    autoscaler = {mount["name"] for mount in options.get("volumeMounts", [])}
     for where, template in pod_templates(document):
-        found += [f"{kind} {name} {where}: {text}" for text in [*_pod(template), *violations(template["spec"])]]
+        beside = autoscaler if "headGroupSpec" in where else set()
+        found += [f"{kind} {name} {where}: {text}" for text in [*_pod(template, beside), *violations(template["spec"])]]
     return found
 
 
@@ -59,12 +63,13 @@ def _core(kind: str, api_version: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema.contents, registry=definitions @ registry)
 
 
-def _pod(template: Object) -> Iterator[str]:
+def _pod(template: Object, beside: set[str]) -> Iterator[str]:
+    """`beside`: volumes that a container mounts which is not in the template."""
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template.get("metadata", {}), "spec": template["spec"]}
     yield from _schema(pod, "v1/Pod")
     volumes = {volume["name"] for volume in template["spec"].get("volumes", [])}
     mounted = {mount["name"] for each in containers(template["spec"]) for mount in each.get("volumeMounts", [])}
-    if mounted != volumes:
+    if mounted | beside != volumes:
         yield f"mounts {sorted(mounted)} of the volumes {sorted(volumes)}"
     for container in containers(template["spec"]):
         names = [variable["name"] for variable in container.get("env", [])]

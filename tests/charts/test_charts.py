@@ -13,9 +13,10 @@ from ray_jobs import __version__
 from ray_jobs.cluster import settings
 from ray_jobs.deploy import ServeSettings
 from ray_jobs.deploy.serve_api import serve_config
+from ray_jobs.launch import sidecar
 from serving.settings import EndpointSettings
 from tests.charts import chart_values, helm
-from tests.charts.manifests import Object, findings, pod_templates, unbounded
+from tests.charts.manifests import Object, containers, findings, pod_templates, unbounded
 from tests.repository import ROOT
 
 CASES = [pytest.param(major, name, id=f"{name} (Helm {major})") for major in helm.MAJORS for name in chart_values.KITAE]
@@ -100,10 +101,13 @@ def test_the_chart_and_the_endpoint_give_serve_the_same_configuration(
     component: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = helm.render("kitae", chart_values.KITAE["gpu"])
+    monkeypatch.delenv("KITAE_API_KEY", raising=False)
     for name, value in environment(pods(documents)[component]).items():
         monkeypatch.setenv(name, value)
     document = yaml.safe_load(one(documents, "RayService")["spec"]["serveConfigV2"])
     assert document == serve_config([], ServeSettings.from_env()), "otherwise each undoes the other's changes"
+    assert ("KITAE_API_KEY" in os.environ) == (component == "api")
+    monkeypatch.setenv("KITAE_API_KEY", "k" * 16)
     endpoint = EndpointSettings.from_env(os.environ)
     assert endpoint.reconcile_deployments
     assert endpoint.job_defaults == {"compute": {"gpus_per_worker": 1, "cpus_per_worker": 8}}
@@ -145,11 +149,50 @@ def test_rays_object_store_fits_the_shared_memory(profile: str) -> None:
         assert shared_gib >= 0.3 * memory_gib, "Ray uses 30 % of the memory, and the disk beyond /dev/shm"
 
 
-def test_only_head_and_api_have_a_kubernetes_token() -> None:
-    found = pods(helm.render("kitae", chart_values.KITAE["gpu"]))
-    tokens = {name: pod["spec"]["automountServiceAccountToken"] for name, pod in found.items()}
-    assert tokens == {"head": True, "api": True, "inference": False}
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+def test_no_container_of_the_ray_cluster_has_a_kubernetes_token() -> None:
+    """A task of the Ray cluster may run in any of its containers; only the launcher and the autoscaler have a token."""
+    documents = helm.render("kitae", chart_values.KITAE["gpu"])
+    found = pods(documents)
     assert len({pod["spec"]["serviceAccountName"] for pod in found.values()}) == 3
+    assert [pod["spec"]["automountServiceAccountToken"] for pod in found.values()] == [False] * 3
+    volumes = {
+        name: [each["name"] for each in pod["spec"]["volumes"] if "serviceAccountToken" in json.dumps(each)]
+        for name, pod in found.items()
+    }
+    assert volumes == {"head": ["kubernetes-token"], "api": ["kubernetes-token"], "inference": []}
+    mounted = [
+        (name, container["name"], mount["mountPath"])
+        for name, pod in found.items()
+        for container in containers(pod["spec"])
+        for mount in container["volumeMounts"]
+        if mount["name"] in volumes[name]
+    ]
+    assert mounted == [("api", "launcher", TOKEN)]
+    (mount,) = one(documents, "RayService")["spec"]["rayClusterConfig"]["autoscalerOptions"]["volumeMounts"]
+    assert (mount["name"], mount["mountPath"]) == ("kubernetes-token", TOKEN)
+
+
+def test_the_launcher_has_no_credentials_but_its_token() -> None:
+    """Its socket is all that the endpoint's process reaches of it."""
+    api = pods(helm.render("kitae", chart_values.KITAE["gpu"]))["api"]["spec"]
+    (launcher,) = api["initContainers"]
+    assert launcher["restartPolicy"] == "Always", "a sidecar; it is also restarted where the pod's containers are not"
+    (socket,) = launcher["command"][3:]
+    assert launcher["command"][:3] == ["python", "-m", sidecar.__name__]
+    assert {each["name"] for each in launcher["env"]} == {"KITAE_CLUSTER", "HOME", "PYTHONDONTWRITEBYTECODE"}
+    assert "envFrom" not in launcher
+    (ray,) = api["containers"]
+    assert {"name": "KITAE_LAUNCHER", "value": socket} in ray["env"]
+    shared = {each["name"] for each in ray["volumeMounts"]} & {each["name"] for each in launcher["volumeMounts"]}
+    assert shared == {"cluster", "launcher"}
+
+
+def test_the_operators_key_is_in_the_api_pods_alone() -> None:
+    found = pods(helm.render("kitae", chart_values.KITAE["gpu"]))
+    assert [name for name, pod in found.items() if "an-api-key" in json.dumps(pod)] == ["api"]
 
 
 @pytest.mark.parametrize("case", ["gpu", "cpu", "small"])

@@ -6,6 +6,7 @@ import pytest
 
 from ray_jobs.errors import SpecError
 from ray_jobs.tenancy.api_keys import Limits
+from serving.app import build
 from serving.settings import EndpointSettings
 from tests.serving.access.gate import KEY, MIB
 
@@ -62,3 +63,12 @@ def test_file_limit_and_open_metrics_are_read_from_the_environment() -> None:
     for name, value in (("KITAE_MAX_FILE_BYTES", "1 GB"), ("KITAE_METRICS_OPEN", "yes")):
         with pytest.raises(SpecError, match=f"{name} is '{value}'"):
             EndpointSettings.from_env({"KITAE_API_KEY": KEY, name: value})
+
+
+def test_serve_builds_the_application_without_the_operators_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve builds it in any process of the Ray cluster; only the API pods have the key."""
+    monkeypatch.delenv("KITAE_API_KEY", raising=False)
+    monkeypatch.delenv("KITAE_AUTH", raising=False)
+    monkeypatch.setenv("KITAE_MAX_ONGOING_REQUESTS", "7")
+    application = build({})
+    assert application._bound_deployment.max_queued_requests == 7

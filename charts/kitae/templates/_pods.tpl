@@ -72,7 +72,7 @@ AWS_CA_BUNDLE: /etc/kitae/ca/{{ $.Values.store.ca.key }}
 {{- end }}
 
 {{/*
-A pod template: (dict "root" $ "component" head|api|inference "size" SIZE "scheduling" VALUES "account" NAME "token" BOOL
+A pod template: (dict "root" $ "component" head|api|inference "size" SIZE "scheduling" VALUES "account" NAME
 "ports" YAML).
 */}}
 {{- define "kitae.pod" -}}
@@ -88,7 +88,8 @@ metadata:
   {{- end }}
 spec:
   serviceAccountName: {{ .account }}
-  automountServiceAccountToken: {{ .token }}
+  # The token is in a container of its own, which runs no code of the Ray cluster: `kubernetes-token` below.
+  automountServiceAccountToken: false
   terminationGracePeriodSeconds: 120
   securityContext:
     {{- include "kitae.podSecurityContext" $root | nindent 4 }}
@@ -121,6 +122,29 @@ spec:
           app.kubernetes.io/component: {{ $.component }}
     {{- end }}
   {{- end }}
+  {{- if eq .component "api" }}
+  initContainers:
+    # Restarted by itself, unlike the pod's containers (`restartPolicy: Never` with this autoscaler).
+    - name: launcher
+      restartPolicy: Always
+      image: {{ include "kitae.image" $root | quote }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      command: [python, -m, ray_jobs.launch.sidecar, /run/kitae/launcher.sock]
+      securityContext:
+        {{- include "kitae.securityContext" $root | nindent 8 }}
+      env:
+        - {name: KITAE_CLUSTER, value: /etc/kitae/cluster/cluster.yaml}
+        - {name: HOME, value: /tmp}
+        - {name: PYTHONDONTWRITEBYTECODE, value: "1"}
+      resources:
+        requests: {cpu: 100m, memory: 256Mi, ephemeral-storage: 100Mi}
+        limits: {cpu: "1", memory: 1Gi, ephemeral-storage: 1Gi}
+      volumeMounts:
+        - {name: cluster, mountPath: /etc/kitae/cluster, readOnly: true}
+        - {name: launcher, mountPath: /run/kitae}
+        - {name: launcher-tmp, mountPath: /tmp}
+        - {name: kubernetes-token, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
+  {{- end }}
   containers:
     - name: ray
       image: {{ include "kitae.image" $root | quote }}
@@ -137,8 +161,11 @@ spec:
           valueFrom: {fieldRef: {fieldPath: "metadata.labels['ray.io/cluster']"}}
         - name: RAY_DASHBOARD_ADDRESS
           value: http://$(POD_RAY_CLUSTER)-head-svc.$(POD_NAMESPACE).svc:8265
+        {{- if eq .component "api" }}
         - name: KITAE_API_KEY
           valueFrom: {secretKeyRef: {name: {{ include "kitae.apiKeySecret" $root }}, key: {{ $root.Values.secrets.apiKey.key }}}}
+        - {name: KITAE_LAUNCHER, value: /run/kitae/launcher.sock}
+        {{- end }}
         {{- $environment := include "kitae.environment" $root | fromYaml }}
         {{- range $name, $value := mustMergeOverwrite $environment $root.Values.environment }}
         - name: {{ $name }}
@@ -161,6 +188,9 @@ spec:
         {{- with include "kitae.caConfigMap" $root }}
         - {name: store-ca, mountPath: /etc/kitae/ca, readOnly: true}
         {{- end }}
+        {{- if eq .component "api" }}
+        - {name: launcher, mountPath: /run/kitae}
+        {{- end }}
         - {name: tmp, mountPath: /tmp}
         - {name: home, mountPath: /home/kitae}
         - {name: cache, mountPath: /cache}
@@ -171,6 +201,20 @@ spec:
     {{- with include "kitae.caConfigMap" $root }}
     - name: store-ca
       configMap: {name: {{ . }}}
+    {{- end }}
+    {{- if ne .component "inference" }}
+    - name: kubernetes-token
+      projected:
+        sources:
+          - serviceAccountToken: {path: token, expirationSeconds: 3600}
+          - configMap: {name: kube-root-ca.crt, items: [{key: ca.crt, path: ca.crt}]}
+          - downwardAPI: {items: [{path: namespace, fieldRef: {fieldPath: metadata.namespace}}]}
+    {{- end }}
+    {{- if eq .component "api" }}
+    - name: launcher
+      emptyDir: {sizeLimit: 1Mi}
+    - name: launcher-tmp
+      emptyDir: {sizeLimit: 100Mi}
     {{- end }}
     - name: tmp
       emptyDir: {sizeLimit: {{ .size.disk }}}
