@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ray_jobs.storage import Workspace
 
 WATCH_EVERY_S = 2.0
+_INTERRUPTED = "interrupted"
 SILENT_AFTER_S = 300.0
 """A running job writes an event at least at every evaluation; without one for so long, its runner may be dead."""
 
@@ -52,10 +53,14 @@ def run(spec: JobSpec, launched: bool) -> None:
       kitae run examples/faq_chat.yaml
       ray job submit --working-dir . -- python -m ray_jobs run examples/faq_chat.yaml
     """
+    store = session.open_workspace()
+    if launched and (ended := _succeeded(store, spec.job_id)):
+        click.echo(ended)
+        return
     from ray_jobs import pipeline
 
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
-        click.echo(pipeline.run(session.open_workspace(), spec).as_text())
+        click.echo(pipeline.run(store, spec).as_text())
 
 
 @click.command()
@@ -76,6 +81,9 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
 
     store, job = session.find_job(job, check=True)
     document = load(store, job).spec
+    if launched and (ended := _succeeded(store, job)):
+        click.echo(ended)
+        return
     if workers is not None:
         document["compute"] = {**document.get("compute", {}), "workers": workers}
     loaded = parse_spec(document, source=f"the stored spec of job {job}", stored=True)
@@ -84,6 +92,23 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     with _exit_0_on(JobError if launched else ()):
         result = pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None)
         click.echo(result.as_text())
+
+
+def _succeeded(store: Workspace, job_id: str) -> str | None:
+    """What a launched runner says of a job that has succeeded; None: it has not.
+
+    KubeRay runs a job again if its dashboard does not answer within 30 s of the job's end. This is checked before the
+    frameworks are imported and before a worker is requested.
+    """
+    from ray_jobs.jobs import load
+
+    try:
+        record = load(store, job_id)
+    except JobError:  # it has no record yet
+        return None
+    if record.status != "succeeded":
+        return None
+    return f"job {job_id} has succeeded already: there is nothing to do"
 
 
 @contextmanager
@@ -218,7 +243,7 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
 
     if job is None:
         root = session.open_store(check=False)
-        found = [(home.team, record) for home in session.workspaces(root) for record in list_jobs(home)]
+        found = [(home, record) for home in session.workspaces(root) for record in list_jobs(home)]
         found.sort(key=lambda pair: pair[1].created_at, reverse=True)
         none = f"no jobs in {root.uri()} yet; `kitae run SPEC` starts one"
         if not (watch or show_events):
@@ -246,11 +271,13 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         context.exit(1)
 
 
-def _print_jobs(found: Sequence[tuple[str, JobRecord]], as_json: bool, *, empty: str) -> None:
+def _print_jobs(found: Sequence[tuple[Workspace, JobRecord]], as_json: bool, *, empty: str) -> None:
     if as_json:
-        session.print_json([record.model_dump(mode="json") | {"team": team} for team, record in found])
+        session.print_json([record.model_dump(mode="json") | {"team": home.team} for home, record in found])
         return
-    rows = [(r.id, team, r.status, str(r.attempt), _ago(r.created_at), _outcome(r)) for team, r in found]
+    rows = [
+        (r.id, home.team, _shown_status(home, r), str(r.attempt), _ago(r.created_at), _outcome(r)) for home, r in found
+    ]
     session.print_table(["job", "team", "status", "attempts", "created", "outcome"], rows, empty=empty)
 
 
@@ -272,7 +299,8 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
     from ray_jobs.jobs.progress import duration
 
     attempt = f"attempt {record.attempt}" + (f" by {record.owner}" if record.owner else "")
-    click.echo(f"{record.id}  {record.status}  {attempt}")
+    status = _shown_status(store, record)
+    click.echo(f"{record.id}  {status}  {attempt}")
     if record.started_at is not None:
         end = record.finished_at or datetime.now(UTC)
         click.echo(f"  started   {_ago(record.started_at)}, took {duration((end - record.started_at).total_seconds())}")
@@ -289,8 +317,24 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
     if written:
         last = written[-1]
         click.echo(f"  last      {_ago(last.at)}: {last.message}")
-        if (datetime.now(UTC) - last.at).total_seconds() > SILENT_AFTER_S:
+        if status == _INTERRUPTED:
+            click.echo(
+                "            its machines were taken away, and it resumes on others; `kitae quota show` shows the queue"
+            )
+        elif (datetime.now(UTC) - last.at).total_seconds() > SILENT_AFTER_S:
             click.echo(f"            its runner may be dead; `kitae resume {record.id}` resumes the job")
+
+
+def _shown_status(store: Workspace, record: JobRecord) -> str:
+    """The record's status; `interrupted` for a running one whose machines are going or gone."""
+    from ray_jobs.jobs import checkpoint_request, event, event_names
+
+    if record.status != "running" or (found := checkpoint_request.current(store, record.id)) is None:
+        return record.status
+    names = event_names(store, record.id)
+    last = event(store, record.id, names[-1]) if names else None
+    last_at = 0.0 if last is None else last.at.timestamp()
+    return _INTERRUPTED if checkpoint_request.is_interrupted(found, record.attempt, last_at) else record.status
 
 
 def _outcome(record: JobRecord) -> str:

@@ -23,6 +23,9 @@ STILL_GOOD_S = 10.0
 """A requested checkpoint that is no older than this serves the next request too."""
 COUNTS_S = 900.0
 """A failure within this time after a request is put down to the loss of the machines."""
+GRACE_S = 130.0
+"""After a request, an attempt whose machines go may still write events for this long; a later event shows that it
+runs."""
 _POLL_S = 0.5
 
 RequestAnswer = Literal["committed", "not running", "not training", "too late"]
@@ -102,6 +105,12 @@ def was_requested(store: Workspace, job_id: str, attempt: int) -> bool:
     """True if a checkpoint of this attempt was requested within the last `COUNTS_S` seconds."""
     found = current(store, job_id)
     return found is not None and found.attempt == attempt and time.time() - found.at <= COUNTS_S
+
+
+def is_interrupted(found: CheckpointRequest | None, attempt: int, last_event_at: float) -> bool:
+    """True if the machines of the attempt are going or gone, e.g. after a preemption. Pure. `last_event_at`: Unix
+    seconds of the job's newest event."""
+    return found is not None and found.attempt == attempt and last_event_at <= found.at + GRACE_S
 
 
 def _covers(last: CheckpointRequest, now_s: float) -> bool:

@@ -51,6 +51,8 @@ class TrainingControl:
         (number, _), self._saving = self._saving, None
         with contextlib.suppress(KitaeError):  # the caller stops waiting after a while; the checkpoint is committed
             checkpoint_request.answer(self._store, self._job_id, number, step)
+            saved = f"asked to save, because its machines are taken away: checkpoint of step {step} is committed"
+            jobs.note(self._store, self._job_id, "warning", saved)
 
     def close(self) -> None:
         """End the polling."""

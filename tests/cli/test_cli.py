@@ -21,8 +21,9 @@ from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, JobCancelled, JobPaused, JobSuperseded, KitaeError
+from ray_jobs.jobs import checkpoint_request
 from ray_jobs.registry.model import Lineage
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, load_spec
 from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.repository import ROOT
@@ -281,6 +282,39 @@ def test_a_stopped_launched_run_exits_with_0(
     done = invoke.invoke(cli, [*arguments, "--launched"])
     assert (done.exit_code, done.output) == (0, "the job was stopped\n")
     assert isinstance(invoke.invoke(cli, arguments).exception, stopped)
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_a_launched_runner_of_a_succeeded_job_exits_with_0_before_it_takes_a_worker(
+    invoke: CliRunner, store: Workspace, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """KubeRay starts it when its dashboard did not answer in time at the job's end."""
+
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the job ran again")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    path = ROOT / "examples/faq_chat.yaml"
+    job = jobs.start_attempt(store, load_spec(path))
+    job.finish("succeeded", result={})
+    done = invoke.invoke(cli, [command, str(path) if command == "run" else job.id, "--launched"])
+    assert (done.exit_code, done.output) == (0, f"job {job.id} has succeeded already: there is nothing to do\n")
+    assert jobs.load(store, job.id).attempt == 1
+    with pytest.raises(AssertionError, match="ran again"):  # a user's own command does run it
+        invoke.invoke(cli, [command, str(path) if command == "run" else job.id], catch_exceptions=False)
+
+
+def test_status_shows_a_job_whose_machines_were_taken_away(invoke: CliRunner, store: Workspace) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    job.event("info", "attempt 1 started")
+    assert f"{job.id}  running  attempt 1" in invoke.invoke(cli, ["status", job.id]).output
+    checkpoint_request.request(store, job.id)
+    shown = invoke.invoke(cli, ["status", job.id]).output
+    assert f"{job.id}  interrupted  attempt 1" in shown
+    assert "it resumes on others" in shown
+    assert "interrupted" in invoke.invoke(cli, ["status"]).output
+    jobs.start_attempt(store, make_spec())
+    assert f"{job.id}  running  attempt 2" in invoke.invoke(cli, ["status", job.id]).output
 
 
 def test_resume_needs_a_worker_and_a_known_job(invoke: CliRunner, store: Workspace) -> None:

@@ -141,6 +141,16 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize(
+    ("attempt", "last_event_at", "interrupted"),
+    [(1, 90.0, True), (1, 229.0, True), (1, 231.0, False), (2, 90.0, False)],
+)
+def test_an_attempt_is_interrupted_until_it_writes_again(attempt: int, last_event_at: float, interrupted: bool) -> None:
+    found = CheckpointRequest(number=1, attempt=1, at=100.0)
+    assert checkpoint_request.is_interrupted(found, attempt, last_event_at) is interrupted
+    assert not checkpoint_request.is_interrupted(None, attempt, last_event_at)
+
+
 @pytest.fixture
 def control(store: Workspace) -> Iterator[Callable[..., TrainingControl]]:
     """A training's control that polls every few milliseconds, and ends with the test."""
@@ -170,6 +180,8 @@ def test_a_training_saves_once_for_a_request_and_answers_with_that_checkpoint(
     assert found.heard_at is not None
     watch.committed(6)
     watch.committed(8)
+    saved = "asked to save, because its machines are taken away: checkpoint of step 6 is committed"
+    assert [event.message for _, event in jobs.events(store, job.id)] == [saved]
     found = checkpoint_request.current(store, job.id)
     assert found is not None
     assert found.step == 6
