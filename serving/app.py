@@ -93,7 +93,7 @@ def app_from_environment() -> ASGIApp:
     from serving.files.ray_row_validator import check_rows_in_ray
 
     settings = EndpointSettings.from_env(os.environ)
-    store = Store.from_env(check=False)
+    store = Store.from_env(check=False).failing_fast()
     with suppress(StoreUnreachable):  # what it answers without a store, it answers also when it starts without one
         migration.require_layout(store)
     log_requests()

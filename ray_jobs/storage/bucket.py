@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ray_jobs.errors import CorruptObject, ObjectNotFound, StoreAccessDenied, StoreError
+from ray_jobs.errors import CorruptObject, ObjectNotFound, StoreAccessDenied, StoreError, StoreUnreachable
+from ray_jobs.storage.breaker import Breaker
 from ray_jobs.storage.faults import RETRIED, FaultKind, as_error, classify
 from ray_jobs.storage.manifest import ObjectInfo
 
@@ -32,6 +33,8 @@ SHA256_META = "sha256"
 _WRITE_META = "kitae-write"
 _MAX_DELAY_S = 3.0
 _DAMAGED_TRIES = 3
+_FAST_S = 2.0
+_FAST_SILENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Bucket:
     settings: StoreSettings
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends the waits between retries."""
+    breaker: Breaker | None = None
+    """Fails requests at once while the store does not answer. None: each waits for `patience_s`."""
     _clients: dict[int, S3Client] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,6 +77,15 @@ class Bucket:
 
     def patient_for(self, patience_s: float) -> Bucket:
         return replace(self, settings=replace(self.settings, patience_s=patience_s))
+
+    def failing_fast(self) -> Bucket:
+        """The bucket for a process whose callers wait: it gives up after seconds, and then at once until the store
+        answers again."""
+        settings = self.settings
+        settings = replace(
+            settings, patience_s=min(_FAST_S, settings.patience_s), silence_s=min(_FAST_SILENCE_S, settings.silence_s)
+        )
+        return replace(self, settings=settings, breaker=Breaker(), _clients={}, _lock=threading.Lock())
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
@@ -240,28 +254,39 @@ class Bucket:
 
         If the answer to a write is lost, the retry meets that write: `settled` checks for it and returns the result.
         """
-        first_failure = None
+        # A process that fails fast counts the first try's silence too.
+        first_failure = None if self.breaker is None else time.monotonic()
+        retried = False
         delay_s = 0.1
         damaged = 0
+        if self.breaker is not None and not self.breaker.admits():
+            raise StoreUnreachable(f"{action}: the store does not answer at {self.where}; it is tried every second")
         while True:
             try:
-                return request()
+                result = request()
+                if self.breaker is not None:
+                    self.breaker.answered()
+                return result
             except Exception as error:
                 fault = classify(error)
                 if fault is None:
                     raise
                 now = time.monotonic()
-                retried = first_failure is not None
                 first_failure = first_failure if first_failure is not None else now
                 waited_s = now - first_failure
                 if retried and settled is not None and fault.kind in (FaultKind.CONFLICT, FaultKind.NO_UPLOAD):
-                    result = settled()
-                    if result is not None:
-                        return result
+                    written = settled()
+                    if written is not None:
+                        return written
+                retried = True
                 damaged += fault.kind is FaultKind.DAMAGED
                 again = fault.kind in RETRIED and waited_s < self.settings.patience_s
                 again = again or (fault.kind is FaultKind.DAMAGED and damaged < _DAMAGED_TRIES)
+                if self.breaker is not None and fault.kind is not FaultKind.NO_ANSWER:
+                    self.breaker.answered()
                 if not again:
+                    if self.breaker is not None and fault.kind is FaultKind.NO_ANSWER:
+                        self.breaker.failed()
                     raise as_error(fault, action=action, where=self.where, waited_s=waited_s) from error
             if self.stop.wait(random.uniform(0.5, 1.0) * delay_s):
                 raise StoreError(f"{action} was not finished: the transfer was stopped")

@@ -80,6 +80,13 @@ class Store:
             store.probe()
         return store
 
+    def failing_fast(self) -> Store:
+        """The same store for a process whose callers wait: while the store is away, its operations raise
+        StoreUnreachable after 2 s, or 10 s if it accepts connections, and once that happened at once."""
+        fast = self.at(self.uri())
+        fast._bucket = self._bucket.failing_fast()
+        return fast
+
     def __repr__(self) -> str:
         return f"Store({self.uri()!r}, {self._bucket.settings.endpoint_url!r})"
 
