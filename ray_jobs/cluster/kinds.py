@@ -14,6 +14,8 @@ JOB_LABEL = "kitae.dev/job"
 RUNNER_LABEL = "kitae.dev/runner"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+RELEASE_ANNOTATION = "kitae.dev/release"
+"""On a RayJob of charts/finetune-job: the ConfigMap that exists as long as its Helm release."""
 MANAGER_LABEL = "app.kubernetes.io/managed-by"
 MANAGER = "kitae"
 """Manager of the RayJobs that the launcher creates and deletes; Helm manages its own releases."""
@@ -54,6 +56,7 @@ CLUSTER_QUEUE = Kind(_KUEUE, "v1beta2", "clusterqueues", "ClusterQueue", namespa
 LOCAL_QUEUE = Kind(_KUEUE, "v1beta2", "localqueues", "LocalQueue")
 RESOURCE_FLAVOR = Kind(_KUEUE, "v1beta2", "resourceflavors", "ResourceFlavor", namespaced=False)
 COHORT = Kind(_KUEUE, "v1beta2", "cohorts", "Cohort", namespaced=False)
+CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
 POD = Kind("", "v1", "pods", "Pod")
 NODE = Kind("", "v1", "nodes", "Node", namespaced=False)
 

@@ -20,12 +20,14 @@ from ray_jobs.cluster.informer import Informer
 from ray_jobs.cluster.kinds import (
     CLUSTER_QUEUE,
     COHORT,
+    CONFIG_MAP,
     LOCAL_QUEUE,
     MANAGER,
     MANAGER_LABEL,
     OURS,
     POD,
     RAY_JOB,
+    RELEASE_ANNOTATION,
     RUNNER_LABEL,
     WORKLOAD,
     Kind,
@@ -44,6 +46,7 @@ from ray_jobs.launch.runner_state import ended_at, runner_id_of, runner_of
 logger = logging.getLogger(__name__)
 
 _PODS_EVERY_S = 10.0
+_RELEASES_EVERY_S = 15.0
 _KEPT_S = 86400.0
 """Age at which an ended RayJob is deleted; KubeRay deletes its Ray cluster, but neither it nor its submitter's Job."""
 _REPORTED_S = 600.0
@@ -64,6 +67,9 @@ class KubernetesLauncher:
     _pods_read: dict[str, tuple[float, list[Object]]] = field(default_factory=dict)
     _ended_since: dict[str, float] = field(default_factory=dict)
     """By uid: since when a RayJob is reported as ended."""
+    _without_release: set[str] = field(default_factory=set)
+    """By uid: RayJobs whose release did not exist when it was last read."""
+    _releases_read_at: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, needs: Needs) -> None:
@@ -130,6 +136,7 @@ class KubernetesLauncher:
             starts_in_s = None if start_s is None else start_s - now_s
             found[name] = runner_of(item, workload, pods, queues, starts_in_s=starts_in_s, now_s=now_s)
         self._delete_ended(rayjobs)
+        self._delete_without_release(rayjobs)
         return found
 
     # ---- steps -------------------------------------------------------------------------------------------------------
@@ -150,6 +157,30 @@ class KubernetesLauncher:
             except ClusterError as error:
                 self._ended_since[uid] = now_s  # retried after _REPORTED_S
                 logger.warning("cannot delete RayJob %s, which has ended: %s", metadata["name"], error)
+
+    def _delete_without_release(self, rayjobs: list[Object]) -> None:
+        """Delete the RayJobs of uninstalled Helm releases. Helm deletes what its last revision names, and a failed
+        `helm upgrade` leaves a revision that does not name the running RayJob."""
+        now_s = self.now()
+        if now_s - self._releases_read_at < _RELEASES_EVERY_S:
+            return
+        self._releases_read_at = now_s
+        missing: set[str] = set()
+        for item in rayjobs:
+            metadata = item["metadata"]
+            release = (metadata.get("annotations") or {}).get(RELEASE_ANNOTATION)
+            if release is None or "deletionTimestamp" in metadata:
+                continue
+            try:
+                if self.cluster.get(CONFIG_MAP, release, metadata["namespace"]) is not None:
+                    continue
+                missing.add(metadata["uid"])
+                if metadata["uid"] in self._without_release:  # not one whose release is being installed
+                    self.cluster.delete(RAY_JOB, metadata["name"], metadata["namespace"])
+                    logger.info("RayJob %s deleted: its release %s is uninstalled", metadata["name"], release)
+            except ClusterError as error:
+                logger.warning("cannot delete RayJob %s without a release: %s", metadata["name"], error)
+        self._without_release = missing
 
     def _pods(self, item: Object) -> list[Object]:
         """Pods of a starting runner, listed at most every `_PODS_EVERY_S`."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ray_jobs.cluster.kinds import RELEASE_ANNOTATION
 from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, load_spec, parse_spec
 from tests.charts import chart_values, helm
 from tests.charts.manifests import Object, findings, pod_templates
@@ -18,18 +19,29 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 
 def rendered(case: str = "gpu", **options: Any) -> tuple[Object, Object]:
-    """The ConfigMap and the RayJob."""
+    """The release's ConfigMap and the RayJob."""
     config, job = helm.render("finetune-job", chart_values.JOB[case], release="faq", namespace="kitae-blue", **options)
     assert (config["kind"], job["kind"]) == ("ConfigMap", "RayJob")
     return config, job
 
 
 def name_of(values: chart_values.Values, **options: Any) -> str:
-    names = {
-        str(document["metadata"]["name"]) for document in helm.render("finetune-job", values, release="faq", **options)
-    }
-    (name,) = names
-    return name
+    _, job = helm.render("finetune-job", values, release="faq", **options)
+    return str(job["metadata"]["name"])
+
+
+def job_file(job: Object) -> str:
+    """The job file that head and workers see at /etc/kitae/job.yaml."""
+    cluster = job["spec"]["rayClusterSpec"]
+    texts = set()
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        annotations = group["template"]["metadata"]["annotations"]
+        (volume,) = [each for each in group["template"]["spec"]["volumes"] if each["name"] == "job"]
+        (item,) = volume["downwardAPI"]["items"]
+        assert item["fieldRef"]["fieldPath"] == "metadata.annotations['kitae.dev/job-file']"
+        texts.add(annotations["kitae.dev/job-file"])
+    (text,) = texts
+    return str(text)
 
 
 @pytest.mark.parametrize(("major", "case"), CASES)
@@ -60,9 +72,9 @@ def test_lint(major: int) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_a_job_file_is_passed_unchanged(path: Path, major: int) -> None:
     values = chart_values.job() | {"job": {"attempt": 1}}
-    config, _ = helm.render("finetune-job", values, major=major, files={"job.spec": path})
-    assert config["data"]["job.yaml"].strip() == path.read_text(encoding="utf-8").strip()
-    assert parse_spec(yaml.safe_load(config["data"]["job.yaml"])) == load_spec(path)
+    _, job = helm.render("finetune-job", values, major=major, files={"job.spec": path})
+    assert job_file(job).strip() == path.read_text(encoding="utf-8").strip()
+    assert parse_spec(yaml.safe_load(job_file(job))) == load_spec(path)
 
 
 def test_the_examples_are_found() -> None:
@@ -73,8 +85,8 @@ def test_the_examples_are_found() -> None:
 def test_values_give_the_same_job(case: str) -> None:
     given = chart_values.JOB[case]["job"]["spec"]
     wanted = parse_spec(yaml.safe_load(given) if isinstance(given, str) else given)
-    config, job = rendered(case)
-    assert parse_spec(yaml.safe_load(config["data"]["job.yaml"])) == wanted
+    _, job = rendered(case)
+    assert parse_spec(yaml.safe_load(job_file(job))) == wanted
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert {group[key] for key in ("replicas", "minReplicas", "maxReplicas")} == {wanted.compute.workers}
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -87,8 +99,8 @@ def test_numbers_stay_numbers() -> None:
     training = {"learning_rate": 2e-5, "max_steps": 10_000_000, "seed": 2**31 - 1, "max_grad_norm": None}
     values = chart_values.job(job={"spec": {"training": training}})
     for major in helm.MAJORS:
-        config, _ = helm.render("finetune-job", values, major=major)
-        spec: JobSpec = parse_spec(yaml.safe_load(config["data"]["job.yaml"]))
+        _, job = helm.render("finetune-job", values, major=major)
+        spec: JobSpec = parse_spec(yaml.safe_load(job_file(job)))
         assert (spec.training.learning_rate, spec.training.max_steps, spec.training.seed) == (2e-5, 10**7, 2**31 - 1)
 
 
@@ -123,17 +135,30 @@ def test_helm_uninstall_removes_everything() -> None:
         assert "helm.sh/hook" not in document["metadata"].get("annotations", {})
 
 
+def test_every_revision_has_the_release_and_one_rayjob_that_names_it() -> None:
+    """Whichever revision is the last, uninstalling it deletes the ConfigMap, and the endpoint what refers to it."""
+    revisions = [helm.render("finetune-job", chart_values.job(retries=count), release="faq") for count in (1, 2)]
+    assert len({job["metadata"]["name"] for _, job in revisions}) == 2
+    for config, job in revisions:
+        assert (config["kind"], config["metadata"]["name"]) == ("ConfigMap", "faq")
+        assert config["data"] == {"rayjob": job["metadata"]["name"]}
+        assert job["metadata"]["annotations"] == {RELEASE_ANNOTATION: "faq"}
+        assert job["metadata"]["labels"]["app.kubernetes.io/part-of"] == "kitae", (
+            "the endpoint's informer selects by it"
+        )
+
+
 def test_two_releases_do_not_collide() -> None:
     names = {
-        document["metadata"]["name"]
+        (document["kind"], document["metadata"]["name"])
         for release in ("one", "two")
         for document in helm.render("finetune-job", chart_values.job(), release=release)
     }
-    assert len(names) == 2
+    assert len(names) == 4
 
 
 def test_a_long_name_is_refused() -> None:
-    assert len(helm.render("finetune-job", chart_values.job(), release="a" * 38)[0]["metadata"]["name"]) == 47
+    assert len(helm.render("finetune-job", chart_values.job(), release="a" * 38)[1]["metadata"]["name"]) == 47
     with pytest.raises(helm.Refused, match="has 39 characters; at most 38"):
         helm.render("finetune-job", chart_values.job(), release="a" * 39)
 

@@ -18,6 +18,7 @@ from typing import Any
 from ray_jobs.cluster.kinds import (
     CLUSTER_QUEUE,
     COHORT,
+    CONFIG_MAP,
     LOCAL_QUEUE,
     NODE,
     POD,
@@ -29,7 +30,6 @@ from ray_jobs.cluster.kinds import (
 )
 from tests.cluster.schemas import validators
 
-CONFIG_MAP = Kind("", "v1", "configmaps", "ConfigMap")
 PRIORITY_CLASS = replace(CLUSTER_QUEUE, plural="workloadpriorityclasses", kind="WorkloadPriorityClass")
 KINDS = (
     RAY_JOB, WORKLOAD, CLUSTER_QUEUE, LOCAL_QUEUE, RESOURCE_FLAVOR, PRIORITY_CLASS, COHORT, POD, NODE, CONFIG_MAP,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_jobs.cluster.kinds import LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
+from ray_jobs.cluster.kinds import CONFIG_MAP, LOCAL_QUEUE, RAY_JOB, RELEASE_ANNOTATION, WORKLOAD, Object
 from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import (
     ClusterError,
@@ -383,3 +383,35 @@ def test_a_priority_above_the_teams_ceiling_is_refused(place: Place) -> None:
     place.launcher.check(replace(NEEDS, priority=0))
     with pytest.raises(PriorityTooHigh, match="priority is 1, and team blue may use at most 0: lower it"):
         place.launcher.check(replace(NEEDS, priority=1))
+
+
+def test_rayjobs_of_an_uninstalled_release_are_deleted(place: Place) -> None:
+    """A failed `helm upgrade` leaves a revision that does not name the running RayJob; uninstalling it deletes the
+    ConfigMap, which every revision names."""
+    release = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "faq"}}
+    place.server.objects.create(CONFIG_MAP, release, BLUE)
+    job = manifest(parse(SETTINGS), "faq-1f0c2a9b", ARGUMENTS, ENVIRONMENT, NEEDS)
+    job["metadata"]["annotations"] = {RELEASE_ANNOTATION: "faq"}
+    job["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "Helm"
+    place.server.objects.create(RAY_JOB, job, BLUE)
+    place.launch()
+
+    def pass_by() -> None:
+        for _ in range(3):
+            place.now_s += 20
+            place.launcher.runners("ftjob-")
+        place.server.objects.collect()
+
+    pass_by()
+    assert place.names() == ["faq-1f0c2a9b", ID]
+    place.server.fail(503, times=9, when=lambda request: request.kind == CONFIG_MAP)
+    place.server.objects.delete(CONFIG_MAP, "faq", BLUE)
+    pass_by()
+    assert place.names() == ["faq-1f0c2a9b", ID], "an error is no answer"
+    place.server.heal()
+    place.now_s += 20
+    place.launcher.runners("ftjob-")
+    assert place.names() == ["faq-1f0c2a9b", ID], "its release may be about to be created"
+    pass_by()
+    assert place.names() == [ID]
+    assert place.server.objects.list(WORKLOAD) == []

@@ -68,6 +68,14 @@ RAY_JOB_STOP_WAIT_TIME_S: "100"
 metadata:
   labels:
     {{- include "job.podLabels" $root | nindent 4 }}
+  annotations:
+    # Not in a ConfigMap: the job file of an attempt is deleted with it, and a later attempt has another.
+    kitae.dev/job-file: |
+      {{- if kindIs "string" $root.Values.job.spec }}
+      {{- $root.Values.job.spec | nindent 6 }}
+      {{- else }}
+      {{- toYaml $root.Values.job.spec | nindent 6 }}
+      {{- end }}
 spec:
   {{- include "job.podSpec" $root | nindent 2 }}
   containers:
@@ -115,7 +123,7 @@ spec:
         - {name: shared-memory, mountPath: /dev/shm}
   volumes:
     - name: job
-      configMap: {name: {{ include "job.name" $root }}}
+      downwardAPI: {items: [{path: job.yaml, fieldRef: {fieldPath: "metadata.annotations['kitae.dev/job-file']"}}]}
     {{- with $root.Values.store.ca.existingConfigMap }}
     - name: store-ca
       configMap: {name: {{ . }}}
