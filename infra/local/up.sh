@@ -83,7 +83,7 @@ store_secret() {
 }
 
 endpoint() {
-  local values=(-f infra/local/values.yaml) team
+  local values=(-f infra/local/values.yaml) team conflicts=()
   say 'charts/kitae'
   if ((fake_gpus > 0)); then
     infra/local/fake-gpus.sh "$fake_gpus"
@@ -93,7 +93,9 @@ endpoint() {
   namespace kitae
   keep_secret kitae kitae-api-key "KITAE_API_KEY=$(random 32)"
   store_secret kitae
-  helm upgrade --install kitae charts/kitae -n kitae "${values[@]}" \
+  # KubeRay owns fields of the RayService that it has written, and Helm 4 refuses to change another's (docs/upgrade.md).
+  if [[ $(helm version --template '{{.Version}}') == v4* ]]; then conflicts=(--force-conflicts); fi
+  helm upgrade --install kitae charts/kitae -n kitae "${values[@]}" "${conflicts[@]}" \
     --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}"
   for team in "${teams[@]}"; do store_secret "kitae-$team"; done
   say "waiting for the endpoint, at most $patience_s s"
@@ -122,6 +124,7 @@ say 'ready'
 [[ $cluster != kind ]] || echo "  export KUBECONFIG=$KUBECONFIG"
 cat <<'TEXT'
   infra/local/demo.sh                                    runs a job for each of two teams, in turn
+  infra/local/tries.sh                                   tries what isolates teams and what survives an accident
   kubectl -n kitae port-forward svc/kitae-serve-svc 8000    serves the endpoint at http://localhost:8000
   kubectl -n kitae get secret kitae-api-key -o jsonpath={.data.KITAE_API_KEY} | base64 -d    prints its key
   kitae quota show                                       shows quotas and waiting jobs
