@@ -20,8 +20,11 @@ from serving.http.errors import ApiError
 
 ASK_EVERY_S = 2.0
 ANSWER_WITHIN_S = 2.0
+"""A later answer counts too, once it comes."""
 MISSES = 2
 """Unanswered questions in a row after which no process is taken to answer."""
+LOST_AFTER_S = 30.0
+"""A question without an answer for so long is lost, e.g. with the process that began it."""
 IDLE_S = 60.0
 """Without a request for so long the questions end, until the next one."""
 RETRY_AFTER_S = 5
@@ -95,15 +98,27 @@ class ProxyHealth:
 
     async def _ask(self) -> None:
         """Ask until there was no request for `IDLE_S`."""
+        question: asyncio.Task[bool] | None = None
+        asked_at_s = 0.0
         while time.monotonic() - self._last_request_s < IDLE_S:
-            asked_at_s = time.monotonic()
-            if await self._is_answered():
+            if question is None:
+                question, asked_at_s = asyncio.create_task(self._is_answered()), time.monotonic()
+            # An unanswered question stays in the proxy's queue: to cancel it and ask again is no better.
+            await asyncio.wait({question}, timeout=self._within_s)
+            if question.done() and question.result():
                 self._misses, self._asked_at_s = 0, asked_at_s
             else:
                 self._misses += 1
+            if question.done():
+                question = None
+            elif time.monotonic() - asked_at_s >= LOST_AFTER_S:
+                question.cancel()
+                question = None
             if self._misses >= MISSES:
                 self._give_up()
             await asyncio.sleep(self._every_s)
+        if question is not None:
+            question.cancel()
 
     def _give_up(self) -> None:
         """End the requests that no process can have begun: they arrived after the last answered question."""
@@ -128,10 +143,7 @@ class ProxyHealth:
             status = message.get("status", status)
 
         try:
-            async with asyncio.timeout(self._within_s):
-                await self._app(_question(), receive, send)
-        except TimeoutError:
-            return False
+            await self._app(_question(), receive, send)
         except Exception:  # noqa: BLE001  # whatever the proxy raises is no answer
             return False
         return 200 <= status < 500 and status != 404  # 404: Serve has no application yet
