@@ -114,6 +114,23 @@ def test_one_job_fits_on_the_local_cluster_and_two_do_not() -> None:
     assert {each.get("lendingLimit", "0") for each in fake["resources"] if each["name"] != "nvidia.com/gpu"} == {"0"}
 
 
+def test_the_loss_of_one_api_pod_is_no_outage_on_the_local_cluster() -> None:
+    documents = helm.render("kitae", VALUES["local/values.yaml"])
+    (service,) = of(documents, "RayService")
+    groups = {each["groupName"]: each for each in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]}
+    assert groups["api"]["minReplicas"] == 2
+    (budget,) = of(documents, "PodDisruptionBudget")
+    assert budget["metadata"]["name"].endswith("-api")
+    assert budget["spec"]["minAvailable"] == 1
+
+
+def test_a_jobs_head_has_a_whole_core() -> None:
+    """KubeRay waits 30 s for its dashboard at the job's end, and otherwise runs the finished job again."""
+    sizes = [read("charts/kitae/values.yaml")["profiles"][name]["jobHead"] for name in ("gpu", "cpu")]
+    sizes += [VALUES["local/values.yaml"]["profiles"]["cpu"]["jobHead"], read("infra/local/job-values.yaml")["head"]]
+    assert [parse(each["cpu"]) >= 1 for each in sizes] == [True] * 4
+
+
 @pytest.mark.parametrize("major", helm.MAJORS)
 def test_the_demo_job_has_the_sizes_of_the_endpoints_jobs(major: int, tmp_path: Path) -> None:
     text = (INFRA / "local/job.yaml").read_text(encoding="utf-8").replace("TEAM", "blue")
