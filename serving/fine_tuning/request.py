@@ -75,7 +75,9 @@ def resolve(
         problems.append(("model", f"the base model {body.model!r} does not exist; available: {known}"))
     for param, wanted in named.items():
         if wanted is not None and param not in found:
-            problems.append((param, f"the file {wanted!r} does not exist"))
+            # The operator may create a job for another team than that of the own files.
+            owned = "" if body.team is None else f" in team {team}: files belong to the team whose key uploaded them"
+            problems.append((param, f"the file {wanted!r} does not exist{owned}"))
         elif param in found and (found[param].purpose != FINE_TUNE or found[param].report is None):
             problems.append((param, f"{wanted} was uploaded for {found[param].purpose}, not with purpose {FINE_TUNE}"))
     for name, instead in (("held_out", "validation_file"), ("train", "training_file")):

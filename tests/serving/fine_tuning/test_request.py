@@ -199,3 +199,10 @@ def test_a_job_that_asks_for_more_than_the_engine_has_is_a_400() -> None:
     sections = {"serving": {"max_model_len": 65536}, "training": {"method": "lora", "lora": {"rank": 256}}}
     refused = refusal_of(sections)
     assert [each["param"] for each in refused.details] == ["serving.max_model_len", "training.lora.rank"]
+
+
+def test_a_job_for_another_team_says_whose_files_it_uses() -> None:
+    refused = refusal_of({"team": "a", "validation_file": "file-2"})
+    assert refused.param == "validation_file"
+    assert "'file-2' does not exist in team a: files belong to the team whose key uploaded them" in refused.message
+    assert refusal_of({"validation_file": "file-2"}).message.endswith("the file 'file-2' does not exist")
