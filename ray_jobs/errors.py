@@ -26,7 +26,8 @@ KitaeError
 │       ├── UnknownQueue         the team has no queue, or the queue does not exist
 │       ├── PriorityTooHigh      above the highest priority that the team may use
 │       └── Expired              a watch or a page continues from an expired resource version
-├── TrainingError        training stopped (a worker was lost too often)
+├── TrainingError        training stopped
+│   ├── WorkerLost           by accident: a worker could not start, or its process or machine died
 │   └── LossNotFinite        the training or held-out loss is NaN or infinite
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not start
@@ -167,6 +168,10 @@ class Expired(ClusterError):
 
 class TrainingError(KitaeError):
     exit_code = 8
+
+
+class WorkerLost(TrainingError):
+    pass
 
 
 class LossNotFinite(TrainingError):

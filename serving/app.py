@@ -27,6 +27,7 @@ from ray_jobs.errors import KitaeError, StoreUnreachable
 from ray_jobs.launch.launcher import Launcher
 from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 from ray_jobs.launch.remote import RemoteLauncher
+from ray_jobs.quota import bookings
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from ray_jobs.tracking.packages import is_installed
@@ -172,6 +173,7 @@ def create_app(
             PeriodicTask("jobs", 2.0, lambda: metrics.set_jobs(tuning.reconcile())),
             *([PeriodicTask("deployments", 3.0, reconcile)] if reconcile is not None else []),
             PeriodicTask("usage", settings.usage_every_s, ledger.flush, at_shutdown=True),
+            PeriodicTask("bookings", 60.0, lambda: bookings.book(store, time.time())),
             PeriodicTask("expired files", 3600.0, lambda: files.sweep(time.time())),
             PeriodicTask("expired uploads", 3600.0, lambda: uploads.sweep(time.time())),
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ray_jobs.cli import session
-from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError, ServingError
 
 if TYPE_CHECKING:
     from ray_jobs.jobs import JobRecord
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from ray_jobs.storage import Workspace
 
 WATCH_EVERY_S = 2.0
-_INTERRUPTED = "interrupted"
-SILENT_AFTER_S = 300.0
-"""A running job writes an event at least at every evaluation; without one for so long, its runner may be dead."""
+_INTERRUPTED, _LOST = "interrupted", "lost"
 
 
 @click.command()
@@ -42,7 +41,8 @@ def plan(spec: JobSpec) -> None:
 @click.command()
 @session.SPEC
 @click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: exit 0 when stopped.")
-def run(spec: JobSpec, launched: bool) -> None:
+@click.option("--release", type=int, hidden=True, help="job.attempt of the Helm release that starts it.")
+def run(spec: JobSpec, launched: bool, release: int | None) -> None:
     """Run the job file SPEC, from rows to an answering endpoint.
 
     The same file is the same job: finished stages are skipped, and a job that was killed resumes. A runner of the job
@@ -58,9 +58,11 @@ def run(spec: JobSpec, launched: bool) -> None:
         click.echo(ended)
         return
     from ray_jobs import pipeline
+    from ray_jobs.jobs import Released
 
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
-        click.echo(pipeline.run(store, spec).as_text())
+        by = Released(release) if release is not None else None
+        click.echo(pipeline.run(store, spec, launched=by).as_text())
 
 
 @click.command()
@@ -77,12 +79,18 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
       kitae resume faq-chat-1f0c2a9b3d --workers 1
     """
     from ray_jobs.jobs import Launched, load
+    from ray_jobs.registry.api_names import JOB_PREFIX
     from ray_jobs.spec import parse_spec
 
     store, job = session.find_job(job, check=True)
     document = load(store, job).spec
     if launched and (ended := _succeeded(store, job)):
         click.echo(ended)
+        return
+    if job.startswith(JOB_PREFIX) and not launched:
+        if workers is not None:
+            raise click.UsageError("the API decides where its jobs run: leave --workers out")
+        click.echo(_resume_at_endpoint(store.team, job.rpartition("-")[0]))
         return
     if workers is not None:
         document["compute"] = {**document.get("compute", {}), "workers": workers}
@@ -109,6 +117,30 @@ def _succeeded(store: Workspace, job_id: str) -> str | None:
     if record.status != "succeeded":
         return None
     return f"job {job_id} has succeeded already: there is nothing to do"
+
+
+def _resume_at_endpoint(team: str, api_id: str) -> str:
+    """Resume a job of the API, which then launches it and reports it as before. Raises JobError, ServingError."""
+    import httpx
+
+    from ray_jobs.deploy import ServeSettings
+
+    key = os.environ.get("KITAE_API_KEY")
+    if not key:
+        raise JobError(f"{api_id} is a job of the API, which resumes it: set KITAE_API_KEY to the operator's key")
+    url = f"{ServeSettings.from_env().url}/fine_tuning/jobs/{api_id}/resume"
+    try:
+        headers = {"Authorization": f"Bearer {key}", "OpenAI-Project": team}
+        answer = httpx.post(url, headers=headers, timeout=60.0)
+    except httpx.HTTPError as error:
+        raise ServingError(
+            f"the endpoint does not answer at {url} ({error}): start it, or set KITAE_ENDPOINT_URL"
+        ) from error
+    document = answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
+    if answer.status_code != 200:
+        message = (document.get("error") or {}).get("message") or f"status {answer.status_code}"
+        raise JobError(f"the endpoint did not resume {api_id}: {message}")
+    return f"{api_id}: {document['status']}"
 
 
 @contextmanager
@@ -262,7 +294,7 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         session.print_json(document)
         return
     last_key = _print_events(store, job, after="") if show_events or watch else ""
-    while watch and record.status in ("queued", "running"):
+    while watch and record.status in ("queued", "running") and _shown_status(store, record) != _LOST:
         time.sleep(WATCH_EVERY_S)
         record = load(store, job)
         last_key = _print_events(store, job, after=last_key)
@@ -273,7 +305,12 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
 
 def _print_jobs(found: Sequence[tuple[Workspace, JobRecord]], as_json: bool, *, empty: str) -> None:
     if as_json:
-        session.print_json([record.model_dump(mode="json") | {"team": home.team} for home, record in found])
+        session.print_json(
+            [
+                {**record.model_dump(mode="json"), "team": home.team, "status": _shown_status(home, record)}
+                for home, record in found
+            ]
+        )
         return
     rows = [
         (r.id, home.team, _shown_status(home, r), str(r.attempt), _ago(r.created_at), _outcome(r)) for home, r in found
@@ -321,20 +358,24 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
             click.echo(
                 "            its machines were taken away, and it resumes on others; `kitae quota show` shows the queue"
             )
-        elif (datetime.now(UTC) - last.at).total_seconds() > SILENT_AFTER_S:
-            click.echo(f"            its runner may be dead; `kitae resume {record.id}` resumes the job")
+    if status == _LOST:
+        click.echo(f"            its runner gives no sign of life; `kitae resume {record.id}` resumes the job")
 
 
 def _shown_status(store: Workspace, record: JobRecord) -> str:
-    """The record's status; `interrupted` for a running one whose machines are going or gone."""
-    from ray_jobs.jobs import checkpoint_request, event, event_names
+    """The record's status; for a running job `interrupted` if its machines are going or gone, `lost` if its runner gave
+    no sign of life for minutes."""
+    from ray_jobs.jobs import checkpoint_request, event, event_names, runs
 
-    if record.status != "running" or (found := checkpoint_request.current(store, record.id)) is None:
+    if record.status != "running":
         return record.status
-    names = event_names(store, record.id)
-    last = event(store, record.id, names[-1]) if names else None
-    last_at = 0.0 if last is None else last.at.timestamp()
-    return _INTERRUPTED if checkpoint_request.is_interrupted(found, record.attempt, last_at) else record.status
+    if (found := checkpoint_request.current(store, record.id)) is not None:
+        names = event_names(store, record.id)
+        last = event(store, record.id, names[-1]) if names else None
+        last_at = 0.0 if last is None else last.at.timestamp()
+        if checkpoint_request.is_interrupted(found, record.attempt, last_at):
+            return _INTERRUPTED
+    return _LOST if runs.is_lost(store, record, datetime.now(UTC).timestamp()) else record.status
 
 
 def _outcome(record: JobRecord) -> str:

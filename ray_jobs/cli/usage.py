@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import sys
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from ray_jobs.cli import session
+from ray_jobs.errors import StoreAccessDenied
 
 if TYPE_CHECKING:
     from ray_jobs.tenancy.usage import By
@@ -33,12 +35,15 @@ def usage(
       kitae usage --team blue --since 2026-11-01 --until 2026-11-30 --by model
       kitae usage --by key --csv > usage.csv
     """
+    from ray_jobs.quota import bookings
     from ray_jobs.tenancy import usage as ledger
 
     first, last = session.days(since, until)
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     store = session.open_store(check=False)
+    with suppress(StoreAccessDenied):  # then only the endpoint books
+        bookings.book(store, datetime.now(UTC).timestamp())
     rows = ledger.read(store, team, first, last)
     totals, everything = ledger.group(rows, by), ledger.total("total", rows)
     numbers = [{by: total.name} | total.model_dump(exclude={"name"}) for total in totals]

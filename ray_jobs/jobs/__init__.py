@@ -3,7 +3,7 @@
 `record` is what is stored, `attempts` who may write it, `events` what a reader follows.
 """
 
-from ray_jobs.jobs.attempts import CHECK_EVERY_S, Job, Launched, start_attempt
+from ray_jobs.jobs.attempts import CHECK_EVERY_S, Job, Launched, Released, start_attempt
 from ray_jobs.jobs.events import Event, Level, event, event_names, events, note, note_changed, note_created
 from ray_jobs.jobs.record import (
     JobRecord,
@@ -21,7 +21,7 @@ from ray_jobs.jobs.record import (
 )
 
 __all__ = [
-    "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "StageRecord", "Status", "create", "event",
-    "event_names", "events", "find", "give_up", "list_jobs", "load", "note", "note_changed", "note_created",
-    "read_stage", "request_cancel", "request_pause", "stages", "start_attempt",
+    "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "Released", "StageRecord", "Status", "create",
+    "event", "event_names", "events", "find", "give_up", "list_jobs", "load", "note", "note_changed",
+    "note_created", "read_stage", "request_cancel", "request_pause", "stages", "start_attempt",
 ]  # fmt: skip

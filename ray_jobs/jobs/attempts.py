@@ -32,11 +32,20 @@ class Launched:
     """Marks a runner that a launcher started: a later pause or cancellation stops it before its first stage."""
 
     paused_at: str | None = None
-    """Time of the pause that this launch ends. None: the job was not paused."""
+    """Time of the pause, or of the failure, that this launch ends. None: the job was neither paused nor failed."""
+
+
+@dataclass(frozen=True)
+class Released:
+    """Marks a runner of a Helm release. A release that was stopped while it waited stays stopped when it is admitted;
+    its next attempt resumes."""
+
+    attempt: int
+    """`job.attempt` of the release."""
 
 
 def start_attempt(
-    store: Workspace, spec: JobSpec, *, owner: str | None = None, launched: Launched | None = None
+    store: Workspace, spec: JobSpec, *, owner: str | None = None, launched: Launched | Released | None = None
 ) -> Job:
     """Claim the job's next attempt, which supersedes the runner of an earlier one.
 
@@ -47,8 +56,10 @@ def start_attempt(
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
     def claim(record: JobRecord) -> JobRecord:
-        if launched is not None:
+        if isinstance(launched, Launched):
             _require_startable(record, launched)
+        elif launched is not None:
+            _require_not_stopped(record, launched)
         return record.model_copy(
             update={
                 "attempt": record.attempt + 1,
@@ -59,6 +70,9 @@ def start_attempt(
                 "cancelled_at": None,
                 "paused_at": None,
                 "error": None,
+                "accident": False,
+                "saved_itself": False,
+                "release": launched.attempt if isinstance(launched, Released) else None,
                 "result": None,
             }
         )
@@ -121,6 +135,7 @@ class Job:
         status: Literal["succeeded", "failed", "cancelled"],
         *,
         error: str | None = None,
+        accident: bool = False,
         result: Mapping[str, Any] | None = None,
     ) -> JobRecord:
         """End this attempt; `cancelled` is for a runner that a signal stopped.
@@ -137,6 +152,7 @@ class Job:
                 update={
                     "finished_at": now,
                     "error": error,
+                    "accident": accident,
                     "result": None if result is None else dict(result),
                     "cancelled_at": now if status == "cancelled" else None,
                 }
@@ -150,7 +166,7 @@ class Job:
 
         def stop(record: JobRecord) -> JobRecord:
             self._require_current(record)
-            return paused(record)
+            return paused(record).model_copy(update={"saved_itself": True})
 
         update(self.store, self.id, stop)
 
@@ -167,9 +183,31 @@ class Job:
             raise JobSuperseded(f"attempt {self.attempt} of job {self.id} stops: the job is over ({record.status})")
 
 
+def stopped(record: JobRecord) -> datetime | None:
+    """When a job was paused or failed, which a launch can end. None: it does neither."""
+    if record.status == "failed":
+        return record.finished_at
+    return record.paused_at if record.status == "paused" else None
+
+
+def ends(record: JobRecord, stopped_at: str | None) -> bool:
+    """True if a launch that ends the pause or failure of this time ends the job's."""
+    found = stopped(record)
+    return found is not None and found.isoformat() == stopped_at
+
+
 def _require_startable(record: JobRecord, launched: Launched) -> None:
+    if ends(record, launched.paused_at):
+        return
     if record.over():
         kind = JobCancelled if record.status == "cancelled" else JobError
         raise kind(f"job {record.id} is over ({record.status}), so its launched runner has nothing to do")
-    if record.paused_at is not None and record.paused_at.isoformat() != launched.paused_at:
+    if record.status == "paused":
         raise JobPaused(f"job {record.id} was paused after its runner was launched")
+
+
+def _require_not_stopped(record: JobRecord, launched: Released) -> None:
+    if record.release != launched.attempt or record.saved_itself or record.status not in ("cancelled", "paused"):
+        return
+    kind = JobCancelled if record.status == "cancelled" else JobPaused
+    raise kind(f"job {record.id} was {record.status} while its release waited: raise job.attempt to start it again")

@@ -43,8 +43,14 @@ class JobRecord(BaseModel, frozen=True):
     finished_at: AwareDatetime | None = None
     cancelled_at: AwareDatetime | None = None
     paused_at: AwareDatetime | None = None
+    saved_itself: bool = False
+    """The pause is its runner's own, before its machines went: nobody asked for it, so a new start ends it."""
+    release: int | None = None
+    """The attempt of the Helm release (`job.attempt`) that started the newest attempt. None: another way in."""
     error: str | None = None
     """Why the newest attempt failed."""
+    accident: bool = False
+    """The newest attempt failed because a worker could not start or died: the job can be resumed as it is."""
     result: dict[str, Any] | None = None
     """The job's result: the model's version, metrics, endpoint."""
 
@@ -161,7 +167,7 @@ def paused(record: JobRecord, *, ended: str | None = None) -> JobRecord:
         return record
     if record.over():
         raise JobError(f"job {record.id} is already over ({record.status}); there is nothing to pause")
-    return record.model_copy(update={"paused_at": datetime.now(UTC)})
+    return record.model_copy(update={"paused_at": datetime.now(UTC), "saved_itself": False})
 
 
 def give_up(store: Workspace, job_id: str, error: str) -> JobRecord:

@@ -71,6 +71,8 @@ def head_environment(environment: Mapping[str, str]) -> dict[str, str]:
     binaries = str(Path(sys.executable).parent)
     return kept | {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # `ray job stop` waits this long, in which a training writes a checkpoint (`ray_jobs.jobs.sigterm`).
+        "RAY_JOB_STOP_WAIT_TIME_S": "100",
         # `python` and `ray` in a job are those of this environment.
         "PATH": os.pathsep.join([binaries, *filter(None, [environment.get("PATH", "")])]),
         # Ray's workers rename themselves; this keeps their environment readable, by which they are found.

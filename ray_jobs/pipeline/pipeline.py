@@ -15,9 +15,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ray_jobs import jobs, registry
-from ray_jobs.errors import GateError, JobCancelled, JobPaused, JobSuperseded, KitaeError, MachineError, SpecError
-from ray_jobs.jobs import Job, Launched, StageRecord, checkpoint_request, sigterm
+from ray_jobs.errors import (
+    GateError,
+    JobCancelled,
+    JobPaused,
+    JobSuperseded,
+    KitaeError,
+    MachineError,
+    SpecError,
+    WorkerLost,
+)
+from ray_jobs.jobs import Job, Launched, Released, StageRecord, checkpoint_request, sigterm
 from ray_jobs.jobs.progress import StageProgress
+from ray_jobs.jobs.runs import Heartbeat
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.outputs import Flow, MissingOutputError, SearchOutcome
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
@@ -27,18 +37,22 @@ from ray_jobs.spec import JobSpec, SearchSection
 from ray_jobs.storage import Workspace
 from ray_jobs.tracking.packages import require_packages
 from ray_jobs.training import checkpoint
+from ray_jobs.training.inputs import TrainOutcome
 from ray_jobs.training.machine_errors import is_disk_full
 from ray_jobs.training.metrics import write_csv
 
 R = TypeVar("R", bound=BaseModel)
 
+STAGE_TRIES = 3
+_RETRY_AFTER_S = 10.0
 
-def run(store: Workspace, spec: JobSpec, *, launched: Launched | None = None) -> JobResult:
+
+def run(store: Workspace, spec: JobSpec, *, launched: Launched | Released | None = None) -> JobResult:
     """Run or resume a job to its end. Raises the job's error, after writing it into the job's record."""
 
-    def work(job: Job) -> JobResult:
+    def work(job: Job, run: Heartbeat) -> JobResult:
         flow = Flow(spec)
-        flow, times = _run_stages(job, stages_of(flow, sources.read_sources(store, flow)), flow)
+        flow, times = _run_stages(job, run, stages_of(flow, sources.read_sources(store, flow)), flow)
         metrics_csv = write_csv(store, job.id, checkpoint.committed(store, flow.train_inputs.checkpoints))
         result = job_result(flow, times, metrics_csv)
         job.event("info", f"registered {result.model}@{result.version}", result.tuned)
@@ -51,11 +65,11 @@ def tune(store: Workspace, spec: JobSpec) -> TuneResult:
     """Run or resume a job up to the end of its search; `run` resumes from there. Raises as `run`."""
     spec = spec if spec.search is not None else spec.model_copy(update={"search": SearchSection()})
 
-    def work(job: Job) -> TuneResult:
+    def work(job: Job, run: Heartbeat) -> TuneResult:
         flow = Flow(spec)
         stages = list(stages_of(flow, sources.read_sources(store, flow)))
         end = next(number for number, stage in enumerate(stages, 1) if stage.output is SearchOutcome)
-        flow, _ = _run_stages(job, stages[:end], flow)
+        flow, _ = _run_stages(job, run, stages[:end], flow)
         found = flow.get(SearchOutcome)
         return TuneResult(job_id=job.id, run=found.run, params=found.params, page=found.page)
 
@@ -107,19 +121,19 @@ def find_output(store: Workspace, stage: Stage[Any], flow: Flow) -> tuple[StageR
         return None
 
 
-def _run_stages(job: Job, stages: Iterable[Stage[Any]], flow: Flow) -> tuple[Flow, list[StageTime]]:
+def _run_stages(job: Job, run: Heartbeat, stages: Iterable[Stage[Any]], flow: Flow) -> tuple[Flow, list[StageTime]]:
     """Run the stages that have no record yet, and return the outputs and times of all."""
     times: list[StageTime] = []
     for stage in stages:
         if stage.off is None:
-            output, time_taken = _run_stage(job, stage, flow)
+            output, time_taken = _run_stage(job, run, stage, flow)
             times.append(time_taken)
             flow = flow.with_output(stage.output, stage.base_model, output)
             stage.gate(flow)
     return flow, times
 
 
-def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]:
+def _run_stage(job: Job, run: Heartbeat, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]:
     job.check(fresh=True)
     if (found := find_output(job.store, stage, flow)) is not None:
         record, output = found
@@ -128,9 +142,11 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
     started = time.monotonic()
     job.event("info", f"stage {stage.name} started")
     print(f"{stage.name:<9}  started", flush=True)
-    with StageProgress(stage.name) as progress:
-        output = stage.run(flow, StageContext(job, progress.update))
+    with StageProgress(stage.name) as progress, run.stage(stage.name):
+        output = _tried(job, stage, flow, progress)
     job.check(fresh=True)
+    if isinstance(output, TrainOutcome | SearchOutcome):
+        run.add_tokens(output.tokens)
     seconds = time.monotonic() - started
     job.event("info", f"stage {stage.name} finished", {"seconds": round(seconds, 1)})
     if stage.inputs is not None:
@@ -139,7 +155,27 @@ def _run_stage(job: Job, stage: Stage[Any], flow: Flow) -> tuple[Any, StageTime]
     return output, StageTime(name=stage.name, seconds=seconds, skipped=False)
 
 
-def _attempt(store: Workspace, spec: JobSpec, work: Callable[[Job], R], launched: Launched | None = None) -> R:
+def _tried(job: Job, stage: Stage[Any], flow: Flow, progress: StageProgress) -> Any:
+    """A stage's output. A stage that loses a worker by accident is tried again, up to `STAGE_TRIES` times in all; it
+    resumes from what it has in the store."""
+    for tries in range(1, STAGE_TRIES + 1):
+        try:
+            return stage.run(flow, StageContext(job, progress.update))
+        except WorkerLost as error:
+            if tries == STAGE_TRIES:
+                raise
+            job.event(
+                "warning", f"stage {stage.name}: {error.message}; it is tried again ({tries + 1} of {STAGE_TRIES})"
+            )
+            for _ in range(int(_RETRY_AFTER_S * tries)):  # a machine that died takes a moment to be replaced
+                time.sleep(1.0)
+                job.check()
+    raise AssertionError("unreachable")
+
+
+def _attempt(
+    store: Workspace, spec: JobSpec, work: Callable[[Job, Heartbeat], R], launched: Launched | Released | None = None
+) -> R:
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
     _require_team(store, spec)
     registry.claim_name(store, spec.name)  # before anything is written of a job that would be refused
@@ -147,8 +183,11 @@ def _attempt(store: Workspace, spec: JobSpec, work: Callable[[Job], R], launched
     job.event("info", f"attempt {job.attempt} started")
     try:
         require_packages(spec.tracking)
-        with sigterm.checkpoint_on_sigterm(job, pauses=launched is None):
-            result = work(job)
+        with (
+            sigterm.checkpoint_on_sigterm(job, pauses=not isinstance(launched, Launched)),
+            Heartbeat(job, spec).beating() as run,
+        ):
+            result = work(job, run)
         job.finish("succeeded", result=result.model_dump(mode="json"))
     except (JobCancelled, JobPaused, JobSuperseded) as error:
         job.event("warning", str(error))
@@ -164,7 +203,7 @@ def _attempt(store: Workspace, spec: JobSpec, work: Callable[[Job], R], launched
                 job.event("warning", f"its machines were taken away; it resumes on others ({known})")
             else:
                 job.event("error", str(known))
-                job.finish("failed", error=str(known))
+                job.finish("failed", error=str(known), accident=isinstance(known, WorkerLost))
         if known is error:
             raise
         raise known from error

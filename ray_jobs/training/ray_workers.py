@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_jobs.errors import KitaeError, MachineError, TrainingError
+from ray_jobs.errors import KitaeError, MachineError, TrainingError, WorkerLost
 from ray_jobs.spec import ComputeSection
 from ray_jobs.training.machine_errors import is_disk_full, memory_errors
 
@@ -225,7 +225,7 @@ def cluster_lost(job_id: str) -> str:
 
 def explain(error: Exception, otherwise: str) -> Exception:
     """The KitaeError that an error of Ray's wraps, or one that explains it: for an unknown error, `otherwise`."""
-    from ray.exceptions import OutOfMemoryError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
     causes = list(_causes(error))
     for inner in causes:
@@ -240,7 +240,11 @@ def explain(error: Exception, otherwise: str) -> Exception:
     if any(is_disk_full(inner) for inner in causes):
         return MachineError("a worker's disk is full: make room there, or set TMPDIR and KITAE_CACHE to a larger disk")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return TrainingError(f"{otherwise}: {lines[-1] if lines else repr(error)}")
+    # A RayTaskError is the function's own failure, which it would meet again; any other error of Ray's is an accident.
+    accident = any(isinstance(inner, RayError) for inner in causes) and not any(
+        isinstance(inner, RayTaskError) for inner in causes
+    )
+    return (WorkerLost if accident else TrainingError)(f"{otherwise}: {lines[-1] if lines else repr(error)}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

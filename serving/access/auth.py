@@ -10,14 +10,14 @@ import hmac
 import re
 import uuid
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ray_jobs.spec import DEFAULT_TEAM
+from ray_jobs.spec import DEFAULT_TEAM, NAME_RULE, is_name
 from ray_jobs.tenancy.api_keys import Limits, digest_of
 from serving.access import scopes
 from serving.access.body_reader import BodyReader
@@ -31,6 +31,8 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 METRICS_PATH = "/metrics"
 REQUEST_ID = "x-request-id"
 AZURE_KEY = "api-key"
+TEAM_HEADER = "openai-project"
+"""The team on whose behalf a caller acts who has access to every team's."""
 
 _PART_BYTES = 64 * 2**20  # OpenAI's limit for a part of an upload
 _MULTIPART_BYTES = 2**20
@@ -79,6 +81,18 @@ def key_matches(given: str | None, key: str) -> bool:
 def is_operator(headers: Headers, settings: EndpointSettings) -> bool:
     """Whether a request has the operator's key, or needs none."""
     return settings.api_key is None or key_matches(key_of(headers), settings.api_key)
+
+
+def _for_team(caller: Caller, headers: Headers) -> Caller:
+    """Return the caller, on behalf of the team in `OpenAI-Project` if it has access to every team's."""
+    team = headers.get(TEAM_HEADER)
+    if not caller.admin or not team:
+        return caller
+    if not is_name(team):
+        raise ApiError(
+            400, f"OpenAI-Project is {team[:64]!r}, which cannot be a team: {NAME_RULE}", code="invalid_team"
+        )
+    return replace(caller, team=team)
 
 
 def body_limit_bytes(method: str, path: str, settings: EndpointSettings, limits: Limits) -> int:
@@ -132,7 +146,7 @@ class AccessMiddleware:
             return _limited(receive, self.settings.max_body_bytes)
         busy = path != METRICS_PATH  # metrics matter most while the endpoint is busy
         with self.limiter.slot() if busy else nullcontext():
-            caller = await self._caller(headers, method, path)
+            caller = _for_team(await self._caller(headers, method, path), headers)
         if path == METRICS_PATH and not caller.admin:
             raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
         limit_bytes = body_limit_bytes(method, path, self.settings, caller.limits)

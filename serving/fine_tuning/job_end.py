@@ -47,7 +47,7 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
     webhooks.enqueue(store, api.team, _EVENTS[ending.status], api.id, attempt=run, at=ended_at)
     if not ending.has_run and ending.training_s == 0.0:
         return
-    compute = api.job_spec().compute
+    compute, training_s = api.job_spec().compute, max(0.0, ending.training_s - api.booked.training_s)
     row = UsageRow(
         day=ended_at.date(),
         team=api.team,
@@ -55,9 +55,9 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
         model=api.id,
         kind="training",
         requests=1,
-        prompt_tokens=ending.trained_tokens,
-        worker_seconds=compute.workers * ending.training_s,
-        gpu_seconds=compute.workers * compute.gpus_per_worker * ending.training_s,
+        prompt_tokens=max(0, ending.trained_tokens - api.booked.trained_tokens),
+        worker_seconds=compute.workers * training_s,
+        gpu_seconds=compute.workers * compute.gpus_per_worker * training_s,
     )
     usage.write(store, row.team, row.day, api.job_id, run, [row])
 

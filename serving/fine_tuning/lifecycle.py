@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ray_jobs.jobs.attempts import ends, stopped
 from ray_jobs.launch.launcher import Runner
-from serving.fine_tuning.records import ApiJob, HeldTime, Launch
+from serving.fine_tuning.records import ApiJob, Booked, HeldTime, Launch
 from serving.fine_tuning.reported import CheckedRecord
 from serving.http import openai_types
 
@@ -25,6 +26,12 @@ UNREACHABLE_PATIENCE_S = 600.0
 """Seconds that a cancelled job stays open while its launcher is unreachable, where its runner may still be queued."""
 RUNNER_FAILED = "runner_failed"
 """Error code of a job whose runner cannot start, or did not end in time."""
+RUNNER_LOST = "runner_lost"
+"""Error code of a job whose runners were lost too often."""
+WORKER_LOST = "worker_lost"
+"""Error code of a job whose workers could not start or died, more often than it tries again by itself."""
+ACCIDENTS = (RUNNER_FAILED, RUNNER_LOST, WORKER_LOST)
+"""Failures that are not the job's own: it can be resumed, and keeps what it has trained."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,15 @@ def status_of(api: ApiJob, job: CheckedRecord | None, runner: Runner) -> Reporte
         return ReportedStatus("validating_files")
     if job.status == "cancelled" or job.status == "succeeded":
         return ReportedStatus(job.status)
-    if job.status == "failed":
-        return _failed(code="job_failed", message=job.error or "the job failed")
+    if job.status == "failed" and not _is_resumed(api, job):
+        return _failed(code=WORKER_LOST if job.accident else "job_failed", message=job.error or "the job failed")
     if job.status == "paused" and not _is_resumed(api, job):
         return ReportedStatus("paused")
     if runner.hopeless and api.launches:
         return _failed(code=RUNNER_FAILED, message=runner.message or "its launcher cannot run it")
     if is_lost(api, job, runner) and launches_so_far(api) >= MAX_LAUNCHES:
         last = runner.message or "its launcher does not know it"
-        return _failed(code="runner_lost", message=f"its runner was lost {MAX_LAUNCHES} times, last: {last}")
+        return _failed(code=RUNNER_LOST, message=f"its runner was lost {MAX_LAUNCHES} times, last: {last}")
     if not api.launches:
         return ReportedStatus("validating_files" if job.status == "queued" else "running")
     alive = runner.state in ("running", "pending", "unreachable")
@@ -182,20 +189,27 @@ def relaunch_delay_s(launches: int) -> float:
 
 
 def resumed(api: ApiJob, job: CheckedRecord, now_s: float) -> ApiJob:
-    """Return the job with a launch that ends its pause; unchanged if it already has one."""
-    if job.paused_at is None or _is_resumed(api, job):
+    """Return the job with a launch that ends its pause or its failure; unchanged if it already has one.
+
+    What was booked at its failure is not booked again at its next end.
+    """
+    stopped_at = stopped(job)
+    if stopped_at is None or _is_resumed(api, job):
         return api
-    launch = _next(api, job, now_s).model_copy(update={"resumes": job.paused_at.isoformat()})
-    return api.model_copy(update={"launches": (*api.launches, launch)})
+    launch = _next(api, job, now_s).model_copy(update={"resumes": stopped_at.isoformat()})
+    reopened: dict[str, object] = {"launches": (*api.launches, launch), "ending": None, "closed": None}
+    if (end := api.closed or api.ending) is not None:
+        reopened["booked"] = Booked(training_s=end.training_s, trained_tokens=end.trained_tokens)
+    return api.model_copy(update=reopened)
+
+
+def can_resume(reported: ReportedStatus) -> bool:
+    """Return whether a job can be resumed: it is paused, or failed by accident."""
+    return reported.status == "paused" or (reported.error is not None and reported.error.code in ACCIDENTS)
 
 
 def _is_resumed(api: ApiJob, job: CheckedRecord) -> bool:
-    return (
-        api.launch is not None
-        and job.paused_at is not None
-        and api.launch.resumes == job.paused_at.isoformat()
-        and not has_begun(api, job)
-    )
+    return api.launch is not None and ends(job, api.launch.resumes) and not has_begun(api, job)
 
 
 def _next(api: ApiJob, job: CheckedRecord, now_s: float) -> Launch:

@@ -81,6 +81,13 @@ class HeldTime(BaseModel, frozen=True):
         return self.seconds + (0.0 if self.since is None else max(0.0, now_s - self.since))
 
 
+class Booked(BaseModel, frozen=True):
+    """Usage of a job that an earlier end has booked."""
+
+    training_s: float = 0.0
+    trained_tokens: int = 0
+
+
 class ApiJob(BaseModel, frozen=True):
     """One team's fine-tuning job as the API stores it."""
 
@@ -105,6 +112,8 @@ class ApiJob(BaseModel, frozen=True):
     """Most tokens that the job can train on. None: created by a version that did not compute it."""
     launches: tuple[Launch, ...] = ()
     held: HeldTime = HeldTime()
+    booked: Booked = Booked()
+    """Booked at a failure that was resumed."""
     ending: ClosedJob | None = None
     """The end as the first replica saw it, which all replicas publish. None until the job has ended."""
     closed: ClosedJob | None = None

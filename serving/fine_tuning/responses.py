@@ -6,21 +6,22 @@ from ray_jobs.data.report import RowReport
 from ray_jobs.jobs import Event
 from ray_jobs.registry import api_names
 from serving.fine_tuning import records
-from serving.fine_tuning.lifecycle import ReportedStatus
+from serving.fine_tuning.lifecycle import ACCIDENTS, ReportedStatus
 from serving.fine_tuning.records import ApiJob
 from serving.fine_tuning.reported import CheckedRecord, ReportedResult, result_of
+from serving.fine_tuning.wording import for_callers
 from serving.http import openai_types
 from serving.http.ids import derived_id
 
 _SAME_FIELDS = openai_types.FineTuningJob.model_fields.keys() & ApiJob.model_fields.keys()
 
 
-def event_to_openai(event: Event, event_id: str) -> openai_types.FineTuningJobEvent:
+def event_to_openai(event: Event, event_id: str, job_id: str) -> openai_types.FineTuningJobEvent:
     return openai_types.FineTuningJobEvent(
         id=event_id,
         created_at=int(event.at.timestamp()),
         level="warn" if event.level == "warning" else event.level,
-        message=event.message,
+        message=for_callers(event.message, job_id),
         type=event.kind,
         data=event.data,
     )
@@ -45,9 +46,20 @@ def to_openai(api: ApiJob, job: CheckedRecord | None, reported: ReportedStatus) 
         status=reported.status,
         result_files=[result_file_id(api, finished)] if finished is not None and has_file else [],
         trained_tokens=result.trained_tokens,
-        error=reported.error,
+        error=_error(api, reported),
         result=shown if done else None,
     )
+
+
+def _error(api: ApiJob, reported: ReportedStatus) -> openai_types.FineTuningJobError | None:
+    """The job's error; after an accident with what the caller can do."""
+    error = reported.error
+    if error is None:
+        return None
+    message = for_callers(error.message, api.id)
+    if error.code in ACCIDENTS and "/resume" not in message:
+        message += f"; `POST /v1/fine_tuning/jobs/{api.id}/resume` resumes the job with what it has trained"
+    return error.model_copy(update={"message": message})
 
 
 def checkpoints_of(api: ApiJob, job: CheckedRecord | None) -> list[openai_types.FineTuningJobCheckpoint]:

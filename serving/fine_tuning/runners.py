@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ray_jobs import jobs
 from ray_jobs.errors import MachineError, PriorityTooHigh, RequestTooLarge, UnknownQueue
+from ray_jobs.jobs.attempts import ends
 from ray_jobs.launch.launcher import UNKNOWN, UNREACHABLE, Launcher, Needs, Runner
 from ray_jobs.storage import Store
 from serving.fine_tuning import lifecycle, records
@@ -79,7 +80,8 @@ class Runners:
         finally:  # also after an error: the launch may have succeeded with its answer lost
             self._asked_at = 0.0
             # The job may have ended since it was last read, when there was no runner to stop.
-            if jobs.load(api.workspace(self.store), api.job_id).over():
+            record = jobs.load(api.workspace(self.store), api.job_id)
+            if record.over() and not ends(record, newest.resumes):
                 self.launcher.stop(api.runner_id(newest))
 
     def stop_after_end(self, api: ApiJob, job: CheckedRecord) -> None:

@@ -173,10 +173,13 @@ class FineTuningService:
 
     def resume(self, team: str, identifier: str, *, retried: bool = False) -> FineTuningJob:
         observed = self._reconcile(records.load(self.store, team, identifier))
-        if retried and observed.reported.status != "paused" and any(launch.resumes for launch in observed.api.launches):
+        resumable = lifecycle.can_resume(observed.reported)
+        if retried and not resumable and any(launch.resumes for launch in observed.api.launches):
             return observed.to_openai()
-        if observed.reported.status != "paused":
+        if not resumable:
             raise _invalid_state(observed, "resumed")
+        if observed.reported.over:
+            records.mark_open(self.store, team, observed.api.key_id, observed.api.id)
         job = load_reported(self.store, observed.api, self.now())
         api = records.update(self.store, observed.api, lambda old: lifecycle.resumed(old, job, self.now()))
         jobs.note(api.workspace(self.store), api.job_id, "info", "resumed on request")
@@ -189,7 +192,7 @@ class FineTuningService:
 
         def read(event_id: str) -> FineTuningJobEvent | None:
             found = jobs.event(api.workspace(self.store), api.job_id, event_id.removeprefix(prefix))
-            return None if found is None else event_to_openai(found, event_id)
+            return None if found is None else event_to_openai(found, event_id, identifier)
 
         names = jobs.event_names(api.workspace(self.store), api.job_id)
         return page([prefix + name for name in names], read, limit=limit, after=after)
@@ -383,6 +386,8 @@ class FineTuningService:
 
 def _invalid_state(observed: ObservedJob, wanted: str) -> ApiError:
     message = f"{observed.api.id} is {observed.reported.status} and cannot be {wanted}"
+    if wanted == "resumed" and observed.reported.status == "failed":
+        message += ": it failed by its own error, not by an accident; correct that in a new job"
     return bad_request(message, code="invalid_state")
 
 

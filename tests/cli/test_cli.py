@@ -10,10 +10,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -21,7 +23,7 @@ from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import DataError, JobCancelled, JobPaused, JobSuperseded, KitaeError
-from ray_jobs.jobs import checkpoint_request
+from ray_jobs.jobs import checkpoint_request, runs
 from ray_jobs.registry.model import Lineage
 from ray_jobs.spec import JobSpec, load_spec
 from ray_jobs.storage import Workspace
@@ -274,7 +276,7 @@ def test_a_stopped_launched_run_exits_with_0(
 ) -> None:
     """KubeRay restarts a failed one, and `run` would resume a cancelled job."""
 
-    def run(*_: object) -> None:
+    def run(*_: object, **__: object) -> None:
         raise stopped("the job was stopped")
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -406,3 +408,37 @@ def test_model_names_versions_and_aliases_are_completed(invoke: CliRunner, regis
     assert sorted(complete("deploy", "greeter@")) == ["greeter@1", "greeter@2", "greeter@champion"]
     assert complete("models", "gre") == [registered]
     assert complete("models", "al") == ["alias"]
+
+
+def test_status_shows_a_lost_runner(invoke: CliRunner, store: Workspace) -> None:
+    job = jobs.start_attempt(store, make_spec())
+    silent = datetime.now(UTC) - timedelta(seconds=runs.LOST_AFTER_S + 60)
+    run = runs.Run(job=job.id, attempt=1, model="greeter", workers=1, gpus_per_worker=0, started_at=silent, at=silent)
+    runs.RUNS.create(store, run.name, run)
+    assert "lost" in invoke.invoke(cli, ["status"]).output
+    shown = invoke.invoke(cli, ["status", job.id, "--watch"])  # it does not wait forever
+    assert shown.exit_code == 1
+    assert "gives no sign of life" in shown.output
+    assert json.loads(invoke.invoke(cli, ["status", "--json"]).output)[0]["status"] == "lost"
+
+
+def test_resume_of_a_job_of_the_api_asks_the_endpoint(
+    invoke: CliRunner, store: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its id in the API, for its team, so that the API reports what happens."""
+    blue, asked = Workspace(store, "blue"), list[httpx.Request]()
+    jobs.create(blue, make_spec("ftjob-1", team="blue"))
+
+    def answer(url: str, headers: dict[str, str], timeout: float) -> httpx.Response:
+        asked.append(httpx.Request("POST", url, headers=headers))
+        return httpx.Response(200, json={"status": "queued"})
+
+    monkeypatch.setattr("httpx.post", answer)
+    monkeypatch.setenv("KITAE_ENDPOINT_URL", "https://kitae.example")
+    monkeypatch.delenv("KITAE_API_KEY", raising=False)
+    assert "KITAE_API_KEY" in str(invoke.invoke(cli, ["resume", "ftjob-1"]).exception)
+    monkeypatch.setenv("KITAE_API_KEY", "k")
+    assert invoke.invoke(cli, ["resume", "ftjob-1"]).output == "ftjob-1: queued\n"
+    (request,) = asked
+    assert str(request.url) == "https://kitae.example/v1/fine_tuning/jobs/ftjob-1/resume"
+    assert request.headers["openai-project"] == "blue"

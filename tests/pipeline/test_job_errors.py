@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
-from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable
+from ray_jobs.errors import DataError, MachineError, ModelError, StoreAccessDenied, StoreUnreachable, WorkerLost
 from ray_jobs.local.processes import free_ports
 from ray_jobs.storage import Workspace
 from ray_jobs.training.machine_errors import is_disk_full, memory_errors, out_of_memory
@@ -243,3 +243,12 @@ def test_an_out_of_memory_error_lists_its_fixes() -> None:
         training={"method": "lora", "gradient_checkpointing": True}, compute={"workers": 2, "zero_stage": 3}
     )
     assert len(out_of_memory(settled).details) == 1
+
+
+def test_what_ray_itself_reports_is_an_accident_and_a_functions_error_is_not() -> None:
+    died = explain(ActorDiedError(), "a worker failed")
+    assert isinstance(died, WorkerLost)
+    assert isinstance(explain(WorkerCrashedError(), "a worker failed"), WorkerLost)
+    bug: Exception = RayTaskError("f", "trace", ValueError("a bug"))  # type: ignore[no-untyped-call]
+    own = explain(bug, "a worker failed")
+    assert not isinstance(own, WorkerLost)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from datetime import date
 
 import pytest
 
 from ray_jobs import jobs, pipeline
-from ray_jobs.errors import GateError, JobCancelled, JobError, JobPaused
+from ray_jobs.errors import GateError, JobCancelled, JobError, JobPaused, TrainingError, WorkerLost
+from ray_jobs.quota import bookings
 from ray_jobs.storage import Workspace
+from ray_jobs.tenancy import usage
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
@@ -131,3 +135,54 @@ def test_a_record_that_cannot_be_read_counts_as_none(stages: FakeStages, store: 
     stages.ran.clear()
     pipeline.run(store, spec)
     assert stages.ran == ["evaluate", "deploy"]
+
+
+def test_a_stage_that_loses_a_worker_is_tried_again_with_a_bound(
+    stages: FakeStages, store: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_jobs.pipeline.pipeline._RETRY_AFTER_S", 0.0)
+    spec, left = job_file(store), 2
+
+    def lose() -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise WorkerLost("a worker's machine died")
+
+    stages.during["train"] = lose
+    pipeline.run(store, spec)
+    assert stages.ran.count("train") == 3
+    assert stages.ran.count("encode") == 1
+    said = [event.message for _, event in jobs.events(store, spec.job_id) if "tried again" in event.message]
+    assert said == [f"stage train: a worker's machine died; it is tried again ({n} of 3)" for n in (2, 3)]
+
+    stages.ran.clear()
+    left, other = 99, job_file(store, training={"epochs": 9})
+    with pytest.raises(WorkerLost):
+        pipeline.run(store, other)
+    assert stages.ran.count("train") == 3
+    record = jobs.load(store, other.job_id)
+    assert (record.status, record.accident) == ("failed", True)
+
+
+def test_an_error_of_the_jobs_own_is_not_tried_again(stages: FakeStages, store: Workspace) -> None:
+    def fail() -> None:
+        raise TrainingError("the loss is wrong")
+
+    stages.during["train"] = fail
+    with pytest.raises(TrainingError, match="loss is wrong"):
+        pipeline.run(store, job_file(store))
+    assert stages.ran.count("train") == 1
+    assert not jobs.load(store, job_file(store).job_id).accident
+
+
+def test_the_hours_of_a_run_are_booked_to_its_team(stages: FakeStages, store: Workspace) -> None:
+    """However the job is started: `kitae run`, `ray job submit` and Helm walk this way."""
+    blue = Workspace(store, "blue")
+    spec = job_file(store)
+    pipeline.run(blue, spec)
+    bookings.book(store, time.time())
+    (row,) = usage.read(store.root, None, date(2000, 1, 1), date(2999, 1, 1))
+    assert (row.team, row.model, row.kind, row.requests) == ("blue", spec.name, "training", 1)
+    assert row.prompt_tokens == 640
+    assert row.worker_seconds > 0

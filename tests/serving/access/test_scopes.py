@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import ApiKey, Scope
 from serving.access.keys import StoredKeys
 from serving.access.scopes import allow
-from tests.serving.api_harness import make_app
+from tests.serving.api_harness import ApiServer, make_app, rows
 from tests.serving.routing import ADAPTERS, ASK, KEY, FixedRouter, error_of
 
 CALL = ("POST", "/v1/chat/completions")
@@ -62,3 +63,16 @@ def test_a_key_may_do_what_its_scopes_say(client: TestClient, store: Store) -> N
         assert f"{method} {path}" in error["message"]
     assert client.get("/metrics", headers=admin).status_code == 200
     assert client.get("/metrics", headers=headers(*api_keys.DEFAULT_SCOPES)).status_code == 403
+
+
+@pytest.mark.parametrize(("team", "status"), [("blue", 200), ("default", 404), ("no team!", 400)])
+def test_the_operator_acts_for_the_team_that_it_names(
+    http: httpx.Client, server: ApiServer, store: Workspace, team: str, status: int
+) -> None:
+    """`OpenAI-Project`, as the official client sends it; other keys stay with their own team."""
+    _, secret = api_keys.create(store, "blue", "app")
+    blue = {"Authorization": f"Bearer {secret}", "OpenAI-Project": "default"}
+    upload = {"file": ("r.jsonl", rows(12))}
+    answer = http.post("/files", files=upload, data={"purpose": "fine-tune"}, headers=blue)
+    file = answer.raise_for_status().json()
+    assert http.get(f"/files/{file['id']}", headers={"OpenAI-Project": team}).status_code == status

@@ -111,6 +111,43 @@ def test_pause_stops_the_runner_and_resume_starts_another(
     assert (again.status_code, again.json()["error"]["code"]) == (400, "invalid_state")
 
 
+def test_a_job_that_failed_by_accident_is_resumed(http: httpx.Client, server: ApiServer, store: Workspace) -> None:
+    """It keeps what it has trained, and its hours are booked once."""
+    job = create_job(http)
+    wait_for(http, job["id"], "queued")
+    runner = f"{job['id']}-1"
+    lost = begin_job(store, server.launcher.arguments[runner][1])
+    server.launcher.become(runner, "running")
+    wait_for(http, job["id"], "running")
+    lost.finish("failed", error="a worker on 10.0.0.7 died; `kitae resume x` resumes it", accident=True)
+    server.launcher.become(runner, "ended")
+    failed = wait_for(http, job["id"], "failed")
+    assert failed["error"]["code"] == "worker_lost"
+    assert "10.0.0.7" not in failed["error"]["message"]
+    assert f"`POST /v1/fine_tuning/jobs/{job['id']}/resume` resumes it" in failed["error"]["message"]
+    assert http.post(f"/fine_tuning/jobs/{job['id']}/resume").json()["status"] == "queued"
+    server.run_launched()
+    done = wait_for(http, job["id"], "succeeded")
+    assert done["error"] is None
+    attempts = [event["message"] for event in http.get(f"/fine_tuning/jobs/{job['id']}/events").json()["data"]]
+    assert "attempt 2 started" in attempts
+    rows = usage.read(store.root, "default", date(2000, 1, 1), date(2999, 1, 1))
+    assert sum(row.prompt_tokens for row in rows) == 1234
+
+
+def test_a_job_that_failed_by_its_own_error_is_not_resumed(
+    http: httpx.Client, server: ApiServer, store: Workspace
+) -> None:
+    job = create_job(http)
+    wait_for(http, job["id"], "queued")
+    failed = begin_job(store, server.launcher.arguments[f"{job['id']}-1"][1])
+    failed.finish("failed", error="the loss is not finite")
+    wait_for(http, job["id"], "failed")
+    answer = http.post(f"/fine_tuning/jobs/{job['id']}/resume")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_state")
+    assert "its own error" in answer.json()["error"]["message"]
+
+
 def test_a_pause_or_cancel_before_the_runner_begins_takes_effect(
     http: httpx.Client, server: ApiServer, store: Workspace
 ) -> None:
@@ -165,7 +202,7 @@ def test_a_job_fails_after_its_runner_was_lost_ten_times(store: Workspace, tmp_p
     assert failed.error.code == "runner_lost"
     assert "no image" in failed.error.message
     api = records.load(store, "a", job.id)
-    assert jobs.load(store, api.job_id).status == "failed"
+    assert jobs.load(api.workspace(store), api.job_id).status == "failed"
     assert records.all_open(store) == []
 
 
@@ -226,6 +263,7 @@ def test_a_runner_that_cannot_start_is_stopped_and_its_job_fails(http: httpx.Cli
     message = "cannot start: the image x cannot be pulled"
     server.launcher.become(f"{job['id']}-1", "pending", message, hopeless=True)
     failed = wait_for(http, job["id"], "failed")
-    assert failed["error"]["message"] == message
+    assert failed["error"]["message"].startswith(message)
+    assert failed["error"]["message"].endswith("resumes the job with what it has trained")
     assert f"{job['id']}-1" in server.launcher.stopped
     assert len(server.launcher.known) == 1
