@@ -165,6 +165,7 @@ class _Pods:
             **({"AWS_CA_BUNDLE": f"{CA}/{settings.store_ca.key}"} if settings.store_ca else {}),
             **settings.environment,
             **environment,
+            "KITAE_TEAM": needs.team,
         }
         self._environment: list[Object] = [{"name": name, "value": value} for name, value in plain.items()]
         if (secret := settings.tracking_secret) is not None:

@@ -59,9 +59,11 @@ class LauncherServer(ThreadingMixIn, UnixStreamServer):
                 needs, runner_id, arguments = _needs(body), _runner_id(body), _arguments(body)
                 if arguments[1] != needs.job_id:
                     raise ClusterError(f"the runner is of job {arguments[1]!r}, and its needs are of {needs.job_id!r}")
-                if other := sorted(set(body.get("environment") or {}) - {"KITAE_STORE"}):
-                    raise ClusterError(f"a runner's environment is KITAE_STORE alone, not {', '.join(other)}")
-                self.launcher.launch(runner_id, arguments, {"KITAE_STORE": self.store}, needs)
+                # The values follow from the settings and the needs, whatever the request says.
+                environment = {"KITAE_STORE": self.store, "KITAE_TEAM": needs.team}
+                if other := sorted(set(body.get("environment") or {}) - set(environment)):
+                    raise ClusterError(f"a runner's environment is {', '.join(environment)}, not {', '.join(other)}")
+                self.launcher.launch(runner_id, arguments, environment, needs)
             case "/stop":
                 self.launcher.stop(_runner_id(body))
             case "/runners":

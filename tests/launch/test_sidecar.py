@@ -106,9 +106,12 @@ def test_it_launches_nothing_but_a_recorded_job(
     assert place.names() == [ID]
 
 
-def test_a_runner_uses_the_clusters_store(place: Place, remote: RemoteLauncher) -> None:
-    remote.launch(ID, ARGUMENTS, {"KITAE_STORE": "s3://elsewhere"}, NEEDS)
-    assert "s3://elsewhere" not in str(place.server.objects.get(RAY_JOB, ID, BLUE))
+def test_a_runner_uses_the_clusters_store_and_its_own_team(place: Place, remote: RemoteLauncher) -> None:
+    remote.launch(ID, ARGUMENTS, {"KITAE_STORE": "s3://elsewhere", "KITAE_TEAM": "red"}, NEEDS)
+    made = place.server.objects.get(RAY_JOB, ID, BLUE)
+    (worker,) = made["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    found = {each["name"]: each.get("value") for each in worker["env"]}
+    assert (found["KITAE_STORE"], found["KITAE_TEAM"]) == (STORE, "blue")
 
 
 def test_it_stops_no_release_and_has_no_other_route(remote: RemoteLauncher, tmp_path: Path, place: Place) -> None:
