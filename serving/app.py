@@ -220,13 +220,15 @@ def create_app(
 
     @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz(request: Request) -> Response:
-        """Whether this process and its engines answer; for the operator's key also the records that it cannot read."""
+        """Whether this process and its engines answer; for the operator's key also which do not, and the records that
+        cannot be read."""
         statuses = await backend.statuses()
         wanted = [INGRESS, *(record.application for record in (await router.snapshot()).records.values())]
         waits = {name: statuses.get(name, "NOT_STARTED") for name in dict.fromkeys(wanted)}
         waits = {name: status for name, status in waits.items() if status != "RUNNING"}
-        answer: dict[str, Any] = {"status": "waits" if waits else "ok", "waits_for": waits}
+        answer: dict[str, Any] = {"status": "waits" if waits else "ok"}
         if is_operator(request.headers, settings):
+            answer["waits_for"] = waits
             answer["unreadable_records"] = {
                 kind: store.unreadable.keys(kind)[:_UNREADABLE_SHOWN]
                 for kind, count in sorted(store.unreadable.counts().items())

@@ -59,8 +59,8 @@ class Health(OpenAIObject):
 
 class Readiness(OpenAIObject):
     status: Literal["ok", "waits"]
-    waits_for: dict[str, str]
-    """Serve application → state, for each that is not running."""
+    waits_for: dict[str, str] | None = None
+    """Serve application → state, for each that is not running. For the operator's key only."""
     unreadable_records: dict[str, list[str]] | None = None
     """Kind → keys of records of the store that cannot be read and are skipped. For the operator's key only."""
 

@@ -67,6 +67,16 @@ def test_every_path_but_the_probes_needs_the_key() -> None:
         assert client.get("/readyz").status_code == 200
 
 
+def test_readiness_names_nothing_to_strangers() -> None:
+    backend = FakeBackend(states={"kitae": "RUNNING", "kitae-base": "DEPLOYING"})
+    with make_client(backend) as client:
+        assert client.get("/readyz").json()["waits_for"] == {"kitae-base": "DEPLOYING"}
+        for strangers in ({}, {"authorization": "Bearer wrong"}, {"api-key": "wrong"}):
+            client.headers.pop("authorization", None)
+            answer = client.get("/readyz", headers=strangers)
+            assert (answer.status_code, answer.json()) == (503, {"status": "waits"})
+
+
 def test_no_key_is_needed_if_authentication_is_off() -> None:
     with make_client(api_key=None) as client:
         client.headers.pop("authorization")
