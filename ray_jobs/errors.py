@@ -9,12 +9,14 @@ KitaeError
 ├── StoreError           the object store failed
 │   ├── StoreUnreachable     no answer, or the wrong address
 │   ├── StoreAccessDenied    wrong or missing credentials
+│   ├── StoreFull            the store has no room
 │   ├── StoreLacks           the store lacks a required feature (conditional writes, checksums)
 │   ├── ObjectNotFound       no such key
 │   ├── ConflictError        a conditional write lost to another writer
 │   └── CorruptObject        the bytes differ from those written
 ├── RegistryError        no such model, version or alias
-├── MachineError         this machine cannot do it (no GPU for qlora, port in use, disk full, out of memory)
+├── MachineError         this machine cannot do it (no GPU for qlora, port in use, out of memory)
+│   ├── DiskFull             a disk of this machine has no room
 │   └── ClusterError         the Kubernetes API failed or refused a request
 │       ├── ClusterUnreachable   no answer, no address, or rejected credentials
 │       ├── Forbidden            the credentials lack the permission
@@ -98,6 +100,10 @@ class StoreAccessDenied(StoreError):
     pass
 
 
+class StoreFull(StoreError):
+    pass
+
+
 class StoreLacks(StoreError):
     pass
 
@@ -120,6 +126,10 @@ class RegistryError(KitaeError):
 
 class MachineError(KitaeError):
     exit_code = 7
+
+
+class DiskFull(MachineError):
+    pass
 
 
 class ClusterError(MachineError):

@@ -16,12 +16,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ray_jobs import jobs, registry
 from ray_jobs.errors import (
+    DiskFull,
     GateError,
     JobCancelled,
     JobPaused,
     JobSuperseded,
     KitaeError,
-    MachineError,
     SpecError,
     WorkerLost,
 )
@@ -231,4 +231,4 @@ def _known(error: Exception) -> Exception:
     """A full disk as an error with its fix; every other error unchanged."""
     if isinstance(error, KitaeError) or not is_disk_full(error):
         return error
-    return MachineError(f"the disk is full: make room, or set TMPDIR and KITAE_CACHE to a larger disk ({error})")
+    return DiskFull(f"the disk is full: make room, or set TMPDIR and KITAE_CACHE to a larger disk ({error})")

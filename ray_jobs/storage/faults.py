@@ -14,6 +14,7 @@ from ray_jobs.errors import (
     ObjectNotFound,
     StoreAccessDenied,
     StoreError,
+    StoreFull,
     StoreLacks,
     StoreUnreachable,
 )
@@ -32,7 +33,7 @@ class FaultKind(Enum):
         "; tried for {waited_s:.0f} s. The store runs and keeps failing: its disk may be full, which few stores "
         "report; see its log (the embedded store's is .kitae/logs/store.log)",
     )
-    FULL = (StoreError, ". The store has no room: delete versions that are not needed, or give it more")
+    FULL = (StoreFull, ". The store has no room: delete versions that are not needed, or give it more")
     DAMAGED = (CorruptObject, ". The bytes were damaged in transit several times; check network and disk")
     NOT_FOUND = (ObjectNotFound, ". No such key")
     NO_BUCKET = (StoreError, ". Create the bucket, or name another in KITAE_STORE")

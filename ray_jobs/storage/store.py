@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.digests import canonical_json
-from ray_jobs.errors import ConflictError, CorruptObject, MachineError, ObjectNotFound, StoreError, StoreLacks
+from ray_jobs.errors import (
+    ConflictError,
+    CorruptObject,
+    DiskFull,
+    MachineError,
+    ObjectNotFound,
+    StoreError,
+    StoreLacks,
+)
 from ray_jobs.storage.bucket import Bucket, StoreSettings
 from ray_jobs.storage.manifest import (
     MANIFEST_NAME,
@@ -32,7 +40,15 @@ from ray_jobs.storage.manifest import (
     make_manifest,
 )
 from ray_jobs.storage.probe import probe
-from ray_jobs.storage.transfer import ProgressFn, Transfer, require_free, scan, sha256_of, temporary_beside
+from ray_jobs.storage.transfer import (
+    ProgressFn,
+    Transfer,
+    is_no_room,
+    require_free,
+    scan,
+    sha256_of,
+    temporary_beside,
+)
 from ray_jobs.storage.unreadable import MAX_DOCUMENT_BYTES, UnreadableRecords, parse_document
 
 if TYPE_CHECKING:
@@ -397,7 +413,8 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise MachineError(f"cannot write {path}: {error.strerror}; set KITAE_CACHE to another directory") from error
+        kind = DiskFull if is_no_room(error) else MachineError
+        raise kind(f"cannot write {path}: {error.strerror}; set KITAE_CACHE to another directory") from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from ray_jobs.errors import ConflictError, CorruptObject, MachineError, StoreError
+from ray_jobs.errors import ConflictError, CorruptObject, DiskFull, MachineError, StoreError
 from ray_jobs.storage.bucket import SHA256_META, Bucket
 from ray_jobs.storage.manifest import FileEntry, ObjectInfo, why_unsafe
 
@@ -218,13 +218,19 @@ def temporary_beside(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         directory = TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True)
     except OSError as error:
-        raise MachineError(f"cannot write below {target.parent}: {error.strerror}") from error
+        kind = DiskFull if is_no_room(error) else MachineError
+        raise kind(f"cannot write below {target.parent}: {error.strerror}") from error
     with directory as name:
         yield Path(name)
 
 
+def is_no_room(error: OSError) -> bool:
+    """Whether the disk, a quota or the largest size of a file is reached."""
+    return error.errno in _NO_ROOM
+
+
 def require_free(directory: Path, needed_bytes: int) -> None:
-    """Raise MachineError unless the disk of `directory` has this many bytes free."""
+    """Raise DiskFull unless the disk of `directory` has this many bytes free."""
     if shutil.disk_usage(directory).free < needed_bytes:
         raise _no_room(directory, needed_bytes)
 
@@ -238,14 +244,14 @@ def _settle(futures: Sequence[Future[Any]]) -> None:
 
 @contextmanager
 def _writing(path: Path, size_bytes: int) -> Iterator[None]:
-    """Create a file of this size, which the block fills. MachineError, with the free space, if the disk is full."""
+    """Create a file of this size, which the block fills. DiskFull, with the free space, if there is no room."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
             file.truncate(size_bytes)
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if is_no_room(error):
             raise _no_room(path.parent, size_bytes) from error
         raise MachineError(f"cannot write {path}: {error.strerror}") from error
 
@@ -268,9 +274,9 @@ def _read(path: Path, offset: int, size_bytes: int) -> bytes:
     return data
 
 
-def _no_room(directory: Path, needed_bytes: int) -> MachineError:
+def _no_room(directory: Path, needed_bytes: int) -> DiskFull:
     free_bytes = shutil.disk_usage(directory).free
-    return MachineError(
+    return DiskFull(
         f"no room in {directory}: {needed_bytes} bytes needed, {free_bytes} bytes free (or a quota or file size limit "
         "is less); free some, or set KITAE_CACHE to a directory on a larger disk"
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from ray_jobs.errors import LossNotFinite, MachineError, ObjectNotFound, StoreError
+from ray_jobs.errors import DiskFull, LossNotFinite, ObjectNotFound, StoreError
 from ray_jobs.storage import FileEntry, Workspace
 from ray_jobs.training.machine_errors import is_disk_full
 
@@ -205,7 +205,7 @@ class Writer:
     def save(self, tensors: Iterable[tuple[str, dict[str, torch.Tensor]]], position: Position) -> None:
         """Write this worker's share of `tensors`. Reading them is a collective: every worker reads all of them.
 
-        Waits for the previous upload and raises its error. Raises MachineError when the local disk is full.
+        Waits for the previous upload and raises its error. Raises DiskFull when the local disk is full.
         """
         started = time.monotonic()
         self.wait()
@@ -217,7 +217,7 @@ class Writer:
             if not is_disk_full(error):
                 raise
             free = shutil.disk_usage(directory.parent).free
-            raise MachineError(
+            raise DiskFull(
                 f"no room for a checkpoint of step {position.step} below {directory.parent}: {free} bytes are free; "
                 "make room, or set TMPDIR to a larger disk"
             ) from error

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_jobs.errors import KitaeError, MachineError, TrainingError, WorkerLost
+from ray_jobs.errors import DiskFull, KitaeError, MachineError, TrainingError, WorkerLost
 from ray_jobs.spec import ComputeSection
 from ray_jobs.training.machine_errors import is_disk_full, memory_errors
 
@@ -238,7 +238,7 @@ def explain(error: Exception, otherwise: str) -> Exception:
             "compute.workers, raise compute.zero_stage, or use a machine with more memory"
         )
     if any(is_disk_full(inner) for inner in causes):
-        return MachineError("a worker's disk is full: make room there, or set TMPDIR and KITAE_CACHE to a larger disk")
+        return DiskFull("a worker's disk is full: make room there, or set TMPDIR and KITAE_CACHE to a larger disk")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # A RayTaskError is the function's own failure, which it would meet again; any other error of Ray's is an accident.
     accident = any(isinstance(inner, RayError) for inner in causes) and not any(

@@ -27,7 +27,7 @@ def check_rows_in_ray(
         report: RowReport = ray.get(answer, timeout=600.0)
     except RayTaskError as error:
         cause = error.cause
-        raise cause if isinstance(cause, KitaeError) else error from error
+        raise cause if isinstance(cause, KitaeError | OSError) else error from error
     except (WorkerCrashedError, GetTimeoutError) as error:
         raise DataError(f"{filename} could not be validated: it needs too much memory or time") from error
     return report

@@ -17,8 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from ray_jobs.errors import CorruptObject, StoreError
+from ray_jobs.errors import CorruptObject, DiskFull, StoreError, StoreFull
 from ray_jobs.spec.problems import problems
+from ray_jobs.storage.transfer import is_no_room
 from serving.http import absent
 from serving.http.openai_types import ErrorBody
 
@@ -94,6 +95,21 @@ def store_unreachable(effect: str | None = None) -> ApiError:
     return ApiError(503, message, code="store_unreachable", headers={"Retry-After": "5"})
 
 
+def storage_full() -> ApiError:
+    """507: the object store, or a disk of the endpoint, has no room."""
+    message = "the service has no room to store this: try again later, or ask its operator for room"
+    return ApiError(507, message, code="storage_full", headers={"Retry-After": "60"})
+
+
+def from_os_error(error: OSError) -> ApiError:
+    """507 for a full disk; any other failure of the system is logged and says nothing."""
+    if is_no_room(error):
+        logger.error("a disk of the endpoint is full: %s", error)
+        return storage_full()
+    logger.error("the system failed", exc_info=error)
+    return internal_error()
+
+
 def from_engine(error: Mapping[str, Any]) -> ApiError:
     """Translate an engine's error: its status, message and param, our types and codes. A 5xx says nothing of it."""
     status = error.get("code")
@@ -153,6 +169,16 @@ def install(app: FastAPI) -> None:
         logger.error("%s", error)  # a retry would find the same
         return internal_error().response()
 
+    @app.exception_handler(StoreFull)
+    @app.exception_handler(DiskFull)
+    async def full(request: Request, error: StoreFull | DiskFull) -> Response:
+        logger.error("%s", error)
+        return storage_full().response()
+
+    @app.exception_handler(OSError)
+    async def system_failed(request: Request, error: OSError) -> Response:
+        return from_os_error(error).response()
+
     @app.exception_handler(StoreError)
     async def store_failed(request: Request, error: StoreError) -> Response:
         logger.warning("the object store failed: %s", error)
@@ -162,6 +188,8 @@ def install(app: FastAPI) -> None:
     async def no_route(request: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, ApiError):  # raised while the body was read, such as 413
             return error.__cause__.response()
+        if isinstance(error.__cause__, OSError):  # an upload is spooled to a disk
+            return from_os_error(error.__cause__).response()
         if error.status_code == 404 and (found := absent.instead_of(request.scope["path"])):
             return bad_request(f"{found[0]} does not exist here: {found[1]}", code="unsupported_route").response()
         what = {404: "no such path", 405: "this path does not accept that method"}.get(error.status_code)

@@ -36,7 +36,7 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     components["securitySchemes"] = {"key": key}
     for path, item in found["paths"].items():
         is_open = path in OPEN_PATHS
-        answers = documented(500) if is_open else documented(401, 413, 429, 500, 503)
+        answers = documented(500) if is_open else documented(401, 413, 429, 500, 503, 507)
         for operation in item.values():
             responses = operation["responses"]
             responses.pop("422", None)  # FastAPI's default; `errors` answers 400

@@ -19,6 +19,7 @@ from ray_jobs.errors import (
     ObjectNotFound,
     StoreAccessDenied,
     StoreError,
+    StoreFull,
     StoreUnreachable,
 )
 from ray_jobs.storage import Store
@@ -169,7 +170,8 @@ def test_requests_to_an_overloaded_store_are_retried(store_server: StoreServer, 
     ("status", "code", "kind", "message", "again"),
     [
         (500, "InternalError", StoreUnreachable, "its disk may be full", True),
-        (507, "XMinioStorageFull", StoreError, "has no room", False),
+        (507, "XMinioStorageFull", StoreFull, "has no room", False),
+        (403, "QuotaExceeded", StoreFull, "has no room", False),
         (400, "InvalidArgument", StoreError, "400 InvalidArgument: made by a test", False),
         (403, "RequestTimeTooSkewed", StoreAccessDenied, "clock", False),
         (400, "IllegalLocationConstraintException", StoreUnreachable, "AWS_REGION", False),
