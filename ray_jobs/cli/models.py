@@ -206,7 +206,7 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         (
             version.version,
             ", ".join(_labels(version, aliases)),
-            version.kind,
+            version.kind if version.lineage.gated else f"{version.kind}, ungated",
             _compared(version.metrics),
             version.lineage.job_id,
             version.lineage.created_at,
@@ -224,7 +224,8 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
 @_NAME
 @click.argument("alias")
 @click.argument("version")
-def alias(name: str, alias: str, version: str) -> None:
+@session.UNGATED
+def alias(name: str, alias: str, version: str, ungated: bool) -> None:
     """Point ALIAS of model NAME at VERSION. The bare NAME resolves to the alias `champion`.
 
     \b
@@ -233,7 +234,7 @@ def alias(name: str, alias: str, version: str) -> None:
     """
     from ray_jobs import registry
 
-    registry.set_alias(session.model_workspace(name), name, alias, version)
+    registry.set_alias(session.model_workspace(name), name, alias, version, ungated=ungated)
     click.echo(f"{name}@{alias} is version {version}")
 
 
@@ -288,7 +289,8 @@ def _compared(metrics: Mapping[str, float]) -> str:
 
 @click.command()
 @click.argument("model", metavar="NAME[@VERSION|@ALIAS]", shell_complete=session.model_names)
-def deploy(model: str) -> None:
+@session.UNGATED
+def deploy(model: str, ungated: bool) -> None:
     """Deploy a registered version to the endpoint; without a version, the champion, else the newest.
 
     \b
@@ -298,7 +300,7 @@ def deploy(model: str) -> None:
     from ray_jobs import deploy as deployment
 
     store, settings = session.model_workspace(model, check=True), deployment.ServeSettings.from_env()
-    click.echo(deployment.deploy(store, model, settings, progress=session.print_progress))
+    click.echo(deployment.deploy(store, model, settings, ungated=ungated, progress=session.print_progress))
 
 
 @click.command()

@@ -206,6 +206,9 @@ def _load_spec(context: click.Context, parameter: click.Parameter, path: Path) -
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+UNGATED = click.option(
+    "--ungated", is_flag=True, help="Accept versions that did not pass the gate; the audit log records it."
+)
 YES = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 JOB = click.argument("job", shell_complete=job_ids)
 SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path), callback=_load_spec)

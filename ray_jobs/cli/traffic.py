@@ -33,6 +33,7 @@ _ALIAS = click.option("--alias", default="champion", show_default=True, help="Al
 @click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Roll back above this share of 5xx. [0.05]")
 @click.option("--max-p95-s", type=click.FloatRange(0, min_open=True), help="Roll back above this p95. [no limit]")
 @click.option("--min-requests", type=click.IntRange(1, 1000), help="Fewest requests to judge by. [20]")
+@session.UNGATED
 @click.option(
     "--watch-s", type=click.FloatRange(0, min_open=True), help="Seconds for which a promotion is watched. [1800]"
 )
@@ -42,6 +43,7 @@ def promote(
     alias: str,
     percent: float | None,
     shadow: bool,
+    ungated: bool,
     watch_s: float | None,
     **limits: float | None,
 ) -> None:
@@ -67,13 +69,17 @@ def promote(
         raise click.UsageError("--watch-s is for a whole promotion: a canary is judged until it ends")
     limits_set, store = traffic.Bounds.model_validate(given), session.open_store(check=False)
     if shadow:
-        click.echo(traffic.start_shadow(store, name, version, alias=alias))
+        click.echo(traffic.start_shadow(store, name, version, alias=alias, ungated=ungated))
     elif percent is not None:
-        click.echo(traffic.start_canary(store, name, version, percent=percent, alias=alias, bounds=limits_set))
+        canary = traffic.start_canary(
+            store, name, version, percent=percent, alias=alias, bounds=limits_set, ungated=ungated
+        )
+        click.echo(canary)
     else:
         watched = limits_set if given or watch_s else None
         watch_s = watch_s or traffic.WATCH_S
-        click.echo(traffic.promote(store, name, version, alias=alias, bounds=watched, watch_s=watch_s))
+        done = traffic.promote(store, name, version, alias=alias, bounds=watched, watch_s=watch_s, ungated=ungated)
+        click.echo(done)
         _follow(store, name, alias)
 
 
@@ -126,8 +132,9 @@ def traffic(name: str, as_json: bool) -> None:
 @_NAME
 @click.option("--team", "teams", multiple=True, help="A team that may use it; repeatable.")
 @click.option("--everyone", is_flag=True, help="Every team.")
-def share(name: str, teams: tuple[str, ...], everyone: bool) -> None:
-    """Let other teams use all versions of model NAME.
+@session.UNGATED
+def share(name: str, teams: tuple[str, ...], everyone: bool, ungated: bool) -> None:
+    """Let other teams use the versions of model NAME that passed the gate.
 
     \b
     Example:
@@ -135,7 +142,7 @@ def share(name: str, teams: tuple[str, ...], everyone: bool) -> None:
     """
     from ray_jobs.registry import shares
 
-    shared = shares.share(session.open_store(check=False), name, teams=teams, everyone=everyone)
+    shared = shares.share(session.open_store(check=False), name, teams=teams, everyone=everyone, ungated=ungated)
     click.echo(f"{name} is shared with {shares.describe(shared)}")
 
 
@@ -173,4 +180,6 @@ def _follow(store: Store, name: str, alias: str) -> None:
         return
     # The champion's record has no label: while an engine starts, the bare name resolves to the running version.
     ref = name if alias == registry.CHAMPION else f"{name}@{alias}"
-    click.echo(deploy.deploy(home, ref, deploy.ServeSettings.from_env(), progress=session.print_progress))
+    # The alias was moved just now: its version passed the gate, or the operator accepted it.
+    settings = deploy.ServeSettings.from_env()
+    click.echo(deploy.deploy(home, ref, settings, ungated=True, progress=session.print_progress))

@@ -20,6 +20,7 @@ from ray_jobs.engine import lora_capacity
 from ray_jobs.errors import ServingError
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.registry.gated import require_gated
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store, Workspace
@@ -65,17 +66,20 @@ def deploy(
     ref: str,
     settings: ServeSettings,
     *,
+    ungated: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> Deployed:
     """Deploy `name`, `name@version` or `name@alias`, and wait until it answers. For an endpoint elsewhere
     (`settings.endpoint_url`), only write the records, which that endpoint reconciles.
 
     With a version or alias, the bare name resolves to it from then on; without, it follows the alias champion, else
-    the newest version. `progress` is called with a line and the elapsed seconds. Raises RegistryError for an unknown
-    model or another team's, MachineError for a port in use, else ServingError.
+    the newest gated version. `ungated`: also a version that did not pass the gate. `progress` is called with a line and
+    the elapsed seconds. Raises RegistryError for an unknown model, another team's or an ungated version, MachineError
+    for a port in use, else ServingError.
     """
     version = registry.get(store, ref)
     registry.require_owner(store, version.name)
+    require_gated(version, f"answer for {version.name}", ungated=ungated)
     label = ref.partition("@")[2] or None
     entry = catalogue.find_base(store, version.base_name, version.base_digest)
     serving, rank = version.lineage.spec.serving, _lora_rank(store, version)

@@ -18,6 +18,7 @@ from ray_jobs import registry
 from ray_jobs.deploy import records
 from ray_jobs.errors import ConflictError, RegistryError, ServingError
 from ray_jobs.registry import CHAMPION
+from ray_jobs.registry.gated import require_gated
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.documents import Documents
@@ -105,8 +106,11 @@ def promote(
     alias: str = CHAMPION,
     bounds: Bounds | None = None,
     watch_s: float = WATCH_S,
+    ungated: bool = False,
 ) -> str:
     """Let a version answer all requests to the alias; ends its canary. Returns the change as text.
+
+    `ungated`: also one that did not pass the gate.
 
     With `bounds` the promotion is undone automatically if they are passed within `watch_s`; only for adapters, whose
     previous version stays loadable. Raises ConflictError if the alias is moved at the same time.
@@ -120,7 +124,7 @@ def promote(
     before = registry.read_alias(home, name, alias)
     now_at = None if before is None else before.version
     back_to = before.previous if before is not None and now_at == found.version else now_at
-    registry.set_alias(home, name, alias, found.version, expected=now_at)
+    registry.set_alias(home, name, alias, found.version, expected=now_at, ungated=ungated)
     watch = None
     if bounds is not None and back_to is not None:
         until = datetime.now(UTC) + timedelta(seconds=watch_s)
@@ -137,10 +141,20 @@ def promote(
 
 
 def start_canary(
-    store: Store, name: str, version: str, *, percent: float, alias: str = CHAMPION, bounds: Bounds | None = None
+    store: Store,
+    name: str,
+    version: str,
+    *,
+    percent: float,
+    alias: str = CHAMPION,
+    bounds: Bounds | None = None,
+    ungated: bool = False,
 ) -> str:
-    """Let a version answer a share of the alias's requests, until it is promoted, rolled back or passes a bound."""
-    found = _beside(store, name, version, alias, "a canary needs")
+    """Let a version answer a share of the alias's requests, until it is promoted, rolled back or passes a bound.
+
+    `ungated`: also one that did not pass the gate.
+    """
+    found = _beside(store, name, version, alias, "a canary needs", ungated=ungated)
     canary = Canary(id=uuid.uuid4().hex, version=found.version, percent=percent, bounds=bounds or Bounds())
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
@@ -152,9 +166,9 @@ def start_canary(
     return f"{what}; it stops automatically if {_describe_bounds(canary.bounds)}"
 
 
-def start_shadow(store: Store, name: str, version: str, *, alias: str = CHAMPION) -> str:
-    """Send a copy of the alias's requests to a version."""
-    found = _beside(store, name, version, alias, "a shadow needs")
+def start_shadow(store: Store, name: str, version: str, *, alias: str = CHAMPION, ungated: bool = False) -> str:
+    """Send a copy of the alias's requests to a version. `ungated`: also to one that did not pass the gate."""
+    found = _beside(store, name, version, alias, "a shadow needs", ungated=ungated)
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
         canary = None if old.canary is not None and old.canary.version == found.version else old.canary
@@ -187,7 +201,7 @@ def roll_back(store: Store, name: str, *, alias: str = CHAMPION) -> str:
         raise RegistryError(f"{name}@{alias} is not set: nothing to roll back to")
     if now.previous is None:
         raise RegistryError(f"{name}@{alias} has always been version {now.version}: nothing to roll back to")
-    registry.set_alias(home, name, alias, now.previous, expected=now.version)
+    registry.set_alias(home, name, alias, now.previous, expected=now.version, ungated=True)  # it answered before
     return f"{name}@{alias} is version {now.previous} again, before {now.version}"
 
 
@@ -215,7 +229,7 @@ def undo_promotion(store: Store, name: str, watch: Watch, reason: str) -> bool:
     if policy is None or policy.watch is None or policy.watch.id != watch.id:
         return False
     try:
-        registry.set_alias(home, name, policy.alias, watch.back_to, expected=watch.version)
+        registry.set_alias(home, name, policy.alias, watch.back_to, expected=watch.version, ungated=True)
         moved = True
     except ConflictError:
         moved = False
@@ -250,10 +264,11 @@ def describe(policy: TrafficPolicy | None, name: str) -> list[str]:
     return lines
 
 
-def _beside(store: Store, name: str, version: str, alias: str, what: str) -> ModelVersion:
+def _beside(store: Store, name: str, version: str, alias: str, what: str, *, ungated: bool) -> ModelVersion:
     """The version, if it can be served beside the one that the alias points at."""
     home = registry.workspace_of(store, name)
     found = registry.get(home, f"{name}@{version}")
+    require_gated(found, f"get requests to {name}@{alias}", ungated=ungated)
     _require_adapter(home, found, what)
     _require_free_alias(read(store, name), name, alias)
     record = records.read(home, name)

@@ -279,7 +279,8 @@ def publish_checkpoints(flow: Flow, context: StageContext) -> Published:
     published = [_published(one, flow.registered.version) for one in found if one.key == best]
     for one in chosen:
         metrics = publish.lineage_metrics(one, inputs.spec)
-        published.append(_published(one, _register_tree(flow, context, trees[one.key], metrics).version))
+        version = _register_tree(flow, context, trees[one.key], metrics, gated=False)
+        published.append(_published(one, version.version))
     for row in published:
         alias = publish.alias_of(row.step)
         registry.set_alias(store, flow.registered.name, alias, row.version)
@@ -298,7 +299,9 @@ def deploy_version(flow: Flow, context: StageContext) -> DeployedEndpoint:
     return DeployedEndpoint(url=deployed.url, version=deployed.version)
 
 
-def _register_tree(flow: Flow, context: StageContext, key: str, metrics: dict[str, float]) -> ModelVersion:
+def _register_tree(
+    flow: Flow, context: StageContext, key: str, metrics: dict[str, float], *, gated: bool = True
+) -> ModelVersion:
     """Register a tree of the store. The same tree and job are the same version."""
     spec = flow.spec
     training = spec.training.model_copy(update={"precision": flow.evaluation.dtype})  # what `auto` became
@@ -311,6 +314,7 @@ def _register_tree(flow: Flow, context: StageContext, key: str, metrics: dict[st
         metrics=metrics,
         labels=flow.dataset.labels,
         trial=None if flow.search is None else flow.search.run,
+        gated=gated,
     )
     with tempfile.TemporaryDirectory(prefix="kitae-register-") as scratch:
         # The registry writes a model card into the tree; the store's cached copy is shared.

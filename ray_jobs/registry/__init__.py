@@ -35,6 +35,7 @@ from ray_jobs.errors import ConflictError, CorruptObject, RegistryError, suggest
 from ray_jobs.registry import catalogue, owners
 from ray_jobs.registry.card import write_card
 from ray_jobs.registry.files import check_files
+from ray_jobs.registry.gated import newest, require_gated_for_alias
 from ray_jobs.registry.model import Lineage, ModelKind, ModelVersion, key_of, lineage_json, lineage_of, version_of
 from ray_jobs.registry.owners import Claim
 from ray_jobs.spec import NAME_RULE, is_name
@@ -176,7 +177,7 @@ def names(store: Workspace) -> list[str]:
 
 
 def get(store: Workspace, ref: str) -> ModelVersion:
-    """The version of `name`, `name@3` or `name@alias`; a bare name is its champion, else its newest version.
+    """The version of `name`, `name@3` or `name@alias`; a bare name is its champion, else its newest gated version.
 
     Raises RegistryError with the nearest names, or with the model's versions and aliases; CorruptObject for an alias
     that cannot be read.
@@ -197,8 +198,8 @@ def get(store: Workspace, ref: str) -> ModelVersion:
     found = versions(store, name)
     if not found:
         raise _unknown(store, name)
-    if not wanted:
-        return found[-1]
+    if not wanted and (meant := newest(found)) is not None:
+        return meant
     known = ", ".join([*(version.version for version in found), *sorted(pointed)])
     gone = f" (version {wanted} is deleted)" if wanted != label else ""
     raise RegistryError(f"model {name!r} has no {label or CHAMPION!r}{gone}; it has: {known}")
@@ -225,8 +226,11 @@ def set_alias(
     version: str,
     *,
     expected: str | EllipsisType | None = ...,
+    ungated: bool = False,
 ) -> None:
-    """Point an alias at a version that exists.
+    """Point an alias at a version that exists and passed the gate.
+
+    `ungated`: as `gated.require_gated`.
 
     `expected` (a version; None: not set) is a condition: ConflictError if the alias points elsewhere, so that one of
     two concurrent decisions wins.
@@ -237,7 +241,7 @@ def set_alias(
     if not version.isdigit():
         raise RegistryError(f"{version!r} is not a version number of {name!r}: an alias points at a number, such as 3")
     require_owner(store, name)
-    get(store, f"{name}@{version}")
+    require_gated_for_alias(get(store, f"{name}@{version}"), alias, ungated=ungated)
 
     def change(old: Alias | None) -> Alias:
         now = None if old is None else old.version

@@ -15,6 +15,9 @@ from ray_jobs.storage.unreadable import summary
 
 ModelKind = Literal["adapter", "full", "predictor"]
 
+_STEP = "step"
+"""A metric that only checkpoints have; versions from before `gated` are told apart by it."""
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -32,6 +35,8 @@ class Lineage:
     trial: str | None = None
     """The trial of the job's search that won; None without a search."""
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    gated: bool = True
+    """Whether it passed the gate and parity; a published checkpoint did not."""
 
 
 _LINEAGE = TypeAdapter(Lineage)
@@ -98,7 +103,8 @@ def lineage_json(lineage: Lineage) -> dict[str, Any]:
 
 def lineage_of(document: dict[str, Any]) -> Lineage:
     spec = parse_spec(document["spec"], source=f"the lineage of a model of job {document['job_id']}", stored=True)
-    return _LINEAGE.validate_python({**document, "spec": spec})
+    gated = document.get("gated", _STEP not in document["metrics"])
+    return _LINEAGE.validate_python({**document, "spec": spec, "gated": gated})
 
 
 def key_of(name: str, number: str) -> str:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_jobs import registry
 from ray_jobs.errors import RegistryError
+from ray_jobs.registry.gated import newest, require_gated
+from ray_jobs.registry.model import ModelVersion
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
@@ -24,27 +26,39 @@ class Share(BaseModel):
     teams: tuple[Name, ...] = ()
     """Sorted."""
     everyone: bool = False
+    ungated: bool = False
+    """Whether versions that did not pass the gate are shared too."""
 
     def includes(self, team: str) -> bool:
         return self.everyone or team in self.teams
+
+    def allows(self, version: ModelVersion) -> bool:
+        """Whether it shares this version."""
+        return self.ungated or version.lineage.gated
 
 
 NOT_SHARED = Share()
 _SHARES = Documents("shares/", Share, "the record of the shares of a model")
 
 
-def share(store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False) -> Share:
-    """Let teams, or everyone, use every version of a model. Raises RegistryError for an unknown model."""
+def share(
+    store: Store, name: str, *, teams: Iterable[str] = (), everyone: bool = False, ungated: bool = False
+) -> Share:
+    """Let teams, or everyone, use every version of a model that passed the gate; with `ungated` the others too.
+
+    Raises RegistryError for an unknown model, or if no version passed.
+    """
     added = _checked(teams)
     if not added and not everyone:
         raise RegistryError(f"nothing to share {name!r} with: name a team, or everyone")
     home = registry.workspace_of(store, name)
-    if not registry.versions(home, name):
-        registry.get(home, name)  # RegistryError, naming the nearest
+    meant = newest(registry.versions(home, name)) or registry.get(home, name)  # RegistryError, naming the nearest
+    require_gated(meant, "be shared", ungated=ungated)
 
     def change(old: Share | None) -> Share:
         old = old or NOT_SHARED
-        return Share(teams=tuple(sorted({*old.teams, *added})), everyone=old.everyone or everyone)
+        shared = tuple(sorted({*old.teams, *added}))
+        return Share(teams=shared, everyone=old.everyone or everyone, ungated=old.ungated or ungated)
 
     return _SHARES.update(store, name, change)
 
@@ -65,7 +79,9 @@ def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: boo
             raise RegistryError(f"{name!r} is not shared {whom}; it is shared with {describe(old)}")
         if all_of_it:
             return NOT_SHARED
-        return Share(teams=tuple(sorted({*old.teams} - revoked)), everyone=old.everyone and not everyone)
+        left = tuple(sorted({*old.teams} - revoked))
+        everyone_still = old.everyone and not everyone
+        return Share(teams=left, everyone=everyone_still, ungated=old.ungated and bool(left or everyone_still))
 
     return _SHARES.update(store, name, change)
 

@@ -25,6 +25,7 @@ MAX_RESULT_FILE_BYTES = 64 * 2**20
 _SKEW = timedelta(minutes=10)
 """Difference between the clocks of a job's pods and of the endpoint."""
 _MAX_ERROR = 2000
+_MAX_VERSION = 9
 _MAX_TOKENS = 10**15
 
 
@@ -32,6 +33,7 @@ class ReportedCheckpoint(BaseModel, frozen=True):
     """A published checkpoint."""
 
     step: int = Field(ge=0, le=10**9)
+    version: str | None = Field(None, max_length=_MAX_VERSION)
     train_loss: float | None = None
     valid_loss: float | None = None
     valid_mean_token_accuracy: float | None = None
@@ -50,6 +52,7 @@ class ReportedSearch(BaseModel, frozen=True):
 class ReportedResult(BaseModel, frozen=True):
     """A job's result, as far as the API answers it."""
 
+    version: str | None = Field(None, max_length=_MAX_VERSION)
     base: dict[str, float] | None = None
     tuned: dict[str, float] | None = None
     base_is: str | None = Field(None, max_length=200)

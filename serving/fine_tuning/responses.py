@@ -66,6 +66,7 @@ def checkpoints_of(api: ApiJob, job: CheckedRecord | None) -> list[openai_types.
     """Convert the published checkpoints of a finished job."""
     if job is None or job.finished_at is None:
         return []
+    result = result_of(api, job)
     return [
         openai_types.FineTuningJobCheckpoint(
             id=f"ftckpt_{api.digits}-{found.step:08d}",
@@ -79,8 +80,9 @@ def checkpoints_of(api: ApiJob, job: CheckedRecord | None) -> list[openai_types.
                 full_valid_loss=found.valid_loss,
                 full_valid_mean_token_accuracy=found.valid_mean_token_accuracy,
             ),
+            gated=found.version is not None and found.version == result.version,
         )
-        for found in result_of(api, job).checkpoints
+        for found in result.checkpoints
     ]
 
 

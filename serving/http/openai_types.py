@@ -264,6 +264,8 @@ class FineTuningJobCheckpoint(OpenAIObject):
     fine_tuned_model_checkpoint: str
     fine_tuning_job_id: str
     metrics: FineTuningJobCheckpointMetrics
+    gated: bool = False
+    """Whether it passed the gate: it is the job's own model."""
 
 
 class FineTuningJobCheckpointList(ObjectListWithIds):
@@ -282,6 +284,8 @@ class Model(OpenAIObject):
     deployed: bool = True
     """Whether it answers requests; a base that does not can still be fine-tuned."""
     fine_tunable: bool = False
+    gated: bool | None = None
+    """Whether a tuned model passed the gate; false for a published checkpoint."""
 
 
 class ModelList(ObjectList):

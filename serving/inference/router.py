@@ -22,7 +22,7 @@ from ray_jobs.deploy import records, traffic
 from ray_jobs.deploy.records import Deployment
 from ray_jobs.deploy.traffic import TrafficPolicy
 from ray_jobs.errors import StoreError, suggestion
-from ray_jobs.registry import api_names, catalogue, shares
+from ray_jobs.registry import api_names, catalogue, gated, shares
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.registry.shares import Share
@@ -99,11 +99,13 @@ class RoutingSnapshot:
         return _all_names(self.visible_to(caller))
 
     def _of_team(self, team: str) -> RoutingSnapshot:
-        shared = {name for name, share in self.shares.items() if share.includes(team)}
-        versions = {
-            name: tuple(version for version in found if name in shared or version.team == team)
-            for name, found in self.versions.items()
-        }
+        shared = {name: share for name, share in self.shares.items() if share.includes(team)}
+
+        def sees(version: ModelVersion) -> bool:
+            share = shared.get(version.name)
+            return version.team == team or (share is not None and share.allows(version))
+
+        versions = {name: tuple(version for version in found if sees(version)) for name, found in self.versions.items()}
         deployed = {}
         for name, record in self.records.items():
             numbers = {version.version for version in versions.get(name, ())}
@@ -338,8 +340,8 @@ def _meant(visible: RoutingSnapshot, record: Deployment, label: str | None) -> s
     """Return the version that a label means: a version or alias; without a label the champion, else the newest."""
     versions = visible.versions.get(record.name, ())
     aliases = visible.aliases.get(record.name, {})
-    newest = versions[-1].version if versions else ""
-    label = label or record.version or aliases.get(registry.CHAMPION) or newest
+    newest = gated.newest(versions)
+    label = label or record.version or aliases.get(registry.CHAMPION) or (newest.version if newest is not None else "")
     return aliases.get(label, label)
 
 

@@ -87,6 +87,7 @@ def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.
         owned_by=_OWNER if version is None else version.team,
         task=route.task,
         fine_tunable=model in snapshot.bases,
+        gated=None if version is None else version.lineage.gated,
     )
 
 

@@ -107,7 +107,7 @@ def run_job(store: Workspace, job_id: str, launched: Launched | None = None, *, 
     for epoch in range(1, epochs + 1):
         metrics = {"step": 10 * epoch, "train_loss": 2.0 / epoch, "valid_loss": 2.5 / epoch}
         job.event("info", f"step {10 * epoch}", metrics, kind="metrics")
-        version = register(store, spec, f"{job_id}-{epoch}")
+        version = register(store, spec, f"{job_id}-{epoch}", gated=epoch == epochs)
         registry.set_alias(store, spec.name, f"ckpt-step-{10 * epoch}", version)
         checkpoints.append(metrics | {"version": version})
     registry.set_alias(store, spec.name, "champion", checkpoints[-1]["version"])
@@ -130,14 +130,14 @@ def run_job(store: Workspace, job_id: str, launched: Launched | None = None, *, 
     )
 
 
-def register(store: Workspace, spec: JobSpec, mark: str, *, adapter: bool = True) -> str:
+def register(store: Workspace, spec: JobSpec, mark: str, *, adapter: bool = True, gated: bool = True) -> str:
     """Register a version with placeholder weights that contain `mark`. Returns its number."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         if adapter:
             (directory / "adapter_config.json").write_text(json.dumps({"r": 8}))
         save_file({"w": np.zeros(1, dtype=np.float32)}, directory / "adapter_model.safetensors", {"mark": mark})
-        lineage = Lineage("d" * 16, DIGEST, spec, "0.1.0", spec.job_id, {"loss": 1.0})
+        lineage = Lineage("d" * 16, DIGEST, spec, "0.1.0", spec.job_id, {"loss": 1.0}, gated=gated)
         return registry.register(store, spec.name, directory, lineage=lineage, lineage_digest=mark).version
 
 
