@@ -18,7 +18,8 @@ from typing import Any
 
 from ray_jobs.digests import json_digest, tree_digest
 from ray_jobs.errors import ModelError
-from ray_jobs.models.load import check_architecture, load_config
+from ray_jobs.models import base_files
+from ray_jobs.models.load import check_architecture
 from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.model import base_name
@@ -81,13 +82,18 @@ def prepare(store: Workspace, source: str, task: str, *, progress: ProgressFn | 
             able = ", ".join(entry.tasks)
             raise ModelError(f"the base {source!r} ({entry.architecture}) cannot do task: {task}; it does {able}")
         return Base(entry.digest, entry.name, entry.architecture, catalogue.BASES)
-    return _prepare(store, source, task, "bases", progress)
-
-
-def _prepare(store: Store, source: str, task: str, folder: str, progress: ProgressFn | None) -> Base:
-    with _local(store, source, progress) as directory, tempfile.TemporaryDirectory(prefix="kitae-base-") as scratch:
-        config = load_config(directory)
+    with _local(store, source, progress) as directory:
+        config = base_files.read_config(source, directory)
         check_architecture(config, task)
+        base_files.check(source, directory, config, (task,))
+        return _copy(store, source, directory, config, "bases", progress)
+
+
+def _copy(
+    store: Store, source: str, directory: Path, config: Mapping[str, Any], folder: str, progress: ProgressFn | None
+) -> Base:
+    """Copy a base's directory into a folder of the store, once."""
+    with tempfile.TemporaryDirectory(prefix="kitae-base-") as scratch:
         tree = Path(scratch) / "tree"
         tree.mkdir()
         files = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != "manifest.json"]
@@ -99,11 +105,6 @@ def _prepare(store: Store, source: str, task: str, folder: str, progress: Progre
                 os.link(path.resolve(), target)
             except OSError:  # another file system
                 shutil.copyfile(path, target)
-        if not any(path.suffix == ".safetensors" for path in kept):
-            raise ModelError(
-                f"base_model {source} has no .safetensors weights; pickled weights (.bin, .pt) are not read since they "
-                "can run code: convert them with the model's own tools first"
-            )
         digest = _tree_digest(tree)
         base = Base(digest, base_name(source), str((config.get("architectures") or ["?"])[0]), folder)
         if store.read_manifest(base.key) is None:
@@ -123,18 +124,21 @@ def add(
 
     `engine`: options of its engine that differ from the defaults (`catalogue.set_engine`).
     """
-    with _local(store, source, None) as directory:
-        config = load_config(directory)
-    tasks, why = [], []
-    for task in (name for name, task in TASKS.items() if task.base is not None):
-        try:
-            check_architecture(config, task)
-            tasks.append(task)
-        except ModelError as error:
-            why.append(str(error))
-    if not tasks:
-        raise ModelError(f"{source} can be fine-tuned for no task", details=why)
-    base = _prepare(store, source, tasks[0], catalogue.BASES, progress)
+    catalogue.require_free(store, name or base_name(source))
+    with _local(store, source, progress) as directory:
+        config = base_files.read_config(source, directory)
+        tasks, why = [], []
+        for task in (name for name, task in TASKS.items() if task.base is not None):
+            try:
+                check_architecture(config, task)
+                base_files.require_served(config, task)
+                tasks.append(task)
+            except ModelError as error:
+                why.append(str(error))
+        if not tasks:
+            raise ModelError(f"{source} can be fine-tuned for no task", details=why)
+        base_files.check(source, directory, config, tasks)
+        base = _copy(store, source, directory, config, catalogue.BASES, progress)
     longest = config.get("max_position_embeddings")
     entry = CatalogueEntry(
         name=name or base.name,

@@ -27,7 +27,10 @@ def load_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise ModelError(f"{directory} is not a model: it has no config.json")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no object")
     return config

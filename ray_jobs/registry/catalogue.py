@@ -60,10 +60,7 @@ _ENTRIES = Documents("catalogue/", CatalogueEntry, "an entry of the catalogue")
 def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
     """Write an entry. Raises ModelError if the name belongs to another base, since that would change existing jobs,
     or to a team's model."""
-    if not is_name(entry.name):
-        raise ModelError(f"{entry.name!r} cannot name a base: {NAME_RULE}")
-    if (claim := owners.find(store, entry.name)) is not None and claim.of == "model":
-        raise ModelError(f"{entry.name!r} is the name of a model of team {claim.team!r}: use another name")
+    require_free(store, entry.name)
     existing = _ENTRIES.update(store, entry.name, lambda old: old or entry)
     if existing.digest != entry.digest:
         raise ModelError(
@@ -71,6 +68,14 @@ def add(store: Store, entry: CatalogueEntry) -> CatalogueEntry:
             f"`kitae bases remove {entry.name}` first"
         )
     return existing
+
+
+def require_free(store: Store, name: str) -> None:
+    """Raise ModelError for a name that no base can have, or that a team's model has."""
+    if not is_name(name):
+        raise ModelError(f"{name!r} cannot name a base: {NAME_RULE}")
+    if (claim := owners.find(store, name)) is not None and claim.of == "model":
+        raise ModelError(f"{name!r} is the name of a model of team {claim.team!r}: use another name")
 
 
 def find(store: Store, name: str) -> CatalogueEntry | None:

@@ -39,4 +39,4 @@ def newest(found: Sequence[ModelVersion]) -> ModelVersion | None:
     `found`: the versions of a model, oldest first. None: there are none.
     """
     gated = [version for version in found if version.lineage.gated]
-    return (gated or [*found] or [None])[-1]
+    return next(reversed(gated or found), None)

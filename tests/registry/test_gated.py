@@ -17,7 +17,7 @@ from serving.http.errors import ApiError
 from serving.inference.router import read_snapshot, resolve
 from tests.builders import make_spec
 from tests.serving.api_harness import register
-from tests.serving.inference.test_visibility import member
+from tests.serving.inference.rollouts import member
 from tests.serving.routing import deploy_version
 
 ELSEWHERE = ServeSettings("", None, endpoint_url="http://x")
