@@ -13,7 +13,21 @@ import sys
 import click
 
 from ray_jobs import __version__
-from ray_jobs.cli import jobs, keys, local, models, quota, session, shell, store, tracking, traffic, usage, webhooks
+from ray_jobs.cli import (
+    audit,
+    jobs,
+    keys,
+    local,
+    models,
+    quota,
+    session,
+    shell,
+    store,
+    tracking,
+    traffic,
+    usage,
+    webhooks,
+)
 
 
 class Commands(click.Group):
@@ -58,6 +72,7 @@ for command in (
     usage.usage,
     quota.quota,
     keys.keys,
+    audit.audit,
     traffic.promote,
     traffic.rollback,
     traffic.traffic,

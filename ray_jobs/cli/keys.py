@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_jobs.cli import session
+from ray_jobs.cli import audit, session
 
 if TYPE_CHECKING:
     from ray_jobs.tenancy.api_keys import ApiKey, Scope
@@ -64,9 +64,9 @@ def create(
 
     expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     store = session.open_store(check=False)
-    key, secret = keys.create(
-        store, team, name, keys.Limits(**limits), scopes=scopes or keys.DEFAULT_SCOPES, expires_at=expires_at
-    )
+    granted = scopes or keys.DEFAULT_SCOPES
+    with audit.recorded(store, "key.create", name, team=team, scopes=list(granted)):
+        key, secret = keys.create(store, team, name, keys.Limits(**limits), scopes=granted, expires_at=expires_at)
     if as_json:
         session.print_json(_as_json(key) | {"key": secret})
     else:
@@ -121,7 +121,11 @@ def revoke(key_id: str, yes: bool) -> None:
     key = keys.read(store, wanted) if wanted.isalnum() else None
     if key is not None and not yes and key.revoked_at is None:
         click.confirm(f"Revoke key {key.id} ({key.name!r} of team {key.team})?", abort=True)
-    key = keys.revoke(store, wanted)  # ApiKeyError, naming the nearest, for an unknown key
+    if key is None:
+        key = keys.revoke(store, wanted)  # ApiKeyError, naming the nearest
+    else:
+        with audit.recorded(store, "key.revoke", key.id, team=key.team, name=key.name):
+            key = keys.revoke(store, wanted)
     click.echo(f"key {key.id} ({key.name!r} of team {key.team}) is revoked since {key.revoked_at:%Y-%m-%d %H:%M} UTC")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_jobs.cli import session
+from ray_jobs.cli import audit, session
 
 if TYPE_CHECKING:
     from ray_jobs.registry.model import ModelVersion
@@ -74,7 +74,7 @@ def add(source: str, name: str | None, **engine: Any) -> None:
     from ray_jobs.models import bases as prepared
 
     store = session.open_store()
-    with StageProgress("base") as progress:
+    with StageProgress("base") as progress, audit.recorded(store, "base.add", name or source, source=source):
         entry = prepared.add(
             store,
             source,
@@ -119,7 +119,9 @@ def remove(name: str) -> None:
     """
     from ray_jobs.registry import catalogue
 
-    catalogue.remove(session.open_store(check=False), name)
+    store = session.open_store(check=False)
+    with audit.recorded(store, "base.remove", name):
+        catalogue.remove(store, name)
     click.echo(f"{name} is no longer in the catalogue")
 
 
@@ -234,7 +236,12 @@ def alias(name: str, alias: str, version: str, ungated: bool) -> None:
     """
     from ray_jobs import registry
 
-    registry.set_alias(session.model_workspace(name), name, alias, version, ungated=ungated)
+    store = session.model_workspace(name)
+    before = registry.aliases(store, name).get(alias)
+    with audit.recorded(
+        store, "alias.set", f"{name}@{alias}", team=store.team, version=version, before=before, ungated=ungated
+    ):
+        registry.set_alias(store, name, alias, version, ungated=ungated)
     click.echo(f"{name}@{alias} is version {version}")
 
 
@@ -274,7 +281,8 @@ def delete(model: str, yes: bool) -> None:
     found = registry.get(store, model)
     if not yes:
         click.confirm(f"Delete {name}@{found.version} ({found.kind}; {_compared(found.metrics)})?", abort=True)
-    registry.delete_version(store, name, found.version)
+    with audit.recorded(store, "model.delete", f"{name}@{found.version}", team=registry.owner(store, name)):
+        registry.delete_version(store, name, found.version)
     click.echo(f"{name}@{found.version} is deleted")
 
 
@@ -300,7 +308,9 @@ def deploy(model: str, ungated: bool) -> None:
     from ray_jobs import deploy as deployment
 
     store, settings = session.model_workspace(model, check=True), deployment.ServeSettings.from_env()
-    click.echo(deployment.deploy(store, model, settings, ungated=ungated, progress=session.print_progress))
+    with audit.recorded(store, "model.deploy", model, team=store.team, ungated=ungated):
+        deployed = deployment.deploy(store, model, settings, ungated=ungated, progress=session.print_progress)
+    click.echo(deployed)
 
 
 @click.command()
@@ -313,8 +323,12 @@ def undeploy(name: str) -> None:
       kitae undeploy faq-chat
     """
     from ray_jobs import deploy as deployment
+    from ray_jobs import registry
 
-    click.echo(deployment.undeploy(session.open_store(), name, deployment.ServeSettings.from_env()))
+    store = session.open_store()
+    with audit.recorded(store, "model.undeploy", name, team=registry.owner(store, name)):
+        done = deployment.undeploy(store, name, deployment.ServeSettings.from_env())
+    click.echo(done)
 
 
 def _as_json(version: ModelVersion, aliases: Mapping[str, str]) -> dict[str, object]:

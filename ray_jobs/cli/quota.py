@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_jobs.cli import quota_past, session
+from ray_jobs.cli import audit, quota_past, session
 from ray_jobs.errors import KitaeError, ObjectChanged, SpecError, suggestion
 
 if TYPE_CHECKING:
@@ -140,8 +140,12 @@ def set_quota(
     if not apply_it:
         click.echo("\nnothing was changed; --apply applies the change, --values prints it for the chart")
         return
+    changes = [f"{field} {text}" for field, text in given.items()]
     try:
-        cluster.patch(CLUSTER_QUEUE, planned.queue, planned.patch)
+        with audit.recorded(
+            session.open_store(check=False), "quota.set", f"{flavor} {resource or counted}", team=team, changes=changes
+        ):
+            cluster.patch(CLUSTER_QUEUE, planned.queue, planned.patch)
     except ObjectChanged as error:
         details = ("nothing was changed: run the command again and check the new diff",)
         raise ObjectChanged(error.message, details=details) from error

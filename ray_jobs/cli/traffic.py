@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ray_jobs.cli import session
+from ray_jobs.cli import audit, session
 
 if TYPE_CHECKING:
     from ray_jobs.storage import Store
+    from ray_jobs.tenancy.audit import Action
 
 
 def _registry_name(context: click.Context, parameter: click.Parameter, name: str) -> str:
@@ -57,6 +58,7 @@ def promote(
       kitae promote faq-chat 4 --canary 10 --max-p95-s 2.0
       kitae promote faq-chat 4
     """
+    from ray_jobs import registry
     from ray_jobs.deploy import traffic
 
     given = {limit: value for limit, value in limits.items() if value is not None}
@@ -68,18 +70,21 @@ def promote(
     if watch_s is not None and (shadow or percent is not None):
         raise click.UsageError("--watch-s is for a whole promotion: a canary is judged until it ends")
     limits_set, store = traffic.Bounds.model_validate(given), session.open_store(check=False)
-    if shadow:
-        click.echo(traffic.start_shadow(store, name, version, alias=alias, ungated=ungated))
-    elif percent is not None:
-        canary = traffic.start_canary(
-            store, name, version, percent=percent, alias=alias, bounds=limits_set, ungated=ungated
-        )
-        click.echo(canary)
-    else:
-        watched = limits_set if given or watch_s else None
-        watch_s = watch_s or traffic.WATCH_S
-        done = traffic.promote(store, name, version, alias=alias, bounds=watched, watch_s=watch_s, ungated=ungated)
-        click.echo(done)
+    action: Action = "traffic.shadow" if shadow else "traffic.canary" if percent is not None else "traffic.promote"
+    team, target = registry.owner(store, name), f"{name}@{alias}"
+    with audit.recorded(store, action, target, team=team, version=version, percent=percent, ungated=ungated):
+        if shadow:
+            done = traffic.start_shadow(store, name, version, alias=alias, ungated=ungated)
+        elif percent is not None:
+            done = traffic.start_canary(
+                store, name, version, percent=percent, alias=alias, bounds=limits_set, ungated=ungated
+            )
+        else:
+            watched = limits_set if given or watch_s else None
+            watch_s = watch_s or traffic.WATCH_S
+            done = traffic.promote(store, name, version, alias=alias, bounds=watched, watch_s=watch_s, ungated=ungated)
+    click.echo(done)
+    if action == "traffic.promote":
         _follow(store, name, alias)
 
 
@@ -95,10 +100,13 @@ def rollback(name: str, alias: str) -> None:
     Example:
       kitae rollback faq-chat
     """
+    from ray_jobs import registry
     from ray_jobs.deploy import traffic
 
     store = session.open_store(check=False)
-    click.echo(traffic.roll_back(store, name, alias=alias))
+    with audit.recorded(store, "traffic.rollback", f"{name}@{alias}", team=registry.owner(store, name)):
+        done = traffic.roll_back(store, name, alias=alias)
+    click.echo(done)
     _follow(store, name, alias)
 
 
@@ -140,9 +148,13 @@ def share(name: str, teams: tuple[str, ...], everyone: bool, ungated: bool) -> N
     Example:
       kitae share faq-chat --team support
     """
+    from ray_jobs import registry
     from ray_jobs.registry import shares
 
-    shared = shares.share(session.open_store(check=False), name, teams=teams, everyone=everyone, ungated=ungated)
+    store = session.open_store(check=False)
+    team, whom = registry.owner(store, name), [*teams, *(["everyone"] if everyone else [])]
+    with audit.recorded(store, "share.add", name, team=team, teams=whom, ungated=ungated):
+        shared = shares.share(store, name, teams=teams, everyone=everyone, ungated=ungated)
     click.echo(f"{name} is shared with {shares.describe(shared)}")
 
 
@@ -157,9 +169,13 @@ def unshare(name: str, teams: tuple[str, ...], everyone: bool) -> None:
     Example:
       kitae unshare faq-chat --team support
     """
+    from ray_jobs import registry
     from ray_jobs.registry import shares
 
-    shared = shares.unshare(session.open_store(check=False), name, teams=teams, everyone=everyone)
+    store = session.open_store(check=False)
+    team, whom = registry.owner(store, name), [*teams, *(["everyone"] if everyone else [])]
+    with audit.recorded(store, "share.remove", name, team=team, teams=whom or ["all"]):
+        shared = shares.unshare(store, name, teams=teams, everyone=everyone)
     click.echo(f"{name} is shared with {shares.describe(shared)}")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import click
 
-from ray_jobs.cli import session
+from ray_jobs.cli import audit, session
 from ray_jobs.errors import ServingError
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def add(url: str, team: str, events: tuple[EventType, ...]) -> None:
     from ray_jobs.tenancy import webhooks
 
     policy = webhooks.Policy.from_env(os.environ)
-    endpoint = webhooks.add(session.open_store(check=False), team, url, events or webhooks.EVENTS, policy)
+    store = session.open_store(check=False)
+    host = re.split(r"[/?#]", url.partition("://")[2])[0].rpartition("@")[2]  # the rest may be a secret
+    with audit.recorded(store, "webhook.add", host, team=team):
+        endpoint = webhooks.add(store, team, url, events or webhooks.EVENTS, policy)
     click.echo(f"{endpoint.id}: {', '.join(endpoint.events)}")
     click.echo(f"secret: {endpoint.secret}  (not shown again)")
 
@@ -89,7 +93,9 @@ def remove(endpoint_id: str, team: str) -> None:
     """
     from ray_jobs.tenancy import webhooks
 
-    webhooks.remove(session.open_store(check=False), team, endpoint_id)
+    store = session.open_store(check=False)
+    with audit.recorded(store, "webhook.remove", endpoint_id, team=team):
+        webhooks.remove(store, team, endpoint_id)
     click.echo(f"{endpoint_id} is removed")
 
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_jobs.spec import DEFAULT_TEAM, NAME_RULE, is_name
 from ray_jobs.tenancy.api_keys import Limits, digest_of
+from ray_jobs.tenancy.audit import Actor
 from serving.access import scopes
 from serving.access.body_reader import BodyReader
 from serving.access.keys import StoredKeys
@@ -63,6 +64,11 @@ def caller_of(request: Request) -> Caller:
     """Return the caller of an admitted request."""
     caller: Caller = request.state.caller
     return caller
+
+
+def actor_of(request: Request) -> Actor:
+    """Return the caller of an admitted request as the audit log names it."""
+    return Actor(name=caller_of(request).key_id, via="api")
 
 
 def key_of(headers: Headers) -> str | None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from ray_jobs import jobs
 from ray_jobs.storage import Store, Workspace
-from ray_jobs.tenancy import usage, webhooks
+from ray_jobs.tenancy import audit, usage, webhooks
 from ray_jobs.tenancy.usage import UsageRow
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob, ClosedJob
@@ -47,6 +47,8 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
     webhooks.enqueue(store, api.team, _EVENTS[ending.status], api.id, attempt=run, at=ended_at)
     if not ending.has_run and ending.training_s == 0.0:
         return
+    if ending.status == "succeeded":
+        _record_registration(store, api, ended_at)
     compute, training_s = api.job_spec().compute, max(0.0, ending.training_s - api.booked.training_s)
     row = UsageRow(
         day=ended_at.date(),
@@ -60,6 +62,15 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
         gpu_seconds=compute.workers * compute.gpus_per_worker * training_s,
     )
     usage.write(store, row.team, row.day, api.job_id, run, [row])
+
+
+def _record_registration(store: Store, api: ApiJob, ended_at: datetime) -> None:
+    """Record that a job's model got its name and answers for it, which the job's pods do without the audit log."""
+    actor = audit.Actor(name=api.key_id, via="api")
+    details: dict[str, audit.Value] = {"job": api.job_id, "gate": api.job_spec().evaluation.must_beat_base}
+    audit.record_once(
+        store, actor, "model.register", api.id, at=ended_at, mark=api.digits, team=api.team, details=details
+    )
 
 
 def training_seconds(store: Store, api: ApiJob, job: CheckedRecord | None, now_s: float) -> float:

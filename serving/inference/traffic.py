@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ray_jobs import registry
 from ray_jobs.deploy import traffic as policies
 from ray_jobs.deploy.traffic import Bounds, Canary, Watch
 from ray_jobs.errors import KitaeError, StoreError
 from ray_jobs.storage import Store
+from ray_jobs.tenancy import audit
 from serving.http import errors
 from serving.http.errors import ApiError
 from serving.inference.backends import Chunks, Route
@@ -160,10 +162,7 @@ class Traffic:
         delay_s = self._retry_s
         while True:
             try:
-                if isinstance(rollout, Canary):
-                    ours = await asyncio.to_thread(policies.end_canary, store, name, rollout, reason)
-                else:
-                    ours = await asyncio.to_thread(policies.undo_promotion, store, name, rollout, reason)
+                ours = await asyncio.to_thread(_end, store, name, rollout, reason)
             except StoreError as error:
                 logger.warning("%s@%s is not rolled back yet: %s", name, rollout.version, error)
                 await asyncio.sleep(delay_s)
@@ -174,6 +173,31 @@ class Traffic:
             else:
                 logger.warning("%s@%s is rolled back%s", name, rollout.version, "" if ours else " by another process")
                 return
+
+
+class _EndedElsewhere(KitaeError):
+    """Another process has ended the rollout."""
+
+
+def _end(store: Store, name: str, rollout: Canary | Watch, reason: str) -> bool:
+    """End a rollout for all processes, with an entry in the audit log; True if this call ended it."""
+    policy = policies.read(store, name)
+    if policy is None or rollout.id not in {each.id for each in (policy.canary, policy.watch) if each is not None}:
+        return False
+    actor, team = audit.Actor(name="endpoint", via="endpoint"), registry.owner(store, name)
+    details: dict[str, audit.Value] = {"version": rollout.version, "reason": reason}
+    target = f"{name}@{policy.alias}"
+    try:
+        with audit.recorded(store, actor, "traffic.rollback", target, team=team, details=details):
+            if isinstance(rollout, Canary):
+                ours = policies.end_canary(store, name, rollout, reason)
+            else:
+                ours = policies.undo_promotion(store, name, rollout, reason)
+            if not ours:
+                raise _EndedElsewhere("another process has ended it")
+    except _EndedElsewhere:
+        return False
+    return True
 
 
 async def _shadow(shadow: Route, ask: Callable[[Route], Chunks]) -> None:

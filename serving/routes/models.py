@@ -11,7 +11,8 @@ from ray_jobs.deploy import records
 from ray_jobs.registry import api_names
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store, Workspace
-from serving.access.auth import Caller, caller_of
+from ray_jobs.tenancy import audit
+from serving.access.auth import Caller, actor_of, caller_of
 from serving.http import openai_types
 from serving.http.errors import ApiError, documented
 from serving.inference.router import Router, RoutingSnapshot, resolve
@@ -52,7 +53,9 @@ def routes(store: Store, router: Router) -> APIRouter:
             whole = api_names.api_name(versions[0])
             message = f"{model!r} is one version: delete the model, {whole!r}, with all it has"
             raise ApiError(403, message, code="not_deletable", param="model")
-        delete_model(home, name)
+        details: dict[str, audit.Value] = {"versions": [version.version for version in versions]}
+        with audit.recorded(store, actor_of(request), "model.delete", name, team=home.team, details=details):
+            delete_model(home, name)
         router.forget()
         return openai_types.Deleted(id=model, object="model")
 

@@ -20,6 +20,7 @@ from ray_jobs.cli import quota, session
 from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, NODE, RESOURCE_FLAVOR, WORKLOAD
 from ray_jobs.errors import ClusterUnreachable, Forbidden, KitaeError, NoSuchKind, ObjectChanged, SpecError
 from ray_jobs.storage import Workspace
+from ray_jobs.tenancy import audit
 from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes
 from tests.quota.builders import GPU, NOW, make_local, make_queue, make_record, make_workload, put
 from tests.repository import ROOT
@@ -118,9 +119,14 @@ def test_set_prints_a_diff_and_changes_nothing(cluster: FakeKubernetes, kitae: K
     assert {request.method for request in cluster.requests} == {"GET"}
 
 
-def test_set_apply_changes_the_queue_and_prints_the_undo(cluster: FakeKubernetes, kitae: Kitae) -> None:
+def test_set_apply_changes_the_queue_and_prints_the_undo(
+    cluster: FakeKubernetes, kitae: Kitae, store: Workspace
+) -> None:
     before = cluster.objects.get(CLUSTER_QUEUE, "kitae-blue")["spec"]
     shown = kitae("set", "blue", "--flavor", "h100", "--nominal", "8", "--borrow", "4", "--apply")
+    today = datetime.now(UTC).date()
+    (entry,) = audit.read(store, today, today)
+    assert (entry.action, entry.team, entry.details) == ("quota.set", "blue", {"changes": ["nominal 8", "borrow 4"]})
     assert quota_of(cluster) == {"name": GPU, "nominalQuota": "8", "borrowingLimit": "4"}
     undo = shown.output.splitlines()[-1].partition("kitae quota ")[2]
     kitae(*undo.split())

@@ -189,7 +189,7 @@ def test_what_can_be_served_is_added(store: Store, base: Path, tmp_path: Path) -
 def test_a_name_that_no_base_can_have_is_refused_before_anything_is_stored(store: Store, base: Path) -> None:
     with pytest.raises(ModelError, match="cannot name a base"):
         bases.add(store, str(base), "Not A Name")
-    owners.claim(store, "greeter", "blue")
+    owners.claim(store, "greeter", owners.Claim(team="blue"))
     stored = [info.key for info in store.list()]
     with pytest.raises(ModelError, match="a model of team 'blue'"):
         bases.add(store, str(base), "greeter")

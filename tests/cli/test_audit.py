@@ -1,0 +1,127 @@
+"""`kitae audit`, and that each command that changes something of a team has an entry in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from ray_jobs import registry
+from ray_jobs.__main__ import cli
+from ray_jobs.cli import session
+from ray_jobs.models import bases
+from ray_jobs.storage import Store
+from ray_jobs.tenancy import api_keys, webhooks
+from tests.builders import make_spec
+from tests.cli.test_cli import ALL
+from tests.serving.api_harness import add_base, register
+from tests.serving.routing import deploy_version
+
+Kitae = Callable[..., Result]
+
+READS = {
+    "audit", "bases", "completion", "keys list", "local env", "local status", "models", "plan",
+    "quota report", "quota show", "quota simulate", "schema", "status", "traffic", "trials", "tracking", "usage",
+    "webhooks list",
+}  # fmt: skip
+NO_ENTRY = {
+    "cancel": "its events have it", "pause": "its events have it", "resume": "its events have it",
+    "run": "its events have it", "tune": "its events have it", "webhooks test": "changes nothing",
+    "local up": "this directory alone", "local down": "this directory alone",
+}  # fmt: skip
+
+
+@pytest.fixture
+def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
+    """Run a command on a store with a deployed model of team blue, three versions of it, and one base."""
+    monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
+    monkeypatch.setenv("KITAE_ENDPOINT_URL", "http://endpoint")
+    monkeypatch.setenv("KITAE_WEBHOOKS_PRIVATE", "on")
+    for mark in ("1", "2", "3"):
+        register(store, make_spec("faq", team="blue", base_model="org/Base"), mark, gated=mark != "3")
+    registry.set_alias(store, "faq", "champion", "1")
+    deploy_version(store, registry.get(store, "faq"))
+    entry = add_base(store)
+    monkeypatch.setattr(bases, "add", lambda *arguments, **more: entry)
+
+    def run(*arguments: str, code: int = 0) -> Result:
+        done = CliRunner().invoke(cli, list(arguments), prog_name="kitae")
+        assert (done.exit_code if done.exception is None else 1) == code, done.output + repr(done.exception)
+        return done
+
+    return run
+
+
+def key(store: Store) -> str:
+    return api_keys.create(store, "blue", "app")[0].id
+
+
+def receiver(store: Store) -> str:
+    return webhooks.add(store, "blue", "https://hooks.example/x", webhooks.EVENTS, webhooks.Policy()).id
+
+
+WRITES: dict[str, tuple[Callable[[Store], list[str]], dict[str, Any]]] = {
+    "keys create": (
+        lambda store: ["--team", "blue", "--name", "app", "--scope", "admin"],
+        {"action": "key.create", "target": "app", "team": "blue", "details": {"scopes": ["admin"]}},
+    ),
+    "keys revoke": (lambda store: [key(store), "--yes"], {"action": "key.revoke", "team": "blue"}),
+    "models alias": (
+        lambda store: ["faq", "prod", "3", "--ungated"],
+        {"action": "alias.set", "target": "faq@prod", "details": {"version": "3", "ungated": True}},
+    ),
+    "models delete": (lambda store: ["faq@2", "--yes"], {"action": "model.delete", "target": "faq@2", "team": "blue"}),
+    "deploy": (lambda store: ["faq@2"], {"action": "model.deploy", "target": "faq@2", "team": "blue"}),
+    "undeploy": (lambda store: ["faq"], {"action": "model.undeploy", "target": "faq", "team": "blue"}),
+    "promote": (
+        lambda store: ["faq", "2", "--canary", "10"],
+        {"action": "traffic.canary", "target": "faq@champion", "details": {"version": "2", "percent": 10.0}},
+    ),
+    "rollback": (lambda store: ["faq"], {"action": "traffic.rollback", "target": "faq@champion"}),
+    "share": (
+        lambda store: ["faq", "--team", "red"],
+        {"action": "share.add", "target": "faq", "team": "blue", "details": {"teams": ["red"]}},
+    ),
+    "unshare": (lambda store: ["faq", "--team", "red"], {"action": "share.remove", "target": "faq", "team": "blue"}),
+    "bases add": (lambda store: ["org/tiny"], {"action": "base.add", "target": "org/tiny", "team": None}),
+    "bases remove": (lambda store: ["tiny-chat"], {"action": "base.remove", "target": "tiny-chat"}),
+    "webhooks add": (
+        lambda store: ["https://user:secret@127.0.0.1/t?token=secret", "--team", "blue"],
+        {"action": "webhook.add", "target": "127.0.0.1", "team": "blue"},
+    ),
+    "webhooks remove": (lambda store: [receiver(store), "--team", "blue"], {"action": "webhook.remove"}),
+}
+
+
+def test_every_command_reads_or_has_an_entry() -> None:
+    groups = {name for name, each in ALL.items() if isinstance(each, click.Group) and not each.invoke_without_command}
+    assert ALL.keys() - groups == READS | NO_ENTRY.keys() | WRITES.keys() | {"quota set"}  # tests/cli/test_quota.py
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_a_command_that_changes_something_has_one_entry(kitae: Kitae, store: Store, command: str) -> None:
+    arguments, wanted = WRITES[command]
+    done = CliRunner().invoke(cli, [*command.split(), *arguments(store)], prog_name="kitae")
+    (entry,) = json.loads(kitae("audit", "--json").stdout)
+    assert {name: entry[name] for name in wanted} == wanted
+    assert entry["actor"]["via"] == "cli"
+    assert "@" in entry["actor"]["name"]
+    assert (entry["failed"] is None) == (done.exception is None), done.exception
+    assert "secret" not in json.dumps(entry)
+
+
+def test_the_table_and_its_filters(kitae: Kitae) -> None:
+    kitae("keys", "create", "--team", "red", "--name", "app")
+    kitae("share", "faq", "--team", "red")
+    kitae("share", "no-such-model", "--team", "red", code=1)
+    lines = kitae("audit").stdout.splitlines()
+    assert len([line for line in lines if "share.add" in line]) == 2
+    assert "not done: no model 'no-such-model'" in lines[-1]
+    assert "key.create" not in kitae("audit", "--action", "share").stdout
+    assert "share.add" not in kitae("audit", "--team", "red").stdout
+    assert "nothing in the audit log" in kitae("audit", "--since", "2020-01-01", "--until", "2020-12-31").stdout
+    kitae("audit", "--action", "nonsense", code=1)
