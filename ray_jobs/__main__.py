@@ -15,6 +15,7 @@ import click
 from ray_jobs import __version__
 from ray_jobs.cli import (
     audit,
+    budget,
     jobs,
     keys,
     local,
@@ -73,6 +74,7 @@ for command in (
     quota.quota,
     keys.keys,
     audit.audit,
+    budget.budget,
     traffic.promote,
     traffic.rollback,
     traffic.traffic,

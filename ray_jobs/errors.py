@@ -33,6 +33,7 @@ KitaeError
 │   └── LossNotFinite        the training or held-out loss is NaN or infinite
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not start
+├── BudgetError          the team's monthly budget does not cover the job, or cannot be checked
 ├── ApiKeyError          no such API key, or an invalid request for one
 └── JobError             the job cannot do this now (unknown, cancelled, paused, superseded by a newer attempt)
     ├── JobCancelled         the job was cancelled
@@ -198,6 +199,10 @@ class ServingError(KitaeError):
 
 class ApiKeyError(KitaeError):
     exit_code = 15
+
+
+class BudgetError(KitaeError):
+    exit_code = 16
 
 
 class JobError(KitaeError):

@@ -165,7 +165,14 @@ def create_app(
     files = Files(store, check_rows)
     uploads = Uploads(store, files)
     offers_wandb = settings.offers_wandb and is_installed("wandb")
-    tuning = FineTuningService(store, files, launcher, defaults=settings.job_defaults, offers_wandb=offers_wandb)
+    tuning = FineTuningService(
+        store,
+        files,
+        launcher,
+        defaults=settings.job_defaults,
+        offers_wandb=offers_wandb,
+        prices=settings.prices,
+    )
     sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
     background = BackgroundLoop(

@@ -13,8 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ray_jobs.cluster import prices
 from ray_jobs.errors import SpecError
 from ray_jobs.tenancy.api_keys import Limits
+from ray_jobs.tenancy.prices import Prices
 
 _MIN_KEY_CHARACTERS = 16
 _KEY_LIMITS = Limits(concurrent_requests=256)
@@ -48,6 +50,8 @@ class EndpointSettings:
     job_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Sections of a job file used as defaults for every job created through the API."""
 
+    prices: Prices | None = None
+    """Prices that the teams' budgets count with."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages whose scripts may call the endpoint, such as https://chat.example.com; `*`: any."""
     offers_wandb: bool = False
@@ -57,8 +61,8 @@ class EndpointSettings:
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_KEY_LIMITS, KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS, KITAE_CORS_ORIGINS and
-        KITAE_WANDB.
+        KITAE_KEY_LIMITS, KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS, KITAE_CORS_ORIGINS,
+        KITAE_WANDB, and prices from KITAE_CLUSTER or KITAE_PRICES.
 
         Raises SpecError for an invalid value."""
         return cls(
@@ -70,6 +74,7 @@ class EndpointSettings:
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
+            prices=prices.from_environment(environment),
             cors_origins=_origins(environment, "KITAE_CORS_ORIGINS"),
             offers_wandb=_switch(environment, "KITAE_WANDB", default=cls.offers_wandb),
         )

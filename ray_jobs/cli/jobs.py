@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ray_jobs.cli import session
+from ray_jobs.cli import budget, session
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError, ServingError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def plan(spec: JobSpec) -> None:
     """
     from ray_jobs import pipeline
 
-    click.echo(pipeline.plan(session.open_workspace(), spec).as_text())
+    store = session.open_workspace()
+    budget.check(store, spec)
+    click.echo(pipeline.plan(store, spec).as_text())
 
 
 @click.command()
@@ -60,6 +62,7 @@ def run(spec: JobSpec, launched: bool, release: int | None) -> None:
     from ray_jobs import pipeline
     from ray_jobs.jobs import Released
 
+    budget.check(store, spec)
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
         by = Released(release) if release is not None else None
         click.echo(pipeline.run(store, spec, launched=by).as_text())
@@ -166,7 +169,9 @@ def tune(spec: JobSpec) -> None:
     """
     from ray_jobs import pipeline
 
-    result = pipeline.tune(session.open_workspace(), spec)
+    store = session.open_workspace()
+    budget.check(store, spec)
+    result = pipeline.tune(store, spec)
     click.echo(f"best: {result.run} with {session.format_metrics(result.params)}  (job {result.job_id})")
     click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
 

@@ -10,6 +10,7 @@ from ray_jobs.jobs.record import (
     StageRecord,
     Status,
     create,
+    exists,
     find,
     give_up,
     list_jobs,
@@ -22,6 +23,6 @@ from ray_jobs.jobs.record import (
 
 __all__ = [
     "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "Released", "StageRecord", "Status", "create",
-    "event", "event_names", "events", "find", "give_up", "list_jobs", "load", "note", "note_changed",
+    "event", "event_names", "events", "exists", "find", "give_up", "list_jobs", "load", "note", "note_changed",
     "note_created", "read_stage", "request_cancel", "request_pause", "stages", "start_attempt",
 ]  # fmt: skip

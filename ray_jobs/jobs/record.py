@@ -112,6 +112,11 @@ def load(store: Workspace, job_id: str) -> JobRecord:
     return record
 
 
+def exists(store: Workspace, job_id: str) -> bool:
+    """Whether the job has a record, readable or not."""
+    return store.exists(_JOBS.key(_name(job_id)))
+
+
 def find(store: Workspace, job: str) -> str | None:
     """The id of a job, given by it or by its id in the API (the job's name); None if it does not exist."""
     if store.exists(_JOBS.key(_name(job))):

@@ -2,8 +2,8 @@
 
 Owns `usage/{team}/{YYYY-MM-DD}/{writer}-{n:06d}.json` (UTC days). An object is written once, under a name chosen before
 the first try, so that replicas do not conflict and a write repeated after a lost answer is not counted twice. A team's
-usage is the sum of these objects. Knows no prices and no limits, nor who counts
-(`serving.observability.usage_ledger` counts requests).
+usage is the sum of these objects; training is also booked in the team's month (`spent`). Knows no prices and no
+limits, nor who counts (`serving.observability.usage_ledger` counts requests).
 
     write(store, "blue", day, "replica-1f3a", 7, [row])
     for total in group(read(store, "blue", since, until), "model"): …
@@ -22,11 +22,15 @@ from ray_jobs.errors import ConflictError, SpecError
 from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
+from ray_jobs.tenancy import spent
+from ray_jobs.tenancy.spent import Used
 
 By = Literal["team", "key", "model", "day"]
 
 PREFIX = "usage/"
 _WRITER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_REQUESTS = re.compile(r"/api-[0-9a-f]{16}-\d+\.json$")
+"""Objects of the processes that count requests: they hold no training."""
 
 
 class UsageRow(BaseModel, frozen=True):
@@ -47,6 +51,13 @@ class UsageRow(BaseModel, frozen=True):
     """Training processes × seconds."""
     gpu_seconds: float = Field(0.0, ge=0)
     """GPUs × seconds."""
+    own_cpu_seconds: float = Field(0.0, ge=0)
+    """CPUs × seconds of training without GPUs; 0 in rows from before it was counted."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPUs × seconds of training without GPUs; at least one CPU a process."""
+        return 0.0 if self.gpu_seconds else self.own_cpu_seconds or self.worker_seconds
 
     @property
     def identity(self) -> tuple[date, str, str, str, str]:
@@ -78,9 +89,11 @@ class Total(BaseModel, frozen=True):
     trained_tokens: int = 0
     worker_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of training without GPUs."""
 
 
-_SUMMED = ("requests", "prompt_tokens", "completion_tokens", "worker_seconds", "gpu_seconds")
+_SUMMED = ("requests", "prompt_tokens", "completion_tokens", "worker_seconds", "gpu_seconds", "own_cpu_seconds")
 _NAME_OF: dict[By, Callable[[UsageRow], str]] = {
     "team": lambda row: row.team,
     "key": lambda row: f"{row.team}/{row.key_id}",
@@ -100,9 +113,37 @@ def write(store: Store, team: str, day: date, writer: str, number: int, rows: Se
     name = f"{_checked(team)}/{day.isoformat()}/{writer}-{number:06d}"
     try:
         _OBJECTS.create(store, name, _Object(rows=tuple(rows)))
+        is_new = True
     except ConflictError:
-        return False
-    return True
+        is_new = False
+    if used := _trained(rows):  # also if the object exists: its writer may have died in between
+        run = f"{writer}-{number:06d}"
+        spent.book(store, team, day, run, used, earlier=lambda: trainings(store, team, day))
+    return is_new
+
+
+def trainings(store: Store, team: str, day: date) -> dict[str, Used]:
+    """The training runs of the month of a day, by the name of their object. Lists all objects of the month."""
+    month = f"{PREFIX}{_checked(team)}/"
+    days = [found for found in store.list_dirs(month) if found.startswith(f"{day:%Y-%m}-")]
+    keys = [info.key for found in days for info in store.list(f"{month}{found}/") if not _REQUESTS.search(info.key)]
+    runs = ((key, _trained(rows)) for key, rows in rows_at(store, keys).items())
+    return {key.rpartition("/")[2].removesuffix(".json"): used for key, used in runs if used is not None}
+
+
+def _trained(rows: Iterable[UsageRow]) -> Used | None:
+    """The training in these rows; None without any."""
+    found = [row for row in rows if row.kind == "training"]
+    return (
+        Used(
+            gpu_seconds=sum(row.gpu_seconds for row in found),
+            cpu_seconds=sum(row.cpu_seconds for row in found),
+            worker_seconds=sum(row.worker_seconds for row in found),
+            tokens=sum(row.prompt_tokens for row in found),
+        )
+        if found
+        else None
+    )
 
 
 def read(store: Store, team: str | None, since: date, until: date) -> list[UsageRow]:
@@ -157,6 +198,7 @@ def total(name: str, rows: Sequence[UsageRow]) -> Total:
         trained_tokens=sum(row.prompt_tokens for row in trained),
         worker_seconds=sum(row.worker_seconds for row in rows),
         gpu_seconds=sum(row.gpu_seconds for row in rows),
+        cpu_seconds=sum(row.cpu_seconds for row in rows),
     )
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from ray_jobs import jobs
 from ray_jobs.storage import Store, Workspace
-from ray_jobs.tenancy import audit, usage, webhooks
+from ray_jobs.tenancy import audit, spent, usage, webhooks
 from ray_jobs.tenancy.usage import UsageRow
 from serving.fine_tuning.lifecycle import ReportedStatus
 from serving.fine_tuning.records import ApiJob, ClosedJob
@@ -45,6 +45,12 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
     """Queue the webhook event of an ended job and write its training usage."""
     ended_at, run = datetime.fromtimestamp(ending.finished_at, UTC), max(1, len(api.launches))
     webhooks.enqueue(store, api.team, _EVENTS[ending.status], api.id, attempt=run, at=ended_at)
+    _book(store, api, ending, ended_at, run)
+    spent.release(store, api.team, datetime.fromtimestamp(api.created_at, UTC).date(), api.id)
+
+
+def _book(store: Store, api: ApiJob, ending: ClosedJob, ended_at: datetime, run: int) -> None:
+    """Write the usage of a job that held workers, and that its model is registered."""
     if not ending.has_run and ending.training_s == 0.0:
         return
     if ending.status == "succeeded":
@@ -60,6 +66,7 @@ def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
         prompt_tokens=max(0, ending.trained_tokens - api.booked.trained_tokens),
         worker_seconds=compute.workers * training_s,
         gpu_seconds=compute.workers * compute.gpus_per_worker * training_s,
+        own_cpu_seconds=0.0 if compute.gpus_per_worker else compute.workers * compute.cpus_per_worker * training_s,
     )
     usage.write(store, row.team, row.day, api.job_id, run, [row])
 

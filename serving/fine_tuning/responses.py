@@ -96,8 +96,8 @@ def result_file_id(api: ApiJob, finished_at: int) -> str:
     return derived_id("file", api.id, finished_at)
 
 
-def dry_run(api: ApiJob, rows: RowReport) -> openai_types.FineTuningJob:
-    """Build the response to a dry run: a job with the job file that would run."""
+def dry_run(api: ApiJob, rows: RowReport, budget: dict[str, object] | None) -> openai_types.FineTuningJob:
+    """Build the response to a dry run: a job with the job file that would run. `budget`: its team's, if it has one."""
     spec = api.job_spec()
     steps = -(-rows.rows // spec.training.batch_size) * spec.training.epochs
     plan = {
@@ -106,6 +106,7 @@ def dry_run(api: ApiJob, rows: RowReport) -> openai_types.FineTuningJob:
         "steps": steps if spec.training.max_steps is None else min(steps, spec.training.max_steps),
         "trained_tokens": None if rows.tokens is None else rows.tokens * spec.training.epochs,
         "trials": None if spec.search is None else spec.search.trials,
+        **({} if budget is None else {"budget": budget}),
     }
     job = to_openai(api, None, ReportedStatus("validating_files"))
     return job.model_copy(update={"id": f"{records.KIND}-dry-run", "dry_run": plan})

@@ -16,14 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray_jobs import jobs, registry
+from ray_jobs.data.report import RowReport
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import CorruptObject, JobError, KitaeError, MachineError
 from ray_jobs.launch.launcher import Launcher, Runner
 from ray_jobs.registry import catalogue
 from ray_jobs.storage import Store
+from ray_jobs.tenancy.prices import Prices
 from serving.access.auth import Caller
 from serving.files.stored_files import Files
-from serving.fine_tuning import lifecycle, records
+from serving.fine_tuning import budget, lifecycle, records
 from serving.fine_tuning.job_end import ending_of, publish_job_end
 from serving.fine_tuning.lifecycle import Action, CloseJob, ReportedStatus, StartRunner, StopRunner
 from serving.fine_tuning.records import ApiJob
@@ -67,6 +69,8 @@ class FineTuningService:
     """Default sections of every job file."""
     offers_wandb: bool = False
     """Whether jobs have a key for Weights & Biases."""
+    prices: Prices | None = None
+    """What budgets count with. None: there are none."""
     now: Callable[[], float] = time.time
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when `reconcile` is due at once."""
@@ -98,18 +102,24 @@ class FineTuningService:
         if body.dry_run:
             report = self.files.get(team, body.training_file).report
             assert report is not None
-            return dry_run(api, report)
+            return dry_run(api, report, budget.check(self.store, api, report, self.prices, self.now()))
         claimed = records.claim(self.store, team, key, request, api.id, retried=retried, now_s=self.now())
         if claimed != api.id:
             existing = records.find(self.store, team, claimed)
             if existing is not None:
                 return self._reconcile(existing).to_openai()
             api = self._resolve(body, team, caller.key_id, claimed)
-        if (max_open := caller.limits.concurrent_jobs) is not None:
-            records.reserve_slot(self.store, team, api.key_id, api.id, max_open, self.now())
-        records.mark_open(self.store, team, api.key_id, api.id)
-        api = records.put_new(self.store, api)
+
+        def rows() -> RowReport | None:
+            return self.files.get(team, body.training_file).report
+
+        with budget.reserved(self.store, api, rows, self.prices, self.now()) as standing:
+            if (max_open := caller.limits.concurrent_jobs) is not None:
+                records.reserve_slot(self.store, team, api.key_id, api.id, max_open, self.now())
+            records.mark_open(self.store, team, api.key_id, api.id)
+            api = records.put_new(self.store, api)
         self._create_job(api)
+        budget.warn(self.store, api, standing)
         self.wake.set()
         return self._observe(api).to_openai()
 

@@ -15,7 +15,7 @@ from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.models import bases
 from ray_jobs.storage import Store
-from ray_jobs.tenancy import api_keys, webhooks
+from ray_jobs.tenancy import api_keys, budgets, webhooks
 from tests.builders import make_spec
 from tests.cli.test_cli import ALL
 from tests.serving.api_harness import add_base, register
@@ -26,7 +26,7 @@ Kitae = Callable[..., Result]
 READS = {
     "audit", "bases", "completion", "keys list", "local env", "local status", "models", "plan",
     "quota report", "quota show", "quota simulate", "schema", "status", "traffic", "trials", "tracking", "usage",
-    "webhooks list",
+    "webhooks list", "budget show",
 }  # fmt: skip
 NO_ENTRY = {
     "cancel": "its events have it", "pause": "its events have it", "resume": "its events have it",
@@ -41,6 +41,7 @@ def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
     monkeypatch.setenv("KITAE_ENDPOINT_URL", "http://endpoint")
     monkeypatch.setenv("KITAE_WEBHOOKS_PRIVATE", "on")
+    monkeypatch.setenv("KITAE_PRICES", '{"gpu_hour": 1}')
     for mark in ("1", "2", "3"):
         register(store, make_spec("faq", team="blue", base_model="org/Base"), mark, gated=mark != "3")
     registry.set_alias(store, "faq", "champion", "1")
@@ -58,6 +59,11 @@ def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
 
 def key(store: Store) -> str:
     return api_keys.create(store, "blue", "app")[0].id
+
+
+def budgeted(store: Store) -> list[str]:
+    budgets.set_budget(store, "blue", 5.0)
+    return ["blue"]
 
 
 def receiver(store: Store) -> str:
@@ -89,6 +95,11 @@ WRITES: dict[str, tuple[Callable[[Store], list[str]], dict[str, Any]]] = {
     "unshare": (lambda store: ["faq", "--team", "red"], {"action": "share.remove", "target": "faq", "team": "blue"}),
     "bases add": (lambda store: ["org/tiny"], {"action": "base.add", "target": "org/tiny", "team": None}),
     "bases remove": (lambda store: ["tiny-chat"], {"action": "base.remove", "target": "tiny-chat"}),
+    "budget set": (
+        lambda store: ["blue", "--per-month", "5"],
+        {"action": "budget.set", "target": "blue", "team": "blue", "details": {"per_month": 5.0}},
+    ),
+    "budget clear": (budgeted, {"action": "budget.clear", "target": "blue", "team": "blue"}),
     "webhooks add": (
         lambda store: ["https://user:secret@127.0.0.1/t?token=secret", "--team", "blue"],
         {"action": "webhook.add", "target": "127.0.0.1", "team": "blue"},
