@@ -173,6 +173,10 @@ def create_app(
         offers_wandb=offers_wandb,
         prices=settings.prices,
     )
+
+    def in_use(team: str, file_id: str) -> bool:
+        return bool(tuning.open_jobs_using(team, file_id))
+
     sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
     background = BackgroundLoop(
@@ -181,7 +185,7 @@ def create_app(
             *([PeriodicTask("deployments", 3.0, reconcile)] if reconcile is not None else []),
             PeriodicTask("usage", settings.usage_every_s, ledger.flush, at_shutdown=True),
             PeriodicTask("bookings", 60.0, lambda: bookings.book(store, time.time())),
-            PeriodicTask("expired files", 3600.0, lambda: files.sweep(time.time())),
+            PeriodicTask("expired files", 3600.0, lambda: files.sweep(time.time(), in_use=in_use)),
             PeriodicTask("expired uploads", 3600.0, lambda: uploads.sweep(time.time())),
         ],
         wake=tuning.wake,
@@ -217,7 +221,7 @@ def create_app(
     errors.install(app)
     openapi_document.install(app)
     app.include_router(inference.routes(router, backend, traffic, compiler))
-    app.include_router(models.routes(store, router))
+    app.include_router(models.routes(store, router, tuning))
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))
 

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, Field
 
-from ray_jobs.errors import ConflictError, KitaeError, SpecError, StoreError, suggestion
+from ray_jobs.errors import ConflictError, SpecError, StoreError, suggestion
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 
@@ -111,7 +111,7 @@ def recorded(
         yield
     except BaseException as error:
         with suppress(StoreError):
-            reason = error.message if isinstance(error, KitaeError) else type(error).__name__
+            reason = str(getattr(error, "message", type(error).__name__))  # of our errors, not of foreign ones
             _FAILURES.create(store, name + _FAILED, _Failure(reason=reason[:_MAX_TEXT]))
         raise
 

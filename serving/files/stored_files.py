@@ -167,8 +167,23 @@ class Files:
         self.store.delete(_records(team).key(identifier))
         self.store.delete_tree(_folder(team, identifier))
 
-    def sweep(self, now_s: float) -> None:
-        """Delete expired files, and contents without a record that are older than a day.
+    def delete_unless(self, team: str, identifier: str, in_use: Callable[[], list[str]]) -> list[str]:
+        """Delete a file that nothing uses. Returns its users otherwise, and then it stays.
+
+        The record goes before the users are looked for, so that a job that is created meanwhile does not find the file.
+        """
+        key = _records(team).key(identifier)
+        document = self.store.get_json(key)
+        self.store.delete(key)
+        if users := in_use():
+            with suppress(ConflictError):
+                self.store.put_json(key, document, if_absent=True)
+            return users
+        self.delete(team, identifier)
+        return []
+
+    def sweep(self, now_s: float, in_use: Callable[[str, str], bool] = lambda team, identifier: False) -> None:
+        """Delete expired files, and contents without a record that are older than a day, unless they are in use.
 
         A file whose record cannot be read stays: a newer version of Kitae may have written it.
         """
@@ -181,7 +196,7 @@ class Files:
                     over = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
                 else:
                     over = record.is_expired(now_s)
-                if over:
+                if over and not in_use(team, identifier):
                     self.delete(team, identifier)
 
     def _put(self, record: FileRecord) -> FileRecord:

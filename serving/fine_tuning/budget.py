@@ -5,7 +5,7 @@ Decides nothing (`ray_jobs.tenancy.budgets`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -23,7 +23,7 @@ from serving.http.errors import ApiError
 
 @contextmanager
 def reserved(
-    store: Store, api: ApiJob, rows: Callable[[], RowReport | None], prices: Prices | None, now_s: float
+    store: Store, api: ApiJob, rows: RowReport | None, prices: Prices | None, now_s: float
 ) -> Iterator[Standing | None]:
     """Reserve the estimate of a job while the block creates it, and until it ends; not if the block raises.
 
@@ -39,7 +39,7 @@ def reserved(
         return found is not None and found.closed is None
 
     with _refusals(prices):
-        estimate = _estimate(store, api, rows(), now)
+        estimate = _estimate(store, api, rows, now)
         standing = budgets.reserve(store, api.team, api.id, estimate, prices, now, is_open=is_open)
     try:
         yield standing

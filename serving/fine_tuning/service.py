@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray_jobs import jobs, registry
-from ray_jobs.data.report import RowReport
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import CorruptObject, JobError, KitaeError, MachineError
 from ray_jobs.launch.launcher import Launcher, Runner
@@ -25,7 +24,7 @@ from ray_jobs.storage import Store
 from ray_jobs.tenancy.prices import Prices
 from serving.access.auth import Caller
 from serving.files.stored_files import Files
-from serving.fine_tuning import budget, lifecycle, records
+from serving.fine_tuning import budget, lifecycle, records, uses
 from serving.fine_tuning.job_end import ending_of, publish_job_end
 from serving.fine_tuning.lifecycle import Action, CloseJob, ReportedStatus, StartRunner, StopRunner
 from serving.fine_tuning.records import ApiJob
@@ -77,6 +76,7 @@ class FineTuningService:
     parallel_jobs: int = 8
     """Jobs reconciled concurrently; each waits for the store several times."""
     runners: Runners = field(init=False)
+    _files_marked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.runners = Runners(self.store, self.launcher, self.now)
@@ -109,13 +109,13 @@ class FineTuningService:
             if existing is not None:
                 return self._reconcile(existing).to_openai()
             api = self._resolve(body, team, caller.key_id, claimed)
-
-        def rows() -> RowReport | None:
-            return self.files.get(team, body.training_file).report
-
+        rows = self.files.get(team, body.training_file).report
         with budget.reserved(self.store, api, rows, self.prices, self.now()) as standing:
             if (max_open := caller.limits.concurrent_jobs) is not None:
                 records.reserve_slot(self.store, team, api.key_id, api.id, max_open, self.now())
+            uses.note(self.store, api)
+            for file_id in uses.files_of(api):
+                self.files.get(team, file_id)  # it was not deleted meanwhile, and stays from now on
             records.mark_open(self.store, team, api.key_id, api.id)
             api = records.put_new(self.store, api)
         self._create_job(api)
@@ -216,15 +216,14 @@ class FineTuningService:
 
     def open_jobs_using(self, team: str, file_id: str) -> list[str]:
         """List the team's open jobs that read this file."""
-        found = []
-        for key_id, identifier in records.all_open(self.store):
-            if records.team_of_open(self.store, key_id, identifier) != team:
-                continue
-            api = records.find(self.store, team, identifier)
-            reads = api is not None and file_id in (api.training_file, api.validation_file)
-            if api is not None and reads and not self._observe(api).reported.over:
-                found.append(identifier)
-        return found
+        if not self._files_marked:  # once a process: a version without markers may have run before
+            uses.note_open(self.store)
+            self._files_marked = True
+        return uses.open_jobs(self.store, team, file_id, self.is_open, self.now())
+
+    def is_open(self, api: ApiJob) -> bool:
+        """Whether a job has not ended."""
+        return not self._observe(api).reported.over
 
     # ---- reconciling -------------------------------------------------------------------------------------------------
 

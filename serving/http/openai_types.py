@@ -86,6 +86,8 @@ class File(OpenAIObject):
     status_details: str | None = None
     rows: RowReport | None = None
     """Validation report of a `fine-tune` file."""
+    jobs: list[str] | None = None
+    """The newest jobs that read it, where one file is retrieved."""
 
 
 class FileList(ObjectListWithIds):

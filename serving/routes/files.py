@@ -13,9 +13,11 @@ from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from ray_jobs.tasks import TaskName
-from serving.access.auth import caller_of
+from ray_jobs.tenancy import audit
+from serving.access.auth import actor_of, caller_of
 from serving.files.stored_files import Files
 from serving.files.uploads import Uploads
+from serving.fine_tuning import uses
 from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
 from serving.http.bodies import IsRetry, StrictRoute
@@ -72,7 +74,10 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
 
     @router.get("/files/{file_id}", tags=["files"])
     def get_file(request: Request, file_id: str) -> openai_types.File:
-        return files.get(caller_of(request).team, file_id).to_openai()
+        """Retrieve a file, with the newest jobs that read it."""
+        team = caller_of(request).team
+        found = files.get(team, file_id).to_openai()
+        return found.model_copy(update={"jobs": uses.jobs_of(tuning.store, team, file_id)[-uses.SHOWN :]})
 
     @router.get("/files/{file_id}/content", response_class=StreamingResponse, responses=_CONTENT, tags=["files"])
     def get_content(request: Request, file_id: str) -> StreamingResponse:
@@ -84,11 +89,13 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
         team = caller_of(request).team
         if is_retry and files.find(team, file_id) is None:
             return openai_types.Deleted(id=file_id, object="file")  # deleted by the first try
-        files.get(team, file_id)
+        record = files.get(team, file_id)
         if needed_by := tuning.open_jobs_using(team, file_id):
-            message = f"{file_id} is read by {', '.join(needed_by)}: cancel the job first, or wait until it ends"
-            raise ApiError(409, message, code="file_in_use", headers={"x-should-retry": "false"})
-        files.delete(team, file_id)
+            raise _in_use(file_id, needed_by)
+        details: dict[str, audit.Value] = {"filename": record.filename, **uses.made_from(tuning.store, team, file_id)}
+        with audit.recorded(tuning.store, actor_of(request), "file.delete", file_id, team=team, details=details):
+            if needed_by := files.delete_unless(team, file_id, lambda: tuning.open_jobs_using(team, file_id)):
+                raise _in_use(file_id, needed_by)
         return openai_types.Deleted(id=file_id, object="file")
 
     @router.post("/uploads", tags=["uploads"])
@@ -112,6 +119,12 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
         return uploads.cancel(caller_of(request).team, upload_id)
 
     return router
+
+
+def _in_use(file_id: str, jobs: list[str]) -> ApiError:
+    message = f"{file_id} is read by {', '.join(jobs)}: cancel the job first, or wait until it ends"
+    details = [{"param": None, "message": f"{job} reads it and has not ended"} for job in jobs]
+    return ApiError(409, message, code="file_in_use", headers={"x-should-retry": "false"}, details=details)
 
 
 def check_expiry(anchor: object, seconds: object) -> int | None:

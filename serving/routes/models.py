@@ -13,6 +13,8 @@ from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store, Workspace
 from ray_jobs.tenancy import audit
 from serving.access.auth import Caller, actor_of, caller_of
+from serving.fine_tuning import records as jobs
+from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
 from serving.http.errors import ApiError, documented
 from serving.inference.router import Router, RoutingSnapshot, resolve
@@ -20,7 +22,7 @@ from serving.inference.router import Router, RoutingSnapshot, resolve
 _OWNER = "kitae"
 
 
-def routes(store: Store, router: Router) -> APIRouter:
+def routes(store: Store, router: Router, tuning: FineTuningService) -> APIRouter:
     api = APIRouter(prefix="/v1/models", tags=["models"], responses=documented(400, 404))
 
     @api.get("")
@@ -39,7 +41,7 @@ def routes(store: Store, router: Router) -> APIRouter:
             return _base(snapshot.bases[model])
         return card(snapshot, model, caller_of(request))
 
-    @api.delete("/{model:path}", responses=documented(403))
+    @api.delete("/{model:path}", responses=documented(403, 409))
     def delete(request: Request, model: str) -> openai_types.Deleted:
         """Delete a fine-tuned model of the caller's team, with its checkpoints."""
         caller = caller_of(request)
@@ -53,6 +55,10 @@ def routes(store: Store, router: Router) -> APIRouter:
             whole = api_names.api_name(versions[0])
             message = f"{model!r} is one version: delete the model, {whole!r}, with all it has"
             raise ApiError(403, message, code="not_deletable", param="model")
+        job = jobs.find(store, home.team, name)
+        if job is not None and tuning.is_open(job):
+            message = f"{model!r} is being made by {job.id}: cancel the job first, or wait until it ends"
+            raise ApiError(409, message, code="model_in_use", param="model", headers={"x-should-retry": "false"})
         details: dict[str, audit.Value] = {"versions": [version.version for version in versions]}
         with audit.recorded(store, actor_of(request), "model.delete", name, team=home.team, details=details):
             delete_model(home, name)

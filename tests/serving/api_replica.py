@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ray_jobs.storage import Workspace
@@ -56,6 +57,6 @@ class ApiReplica:
         if retried and self.files.find(TEAM, identifier) is None:
             return
         self.files.get(TEAM, identifier)
-        if needed_by := self.tuning.open_jobs_using(TEAM, identifier):
+        in_use = partial(self.tuning.open_jobs_using, TEAM, identifier)
+        if needed_by := in_use() or self.files.delete_unless(TEAM, identifier, in_use):
             raise ApiError(409, f"{identifier} is read by {needed_by}", code="file_in_use")
-        self.files.delete(TEAM, identifier)

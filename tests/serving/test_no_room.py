@@ -42,14 +42,14 @@ def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Store, st
         ):
             file = upload(http, rows()).json()["id"]
             unused = upload(http, rows(13)).json()["id"]
-            jobs = [create_job(http, seed=seed)["id"] for seed in range(3)]
-            for job in jobs:
-                wait_for(http, job, "queued")
-            http.post(f"/fine_tuning/jobs/{jobs[0]}/pause")
             done = create_job(http, seed=9)["id"]
             wait_for(http, done, "queued")
             server.run_launched()
             model = wait_for(http, done, "succeeded")["fine_tuned_model"]
+            jobs = [create_job(http, seed=seed)["id"] for seed in range(3)]
+            for job in jobs:
+                wait_for(http, job, "queued")
+            http.post(f"/fine_tuning/jobs/{jobs[0]}/pause")
             pending = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": len(rows()), "mime_type": "text/plain"}
             begun = http.post("/uploads", json=pending).json()["id"]
             part = http.post(f"/uploads/{begun}/parts", files={"data": rows()}).json()["id"]
