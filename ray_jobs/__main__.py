@@ -16,6 +16,7 @@ from ray_jobs import __version__
 from ray_jobs.cli import (
     audit,
     budget,
+    datasets,
     jobs,
     keys,
     local,
@@ -66,6 +67,7 @@ for command in (
     jobs.tune,
     jobs.trials,
     tracking.tracking,
+    datasets.datasets,
     models.bases,
     models.models,
     models.deploy,

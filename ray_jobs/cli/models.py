@@ -100,7 +100,11 @@ def engine(name: str, **options: Any) -> None:
 
     store = session.open_store(check=False)
     changes = {option: value for option, value in options.items() if value is not None}
-    entry = catalogue.set_engine(store, name, changes) if changes else catalogue.find(store, name)
+    entry = catalogue.find(store, name)
+    if entry is not None and changes:
+        shown_changes = [f"{option} {value}" for option, value in changes.items()]
+        with audit.recorded(store, "base.engine", name, changes=shown_changes):
+            entry = catalogue.set_engine(store, name, changes)
     if entry is None:
         raise catalogue.unknown(store, name)
     shown = {"precision": entry.precision, "max_lora_rank": entry.max_lora_rank, **entry.serving.model_dump()}
@@ -110,17 +114,33 @@ def engine(name: str, **options: Any) -> None:
 
 @bases.command()
 @click.argument("name", shell_complete=session.base_names)
-def remove(name: str) -> None:
+@session.YES
+def remove(name: str, yes: bool) -> None:
     """Remove NAME from the catalogue. The prepared copy stays, for models trained from it.
+
+    Refused while an open job names it. Lists the jobs and models made from it first.
 
     \b
     Example:
       kitae bases remove smollm2-135m-instruct
     """
+    from ray_jobs.jobs import uses
     from ray_jobs.registry import catalogue
+    from ray_jobs.storage import Workspace
+    from ray_jobs.storage.workspace import teams
 
     store = session.open_store(check=False)
-    with audit.recorded(store, "base.remove", name):
+    entry = catalogue.find(store, name)
+    if entry is None:
+        catalogue.remove(store, name)  # ModelError, naming the nearest
+        return
+    found = uses.together([uses.of_base(Workspace(store, team), name, entry.digest) for team in teams(store)])
+    found.require_unused(f"the base {name}")
+    for line in found.lines():
+        click.echo(line)
+    if not yes:
+        click.confirm(f"Remove {name} from the catalogue? The models stay.", abort=True)
+    with audit.recorded(store, "base.remove", name, jobs=list(found.jobs), models=list(found.models)):
         catalogue.remove(store, name)
     click.echo(f"{name} is no longer in the catalogue")
 
@@ -258,7 +278,9 @@ def claim(name: str, team: str) -> None:
     from ray_jobs import registry
     from ray_jobs.storage import Workspace
 
-    registry.claim_name(Workspace(session.open_store(check=False), team), name)
+    store = Workspace(session.open_store(check=False), team)
+    with audit.recorded(store, "name.claim", name, team=team):
+        registry.claim_name(store, name)
     click.echo(f"{name} belongs to team {team}")
 
 

@@ -27,6 +27,7 @@ from ray_jobs.storage.documents import Documents
 Action = Literal[
     "alias.set",
     "base.add",
+    "base.engine",
     "base.remove",
     "budget.clear",
     "budget.set",
@@ -38,6 +39,7 @@ Action = Literal[
     "model.deploy",
     "model.register",
     "model.undeploy",
+    "name.claim",
     "quota.set",
     "share.add",
     "share.remove",

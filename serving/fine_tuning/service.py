@@ -216,9 +216,8 @@ class FineTuningService:
 
     def open_jobs_using(self, team: str, file_id: str) -> list[str]:
         """List the team's open jobs that read this file."""
-        if not self._files_marked:  # once a process: a version without markers may have run before
-            uses.note_open(self.store)
-            self._files_marked = True
+        # Once a process: a version without markers may have run before.
+        self._files_marked = self._files_marked or uses.note_open(self.store)
         return uses.open_jobs(self.store, team, file_id, self.is_open, self.now())
 
     def is_open(self, api: ApiJob) -> bool:

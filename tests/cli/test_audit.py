@@ -24,7 +24,7 @@ from tests.serving.routing import deploy_version
 Kitae = Callable[..., Result]
 
 READS = {
-    "audit", "bases", "completion", "keys list", "local env", "local status", "models", "plan",
+    "audit", "bases", "completion", "datasets", "keys list", "local env", "local status", "models", "plan",
     "quota report", "quota show", "quota simulate", "schema", "status", "traffic", "trials", "tracking", "usage",
     "webhooks list", "budget show",
 }  # fmt: skip
@@ -66,6 +66,11 @@ def budgeted(store: Store) -> list[str]:
     return ["blue"]
 
 
+def stored_dataset(store: Store) -> list[str]:
+    store.commit(f"datasets/{'d' * 16}", [], {"task": "chat"})
+    return ["d" * 16, "--yes"]
+
+
 def receiver(store: Store) -> str:
     return webhooks.add(store, "blue", "https://hooks.example/x", webhooks.EVENTS, webhooks.Policy()).id
 
@@ -94,12 +99,13 @@ WRITES: dict[str, tuple[Callable[[Store], list[str]], dict[str, Any]]] = {
     ),
     "unshare": (lambda store: ["faq", "--team", "red"], {"action": "share.remove", "target": "faq", "team": "blue"}),
     "bases add": (lambda store: ["org/tiny"], {"action": "base.add", "target": "org/tiny", "team": None}),
-    "bases remove": (lambda store: ["tiny-chat"], {"action": "base.remove", "target": "tiny-chat"}),
+    "bases remove": (lambda store: ["tiny-chat", "--yes"], {"action": "base.remove", "target": "tiny-chat"}),
     "budget set": (
         lambda store: ["blue", "--per-month", "5"],
         {"action": "budget.set", "target": "blue", "team": "blue", "details": {"per_month": 5.0}},
     ),
     "budget clear": (budgeted, {"action": "budget.clear", "target": "blue", "team": "blue"}),
+    "datasets delete": (stored_dataset, {"action": "dataset.delete", "target": "d" * 16}),
     "webhooks add": (
         lambda store: ["https://user:secret@127.0.0.1/t?token=secret", "--team", "blue"],
         {"action": "webhook.add", "target": "127.0.0.1", "team": "blue"},

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -157,7 +157,8 @@ def test_the_command_line_refuses_a_job_over_budget(
     from ray_jobs import pipeline
 
     class Done:
-        run, params, job_id = "t1", {}, "j"  # a stand-in
+        run = job_id = "t1"
+        params: ClassVar[dict[str, float]] = {}
 
         def as_text(self) -> str:
             return "went ahead"
