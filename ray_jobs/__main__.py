@@ -16,6 +16,7 @@ from ray_jobs import __version__
 from ray_jobs.cli import (
     audit,
     budget,
+    checkpoints,
     datasets,
     jobs,
     keys,
@@ -68,6 +69,7 @@ for command in (
     jobs.trials,
     tracking.tracking,
     datasets.datasets,
+    checkpoints.checkpoints,
     models.bases,
     models.models,
     models.deploy,

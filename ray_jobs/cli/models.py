@@ -288,19 +288,21 @@ def claim(name: str, team: str) -> None:
 @click.argument("model", metavar="NAME@VERSION", shell_complete=session.model_names)
 @session.YES
 def delete(model: str, yes: bool) -> None:
-    """Delete one version's weights permanently.
+    """Delete one version's weights permanently. Refused until the job that makes it has ended.
 
     \b
     Example:
       kitae models delete faq-chat@1
     """
     from ray_jobs import registry
+    from ray_jobs.jobs import uses
 
     name, at, version = model.partition("@")
     if not at or not version:
         raise click.BadParameter(f"{model!r} names no version: {name}@VERSION", param_hint="NAME@VERSION")
     store = session.model_workspace(name)
     found = registry.get(store, model)
+    uses.require_made(store, found)
     if not yes:
         click.confirm(f"Delete {name}@{found.version} ({found.kind}; {_compared(found.metrics)})?", abort=True)
     with audit.recorded(store, "model.delete", f"{name}@{found.version}", team=registry.owner(store, name)):

@@ -1,6 +1,6 @@
-"""What a base or a dataset is used for: the open jobs that need it, the jobs and the models made from it.
+"""What a base, a dataset or a job's checkpoints are used for: open jobs, and the jobs and models made from them.
 
-Reads the records of all jobs and models, so it is for the command line. Deletes a dataset that no open job needs.
+Reads the records of all jobs and models, so it is for the command line. Deletes what no open job needs.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from typing import Any
 
 from ray_jobs import registry
 from ray_jobs.errors import JobError, ObjectNotFound
-from ray_jobs.jobs.record import JobRecord, StageRecord, list_jobs, stages
+from ray_jobs.jobs.record import JobRecord, StageRecord, exists, list_jobs, load, stages
 from ray_jobs.registry.model import ModelVersion
 from ray_jobs.storage import Workspace
 from ray_jobs.storage.manifest import MANIFEST_NAME
 
 _STAGE = "dataset"
 _OF_ROWS = ("dataset-", "encode-")
-"""Names of stage records that say that a dataset is in the store."""
+"""Beginnings of the names of stage records that say that a dataset is in the store."""
+_OF_TRAINING = ("checkpoints", "candidates", "search")
+_TRAINED = ("search-", "train-", "evaluate-", "parity-")
+_REGISTERED = "register-"
 
 
 @dataclass(frozen=True)
 class Uses:
-    """Who uses a base or a dataset."""
+    """Who uses something of the store."""
 
     open_jobs: tuple[str, ...]
     """Jobs that have not ended and need it."""
@@ -92,6 +95,40 @@ def delete_dataset(store: Workspace, digest: str) -> None:
         records = [info.key for info in store.list(f"jobs/{job}/stages")]
         store.delete([each for each in records if each.rpartition("/")[2].startswith(_OF_ROWS)])
     store.delete_tree(key)
+
+
+def of_checkpoints(store: Workspace, job_id: str) -> Uses:
+    """The uses of a job's checkpoints: the job until it has ended. Raises JobError for an unknown job."""
+    record = load(store, job_id)
+    models = (version for version in _versions(store) if version.lineage.job_id == job_id)
+    return _uses([] if record.over() else [record], [record], models)
+
+
+def delete_checkpoints(store: Workspace, job_id: str) -> None:
+    """Delete the checkpoints, candidates and search of a job that has ended. Its record, events and metrics stay.
+
+    A job without a registered model trains from the start when it is run again. Raises JobError for an open job.
+    """
+    of_checkpoints(store, job_id).require_unused(f"the training of {job_id}")
+    trees = [f"jobs/{job_id}/{part}" for part in _OF_TRAINING]
+    found = [info.key for tree in trees for info in store.list(tree)]
+    names = [info.key for info in store.list(f"jobs/{job_id}/stages")]
+    if not any(name.rpartition("/")[2].startswith(_REGISTERED) for name in names):
+        store.delete([name for name in names if name.rpartition("/")[2].startswith(_TRAINED)])
+    # Manifests first: a run that begins now finds a whole checkpoint or none.
+    store.delete([key for key in found if key.endswith(f"/{MANIFEST_NAME}")])
+    for tree in trees:
+        store.delete_tree(tree)
+
+
+def require_made(store: Workspace, version: ModelVersion) -> None:
+    """Raise JobError for a version whose job has not ended: it may still evaluate, publish or deploy it."""
+    job = version.lineage.job_id
+    if exists(store, job) and not (record := load(store, job)).over():
+        raise JobError(
+            f"{version.name}@{version.version} is of job {job}, which is {record.status}: wait until it ends, or "
+            "cancel it first"
+        )
 
 
 def _uses(still: list[JobRecord], using: list[JobRecord], models: Iterator[ModelVersion]) -> Uses:

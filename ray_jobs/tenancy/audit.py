@@ -31,6 +31,7 @@ Action = Literal[
     "base.remove",
     "budget.clear",
     "budget.set",
+    "checkpoint.delete",
     "dataset.delete",
     "file.delete",
     "key.create",

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from ray_jobs import registry
+from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.models import bases
@@ -66,6 +66,12 @@ def budgeted(store: Store) -> list[str]:
     return ["blue"]
 
 
+def ended_job(store: Store) -> list[str]:
+    job = jobs.start_attempt(store, make_spec("ended"))
+    job.finish("failed", error="x")
+    return [job.id, "--yes"]
+
+
 def stored_dataset(store: Store) -> list[str]:
     store.commit(f"datasets/{'d' * 16}", [], {"task": "chat"})
     return ["d" * 16, "--yes"]
@@ -105,6 +111,7 @@ WRITES: dict[str, tuple[Callable[[Store], list[str]], dict[str, Any]]] = {
         {"action": "budget.set", "target": "blue", "team": "blue", "details": {"per_month": 5.0}},
     ),
     "budget clear": (budgeted, {"action": "budget.clear", "target": "blue", "team": "blue"}),
+    "checkpoints delete": (ended_job, {"action": "checkpoint.delete"}),
     "datasets delete": (stored_dataset, {"action": "dataset.delete", "target": "d" * 16}),
     "webhooks add": (
         lambda store: ["https://user:secret@127.0.0.1/t?token=secret", "--team", "blue"],

@@ -112,3 +112,40 @@ def test_a_base_that_an_open_job_names_is_not_removed(store: Store, kitae: Kitae
     assert kitae("bases", "remove", BASE, "--yes").exit_code == 0
     assert catalogue.find(store, BASE) is None
     assert uses.of_base(store, BASE, DIGEST).models == ("faq@1",)
+
+
+def test_checkpoints_of_an_open_job_stay(store: Store, kitae: Kitae) -> None:
+    job = begin(store)
+    kept = f"jobs/{job.id}/job.json"
+    trees = [f"jobs/{job.id}/{tree}" for tree in ("checkpoints/x/1", "candidates/1", "search/y/checkpoints/2")]
+    for tree in trees:
+        store.put(f"{tree}/weights.safetensors", b"x")
+        store.commit(tree, [], {})
+    for state in ("running", "paused"):
+        refused = kitae("checkpoints", "delete", job.id, "--yes")
+        assert isinstance(refused.exception, JobError), state
+        assert all(store.read_manifest(tree) is not None for tree in trees)
+        jobs.request_pause(store, job.id)
+    jobs.request_cancel(store, job.id)
+    assert "models made from them: " in kitae("checkpoints", "delete", job.id, input="n\n").output
+    assert kitae("checkpoints", "delete", job.id, "--yes").exit_code == 0
+    assert not [info.key for tree in trees for info in store.list(tree)]
+    assert [stage.name for stage in jobs.stages(store, job.id)] == ["dataset", "encode"]  # it trains again
+    assert store.exists(kept)
+
+
+def test_a_registered_job_is_not_trained_again_without_its_checkpoints(store: Store) -> None:
+    job = begin(store)
+    job.finish_stage("register", {}, {}, 1.0)
+    job.finish("succeeded", result={})
+    uses.delete_checkpoints(store, job.id)
+    assert "train" in [stage.name for stage in jobs.stages(store, job.id)]
+
+
+def test_a_version_stays_until_its_job_has_ended(store: Store, kitae: Kitae) -> None:
+    job = begin(store)
+    refused = kitae("models", "delete", "faq@1", "--yes")
+    assert isinstance(refused.exception, JobError)
+    assert "is of job" in str(refused.exception)
+    job.finish("succeeded", result={})
+    assert kitae("models", "delete", "faq@1", "--yes").exit_code == 0
