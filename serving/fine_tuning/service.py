@@ -216,7 +216,7 @@ class FineTuningService:
 
     def open_jobs_using(self, team: str, file_id: str) -> list[str]:
         """List the team's open jobs that read this file."""
-        # Once a process: a version without markers may have run before.
+        # A version without markers may have run before.
         self._files_marked = self._files_marked or uses.note_open(self.store)
         return uses.open_jobs(self.store, team, file_id, self.is_open, self.now())
 

@@ -1,6 +1,7 @@
 """Which jobs read a file: a marker for each, written before the job's record and kept after its end.
 
     teams/{team}/uses/{file_id}/{ftjob_id}.json
+    uses-marked.json                             written once all open jobs have their markers
 
 Owns the markers. A file that an open job reads is neither deleted nor swept. A job is created marker first and then
 looks for its file; a deletion withdraws the file first and then looks for markers: one of the two sees the other.
@@ -16,6 +17,7 @@ from serving.fine_tuning.records import ORPHAN_AFTER_S, ApiJob
 from serving.fine_tuning.responses import model_name
 from serving.http.ids import created_at_s, is_id
 
+_ALL_MARKED = "uses-marked.json"
 SHOWN = 100
 """Jobs of a file that are shown."""
 
@@ -49,12 +51,15 @@ def open_jobs(store: Store, team: str, file_id: str, is_open: Callable[[ApiJob],
 
 
 def note_open(store: Store) -> bool:
-    """Mark the files of all open jobs, as those of versions that wrote no markers. Returns True."""
+    """Mark the files of the open jobs of versions that wrote no markers, once a store. Returns True."""
+    if store.exists(_ALL_MARKED):
+        return True
     for key_id, job in records.all_open(store):
         team = records.team_of_open(store, key_id, job)
         api = None if team is None else records.find(store, team, job)
         if api is not None:
             note(store, api)
+    store.put_json(_ALL_MARKED, {})
     return True
 
 
