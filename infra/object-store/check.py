@@ -19,6 +19,8 @@ from ray_jobs.storage import Store
 from ray_jobs.storage.workspace import TEAM_KINDS
 
 FORBIDDEN = (
+    "audit/",
+    "budgets/",
     "keys/",
     "places/",
     "teams/",
@@ -29,6 +31,7 @@ FORBIDDEN = (
     "webhooks-out/",
     "traffic/",
     "shares/",
+    "spent/",
 )
 """Prefixes for the endpoint and the operator's command line only."""
 

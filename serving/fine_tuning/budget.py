@@ -67,7 +67,7 @@ def check(
 def warn(store: Store, api: ApiJob, standing: Standing | None) -> None:
     """Add an event to a job whose team has used most of its budget."""
     if standing is not None and standing.level != "ok":
-        jobs.note(store, api.job_id, "warning", standing.as_text())
+        jobs.note(api.workspace(store), api.job_id, "warning", standing.as_text())
 
 
 @contextmanager

@@ -76,7 +76,6 @@ class FineTuningService:
     parallel_jobs: int = 8
     """Jobs reconciled concurrently; each waits for the store several times."""
     runners: Runners = field(init=False)
-    _files_marked: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.runners = Runners(self.store, self.launcher, self.now)
@@ -216,8 +215,7 @@ class FineTuningService:
 
     def open_jobs_using(self, team: str, file_id: str) -> list[str]:
         """List the team's open jobs that read this file."""
-        # A version without markers may have run before.
-        self._files_marked = self._files_marked or uses.note_open(self.store)
+        uses.note_open(self.store)  # a version without markers may have run before
         return uses.open_jobs(self.store, team, file_id, self.is_open, self.now())
 
     def is_open(self, api: ApiJob) -> bool:

@@ -50,17 +50,16 @@ def open_jobs(store: Store, team: str, file_id: str, is_open: Callable[[ApiJob],
     return found
 
 
-def note_open(store: Store) -> bool:
-    """Mark the files of the open jobs of versions that wrote no markers, once a store. Returns True."""
+def note_open(store: Store) -> None:
+    """Mark the files of the open jobs of versions that wrote no markers, once a store."""
     if store.exists(_ALL_MARKED):
-        return True
+        return
     for key_id, job in records.all_open(store):
         team = records.team_of_open(store, key_id, job)
         api = None if team is None else records.find(store, team, job)
         if api is not None:
             note(store, api)
     store.put_json(_ALL_MARKED, {})
-    return True
 
 
 def made_from(store: Store, team: str, file_id: str) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.models import bases
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import api_keys, budgets, webhooks
 from tests.builders import make_spec
 from tests.cli.test_cli import ALL
@@ -31,19 +31,27 @@ READS = {
 NO_ENTRY = {
     "cancel": "its events have it", "pause": "its events have it", "resume": "its events have it",
     "run": "its events have it", "tune": "its events have it", "webhooks test": "changes nothing",
+    "store migrate": "the whole store, by its operator",
     "local up": "this directory alone", "local down": "this directory alone",
 }  # fmt: skip
 
 
 @pytest.fixture
-def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
+def store(store: Workspace) -> Workspace:
+    """The workspace of team blue."""
+    return Workspace(store, "blue")
+
+
+@pytest.fixture
+def kitae(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     """Run a command on a store with a deployed model of team blue, three versions of it, and one base."""
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
+    monkeypatch.setenv("KITAE_TEAM", "blue")
     monkeypatch.setenv("KITAE_ENDPOINT_URL", "http://endpoint")
     monkeypatch.setenv("KITAE_WEBHOOKS_PRIVATE", "on")
     monkeypatch.setenv("KITAE_PRICES", '{"gpu_hour": 1}')
     for mark in ("1", "2", "3"):
-        register(store, make_spec("faq", team="blue", base_model="org/Base"), mark, gated=mark != "3")
+        register(store, make_spec("faq", base_model="org/Base"), mark, gated=mark != "3")
     registry.set_alias(store, "faq", "champion", "1")
     deploy_version(store, registry.get(store, "faq"))
     entry = add_base(store)
@@ -57,31 +65,31 @@ def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     return run
 
 
-def key(store: Store) -> str:
+def key(store: Workspace) -> str:
     return api_keys.create(store, "blue", "app")[0].id
 
 
-def budgeted(store: Store) -> list[str]:
+def budgeted(store: Workspace) -> list[str]:
     budgets.set_budget(store, "blue", 5.0)
     return ["blue"]
 
 
-def ended_job(store: Store) -> list[str]:
+def ended_job(store: Workspace) -> list[str]:
     job = jobs.start_attempt(store, make_spec("ended"))
     job.finish("failed", error="x")
     return [job.id, "--yes"]
 
 
-def stored_dataset(store: Store) -> list[str]:
+def stored_dataset(store: Workspace) -> list[str]:
     store.commit(f"datasets/{'d' * 16}", [], {"task": "chat"})
     return ["d" * 16, "--yes"]
 
 
-def receiver(store: Store) -> str:
+def receiver(store: Workspace) -> str:
     return webhooks.add(store, "blue", "https://hooks.example/x", webhooks.EVENTS, webhooks.Policy()).id
 
 
-WRITES: dict[str, tuple[Callable[[Store], list[str]], dict[str, Any]]] = {
+WRITES: dict[str, tuple[Callable[[Workspace], list[str]], dict[str, Any]]] = {
     "keys create": (
         lambda store: ["--team", "blue", "--name", "app", "--scope", "admin"],
         {"action": "key.create", "target": "app", "team": "blue", "details": {"scopes": ["admin"]}},
@@ -105,6 +113,14 @@ WRITES: dict[str, tuple[Callable[[Store], list[str]], dict[str, Any]]] = {
     ),
     "unshare": (lambda store: ["faq", "--team", "red"], {"action": "share.remove", "target": "faq", "team": "blue"}),
     "bases add": (lambda store: ["org/tiny"], {"action": "base.add", "target": "org/tiny", "team": None}),
+    "bases engine": (
+        lambda store: ["tiny-chat", "--max-model-len", "512"],
+        {"action": "base.engine", "target": "tiny-chat", "details": {"changes": ["max_model_len 512"]}},
+    ),
+    "models claim": (
+        lambda store: ["new", "--team", "red"],
+        {"action": "name.claim", "target": "new", "team": "red"},
+    ),
     "bases remove": (lambda store: ["tiny-chat", "--yes"], {"action": "base.remove", "target": "tiny-chat"}),
     "budget set": (
         lambda store: ["blue", "--per-month", "5"],
@@ -127,7 +143,7 @@ def test_every_command_reads_or_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_a_command_that_changes_something_has_one_entry(kitae: Kitae, store: Store, command: str) -> None:
+def test_a_command_that_changes_something_has_one_entry(kitae: Kitae, store: Workspace, command: str) -> None:
     arguments, wanted = WRITES[command]
     done = CliRunner().invoke(cli, [*command.split(), *arguments(store)], prog_name="kitae")
     (entry,) = json.loads(kitae("audit", "--json").stdout)

@@ -14,7 +14,7 @@ from ray_jobs.cli import session
 from ray_jobs.errors import JobError, ObjectNotFound
 from ray_jobs.jobs import Job, uses
 from ray_jobs.registry import catalogue
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from tests.builders import make_spec
 from tests.serving.api_harness import BASE, DIGEST, add_base, register
 
@@ -23,7 +23,7 @@ Kitae = Callable[..., Result]
 
 
 @pytest.fixture
-def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
+def kitae(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
 
     def run(*arguments: str, **more: Any) -> Result:
@@ -32,7 +32,7 @@ def kitae(store: Store, monkeypatch: pytest.MonkeyPatch) -> Kitae:
     return run
 
 
-def begin(store: Store, *, with_rows: bool = True) -> Job:
+def begin(store: Workspace, *, with_rows: bool = True) -> Job:
     """A running job of the base, with a model and, with `with_rows`, a dataset."""
     add_base(store)
     spec = make_spec("faq", base_model=BASE)
@@ -46,7 +46,7 @@ def begin(store: Store, *, with_rows: bool = True) -> Job:
     return job
 
 
-def test_a_dataset_that_an_open_job_needs_is_not_deleted(store: Store, kitae: Kitae) -> None:
+def test_a_dataset_that_an_open_job_needs_is_not_deleted(store: Workspace, kitae: Kitae) -> None:
     job = begin(store)
     refused = kitae("datasets", "delete", ROWS, "--yes")
     assert isinstance(refused.exception, JobError)
@@ -65,7 +65,7 @@ def test_a_dataset_that_an_open_job_needs_is_not_deleted(store: Store, kitae: Ki
         uses.delete_dataset(store, ROWS)
 
 
-def test_a_dataset_stays_while_a_job_may_be_about_to_use_it(store: Store) -> None:
+def test_a_dataset_stays_while_a_job_may_be_about_to_use_it(store: Workspace) -> None:
     begin(store).finish("succeeded", result={})
     starting = jobs.start_attempt(store, make_spec("other", base_model=BASE))
     with pytest.raises(JobError):
@@ -75,7 +75,7 @@ def test_a_dataset_stays_while_a_job_may_be_about_to_use_it(store: Store) -> Non
 
 
 def test_a_dataset_stays_for_a_job_that_begins_during_its_deletion(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(store).finish("succeeded", result={})
     real = store.delete
@@ -93,7 +93,7 @@ def test_a_dataset_stays_for_a_job_that_begins_during_its_deletion(
 
 
 @pytest.mark.parametrize("searched", [False, True])
-def test_a_base_that_an_open_job_names_is_not_removed(store: Store, kitae: Kitae, searched: bool) -> None:
+def test_a_base_that_an_open_job_names_is_not_removed(store: Workspace, kitae: Kitae, searched: bool) -> None:
     job = begin(store, with_rows=False)
     if searched:
         job.finish("succeeded", result={})
@@ -114,7 +114,7 @@ def test_a_base_that_an_open_job_names_is_not_removed(store: Store, kitae: Kitae
     assert uses.of_base(store, BASE, DIGEST).models == ("faq@1",)
 
 
-def test_checkpoints_of_an_open_job_stay(store: Store, kitae: Kitae) -> None:
+def test_checkpoints_of_an_open_job_stay(store: Workspace, kitae: Kitae) -> None:
     job = begin(store)
     kept = f"jobs/{job.id}/job.json"
     trees = [f"jobs/{job.id}/{tree}" for tree in ("checkpoints/x/1", "candidates/1", "search/y/checkpoints/2")]
@@ -134,7 +134,7 @@ def test_checkpoints_of_an_open_job_stay(store: Store, kitae: Kitae) -> None:
     assert store.exists(kept)
 
 
-def test_a_registered_job_is_not_trained_again_without_its_checkpoints(store: Store) -> None:
+def test_a_registered_job_is_not_trained_again_without_its_checkpoints(store: Workspace) -> None:
     job = begin(store)
     job.finish_stage("register", {}, {}, 1.0)
     job.finish("succeeded", result={})
@@ -142,7 +142,7 @@ def test_a_registered_job_is_not_trained_again_without_its_checkpoints(store: St
     assert "train" in [stage.name for stage in jobs.stages(store, job.id)]
 
 
-def test_a_version_stays_until_its_job_has_ended(store: Store, kitae: Kitae) -> None:
+def test_a_version_stays_until_its_job_has_ended(store: Workspace, kitae: Kitae) -> None:
     job = begin(store)
     refused = kitae("models", "delete", "faq@1", "--yes")
     assert isinstance(refused.exception, JobError)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ray_jobs import registry
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import api_keys, audit
 from ray_jobs.tenancy.audit import Entry
 from serving.inference.traffic import Traffic
@@ -19,7 +19,7 @@ from tests.serving.inference.rollouts import route_on, started_canary
 from tests.serving.routing import deploy_version, register_next
 
 
-def entries(store: Store) -> list[Entry]:
+def entries(store: Workspace) -> list[Entry]:
     today = datetime.now(UTC).date()
     return audit.read(store, today - timedelta(days=1), today)
 
@@ -42,7 +42,7 @@ def test_a_registration_and_a_deletion_name_the_key(server: ApiServer) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_rollback_of_the_endpoint_has_one_entry_that_was_done(store: Store) -> None:
+async def test_a_rollback_of_the_endpoint_has_one_entry_that_was_done(store: Workspace) -> None:
     for _ in range(2):
         deploy_version(store, register_next(store))
     registry.set_alias(store, "greeter", "champion", "1")

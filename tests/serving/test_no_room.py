@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ray_jobs.storage import Store
+from ray_jobs.storage import Store, Workspace
 from tests.conftest import StoreServer
 from tests.serving.api_calls import create_job, upload, wait_for
 from tests.serving.api_harness import BASE, KEY, add_base, api_server, rows
@@ -26,7 +26,7 @@ def check_no_room(answer: httpx.Response, status: int = 507) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(507, "InsufficientStorage"), (403, "QuotaExceeded"), (500, "Internal")])
-def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Store, status: int, code: str) -> None:
+def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Workspace, status: int, code: str) -> None:
     is_full = False
 
     def fault(request: Request, forward: Forward) -> Response:
@@ -37,7 +37,7 @@ def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Store, st
     with faulty(store_server.settings(patience_s=0.3), fault) as settings:
         add_base(store)
         with (
-            api_server(Store(store.uri(), settings)) as server,
+            api_server(Workspace(Store(store.uri(), settings), store.team)) as server,
             httpx.Client(base_url=f"{server.url}/v1", headers=HEADERS, timeout=60) as http,
         ):
             file = upload(http, rows()).json()["id"]
@@ -90,7 +90,7 @@ def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Store, st
             assert upload(http, rows(14)).status_code == 200
 
 
-def test_a_full_disk_of_the_endpoint_is_a_507(store: Store, small_disk: Path) -> None:
+def test_a_full_disk_of_the_endpoint_is_a_507(store: Workspace, small_disk: Path) -> None:
     add_base(store)
     with (
         api_server(store) as server,

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import audit
 from serving.files.stored_files import Files
 from serving.fine_tuning import uses
@@ -23,7 +23,7 @@ MONTH_S = 31 * 86_400.0
 
 
 def test_a_deletion_lists_what_reads_the_file_and_what_was_made_from_it(
-    server: ApiServer, http: httpx.Client, store: Store
+    server: ApiServer, http: httpx.Client, store: Workspace
 ) -> None:
     job = create_job(http)
     file = job["training_file"]
@@ -40,7 +40,9 @@ def test_a_deletion_lists_what_reads_the_file_and_what_was_made_from_it(
     assert entry.details == {"filename": "rows.jsonl", "jobs": [job["id"]], "models": [model]}
 
 
-def test_an_expired_file_stays_while_an_open_job_reads_it(server: ApiServer, http: httpx.Client, store: Store) -> None:
+def test_an_expired_file_stays_while_an_open_job_reads_it(
+    server: ApiServer, http: httpx.Client, store: Workspace
+) -> None:
     expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     read, unread = (upload(http, rows(count), **expiry).json()["id"] for count in (12, 13))
     job = http.post("/fine_tuning/jobs", json={"model": BASE, "training_file": read}).json()["id"]
@@ -65,7 +67,7 @@ def test_an_expired_file_stays_while_an_open_job_reads_it(server: ApiServer, htt
 
 @pytest.mark.parametrize("first", ["the job", "the deletion"])
 def test_a_job_that_is_created_while_its_file_is_deleted(
-    server: ApiServer, http: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch, first: str
+    server: ApiServer, http: httpx.Client, store: Workspace, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     """Each runs in the middle of the other: either the job is refused, or the file stays."""
     file = upload(http, rows(12)).json()["id"]
@@ -96,7 +98,7 @@ def test_a_job_that_is_created_while_its_file_is_deleted(
     assert len(http.get("/fine_tuning/jobs").json()["data"]) == (created.status_code == 200)
 
 
-def test_a_job_of_a_version_without_markers_holds_its_file(http: httpx.Client, store: Store) -> None:
+def test_a_job_of_a_version_without_markers_holds_its_file(http: httpx.Client, store: Workspace) -> None:
     file = create_job(http)["training_file"]
     store.delete([info.key for info in store.list(f"teams/{TEAM}/uses")])
     assert http.delete(f"/files/{file}").status_code == 409
@@ -109,7 +111,7 @@ def test_a_refused_job_holds_no_file(server: ApiServer, http: httpx.Client) -> N
     assert http.delete(f"/files/{file}").status_code == 200
 
 
-def test_a_model_of_an_open_job_is_not_deleted(server: ApiServer, http: httpx.Client, store: Store) -> None:
+def test_a_model_of_an_open_job_is_not_deleted(server: ApiServer, http: httpx.Client, store: Workspace) -> None:
     job = create_job(http)["id"]
     wait_for(http, job, "queued")
     running = begin_job(store, store.get_json(f"teams/{TEAM}/jobs/{job}.json")["job_id"])

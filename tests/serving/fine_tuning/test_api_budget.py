@@ -16,7 +16,7 @@ from ray_jobs.__main__ import cli
 from ray_jobs.cli import session
 from ray_jobs.errors import BudgetError
 from ray_jobs.spec import JobSpec
-from ray_jobs.storage import Store
+from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import budgets, usage
 from ray_jobs.tenancy.prices import Prices
 from ray_jobs.tenancy.usage import UsageRow
@@ -28,7 +28,7 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture
-def server(store: Store) -> Iterator[ApiServer]:
+def server(store: Workspace) -> Iterator[ApiServer]:
     add_base(store)
     with api_server(store, prices=PRICES) as running:
         yield running
@@ -38,7 +38,7 @@ def search(hours: float) -> dict[str, Any]:
     return {"search": {"trials": 3, "budget": {"gpu_hours": hours}}}
 
 
-def book(store: Store, hours: float) -> None:
+def book(store: Workspace, hours: float) -> None:
     """Book a training that ended today."""
     day = datetime.now(UTC).date()
     row = UsageRow(day=day, team="default", key_id="k", model="old", kind="training", worker_seconds=hours * 3600)
@@ -77,7 +77,7 @@ def test_a_job_over_budget_is_refused_and_one_near_it_says_so(server: ApiServer,
         time.sleep(0.2)
 
 
-def test_an_ended_job_counts_as_what_it_used(server: ApiServer, http: httpx.Client, store: Store) -> None:
+def test_an_ended_job_counts_as_what_it_used(server: ApiServer, http: httpx.Client, store: Workspace) -> None:
     budgets.set_budget(server.store, "default", 10.0)
     job = create_job(http, **search(9.0))["id"]
     wait_for(http, job, "queued")
@@ -90,7 +90,7 @@ def test_an_ended_job_counts_as_what_it_used(server: ApiServer, http: httpx.Clie
     assert found.booked < 0.1
 
 
-def test_a_refused_create_reserves_nothing(server: ApiServer, http: httpx.Client, store: Store) -> None:
+def test_a_refused_create_reserves_nothing(server: ApiServer, http: httpx.Client, store: Workspace) -> None:
     from ray_jobs.tenancy import api_keys
 
     budgets.set_budget(store, "blue", 10.0)
@@ -104,7 +104,7 @@ def test_a_refused_create_reserves_nothing(server: ApiServer, http: httpx.Client
             assert answer.json()["error"]["code"] == "concurrent_jobs_exceeded"
 
 
-def test_a_budget_without_prices_admits_nothing(store: Store) -> None:
+def test_a_budget_without_prices_admits_nothing(store: Workspace) -> None:
     add_base(store)
     budgets.set_budget(store, "default", 10.0)
     with (
@@ -118,13 +118,13 @@ def test_a_budget_without_prices_admits_nothing(store: Store) -> None:
 
 
 @pytest.fixture
-def command(store: Store, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+def command(store: Workspace, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     monkeypatch.setattr(session, "open_store", lambda *, check=True: store)
     monkeypatch.setenv("KITAE_PRICES", PRICES.model_dump_json())
     return CliRunner()
 
 
-def test_the_command_line_sets_shows_and_clears_it(store: Store, command: CliRunner) -> None:
+def test_the_command_line_sets_shows_and_clears_it(store: Workspace, command: CliRunner) -> None:
     book(store, 8.5)
     done = command.invoke(cli, ["budget", "set", "default", "--per-month", "10"])
     assert "has used 85% of its budget of 10.00 this month (8.50 booked" in done.output
@@ -140,7 +140,7 @@ def test_the_command_line_sets_shows_and_clears_it(store: Store, command: CliRun
     assert json.loads(command.invoke(cli, ["budget", "show", "--json"]).stdout) == []
 
 
-def test_a_budget_needs_prices(store: Store, command: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_needs_prices(store: Workspace, command: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets.set_budget(store, "blue", 1.0)
     monkeypatch.delenv("KITAE_PRICES")
     refused = command.invoke(cli, ["budget", "set", "default", "--per-month", "10"])
@@ -152,7 +152,7 @@ def test_a_budget_needs_prices(store: Store, command: CliRunner, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["plan", "run", "tune"])
 def test_the_command_line_refuses_a_job_over_budget(
-    store: Store, command: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str
+    store: Workspace, command: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, name: str
 ) -> None:
     from ray_jobs import pipeline
 
@@ -163,7 +163,7 @@ def test_the_command_line_refuses_a_job_over_budget(
         def as_text(self) -> str:
             return "went ahead"
 
-    def went_ahead(store: Store, spec: JobSpec, **_: object) -> Done:
+    def went_ahead(store: Workspace, spec: JobSpec, **_: object) -> Done:
         return Done()
 
     for each in ("plan", "run", "tune"):
