@@ -29,7 +29,15 @@ from tests.serving.api_harness import add_base, register
 PREFIX = "company"
 POLICY = ROOT / "infra/object-store/policy-team.json"
 IDENTITY = "arn:aws:iam::000000000000:user/{team}"
-OTHERS = ("keys/k.json", "usage/blue/2026-12-01/x.json", "teams/blue/jobs/j.json", "webhooks/blue/w.json")
+OTHERS = (
+    "keys/k.json",
+    "usage/blue/2026-12-01/x.json",
+    "teams/blue/jobs/j.json",
+    "webhooks/blue/w.json",
+    "audit/2026-12-01/000000000000-0.json",
+    "budgets/blue.json",
+    "spent/blue/2026-12.json",
+)
 """Keys of the endpoint, also where they concern the team."""
 
 
