@@ -30,7 +30,7 @@ def test_a_registration_and_a_deletion_name_the_key(server: ApiServer) -> None:
     with httpx.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as http:
         job = create_job(http, evaluation={"must_beat_base": False})["id"]
         wait_for(http, job, "queued")
-        server.run_launched()
+        ApiServer(Workspace(server.store, "blue"), server.port, server.launcher).run_launched()
         model = wait_for(http, job, "succeeded")["fine_tuned_model"]
         assert http.delete("/models/no-such-model").status_code == 404
         assert http.delete(f"/models/{model}").status_code == 200
