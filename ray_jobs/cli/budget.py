@@ -129,8 +129,8 @@ def as_document(each: Standing) -> dict[str, object]:
     return vars(each) | {"share": round(each.share, 4), "state": each.level}
 
 
-def check(store: Workspace, spec: JobSpec) -> None:
-    """Check a new job against its team's budget, and warn from 80 %. Raises BudgetError."""
+def checked(store: Workspace, spec: JobSpec) -> Workspace:
+    """The store, once a new job is checked against its team's budget; warns from 80 %. Raises BudgetError."""
     from ray_jobs import jobs
     from ray_jobs.cluster import prices
     from ray_jobs.tenancy import budgets
@@ -138,11 +138,12 @@ def check(store: Workspace, spec: JobSpec) -> None:
     team, now = store.team, datetime.now(UTC)
     try:
         if budgets.read(store, team) is None or jobs.exists(store, spec.job_id):
-            return
+            return store
         estimate = budgets.estimate_of(store, spec, team, None, now)
         found = budgets.check(store, team, estimate, prices.from_environment(os.environ), now)
     except StoreAccessDenied:
         click.echo(f"note: these credentials may not read the budget of team {team}: it is not checked here", err=True)
-        return
+        return store
     if found is not None and found.level != "ok":
         click.echo(f"warning: {found.as_text()}", err=True)
+    return store

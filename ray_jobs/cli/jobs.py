@@ -35,9 +35,7 @@ def plan(spec: JobSpec) -> None:
     """
     from ray_jobs import pipeline
 
-    store = session.open_workspace()
-    budget.check(store, spec)
-    click.echo(pipeline.plan(store, spec).as_text())
+    click.echo(pipeline.plan(budget.checked(session.open_workspace(), spec), spec).as_text())
 
 
 @click.command()
@@ -62,7 +60,7 @@ def run(spec: JobSpec, launched: bool, release: int | None) -> None:
     from ray_jobs import pipeline
     from ray_jobs.jobs import Released
 
-    budget.check(store, spec)
+    budget.checked(store, spec)
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
         by = Released(release) if release is not None else None
         click.echo(pipeline.run(store, spec, launched=by).as_text())
@@ -169,9 +167,7 @@ def tune(spec: JobSpec) -> None:
     """
     from ray_jobs import pipeline
 
-    store = session.open_workspace()
-    budget.check(store, spec)
-    result = pipeline.tune(store, spec)
+    result = pipeline.tune(budget.checked(session.open_workspace(), spec), spec)
     click.echo(f"best: {result.run} with {session.format_metrics(result.params)}  (job {result.job_id})")
     click.echo(f"`kitae trials {result.job_id} --html trials.html` shows the search")
 

@@ -180,12 +180,16 @@ def claim(store: Store, team: str, key: str | None, request: str, new: str, *, r
     return str(store.update_json(_claim_key(team, key, request), change)["id"])
 
 
-def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: int, now_s: float) -> None:
+def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: int | None, now_s: float) -> None:
     """Reserve one of a key's `most` slots for a job before its marker is written. Raises ApiError 429 if none is free.
+    None: no limit.
 
     A slot counts as taken while its job's marker exists. A slot younger than `ORPHAN_AFTER_S` also counts as taken
     without its marker, which its create may be about to write.
     """
+
+    if most is None:
+        return
 
     def held(other: str, taken_at: float) -> bool:
         if now_s - taken_at >= ORPHAN_AFTER_S:

@@ -98,23 +98,19 @@ class FineTuningService:
                 return self._reconcile(existing).to_openai()
         api = self._resolve(body, team, caller.key_id, new_id(records.KIND, now_s=self.now()))
         self.runners.check_fits(api)
+        rows = self.files.get(team, body.training_file).report
+        assert rows is not None  # `resolve` has refused other files
         if body.dry_run:
-            report = self.files.get(team, body.training_file).report
-            assert report is not None
-            return dry_run(api, report, budget.check(self.store, api, report, self.prices, self.now()))
+            return dry_run(api, rows, budget.check(self.store, api, rows, self.prices, self.now()))
         claimed = records.claim(self.store, team, key, request, api.id, retried=retried, now_s=self.now())
         if claimed != api.id:
             existing = records.find(self.store, team, claimed)
             if existing is not None:
                 return self._reconcile(existing).to_openai()
             api = self._resolve(body, team, caller.key_id, claimed)
-        rows = self.files.get(team, body.training_file).report
         with budget.reserved(self.store, api, rows, self.prices, self.now()) as standing:
-            if (max_open := caller.limits.concurrent_jobs) is not None:
-                records.reserve_slot(self.store, team, api.key_id, api.id, max_open, self.now())
-            uses.note(self.store, api)
-            for file_id in uses.files_of(api):
-                self.files.get(team, file_id)  # it was not deleted meanwhile, and stays from now on
+            records.reserve_slot(self.store, team, api.key_id, api.id, caller.limits.concurrent_jobs, self.now())
+            uses.hold(self.store, api, self.files)
             records.mark_open(self.store, team, api.key_id, api.id)
             api = records.put_new(self.store, api)
         self._create_job(api)
@@ -215,7 +211,6 @@ class FineTuningService:
 
     def open_jobs_using(self, team: str, file_id: str) -> list[str]:
         """List the team's open jobs that read this file."""
-        uses.note_open(self.store)  # a version without markers may have run before
         return uses.open_jobs(self.store, team, file_id, self.is_open, self.now())
 
     def is_open(self, api: ApiJob) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ray_jobs.storage import Store
+from serving.files.stored_files import Files
 from serving.fine_tuning import records
 from serving.fine_tuning.records import ORPHAN_AFTER_S, ApiJob
 from serving.fine_tuning.responses import model_name
@@ -23,9 +24,16 @@ SHOWN = 100
 
 
 def note(store: Store, api: ApiJob) -> None:
-    """Mark the files of a job that is being created."""
+    """Mark the files of a job."""
     for file_id in files_of(api):
         store.put_json(f"{_folder(api.team, file_id)}/{api.id}.json", {})
+
+
+def hold(store: Store, api: ApiJob, files: Files) -> None:
+    """Mark the files of a job that is being created, which stay from now on. ApiError 404 if one was just deleted."""
+    note(store, api)
+    for file_id in files_of(api):
+        files.get(api.team, file_id)
 
 
 def files_of(api: ApiJob) -> list[str]:
@@ -41,6 +49,7 @@ def jobs_of(store: Store, team: str, file_id: str) -> list[str]:
 
 def open_jobs(store: Store, team: str, file_id: str, is_open: Callable[[ApiJob], bool], now_s: float) -> list[str]:
     """Ids of a team's open jobs that read a file. A marked job without a record may be about to get it."""
+    note_open(store)
     found = []
     for job in jobs_of(store, team, file_id):
         api = records.find(store, team, job)
