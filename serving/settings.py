@@ -17,6 +17,7 @@ from ray_jobs.cluster import prices
 from ray_jobs.errors import SpecError
 from ray_jobs.tenancy.api_keys import Limits
 from ray_jobs.tenancy.prices import Prices
+from ray_jobs.tenancy.team_limits import TeamLimits, TeamQuotas
 
 _MIN_KEY_CHARACTERS = 16
 _KEY_LIMITS = Limits(concurrent_requests=256)
@@ -37,6 +38,8 @@ class EndpointSettings:
     """Concurrent requests of one ingress process; further ones are answered 429."""
     key_limits: Limits = _KEY_LIMITS
     """Limits of the keys that have none of their own, in JSON as `{"tokens_per_minute": 100000}`."""
+    team_quotas: TeamQuotas = field(default_factory=TeamQuotas)
+    """What a team may keep and have open, in JSON as `{"files": 10000, "teams": {"blue": {"open_jobs": 5000}}}`."""
     metrics_open: bool = False
     """Whether /metrics needs no key."""
     key_ttl_s: float = 5.0
@@ -61,8 +64,8 @@ class EndpointSettings:
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
-        KITAE_KEY_LIMITS, KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS, KITAE_CORS_ORIGINS,
-        KITAE_WANDB, and prices from KITAE_CLUSTER or KITAE_PRICES.
+        KITAE_KEY_LIMITS, KITAE_TEAM_LIMITS, KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS,
+        KITAE_CORS_ORIGINS, KITAE_WANDB, and prices from KITAE_CLUSTER or KITAE_PRICES.
 
         Raises SpecError for an invalid value."""
         return cls(
@@ -71,6 +74,7 @@ class EndpointSettings:
             max_file_bytes=_number(environment, "KITAE_MAX_FILE_BYTES", cls.max_file_bytes, 1024, " of bytes"),
             max_ongoing_requests=_number(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests, 1),
             key_limits=_key_limits(environment),
+            team_quotas=_team_quotas(environment),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),
@@ -98,6 +102,21 @@ def _key_limits(environment: Mapping[str, str]) -> Limits:
         what = ", ".join(".".join(map(str, found["loc"])) or "not JSON" for found in error.errors())
         raise SpecError(f"KITAE_KEY_LIMITS is invalid ({what}); it is a JSON object with any of {known}") from error
     return given.or_else(_KEY_LIMITS)
+
+
+def _team_quotas(environment: Mapping[str, str]) -> TeamQuotas:
+    try:
+        found = TeamQuotas.model_validate_json(environment.get("KITAE_TEAM_LIMITS") or "{}")
+        for team in found.teams:
+            found.of(team)
+    except ValidationError as error:
+        known = ", ".join(TeamLimits.model_fields)
+        what = ", ".join(".".join(map(str, each["loc"])) or "not JSON" for each in error.errors())
+        message = (
+            f"KITAE_TEAM_LIMITS is invalid ({what}); it is a JSON object with any of {known} as whole numbers from 1"
+        )
+        raise SpecError(f"{message}, and `teams` with the same of single teams") from error
+    return found
 
 
 def _sections(environment: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -280,7 +280,7 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         found.sort(key=lambda pair: pair[1].created_at, reverse=True)
         none = f"no jobs in {root.uri()} yet; `kitae run SPEC` starts one"
         if not (watch or show_events):
-            _print_jobs(found, as_json, empty=none)
+            _print_jobs(found, root.now(), as_json, empty=none)
             return
         if not found:
             raise JobError(none)
@@ -304,7 +304,7 @@ def status(context: click.Context, job: str | None, watch: bool, show_events: bo
         context.exit(1)
 
 
-def _print_jobs(found: Sequence[tuple[Workspace, JobRecord]], as_json: bool, *, empty: str) -> None:
+def _print_jobs(found: Sequence[tuple[Workspace, JobRecord]], now: datetime, as_json: bool, *, empty: str) -> None:
     if as_json:
         session.print_json(
             [
@@ -314,7 +314,8 @@ def _print_jobs(found: Sequence[tuple[Workspace, JobRecord]], as_json: bool, *, 
         )
         return
     rows = [
-        (r.id, home.team, _shown_status(home, r), str(r.attempt), _ago(r.created_at), _outcome(r)) for home, r in found
+        (r.id, home.team, _shown_status(home, r), str(r.attempt), _ago(r.created_at, now), _outcome(r))
+        for home, r in found
     ]
     session.print_table(["job", "team", "status", "attempts", "created", "outcome"], rows, empty=empty)
 
@@ -339,9 +340,10 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
     attempt = f"attempt {record.attempt}" + (f" by {record.owner}" if record.owner else "")
     status = _shown_status(store, record)
     click.echo(f"{record.id}  {status}  {attempt}")
+    now = store.now()
     if record.started_at is not None:
-        end = record.finished_at or datetime.now(UTC)
-        click.echo(f"  started   {_ago(record.started_at)}, took {duration((end - record.started_at).total_seconds())}")
+        took_s = ((record.finished_at or now) - record.started_at).total_seconds()
+        click.echo(f"  started   {_ago(record.started_at, now)}, took {duration(took_s)}")
     for stage in stages(store, record.id):
         again = "" if stage.attempt == record.attempt else f"  (attempt {stage.attempt})"
         click.echo(f"  {stage.name:<9} {duration(stage.seconds)}{again}")
@@ -354,7 +356,7 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
     written = [event for _, event in events(store, record.id)]
     if written:
         last = written[-1]
-        click.echo(f"  last      {_ago(last.at)}: {last.message}")
+        click.echo(f"  last      {_ago(last.at, now)}: {last.message}")
         if status == _INTERRUPTED:
             click.echo(
                 "            its machines were taken away, and it resumes on others; `kitae quota show` shows the queue"
@@ -366,17 +368,17 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
 def _shown_status(store: Workspace, record: JobRecord) -> str:
     """The record's status; for a running job `interrupted` if its machines are going or gone, `lost` if its runner gave
     no sign of life for minutes."""
-    from ray_jobs.jobs import checkpoint_request, event, event_names, runs
+    from ray_jobs.jobs import checkpoint_request, event, newest_names, runs
 
     if record.status != "running":
         return record.status
     if (found := checkpoint_request.current(store, record.id)) is not None:
-        names = event_names(store, record.id)
-        last = event(store, record.id, names[-1]) if names else None
+        newest = next(newest_names(store, record.id), None)
+        last = None if newest is None else event(store, record.id, newest)
         last_at = 0.0 if last is None else last.at.timestamp()
         if checkpoint_request.is_interrupted(found, record.attempt, last_at):
             return _INTERRUPTED
-    return _LOST if runs.is_lost(store, record, datetime.now(UTC).timestamp()) else record.status
+    return _LOST if runs.is_lost(store, record, store.now_s()) else record.status
 
 
 def _outcome(record: JobRecord) -> str:
@@ -393,7 +395,7 @@ def _outcome(record: JobRecord) -> str:
         return "a result that cannot be read"
 
 
-def _ago(at: datetime) -> str:
+def _ago(at: datetime, now: datetime) -> str:
     from ray_jobs.jobs.progress import duration
 
-    return f"{duration((datetime.now(UTC) - at).total_seconds())} ago"
+    return f"{duration((now - at).total_seconds())} ago"

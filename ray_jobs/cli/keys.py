@@ -62,8 +62,8 @@ def create(
     """
     from ray_jobs.tenancy import api_keys as keys
 
-    expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
     store = session.open_store(check=False)
+    expires_at = None if expires_in_days is None else store.now() + timedelta(days=expires_in_days)
     granted = scopes or keys.DEFAULT_SCOPES
     with audit.recorded(store, "key.create", name, team=team, scopes=list(granted)):
         key, secret = keys.create(store, team, name, keys.Limits(**limits), scopes=granted, expires_at=expires_at)

@@ -6,7 +6,7 @@ import csv
 import os
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -47,7 +47,7 @@ def usage(
         raise click.UsageError("--json and --csv exclude each other")
     store = session.open_store(check=False)
     with suppress(StoreAccessDenied):  # then only the endpoint books
-        bookings.book(store, datetime.now(UTC).timestamp())
+        bookings.book(store, store.now_s())
     rows = ledger.read(store, team, first, last)
     totals, everything = ledger.group(rows, by), ledger.total("total", rows)
     known = prices.from_environment(os.environ)

@@ -77,6 +77,9 @@ def list_(team: str, as_json: bool) -> None:
     for endpoint in found:
         events = ", ".join(event.removeprefix("fine_tuning.job.") for event in endpoint.events)
         state = f"off: {endpoint.disabled_why}" if endpoint.disabled_at else "on"
+        if endpoint.breaker is not None and not endpoint.disabled_at:
+            until = endpoint.breaker.until.isoformat(timespec="seconds")
+            state = f"paused until {until}: {endpoint.breaker.failures} failures in a row, last: {endpoint.breaker.why}"
         rows.append((endpoint.id, endpoint.url, events, state))
     session.print_table(["id", "url", "events", "state"], rows, empty=f"team {team} has no webhooks")
 
@@ -116,7 +119,7 @@ def test(endpoint_id: str, team: str) -> None:
     store = session.open_store(check=False)
     endpoint = webhooks.get(store, team, endpoint_id)
     sender = webhooks.Sender(store, webhooks.Policy.from_env(os.environ))
-    answer = asyncio.run(sender.send(endpoint, webhooks.test_event(endpoint)))
+    answer = asyncio.run(sender.send(endpoint, webhooks.test_event(endpoint, store.now())))
     if answer.status is None:
         raise ServingError(f"{endpoint_id} did not answer: {answer.why}: {answer.detail}")
     text = "".join(one if one.isprintable() else " " for one in answer.body.decode(errors="replace")).strip()

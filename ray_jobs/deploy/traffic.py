@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -127,7 +127,7 @@ def promote(
     registry.set_alias(home, name, alias, found.version, expected=now_at, ungated=ungated)
     watch = None
     if bounds is not None and back_to is not None:
-        until = datetime.now(UTC) + timedelta(seconds=watch_s)
+        until = store.now() + timedelta(seconds=watch_s)
         watch = Watch(id=uuid.uuid4().hex, version=found.version, back_to=back_to, until=until, bounds=bounds)
 
     def change(old: TrafficPolicy) -> TrafficPolicy:
@@ -212,7 +212,7 @@ def end_canary(store: Store, name: str, canary: Canary, reason: str) -> bool:
     def change(old: TrafficPolicy) -> TrafficPolicy:
         nonlocal ours
         ours = old.canary is not None and old.canary.id == canary.id
-        rolled_back = RolledBack(version=canary.version, was="canary", reason=reason, at=datetime.now(UTC))
+        rolled_back = RolledBack(version=canary.version, was="canary", reason=reason, at=store.now())
         return old.model_copy(update={"canary": None, "rolled_back": rolled_back}) if ours else old
 
     _update(store, name, change)
@@ -237,7 +237,7 @@ def undo_promotion(store: Store, name: str, watch: Watch, reason: str) -> bool:
     def change(old: TrafficPolicy) -> TrafficPolicy:
         if old.watch is None or old.watch.id != watch.id:
             return old
-        rolled_back = RolledBack(version=watch.version, was="promoted", reason=reason, at=datetime.now(UTC))
+        rolled_back = RolledBack(version=watch.version, was="promoted", reason=reason, at=store.now())
         return old.model_copy(update={"watch": None, "rolled_back": rolled_back})
 
     _update(store, name, change)

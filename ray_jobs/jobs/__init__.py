@@ -4,7 +4,16 @@
 """
 
 from ray_jobs.jobs.attempts import CHECK_EVERY_S, Job, Launched, Released, start_attempt
-from ray_jobs.jobs.events import Event, Level, event, event_names, events, note, note_changed, note_created
+from ray_jobs.jobs.events import (
+    Event,
+    Level,
+    event,
+    events,
+    newest_names,
+    note,
+    note_changed,
+    note_created,
+)
 from ray_jobs.jobs.record import (
     JobRecord,
     StageRecord,
@@ -23,6 +32,6 @@ from ray_jobs.jobs.record import (
 
 __all__ = [
     "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "Released", "StageRecord", "Status", "create",
-    "event", "event_names", "events", "exists", "find", "give_up", "list_jobs", "load", "note", "note_changed",
+    "event", "events", "exists", "find", "give_up", "list_jobs", "load", "newest_names", "note", "note_changed",
     "note_created", "read_stage", "request_cancel", "request_pause", "stages", "start_attempt",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded
@@ -65,7 +65,7 @@ def start_attempt(
                 "attempt": record.attempt + 1,
                 "spec": spec.model_dump(mode="json"),  # `compute` may differ from the last attempt's
                 "owner": owner,
-                "started_at": datetime.now(UTC),
+                "started_at": store.now(),
                 "finished_at": None,
                 "cancelled_at": None,
                 "paused_at": None,
@@ -110,7 +110,13 @@ class Job:
         with self._lock:
             last = last_sequence(self.store, self.id) if self._last_event is None else self._last_event
             event = Event(
-                attempt=self.attempt, sequence=last + 1, level=level, message=message, kind=kind, data=dict(data or {})
+                attempt=self.attempt,
+                sequence=last + 1,
+                at=self.store.now(),
+                level=level,
+                message=message,
+                kind=kind,
+                data=dict(data or {}),
             )
             self._last_event = append_event(self.store, self.id, event).sequence
 
@@ -125,7 +131,7 @@ class Job:
             outputs=dict(outputs),
             seconds=seconds,
             attempt=self.attempt,
-            finished_at=datetime.now(UTC),
+            finished_at=self.store.now(),
         )
         write_stage(self.store, self.id, record)
         return record
@@ -147,7 +153,7 @@ class Job:
 
         def end(record: JobRecord) -> JobRecord:
             self._require_current(record)
-            now = datetime.now(UTC)
+            now = self.store.now()
             return record.model_copy(
                 update={
                     "finished_at": now,
@@ -166,7 +172,7 @@ class Job:
 
         def stop(record: JobRecord) -> JobRecord:
             self._require_current(record)
-            return paused(record).model_copy(update={"saved_itself": True})
+            return paused(record, self.store.now()).model_copy(update={"saved_itself": True})
 
         update(self.store, self.id, stop)
 

@@ -58,7 +58,7 @@ def current(store: Workspace, job_id: str) -> CheckpointRequest | None:
 def request(store: Workspace, job_id: str) -> CheckpointRequest:
     """Request a checkpoint, or join a request that is still open. Raises JobError if the job is unknown."""
     attempt = jobs.load(store, job_id).attempt
-    now = time.time()
+    now = store.now_s()
 
     def change(last: CheckpointRequest | None) -> CheckpointRequest:
         if last is not None and last.attempt == attempt and _covers(last, now):
@@ -70,12 +70,12 @@ def request(store: Workspace, job_id: str) -> CheckpointRequest:
 
 def acknowledge(store: Workspace, job_id: str, number: int) -> None:
     """Record that the training has seen the request and is about to write."""
-    _change(store, job_id, number, heard_at=time.time())
+    _change(store, job_id, number, heard_at=store.now_s())
 
 
 def answer(store: Workspace, job_id: str, number: int, step: int) -> None:
     """Record that the checkpoint of this step is committed."""
-    _change(store, job_id, number, step=step, committed_at=time.time())
+    _change(store, job_id, number, step=step, committed_at=store.now_s())
 
 
 def wait(store: Workspace, job_id: str, number: int, wait_s: float) -> tuple[RequestAnswer, int | None]:
@@ -104,7 +104,7 @@ def describe(answer: RequestAnswer, step: int | None, wait_s: float) -> str:
 def was_requested(store: Workspace, job_id: str, attempt: int) -> bool:
     """True if a checkpoint of this attempt was requested within the last `COUNTS_S` seconds."""
     found = current(store, job_id)
-    return found is not None and found.attempt == attempt and time.time() - found.at <= COUNTS_S
+    return found is not None and found.attempt == attempt and store.now_s() - found.at <= COUNTS_S
 
 
 def is_interrupted(found: CheckpointRequest | None, attempt: int, last_event_at: float) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
@@ -17,11 +16,14 @@ from ray_jobs.errors import ConflictError, CorruptObject
 from ray_jobs.jobs.record import load
 from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
+from ray_jobs.storage.newest import newest_first
 
 Level = Literal["info", "warning", "error"]
 EventKind = Literal["message", "metrics"]
 
 _NAME = re.compile(r"[0-9A-Za-z._-]{1,64}")
+_DIGITS = 8
+_FIRST_WINDOW = 1000
 _TRIES = 1000
 """Numbers tried for a new event; each lost try is another writer's event."""
 
@@ -33,7 +35,7 @@ class Event(BaseModel, frozen=True):
     """The attempt that wrote it, or that was the newest when it was written from outside."""
     sequence: int
     """From 1, over all attempts, in the order in which events were written; none is missing."""
-    at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    at: AwareDatetime
     level: Level
     message: str
     kind: EventKind = "message"
@@ -55,7 +57,9 @@ _WAITING = Documents("jobs/", _Waiting, "a reason for waiting")
 def note(store: Workspace, job_id: str, level: Level, message: str, data: Mapping[str, Any] | None = None) -> Event:
     """Write an event from outside the job's runner. Raises JobError if the job is unknown."""
     attempt, sequence = load(store, job_id).attempt, last_sequence(store, job_id) + 1
-    event = Event(attempt=attempt, sequence=sequence, level=level, message=message, data=dict(data or {}))
+    event = Event(
+        attempt=attempt, sequence=sequence, at=store.now(), level=level, message=message, data=dict(data or {})
+    )
     return append_event(store, job_id, event)
 
 
@@ -83,7 +87,7 @@ def note_created(store: Workspace, job_id: str, message: str) -> None:
 
     Call it before `create`: another process may write events as soon as the record exists.
     """
-    event = Event(attempt=0, sequence=1, level="info", message=message)
+    event = Event(attempt=0, sequence=1, at=store.now(), level="info", message=message)
     with contextlib.suppress(ConflictError):
         _events(job_id).create(store, _name(1), event)
 
@@ -116,14 +120,27 @@ def append_event(store: Workspace, job_id: str, event: Event) -> Event:
             _events(job_id).create(store, _name(event.sequence), event)
             return event
         except ConflictError:  # another process took the number
-            event = event.model_copy(update={"sequence": event.sequence + 1, "at": datetime.now(UTC)})
+            event = event.model_copy(update={"sequence": event.sequence + 1, "at": store.now()})
     raise ConflictError(f"no event of job {job_id} could be written in {_TRIES} tries")
 
 
 def last_sequence(store: Workspace, job_id: str) -> int:
     """Number of the newest event; 0 without one."""
-    # Old stores have other names too.
-    return max((int(name) for name in event_names(store, job_id) if name.isdecimal()), default=0)
+    return int(next(newest_names(store, job_id), "0"))
+
+
+def newest_names(store: Workspace, job_id: str, *, before: str | None = None) -> Iterator[str]:
+    """Names of the events from the newest, listed as they are consumed; `before`: only older ones."""
+    prefix = _events(job_id).prefix
+
+    def list_after(name: str) -> Iterator[str]:
+        for info in store.list(prefix, after=f"{prefix}{name}.json" if name else ""):
+            yield info.key.removeprefix(prefix).removesuffix(".json")
+
+    def number_of(name: str) -> int | None:  # old stores have other names too
+        return int(name) if name.isdecimal() and len(name) == _DIGITS else None
+
+    return newest_first(list_after, number_of, _name, top=10**_DIGITS, width=_FIRST_WINDOW, before=before)
 
 
 def _events(job_id: str) -> Documents[Event]:
@@ -131,4 +148,4 @@ def _events(job_id: str) -> Documents[Event]:
 
 
 def _name(sequence: int) -> str:
-    return f"{sequence:08d}"
+    return f"{sequence:0{_DIGITS}d}"

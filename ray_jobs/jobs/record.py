@@ -11,7 +11,7 @@ reader to decide (`serving.fine_tuning.reported`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, computed_field
@@ -91,7 +91,7 @@ _JOBS = Documents("jobs/", JobRecord, "a job record", _why_misplaced)
 
 def create(store: Workspace, spec: JobSpec) -> JobRecord:
     """Record the job as queued, or return its existing record: the same spec is the same job."""
-    record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=datetime.now(UTC))
+    record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=store.now())
     try:
         _JOBS.create(store, _name(record.id), record)
     except ConflictError:
@@ -151,7 +151,7 @@ def request_cancel(store: Workspace, job_id: str) -> JobRecord:
             return record
         if record.over():
             raise JobError(f"job {job_id} is already over ({record.status}); there is nothing to cancel")
-        now = datetime.now(UTC)
+        now = store.now()
         return record.model_copy(update={"cancelled_at": now, "finished_at": now})
 
     return update(store, job_id, cancel)
@@ -163,23 +163,26 @@ def request_pause(store: Workspace, job_id: str, *, ended: str | None = None) ->
 
     `ended`: the `paused_at` of a pause that a launched runner is about to end; the job is then paused anew.
     """
-    return update(store, job_id, lambda record: paused(record, ended=ended))
+    return update(store, job_id, lambda record: paused(record, store.now(), ended=ended))
 
 
-def paused(record: JobRecord, *, ended: str | None = None) -> JobRecord:
-    """The record with a pause: unchanged if it has one other than `ended`. Raises JobError if the job is over."""
+def paused(record: JobRecord, now: datetime, *, ended: str | None = None) -> JobRecord:
+    """The record with a pause from `now`: unchanged if it has one other than `ended`.
+
+    Raises JobError if the job is over.
+    """
     if record.paused_at is not None and record.status == "paused" and record.paused_at.isoformat() != ended:
         return record
     if record.over():
         raise JobError(f"job {record.id} is already over ({record.status}); there is nothing to pause")
-    return record.model_copy(update={"paused_at": datetime.now(UTC), "saved_itself": False})
+    return record.model_copy(update={"paused_at": now, "saved_itself": False})
 
 
 def give_up(store: Workspace, job_id: str, error: str) -> JobRecord:
     """Record a failure on behalf of a lost runner. A job that is over stays unchanged."""
 
     def end(record: JobRecord) -> JobRecord:
-        return record if record.over() else record.model_copy(update={"finished_at": datetime.now(UTC), "error": error})
+        return record if record.over() else record.model_copy(update={"finished_at": store.now(), "error": error})
 
     return update(store, job_id, end)
 

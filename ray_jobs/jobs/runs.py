@@ -10,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, BaseModel, Field
 
@@ -59,7 +58,7 @@ class Heartbeat:
     """Writes a run's heartbeat until its block ends. Thread-safe."""
 
     def __init__(self, job: Job, spec: JobSpec) -> None:
-        now = datetime.now(UTC)
+        now = job.store.now()
         self._store = job.store
         self._run = Run(
             job=job.id, attempt=job.attempt, model=spec.name, workers=spec.compute.workers,
@@ -113,7 +112,7 @@ class Heartbeat:
 
     def _write(self, *, ended: bool) -> None:
         with self._lock:
-            facts = {"at": datetime.now(UTC), "held_s": self._held_now(), "tokens": self._tokens, "ended": ended}
+            facts = {"at": self._store.now(), "held_s": self._held_now(), "tokens": self._tokens, "ended": ended}
         self._run = self._run.model_copy(update=facts)
         with contextlib.suppress(KitaeError):  # the next one may be written; the job does not depend on it
             self._store.put_json(RUNS.key(self._run.name), self._run.model_dump(mode="json"))

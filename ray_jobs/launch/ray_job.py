@@ -6,9 +6,10 @@ does.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import httpx
 from ray_jobs.errors import MachineError
 from ray_jobs.launch.launcher import Needs, Runner, RunnerState
 
+logger = logging.getLogger(__name__)
+
 _RAY_STATES: Mapping[str, RunnerState] = {
     "PENDING": "pending",
     "RUNNING": "running",
@@ -26,6 +29,9 @@ _RAY_STATES: Mapping[str, RunnerState] = {
     "STOPPED": "ended",
 }
 _TIMEOUT_S = 30.0
+_KEPT_S = 86_400.0
+"""Seconds before the newest time of a list at which a job must have ended to be deleted; no clock of this machine."""
+_DELETED_AT_ONCE = 20
 _RUNNER_CPUS = 0.01
 """CPUs reserved for a runner; its workers reserve their own."""
 
@@ -61,11 +67,23 @@ class RayLauncher:
         response = self._request("GET", "/api/jobs/")
         if response.status_code != 200:
             raise self._refused(response)
+        jobs = response.json()
+        self._delete_ended([job for job in jobs if (job.get("submission_id") or "").startswith(prefix)])
         return {
             job["submission_id"]: Runner(_RAY_STATES.get(job["status"], "unknown"), job.get("message") or "")
-            for job in response.json()
+            for job in jobs
             if (job.get("submission_id") or "").startswith(prefix)
         }
+
+    def _delete_ended(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """Delete jobs that ended more than `_KEPT_S` ago, some at a time: Ray keeps and lists them forever."""
+        newest_ms = max((job.get("end_time") or job.get("start_time") or 0 for job in jobs), default=0)
+        ended = [job for job in jobs if _RAY_STATES.get(job["status"]) == "ended" and job.get("end_time")]
+        old = [job["submission_id"] for job in ended if newest_ms - job["end_time"] > 1000 * _KEPT_S]
+        for runner_id in old[:_DELETED_AT_ONCE]:
+            response = self._request("DELETE", f"/api/jobs/{runner_id}")
+            if response.status_code not in (200, 404):
+                logger.warning("%s", self._refused(response))
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:

@@ -31,8 +31,8 @@ from ray_jobs.tenancy.usage import UsageRow
 
 LeftOut = Literal["still runs or waits", "never started", "record that cannot be read", "only in the ledger"]
 _READS_AT_ONCE = 16
-_LEDGER_ROW = re.compile(r"(?P<job>.+-[0-9a-f]{10})-\d{6}\.json")
-"""Ledger documents of training, whose writer is a job's id."""
+_LEDGER_WRITER = re.compile(r".+-[0-9a-f]{10}")
+"""The writer of a ledger's training rows: a job's id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +134,15 @@ def _earlier_s(store: Workspace, record: JobRecord) -> float:
 
 
 def _ledger_jobs(store: Store, known: set[str], first: date, last: date) -> Iterator[tuple[str, UsageRow]]:
-    keys = [
-        (info.key, parts["job"])
+    days = [
+        f"{team}/{day}"
         for team in store.list_dirs(usage.PREFIX)
         for day in store.list_dirs(f"{usage.PREFIX}{team}/")
         if first.isoformat() <= day <= last.isoformat()
-        for info in store.list(f"{usage.PREFIX}{team}/{day}/")
-        if (parts := _LEDGER_ROW.fullmatch(info.key.rpartition("/")[2])) is not None and parts["job"] not in known
     ]
-    found = usage.rows_at(store, [key for key, _ in keys])
-    for key, job in keys:
-        yield from ((job, row) for row in found.get(key, ()) if row.kind == "training")
+
+    def is_wanted(writer: str) -> bool:
+        return _LEDGER_WRITER.fullmatch(writer) is not None and writer not in known
+
+    for job, rows in usage.rows_of(store, days, is_wanted):
+        yield from ((job, row) for row in rows if row.kind == "training")

@@ -22,7 +22,6 @@ import json
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from types import EllipsisType
@@ -249,7 +248,7 @@ def set_alias(
             raise ConflictError(f"{name}@{alias} is {now or 'not set'}, not {expected or 'unset'}: decide again")
         if now == version and old is not None:
             return old
-        return Alias(version=version, previous=now, set_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        return Alias(version=version, previous=now, set_at=store.now().isoformat(timespec="seconds"))
 
     if _aliases(name).find(store, alias) is None and _is_unreadable(store, name, alias):
         store.delete(_aliases(name).key(alias))
@@ -288,6 +287,9 @@ def _claim(store: Workspace, name: str, lineage: Lineage, lineage_digest: str) -
     # In the form in which it is read back, so that every process writes the same model card, byte for byte.
     mine = _NumberClaim(lineage_digest=lineage_digest, lineage=json.loads(canonical_json(lineage_json(lineage))))
     first = max(taken, default=0) + 1
+    # A deleted number below another one is not used again either way.
+    over = [number for number, claim in claims.items() if claim.deleted and int(number) < first - 1]
+    store.delete([_number_claims(name).key(number) for number in over])
     for number in [*claims, *map(str, range(first, first + _MOST_CLAIMS_TRIED))]:
         claim = claims.get(number) or _claimed(store, name, number, mine)
         if claim is None or claim.lineage is None or claim.deleted:

@@ -7,7 +7,6 @@ each attempt gives these records back to Tune, and nothing that they hold runs a
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -127,7 +126,7 @@ class SearchRecords:
     def add(self, result: Result) -> Result:
         """Write a result once. Returns the one that was written first."""
         key = f"{self.prefix}/results/{result.run.name}.json"
-        result = result.model_copy(update={"ended_at": time.time()})
+        result = result.model_copy(update={"ended_at": self.store.now_s()})
         try:
             self.store.put_json(key, result.model_dump(mode="json"), if_absent=True)
         except ConflictError:

@@ -18,8 +18,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ray_jobs.errors import CorruptObject, ObjectNotFound, StoreAccessDenied, StoreError, StoreUnreachable
+from ray_jobs.errors import (
+    CorruptObject,
+    ObjectNotFound,
+    StoreAccessDenied,
+    StoreError,
+    StoreLacks,
+    StoreUnreachable,
+)
 from ray_jobs.storage.breaker import Breaker
+from ray_jobs.storage.clock import StoreClock
 from ray_jobs.storage.faults import RETRIED, FaultKind, as_error, classify
 from ray_jobs.storage.manifest import ObjectInfo
 
@@ -68,6 +76,8 @@ class Bucket:
     """Ends the waits between retries."""
     breaker: Breaker | None = None
     """Fails requests at once while the store does not answer. None: each waits for `patience_s`."""
+    clock: StoreClock = field(default_factory=StoreClock)
+    """Learns the store's time from every answer."""
     _clients: dict[int, S3Client] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -89,6 +99,15 @@ class Bucket:
 
     # ---- requests -------------------------------------------------------------------------------------------------
 
+    def now_s(self) -> float:
+        """Unix seconds by the store's clock; a request if no answer has arrived yet. StoreLacks without a `Date`."""
+        if self.clock.now_s() is None:
+            self.find(".clock")  # any answer has the time
+        found = self.clock.now_s()
+        if found is None:
+            raise StoreLacks(f"the answers of {self.where} have no Date header, from which Kitae takes the time")
+        return found
+
     def get(self, key: str, *, max_bytes: int | None = None) -> tuple[bytes, str]:
         """The whole object and its etag; verifies the stored checksum, if any.
 
@@ -104,7 +123,8 @@ class Bucket:
     def head(self, key: str) -> ObjectInfo:
         """Raises ObjectNotFound."""
         found = self._try(f"head {key}", lambda: self._client().head_object(Bucket=self.name, Key=key))
-        return ObjectInfo(key, found["ContentLength"], found["ETag"], found["Metadata"])
+        modified_s = found["LastModified"].timestamp()
+        return ObjectInfo(key, found["ContentLength"], found["ETag"], found["Metadata"], modified_s)
 
     def find(self, key: str) -> ObjectInfo | None:
         try:
@@ -153,11 +173,16 @@ class Bucket:
     def delete(self, key: str) -> None:
         self._try(f"delete {key}", lambda: self._client().delete_object(Bucket=self.name, Key=key))
 
-    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, in key order, without metadata."""
-        for page in self._pages(prefix):
+    def objects(self, prefix: str, *, after: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix` and is greater than `after`, in key order, without metadata.
+
+        One request per 1,000, made as the objects are consumed.
+        """
+        arguments = {"StartAfter": after} if after else {}
+        for page in self._pages(prefix, **arguments):
             for item in page.get("Contents", []):
-                yield ObjectInfo(item["Key"], item["Size"], item["ETag"])
+                modified_s = item["LastModified"].timestamp()
+                yield ObjectInfo(item["Key"], item["Size"], item["ETag"], modified_s=modified_s)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """The distinct `prefix…/` one level below."""
@@ -320,9 +345,16 @@ class Bucket:
         client = self._clients.get(os.getpid())
         if client is None:
             with self._lock:
-                client = self._clients.get(os.getpid()) or make_client(self.settings)
-                self._clients[os.getpid()] = client
+                client = self._clients.get(os.getpid())
+                if client is None:
+                    client = make_client(self.settings)
+                    client.meta.events.register("after-call.s3", self._learn_time)
+                    self._clients[os.getpid()] = client
         return client
+
+    def _learn_time(self, parsed: Mapping[str, Any], **_: Any) -> None:
+        """Called by boto with every parsed answer, errors included."""
+        self.clock.learn(parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
 
 
 def make_client(settings: StoreSettings) -> S3Client:

@@ -88,6 +88,8 @@ class Documents(Generic[Record]):
     def read_some(self, store: Store, names: Iterable[str]) -> dict[str, Record]:
         """The readable records of these names, in their order, read in parallel."""
         wanted = list(names)
+        if not wanted:
+            return {}
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             found = zip(wanted, pool.map(lambda name: self.find(store, name), wanted), strict=True)
             return {name: record for name, record in found if record is not None}

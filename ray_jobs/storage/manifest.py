@@ -26,6 +26,8 @@ class ObjectInfo:
     etag: str
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     """User metadata; listings leave it empty."""
+    modified_s: float = field(default=0.0, compare=False)
+    """When it was written, in Unix seconds by the store's clock."""
 
 
 @dataclass(frozen=True, order=True)

@@ -6,29 +6,21 @@ environment in `from_env` only.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.digests import canonical_json
-from ray_jobs.errors import (
-    ConflictError,
-    CorruptObject,
-    DiskFull,
-    MachineError,
-    ObjectNotFound,
-    StoreError,
-    StoreLacks,
-)
+from ray_jobs.errors import ConflictError, CorruptObject, ObjectNotFound, StoreError, StoreLacks
 from ray_jobs.storage.bucket import Bucket, StoreSettings
 from ray_jobs.storage.manifest import (
     MANIFEST_NAME,
@@ -40,15 +32,7 @@ from ray_jobs.storage.manifest import (
     make_manifest,
 )
 from ray_jobs.storage.probe import probe
-from ray_jobs.storage.transfer import (
-    ProgressFn,
-    Transfer,
-    is_no_room,
-    require_free,
-    scan,
-    sha256_of,
-    temporary_beside,
-)
+from ray_jobs.storage.transfer import ProgressFn, Transfer, locked, require_free, scan, sha256_of, temporary_beside
 from ray_jobs.storage.unreadable import MAX_DOCUMENT_BYTES, UnreadableRecords, parse_document
 
 if TYPE_CHECKING:
@@ -142,6 +126,14 @@ class Store:
         patience_s = min(_PROBE_PATIENCE_S, self._bucket.settings.patience_s)
         probe(self._bucket.patient_for(patience_s), self._prefix)
 
+    def now_s(self) -> float:
+        """Unix seconds by the store's clock, which every replica, job and command shares; to a second or better."""
+        return self._bucket.now_s()
+
+    def now(self) -> datetime:
+        """`now_s` as a UTC time."""
+        return datetime.fromtimestamp(self.now_s(), UTC)
+
     # ---- single objects -------------------------------------------------------------------------------------------
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
@@ -203,9 +195,10 @@ class Store:
     def exists(self, key: str) -> bool:
         return self._bucket.find(self._full(key)) is not None
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object below `prefix/`, in key order; keys are relative to the store's root."""
-        for info in self._bucket.objects(self._full(folder_of(prefix))):
+    def list(self, prefix: str = "", *, after: str = "") -> Iterator[ObjectInfo]:
+        """Objects below `prefix/` with keys greater than `after`, in key order; a request per 1,000, made lazily."""
+        found = self._bucket.objects(self._full(folder_of(prefix)), after=self._full(after) if after else "")
+        for info in found:
             yield replace(info, key=self.key_at(info.key.removeprefix(self._prefix)))
 
     def list_dirs(self, prefix: str = "") -> Names:
@@ -321,7 +314,7 @@ class Store:
         if manifest is None:
             raise ObjectNotFound(f"nothing is committed at {self.uri(prefix)}: it has no {MANIFEST_NAME}")
         directory = self._cache / "trees" / manifest.digest
-        with _locked(directory.with_suffix(".lock")):
+        with locked(directory.with_suffix(".lock")):
             if not _sizes_match(directory, manifest):
                 with temporary_beside(directory) as temporary:
                     self._download(manifest, self._full(folder_of(prefix)), temporary / "tree", progress)
@@ -404,17 +397,3 @@ def folder_of(prefix: str) -> str:
 def _sizes_match(directory: Path, manifest: Manifest) -> bool:
     sizes = [(directory / entry.path, entry.size_bytes) for entry in manifest.files]
     return directory.is_dir() and all(path.is_file() and path.stat().st_size == size for path, size in sizes)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """A lock between the processes of this machine; the kernel releases it when its holder dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        kind = DiskFull if is_no_room(error) else MachineError
-        raise kind(f"cannot write {path}: {error.strerror}; set KITAE_CACHE to another directory") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

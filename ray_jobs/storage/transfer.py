@@ -7,6 +7,7 @@ the network or SHA-256, which uses one core per file.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -280,3 +281,17 @@ def _no_room(directory: Path, needed_bytes: int) -> DiskFull:
         f"no room in {directory}: {needed_bytes} bytes needed, {free_bytes} bytes free (or a quota or file size limit "
         "is less); free some, or set KITAE_CACHE to a directory on a larger disk"
     )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """A lock between the processes of this machine; the kernel releases it when its holder dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        kind = DiskFull if is_no_room(error) else MachineError
+        raise kind(f"cannot write {path}: {error.strerror}; set KITAE_CACHE to another directory") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -16,7 +16,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -128,7 +128,7 @@ def create(
 
     `expires_at` has a time zone. Raises ApiKeyError naming every invalid argument.
     """
-    now = datetime.now(UTC)
+    now = store.now()
     if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
         raise ApiKeyError(f"a key cannot expire at {expires_at}: give a time after {now:%Y-%m-%d %H:%M}, with its zone")
     key_id = _random(_ID_CHARACTERS)
@@ -167,7 +167,7 @@ def find(store: Store, key: str) -> ApiKey | None:
     """The record of an active key, given whole; None for a wrong, revoked or expired one, or any other text."""
     key_id = id_of(key)
     record = None if key_id is None else read(store, key_id)
-    return record if record is not None and record.opens(key, datetime.now(UTC)) else None
+    return record if record is not None and record.opens(key, store.now()) else None
 
 
 def revoke(store: Store, key_id: str) -> ApiKey:
@@ -180,7 +180,7 @@ def revoke(store: Store, key_id: str) -> ApiKey:
     def change(key: ApiKey | None) -> ApiKey:
         if key is None:
             raise _unknown(store, wanted)
-        return key.model_copy(update={"revoked_at": key.revoked_at or datetime.now(UTC)})
+        return key.model_copy(update={"revoked_at": key.revoked_at or store.now()})
 
     if not re.fullmatch(r"[a-z2-7]+", wanted):  # it becomes part of a store key
         raise _unknown(store, wanted)

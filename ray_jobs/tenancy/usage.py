@@ -1,9 +1,10 @@
 """Usage of teams: tokens read and generated, and time spent training.
 
 Owns `usage/{team}/{YYYY-MM-DD}/{writer}-{n:06d}.json` (UTC days). An object is written once, under a name chosen before
-the first try, so that replicas do not conflict and a write repeated after a lost answer is not counted twice. A team's
-usage is the sum of these objects; training is also booked in the team's month (`spent`). Knows no prices and no
-limits, nor who counts (`serving.observability.usage_ledger` counts requests).
+the first try, so that replicas do not conflict and a write repeated after a lost answer is not counted twice. Objects
+are summed up into `day.json` beside them (`roll_up_all`), which names them. A team's usage is the sum of both; training
+is also booked in the team's month (`spent`). Knows no prices and no limits, nor who counts
+(`serving.observability.usage_ledger` counts requests).
 
     write(store, "blue", day, "replica-1f3a", 7, [row])
     for total in group(read(store, "blue", since, until), "model"): …
@@ -12,6 +13,7 @@ limits, nor who counts (`serving.observability.usage_ledger` counts requests).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from typing import Any, Literal
@@ -75,7 +77,16 @@ class _Object(BaseModel, frozen=True):
     rows: tuple[UsageRow, ...]
 
 
+class _Summary(_Object, frozen=True):
+    """The sum of a day's objects. An earlier version reads it as one more object."""
+
+    counted: dict[str, list[tuple[int, int]]] = {}
+    """Writer → ranges of the numbers of the objects that are summed up."""
+
+
 _OBJECTS = Documents(PREFIX, _Object, "a usage object")
+_SUMMARIES = Documents(PREFIX, _Summary, "a usage summary")
+_SUMMARY = "day"
 
 
 class Total(BaseModel, frozen=True):
@@ -123,12 +134,21 @@ def write(store: Store, team: str, day: date, writer: str, number: int, rows: Se
 
 
 def trainings(store: Store, team: str, day: date) -> dict[str, Used]:
-    """The training runs of the month of a day, by the name of their object. Lists all objects of the month."""
-    month = f"{PREFIX}{_checked(team)}/"
-    days = [found for found in store.list_dirs(month) if found.startswith(f"{day:%Y-%m}-")]
-    keys = [info.key for found in days for info in store.list(f"{month}{found}/") if not _REQUESTS.search(info.key)]
-    runs = ((key, _trained(rows)) for key, rows in rows_at(store, keys).items())
-    return {key.rpartition("/")[2].removesuffix(".json"): used for key, used in runs if used is not None}
+    """The training runs of the month of a day: by the name of their object, and summed up by day and model."""
+    days = [found for found in store.list_dirs(f"{PREFIX}{_checked(team)}/") if found.startswith(f"{day:%Y-%m}-")]
+    folders = [f"{team}/{found}" for found in days]
+    names = [name for folder in folders for name in _names(store, folder) if not _REQUESTS.search(_OBJECTS.key(name))]
+    objects = _OBJECTS.read_some(store, names)
+    summaries = _SUMMARIES.read_some(store, [f"{folder}/{_SUMMARY}" for folder in folders])
+    rows: dict[str, list[UsageRow]] = {
+        name.rpartition("/")[2]: list(each.rows)
+        for name, each in objects.items()
+        if not _is_in(summaries.get(f"{name.rpartition('/')[0]}/{_SUMMARY}"), name)
+    }
+    for summary in summaries.values():
+        for row in summary.rows:
+            rows.setdefault(f"{row.day.isoformat()}/{row.model}", []).append(row)
+    return {name: used for name, own in rows.items() if (used := _trained(own)) is not None}
 
 
 def _trained(rows: Iterable[UsageRow]) -> Used | None:
@@ -152,20 +172,112 @@ def read(store: Store, team: str | None, since: date, until: date) -> list[Usage
     Objects that cannot be read are left out and reported to `store.unreadable`.
     """
     teams = [_checked(team)] if team is not None else store.list_dirs(PREFIX)
-    keys = [
-        info.key
+    days = [
+        f"{name}/{day}"
         for name in teams
         for day in store.list_dirs(f"{PREFIX}{name}/")
         if since.isoformat() <= day <= until.isoformat()
-        for info in store.list(f"{PREFIX}{name}/{day}/")
     ]
-    return added(row for rows in rows_at(store, keys).values() for row in rows)
+    return added(row for _, rows in rows_of(store, days) for row in rows)
 
 
-def rows_at(store: Store, keys: Sequence[str]) -> dict[str, tuple[UsageRow, ...]]:
-    """The rows of each readable object by its key, in the keys' order; reads several at a time."""
-    names = {key.removeprefix(PREFIX).removesuffix(".json"): key for key in keys}
-    return {names[name]: found.rows for name, found in _OBJECTS.read_some(store, names).items()}
+def rows_of(
+    store: Store, days: Sequence[str], is_wanted: Callable[[str], bool] = lambda writer: True
+) -> list[tuple[str, tuple[UsageRow, ...]]]:
+    """The rows of `{team}/{date}` folders with their writers, of the wanted ones; "" for a sum of several writers.
+
+    Reads several objects at a time, and the summary last: an object that was summed up meanwhile is in it.
+    """
+    names = [name for day in days for name in _names(store, day) if is_wanted(_split(name)[0])]
+    objects = _OBJECTS.read_some(store, names)
+    summaries = _SUMMARIES.read_some(store, [f"{day}/{_SUMMARY}" for day in days])
+    found = [
+        (_split(name)[0], each.rows)
+        for name, each in objects.items()
+        if not _is_in(summaries.get(f"{name.rpartition('/')[0]}/{_SUMMARY}"), name)
+    ]
+    summed = [(_writer_of(summary, row), (row,)) for summary in summaries.values() for row in summary.rows]
+    return found + [(writer, rows) for writer, rows in summed if is_wanted(writer)]
+
+
+def roll_up(store: Store, team: str, day: str, *, least: int = 1) -> int:
+    """Sum up a day's objects into one, if there are at least so many, and delete them. Returns their number.
+
+    Any number of processes may do it at once, and be killed: an object's name is in the summary once its rows are, so
+    no row counts twice while both exist, nor when a writer repeats a write after that.
+    """
+    folder = f"{_checked(team)}/{day}"
+    names = _names(store, folder)
+    if len(names) < least:
+        return 0
+    objects = _OBJECTS.read_some(store, names)
+
+    def change(old: _Summary | None) -> _Summary:
+        new = {name: each.rows for name, each in objects.items() if not _is_in(old, name)}
+        counted = {writer: list(ranges) for writer, ranges in (old.counted if old else {}).items()}
+        for name in sorted(new):
+            writer, number = _split(name)
+            counted[writer] = _with_number(counted.get(writer, []), number)
+        rows = [*(old.rows if old else ()), *(row for name in sorted(new) for row in new[name])]
+        return _Summary(rows=tuple(added(rows)), counted=counted)
+
+    _SUMMARIES.update(store, f"{folder}/{_SUMMARY}", change)
+    store.delete([_OBJECTS.key(name) for name in objects])
+    return len(objects)
+
+
+def roll_up_all(store: Store, today: date, *, since: date = date.min, least_today: int = 50) -> int:
+    """Sum up every team's objects from `since` on: those of past days, and of today from `least_today` objects on.
+
+    Costs one listing per 1,000 objects of a team. Returns the number of objects that were summed up.
+    """
+    done = 0
+    for team in store.list_dirs(PREFIX):
+        counts: Counter[str] = Counter()
+        for info in store.list(f"{PREFIX}{team}/", after=f"{PREFIX}{team}/{since.isoformat()}"):
+            day, _, name = info.key.removeprefix(f"{PREFIX}{team}/").partition("/")
+            counts[day] += name != f"{_SUMMARY}.json"
+        for day, count in counts.items():
+            if count:
+                done += roll_up(store, team, day, least=1 if day < today.isoformat() else least_today)
+    return done
+
+
+def _names(store: Store, folder: str) -> list[str]:
+    keys = [info.key for info in store.list(f"{PREFIX}{folder}/")]
+    names = [key.removeprefix(PREFIX).removesuffix(".json") for key in keys if key.endswith(".json")]
+    return [name for name in names if not name.endswith(f"/{_SUMMARY}")]
+
+
+def _writer_of(summary: _Summary, row: UsageRow) -> str:
+    """The job whose run a training row of a summary is: the row has the API's id, with which the job's id begins."""
+    own = (writer for writer in summary.counted if row.kind == "training" and f"{writer}-".startswith(f"{row.model}-"))
+    return next(own, "")
+
+
+def _split(name: str) -> tuple[str, int | None]:
+    """Writer and number of an object's name; the number None: not written by `write`."""
+    writer, _, number = name.rpartition("/")[2].rpartition("-")
+    return (writer, int(number)) if writer and number.isdecimal() else (name.rpartition("/")[2], None)
+
+
+def _is_in(summary: _Summary | None, name: str) -> bool:
+    """Whether a summary has an object's rows."""
+    writer, number = _split(name)
+    ranges = [] if summary is None else summary.counted.get(writer, [])
+    return any(number is None or first <= number <= last for first, last in ranges)
+
+
+def _with_number(ranges: list[tuple[int, int]], number: int | None) -> list[tuple[int, int]]:
+    """Ranges with one more number; neighbouring ranges are joined. Pure."""
+    number = 0 if number is None else number
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted([*ranges, (number, number)]):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:

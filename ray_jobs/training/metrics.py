@@ -63,9 +63,9 @@ class TrainingMetrics:
     """Writes the events of one training in one attempt of its job."""
 
     def __init__(
-        self, job: Job, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+        self, job: Job, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] | None = None
     ) -> None:
-        self._job, self._clock, self._wall = job, clock, wall
+        self._job, self._clock, self._wall = job, clock, wall or job.store.now_s
         self._last_step, self._last_s = 0, float("-inf")
         self._seen: deque[tuple[int, float]] | None = None
         """(step, Unix seconds) reported by the current start. None: no start has reported in this attempt."""
@@ -105,7 +105,7 @@ class TrainingMetrics:
             return []
         found: list[tuple[int, float]] = []
         attempt = None
-        for name in reversed(jobs.event_names(self._job.store, self._job.id)):
+        for name in jobs.newest_names(self._job.store, self._job.id):
             event = jobs.event(self._job.store, self._job.id, name)
             if event is None or event.kind != "metrics" or event.attempt == self._job.attempt:
                 continue

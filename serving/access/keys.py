@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -72,7 +71,7 @@ class StoredKeys:
         if version not in self._records:  # at most an older version is known
             raise store_unreachable(_UNCHECKED)
         record = self._records[version]
-        return record if record is not None and record.opens(key, datetime.now(UTC)) else None
+        return record if record is not None and record.opens(key, self.store.now()) else None
 
     async def _list(self, max_age_s: float) -> bool:
         """Refresh the listing if it is older than `max_age_s`. Returns False if the store does not answer."""

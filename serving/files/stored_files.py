@@ -9,10 +9,9 @@ Owns records and contents. Does not know HTTP routes, nor where rows are validat
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
@@ -23,16 +22,21 @@ from ray_jobs.registry import catalogue
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
+from ray_jobs.storage.index import Index
 from ray_jobs.tasks import DEFAULT_TASK
+from ray_jobs.tenancy.team_limits import TeamQuotas
+from serving.files.quota import require_room
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
-from serving.http.ids import Order, Page, created_at_s, is_id, new_id, page
+from serving.http.ids import Order, Page, created_at_s, is_id, listed, new_id, page
 
 FINE_TUNE = "fine-tune"
 _ENDINGS = (".csv", ".tsv")
 """Suffixes kept in the store key; any other content is stored as JSON Lines."""
 _FOREIGN = (".parquet", ".xlsx", ".xls", ".zip", ".gz", ".zst", ".7z", ".tar")
 _ORPHAN_AFTER_S = 86_400
+FILES_IN_A_PAGE = 100
+"""Files of a page at most, whatever a request asks for: each is read."""
 _LINES_IN_MESSAGE = 20
 _MAX_NAME = 255
 
@@ -70,6 +74,7 @@ class Files:
 
     store: Store
     check: RowValidator
+    quotas: TeamQuotas = field(default_factory=TeamQuotas)
 
     def create(
         self,
@@ -97,14 +102,19 @@ class Files:
             message = f"{name} cannot be read as rows: send .jsonl (a JSON object a line), .csv or .tsv"
             raise bad_request(message, param="file", code="unsupported_file")
         base = self._counting_base(task, model) if purpose == FINE_TUNE else None
-        identifier = identifier or new_id("file")
+        identifier = identifier or new_id("file", now_s=self.store.now_s())
         key = f"{_folder(team, identifier)}/rows{ending if ending in _ENDINGS else '.jsonl'}"
+        limits = self.quotas.of(team)
+        require_room(self.store, team, limits, size_bytes, own=identifier)
         self.store.upload_file(content, key)
         try:
             report = self.check(key, name, task, base) if purpose == FINE_TUNE else None
-        except DataError as error:
+            require_room(self.store, team, limits, size_bytes, own=identifier)  # others may have been stored meanwhile
+        except (DataError, ApiError) as error:
             with suppress(KitaeError):
                 self.store.delete_tree(_folder(team, identifier))
+            if isinstance(error, ApiError):
+                raise
             raise _refused(error) from error
         created_at = int(created_at_s(identifier))
         return self._put(
@@ -134,7 +144,7 @@ class Files:
                 filename=filename,
                 purpose="fine-tune-results",
                 bytes=len(content),
-                created_at=int(time.time()),
+                created_at=int(self.store.now_s()),
                 key=key,
             )
         )
@@ -142,7 +152,7 @@ class Files:
     def find(self, team: str, identifier: str) -> FileRecord | None:
         """Return the team's file, or None if it does not exist, has expired or has a record that cannot be read."""
         record = _records(team).find(self.store, identifier) if is_id("file", identifier) else None
-        return None if record is None or record.is_expired(time.time()) else record
+        return None if record is None or record.is_expired(self.store.now_s()) else record
 
     def get(self, team: str, identifier: str) -> FileRecord:
         """Return the team's file. Raises ApiError 404."""
@@ -156,7 +166,12 @@ class Files:
             record = self.find(team, identifier)
             return record if record is not None and purpose in (None, record.purpose) else None
 
-        return page(self._ids(team), read, limit=limit, after=after, order=order)
+        folder = _records(team).prefix
+        if purpose is not None:
+            _ensure_indexed(self.store, team)
+            folder = _index(team).folder(_of_purpose(purpose))
+        ids = listed(self.store, folder, "file", self.store.now_s(), after=after, order=order)
+        return page(ids, read, limit=min(limit, FILES_IN_A_PAGE))
 
     def content(self, record: FileRecord) -> Iterator[bytes]:
         """Return the content in chunks."""
@@ -164,7 +179,10 @@ class Files:
 
     def delete(self, team: str, identifier: str) -> None:
         """Delete a file: first its record, so that no file is found without its content."""
+        record = _records(team).find(self.store, identifier)
         self.store.delete(_records(team).key(identifier))
+        if record is not None:
+            _unindex(self.store, record)
         self.store.delete_tree(_folder(team, identifier))
 
     def delete_unless(self, team: str, identifier: str, in_use: Callable[[], list[str]]) -> list[str]:
@@ -188,26 +206,37 @@ class Files:
         A file whose record cannot be read stays: a newer version of Kitae may have written it.
         """
         for team in self.store.list_dirs("files/"):
+            known = set(_records(team).names(self.store))
             for identifier in self.store.list_dirs(f"files/{team}/"):
+                is_old = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
+                if identifier not in known and is_old and not in_use(team, identifier):
+                    self.delete(team, identifier)
+            for info in self.store.list(_index(team).prefix):  # left by a create that was interrupted
+                identifier = info.key.rpartition("/")[2].removesuffix(".json")
+                if identifier not in known and is_id("file", identifier) and info.modified_s < now_s - _ORPHAN_AFTER_S:
+                    self.store.delete(info.key)
+            for identifier in self._expired(team, now_s):
                 record = _records(team).find(self.store, identifier)
-                if record is None and self.store.exists(_records(team).key(identifier)):
-                    continue
-                if record is None:
-                    over = is_id("file", identifier) and created_at_s(identifier) < now_s - _ORPHAN_AFTER_S
-                else:
-                    over = record.is_expired(now_s)
-                if over and not in_use(team, identifier):
+                if record is not None and record.is_expired(now_s) and not in_use(team, identifier):
                     self.delete(team, identifier)
 
+    def _expired(self, team: str, now_s: float) -> list[str]:
+        """The ids of the team's expired files, without reading the others: their index ascends with the expiry."""
+        _ensure_indexed(self.store, team)
+        prefix, found = f"teams/{team}/expiring/", list[str]()
+        for info in self.store.list(prefix):
+            expires_at, _, identifier = info.key.removeprefix(prefix).removesuffix(".json").partition("-")
+            if not expires_at.isdecimal() or int(expires_at) > now_s:
+                break
+            found.append(identifier)
+        return found
+
     def _put(self, record: FileRecord) -> FileRecord:
+        _add_to_index(self.store, record)
         with suppress(ConflictError):  # stored by an earlier try or another process
             key = _records(record.team).key(record.id)
             self.store.put_json(key, record.model_dump(mode="json"), if_absent=True)
         return record
-
-    def _ids(self, team: str) -> list[str]:
-        keys = (info.key for info in self.store.list(f"teams/{team}/files"))
-        return [key.rpartition("/")[2].removesuffix(".json") for key in keys]
 
     def _counting_base(self, task: str | None, model: str | None) -> CatalogueEntry | None:
         """Return the base whose tokenizer counts: the named model, else the task's only base, else None."""
@@ -247,6 +276,42 @@ def _refused(error: DataError) -> ApiError:
 
 def _records(team: str) -> Documents[FileRecord]:
     return Documents(f"teams/{team}/files/", FileRecord, "a file's record")
+
+
+def _index(team: str) -> Index:
+    return Index(f"teams/{team}/index/files/")
+
+
+def _ensure_indexed(store: Store, team: str) -> None:
+    """Index the files from before there was an index."""
+
+    def unindexed() -> Iterator[tuple[str, list[str]]]:
+        for record in _records(team).read_all(store).values():
+            if record.expires_at is not None:
+                store.put(_expiry_key(record), b"{}")
+            yield record.id, [_of_purpose(record.purpose)]
+
+    _index(team).ensure(store, unindexed)
+
+
+def _add_to_index(store: Store, record: FileRecord) -> None:
+    _index(record.team).add(store, record.id, [_of_purpose(record.purpose)])
+    if record.expires_at is not None:
+        store.put(_expiry_key(record), b"{}")
+
+
+def _unindex(store: Store, record: FileRecord) -> None:
+    _index(record.team).remove(store, record.id, [_of_purpose(record.purpose)])
+    if record.expires_at is not None:
+        store.delete(_expiry_key(record))
+
+
+def _expiry_key(record: FileRecord) -> str:
+    return f"teams/{record.team}/expiring/{record.expires_at:010d}-{record.id}.json"
+
+
+def _of_purpose(purpose: str) -> str:
+    return f"purpose={purpose}"
 
 
 def _folder(team: str, identifier: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel
 from ray_jobs.errors import ObjectNotFound
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
+from serving.files.quota import require_room
 from serving.files.stored_files import Files
 from serving.http import openai_types
 from serving.http.errors import ApiError, bad_request
@@ -26,6 +26,10 @@ from serving.http.ids import is_id, new_id
 
 MAX_PART_BYTES = 64 * 2**20
 MAX_BYTES = 8 * 2**30
+MAX_PARTS = 1000
+_LIVES_S = 3600
+_KEPT_S = 86_400
+"""Age of a record at which it is deleted."""
 
 
 class UploadRecord(BaseModel, frozen=True):
@@ -56,16 +60,23 @@ class Uploads:
     ) -> openai_types.Upload:
         if body.bytes > MAX_BYTES:
             raise bad_request(f"bytes is {body.bytes}; at most {MAX_BYTES}", param="bytes")
-        now = int(time.time())
+        now_s = self.store.now_s()
+        now = int(now_s)
+        limits = self.files.quotas.of(team)
+        require_room(self.store, team, limits, body.bytes)
+        lately = sum(info.modified_s > now_s - _LIVES_S for info in self.store.list(_records(team).prefix))
+        if lately >= limits.files:
+            message = f"team {team} began {lately} uploads in the last hour, and may begin {limits.files}: wait"
+            raise ApiError(429, message, code="files_exceeded", headers={"x-should-retry": "false"})
         record = UploadRecord(
-            id=new_id("upload"),
+            id=new_id("upload", now_s=now_s),
             team=team,
             key_id=key_id,
             filename=body.filename,
             purpose=body.purpose,
             bytes=body.bytes,
             created_at=now,
-            expires_at=now + 3600,
+            expires_at=now + _LIVES_S,
             file_lives_s=file_lives_s,
         )
         self.store.put_json(_records(team).key(record.id), record.model_dump(mode="json"), if_absent=True)
@@ -73,18 +84,22 @@ class Uploads:
 
     def add_part(self, team: str, upload_id: str, content: Path) -> openai_types.UploadPart:
         record = self._get(team, upload_id)
-        _check_pending(record)
+        self._check_pending(record)
         size_bytes = content.stat().st_size
         if not 0 < size_bytes <= MAX_PART_BYTES:
             raise bad_request(f"the part has {size_bytes} bytes; it must have 1 to {MAX_PART_BYTES}", param="data")
-        total_bytes = size_bytes + sum(info.size_bytes for info in self.store.list(_folder(team, record.id)))
+        sizes = [info.size_bytes for info in self.store.list(_folder(team, record.id))]
+        if len(sizes) >= MAX_PARTS:
+            raise bad_request(f"the upload has {len(sizes)} parts; it may have {MAX_PARTS}", param="data")
+        total_bytes = size_bytes + sum(sizes)
         # Twice the declared size: a client resends a part whose response was lost, under a new id.
         if size_bytes > record.bytes or total_bytes > 2 * record.bytes:
             message = f"with this part the upload has {total_bytes} bytes, but {record.bytes} were declared"
             raise bad_request(message, param="data")
-        part_id = new_id("part")
+        now_s = self.store.now_s()
+        part_id = new_id("part", now_s=now_s)
         self.store.upload_file(content, f"{_folder(team, record.id)}/{part_id}")
-        return openai_types.UploadPart(id=part_id, created_at=int(time.time()), upload_id=record.id)
+        return openai_types.UploadPart(id=part_id, created_at=int(now_s), upload_id=record.id)
 
     def complete(self, team: str, upload_id: str, body: openai_types.CompleteUpload) -> openai_types.Upload:
         """Concatenate the parts in the order of `part_ids`. Raises ApiError 400 if size or md5 do not match.
@@ -94,7 +109,7 @@ class Uploads:
         record = self._get(team, upload_id)
         if record.status == "completed":
             return self._to_openai(record)
-        _check_pending(record)
+        self._check_pending(record)
         if len(set(body.part_ids)) != len(body.part_ids):
             raise bad_request("a part is named twice", param="part_ids")
         sizes = {info.key.rpartition("/")[2]: info.size_bytes for info in self.store.list(_folder(team, record.id))}
@@ -123,7 +138,7 @@ class Uploads:
                     identifier=_file_id(record.id),
                 )
             except ObjectNotFound:
-                _check_pending(self._get(team, upload_id))  # cancelled meanwhile, with its content
+                self._check_pending(self._get(team, upload_id))  # cancelled meanwhile, with its content
                 raise
         done = self._end(record, "completed")
         self.store.delete_tree(_folder(team, record.id))
@@ -132,14 +147,17 @@ class Uploads:
     def cancel(self, team: str, upload_id: str) -> openai_types.Upload:
         record = self._get(team, upload_id)
         if record.status != "cancelled":  # else cancelled by an earlier try
-            _check_pending(record)
+            self._check_pending(record)
             record = self._end(record, "cancelled")
         self.files.delete(team, _file_id(record.id))  # left by a `complete` that did not finish
         self.store.delete_tree(_folder(team, record.id))
         return self._to_openai(record)
 
     def sweep(self, now_s: float) -> None:
-        """Delete the parts of ended and expired uploads."""
+        """Delete the parts of ended and expired uploads, and records older than a day."""
+        for team in self.store.list_dirs("teams/"):
+            records = [info for info in self.store.list(_records(team).prefix) if info.modified_s < now_s - _KEPT_S]
+            self.store.delete([info.key for info in records])
         for team in self.store.list_dirs("uploads/"):
             for upload_id in self.store.list_dirs(f"uploads/{team}/"):
                 record = _records(team).find(self.store, upload_id)
@@ -154,11 +172,17 @@ class Uploads:
             raise ApiError(404, f"the upload {upload_id!r} does not exist", code="upload_not_found")
         return record
 
+    def _check_pending(self, record: UploadRecord) -> None:
+        expired = record.status == "pending" and record.expires_at <= self.store.now_s()
+        if (status := "expired" if expired else record.status) != "pending":
+            raise bad_request(f"{record.id} is {status}", code="upload_not_pending")
+
     def _end(self, record: UploadRecord, status: str) -> UploadRecord:
         """Set the final status by a conditional write: of two concurrent and different endings one wins."""
 
         def end(current: UploadRecord | None) -> UploadRecord:
-            assert current is not None  # no upload is deleted
+            if current is None:
+                raise ApiError(404, f"the upload {record.id!r} does not exist", code="upload_not_found")
             if current.status not in ("pending", status):
                 raise bad_request(f"{record.id} is {current.status}", code="upload_not_pending")
             file_id = _file_id(record.id) if status == "completed" else None
@@ -175,12 +199,6 @@ class Uploads:
         file = self.files.find(record.team, record.file_id) if record.file_id is not None else None
         fields = record.model_dump(exclude={"team", "key_id", "file_lives_s", "file_id"})
         return openai_types.Upload.model_validate(fields | {"file": None if file is None else file.to_openai()})
-
-
-def _check_pending(record: UploadRecord) -> None:
-    status = "expired" if record.status == "pending" and record.expires_at <= time.time() else record.status
-    if status != "pending":
-        raise bad_request(f"{record.id} is {status}", code="upload_not_pending")
 
 
 def _records(team: str) -> Documents[UploadRecord]:

@@ -43,7 +43,7 @@ def ending_of(
 
 def publish_job_end(store: Store, api: ApiJob, ending: ClosedJob) -> None:
     """Queue the webhook event of an ended job and write its training usage."""
-    ended_at, run = datetime.fromtimestamp(ending.finished_at, UTC), max(1, len(api.launches))
+    ended_at, run = datetime.fromtimestamp(ending.finished_at, UTC), max(1, api.launched)
     webhooks.enqueue(store, api.team, _EVENTS[ending.status], api.id, attempt=run, at=ended_at)
     _book(store, api, ending, ended_at, run)
     spent.release(store, api.team, datetime.fromtimestamp(api.created_at, UTC).date(), api.id)

@@ -145,6 +145,13 @@ def decide(api: ApiJob, job: CheckedRecord | None, runner: Runner, now_s: float)
     return None
 
 
+def is_pending(api: ApiJob, job: CheckedRecord | None, runner: Runner) -> bool:
+    """Return whether a job needs no other change than time for its next action."""
+    if job is None:
+        return api.closed is None
+    return decide(api, job, runner, float("inf")) is not None
+
+
 def assumes_runner_lost(action: Action, api: ApiJob, job: CheckedRecord | None) -> bool:
     """Return whether an action relies on the launcher's report that a runner is gone."""
     if isinstance(action, StartRunner):
@@ -197,10 +204,10 @@ def resumed(api: ApiJob, job: CheckedRecord, now_s: float) -> ApiJob:
     if stopped_at is None or _is_resumed(api, job):
         return api
     launch = _next(api, job, now_s).model_copy(update={"resumes": stopped_at.isoformat()})
-    reopened: dict[str, object] = {"launches": (*api.launches, launch), "ending": None, "closed": None}
+    reopened: dict[str, object] = {"ending": None, "closed": None}
     if (end := api.closed or api.ending) is not None:
         reopened["booked"] = Booked(training_s=end.training_s, trained_tokens=end.trained_tokens)
-    return api.model_copy(update=reopened)
+    return api.with_launch(launch).model_copy(update=reopened)
 
 
 def can_resume(reported: ReportedStatus) -> bool:
@@ -215,4 +222,4 @@ def _is_resumed(api: ApiJob, job: CheckedRecord) -> bool:
 def _next(api: ApiJob, job: CheckedRecord, now_s: float) -> Launch:
     # A runner lost before it began has not ended the pause.
     resumes = api.launch.resumes if api.launch is not None and _is_resumed(api, job) else None
-    return Launch(number=len(api.launches) + 1, at=now_s, attempt_before=job.attempt, resumes=resumes)
+    return Launch(number=api.launched + 1, at=now_s, attempt_before=job.attempt, resumes=resumes)

@@ -11,7 +11,8 @@ A job's progress is in its own record, `jobs/{job_id}/job.json`, which its runne
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,13 +22,17 @@ from ray_jobs.registry.api_names import JOB_PREFIX
 from ray_jobs.spec import JobSpec, Name, parse_spec
 from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.documents import Documents
+from ray_jobs.storage.index import Index
 from serving.http import openai_types
 from serving.http.errors import ApiError
-from serving.http.ids import is_id
+from serving.http.ids import common, is_id
+from serving.http.ids import listed as ids_after
 
 KIND = JOB_PREFIX.rstrip("-")
 RETRY_WINDOW_S = 600.0
 """Seconds after which a retry counts as a new request. The official client's `timeout` is as long."""
+MAX_LAUNCHES_KEPT = 40
+"""Launches that a record holds: several times those that end a job (`lifecycle.MAX_LAUNCHES`)."""
 ORPHAN_AFTER_S = 120.0
 """Age in seconds at which a slot or a marker without a record is left from an interrupted create."""
 
@@ -63,6 +68,16 @@ class OpenMarker(BaseModel, frozen=True):
     """Marks a job that has not ended."""
 
     team: Name
+
+
+@dataclass(frozen=True)
+class OpenJob:
+    """A job that has not ended, as a listing of the markers shows it."""
+
+    key_id: str
+    id: str
+    marked_s: float
+    """When its marker was written, in Unix seconds."""
 
 
 _OPEN = Documents("open/", OpenMarker, "a marker of an open job")
@@ -133,6 +148,18 @@ class ApiJob(BaseModel, frozen=True):
         """Return where its team's pods work."""
         return Workspace(store, self.team)
 
+    def with_launch(self, launch: Launch) -> ApiJob:
+        """Return the job with a newer launch; of the earlier ones the first and the latest are kept."""
+        launches = (*self.launches, launch)
+        if len(launches) > MAX_LAUNCHES_KEPT:
+            launches = (launches[0], *launches[1 - MAX_LAUNCHES_KEPT :])
+        return self.model_copy(update={"launches": launches})
+
+    @property
+    def launched(self) -> int:
+        """Number of launches so far."""
+        return 0 if self.launch is None else self.launch.number
+
     def job_spec(self) -> JobSpec:
         return parse_spec(self.spec, source=f"the job file of {self.id}", stored=True)
 
@@ -181,15 +208,43 @@ def claim(store: Store, team: str, key: str | None, request: str, new: str, *, r
 
 
 def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: int | None, now_s: float) -> None:
-    """Reserve one of a key's `most` slots for a job before its marker is written. Raises ApiError 429 if none is free.
-    None: no limit.
+    """Reserve one of a key's `most` slots for a job, before its marker is written.
 
-    A slot counts as taken while its job's marker exists. A slot younger than `ORPHAN_AFTER_S` also counts as taken
-    without its marker, which its create may be about to write.
+    None: no limit. Raises ApiError 429 if none is free.
     """
-
     if most is None:
         return
+    message = f"this key may have {most} jobs at once: wait until one has ended, or cancel one"
+    refusal = _exceeded(message, "concurrent_jobs_exceeded")
+    _reserve(store, key_id, team, identifier, most, now_s, lambda: set(open_of(store, key_id)), refusal, adopt=True)
+
+
+def reserve_team_slot(store: Store, team: str, identifier: str, most: int, now_s: float) -> None:
+    """Reserve one of a team's `most` slots, as `reserve_slot`, over all its keys."""
+    message = f"team {team} has {most} open jobs, which is its limit: wait until one has ended, or cancel one"
+    refusal = _exceeded(message, "open_jobs_exceeded")
+    every = lambda: {job.id for job in open_jobs(store)}  # noqa: E731
+    _reserve(store, f"team/{team}", team, identifier, most, now_s, every, refusal, adopt=False)
+
+
+def _reserve(
+    store: Store,
+    place: str,
+    team: str,
+    identifier: str,
+    most: int,
+    now_s: float,
+    marked_now: Callable[[], set[str]],
+    refusal: ApiError,
+    *,
+    adopt: bool,
+) -> None:
+    """Reserve a slot in `places/{place}.json`.
+
+    A slot counts as taken while its job's marker exists. A slot younger than `ORPHAN_AFTER_S` also counts as taken
+    without its marker, which its create may be about to write. `adopt`: jobs with a marker and no slot take one;
+    otherwise slots of ended jobs are dropped only once they would refuse a job.
+    """
 
     def held(other: str, taken_at: float) -> bool:
         if now_s - taken_at >= ORPHAN_AFTER_S:
@@ -198,20 +253,35 @@ def reserve_slot(store: Store, team: str, key_id: str, identifier: str, most: in
         return job is None or job.closed is None
 
     def change(old: dict[str, Any] | None) -> dict[str, Any]:
-        slots: dict[str, float] = {} if old is None else old["jobs"]
-        marked = set(open_of(store, key_id))  # after the slots were read, so that a marker written meanwhile counts
-        kept = {other: at for other, at in slots.items() if other in marked or held(other, at)}
-        kept |= dict.fromkeys(marked - kept.keys(), now_s)  # jobs from before the key had a limit
+        kept: dict[str, float] = {} if old is None else old["jobs"]
+        if adopt or len(kept) >= most:
+            marked = marked_now()  # after the slots were read, so that a marker written meanwhile counts
+            kept = {other: at for other, at in kept.items() if other in marked or held(other, at)}
+            kept |= dict.fromkeys(marked - kept.keys(), now_s) if adopt else {}  # from before the key had a limit
         if identifier not in kept and len(kept) >= most:
-            message = f"this key may have {most} jobs at once: wait until one has ended, or cancel one"
-            raise ApiError(429, message, code="concurrent_jobs_exceeded", headers={"x-should-retry": "false"})
+            raise refusal
         return {"jobs": {**kept, identifier: kept.get(identifier, now_s)}}
+
+    store.update_json(f"places/{place}.json", change)
+
+
+def release_slot(store: Store, key_id: str, identifier: str) -> None:
+    """Give a key's slot back, of a job that was refused."""
+
+    def change(old: dict[str, Any] | None) -> dict[str, Any]:
+        slots: dict[str, float] = {} if old is None else old["jobs"]
+        return {"jobs": {other: at for other, at in slots.items() if other != identifier}}
 
     store.update_json(f"places/{key_id}.json", change)
 
 
+def _exceeded(message: str, code: str) -> ApiError:
+    return ApiError(429, message, code=code, headers={"x-should-retry": "false"})
+
+
 def put_new(store: Store, job: ApiJob) -> ApiJob:
     """Store a new job. Returns the stored one if it exists already."""
+    _by_metadata(job.team).add(store, job.id, _values(job))
     try:
         store.put_json(_jobs(job.team).key(job.id), job.model_dump(mode="json"), if_absent=True)
     except ConflictError:
@@ -252,6 +322,16 @@ def ids(store: Store, team: str) -> list[str]:
     return [_id_of(info.key) for info in store.list(f"teams/{team}/jobs")]
 
 
+def listed(store: Store, team: str, now_s: float, *, after: str | None, metadata: Mapping[str, str]) -> Iterator[str]:
+    """List the ids of a team's jobs with this metadata, the newest first, as they are consumed."""
+    if not metadata:
+        return ids_after(store, _jobs(team).prefix, KIND, now_s, after=after)
+    index = _by_metadata(team)
+    index.ensure(store, lambda: [(name, _values(job)) for name, job in _jobs(team).read_all(store).items()])
+    folders = [index.folder(f"{name}={value}") for name, value in metadata.items()]
+    return common([ids_after(store, folder, KIND, now_s, after=after) for folder in folders])
+
+
 def mark_open(store: Store, team: str, key_id: str, identifier: str) -> None:
     store.put_json(_open_key(key_id, identifier), OpenMarker(team=team).model_dump(mode="json"))
 
@@ -265,9 +345,14 @@ def open_of(store: Store, key_id: str) -> list[str]:
     return [_id_of(info.key) for info in store.list(f"open/{key_id}")]
 
 
+def open_jobs(store: Store) -> list[OpenJob]:
+    """List every open job; one request per 1,000."""
+    return [OpenJob(info.key.split("/")[1], _id_of(info.key), info.modified_s) for info in store.list("open")]
+
+
 def all_open(store: Store) -> list[tuple[str, str]]:
     """List (key id, job id) of every open job."""
-    return [(info.key.split("/")[1], _id_of(info.key)) for info in store.list("open")]
+    return [(job.key_id, job.id) for job in open_jobs(store)]
 
 
 def team_of_open(store: Store, key_id: str, identifier: str) -> str | None:
@@ -290,6 +375,14 @@ def _claim_key(team: str, key: str | None, request: str) -> str:
 
 def _jobs(team: str) -> Documents[ApiJob]:
     return Documents(f"teams/{team}/jobs/", ApiJob, "a fine-tuning job")
+
+
+def _by_metadata(team: str) -> Index:
+    return Index(f"teams/{team}/index/jobs/")
+
+
+def _values(job: ApiJob) -> list[str]:
+    return [f"{name}={value}" for name, value in (job.metadata or {}).items()]
 
 
 def _open_key(key_id: str, identifier: str) -> str:

@@ -23,6 +23,7 @@ from serving.http.errors import ApiError, bad_request
 logger = logging.getLogger(__name__)
 
 _CACHE_TTL_S = 1.5
+_FRESH_TTL_S = 0.5
 _REPORT_INTERVAL_S = 60.0
 
 
@@ -36,6 +37,9 @@ class Runners:
     _known: dict[str, Runner] | None = field(default_factory=dict)
     _asked_at: float = 0.0
     _answered_at: float = 0.0
+    _is_fresh: bool = False
+    _started: dict[str, float] = field(default_factory=dict)
+    """Runner id → when this process started it, in Unix seconds."""
     _reported: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Job id → (reason for waiting reported last, when)."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,8 +64,11 @@ class Runners:
         """Return the runner of a job's newest launch. `fresh`: bypass the cache."""
         if api.closed is not None or api.launch is None:
             return UNKNOWN
+        runner_id = api.runner_id(api.launch)
+        if not fresh and self.now() - self._started.get(runner_id, float("-inf")) <= _CACHE_TTL_S:
+            return Runner("pending")  # a list for each start would be as many lists as jobs after an outage
         found = self._all(since=api.launch.at, fresh=fresh)
-        return UNREACHABLE if found is None else found.get(api.runner_id(api.launch), UNKNOWN)
+        return UNREACHABLE if found is None else found.get(runner_id, UNKNOWN)
 
     def start(self, api: ApiJob) -> None:
         """Start the newest launch's runner; does nothing if it runs already. Raises MachineError."""
@@ -77,8 +84,11 @@ class Runners:
         try:
             environment = {"KITAE_STORE": self.store.uri(), "KITAE_TEAM": api.team}
             self.launcher.launch(api.runner_id(newest), arguments, environment, needs)
-        finally:  # also after an error: the launch may have succeeded with its answer lost
-            self._asked_at = 0.0
+            self._started[api.runner_id(newest)] = self.now()
+        except MachineError:
+            self._asked_at = 0.0  # the launch may have succeeded with its answer lost
+            raise
+        finally:
             # The job may have ended since it was last read, when there was no runner to stop.
             record = jobs.load(api.workspace(self.store), api.job_id)
             if record.over() and not ends(record, newest.resumes):
@@ -107,17 +117,33 @@ class Runners:
     def forget(self, api: ApiJob) -> None:
         """Drop the state of a closed job."""
         self._reported.pop(api.id, None)
+        for launch in api.launches:
+            self._started.pop(api.runner_id(launch), None)
+
+    def by_job(self) -> dict[str, Runner] | None:
+        """Return the newest runner of every job by the job's id. None: the launcher is unreachable."""
+        found = self._all(0.0, fresh=False)
+        if found is None:
+            return None
+        newest: dict[str, tuple[int, Runner]] = {}
+        for runner_id, runner in found.items():
+            identifier, _, number = runner_id.rpartition("-")
+            if number.isdecimal() and int(number) >= newest.get(identifier, (0, runner))[0]:
+                newest[identifier] = int(number), runner
+        return {identifier: runner for identifier, (_, runner) in newest.items()}
 
     def _all(self, since: float, *, fresh: bool) -> dict[str, Runner] | None:
         """Return all runners, read after `since` and at most `_CACHE_TTL_S` ago. None: the launcher is unreachable."""
         with self._lock:
             now = self.now()
+            # After an outage of the cluster a tick confirms many losses: they share an answer of this moment.
+            confirmed = fresh and self._is_fresh and now - self._asked_at <= _FRESH_TTL_S
             # Measured from the start of the call: the answer may miss changes made while it was under way.
-            if fresh or self._asked_at < since or now - self._answered_at > _CACHE_TTL_S:
+            if (fresh and not confirmed) or self._asked_at < since or now - self._answered_at > _CACHE_TTL_S:
                 try:
                     self._known = self.launcher.runners(f"{records.KIND}-", fresh=fresh)
                 except MachineError as error:
                     logger.warning("the launcher cannot list its runners: %s", error)
                     self._known = None
-                self._asked_at, self._answered_at = now, self.now()
+                self._asked_at, self._answered_at, self._is_fresh = now, self.now(), fresh
             return self._known

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ray_jobs import jobs, registry
 from ray_jobs.digests import json_digest
-from ray_jobs.errors import CorruptObject, JobError, KitaeError, MachineError
-from ray_jobs.launch.launcher import Launcher, Runner
+from ray_jobs.errors import CorruptObject, JobError, MachineError
+from ray_jobs.launch.launcher import Launcher
 from ray_jobs.registry import catalogue
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.prices import Prices
@@ -31,30 +28,16 @@ from serving.fine_tuning.records import ApiJob
 from serving.fine_tuning.reported import CheckedRecord, checked, metrics_file
 from serving.fine_tuning.reported import load as load_reported
 from serving.fine_tuning.request import resolve
-from serving.fine_tuning.responses import checkpoints_of, dry_run, event_to_openai, result_file_id, to_openai
+from serving.fine_tuning.responses import checkpoints_of, dry_run, event_to_openai, result_file_id
 from serving.fine_tuning.runners import Runners
+from serving.fine_tuning.tick import ObservedJob, Tick
 from serving.http.errors import ApiError, bad_request
-from serving.http.ids import Page, created_at_s, new_id, page
+from serving.http.ids import Page, after_in, new_id, page
 from serving.http.openai_types import CreateFineTuningJob, FineTuningJob, FineTuningJobCheckpoint, FineTuningJobEvent
 
 logger = logging.getLogger(__name__)
 
 _STEPS_AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class ObservedJob:
-    """A job's records and status at one moment."""
-
-    api: ApiJob
-    job: CheckedRecord | None
-    """None: not written yet, or unreadable."""
-    runner: Runner
-    reported: ReportedStatus
-    unreadable: bool = False
-
-    def to_openai(self) -> FineTuningJob:
-        return to_openai(self.api, self.job, self.reported)
 
 
 @dataclass
@@ -70,15 +53,20 @@ class FineTuningService:
     """Whether jobs have a key for Weights & Biases."""
     prices: Prices | None = None
     """What budgets count with. None: there are none."""
-    now: Callable[[], float] = time.time
+    now: Callable[[], float] | None = None
+    """Unix seconds; None: by the store's clock."""
     wake: threading.Event = field(default_factory=threading.Event)
     """Set when `reconcile` is due at once."""
     parallel_jobs: int = 8
     """Jobs reconciled concurrently; each waits for the store several times."""
     runners: Runners = field(init=False)
+    tick: Tick = field(init=False)
 
     def __post_init__(self) -> None:
-        self.runners = Runners(self.store, self.launcher, self.now)
+        self.runners = Runners(self.store, self.launcher, self._now_s)
+        self.tick = Tick(
+            self.store, self.runners, self._now_s, self._reconcile, self._create_job, at_once=self.parallel_jobs
+        )
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -93,23 +81,23 @@ class FineTuningService:
             raise ApiError(403, message, param="team", code="wrong_team")
         request = _request_digest(body, team)
         if not body.dry_run:
-            made = records.claimed_before(self.store, team, key, request, retried=retried, now_s=self.now())
+            made = records.claimed_before(self.store, team, key, request, retried=retried, now_s=self._now_s())
             if made is not None and (existing := records.find(self.store, team, made)) is not None:
                 return self._reconcile(existing).to_openai()
-        api = self._resolve(body, team, caller.key_id, new_id(records.KIND, now_s=self.now()))
+        api = self._resolve(body, team, caller.key_id, new_id(records.KIND, now_s=self._now_s()))
         self.runners.check_fits(api)
         rows = self.files.get(team, body.training_file).report
         assert rows is not None  # `resolve` has refused other files
         if body.dry_run:
-            return dry_run(api, rows, budget.check(self.store, api, rows, self.prices, self.now()))
-        claimed = records.claim(self.store, team, key, request, api.id, retried=retried, now_s=self.now())
+            return dry_run(api, rows, budget.check(self.store, api, rows, self.prices, self._now_s()))
+        claimed = records.claim(self.store, team, key, request, api.id, retried=retried, now_s=self._now_s())
         if claimed != api.id:
             existing = records.find(self.store, team, claimed)
             if existing is not None:
                 return self._reconcile(existing).to_openai()
             api = self._resolve(body, team, caller.key_id, claimed)
-        with budget.reserved(self.store, api, rows, self.prices, self.now()) as standing:
-            records.reserve_slot(self.store, team, api.key_id, api.id, caller.limits.concurrent_jobs, self.now())
+        with budget.reserved(self.store, api, rows, self.prices, self._now_s()) as standing:
+            self._reserve_slots(api, caller.limits.concurrent_jobs)
             uses.hold(self.store, api, self.files)
             records.mark_open(self.store, team, api.key_id, api.id)
             api = records.put_new(self.store, api)
@@ -117,6 +105,17 @@ class FineTuningService:
         budget.warn(self.store, api, standing)
         self.wake.set()
         return self._observe(api).to_openai()
+
+    def _reserve_slots(self, api: ApiJob, most_of_key: int | None) -> None:
+        """Reserve the job's slots of its key and of its team. Raises ApiError 429, and then takes neither."""
+        records.reserve_slot(self.store, api.team, api.key_id, api.id, most_of_key, self._now_s())
+        try:
+            of_team = self.files.quotas.of(api.team).open_jobs
+            records.reserve_team_slot(self.store, api.team, api.id, of_team, self._now_s())
+        except ApiError:
+            if most_of_key is not None:
+                records.release_slot(self.store, api.key_id, api.id)
+            raise
 
     def get(self, team: str, identifier: str) -> FineTuningJob:
         return self._reconcile(records.load(self.store, team, identifier)).to_openai()
@@ -131,7 +130,8 @@ class FineTuningService:
                 observed = self._reconcile(api)  # an end is reported only once it is recorded
             return observed.to_openai()
 
-        return page(records.ids(self.store, team), read, limit=limit, after=after)
+        ids = records.listed(self.store, team, self._now_s(), after=after, metadata=metadata)
+        return page(ids, read, limit=limit)
 
     # `retried`: the client repeats an unanswered request; the answer is what the first try did.
 
@@ -164,7 +164,7 @@ class FineTuningService:
         except JobError as error:
             raise bad_request(error.message, code="invalid_state") from error
         jobs.note(api.workspace(self.store), api.job_id, "info", f"{wanted} on request")
-        self.wake.set()
+        self._wake(api)
         return self._reconcile(api).to_openai()
 
     def _stop_unreadable(self, observed: ObservedJob, wanted: Literal["cancelled", "paused"]) -> ObservedJob:
@@ -185,10 +185,10 @@ class FineTuningService:
             raise _invalid_state(observed, "resumed")
         if observed.reported.over:
             records.mark_open(self.store, team, observed.api.key_id, observed.api.id)
-        job = load_reported(self.store, observed.api, self.now())
-        api = records.update(self.store, observed.api, lambda old: lifecycle.resumed(old, job, self.now()))
+        job = load_reported(self.store, observed.api, self._now_s())
+        api = records.update(self.store, observed.api, lambda old: lifecycle.resumed(old, job, self._now_s()))
         jobs.note(api.workspace(self.store), api.job_id, "info", "resumed on request")
-        self.wake.set()
+        self._wake(api)
         return self._reconcile(api).to_openai()
 
     def events(self, team: str, identifier: str, *, limit: int, after: str | None) -> Page[FineTuningJobEvent]:
@@ -199,19 +199,22 @@ class FineTuningService:
             found = jobs.event(api.workspace(self.store), api.job_id, event_id.removeprefix(prefix))
             return None if found is None else event_to_openai(found, event_id, identifier)
 
-        names = jobs.event_names(api.workspace(self.store), api.job_id)
-        return page([prefix + name for name in names], read, limit=limit, after=after)
+        if after is not None and not after.startswith(prefix):
+            raise bad_request(f"after is {after!r}, which is not an id of this list", param="after")
+        before = None if after is None else after.removeprefix(prefix)
+        names = jobs.newest_names(api.workspace(self.store), api.job_id, before=before)
+        return page((prefix + name for name in names), read, limit=limit)
 
     def checkpoints(
         self, team: str, identifier: str, *, limit: int, after: str | None
     ) -> Page[FineTuningJobCheckpoint]:
         observed = self._reconcile(records.load(self.store, team, identifier))
         found = {item.id: item for item in checkpoints_of(observed.api, observed.job)}
-        return page(sorted(found), lambda key: found[key], limit=limit, after=after)
+        return page(after_in(sorted(found), after), lambda key: found[key], limit=limit)
 
     def open_jobs_using(self, team: str, file_id: str) -> list[str]:
         """List the team's open jobs that read this file."""
-        return uses.open_jobs(self.store, team, file_id, self.is_open, self.now())
+        return uses.open_jobs(self.store, team, file_id, self.is_open, self._now_s())
 
     def is_open(self, api: ApiJob) -> bool:
         """Whether a job has not ended."""
@@ -220,42 +223,8 @@ class FineTuningService:
     # ---- reconciling -------------------------------------------------------------------------------------------------
 
     def reconcile(self) -> dict[str, int]:
-        """Carry out the due action of every open job. Returns the number of jobs of each status."""
-
-        def reconcile_one(found: tuple[str, str]) -> str | None:
-            try:
-                return self._reconcile_open(*found)
-            except KitaeError as error:
-                logger.warning("job %s is reconciled again later: %s", found[1], error)
-            except Exception:  # one broken job must not block the others
-                logger.exception("job %s cannot be reconciled", found[1])
-            return None
-
-        with ThreadPoolExecutor(self.parallel_jobs, thread_name_prefix="jobs") as pool:
-            statuses = list(pool.map(reconcile_one, records.all_open(self.store)))
-        return dict(Counter(status for status in statuses if status is not None))
-
-    def _reconcile_open(self, key_id: str, identifier: str) -> str | None:
-        team = records.team_of_open(self.store, key_id, identifier)
-        if team is None:
-            return None
-        api = records.find(self.store, team, identifier)
-        if api is None and records.exists(self.store, team, identifier):
-            return None  # unreadable now: a newer version of Kitae may have written it
-        if api is None:
-            if created_at_s(identifier) < self.now() - records.ORPHAN_AFTER_S:
-                records.unmark_open(self.store, key_id, identifier)
-                if records.find(self.store, team, identifier) is not None:  # its create was repeated just now
-                    records.mark_open(self.store, team, key_id, identifier)
-            return None
-        if api.closed is not None:
-            records.unmark_open(self.store, key_id, identifier)
-            return None
-        observed = self._reconcile(api)
-        if observed.job is None and not observed.unreadable:  # its create was interrupted
-            self._create_job(api)
-            observed = self._reconcile(api)
-        return observed.reported.status
+        """Carry out the due actions of open jobs; see `Tick`. Returns the number of open jobs by status."""
+        return self.tick.run()
 
     def _reconcile(self, api: ApiJob) -> ObservedJob:
         """Carry out one job's due actions and return its state."""
@@ -284,7 +253,7 @@ class FineTuningService:
         return observed
 
     def _decide(self, observed: ObservedJob) -> Action:
-        return lifecycle.decide(observed.api, observed.job, observed.runner, self.now())
+        return lifecycle.decide(observed.api, observed.job, observed.runner, self._now_s())
 
     def _act(self, observed: ObservedJob, action: StartRunner | StopRunner | CloseJob) -> ApiJob:
         api, job = observed.api, observed.job
@@ -298,8 +267,8 @@ class FineTuningService:
 
             def add(old: ApiJob) -> ApiJob:
                 # Another process may have added this launch; then its launch counts.
-                known = len(old.launches) >= launch.number or old.closed is not None
-                return old if known else old.model_copy(update={"launches": (*old.launches, launch)})
+                known = old.launched >= launch.number or old.closed is not None
+                return old if known else old.with_launch(launch)
 
             api = records.update(self.store, api, add)
             if launch in api.launches and action.reason:
@@ -313,7 +282,7 @@ class FineTuningService:
 
     def _metered(self, api: ApiJob) -> ApiJob:
         """Record a change of the runner's state, from which the job's usage follows."""
-        runner, now_s = self.runners.newest(api), self.now()
+        runner, now_s = self.runners.newest(api), self._now_s()
         if lifecycle.metered(api, runner, now_s) is api:
             return api
         return records.update(self.store, api, lambda old: lifecycle.metered(old, runner, now_s))
@@ -324,7 +293,7 @@ class FineTuningService:
             self.launcher.stop(api.runner_id(api.launch))  # it would be queued forever
         if api.ending is None and job is not None and not job.over():  # its runner was lost without recording an end
             message = reported.error.message if reported.error else "lost"
-            job = checked(jobs.give_up(api.workspace(self.store), api.job_id, message), api, self.now())
+            job = checked(jobs.give_up(api.workspace(self.store), api.job_id, message), api, self._now_s())
             if job.status != reported.status:  # the runner ended the job meanwhile
                 return api
         if job is not None and api.launch is not None and not lifecycle.has_begun(api, job):
@@ -346,10 +315,17 @@ class FineTuningService:
         """Record the end as this replica sees it, unless another has recorded it."""
         if api.ending is not None or api.closed is not None:
             return api
-        ending = ending_of(self.store, api, job, reported, self.now())
+        ending = ending_of(self.store, api, job, reported, self._now_s())
         return records.update(
             self.store, api, lambda old: old if old.ending or old.closed else old.model_copy(update={"ending": ending})
         )
+
+    def _wake(self, api: ApiJob) -> None:
+        self.tick.open_jobs.touch(api.id)
+        self.wake.set()
+
+    def _now_s(self) -> float:
+        return (self.now or self.store.now_s)()
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -357,7 +333,7 @@ class FineTuningService:
         """Read the launcher first, then the record; see `lifecycle`."""
         runner = self.runners.newest(api, fresh=fresh)
         try:
-            job: CheckedRecord | None = load_reported(self.store, api, self.now())
+            job: CheckedRecord | None = load_reported(self.store, api, self._now_s())
         except JobError:
             job = None
         except CorruptObject:

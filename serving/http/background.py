@@ -1,4 +1,4 @@
-"""Runs the periodic tasks of the API process on one thread, beside its requests.
+"""Runs the periodic tasks of the API process beside its requests, each on a thread of its own: none delays another.
 
 Owns the schedule. Does not know what the tasks do: each must tolerate being repeated, here or in another process.
 """
@@ -15,17 +15,30 @@ from ray_jobs.errors import KitaeError
 
 logger = logging.getLogger(__name__)
 
+_STOP_WITHIN_S = 30.0
+"""Seconds that a shutdown waits for the tasks; a thread that hangs ends with its process."""
+
 
 @dataclass
 class PeriodicTask:
-    """A function to call at an interval."""
+    """A function to call at an interval, from start to start at least and never twice at once."""
 
     name: str
     every_s: float
     run: Callable[[], object]
     at_shutdown: bool = False
     """Whether to call it once more when the process stops."""
-    due_at_s: float = 0.0
+    wake: threading.Event = field(default_factory=threading.Event)
+    """Set it to run the task at once."""
+
+    def call(self) -> None:
+        """Run it once; a failure is logged, since the task is repeated."""
+        try:
+            self.run()
+        except KitaeError as error:
+            logger.warning("background task %s failed and is retried: %s", self.name, error)
+        except Exception:  # a bug in a task must not end it for the life of the process
+            logger.exception("background task %s failed and is retried", self.name)
 
 
 @dataclass
@@ -33,41 +46,29 @@ class BackgroundLoop:
     """The periodic tasks of one process."""
 
     tasks: list[PeriodicTask]
-    wake: threading.Event = field(default_factory=threading.Event)
-    """Set it to run the first task at once."""
     _stopped: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _threads: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._work, name="background", daemon=True)
-        self._thread.start()
+        for task in self.tasks:
+            thread = threading.Thread(target=self._repeat, args=(task,), name=f"background {task.name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self) -> None:
-        """Stop the thread, then run the `at_shutdown` tasks. Blocks until they are done."""
+        """Stop the threads, then run the `at_shutdown` tasks. Blocks until they are done, for half a minute at most."""
         self._stopped.set()
-        self.wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        for task in self.tasks:
+            task.wake.set()
+        deadline_s = time.monotonic() + _STOP_WITHIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
         for task in self.tasks:
             if task.at_shutdown:
-                self._run(task)
+                task.call()
 
-    def _work(self) -> None:
+    def _repeat(self, task: PeriodicTask) -> None:
         while not self._stopped.is_set():
-            if self.wake.is_set():
-                self.wake.clear()
-                self.tasks[0].due_at_s = 0.0
-            for task in self.tasks:
-                if time.monotonic() >= task.due_at_s and not self._stopped.is_set():
-                    self._run(task)
-            next_at_s = min(task.due_at_s for task in self.tasks)
-            self.wake.wait(max(0.05, next_at_s - time.monotonic()))
-
-    def _run(self, task: PeriodicTask) -> None:
-        try:
-            task.run()
-        except KitaeError as error:
-            logger.warning("background task %s failed and is retried: %s", task.name, error)
-        except Exception:  # a bug in one task must not stop the others
-            logger.exception("background task %s failed and is retried", task.name)
-        task.due_at_s = time.monotonic() + task.every_s
+            task.wake.clear()
+            task.call()
+            task.wake.wait(task.every_s)

@@ -1,18 +1,20 @@
 """Identifiers that sort by creation time, `file-01k…`, and cursor pages over lists of them.
 
-A store lists keys in order, so the newest page is read without reading the rest.
+Ids contain their time, so the newest page is listed and read without the rest (`ray_jobs.storage.newest`).
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Literal, TypeVar
 
+from ray_jobs.storage import Store
+from ray_jobs.storage.newest import newest_first
 from serving.http.errors import bad_request
 
 T = TypeVar("T")
@@ -24,11 +26,15 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32 in lower case, which sorts numerically."""
 _CHARACTERS = 26
 _RANDOM_BITS = 80
+_AHEAD_S = 900.0
+"""How far ids may lie in the future: earlier versions took them from the local clock."""
+_FIRST_WINDOW_MS = 3_600_000
+_READS_AT_ONCE = 16
 
 
-def new_id(kind: str, *, now_s: float | None = None) -> str:
+def new_id(kind: str, *, now_s: float) -> str:
     """Create `{kind}-{26 characters}`: 48 bits of milliseconds, then 80 random bits (the layout of a ULID)."""
-    milliseconds = round((time.time() if now_s is None else now_s) * 1000)
+    milliseconds = round(now_s * 1000)
     return _encode(kind, milliseconds << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS))
 
 
@@ -47,22 +53,62 @@ def created_at_s(identifier: str) -> float:
     return (_decode(identifier) >> _RANDOM_BITS) / 1000
 
 
-def page(
-    ids: Sequence[str], read: Callable[[str], T | None], *, limit: int, after: str | None, order: Order = "desc"
-) -> Page[T]:
-    """Return up to `limit` items after the id `after`.
+def listed(
+    store: Store, prefix: str, kind: str, now_s: float, *, after: str | None, order: Order = "desc"
+) -> Iterator[str]:
+    """Yield the ids in `{prefix}{id}.json`, those that follow `after`, listed as they are consumed.
 
-    `ids` ascend. `after` may have been deleted. Items for which `read` returns None are skipped.
+    Raises ApiError 400 for an `after` that is not an id of this list. The id itself may have been deleted.
+    """
+    if after is not None and not is_id(kind, after):
+        raise bad_request(f"after is {after!r}, which is not an id of this list", param="after")
+
+    def list_after(name: str) -> Iterator[str]:
+        for info in store.list(prefix, after=prefix + name if name else ""):
+            name = info.key.removeprefix(prefix).removesuffix(".json")
+            if is_id(kind, name):
+                yield name
+
+    if order == "asc":
+        return list_after("" if after is None else f"{after}.json")
+    return newest_first(
+        list_after,
+        lambda name: _decode(name) >> _RANDOM_BITS,
+        lambda milliseconds: _encode(kind, milliseconds << _RANDOM_BITS),
+        top=round((now_s + _AHEAD_S) * 1000),
+        width=_FIRST_WINDOW_MS,
+        before=after,
+    )
+
+
+def common(lists: Sequence[Iterator[str]]) -> Iterator[str]:
+    """Yield the ids that are in all of several descending lists."""
+    while None not in (heads := [next(each, None) for each in lists]):
+        while len(set(heads)) > 1:
+            least = min(head for head in heads if head is not None)
+            heads = [next(each, None) if head > least else head for each, head in zip(lists, heads, strict=True)]  # type: ignore[operator]
+            if None in heads:
+                return
+        yield heads[0]  # type: ignore[misc]
+
+
+def page(ids: Iterable[str], read: Callable[[str], T | None], *, limit: int) -> Page[T]:
+    """Return the first `limit` items of `ids`. Items for which `read` returns None are skipped."""
+    left, items = iter(ids), list[T]()
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        while len(items) <= limit and (wanted := list(islice(left, limit + 1 - len(items)))):
+            items += [item for item in pool.map(read, wanted) if item is not None]
+    return items[:limit], len(items) > limit
+
+
+def after_in(ids: Sequence[str], after: str | None) -> Iterator[str]:
+    """Yield the ids of a short ascending list from the newest, those that follow `after`.
+
+    Raises ApiError 400 for an `after` that is not an id of this list.
     """
     if after is not None and ids and after.partition("-")[0] != ids[0].partition("-")[0]:
         raise bad_request(f"after is {after!r}, which is not an id of this list", param="after")
-    if order == "asc":
-        wanted = list(ids[0 if after is None else bisect_right(ids, after) :])
-    else:
-        wanted = list(reversed(ids[: len(ids) if after is None else bisect_left(ids, after)]))
-    found = (item for item in map(read, wanted) if item is not None)
-    items = list(islice(found, limit + 1))
-    return items[:limit], len(items) > limit
+    return reversed(ids[: len(ids) if after is None else bisect_left(ids, after)])
 
 
 def _encode(kind: str, number: int) -> str:

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from ray_jobs import registry
@@ -75,6 +76,7 @@ class Traffic:
         self.stopped: set[str] = set()
         """Ids of the rollouts ended here; the router ignores them before the store is updated."""
         self._store = store
+        self._now = store.now if store is not None else partial(datetime.now, UTC)
         self._retry_s = retry_s
         self._windows: OrderedDict[str, deque[RequestOutcome]] = OrderedDict()
         self._writing: set[asyncio.Task[None]] = set()
@@ -88,7 +90,7 @@ class Traffic:
         rollout = route.rollout
         if rollout is None or rollout.id in self.stopped:
             return
-        if isinstance(rollout, Watch) and datetime.now(UTC) > rollout.until:
+        if isinstance(rollout, Watch) and self._now() > rollout.until:
             self._windows.pop(rollout.id, None)
             return
         window = self._windows.setdefault(rollout.id, deque(maxlen=max(_WINDOW, rollout.bounds.min_requests)))

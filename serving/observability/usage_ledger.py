@@ -16,13 +16,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from ray_jobs.errors import KitaeError, StoreUnreachable
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
 from ray_jobs.tenancy.usage import UsageRow
 from serving.observability.metrics import OTHER, FinishedRequest
+
+_NUMBERS_KEPT = timedelta(days=30)
+"""Age of a day from which no row is added to it any more."""
 
 
 class UsageLedger:
@@ -44,7 +47,8 @@ class UsageLedger:
         self._rows: dict[tuple[date, str, str, str, str], UsageRow] = {}
         self._batches: dict[tuple[str, date], tuple[int, list[UsageRow]]] = {}
         """Team and day → number and rows of an object that is not known to be written."""
-        self._last_number = 0
+        self._last_number: dict[tuple[str, date], int] = {}
+        """Team and day → number of its newest batch. Without gaps, which keeps a day's summary short."""
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
 
@@ -98,8 +102,12 @@ class UsageLedger:
             for row in self._rows.values():
                 if (row.team, row.day) not in self._batches:
                     waiting.setdefault((row.team, row.day), []).append(row)
+            latest = max((day for _, day in waiting), default=date.min)
+            self._last_number = {
+                group: number for group, number in self._last_number.items() if latest - group[1] < _NUMBERS_KEPT
+            }
             for group, rows in waiting.items():
-                self._last_number += 1
-                self._batches[group] = self._last_number, rows
+                number = self._last_number[group] = self._last_number.get(group, 0) + 1
+                self._batches[group] = number, rows
                 for row in rows:
                     del self._rows[row.identity]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.cluster.client import Cluster, WatchEvent
-from ray_jobs.cluster.kinds import CLUSTER_QUEUE, LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
+from ray_jobs.cluster.kinds import CLUSTER_QUEUE, CONFIG_MAP, LOCAL_QUEUE, RAY_JOB, WORKLOAD, Object
 from ray_jobs.errors import (
     AlreadyExists,
     ClusterUnreachable,
@@ -20,7 +20,7 @@ from ray_jobs.errors import (
     ObjectRefused,
 )
 from tests.cluster.fake_kubernetes import FakeKubernetes, Rule, fake_kubernetes
-from tests.cluster.kubernetes_objects import CONFIG_MAP, Refused, selects
+from tests.cluster.kubernetes_objects import Refused, selects
 
 
 @pytest.fixture

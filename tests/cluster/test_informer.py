@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ray_jobs.cluster.informer import Informer
-from ray_jobs.cluster.kinds import Object
+from ray_jobs.cluster.kinds import CONFIG_MAP, Object
 from ray_jobs.errors import ClusterError, ClusterUnreachable, Expired
 from tests.cluster.fake_kubernetes import FakeKubernetes, fake_kubernetes
-from tests.cluster.kubernetes_objects import CONFIG_MAP
 
 
 @pytest.fixture

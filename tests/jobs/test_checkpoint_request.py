@@ -55,6 +55,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(now_s=100.0)
     monkeypatch.setattr(checkpoint_request, "time", clock)
+    monkeypatch.setattr(Workspace, "now_s", lambda store: clock.now_s)
     return clock
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
@@ -370,8 +371,8 @@ def test_the_endpoints_environment_selects_the_launcher(
     place.server.write_kubeconfig(tmp_path / "config")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    assert isinstance(launcher_from_environment({}), RayLauncher)
-    launcher = launcher_from_environment({"KITAE_CLUSTER": str(tmp_path / "cluster.yaml")})
+    assert isinstance(launcher_from_environment({}, time.time), RayLauncher)
+    launcher = launcher_from_environment({"KITAE_CLUSTER": str(tmp_path / "cluster.yaml")}, time.time)
     assert isinstance(launcher, KubernetesLauncher)
     launcher.launch(ID, ARGUMENTS, ENVIRONMENT, NEEDS)
     assert place.names() == [ID]

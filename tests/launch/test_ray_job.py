@@ -54,6 +54,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.jobs[identifier]["status"] = "STOPPED"
         self._answer(200, {"stopped": True})
 
+    def do_DELETE(self) -> None:
+        found = self.server.jobs.pop(self.path.split("/")[3], None)
+        self._answer(200 if found is not None else 404, {})
+
     def _answer(self, status: int, body: Any) -> None:
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
             status, body = 401, "Unauthorized"
@@ -148,3 +152,20 @@ def test_address_and_token_from_the_environment(monkeypatch: pytest.MonkeyPatch,
     assert RayAddress.from_env() == RayAddress("http://head:8265", TOKEN)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert RayAddress.from_env().token is None
+
+
+def test_jobs_that_ended_a_day_before_the_newest_are_deleted(dashboard: Dashboard) -> None:
+    day_ms, launcher = 86_400_000, RayLauncher(dashboard.url, TOKEN)
+
+    def job(name: str, status: str, end_ms: int | None) -> None:
+        dashboard.jobs[name] = {"submission_id": name, "status": status, "start_time": 1, "end_time": end_ms}
+
+    for number in range(30):
+        job(f"ftjob-old-{number}", "SUCCEEDED", day_ms)
+    job("ftjob-recent-1", "FAILED", day_ms + 2)
+    job("ftjob-runs-1", "RUNNING", None)
+    job("others", "SUCCEEDED", day_ms)
+    job("ftjob-newest-1", "STOPPED", 2 * day_ms + 1)
+    assert len(launcher.runners("ftjob-")) == 33
+    launcher.runners("ftjob-")
+    assert sorted(dashboard.jobs) == ["ftjob-newest-1", "ftjob-recent-1", "ftjob-runs-1", "others"]

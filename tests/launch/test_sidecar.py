@@ -125,7 +125,9 @@ def test_it_stops_no_release_and_has_no_other_route(remote: RemoteLauncher, tmp_
 
 
 def test_a_launcher_that_is_not_there(tmp_path: Path) -> None:
-    launcher = launcher_from_environment({"KITAE_LAUNCHER": str(tmp_path / "none.sock"), "KITAE_CLUSTER": "/none"})
+    launcher = launcher_from_environment(
+        {"KITAE_LAUNCHER": str(tmp_path / "none.sock"), "KITAE_CLUSTER": "/none"}, lambda: 0.0
+    )
     with pytest.raises(MachineError, match="container `launcher`"):
         launcher.runners("ftjob-")
 

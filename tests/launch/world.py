@@ -8,14 +8,12 @@ removed, and every job must end.
 from __future__ import annotations
 
 import re
-import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime, tzinfo
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
 from unittest.mock import patch
 
 from ray_jobs import jobs
@@ -282,25 +280,6 @@ class World:
                 assert jobs.load(self.store, api.job_id).status == "succeeded"
 
 
-@contextmanager
-def records_dated_by(clock: Callable[[], datetime]) -> Iterator[None]:
-    """Let every module of `ray_jobs.jobs` take the time from `clock`."""
-
-    class Clock(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Self:
-            return cls.fromtimestamp(clock().timestamp(), tz)
-
-    names = [
-        name for name, module in sys.modules.items() if name.startswith("ray_jobs.jobs.") and "datetime" in vars(module)
-    ]
-    assert "ray_jobs.jobs.record" in names
-    with ExitStack() as patches:
-        for name in names:
-            patches.enter_context(patch(f"{name}.datetime", Clock))
-        yield
-
-
 def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool = False) -> None:
     store = Workspace(
         Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent")), DEFAULT_TEAM
@@ -308,6 +287,6 @@ def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool =
     with fake_kubernetes(watch_ends_when_idle=True) as server:
         world = World(server, store)
         server.objects.deletion_lingers = lingers
-        with records_dated_by(world.time):
+        with patch.object(Store, "now_s", lambda _: world.now_s):
             act(world)
             world.settle()

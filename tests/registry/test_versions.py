@@ -345,3 +345,14 @@ def test_the_model_card(store: Workspace, tmp_path: Path) -> None:
     job = json.loads(body.partition("````json\n")[2].partition("\n````")[0])
     assert job["data"] == {"train": "s3://bucket/rows.jsonl"}
     assert Lineage(**{**vars(made.lineage), "spec": make_spec(**{**job, "name": "greeter"})}) == made.lineage
+
+
+def test_claims_of_deleted_numbers_go_and_no_number_is_used_twice(store: Workspace, tmp_path: Path) -> None:
+    for number in range(1, 6):
+        register(store, weights(tmp_path / str(number), value=number), f"lineage-{number}")
+    for number in (2, 3, 5):
+        registry.delete_version(store, "greeter", str(number))
+    assert register(store, weights(tmp_path / "6", value=6), "lineage-6").version == "6"
+    claims = [info.key.rpartition("/")[2] for info in store.list("models/greeter/claims")]
+    assert claims == ["1.json", "4.json", "5.json", "6.json"], "the highest number keeps its claim"
+    assert register(store, tmp_path / "3", "lineage-3").version == "7"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray_jobs.launch.launcher import Launcher, Needs, Runner
@@ -64,7 +65,9 @@ class _CrashingClient:
 
 def crashing_store(store: Workspace, crash: CrashPoint) -> Workspace:
     """Return the store with requests that count toward a crash point. Replaces the S3 client, which is private."""
-    twin = Workspace(Store(store.uri(), store._bucket.settings, cache=store._cache), store.team)
+    inner = Store(store.uri(), store._bucket.settings, cache=store._cache)
+    inner._bucket = replace(inner._bucket, clock=store._bucket.clock)
+    twin = Workspace(inner, store.team)
     twin._bucket._clients[os.getpid()] = _CrashingClient(store._bucket._client(), crash)  # type: ignore[assignment]
     return twin
 

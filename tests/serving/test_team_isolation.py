@@ -66,7 +66,7 @@ def test_no_route_is_outside_the_document(world: World) -> None:
 
 def unknown(name: str, theirs: Team) -> str:
     """Return an unknown name of the same form."""
-    return ID.sub(lambda found: new_id("x").removeprefix("x-"), name)
+    return ID.sub(lambda found: new_id("x", now_s=time.time()).removeprefix("x-"), name)
 
 
 def masked(answer: httpx.Response, name: str) -> tuple[int, dict[str, str], Any]:

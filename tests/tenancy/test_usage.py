@@ -64,8 +64,8 @@ def test_requests_are_added_up_and_each_object_is_named_by_team_day_and_writer(s
     keys = [info.key for info in store.list("usage/")]
     assert keys == [
         "usage/blue/2026-11-24/api-1-000001.json",
-        "usage/blue/2026-11-24/api-1-000003.json",
-        "usage/red/2026-11-24/api-1-000002.json",
+        "usage/blue/2026-11-24/api-1-000002.json",
+        "usage/red/2026-11-24/api-1-000001.json",
     ]
     assert in_store(store) == [
         row(requests=4, prompt_tokens=12, completion_tokens=12),

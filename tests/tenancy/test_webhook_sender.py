@@ -66,11 +66,11 @@ def test_one_of_two_concurrent_claims_sends(store: Store, receiver: Receiver, mo
     event_id, both_have_read, claim = enqueue(store), threading.Barrier(2), outbox.claim
     waited = set[int]()
 
-    def slowly(document: Outgoing, now: datetime) -> tuple[Outgoing, list[str]]:
+    def slowly(document: Outgoing, now: datetime, only: str | None) -> tuple[Outgoing, list[str]]:
         if threading.get_ident() not in waited:  # the loser decides again
             waited.add(threading.get_ident())
             both_have_read.wait(30)
-        return claim(document, now)
+        return claim(document, now, only)
 
     monkeypatch.setattr(outbox, "claim", slowly)
     with ThreadPoolExecutor(2) as pool:
@@ -202,7 +202,7 @@ def test_an_endless_answer_is_read_to_4_kib(store: Store, receiver: Receiver) ->
 
     receiver.answer = endless
     endpoint = subscribe(store, receiver)
-    answer = asyncio.run(make_sender(store).send(endpoint, webhooks.test_event(endpoint)))
+    answer = asyncio.run(make_sender(store).send(endpoint, webhooks.test_event(endpoint, store.now())))
     assert (answer.status, answer.body) == (200, b"x" * 4096)
 
 
@@ -216,7 +216,7 @@ def test_a_dripping_answer_times_out(store: Store, receiver: Receiver, monkeypat
     receiver.answer = drip
     monkeypatch.setattr(sender, "TIMEOUT_S", 0.3)
     endpoint = subscribe(store, receiver)
-    answer = asyncio.run(make_sender(store).send(endpoint, webhooks.test_event(endpoint)))
+    answer = asyncio.run(make_sender(store).send(endpoint, webhooks.test_event(endpoint, store.now())))
     assert (answer.status, answer.why, answer.outcome) == (None, "TimeoutError", "failed")
     assert answer.seconds < 3
 

@@ -82,7 +82,7 @@ def test_the_documented_receiver_verifies_and_deduplicates(store: Store, monkeyp
         tick(make_sender(store))
         assert names["seen"] == {event_id: "ftjob-7: fine_tuning.job.succeeded"}
         forged = endpoint.model_copy(update={"secret": "whsec_" + base64.b64encode(b"another").decode()})
-        answer = asyncio.run(make_sender(store).send(forged, webhooks.test_event(forged)))
+        answer = asyncio.run(make_sender(store).send(forged, webhooks.test_event(forged, store.now())))
         assert answer.status == 400
         assert len(names["seen"]) == 1
     finally:

@@ -5,10 +5,11 @@
     await Sender(store, policy).run(stop)                        # a background task of every API process
 
 The parts, low layer first: `targets` (allowed addresses; pure except for DNS queries), `records` (the endpoints, and
-the signature), `outbox` (an event and its deliveries), `sender` (the requests).
+the signature), `breaker` (when a failing receiver gets no requests), `outbox` (an event and its deliveries), `resolver`
+(DNS queries that hang), `sender` (the requests).
 
     webhooks/{team}/{id}.json     an endpoint, with its signing secret
-    webhooks-out/{event_id}.json  an event and its deliveries; deleted a day after the last of them ended
+    webhooks-out/{event_id}.json  an event and its deliveries; deleted an hour after the last of them ended
 """
 
 from ray_jobs.tenancy.webhooks.outbox import enqueue, next_try, test_event

@@ -31,7 +31,7 @@ Outcome = Literal["delivered", "failed", "gone", "dropped"]
 PREFIX = "webhooks-out/"
 LEASE_S = 60.0
 """Seconds before a claim expires; several times the longest request."""
-KEPT_S = 24 * 3600.0
+KEPT_S = 3600.0
 """Seconds for which an event is kept after its last delivery has ended."""
 LONGEST_S = 3 * 24 * 3600.0
 """Seconds from the first try to the last."""
@@ -61,6 +61,8 @@ class Delivery(BaseModel, frozen=True):
     """Tries made or claimed."""
     next_at: AwareDatetime
     """When the next try is due, if `state` is pending."""
+    first_at: AwareDatetime | None = None
+    """When the first try was claimed."""
     status: int | None = None
     """HTTP status of the last answer."""
 
@@ -103,9 +105,9 @@ def enqueue(
     endpoint receives it.
 
     `attempt` is the attempt that ended, since a resumed job ends again; `at` is the time of the end (None: now). An
-    event enqueued again within a day of its delivery stays one event.
+    event enqueued again within an hour of its delivery stays one event.
     """
-    at = at or datetime.now(UTC)
+    at = at or store.now()
     wanted = [one.id for one in endpoints(store, team) if kind in one.events and one.disabled_at is None]
     if not wanted:
         return None
@@ -118,26 +120,32 @@ def enqueue(
     return event.id
 
 
-def test_event(endpoint: Endpoint) -> WebhookEvent:
+def test_event(endpoint: Endpoint, now: datetime) -> WebhookEvent:
     """An event of a job that does not exist, of the first type that the endpoint receives."""
-    created_at = int(datetime.now(UTC).timestamp())
+    created_at = int(now.timestamp())
     name = f"evt_test_{secrets.token_hex(8)}"
     return WebhookEvent(id=name, type=endpoint.events[0], created_at=created_at, data=EventData(id="ftjob-test"))
 
 
-def claim(document: Outgoing, now: datetime) -> tuple[Outgoing, list[str]]:
-    """The document with the due tries claimed, and the ids of their endpoints.
+def claim(document: Outgoing, now: datetime, only: str | None = None) -> tuple[Outgoing, list[str]]:
+    """The document with the due tries claimed, and the ids of their endpoints; `only`: at most of this endpoint.
 
-    A delivery whose last try was claimed and never settled is given up.
+    A delivery whose last try was claimed and never settled is given up, and one that waited for longer than all tries
+    take, as while its receiver's breaker was open.
     """
     deliveries, names = dict(document.deliveries), []
     for name, delivery in document.deliveries.items():
-        if delivery.state != "pending" or delivery.next_at > now:
+        if delivery.state != "pending" or delivery.next_at > now or only not in (None, name):
             continue
-        if delivery.attempts and next_try(delivery.attempts) is None:
+        first_at = delivery.first_at or now
+        if delivery.attempts and (next_try(delivery.attempts) is None or now - first_at > timedelta(seconds=LONGEST_S)):
             deliveries[name] = delivery.model_copy(update={"state": "gave_up"})
             continue
-        lease = {"attempts": delivery.attempts + 1, "next_at": now + timedelta(seconds=LEASE_S)}
+        lease = {
+            "attempts": delivery.attempts + 1,
+            "first_at": first_at,
+            "next_at": now + timedelta(seconds=LEASE_S),
+        }
         deliveries[name] = delivery.model_copy(update=lease)
         names.append(name)
     return _with(document, deliveries, now), names

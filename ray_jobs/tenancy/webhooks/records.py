@@ -11,9 +11,8 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, Field
@@ -23,6 +22,7 @@ from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 from ray_jobs.tenancy.webhooks import targets
+from ray_jobs.tenancy.webhooks.breaker import Breaker
 from ray_jobs.tenancy.webhooks.targets import Policy
 
 EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
@@ -46,6 +46,8 @@ class Endpoint(BaseModel, frozen=True):
     disabled_at: AwareDatetime | None = None
     """Time at which it was disabled. None: enabled."""
     disabled_why: str | None = None
+    breaker: Breaker | None = None
+    """None: closed. Its receiver gets requests."""
 
     def public(self) -> dict[str, Any]:
         """Everything but the secret."""
@@ -74,7 +76,7 @@ def add(store: Store, team: str, url: str, events: Sequence[EventType], policy: 
         url=url,
         events=tuple(dict.fromkeys(events)),
         secret=_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode(),
-        created_at=datetime.now(UTC),
+        created_at=store.now(),
     )
     store.put_json(_of(team).key(endpoint.id), endpoint.model_dump(mode="json"), if_absent=True)
     return endpoint
@@ -105,16 +107,23 @@ def remove(store: Store, team: str, endpoint_id: str) -> None:
 
 def disable(store: Store, endpoint: Endpoint, why: str) -> None:
     """Disable the endpoint. Concurrent changes of it are kept; a removed one stays removed."""
+    off = {"disabled_at": store.now(), "disabled_why": why}
+    _change(store, endpoint, lambda old: old if old.disabled_at is not None else old.model_copy(update=off))
 
-    def off(old: Endpoint | None) -> Endpoint:
+
+def set_breaker(store: Store, endpoint: Endpoint, breaker: Breaker | None) -> None:
+    """Record that the endpoint's breaker is open, or closed (None); as `disable`."""
+    _change(store, endpoint, lambda old: old.model_copy(update={"breaker": breaker}))
+
+
+def _change(store: Store, endpoint: Endpoint, change: Callable[[Endpoint], Endpoint]) -> None:
+    def changed(old: Endpoint | None) -> Endpoint:
         if old is None:
             raise ObjectNotFound(f"webhook {endpoint.id} was removed")
-        if old.disabled_at is not None:
-            return old
-        return old.model_copy(update={"disabled_at": datetime.now(UTC), "disabled_why": why})
+        return change(old)
 
     with suppress(ObjectNotFound):
-        _of(endpoint.team).update(store, endpoint.id, off)
+        _of(endpoint.team).update(store, endpoint.id, changed)
 
 
 def sign(secret: str, event_id: str, timestamp_s: int, body: bytes) -> str:

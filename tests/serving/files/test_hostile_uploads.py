@@ -212,7 +212,9 @@ def test_a_file_name_is_never_used_as_a_path(endpoint: Endpoint, name: str) -> N
     file = response.json()
     assert file["filename"] == shown
     new = sorted(endpoint.objects().keys() - before.keys())
-    assert new == [f"files/default/{file['id']}/rows.jsonl", f"teams/default/files/{file['id']}.json"]
+    index = rf"teams/default/index/files/[0-9a-f]{{16}}/{file['id']}.json"
+    assert new[:2] == [f"files/default/{file['id']}/rows.jsonl", f"teams/default/files/{file['id']}.json"]
+    assert [re.fullmatch(index, key) is not None for key in new[2:]] == [True]
     assert re.fullmatch(r"file-[0-9a-z]{26}", file["id"])
     assert endpoint.client.delete(f"/v1/files/{file['id']}").status_code == 200
 

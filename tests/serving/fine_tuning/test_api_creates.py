@@ -221,7 +221,7 @@ def test_a_slow_create_takes_no_slot_that_is_taken(store: Workspace) -> None:
 
 
 def test_the_slot_of_an_interrupted_create_is_free_after_two_minutes(store: Workspace) -> None:
-    records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0)
+    records.reserve_slot(store, "red", "key", new_id("ftjob", now_s=1000.0), 1, 1000.0)
     with pytest.raises(ApiError):
-        records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.ORPHAN_AFTER_S - 1)
-    records.reserve_slot(store, "red", "key", new_id("ftjob"), 1, 1000.0 + records.ORPHAN_AFTER_S)
+        records.reserve_slot(store, "red", "key", new_id("ftjob", now_s=1000.0), 1, 1000.0 + records.ORPHAN_AFTER_S - 1)
+    records.reserve_slot(store, "red", "key", new_id("ftjob", now_s=1000.0), 1, 1000.0 + records.ORPHAN_AFTER_S)

@@ -11,7 +11,7 @@ from ray_jobs.jobs import JobRecord
 from ray_jobs.launch.launcher import Runner, RunnerState
 from serving.fine_tuning import lifecycle
 from serving.fine_tuning.lifecycle import CloseJob, StartRunner, StopRunner, decide, resumed, status_of
-from serving.fine_tuning.records import ApiJob, ClosedJob, HeldTime, Launch
+from serving.fine_tuning.records import MAX_LAUNCHES_KEPT, ApiJob, ClosedJob, HeldTime, Launch
 from serving.fine_tuning.reported import CheckedRecord, checked, result_of
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -316,3 +316,13 @@ def test_a_result_is_bounded(result: dict[str, Any], tokens: int | None, steps: 
     found = result_of(api, CheckedRecord(job.model_copy(update={"result": result})))
     assert (found.trained_tokens, [checkpoint.step for checkpoint in found.checkpoints]) == (tokens, steps)
     assert found.search is None
+
+
+def test_a_record_keeps_a_bounded_number_of_launches() -> None:
+    api = api_of("begun").model_copy(update={"launches": ()})
+    for number in range(1, 201):
+        api = api.with_launch(Launch(number=number, at=float(number), attempt_before=0, resumes=str(number // 7)))
+        assert api.launched == number
+        assert lifecycle.launches_so_far(api) == (number if number < 7 else number % 7 + 1)
+    assert len(api.launches) == MAX_LAUNCHES_KEPT
+    assert (api.launches[0].number, api.launches[1].number) == (1, 200 - MAX_LAUNCHES_KEPT + 2)

@@ -42,7 +42,7 @@ def ask(
     if validation is not None:
         files[str(request.validation_file)] = validation
     arguments: dict[str, Any] = {
-        "identifier": new_id("ftjob"), "team": "a", "key_id": "k", "files": files,
+        "identifier": new_id("ftjob", now_s=1000.0), "team": "a", "key_id": "k", "files": files,
         "uri": "s3://b/{}".format, "bases": {"tiny": ENTRY}, "defaults": {},
     } | more  # fmt: skip
     return resolve(request, **arguments)
