@@ -34,6 +34,7 @@ from ray_jobs.registry.model import Lineage
 from ray_jobs.spec import DEFAULT_TEAM, JobSpec, ServingSection
 from ray_jobs.storage import Store, Workspace
 from ray_jobs.storage.bucket import StoreSettings
+from ray_jobs.storage.workspace import teams
 from serving.access.keys import StoredKeys
 from serving.app import create_app
 from serving.inference.router import Router
@@ -85,10 +86,16 @@ class ApiServer:
             arguments = self.launcher.arguments[runner_id]
             paused_at = arguments[arguments.index("--paused-at") + 1] if "--paused-at" in arguments else None
             with suppress(JobError):  # stopped before it began
-                run_job(self.store, arguments[1], Launched(paused_at), epochs=epochs)
+                run_job(home_of(self.store, arguments[1]), arguments[1], Launched(paused_at), epochs=epochs)
             self.launcher.known[runner_id] = Runner("ended")
             done.append(arguments[1])
         return done
+
+
+def home_of(store: Workspace, job_id: str) -> Workspace:
+    """The workspace of the team that a job belongs to."""
+    homes = (Workspace(store, team) for team in teams(store))
+    return next(home for home in homes if jobs.find(home, job_id) is not None)
 
 
 def begin_job(store: Workspace, job_id: str, launched: Launched | None = None) -> Job:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ray_jobs.spec import DEFAULT_TEAM
 from ray_jobs.storage import Workspace
 from ray_jobs.tenancy.api_keys import Limits
 from serving.access.auth import Caller
@@ -17,7 +18,7 @@ from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import NoTokens
 from tests.serving.crash_injector import CrashingLauncher, CrashPoint, crashing_store
 
-TEAM = "blue"
+TEAM = DEFAULT_TEAM
 
 
 def developer(max_jobs: int | None = None) -> Caller:
