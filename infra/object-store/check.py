@@ -32,6 +32,7 @@ FORBIDDEN = (
     "traffic/",
     "shares/",
     "spent/",
+    "turns/",
 )
 """Prefixes for the endpoint and the operator's command line only."""
 

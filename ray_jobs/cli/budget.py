@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -63,7 +62,7 @@ def set_budget(team: str, per_month: float) -> None:
         store, "budget.set", team, team=team, per_month=per_month, before=before.per_month if before else None
     ):
         made = budgets.set_budget(store, team, per_month)
-    click.echo(budgets.standing(store, team, made, known, datetime.now(UTC)).as_text())
+    click.echo(budgets.standing(store, team, made, known, store.now()).as_text())
 
 
 @budget.command()
@@ -120,7 +119,7 @@ def standings(store: Store, team: str | None) -> list[Standing]:
     from ray_jobs.cluster import prices
     from ray_jobs.tenancy import budgets
 
-    known, now = prices.from_environment(os.environ), datetime.now(UTC)
+    known, now = prices.from_environment(os.environ), store.now()
     found = {name: each for name, each in budgets.read_all(store).items() if team in (None, name)}
     return [budgets.standing(store, name, each, known, now) for name, each in found.items()]
 
@@ -135,7 +134,7 @@ def checked(store: Workspace, spec: JobSpec) -> Workspace:
     from ray_jobs.cluster import prices
     from ray_jobs.tenancy import budgets
 
-    team, now = store.team, datetime.now(UTC)
+    team, now = store.team, store.now()
     try:
         if budgets.read(store, team) is None or jobs.exists(store, spec.job_id):
             return store

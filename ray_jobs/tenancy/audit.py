@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Literal, get_args
 
 from pydantic import AwareDatetime, BaseModel, Field
@@ -107,7 +107,7 @@ def recorded(
 
     Raises StoreError, without running the block, if the entry cannot be written.
     """
-    at = datetime.now(UTC)
+    at = store.now()
     name = f"{at:%Y-%m-%d}/{at:%H%M%S%f}-{secrets.token_hex(4)}"
     _ENTRIES.create(store, name, _entry(at, actor, action, target, team, details))
     try:

@@ -34,7 +34,7 @@ class Budget(BaseModel):
 
     per_month: float = Field(gt=0, le=1e12, allow_inf_nan=False)
     """Amount a calendar month (UTC), in the currency of the prices."""
-    set_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    set_at: AwareDatetime | None = None
 
 
 _BUDGETS = Documents("budgets/", Budget, "a budget")
@@ -90,7 +90,7 @@ class Standing:
 
 def set_budget(store: Store, team: str, per_month: float) -> Budget:
     """Set a team's budget. Raises SpecError for a name that no team can have."""
-    return _BUDGETS.update(store, _checked(team), lambda old: Budget(per_month=per_month))
+    return _BUDGETS.update(store, _checked(team), lambda old: Budget(per_month=per_month, set_at=store.now()))
 
 
 def clear(store: Store, team: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ray_jobs.models import bases
 from ray_jobs.registry.files import fetch_checked
 from ray_jobs.storage import Workspace
 from tests.builders import make_spec
+from tests.models import tiny_models
 from tests.serving.api_harness import register
 
 
@@ -29,15 +29,13 @@ def test_a_forged_version_with_a_pickle_is_not_fetched(store: Workspace, tmp_pat
 
 def test_a_replaced_base_is_not_fetched(store: Workspace, tmp_path: Path) -> None:
     """A base is named by the digest of its files, so another tree under its name is found out."""
-    source = tmp_path / "base"
-    (source / "a").mkdir(parents=True)
-    config = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64}
-    (source / "config.json").write_text(json.dumps(config))
-    for name in ("model.safetensors", "a/b.txt", "a-b.txt"):
+    source = tiny_models.save_causal(tmp_path / "base")
+    (source / "a").mkdir()
+    for name in ("a/b.txt", "a-b.txt"):
         (source / name).write_bytes(b"the base's own")
     base = bases.prepare(store, str(source), "chat")
     assert fetch_checked(store, base.key).is_dir()
-    (source / "model.safetensors").write_bytes(b"another team's")
+    (source / "a-b.txt").write_bytes(b"another team's")
     store.delete_tree(base.key)
     store.commit(base.key, store.upload_tree(source, base.key), {})
     with pytest.raises(RegistryError, match="does not hold the base of this digest"):

@@ -73,8 +73,7 @@ class ApiServer:
     def deploy_classifier(self, name: str) -> None:
         """Register and deploy a text classifier without training it."""
         register(self.store, make_spec(name, task="text_classification", base_model=BASE), name)
-        for record in needed_records(registry.get(self.store, name), None, ServingSection(), lora_rank=8):
-            records.write(self.store, record)
+        write_deployment(self.store, name)
 
     def run_launched(self, *, epochs: int = 2) -> list[str]:
         """Run every pending runner to its end. Returns the ids of their jobs."""
@@ -119,9 +118,7 @@ def run_job(store: Workspace, job_id: str, launched: Launched | None = None, *, 
         checkpoints.append(metrics | {"version": version})
     registry.set_alias(store, spec.name, "champion", checkpoints[-1]["version"])
     store.put(f"jobs/{job_id}/metrics.csv", b"step,train_loss\n10,2.0\n20,1.0\n")
-    version_record = registry.get(store, spec.name)
-    for record in needed_records(version_record, None, spec.serving, lora_rank=8):
-        records.write(store, record)
+    write_deployment(store, spec.name)
     job.finish(
         "succeeded",
         result={
@@ -135,6 +132,15 @@ def run_job(store: Workspace, job_id: str, launched: Launched | None = None, *, 
             "metrics_csv": f"jobs/{job_id}/metrics.csv",
         },
     )
+
+
+def write_deployment(store: Workspace, name: str) -> None:
+    """Write the records that a deployment writes: a base of the catalogue has none."""
+    version = registry.get(store, name)
+    entry = catalogue.find_base(store, version.base_name, version.base_digest)
+    for record in needed_records(version, None, ServingSection(), lora_rank=8, entry=entry):
+        if record.team is not None:
+            records.write(store, record)
 
 
 def register(store: Workspace, spec: JobSpec, mark: str, *, adapter: bool = True, gated: bool = True) -> str:

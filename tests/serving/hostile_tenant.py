@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_jobs.errors import ObjectNotFound
-from ray_jobs.spec import DEFAULT_TEAM
 from ray_jobs.storage import Workspace
 from tests.repository import ROOT
 
@@ -30,12 +29,12 @@ GARBAGE: dict[str, bytes] = {
 }
 
 
-def reach() -> tuple[str, ...]:
+def reach(team: str) -> tuple[str, ...]:
     """Prefixes that a team's credentials may write, from the policy that `infra/` gives them."""
     policy = json.loads((ROOT / "infra/object-store/policy-team.json").read_text())
     written = [each for each in policy["Statement"] if "s3:PutObject" in each["Action"] and "Condition" not in each]
     found = [resource.partition("PREFIX/")[2].rstrip("*") for each in written for resource in each["Resource"]]
-    return tuple(prefix.replace("TEAM", DEFAULT_TEAM) for prefix in found)
+    return tuple(prefix.replace("TEAM", team) for prefix in found)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Pod:
 
     def put(self, key: str, document: Any) -> None:
         """Write bytes, or a document as JSON. Raises AssertionError for a key beyond the team's reach."""
-        assert self.store.path(key).startswith(reach()), key
+        assert self.store.path(key).startswith(reach(self.store.team)), key
         self.store.put(key, document if isinstance(document, bytes) else json.dumps(document).encode())
 
     @contextmanager

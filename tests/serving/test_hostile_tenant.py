@@ -5,7 +5,6 @@ The hostile team writes with the reach that `infra/object-store` gives it: damag
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ def test_a_damaged_record_of_any_kind_changes_nothing_for_another_team(world: Wo
     job_id = store.get_json(f"teams/{OURS}/jobs/{ours.job}.json")["job_id"]
     before = seen_by(theirs)
     assert {status for status, _ in before.values()} == {200}
-    with Pod(store).instead(dict.fromkeys(records_of(ours, job_id), GARBAGE[what])):
+    with Pod(world.our_work).instead(dict.fromkeys(records_of(ours, job_id), GARBAGE[what])):
         time.sleep(0.1)  # longer than the routes are cached
         assert seen_by(theirs) == before
         assert world.operator.get("/v1/models").status_code == 200
@@ -102,7 +101,7 @@ def test_a_damaged_record_of_any_kind_changes_nothing_for_another_team(world: Wo
         for path in ("/v1/models", "/v1/files", "/v1/fine_tuning/jobs", f"/v1/fine_tuning/jobs/{ours.job}/events"):
             assert ours.client.get(path).status_code == 200, path
         ready = world.operator.get("/readyz").json()["unreadable_records"]
-        assert "deployments/hostile.json" in ready["deployment record"]
+        assert f"deployments/{OURS}/hostile.json" in ready["deployment record"]
         assert "unreadable_records" not in theirs.client.get("/readyz").json()
         metrics = world.operator.get("/metrics").text
         assert 'kitae_unreadable_records{kind="deployment record"}' in metrics
@@ -122,8 +121,8 @@ def test_a_result_file_holds_nothing_but_the_jobs_own_metrics(world: World) -> N
     keys = [next(info.key for info in store.list(prefix)) for prefix in SECRETS]
     for number, key in enumerate(keys):
         with queued_job(world, 500 + number) as (v1, identifier, job_id):
-            running = begin_job(store, job_id)
-            Pod(store).put(f"jobs/{job_id}/metrics.csv", b"step\n1\n")
+            running = begin_job(world.our_work, job_id)
+            Pod(world.our_work).put(f"jobs/{job_id}/metrics.csv", b"step\n1\n")
             running.finish("succeeded", result={"metrics_csv": key, "trained_tokens": 1})
             done = wait_for(v1, identifier, "succeeded")
             (file,) = done["result_files"]
@@ -133,18 +132,18 @@ def test_a_result_file_holds_nothing_but_the_jobs_own_metrics(world: World) -> N
 def test_the_ledger_does_not_believe_what_a_job_reports(world: World) -> None:
     store = world.store
     with queued_job(world, 600) as (v1, identifier, job_id):
-        begin_job(store, job_id)
-        record = store.get_json(f"jobs/{job_id}/job.json")
+        begin_job(world.our_work, job_id)
+        record = world.our_work.get_json(f"jobs/{job_id}/job.json")
         spec = {**record["spec"], "team": THEIRS, "name": "another-name", "compute": {"workers": 1000}}
         stage = {"name": "train", "inputs": {}, "outputs": {}, "seconds": 9e8, "attempt": 1}
-        Pod(store).put(f"jobs/{job_id}/stages/train-0.json", stage | {"finished_at": "2026-01-01T00:00:00Z"})
+        Pod(world.our_work).put(f"jobs/{job_id}/stages/train-0.json", stage | {"finished_at": "2026-01-01T00:00:00Z"})
         lies = {
             "spec": spec,
             "started_at": "1971-01-01T00:00:00Z",
             "finished_at": "1971-01-02T00:00:00Z",
             "result": {"trained_tokens": 10**14, "metrics_csv": None},
         }
-        Pod(store).put(f"jobs/{job_id}/job.json", record | lies)
+        Pod(world.our_work).put(f"jobs/{job_id}/job.json", record | lies)
         wait_for(v1, identifier, "succeeded")
     closed = records.load(store, OURS, identifier)
     today = datetime.now(UTC).date()
@@ -177,9 +176,9 @@ def test_a_deployment_record_serves_nothing_but_its_own_model(world: World) -> N
     documents = {
         f"deployments/{name}.json": {"name": name, "task": "chat", **fields} for name, fields in forged.items()
     }
-    documents["deployments/alias-of-another.json"] = store.get_json(f"deployments/{theirs}.json")
+    documents["deployments/alias-of-another.json"] = Workspace(store, THEIRS).get_json(f"deployments/{theirs}.json")
     before = seen_by(world.theirs)
-    with Pod(store).instead(documents):
+    with Pod(world.our_work).instead(documents):
         time.sleep(0.1)
         assert deployments.read_all(store).keys().isdisjoint({*forged, "alias-of-another"})
         served = serve_config(deployments.read_all(store).values(), ServeSettings("", None))["applications"]
@@ -192,26 +191,26 @@ def test_a_deployment_record_serves_nothing_but_its_own_model(world: World) -> N
 
 def test_a_version_under_another_teams_name_does_not_exist(world: World) -> None:
     """A manifest under another team's model is neither listed, nor called, nor does it hide the team's own."""
-    store, theirs = world.store, world.theirs
-    manifest = store.read_manifest(f"models/{theirs.job}/1")
+    home, theirs = world.our_work, world.theirs
+    manifest = Workspace(home, THEIRS).read_manifest(f"models/{theirs.job}/1")
     assert manifest is not None
-    meta = json.loads(json.dumps(manifest.meta))
-    meta["lineage"]["spec"]["team"] = OURS
-    store.commit(f"models/{theirs.job}/77", [], meta)
+    for number in ("1", "77"):
+        home.commit(f"models/{theirs.job}/{number}", [], manifest.meta)
+    home.put_json(f"aliases/{theirs.job}/champion.json", {"version": "77"})
     before = seen_by(theirs)
-    assert "77" not in [version.version for version in registry.versions(store, theirs.job)]
+    assert "77" not in [version.version for version in registry.versions(Workspace(home, THEIRS), theirs.job)]
     for team in (world.ours, theirs):
         body = {"model": f"{theirs.job}@77", "messages": QUESTION}
         assert team.client.post("/v1/chat/completions", json=body).status_code == 404
     assert world.ours.client.delete(f"/v1/models/{theirs.model}").status_code == 404
     assert seen_by(theirs) == before
-    assert registry.owner(store, theirs.job) == THEIRS
+    assert registry.owner(home, theirs.job) == THEIRS
 
 
 def test_a_job_with_an_unreadable_record_can_be_cancelled(world: World) -> None:
     store = world.store
     with queued_job(world, 700) as (v1, identifier, job_id):
-        Pod(store).put(f"jobs/{job_id}/job.json", b"{")
+        Pod(world.our_work).put(f"jobs/{job_id}/job.json", b"{")
         assert v1.get(f"/fine_tuning/jobs/{identifier}").json()["status"] == "queued"
         assert v1.post(f"/fine_tuning/jobs/{identifier}/pause").json()["error"]["code"] == "invalid_state"
         assert v1.post(f"/fine_tuning/jobs/{identifier}/cancel").json()["status"] == "cancelled"

@@ -200,9 +200,9 @@ def test_the_operator_sees_every_model_and_its_own_teams_files_and_jobs(world: W
 
 
 def test_a_team_deletes_only_models_whose_name_it_owns(world: World) -> None:
-    register(world.store, make_spec("mixed", team=THEIRS, base_model=BASE), THEIRS)
+    register(Workspace(world.store, THEIRS), make_spec("mixed", base_model=BASE), THEIRS)
     with pytest.raises(RegistryError, match="belongs to team"):
-        register(world.store, make_spec("mixed", team=OURS, base_model=BASE), OURS)
+        register(world.our_work, make_spec("mixed", base_model=BASE), OURS)
     assert world.ours.client.delete("/v1/models/mixed").status_code == 404
-    assert [version.version for version in registry.versions(world.store, "mixed")] == ["1"]
+    assert [version.version for version in registry.versions(Workspace(world.store, THEIRS), "mixed")] == ["1"]
     assert world.theirs.client.delete("/v1/models/mixed").status_code == 200

@@ -69,9 +69,14 @@ class World:
     def store(self) -> Workspace:
         return self.server.store
 
+    @property
+    def our_work(self) -> Workspace:
+        """Where our pods work."""
+        return Workspace(self.store, OURS)
+
     def objects_of(self, team: Team) -> dict[str, str]:
         """Key → etag of all objects of a team's things."""
-        return {info.key: info.etag for info in self.store.list() if any(found in info.key for found in team.ids)}
+        return {info.key: info.etag for info in self.store.root.list() if any(found in info.key for found in team.ids)}
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_responses_stay_true_over_a_hundred_crashes(
     check_jobs(scenario)
     check_files(scenario)
     history = scenario.history
-    assert len(history.created) > 5
+    assert len(history.created) > 2
     assert len(history.files) > 4
     assert "succeeded" in history.ended.values()
     facts = {
