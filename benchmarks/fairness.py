@@ -28,7 +28,7 @@ from ray_jobs.tenancy import api_keys
 GOALS = {"first_s": 2.0, "throughput": 0.4}
 KIND = Kind(32, stream=True)
 CLIENTS, REQUESTS_EACH = 4, 4
-"""Of the quiet team."""
+"""The quiet team sends with so many clients."""
 ROUNDS, QUICK_ROUNDS = 5, 2
 GREEDY_CLIENTS = 64
 GREEDY: tuple[dict[str, Any], ...] = (

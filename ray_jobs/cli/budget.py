@@ -13,7 +13,7 @@ from ray_jobs.errors import BudgetError, StoreAccessDenied
 if TYPE_CHECKING:
     from ray_jobs.spec import JobSpec
     from ray_jobs.storage import Store, Workspace
-    from ray_jobs.tenancy.budgets import Standing
+    from ray_jobs.tenancy.budgets import BudgetStanding
 
 _TEAM = click.argument("team")
 
@@ -114,7 +114,7 @@ def clear(team: str) -> None:
     click.echo(f"team {team} has no budget")
 
 
-def standings(store: Store, team: str | None) -> list[Standing]:
+def standings(store: Store, team: str | None) -> list[BudgetStanding]:
     """The budgets of all teams, or of one, in this month."""
     from ray_jobs.cluster import prices
     from ray_jobs.tenancy import budgets
@@ -124,7 +124,7 @@ def standings(store: Store, team: str | None) -> list[Standing]:
     return [budgets.standing(store, name, each, known, now) for name, each in found.items()]
 
 
-def as_document(each: Standing) -> dict[str, object]:
+def as_document(each: BudgetStanding) -> dict[str, object]:
     return vars(each) | {"share": round(each.share, 4), "state": each.level}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ray_jobs.cli import budget, session
-from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError, ServingError
+from ray_jobs.cli import budget, endpoint, session
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError
 
 if TYPE_CHECKING:
     from ray_jobs.jobs import JobRecord
@@ -91,7 +90,7 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     if job.startswith(JOB_PREFIX) and not launched:
         if workers is not None:
             raise click.UsageError("the API decides where its jobs run: leave --workers out")
-        click.echo(_resume_at_endpoint(store.team, job.rpartition("-")[0]))
+        click.echo(endpoint.resume_job(store.team, job.rpartition("-")[0]))
         return
     if workers is not None:
         document["compute"] = {**document.get("compute", {}), "workers": workers}
@@ -118,30 +117,6 @@ def _succeeded(store: Workspace, job_id: str) -> str | None:
     if record.status != "succeeded":
         return None
     return f"job {job_id} has succeeded already: there is nothing to do"
-
-
-def _resume_at_endpoint(team: str, api_id: str) -> str:
-    """Resume a job of the API, which then launches it and reports it as before. Raises JobError, ServingError."""
-    import httpx
-
-    from ray_jobs.deploy import ServeSettings
-
-    key = os.environ.get("KITAE_API_KEY")
-    if not key:
-        raise JobError(f"{api_id} is a job of the API, which resumes it: set KITAE_API_KEY to the operator's key")
-    url = f"{ServeSettings.from_env().url}/fine_tuning/jobs/{api_id}/resume"
-    try:
-        headers = {"Authorization": f"Bearer {key}", "OpenAI-Project": team}
-        answer = httpx.post(url, headers=headers, timeout=60.0)
-    except httpx.HTTPError as error:
-        raise ServingError(
-            f"the endpoint does not answer at {url} ({error}): start it, or set KITAE_ENDPOINT_URL"
-        ) from error
-    document = answer.json() if answer.headers.get("content-type", "").startswith("application/json") else {}
-    if answer.status_code != 200:
-        message = (document.get("error") or {}).get("message") or f"status {answer.status_code}"
-        raise JobError(f"the endpoint did not resume {api_id}: {message}")
-    return f"{api_id}: {document['status']}"
 
 
 @contextmanager

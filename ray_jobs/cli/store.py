@@ -25,7 +25,7 @@ def store() -> None:
 def migrate(dry_run: bool, delete_earlier: bool, yes: bool) -> None:
     """Move a store of Kitae 0.2 or earlier to the present layout: a team's keys get the team as a prefix.
 
-    Stop the endpoint and all jobs first. The earlier keys stay until `--delete-earlier`. An interrupted move goes on
+    Stop the endpoint and all jobs first. The earlier keys stay until `--delete-earlier`. An interrupted move resumes
     where it stopped.
 
     \b

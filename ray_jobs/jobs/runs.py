@@ -27,7 +27,7 @@ WITH_WORKERS = ("search", "train", "evaluate", "parity", "publish")
 """Stages that hold a job's training workers."""
 
 
-class Run(BaseModel, frozen=True):
+class JobRun(BaseModel, frozen=True):
     """One attempt of a job."""
 
     job: str = Field(max_length=100)
@@ -51,7 +51,7 @@ class Run(BaseModel, frozen=True):
         return f"{self.job}-{self.attempt}"
 
 
-RUNS = Documents("runs/", Run, "a run of a job")
+RUNS = Documents("runs/", JobRun, "a run of a job")
 
 
 class Heartbeat:
@@ -60,7 +60,7 @@ class Heartbeat:
     def __init__(self, job: Job, spec: JobSpec) -> None:
         now = job.store.now()
         self._store = job.store
-        self._run = Run(
+        self._run = JobRun(
             job=job.id, attempt=job.attempt, model=spec.name, workers=spec.compute.workers,
             gpus_per_worker=spec.compute.gpus_per_worker, started_at=now, at=now,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Moves a store of Kitae 0.2 or earlier to the present layout, in which a team's keys have the team in them.
 
 Owns the layout's number in `layout.json`, and which team an earlier key belongs to. Copies first, writes the number,
-and deletes the earlier keys only on request, so that an interrupted move goes on and a finished one can be undone by
+and deletes the earlier keys only on request, so that an interrupted move resumes and a finished one can be undone by
 running the earlier version.
 
     moved = migration.plan(store)  # reads only

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC
 
-from ray_jobs.jobs.runs import LOST_AFTER_S, RUNS, Run
+from ray_jobs.jobs.runs import LOST_AFTER_S, RUNS, JobRun
 from ray_jobs.spec import is_name
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import usage
@@ -46,7 +46,7 @@ def book(store: Store, now_s: float) -> int:
     return booked
 
 
-def row_of(team: str, run: Run) -> UsageRow:
+def row_of(team: str, run: JobRun) -> UsageRow:
     """The usage of a run; its hours are at most those between its start and its newest heartbeat. Pure."""
     held_s = min(run.held_s, max(0.0, (run.at - run.started_at).total_seconds()))
     return UsageRow(
@@ -62,7 +62,7 @@ def row_of(team: str, run: Run) -> UsageRow:
     )
 
 
-def _mark_booked(store: Store, path: str, lost: Run) -> None:
+def _mark_booked(store: Store, path: str, lost: JobRun) -> None:
     """Keep the run of a lost runner, so that the job is seen to be lost. A runner that came back writes its own."""
     booked = lost.model_copy(update={"booked": True})
     RUNS.update(store, path, lambda old: booked if old is None or old == lost else old)

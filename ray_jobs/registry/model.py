@@ -16,7 +16,7 @@ from ray_jobs.storage.unreadable import summary
 ModelKind = Literal["adapter", "full", "predictor"]
 
 _STEP = "step"
-"""A metric that only checkpoints have; versions from before `gated` are told apart by it."""
+"""A metric that only checkpoints have; versions from before `gated` are distinguished by it."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 from ray_jobs.tenancy import spent, usage
 from ray_jobs.tenancy.prices import Prices
-from ray_jobs.tenancy.spent import Month, Reservation, Used
+from ray_jobs.tenancy.spent import Month, Reserved, Used
 
 WARN_AT = 0.8
 """Share of a budget from which users are warned."""
@@ -53,7 +53,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Standing:
+class BudgetStanding:
     """A team's budget and its month."""
 
     team: str
@@ -105,7 +105,7 @@ def read(store: Store, team: str) -> Budget | None:
     return _BUDGETS.read(store, _checked(team))
 
 
-def standing(store: Store, team: str, budget: Budget, prices: Prices | None, now: datetime) -> Standing:
+def standing(store: Store, team: str, budget: Budget, prices: Prices | None, now: datetime) -> BudgetStanding:
     """A team's budget in the month of `now`. Raises BudgetError without prices."""
     day = now.astimezone(UTC).date()
     month = spent.read(store, team, day, earlier=lambda: usage.trainings(store, team, day))
@@ -140,7 +140,7 @@ def reserve(
     now: datetime,
     *,
     is_open: Callable[[str], bool],
-) -> Standing | None:
+) -> BudgetStanding | None:
     """Reserve a new job's estimate in its team's budget; None: the team has none. Raises BudgetError.
 
     `is_open`: whether a job exists and has not ended.
@@ -151,7 +151,7 @@ def reserve(
     known, day = _required(prices, team), now.astimezone(UTC).date()
     cost = None if estimate.used is None else known.cost(estimate.used)
 
-    def counts(other: str, made: Reservation) -> bool:
+    def counts(other: str, made: Reserved) -> bool:
         return now.timestamp() - made.at < ORPHAN_AFTER_S or is_open(other)
 
     month = spent.reserve(
@@ -159,7 +159,7 @@ def reserve(
         team,
         day,
         job,
-        Reservation(at=now.timestamp(), estimate=estimate.used or Used()),
+        Reserved(at=now.timestamp(), estimate=estimate.used or Used()),
         allow=lambda month: _standing(team, budget, known, month).require(cost, estimate.basis),
         is_open=counts,
         earlier=lambda: usage.trainings(store, team, day),
@@ -167,7 +167,7 @@ def reserve(
     return _standing(team, budget, known, month)
 
 
-def check(store: Store, team: str, estimate: Estimate, prices: Prices | None, now: datetime) -> Standing | None:
+def check(store: Store, team: str, estimate: Estimate, prices: Prices | None, now: datetime) -> BudgetStanding | None:
     """Check a new job against its team's budget, without a reservation; None: the team has none. Raises BudgetError."""
     budget = read(store, team)
     if budget is None:
@@ -177,8 +177,8 @@ def check(store: Store, team: str, estimate: Estimate, prices: Prices | None, no
     return found
 
 
-def _standing(team: str, budget: Budget, prices: Prices, month: Month) -> Standing:
-    return Standing(team, budget.per_month, prices.cost(month.booked), prices.cost(month.reserved))
+def _standing(team: str, budget: Budget, prices: Prices, month: Month) -> BudgetStanding:
+    return BudgetStanding(team, budget.per_month, prices.cost(month.booked), prices.cost(month.reserved))
 
 
 def _required(prices: Prices | None, team: str) -> Prices:

@@ -32,7 +32,7 @@ class Used(BaseModel, frozen=True):
         return Used(**{name: getattr(self, name) + getattr(other, name) for name in Used.model_fields})
 
 
-class Reservation(BaseModel, frozen=True):
+class Reserved(BaseModel, frozen=True):
     """The estimated hours of a job that has not ended."""
 
     at: float
@@ -44,7 +44,7 @@ class Month(BaseModel, frozen=True):
     """A team's trainings of a month."""
 
     runs: dict[str, Used] = {}
-    open: dict[str, Reservation] = {}
+    open: dict[str, Reserved] = {}
     """By job."""
 
     @property
@@ -82,10 +82,10 @@ def reserve(
     team: str,
     day: date,
     job: str,
-    reservation: Reservation,
+    reservation: Reserved,
     *,
     allow: Callable[[Month], None],
-    is_open: Callable[[str, Reservation], bool],
+    is_open: Callable[[str, Reserved], bool],
     earlier: Callable[[], Runs],
 ) -> Month:
     """Reserve the estimate of a job that is being created, by a conditional write; of two jobs one sees the other.

@@ -101,7 +101,7 @@ class Total(BaseModel, frozen=True):
     worker_seconds: float = 0.0
     gpu_seconds: float = 0.0
     cpu_seconds: float = 0.0
-    """Of training without GPUs."""
+    """CPUs × seconds of training without GPUs."""
 
 
 _SUMMED = ("requests", "prompt_tokens", "completion_tokens", "worker_seconds", "gpu_seconds", "own_cpu_seconds")

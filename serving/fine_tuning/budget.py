@@ -14,7 +14,7 @@ from ray_jobs.data.report import RowReport
 from ray_jobs.errors import BudgetError
 from ray_jobs.storage import Store
 from ray_jobs.tenancy import budgets, spent
-from ray_jobs.tenancy.budgets import Estimate, Standing
+from ray_jobs.tenancy.budgets import BudgetStanding, Estimate
 from ray_jobs.tenancy.prices import Prices
 from serving.fine_tuning import records
 from serving.fine_tuning.records import ApiJob
@@ -24,7 +24,7 @@ from serving.http.errors import ApiError
 @contextmanager
 def reserved(
     store: Store, api: ApiJob, rows: RowReport | None, prices: Prices | None, now_s: float
-) -> Iterator[Standing | None]:
+) -> Iterator[BudgetStanding | None]:
     """Reserve the estimate of a job while the block creates it, and until it ends; not if the block raises.
 
     Raises ApiError 429 if the budget of the team has no room, 503 if it cannot be checked.
@@ -64,7 +64,7 @@ def check(
     return {**shown, "state": standing.level, "job": cost, "job_basis": estimate.basis}
 
 
-def warn(store: Store, api: ApiJob, standing: Standing | None) -> None:
+def warn(store: Store, api: ApiJob, standing: BudgetStanding | None) -> None:
     """Add an event to a job whose team has used most of its budget."""
     if standing is not None and standing.level != "ok":
         jobs.note(api.workspace(store), api.job_id, "warning", standing.as_text())

@@ -42,7 +42,7 @@ def unavailable() -> ApiError:
 
 
 @dataclass(eq=False)
-class _Waiting:
+class _Waiter:
     """A request whose response has not begun."""
 
     task: asyncio.Task[object]
@@ -57,7 +57,7 @@ class ProxyHealth:
         self, app: ASGIApp, *, ask_every_s: float = ASK_EVERY_S, answer_within_s: float = ANSWER_WITHIN_S
     ) -> None:
         self._app, self._every_s, self._within_s = app, ask_every_s, answer_within_s
-        self._waiting: set[_Waiting] = set()
+        self._waiting: set[_Waiter] = set()
         self._asking: asyncio.Task[None] | None = None
         self._misses = 0
         self._asked_at_s = 0.0
@@ -76,7 +76,7 @@ class ProxyHealth:
             return
         task = asyncio.current_task()
         assert task is not None, "an ASGI server runs each request in a task"
-        waiting = _Waiting(task, self._last_request_s)
+        waiting = _Waiter(task, self._last_request_s)
         self._waiting.add(waiting)
 
         async def passing(message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,14 +99,22 @@ def test_no_secret_is_in_the_chart() -> None:
 # --- the endpoint ----------------------------------------------------------------------------------------------------
 
 
+def cluster_file(documents: list[Object], directory: Path) -> str:
+    """The rendered `cluster.yaml` as the file that pods mount."""
+    path = directory / "cluster.yaml"
+    path.write_text(one(documents, "ConfigMap", "-cluster")["data"]["cluster.yaml"], encoding="utf-8")
+    return str(path)
+
+
 @pytest.mark.parametrize("component", ["head", "api", "inference"])
 def test_the_chart_and_the_endpoint_give_serve_the_same_configuration(
-    component: str, monkeypatch: pytest.MonkeyPatch
+    component: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     documents = helm.render("kitae", chart_values.KITAE["gpu"])
     monkeypatch.delenv("KITAE_API_KEY", raising=False)
     for name, value in environment(pods(documents)[component]).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("KITAE_CLUSTER", cluster_file(documents, tmp_path))
     document = yaml.safe_load(one(documents, "RayService")["spec"]["serveConfigV2"])
     assert document == serve_config([], ServeSettings.from_env()), "otherwise each undoes the other's changes"
     assert ("KITAE_API_KEY" in os.environ) == (component == "api")
@@ -304,11 +313,12 @@ def test_the_launcher_reads_cluster_yaml(case: str) -> None:
     settings.parse(yaml.safe_load(text))
 
 
-def test_jobs_get_the_trackers_credentials_by_name_and_the_way_to_them() -> None:
+def test_jobs_get_the_trackers_credentials_by_name_and_the_way_to_them(tmp_path: Path) -> None:
     documents = helm.render("kitae", chart_values.KITAE["tracking"])
     cluster = yaml.safe_load(one(documents, "ConfigMap", "-cluster")["data"]["cluster.yaml"])
     assert settings.parse(cluster).tracking_secret == "trackers"
-    endpoint = EndpointSettings.from_env({**environment(pods(documents)["api"]), "KITAE_API_KEY": "k" * 16})
+    given = {"KITAE_API_KEY": "k" * 16, "KITAE_CLUSTER": cluster_file(documents, tmp_path)}
+    endpoint = EndpointSettings.from_env({**environment(pods(documents)["api"]), **given})
     assert endpoint.offers_wandb
     assert endpoint.job_defaults["tracking"] == {"wandb": {"project": "p", "entity": "ours"}}
     assert "WANDB_API_KEY" not in json.dumps(documents), "the endpoint has no key; jobs get it by the Secret's name"

@@ -413,7 +413,9 @@ def test_model_names_versions_and_aliases_are_completed(invoke: CliRunner, regis
 def test_status_shows_a_lost_runner(invoke: CliRunner, store: Workspace) -> None:
     job = jobs.start_attempt(store, make_spec())
     silent = datetime.now(UTC) - timedelta(seconds=runs.LOST_AFTER_S + 60)
-    run = runs.Run(job=job.id, attempt=1, model="greeter", workers=1, gpus_per_worker=0, started_at=silent, at=silent)
+    run = runs.JobRun(
+        job=job.id, attempt=1, model="greeter", workers=1, gpus_per_worker=0, started_at=silent, at=silent
+    )
     runs.RUNS.create(store, run.name, run)
     assert "lost" in invoke.invoke(cli, ["status"]).output
     shown = invoke.invoke(cli, ["status", job.id, "--watch"])  # it does not wait forever

@@ -11,7 +11,7 @@ import pytest
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused
 from ray_jobs.jobs import Released, runs
-from ray_jobs.jobs.runs import LOST_AFTER_S, RUNS, Heartbeat, Run, is_lost
+from ray_jobs.jobs.runs import LOST_AFTER_S, RUNS, Heartbeat, JobRun, is_lost
 from ray_jobs.quota import bookings
 from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import usage
@@ -20,10 +20,10 @@ from tests.builders import make_spec
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 
 
-def put_run(store: Workspace, **changes: Any) -> Run:
+def put_run(store: Workspace, **changes: Any) -> JobRun:
     facts = {"job": "greeter-1", "attempt": 1, "model": "greeter", "workers": 2, "gpus_per_worker": 1, "tokens": 100}
     times = {"started_at": NOW - timedelta(hours=1), "at": NOW, "held_s": 1800.0}
-    run = Run.model_validate(facts | times | changes)
+    run = JobRun.model_validate(facts | times | changes)
     RUNS.create(store, run.name, run)
     return run
 

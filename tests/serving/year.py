@@ -26,7 +26,7 @@ from tests.serving.api_harness import NoTokens
 from tests.storage.memory_store import MemoryClient, memory_store
 
 JOBS, FILES, FLUSHES = 2, 2, 12
-"""Of a team and day."""
+"""For each team and day."""
 FILES_LIVE_DAYS = 30
 _SPEC = make_spec("year").model_dump(mode="json")
 

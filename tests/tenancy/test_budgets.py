@@ -42,7 +42,7 @@ def estimated(gpu_hours: float) -> Estimate:
     return Estimate(Used(gpu_seconds=gpu_hours * HOUR, worker_seconds=gpu_hours * HOUR), "a test")
 
 
-def reserve(store: Store, job: str, gpu_hours: float, now: datetime = NOW) -> budgets.Standing | None:
+def reserve(store: Store, job: str, gpu_hours: float, now: datetime = NOW) -> budgets.BudgetStanding | None:
     return budgets.reserve(store, "blue", job, estimated(gpu_hours), PRICES, now, is_open=always)
 
 

@@ -1,4 +1,4 @@
-"""A day's objects of a team become one, whoever sums them up, however often, and whatever is interrupted."""
+"""A day's objects of a team become one, whichever process sums them up, however often, and whatever is interrupted."""
 
 from __future__ import annotations
 

@@ -170,4 +170,4 @@ def test_the_breaker_opens_for_longer_and_longer() -> None:
     waits_s = [(one.until - NOW).total_seconds() for one in opened if one is not None]
     assert waits_s[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
     assert waits_s[-1] == max(waits_s) == LONGEST_S
-    assert breaker.Breaker.model_validate(opened[0]) == opened[0]
+    assert breaker.OpenBreaker.model_validate(opened[0]) == opened[0]

@@ -16,7 +16,7 @@ FIRST_S = 60.0
 LONGEST_S = 3600.0
 
 
-class Breaker(BaseModel, frozen=True):
+class OpenBreaker(BaseModel, frozen=True):
     """An open breaker, part of its endpoint's record."""
 
     failures: int
@@ -27,9 +27,9 @@ class Breaker(BaseModel, frozen=True):
     """The last failure: the HTTP status, or the class of the error."""
 
 
-def after_failure(failures: int, why: str, now: datetime) -> Breaker | None:
+def after_failure(failures: int, why: str, now: datetime) -> OpenBreaker | None:
     """The breaker after so many failures in a row. None: it stays closed."""
     if failures < FAILURES:
         return None
     open_s = min(LONGEST_S, FIRST_S * 2.0 ** min(failures - FAILURES, 20))
-    return Breaker(failures=failures, until=now + timedelta(seconds=open_s), why=why)
+    return OpenBreaker(failures=failures, until=now + timedelta(seconds=open_s), why=why)

@@ -22,7 +22,7 @@ from ray_jobs.spec import NAME_RULE, Name, is_name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
 from ray_jobs.tenancy.webhooks import targets
-from ray_jobs.tenancy.webhooks.breaker import Breaker
+from ray_jobs.tenancy.webhooks.breaker import OpenBreaker
 from ray_jobs.tenancy.webhooks.targets import Policy
 
 EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
@@ -46,7 +46,7 @@ class Endpoint(BaseModel, frozen=True):
     disabled_at: AwareDatetime | None = None
     """Time at which it was disabled. None: enabled."""
     disabled_why: str | None = None
-    breaker: Breaker | None = None
+    breaker: OpenBreaker | None = None
     """None: closed. Its receiver gets requests."""
 
     def public(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def disable(store: Store, endpoint: Endpoint, why: str) -> None:
     _change(store, endpoint, lambda old: old if old.disabled_at is not None else old.model_copy(update=off))
 
 
-def set_breaker(store: Store, endpoint: Endpoint, breaker: Breaker | None) -> None:
+def set_breaker(store: Store, endpoint: Endpoint, breaker: OpenBreaker | None) -> None:
     """Record that the endpoint's breaker is open, or closed (None); as `disable`."""
     _change(store, endpoint, lambda old: old.model_copy(update={"breaker": breaker}))
 
