@@ -181,6 +181,10 @@ class Files:
         """Delete a file: first its record, so that no file is found without its content."""
         record = _records(team).find(self.store, identifier)
         self.store.delete(_records(team).key(identifier))
+        self._delete_rest(team, identifier, record)
+
+    def _delete_rest(self, team: str, identifier: str, record: FileRecord | None) -> None:
+        """Delete what a file whose record is gone leaves: its index entries and its content."""
         if record is not None:
             _unindex(self.store, record)
         self.store.delete_tree(_folder(team, identifier))
@@ -197,7 +201,7 @@ class Files:
             with suppress(ConflictError):
                 self.store.put_json(key, document, if_absent=True)
             return users
-        self.delete(team, identifier)
+        self._delete_rest(team, identifier, FileRecord.model_validate(document))
         return []
 
     def sweep(self, now_s: float, in_use: Callable[[str, str], bool] = lambda team, identifier: False) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -42,6 +43,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self.objects: dict[str, str] = {}
         self.unreadable = UnreadableRecords()
+
+    def now_s(self) -> float:
+        return time.time()
 
     def put_json(self, key: str, document: Any, *, if_absent: bool = False) -> None:
         if if_absent and key in self.objects:

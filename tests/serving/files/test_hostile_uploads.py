@@ -43,8 +43,8 @@ class Endpoint:
     """Resident memory after warm-up uploads."""
 
     def objects(self) -> dict[str, str]:
-        """Key → etag of all objects except usage counts."""
-        return {info.key: info.etag for info in self.store.list() if not info.key.startswith("usage/")}
+        """Key → etag of all objects except usage counts and the audit log."""
+        return {info.key: info.etag for info in self.store.list() if not info.key.startswith(("usage/", "audit/"))}
 
     def post(self, body: bytes, content_type: str = f"multipart/form-data; boundary={BOUNDARY}") -> httpx.Response:
         return self.client.post("/v1/files", content=body, headers={"Content-Type": content_type})
@@ -57,8 +57,9 @@ def endpoint(store_server: StoreServer, module_store: Workspace) -> Iterator[End
         api_process(store_server.environment(store.uri()), max_file_bytes=MAX_BYTES) as process,
         httpx.Client(base_url=process.url, headers=HEADERS, timeout=120) as client,
     ):
-        for content in (rows(), b"{}\n"):
-            client.post("/v1/files", files={"file": ("x.jsonl", content)}, data={"purpose": "fine-tune"})
+        for content in (b"{}\n", rows()):
+            warm = client.post("/v1/files", files={"file": ("x.jsonl", content)}, data={"purpose": "fine-tune"})
+        client.delete(f"/v1/files/{warm.json()['id']}").raise_for_status()  # writes what is written once
         process.reset_peak()
         yield Endpoint(process, store, client, process.resident_bytes())
 

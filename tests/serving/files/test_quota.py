@@ -53,7 +53,7 @@ def test_files_and_bytes_have_limits_by_team(store: Workspace, path: Path) -> No
     files = files_with(store, files=2, teams={"large": {"files": 3}, "small": {"file_bytes": len(ROWS)}})
     first = put(files, path)
     put(files, path)
-    assert "team blue has 2 files, and may have 2" in refused("files_exceeded", put, files, path).message
+    assert f"team {TEAM} has 2 files, and may have 2" in refused("files_exceeded", put, files, path).message
     files.delete(TEAM, first.id)
     put(files, path)
     for _ in range(3):
@@ -123,7 +123,7 @@ def test_the_open_jobs_of_a_team_have_a_limit_over_all_its_keys(store: Workspace
 
     first = create("one")
     create("two")
-    assert "team blue has 2 open jobs, which is its limit" in refused("open_jobs_exceeded", create, "three").message
+    assert f"team {TEAM} has 2 open jobs, which is its limit" in refused("open_jobs_exceeded", create, "three").message
     refused("open_jobs_exceeded", create, "four", 1)
     tuning.cancel(TEAM, first)
     clock_s[0] += 5
