@@ -117,7 +117,7 @@ def test_a_superseded_runner_saves_nothing(
     runner = start()
     jobs.start_attempt(store, spec)
     runner.send_signal(signal.SIGTERM)
-    assert runner.wait(10) == ENDED_AFTER_SAVING
+    assert runner.wait(60) == ENDED_AFTER_SAVING
     assert checkpoint_request.current(store, spec.job_id) is None
     record = jobs.load(store, spec.job_id)
     assert (record.attempt, record.status) == (2, "running")

@@ -23,7 +23,7 @@ from ray_jobs.cluster.settings import parse
 from ray_jobs.errors import ClusterError, JobError
 from ray_jobs.jobs import Job, Launched
 from ray_jobs.launch.kubernetes import KubernetesLauncher
-from ray_jobs.spec import DEFAULT_TEAM, JobSpec
+from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Store, Workspace
 from serving.files.stored_files import Files
 from serving.fine_tuning import records
@@ -282,7 +282,7 @@ class World:
 
 def run(store_server: StoreServer, act: Callable[[World], None], lingers: bool = False) -> None:
     store = Workspace(
-        Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent")), DEFAULT_TEAM
+        Store(f"s3://kitae/{uuid.uuid4().hex}", store_server.settings(), cache=Path("/nonexistent")), TEAM
     )
     with fake_kubernetes(watch_ends_when_idle=True) as server:
         world = World(server, store)
