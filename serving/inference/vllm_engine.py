@@ -1,14 +1,16 @@
 """Overrides of ray.serve.llm. Imports vllm: only an engine's replica loads this module.
 
-`Server` sends no usage reports. `KeepLocal` skips the download of weights. `AdapterLoader` fetches verified adapters
+`Server` sends no usage reports and loads each adapter once. `KeepLocal` skips the download of weights. `AdapterLoader` fetches verified adapters
 from the store. `SingleProcessEngine` runs a CPU engine's scheduler and worker in one process.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any
 
+from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.llm._internal.common.models import global_id_manager
 from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
@@ -17,17 +19,29 @@ from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
 
 from ray_jobs import registry
+from ray_jobs.errors import MachineError
 from ray_jobs.registry.files import fetch_checked
 from ray_jobs.registry.model import key_of
 from ray_jobs.storage import Store
 
 
 class Server(LLMServer):
-    """Starts only the engine: Ray's server also starts a process of 400 MiB that reports usage."""
+    """Starts only the engine, since Ray's server also starts a process of 400 MiB that reports usage, and loads each
+    adapter once: without a lock, two first requests both load it, and vLLM refuses the second."""
 
     async def _start_engine(self) -> None:
         assert self.engine is not None
         await self.engine.start()  # type: ignore[no-untyped-call]  # Ray's is not annotated
+        self._adapter_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        """Load the request's adapter. Raises StoreError, or MachineError: the caller is never at fault."""
+        adapter = serve.get_multiplexed_model_id()
+        async with self._adapter_locks[adapter]:
+            try:
+                await super()._maybe_resolve_lora_from_multiplex()
+            except ValueError as error:
+                raise MachineError(f"the engine cannot load the adapter {adapter}: {error}") from error
 
 
 class KeepLocal(CallbackBase):

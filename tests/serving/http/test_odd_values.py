@@ -275,10 +275,11 @@ def test_many_errors_get_a_short_and_fast_response(world: World) -> None:
     ):
         body = bodies(world)["/v1/fine_tuning/jobs"]
         text = value if value == many else json.dumps({**json.loads(value), **body})
+        began_s = time.process_time()  # the server runs in this process; a busy machine does not count
         answer = world.ask("POST", "/v1/fine_tuning/jobs", text)
         assert check_error(answer).status == 400
         assert len(answer.content) < 100_000
-        assert answer.elapsed.total_seconds() < 5
+        assert time.process_time() - began_s < 5
 
 
 def test_any_suffix_makes_a_usable_model_name(world: World) -> None:
