@@ -1,6 +1,7 @@
 """Benchmarks on this machine: `make bench`, or
 
-    python -m benchmarks [overhead] [trainer] [costs] [search] [lora_search] [sharing] [endpoint] [fairness] [--quick]
+    python -m benchmarks [overhead] [trainer] [costs] [search] [lora_search] [sharing] [endpoint] [fairness]
+                         [request_checks] [--quick]
 
 Each benchmark is a module with `run`, which measures, and `describe`, which renders the results. The results go to
 results/{name}.json, and the tables of all results to README.md.
@@ -19,7 +20,18 @@ from typing import Any
 
 import click
 
-from benchmarks import costs, endpoint, fairness, lora_search, overhead, report, search, sharing, trainer
+from benchmarks import (
+    costs,
+    endpoint,
+    fairness,
+    lora_search,
+    overhead,
+    report,
+    request_checks,
+    search,
+    sharing,
+    trainer,
+)
 from benchmarks.workbench import open_workbench
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.errors import KitaeError
@@ -34,6 +46,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "sharing": sharing,
     "endpoint": endpoint,
     "fairness": fairness,
+    "request_checks": request_checks,
 }
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"

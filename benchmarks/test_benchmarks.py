@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import costs, endpoint, lora_search, overhead, report, search, search_costs, sharing, trainer
+from benchmarks import (
+    costs,
+    endpoint,
+    lora_search,
+    overhead,
+    report,
+    request_checks,
+    search,
+    search_costs,
+    sharing,
+    trainer,
+)
 from benchmarks.figures import Pairs, interval, largest_gap, number, quantile, table, verdict, within
 from benchmarks.load import Answer, Kind, prompt_ids, tokens_per_s
 from benchmarks.service import server_flags, write_adapter
@@ -304,3 +315,10 @@ def test_an_adapter_fits_its_base(tmp_path: Path) -> None:
     assert weights[f"{prefix}.self_attn.k_proj.lora_B.weight"].shape == (2, 16)
     assert weights[f"{prefix}.mlp.down_proj.lora_A.weight"].shape == (16, 8)
     assert all(np.any(tensor) for tensor in weights.values())
+
+
+def test_the_checks_of_a_request_add_the_median_of_their_pairs() -> None:
+    seconds = {"a kind": {"checked": [0.003, 0.002, 0.009], "unchecked": [0.001, 0.001, 0.001]}}
+    text = request_checks.describe({"fastapi": "1", "seconds": seconds})
+    assert "| a kind | 3.00 : 1.00 ms | **2.00 ms** |" in text
+    assert text.endswith("Most added: goal ≤ 1 ms: not reached.")
