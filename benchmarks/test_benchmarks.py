@@ -12,6 +12,7 @@ import pytest
 from benchmarks import (
     costs,
     endpoint,
+    fairness,
     lora_search,
     overhead,
     report,
@@ -315,6 +316,21 @@ def test_an_adapter_fits_its_base(tmp_path: Path) -> None:
     assert weights[f"{prefix}.self_attn.k_proj.lora_B.weight"].shape == (2, 16)
     assert weights[f"{prefix}.mlp.down_proj.lora_A.weight"].shape == (16, 8)
     assert all(np.any(tensor) for tensor in weights.values())
+
+
+def test_fairness_compares_the_quiet_team_alone_and_beside_the_other() -> None:
+    round_ = {
+        "alone": {"first_s": [0.5, 0.5], "tokens_per_s": 40.0},
+        "beside": {"first_s": [1.0, 3.0], "tokens_per_s": 10.0},
+        "greedy": {"200": 3, "429": 9},
+    }
+    attack = {"answers": {"400 unknown_field": 7}, "slowest_s": 6.0, "alone_s": [0.2], "beside_s": [0.3, 2.0]}
+    text = fairness.describe({"vllm": "1", "rounds": [round_], "attack": attack | {"after_s": 0.2}})
+    assert "| 1 | 0.50 : 2.90 s | 40.0 : 10.0 | 25% | 3 × 200, 9 × 429 |" in text
+    assert "median **2.40 s**, goal ≤ 2 s: not reached. Kept of the tokens a second: median **25%**" in text
+    assert "**7 malformed and hostile requests**, 8 at once: 7 × 400 unknown_field." in text
+    assert "6.0 s (goal ≤ 5 s: not reached)" in text
+    assert "2.00 s at most (0.20 s alone; goal ≤ 3 s: reached)" in text
 
 
 def test_the_checks_of_a_request_add_the_median_of_their_pairs() -> None:
