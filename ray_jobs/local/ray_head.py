@@ -73,6 +73,7 @@ def head_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # `ray job stop` waits this long, in which a training writes a checkpoint (`ray_jobs.jobs.sigterm`).
         "RAY_JOB_STOP_WAIT_TIME_S": "100",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.serve_proxy:header_deadline",
         # `python` and `ray` in a job are those of this environment.
         "PATH": os.pathsep.join([binaries, *filter(None, [environment.get("PATH", "")])]),
         # Ray's workers rename themselves; this keeps their environment readable, by which they are found.

@@ -3,8 +3,6 @@
 A proxy queues requests until a replica of the ingress exists, which takes minutes when a node is lost. This middleware
 of the proxy asks for /healthz while there are requests; once that is not answered, waiting and new requests get 503
 with `Retry-After`. Does not know Serve: `app` is whatever is behind it.
-
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.http.proxy_health:middlewares
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.errors import ApiError
@@ -28,11 +25,6 @@ LOST_AFTER_S = 30.0
 IDLE_S = 60.0
 """Without a request for so long the questions end, until the next one."""
 RETRY_AFTER_S = 5
-
-
-def middlewares() -> list[Middleware]:
-    """What Serve's proxy calls."""
-    return [Middleware(ProxyHealth)]
 
 
 def unavailable() -> ApiError:

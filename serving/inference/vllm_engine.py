@@ -1,7 +1,7 @@
 """Overrides of ray.serve.llm. Imports vllm: only an engine's replica loads this module.
 
-`Server` sends no usage reports and loads each adapter once. `KeepLocal` skips the download of weights. `AdapterLoader` fetches verified adapters
-from the store. `SingleProcessEngine` runs a CPU engine's scheduler and worker in one process.
+`Server` sends no usage reports and loads each adapter once. `KeepLocal` skips the download of weights. `AdapterLoader`
+fetches verified adapters from the store. `SingleProcessEngine` runs a CPU engine's scheduler and worker in one process.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ray_jobs.cluster import settings
 from ray_jobs.deploy import ServeSettings
 from ray_jobs.deploy.serve_api import serve_config
 from ray_jobs.launch import sidecar
-from serving.http import proxy_health
+from serving.http import serve_proxy
 from serving.settings import EndpointSettings
 from tests.charts import chart_values, helm
 from tests.charts.manifests import Object, containers, findings, pod_templates, unbounded
@@ -146,7 +146,7 @@ def test_each_ingress_process_has_a_pod_of_the_api_group() -> None:
 def test_every_proxy_refuses_requests_while_no_ingress_process_answers() -> None:
     for template in pods(helm.render("kitae", chart_values.KITAE["gpu"])).values():
         module, _, name = environment(template)["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
-        assert getattr(importlib.import_module(module), name) is proxy_health.middlewares
+        assert getattr(importlib.import_module(module), name) is serve_proxy.middlewares
 
 
 def test_pods_of_the_profiles() -> None:

@@ -46,7 +46,7 @@ KITAE_HOST: 0.0.0.0
 KITAE_PORT: "8000"
 KITAE_CLUSTER: /etc/kitae/cluster/cluster.yaml
 KITAE_KEEP_DEPLOYMENTS: "on"
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: serving.http.proxy_health:middlewares
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH: serving.http.serve_proxy:middlewares
 KITAE_INGRESS_OPTIONS: {{ include "kitae.ingressOptions" . | quote }}
 {{- if .Values.tracking.wandb }}
 KITAE_WANDB: "on"

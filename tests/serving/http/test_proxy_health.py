@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from serving.http import proxy_health
-from serving.http.proxy_health import ProxyHealth, middlewares
+from serving.http.proxy_health import ProxyHealth
 
 
 def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -129,9 +128,3 @@ async def test_an_idle_proxy_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         await asyncio.sleep(0.1)
         assert len(serve.seen) == asked
         assert (await http.get("/v1/models")).text == "ok"
-
-
-def test_serve_gets_a_list_of_starlettes_middleware() -> None:
-    (found,) = middlewares()
-    assert isinstance(found, Middleware)
-    assert isinstance(found.cls(Serve(), *found.args, **found.kwargs), ProxyHealth)
