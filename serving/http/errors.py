@@ -72,10 +72,10 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
     return ApiError(400, message, param=param, code=code)
 
 
-def queue_full(model: str) -> ApiError:
+def queue_full(model: str, retry_after_s: int = 1) -> ApiError:
     """429: the model's queue has its maximum length."""
-    message = f"the queue of {model!r} is full; try again in a moment"
-    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"})
+    message = f"the queue of {model!r} is full; try again in {retry_after_s} s"
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(retry_after_s)})
 
 
 def not_ready(model: str) -> ApiError:

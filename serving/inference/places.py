@@ -2,7 +2,8 @@
 
 Owns who is sent to an engine next. One team may hold as many requests and answers as the engine's record names; an
 engine has a quarter more for the others, so that a team that sends all it can delays no other's first request. Among
-waiting teams the one that holds the fewest answers is next; within a team, the oldest request. Does not call engines
+waiting teams the one that holds the fewest answers is next; within a team, the oldest request. A refused request is
+given a time by which its team's waiting and earlier refused ones are likely to be answered. Does not call engines
 (`backends`).
 
     places = EnginePlaces()
@@ -13,8 +14,10 @@ waiting teams the one that holds the fewest answers is next; within a team, the 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncIterator
+import math
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,6 +28,11 @@ from serving.inference.backends import Route
 
 _LEAST_ANSWERS = 16
 """Answers that one team may hold at any engine: the most choices of one request."""
+_RECENT = 64
+_RECENT_S = 60.0
+"""A team's speed is that of its last so many requests, of so many seconds."""
+MAX_RETRY_AFTER_S = 60
+"""OpenAI's clients wait no longer."""
 
 
 def with_reserve(count: int) -> int:
@@ -44,10 +52,30 @@ class _WaitingRequest:
 
 
 @dataclass
+class _Speed:
+    """How fast a team's requests end, and until when its places are promised."""
+
+    ended_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    promised_s: float = 0.0
+
+    def retry_after_s(self, waiting: int, now_s: float) -> int:
+        """Seconds after which one more refused request is likely to find a place, after those refused before it."""
+        recent = [at for at in self.ended_s if now_s - at <= _RECENT_S]
+        if len(recent) < 2 or recent[0] == now_s:
+            return 1
+        each_s = (now_s - recent[0]) / len(recent)
+        self.promised_s = max(now_s + waiting * each_s, self.promised_s + each_s)
+        self.promised_s = min(self.promised_s, now_s + MAX_RETRY_AFTER_S)
+        return max(1, math.ceil(self.promised_s - now_s))
+
+
+@dataclass
 class _Engine:
     """Held and waited for places of one engine."""
 
     serving: ServingSection
+    now: Callable[[], float]
+    speeds: defaultdict[str, _Speed] = field(default_factory=lambda: defaultdict(_Speed))
     requests: Counter[str] = field(default_factory=Counter)
     """Team → requests that it holds."""
     answers: Counter[str] = field(default_factory=Counter)
@@ -78,7 +106,11 @@ class _Engine:
         waiting = sum(map(len, self.waiting.values()))
         return len(self.waiting.get(team, ())) >= most or waiting >= with_reserve(most)
 
+    def retry_after_s(self, team: str) -> int:
+        return self.speeds[team].retry_after_s(len(self.waiting.get(team, ())), self.now())
+
     def release(self, team: str, answers: int) -> None:
+        self.speeds[team].ended_s.append(self.now())
         self.requests[team] -= 1
         self.answers[team] -= answers
         if not self.requests[team]:
@@ -98,8 +130,9 @@ class _Engine:
 class EnginePlaces:
     """The places of one process. Bound to one event loop. With several processes each shares its own requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._engines: dict[str, _Engine] = {}
+        self._now = now
 
     @asynccontextmanager
     async def place(
@@ -113,7 +146,7 @@ class EnginePlaces:
                 f"the request asks for {answers} answers; {route.public_name!r} takes {most} at once: send several"
             )
             raise bad_request(message, param=param)
-        engine = self._engines.setdefault(route.application, _Engine(route.serving))
+        engine = self._engines.setdefault(route.application, _Engine(route.serving, self._now))
         engine.serving = route.serving  # may have changed
         await _turn(engine, route, team, answers)
         try:
@@ -131,7 +164,7 @@ async def _turn(engine: _Engine, route: Route, team: str, answers: int) -> None:
     engine.admit()
     if full and not request.admitted.done():
         engine.drop(team, request)
-        raise queue_full(route.public_name)
+        raise queue_full(route.public_name, engine.retry_after_s(team))
     try:
         await request.admitted
     except asyncio.CancelledError:

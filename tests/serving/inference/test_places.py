@@ -20,7 +20,8 @@ class Requests:
     """Requests that hold their places until they are ended."""
 
     def __init__(self, route: Route = ROUTE) -> None:
-        self.places = EnginePlaces()
+        self.now_s = 1000.0
+        self.places = EnginePlaces(lambda: self.now_s)
         self.route = route
         self.running: list[str] = []
         self.refused: list[ApiError] = []
@@ -113,3 +114,36 @@ async def test_a_client_that_goes_away_frees_its_place() -> None:
     for name in ("a1", "a2", "a3", "a5"):
         await requests.cancel(name)
     assert requests.places._engines == {}
+
+
+async def test_a_refused_request_has_the_time_of_those_before_it() -> None:
+    requests = Requests()
+    for i in range(9):
+        await requests.start(f"a{i}")
+    assert [error.headers["Retry-After"] for error in requests.refused] == ["1"], "nothing has ended yet"
+    for i in range(4):  # one every 2 s
+        requests.now_s += 2.0
+        await requests.end(f"a{i}")
+        await requests.start(f"a{10 + i}")
+    for i in range(3):
+        await requests.start(f"a{20 + i}")
+    # Four requests in the 6 s since the first one ended, so 1.5 s each; four wait.
+    assert [error.headers["Retry-After"] for error in requests.refused[1:]] == ["6", "8", "9"]
+    requests.now_s += 9.0
+    await requests.start("a30")
+    assert requests.refused[-1].headers["Retry-After"] == "15", "slower of late"
+    await requests.start("b1")
+    assert "b1" in requests.running
+
+
+async def test_no_one_is_sent_away_for_more_than_a_minute() -> None:
+    requests = Requests()
+    for i in range(8):
+        await requests.start(f"a{i}")
+    for i in range(3):
+        requests.now_s += 30.0
+        await requests.end(f"a{i}")
+        await requests.start(f"a{10 + i}")
+    for i in range(5):
+        await requests.start(f"a{20 + i}")
+    assert {error.headers["Retry-After"] for error in requests.refused} == {"60"}
