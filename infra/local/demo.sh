@@ -54,12 +54,17 @@ holding() {
 
 say 'copying model and rows into the store'
 forward kitae-store seaweedfs 8333
-export KITAE_STORE=s3://kitae AWS_ENDPOINT_URL=http://127.0.0.1:$port
+export KITAE_STORE=$store_uri AWS_ENDPOINT_URL=http://127.0.0.1:$port
 AWS_ACCESS_KEY_ID=$(secret kitae-store seaweedfs AWS_ACCESS_KEY_ID)
 AWS_SECRET_ACCESS_KEY=$(secret kitae-store seaweedfs AWS_SECRET_ACCESS_KEY)
 export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY
 "$python" infra/object-store/check.py
 "$python" -m examples.assets chat
+
+say 'what a team may not write in SeaweedFS: the base in the catalogue, and the owners of names'
+# The engine of the base, which both teams share, is as small as their jobs.
+"$python" -m ray_jobs bases add .kitae/assets/smollm2-135m-instruct --max-model-len 1024
+for team in "${teams[@]}"; do "$python" -m ray_jobs models claim "faq-$team" --team "$team"; done
 
 say 'submitting a job for each team'
 for team in "${teams[@]}"; do

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # each script uses some of the variables
-# Settings of up.sh, demo.sh and down.sh, from the environment, and their checks. Sourced, not run.
+# Settings of up.sh, demo.sh, tries.sh and down.sh, from the environment, and their checks. Sourced, not run.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
@@ -25,6 +25,10 @@ patience_s=${KITAE_LOCAL_PATIENCE_S:-1200}
 kuberay_version=1.7.0
 kueue_version=0.19.2
 teams=(blue green)
+# `pretend` has the fake GPUs.
+store_teams=("${teams[@]}" pretend)
+# As in values.yaml and job-values.yaml.
+store_uri=s3://kitae
 # Directory for kind's kubeconfig and temporary files.
 state=${KITAE_LOCAL_STATE:-$root/.kitae/cluster}
 
@@ -96,4 +100,27 @@ random() {
 # secret NAMESPACE NAME KEY: print the value of a Secret's key.
 secret() {
   kubectl -n "$1" get secret "$2" -o "jsonpath={.data.$3}" | base64 -d
+}
+
+# Arguments: the store's URI, a script and its arguments. Stdin: key id, key, and an archive with the script.
+# shellcheck disable=SC2016  # expanded in the pod
+in_store_pod='
+read -r AWS_ACCESS_KEY_ID && read -r AWS_SECRET_ACCESS_KEY && place=$(mktemp -d) && tar -xf - -C "$place" || exit
+export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY KITAE_STORE="$1" AWS_ENDPOINT_URL=http://127.0.0.1:8333
+script=$place/$2
+shift 2
+python "$script" "$@"
+status=$?
+rm -rf "$place"
+exit $status'
+
+# in_store NAMESPACE SECRET SCRIPT [ARGUMENT…]: run a script of infra/object-store in the store's pod, which has Kitae's
+# image, with the credentials of a Secret. They go through stdin: other users of this machine can read command lines.
+in_store() {
+  local id key
+  id=$(secret "$1" "$2" AWS_ACCESS_KEY_ID)
+  key=$(secret "$1" "$2" AWS_SECRET_ACCESS_KEY)
+  shift 2
+  { printf '%s\n%s\n' "$id" "$key" && tar -cf - -C "$root/infra/object-store" .; } |
+    kubectl -n kitae-store exec -i deploy/seaweedfs -- sh -c "$in_store_pod" sh "$store_uri" "$@"
 }

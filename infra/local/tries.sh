@@ -85,6 +85,15 @@ for component in head api inference; do
   fi
 done
 
+say 'the store'
+for team in "${teams[@]}"; do
+  if said=$(in_store "kitae-$team" kitae-store check.py --team "$team" 2>&1); then
+    report right "the store's credentials of team $team reach what its jobs need and no more"
+  else
+    report wrong "the store's credentials of team $team: $said"
+  fi
+done
+
 say 'accidents'
 kubectl -n kitae port-forward svc/kitae-serve-svc 18000:8000 >"$state/tries-forward" 2>&1 &
 forward_pid=$!

@@ -67,19 +67,53 @@ keep_secret() {
     printf '%s\n' "$@" | kubectl -n "$namespace" create secret generic "$name" --from-env-file=/dev/stdin
 }
 
+# set_secret NAMESPACE NAME OPTION: create the Secret from stdin, or make it equal to it.
+set_secret() {
+  kubectl -n "$1" create secret generic "$2" "$3" --dry-run=client -o yaml |
+    kubectl apply --server-side --force-conflicts -f -
+}
+
+# identities: the teams' identities in SeaweedFS, without a right: a team has those of the bucket's policy. The operator's
+# identity comes from the environment of SeaweedFS, and has all rights.
+identities() {
+  local team id key entries=()
+  for team in "${store_teams[@]}"; do
+    id=$(secret kitae-store "team-$team" AWS_ACCESS_KEY_ID)
+    key=$(secret kitae-store "team-$team" AWS_SECRET_ACCESS_KEY)
+    [[ -n $id && -n $key ]] || complain "Secret team-$team in namespace kitae-store has no key: delete it and run this script again"
+    entries+=("{\"name\": \"$team\", \"credentials\": [{\"accessKey\": \"$id\", \"secretKey\": \"$key\"}], \"actions\": []}")
+  done
+  local IFS=,
+  printf '{"identities": [%s]}\n' "${entries[*]}"
+}
+
 store() {
+  local team version
   say 'the store (SeaweedFS, one pod)'
   namespace kitae-store
   keep_secret kitae-store seaweedfs AWS_ACCESS_KEY_ID=kitae "AWS_SECRET_ACCESS_KEY=$(random 24)" \
     "WEED_JWT_SIGNING_KEY=$(random 32)" "WEED_JWT_FILER_SIGNING_KEY=$(random 32)"
-  sed "s|registry.example/kitae:0.2.0-cpu|$image|" infra/object-store/seaweedfs.yaml | kubectl apply -f -
+  for team in "${store_teams[@]}"; do
+    keep_secret kitae-store "team-$team" "AWS_ACCESS_KEY_ID=$team" "AWS_SECRET_ACCESS_KEY=$(random 24)"
+  done
+  identities | set_secret kitae-store seaweedfs-identities --from-file=s3.json=/dev/stdin
+  # Another version of the Secret restarts SeaweedFS, which reads it at its start.
+  version=$(kubectl -n kitae-store get secret seaweedfs-identities -o 'jsonpath={.metadata.resourceVersion}')
+  sed "s|registry.example/kitae:0.2.0-cpu|$image|; s|kitae.dev/identities: .*|kitae.dev/identities: \"$version\"|" \
+    infra/object-store/seaweedfs.yaml | kubectl apply -f -
   kubectl -n kitae-store rollout status deployment/seaweedfs --timeout "${patience_s}s"
+  say 'the rights of the teams in the store'
+  in_store kitae-store seaweedfs policies.py "${store_teams[@]}" \
+    --principal 'arn:aws:iam::000000000000:user/{team}' --apply
 }
 
-# store_secret NAMESPACE: create the Secret with the store's credentials.
+# store_secret NAMESPACE SOURCE: give a namespace the credentials of a Secret in kitae-store.
 store_secret() {
-  keep_secret "$1" kitae-store "AWS_ACCESS_KEY_ID=$(secret kitae-store seaweedfs AWS_ACCESS_KEY_ID)" \
-    "AWS_SECRET_ACCESS_KEY=$(secret kitae-store seaweedfs AWS_SECRET_ACCESS_KEY)"
+  local id key
+  id=$(secret kitae-store "$2" AWS_ACCESS_KEY_ID)
+  key=$(secret kitae-store "$2" AWS_SECRET_ACCESS_KEY)
+  printf 'AWS_ACCESS_KEY_ID=%s\nAWS_SECRET_ACCESS_KEY=%s\n' "$id" "$key" |
+    set_secret "$1" kitae-store --from-env-file=/dev/stdin
 }
 
 endpoint() {
@@ -92,12 +126,13 @@ endpoint() {
   if [[ -n $more_values ]]; then values+=(-f "$more_values"); fi
   namespace kitae
   keep_secret kitae kitae-api-key "KITAE_API_KEY=$(random 32)"
-  store_secret kitae
+  store_secret kitae seaweedfs
   # KubeRay owns fields of the RayService that it has written, and Helm 4 refuses to change another's (docs/upgrade.md).
   if [[ $(helm version --template '{{.Version}}') == v4* ]]; then conflicts=(--force-conflicts); fi
   helm upgrade --install kitae charts/kitae -n kitae "${values[@]}" "${conflicts[@]}" \
     --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}"
-  for team in "${teams[@]}"; do store_secret "kitae-$team"; done
+  for team in "${teams[@]}"; do store_secret "kitae-$team" "team-$team"; done
+  if ((fake_gpus > 0)); then store_secret kitae-pretend team-pretend; fi
   say "waiting for the endpoint, at most $patience_s s"
   kubectl -n kitae wait rayservice/kitae --for=condition=Ready --timeout "${patience_s}s" || {
     kubectl -n kitae get rayservices,rayclusters,pods >&2

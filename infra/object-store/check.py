@@ -5,8 +5,9 @@
     kubectl -n kitae exec -i POD -c ray -- python - < infra/object-store/check.py
 
 Owns the output. The features are checked by `ray_jobs.storage.probe`, on the store itself, under `.probe/`. KITAE_STORE
-and the AWS_ variables name the store. With `--team` the credentials are the team's, and the check reads keys that they
-must not reach, by names that do not exist.
+and the AWS_ variables name the store. With `--team` the credentials are the team's, and the check tries to read and to
+write both what its jobs need and what they must not reach. The names do not exist, and nothing is written: each write
+has a wrong checksum.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ray_jobs.errors import KitaeError, ObjectNotFound, StoreAccessDenied
+from ray_jobs.errors import KitaeError
 from ray_jobs.storage import Store
+from ray_jobs.storage.access import may_read, may_write
 from ray_jobs.storage.workspace import TEAM_KINDS
 
 FORBIDDEN = (
@@ -37,36 +39,39 @@ FORBIDDEN = (
 """Prefixes for the endpoint and the operator's command line only."""
 
 
-def reached(store: Store, team: str) -> list[str]:
-    """One finding for each prefix that the credentials can read and should not."""
-    found = []
-    others = [f"{kind}/not-{team}/" for kind in ("files", *TEAM_KINDS)]
-    for prefix in (*FORBIDDEN, *others):
-        try:
-            store.get(f"{prefix}none")
-        except StoreAccessDenied:
-            continue
-        except ObjectNotFound:
-            found.append(
-                f"{store.uri(prefix)} can be read: leave it out of the policy (infra/object-store/policy-team.json)"
-            )
+SHARED = ("catalogue/", "catalogue-bases/", "owners/", "files/bases/", "files/data/")
+"""Prefixes that every team reads. In `owners/` it may create, and the tried write would also replace."""
+
+
+def differences(store: Store, team: str) -> list[str]:
+    """One finding for each key and action that the credentials are allowed and should not be, or the reverse."""
+    own = [f"{kind}/{team}/none" for kind in TEAM_KINDS]
+    readable = ["layout.json", *(f"{prefix}none" for prefix in (*SHARED, f"files/{team}/"))]
+    hidden = [f"{prefix}none" for prefix in FORBIDDEN]
+    hidden += [f"{kind}/not-{team}/none" for kind in ("files", *TEAM_KINDS)]
+    found = [f"{store.uri(key)} can be read" for key in hidden if may_read(store, key)]
+    found += [f"{store.uri(key)} can be written" for key in (*hidden, *readable) if may_write(store, key)]
+    found += [f"{store.uri(key)} cannot be read" for key in (*own, *readable) if not may_read(store, key)]
+    found += [f"{store.uri(key)} cannot be written" for key in own if not may_write(store, key)]
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check every feature of the store that Kitae needs.")
-    parser.add_argument("--team", help="team that the credentials belong to; also checks that they reach no more")
+    parser.add_argument("--team", help="team that the credentials belong to; also checks what they reach")
     team = parser.parse_args().team
     try:
         store = Store.from_env()
-        findings = reached(store, team) if team else []
+        findings = differences(store, team) if team else []
     except KitaeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     for finding in findings:
         print(f"wrong: {finding}")
-    if not findings:
-        scope = f", and team {team}'s credentials reach no more than they may" if team else ""
+    if findings:
+        print("correct the policy: infra/object-store/policies.py")
+    else:
+        scope = f", and team {team}'s credentials reach what its jobs need and no more" if team else ""
         print(f"{store.uri()} has all features that Kitae needs{scope}")
     return 1 if findings else 0
 

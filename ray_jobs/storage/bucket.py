@@ -18,14 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ray_jobs.errors import (
-    CorruptObject,
-    ObjectNotFound,
-    StoreAccessDenied,
-    StoreError,
-    StoreLacks,
-    StoreUnreachable,
-)
+from ray_jobs.errors import CorruptObject, ObjectNotFound, StoreAccessDenied, StoreError, StoreLacks, StoreUnreachable
 from ray_jobs.storage.breaker import Breaker
 from ray_jobs.storage.clock import StoreClock
 from ray_jobs.storage.faults import RETRIED, FaultKind, as_error, classify
@@ -271,6 +264,13 @@ class Bucket:
         except StoreError as error:
             if "BucketAlreadyOwnedByYou" not in error.message:  # another process created it
                 raise
+
+    def set_policy(self, document: str) -> None:
+        """Replace the bucket's policy."""
+        self._try(
+            f"set the policy of {self.name}",
+            lambda: self._client().put_bucket_policy(Bucket=self.name, Policy=document),
+        )
 
     # ---- retries --------------------------------------------------------------------------------------------------
 

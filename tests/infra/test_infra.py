@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -219,11 +220,10 @@ def test_a_teams_policy_allows_only_what_its_jobs_need() -> None:
     assert [each["Condition"] for each in claims] == [{"Null": {"s3:if-none-match": "false"}}], "written once"
     assert found["DeleteObject"] == {"jobs", ".probe"}
     assert found["GetObject"] <= known
-    checked = (
-        (INFRA / "object-store/check.py").read_text(encoding="utf-8").partition("FORBIDDEN = (")[2].partition(")")[0]
-    )
-    forbidden = set(re.findall(r'"([a-z-]+)/"', checked))
-    assert forbidden == known - found["GetObject"]
+    checked = runpy.run_path(str(INFRA / "object-store/check.py"))
+    assert {prefix.rstrip("/") for prefix in checked["FORBIDDEN"]} == known - found["GetObject"]
+    shared = {place.split("PREFIX/")[1] for place in places if not place.endswith("TEAM/*") and ".probe" not in place}
+    assert {f"{prefix}*" for prefix in checked["SHARED"]} | {"layout.json"} == shared
     assert resources("endpoint")["DeleteObject"] == {"*"}
 
 
@@ -248,6 +248,23 @@ def test_the_store_in_the_cluster_is_restricted_and_has_the_address_of_the_value
     assert place["namespaceLabels"] == {"kubernetes.io/metadata.name": namespace}
     assert place["podLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     assert place["ports"] == [port]
+    settings = (INFRA / "local/settings.sh").read_text(encoding="utf-8")
+    assert f"\nstore_uri={values['store']['uri']}\n" in settings
+
+
+def test_the_store_in_the_cluster_reads_the_teams_identities_from_a_secret() -> None:
+    text = (INFRA / "object-store/seaweedfs.yaml").read_text(encoding="utf-8")
+    template = of(list(yaml.safe_load_all(text)), "Deployment")[0]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    (option,) = (word for word in container["args"] if word.startswith("-s3.config="))
+    (volume,) = (each for each in template["spec"]["volumes"] if "secret" in each)
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == volume["name"])
+    assert option == f"-s3.config={mount['mountPath']}/s3.json"
+    assert mount["readOnly"] is True
+    assert volume["secret"] == {"secretName": "seaweedfs-identities"}, "not optional: without it the pod does not start"
+    # up.sh changes it with the Secret, so that SeaweedFS is restarted.
+    assert list(template["metadata"]["annotations"]) == ["kitae.dev/identities"]
+    assert "kitae.dev/identities: .*|" in (INFRA / "local/up.sh").read_text(encoding="utf-8")
 
 
 def test_the_store_in_the_cluster_takes_a_base_of_540_mb() -> None:

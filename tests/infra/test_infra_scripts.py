@@ -38,7 +38,7 @@ def run(
         answer += f"exit {int(text.startswith('!'))}; fi\n"
     for number, text in enumerate(answers.values()):
         (directory / str(number)).write_text(text.removeprefix("!"), encoding="utf-8")
-    reads = 'if [[ "$line" == *stdin* || "$line" == *"-f -" ]]; then cat >/dev/null; fi\n'
+    reads = 'if [[ "$line" == *stdin* || "$line" == *"-f -" || "$line" == *"exec -i"* ]]; then cat >/dev/null; fi\n'
     for tool in ("kubectl", "helm", "kind", "docker"):
         fake = f'#!/bin/bash\nline="{tool} $*"\necho "$line" >> "{directory}/seen"\n{first}\n{reads}{answer}\nexit 0\n'
         (directory / tool).write_text(fake, encoding="utf-8")
@@ -109,7 +109,7 @@ def test_the_check_reports_every_finding(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
 
 
-UP = {"kubectl -n kitae-store get secret seaweedfs -o": "c2VjcmV0"}
+UP = {"kubectl -n kitae-store get secret (seaweedfs|team-[a-z]+) -o": "c2VjcmV0"}
 
 
 def test_up_installs_into_an_existing_cluster(tmp_path: Path) -> None:
@@ -127,7 +127,8 @@ def test_up_installs_into_an_existing_cluster(tmp_path: Path) -> None:
         assert values
         assert all(path.is_file() for path in values)
     for namespace in ("kitae", "kitae-blue", "kitae-green"):
-        assert [line for line in seen if line.startswith(f"kubectl -n {namespace} get secret kitae-store")]
+        assert [line for line in seen if line.startswith(f"kubectl -n {namespace} create secret generic kitae-store")]
+    assert not [line for line in seen if "secret=" in line or "=secret" in line], "no command line has a key"
 
 
 def test_up_creates_a_cluster_without_the_internet(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ TRIES = {
         "!queue-name must be kitae, image must be of, kitae.dev/team must be blue, create a RayJob"
     ),
     "kubectl -n kitae exec": "!",
-    "kubectl -n kitae get secret": "c2VjcmV0",
+    "kubectl -n kitae(-blue|-green|) get secret": "c2VjcmV0",
     "helm template": "queue-name: kitae",
 }
 
@@ -181,6 +182,10 @@ TRIES = {
             "refused for another reason: no such kind",
         ),
         ({"kubectl -n kitae exec": ""}, "has a Kubernetes token"),
+        (
+            {"kubectl -n kitae-store exec -i deploy/seaweedfs": "!wrong: s3://kitae/keys/none can be read"},
+            "the store's credentials of team blue: wrong: s3://kitae/keys/none can be read",
+        ),
         ({"kubectl -n kitae annotate": "!"}, "cannot be changed while Kueue is away"),
         ({"kubectl -n kitae-blue get rayjobs": "rayjob.ray.io/tried-1"}, "leaves rayjob.ray.io/tried-1"),
     ],
