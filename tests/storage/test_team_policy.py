@@ -164,6 +164,7 @@ def test_every_stage_runs_with_the_teams_credentials(
     pipeline.run(red, spec)
     assert stages.ran == ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
     assert jobs.load(operator, spec.job_id).status == "succeeded"
+    assert list(operator.list("runs")), "its heartbeat, without which its hours are not booked"
 
 
 def test_the_check_of_a_team_finds_what_its_credentials_reach(open_as: Callable[[str], Store]) -> None:
