@@ -5,6 +5,7 @@ The only I/O of this room is `read_yaml`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from ray_jobs.spec.problems import UNKNOWN, Problem, problems
 _MOST_PROBLEMS = 100
 _SECRET = ("tracking",)
 """Sections in which an address with a password may be in a wrong place."""
+_NO_SECTION = "must be an object"
 
 
 def load_spec(path: Path) -> JobSpec:
@@ -66,19 +68,41 @@ def _problems(error: ValidationError, document: Any) -> list[Problem]:
 
 
 def _text(where: str, message: str) -> str:
+    *sections, name = where.split(".")
     if message == UNKNOWN:
-        *sections, name = where.split(".")
-        message = f"{message}; {suggestion(name, _fields_at(sections))}"
+        elsewhere = [path for path in _paths(JobSpec) if path.rpartition(".")[2] == name]
+        hint = f"write {' or '.join(map(_nested, elsewhere))}" if elsewhere else suggestion(name, _fields_at(sections))
+        message = f"{message}; {hint}"
+    elif message.endswith(_NO_SECTION) and (fields := _fields_at([*sections, name])):
+        message = f"{message}, such as {_nested(f'{name}.{fields[0]}')}"
     return f"{where}: {message}" if where else message
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field below a section, such as `training.lora.rank`."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if (section := _section(field.annotation)) is not None:
+            yield from _paths(section, f"{prefix}{name}.")
+
+
+def _nested(path: str) -> str:
+    """A field in YAML: `training: {lora: {rank: …}}`."""
+    *sections, name = path.split(".")
+    return "".join(f"{section}: {{" for section in sections) + f"{name}: …" + "}" * len(sections)
 
 
 def _fields_at(location: list[str]) -> list[str]:
     model: type[BaseModel] = JobSpec
     for part in location:
-        annotation = model.model_fields[part].annotation
-        options = (annotation, *get_args(annotation))  # of an optional section
-        sections = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not sections:
+        section = _section(model.model_fields[part].annotation) if part in model.model_fields else None
+        if section is None:
             return []
-        model = sections[0]
+        model = section
     return list(model.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also an optional one."""
+    options = (annotation, *get_args(annotation))
+    return next((each for each in options if isinstance(each, type) and issubclass(each, BaseModel)), None)

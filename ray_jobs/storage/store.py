@@ -368,7 +368,8 @@ def _open(environment: Mapping[str, str]) -> Store:
     if not re.fullmatch(r"\d+(\.\d+)?", patience):
         problems.append(f"KITAE_STORE_PATIENCE_S is {patience!r}, not a number of seconds")
     if problems:
-        raise StoreError("the store is not configured (`make demo` sets up an embedded one)", details=problems)
+        fix = "run `kitae local up` here, or set these (`kitae local env` prints them in the directory of a service)"
+        raise StoreError(f"the store is not configured: {fix}", details=problems)
     settings = StoreSettings(
         endpoint_url=endpoint_url.rstrip("/"),
         region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1",

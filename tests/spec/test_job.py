@@ -218,6 +218,23 @@ def test_a_wrong_tracking_section_is_refused(tracking: dict[str, Any], message: 
     assert problem.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": 1e-4}, "learning_rate: unknown field; write training: {learning_rate: …}"),
+        ({"training.learning_rate": 1e-4}, "training.learning_rate: unknown field; write training: {learning_rate: …}"),
+        ({"rank": 8}, "rank: unknown field; write training: {lora: {rank: …}}"),
+        ({"training": {"workers": 2}}, "training.workers: unknown field; write compute: {workers: …}"),
+        ({"data": "rows.csv"}, "data: is 'rows.csv'; it must be an object, such as data: {train: …}"),
+        ({"search": {"budget": 3}}, "search.budget: is 3; it must be an object, such as budget: {hours: …}"),
+        ({"name": "鍛えモデル"}, "name: is '鍛えモデル'; it must be lower-case letters, digits, "),
+    ],
+)
+def test_a_field_in_the_wrong_place_names_the_right_one(fields: dict[str, Any], message: str) -> None:
+    (problem,) = problems(**fields)
+    assert problem.startswith(message)
+
+
 @pytest.mark.parametrize("section", [ComputeSection, ServingSection, EvaluationSection, ParitySection])
 def test_every_number_that_costs_a_machine_something_has_an_upper_bound(section: type[SpecSection]) -> None:
     for name, schema in section.model_json_schema()["properties"].items():
