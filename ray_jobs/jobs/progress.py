@@ -121,7 +121,9 @@ class StageProgress:
     def update(self, done: float, total: float, unit: str, **metrics: float | str) -> None:
         """`done` of `total` units are done; `bytes` are shown as KiB or MiB, metrics by name, `x_per_s` as a rate."""
         with self._lock:
-            now_s = self._clock()
+            now_s, last = self._clock(), self._snapshot
+            if last is not None and done < last.done and (total, unit) != (last.total, last.unit):
+                self._first = None  # the next of several parts, with a rate of its own
             first_s, first_done = self._first = self._first or (now_s, done)
             self._snapshot = ProgressState(done, total, unit, dict(metrics), now_s - first_s, first_done)
             if self._live is not None:

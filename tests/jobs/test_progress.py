@@ -74,6 +74,17 @@ def test_plain_lines_are_at_least_five_seconds_apart_besides_the_last() -> None:
     assert lines[-1].endswith("took 13s")
 
 
+def test_the_next_part_of_a_step_has_a_rate_of_its_own() -> None:
+    clock, out = Clock(), io.StringIO()
+    with StageProgress("base", out=out, clock=clock) as progress:  # a download, then an upload
+        for done, total in ((10, 513), (513, 513), (11, 517), (111, 517)):
+            progress.update(done, total, "files")
+            clock.now_s += 10
+    lines = out.getvalue().splitlines()
+    assert lines[2].endswith("11/517 files")
+    assert lines[3].endswith("left 41s")
+
+
 def test_a_step_without_updates_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with StageProgress("evaluate"):
         pass
