@@ -1,7 +1,7 @@
 """`make demo`: from rows to an answering endpoint on this machine, with progress.
 
 Owns the order of the steps and the output. It uses what a user would use: the local service, the assets,
-`ray job submit`, the registry and the official OpenAI client.
+`kitae submit`, the registry and the official OpenAI client.
 
     python -m examples.demo
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,13 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SPEC = Path("examples/faq_chat.yaml")
 SEARCH_PAGE = Path(".kitae/search.html")
 QUESTIONS = 3
-EXCLUDED = [".git/", ".venv/", ".kitae/", "**/__pycache__/", ".mypy_cache/", ".ruff_cache/", ".pytest_cache/"]
-"""Paths that Ray must not copy into the job's working directory: large ones and secrets."""
-
-RAY_CHATTER = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|SUCC|WARNING) \w+\.py:\d+ -- |Running entrypoint for job ")
-"""Ray's own log lines in the output of `ray job submit`."""
-RAY_FAILED = re.compile(r"\d{4}-\d\d-\d\d \S+\s+ERR cli\.py:\d+ -- ")
-"""The line after which `ray job submit` repeats the job's output."""
 
 
 @dataclass(frozen=True)
@@ -112,30 +105,30 @@ def main() -> None:
 
 
 def run(command: Sequence[str], failure: type[KitaeError]) -> None:
-    """Run a program and print its output without Ray's own log lines. Raises `failure` if it fails."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
+    """Run a program and print its output, indented. Raises `failure` if it fails."""
+    # An interrupt is for this process, which passes it on and reports it once.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as program:
         assert program.stdout is not None
-        hidden = False
-        for line in program.stdout:
-            hidden = hidden or RAY_FAILED.match(line) is not None
-            if not hidden and not RAY_CHATTER.match(line):
+        try:
+            for line in program.stdout:
                 print(f"   {line}", end="", flush=True)
+        except KeyboardInterrupt:
+            program.send_signal(signal.SIGINT)
+            raise
     if program.returncode != 0:
         raise failure(f"`{' '.join(command[:6])} …` ended with exit code {program.returncode}")
 
 
 def submit(spec: JobSpec) -> None:
-    """Run `ray job submit` and print the job's output. Raises TrainingError if the job fails."""
+    """Run `kitae submit` and print the job's output. Raises TrainingError if the job fails."""
     from ray_jobs import jobs
     from ray_jobs.storage import Workspace
 
-    ray = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
-    where = ["--address", os.environ["RAY_API_SERVER_ADDRESS"], "--working-dir", "."]
-    without = ["--runtime-env-json", json.dumps({"excludes": EXCLUDED})]
-    job = ["--", "python", "-m", "ray_jobs", "run", str(SPEC)]
-    print(f"   $ ray job submit --working-dir . {' '.join(job)}", flush=True)
+    print(f"   $ kitae submit {SPEC}", flush=True)
     try:
-        run([*ray, *where, *without, *job], TrainingError)
+        run([sys.executable, "-m", "ray_jobs", "submit", str(SPEC)], TrainingError)
     except KeyboardInterrupt:
         # The job runs in Ray and would continue without this process.
         jobs.request_cancel(Workspace.from_env(check=False), spec.job_id)

@@ -26,6 +26,7 @@ from ray_jobs.cli import (
     session,
     shell,
     store,
+    submit,
     tracking,
     traffic,
     usage,
@@ -60,6 +61,7 @@ def cli(debug: bool) -> None:
 for command in (
     jobs.plan,
     jobs.run,
+    submit.submit,
     jobs.resume,
     jobs.status,
     jobs.pause,

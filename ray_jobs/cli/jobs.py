@@ -45,12 +45,11 @@ def run(spec: JobSpec, launched: bool, release: int | None) -> None:
     """Run the job file SPEC, from rows to an answering endpoint.
 
     The same file is the same job: finished stages are skipped, and a job that was killed resumes. A runner of the job
-    that is still alive elsewhere stops.
+    that is still alive elsewhere is named, and stops. `kitae submit` runs the job on a Ray cluster instead.
 
     \b
-    Example, here and as a Ray job:
+    Example:
       kitae run examples/faq_chat.yaml
-      ray job submit --working-dir . -- python -m ray_jobs run examples/faq_chat.yaml
     """
     store = session.open_workspace()
     if launched and (ended := _succeeded(store, spec.job_id)):
@@ -70,7 +69,8 @@ def run(spec: JobSpec, launched: bool, release: int | None) -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Number of training workers (compute.workers).")
 @click.option("--launched", is_flag=True, hidden=True, help="Started by a launcher: a later stop is kept.")
 @click.option("--paused-at", hidden=True, help="The pause that this launch ends.")
-def resume(job: str, workers: int | None, launched: bool, paused_at: str | None) -> None:
+@click.option("--submitted", is_flag=True, hidden=True, help="Started by `kitae submit`.")
+def resume(job: str, workers: int | None, launched: bool, paused_at: str | None, submitted: bool) -> None:
     """Resume JOB where it stopped: killed, failed, paused or cancelled. Its job file is not needed.
 
     \b
@@ -87,7 +87,7 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     if launched and (ended := _succeeded(store, job)):
         click.echo(ended)
         return
-    if job.startswith(JOB_PREFIX) and not launched:
+    if job.startswith(JOB_PREFIX) and not (launched or submitted):
         if workers is not None:
             raise click.UsageError("the API decides where its jobs run: leave --workers out")
         click.echo(endpoint.resume_job(store.team, job.rpartition("-")[0]))
@@ -98,7 +98,8 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None)
     from ray_jobs import pipeline
 
     with _exit_0_on(JobError if launched else ()):
-        result = pipeline.run(store, loaded, launched=Launched(paused_at) if launched else None)
+        by = Launched(paused_at, submitted) if launched or submitted else None
+        result = pipeline.run(store, loaded, launched=by)
         click.echo(result.as_text())
 
 
@@ -320,7 +321,8 @@ def _print_job(store: Workspace, record: JobRecord) -> None:
         took_s = ((record.finished_at or now) - record.started_at).total_seconds()
         click.echo(f"  started   {_ago(record.started_at, now)}, took {duration(took_s)}")
     for stage in stages(store, record.id):
-        again = "" if stage.attempt == record.attempt else f"  (attempt {stage.attempt})"
+        before = f"attempt {stage.attempt}" if stage.attempt else "when it was submitted"
+        again = "" if stage.attempt == record.attempt else f"  ({before})"
         click.echo(f"  {stage.name:<9} {duration(stage.seconds)}{again}")
     if record.error:
         click.echo("  error     " + record.error.replace("\n", "\n            "))

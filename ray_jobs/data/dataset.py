@@ -137,9 +137,8 @@ def _ingest(store: Workspace, data: DataSection, task: Task[Any], scratch: Path)
     """Both files' rows; every finding in both raises one DataError."""
     check_mapping(task, data.columns)
     findings = Findings()
-    sources = [source for source in (data.train, data.held_out) if source is not None]
     spools = []
-    for i, source in enumerate(sources):
+    for i, source in enumerate(data.sources):
         spool = _Spool(scratch / f"{i}.jsonl", [], [])
         with local_copy(store, source) as path, spool.path.open("w", encoding="utf-8", newline="\n") as file:
             for _line, row in read_rows(path, source, task, data.columns, findings):
@@ -148,7 +147,7 @@ def _ingest(store: Workspace, data: DataSection, task: Task[Any], scratch: Path)
                 spool.digests.append(row_digest(canonical))
                 spool.labels.append(None if task.label_column is None else row[task.label_column])
         spools.append(spool)
-    findings.raise_if_any(sources)
+    findings.raise_if_any(data.sources)
     return spools[0], spools[1] if len(spools) > 1 else None
 
 

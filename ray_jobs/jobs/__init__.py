@@ -24,14 +24,16 @@ from ray_jobs.jobs.record import (
     give_up,
     list_jobs,
     load,
+    queue,
     read_stage,
     request_cancel,
     request_pause,
     stages,
+    write_stage,
 )
 
 __all__ = [
     "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "Released", "StageRecord", "Status", "create",
     "event", "events", "exists", "find", "give_up", "list_jobs", "load", "newest_names", "note", "note_changed",
-    "note_created", "read_stage", "request_cancel", "request_pause", "stages", "start_attempt",
+    "note_created", "queue", "read_stage", "request_cancel", "request_pause", "stages", "start_attempt", "write_stage",
 ]  # fmt: skip

@@ -33,6 +33,8 @@ class Launched:
 
     paused_at: str | None = None
     """Time of the pause, or of the failure, that this launch ends. None: the job was neither paused nor failed."""
+    submitted: bool = False
+    """By `kitae submit`: nothing starts it again, and its local rows and bases are those in the job's record."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,12 @@ def start_attempt(
             _require_startable(record, launched)
         elif launched is not None:
             _require_not_stopped(record, launched)
-        return record.model_copy(
-            update={
-                "attempt": record.attempt + 1,
-                "spec": spec.model_dump(mode="json"),  # `compute` may differ from the last attempt's
-                "owner": owner,
-                "started_at": store.now(),
-                "finished_at": None,
-                "cancelled_at": None,
-                "paused_at": None,
-                "error": None,
-                "accident": False,
-                "saved_itself": False,
-                "release": launched.attempt if isinstance(launched, Released) else None,
-                "result": None,
-            }
+        return record.reopened(
+            attempt=record.attempt + 1,
+            spec=spec.model_dump(mode="json"),  # `compute` may differ from the last attempt's
+            owner=owner,
+            started_at=store.now(),
+            release=launched.attempt if isinstance(launched, Released) else None,
         )
 
     return Job(store, update(store, spec.job_id, claim))

@@ -53,6 +53,8 @@ class JobRecord(BaseModel, frozen=True):
     """The newest attempt failed because a worker could not start or died: the job can be resumed as it is."""
     result: dict[str, Any] | None = None
     """The job's result: the model's version, metrics, endpoint."""
+    submitted: dict[str, str] = Field(default_factory=dict)
+    """Fingerprints of the local rows and bases that `kitae submit` put into the store, by path."""
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's documented use, which mypy cannot express
     @property
@@ -69,6 +71,11 @@ class JobRecord(BaseModel, frozen=True):
     def over(self) -> bool:
         """True once the job has ended, in any way. A paused job has not: it can be resumed."""
         return self.status not in ("queued", "running", "paused")
+
+    def reopened(self, **changes: object) -> JobRecord:
+        """The record without its end, pause and result, and with these changes."""
+        ended = dict.fromkeys(("finished_at", "cancelled_at", "paused_at", "error", "release", "result"))
+        return self.model_copy(update=ended | {"accident": False, "saved_itself": False} | changes)
 
 
 class StageRecord(BaseModel, frozen=True):
@@ -97,6 +104,19 @@ def create(store: Workspace, spec: JobSpec) -> JobRecord:
     except ConflictError:
         return load(store, record.id)
     return record
+
+
+def queue(store: Workspace, spec: JobSpec, submitted: Mapping[str, str]) -> JobRecord:
+    """Record the job as queued for the runner that `kitae submit` starts. A running job keeps running until then."""
+    create(store, spec)
+    changes = {"spec": spec.model_dump(mode="json"), "submitted": dict(submitted)}
+
+    def queued(record: JobRecord) -> JobRecord:
+        if record.status == "running":
+            return record.model_copy(update=changes)
+        return record.reopened(started_at=None, **changes)
+
+    return update(store, spec.job_id, queued)
 
 
 def load(store: Workspace, job_id: str) -> JobRecord:

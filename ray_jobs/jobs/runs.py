@@ -15,7 +15,8 @@ from pydantic import AwareDatetime, BaseModel, Field
 
 from ray_jobs.errors import KitaeError
 from ray_jobs.jobs.attempts import Job
-from ray_jobs.jobs.record import JobRecord
+from ray_jobs.jobs.progress import duration
+from ray_jobs.jobs.record import JobRecord, exists, load
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
@@ -124,3 +125,18 @@ def is_lost(store: Workspace, record: JobRecord, now_s: float) -> bool:
         return False
     run = RUNS.find(store, f"{record.id}-{record.attempt}")
     return run is not None and now_s - run.at.timestamp() > LOST_AFTER_S
+
+
+def describe_takeover(store: Workspace, job_id: str) -> str | None:
+    """What a new attempt does to the one that runs. None: none runs, or its runner is lost."""
+    if not exists(store, job_id):
+        return None
+    record, now_s = load(store, job_id), store.now_s()
+    if record.status != "running" or is_lost(store, record, now_s):
+        return None
+    run = RUNS.find(store, f"{job_id}-{record.attempt}")
+    sign = "" if run is None else f", last sign of life {duration(max(0.0, now_s - run.at.timestamp()))} ago"
+    return (
+        f"job {job_id} already runs: attempt {record.attempt} by {record.owner}{sign}. A new attempt takes over from "
+        f"its last checkpoint, and that one stops; `kitae status {job_id} --watch` follows a job without starting it"
+    )

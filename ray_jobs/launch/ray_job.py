@@ -1,15 +1,18 @@
 """Runners as Ray jobs: the launcher behind Ray's job API.
 
-Owns how a runner is submitted, stopped and listed, and where a Ray cluster's dashboard is. Does not know what a job
-does.
+Owns how a runner is submitted, stopped, listed and followed, and where a Ray cluster's dashboard is. Does not know what
+a job does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from typing import Any
 import httpx
 
 from ray_jobs.errors import MachineError
-from ray_jobs.launch.launcher import Needs, Runner, RunnerState
+from ray_jobs.launch.launcher import UNKNOWN, Needs, Runner, RunnerState
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,9 @@ _TIMEOUT_S = 30.0
 _KEPT_S = 86_400.0
 """Seconds before the newest time of a list at which a job must have ended to be deleted; no clock of this machine."""
 _DELETED_AT_ONCE = 20
+_FOLLOW_AGAIN_S = 1.0
+_RAY_LINE = re.compile(r"\d{4}-\d\d-\d\d \S+\s+(INFO|WARNING) \S+\.py:\d+ -- |Running entrypoint for job ")
+"""Ray's own lines in the log of a job."""
 _RUNNER_CPUS = 0.01
 """CPUs reserved for a runner; its workers reserve their own."""
 
@@ -70,10 +76,47 @@ class RayLauncher:
         jobs = response.json()
         self._delete_ended([job for job in jobs if (job.get("submission_id") or "").startswith(prefix)])
         return {
-            job["submission_id"]: Runner(_RAY_STATES.get(job["status"], "unknown"), job.get("message") or "")
+            job["submission_id"]: Runner(
+                _RAY_STATES.get(job["status"], "unknown"),
+                job.get("message") or "",
+                exit_code=job.get("driver_exit_code"),
+            )
             for job in jobs
             if (job.get("submission_id") or "").startswith(prefix)
         }
+
+    def follow(self, runner_id: str, write: Callable[[str], object]) -> Runner:
+        """Write the lines of the runner's log as they come, without Ray's own, and return the runner once it has ended.
+
+        A connection that is lost, by a proxy or a sleeping machine, is opened again.
+        """
+        written = 0
+        while True:
+            runner = self.runners(runner_id).get(runner_id, UNKNOWN)
+            written = asyncio.run(self._tail(runner_id, written, write))
+            if runner.state not in ("pending", "running"):
+                return runner
+            time.sleep(_FOLLOW_AGAIN_S)
+
+    async def _tail(self, runner_id: str, written: int, write: Callable[[str], object]) -> int:
+        """Write the log from a line on, to its end or that of the connection; returns the number of lines by then."""
+        from ray.job_submission import JobSubmissionClient  # takes a second
+
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it reports the end of each log
+        line, number = "", 0
+        try:
+            async for text in JobSubmissionClient(self._url).tail_job_logs(runner_id):
+                *lines, line = (line + text).split("\n")
+                for each in lines:
+                    number += 1
+                    if number > written and not _RAY_LINE.match(each):
+                        write(each)
+            number += bool(line)
+            if line and number > written:
+                write(line)
+        except Exception as error:  # noqa: BLE001  # of aiohttp, requests or Ray: the caller asks for the runner's state
+            logger.info("the log of %s is read again: %s", runner_id, error)
+        return max(number, written)
 
     def _delete_ended(self, jobs: Sequence[Mapping[str, Any]]) -> None:
         """Delete jobs that ended more than `_KEPT_S` ago, some at a time: Ray keeps and lists them forever."""
@@ -89,7 +132,9 @@ class RayLauncher:
         try:
             return self._http.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise MachineError(f"Ray does not answer at {self._url} ({type(error).__name__})") from error
+            raise MachineError(
+                f"Ray does not answer at {self._url} ({type(error).__name__}): start it, or set RAY_DASHBOARD_ADDRESS"
+            ) from error
 
     def _refused(self, response: httpx.Response) -> MachineError:
         last = response.text.strip().splitlines()[-1:] or [""]
@@ -107,8 +152,9 @@ class RayAddress:
 
     @classmethod
     def from_env(cls) -> RayAddress:
-        """Read RAY_DASHBOARD_ADDRESS (or RAY_ADDRESS if it is a URL) and RAY_AUTH_*."""
-        address = os.environ.get("RAY_DASHBOARD_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
+        """Read RAY_DASHBOARD_ADDRESS (or RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is a URL) and RAY_AUTH_*."""
+        names = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+        address = next(filter(None, map(os.environ.get, names)), "")
         return cls(
             dashboard_url=address if address.startswith("http") else "http://127.0.0.1:8265",
             token=_token() if os.environ.get("RAY_AUTH_MODE", "token") == "token" else None,

@@ -50,6 +50,13 @@ class Base:
         return f"{self.folder}/{self.digest}"
 
 
+def is_local(store: Store, source: str) -> bool:
+    """Whether the source is a directory or file of this machine."""
+    if not source or source.startswith("s3://") or catalogue.find(store, source) is not None:
+        return False
+    return Path(source).expanduser().exists()
+
+
 def fingerprint(store: Store, source: str) -> str:
     """A value that changes with a source, without reading it whole. Raises ModelError where it is missing."""
     if (entry := catalogue.find(store, source)) is not None:

@@ -2,5 +2,6 @@
 
 from ray_jobs.pipeline.pipeline import plan, run, tune
 from ray_jobs.pipeline.results import search_summary
+from ray_jobs.pipeline.submission import prepare
 
-__all__ = ["plan", "run", "search_summary", "tune"]
+__all__ = ["plan", "prepare", "run", "search_summary", "tune"]

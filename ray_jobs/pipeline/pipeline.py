@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -27,7 +27,7 @@ from ray_jobs.errors import (
 )
 from ray_jobs.jobs import Job, Launched, Released, StageRecord, checkpoint_request, sigterm
 from ray_jobs.jobs.progress import StageProgress
-from ray_jobs.jobs.runs import Heartbeat
+from ray_jobs.jobs.runs import Heartbeat, describe_takeover
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.outputs import Flow, MissingOutputError, SearchOutcome
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
@@ -49,10 +49,11 @@ _RETRY_AFTER_S = 10.0
 
 def run(store: Workspace, spec: JobSpec, *, launched: Launched | Released | None = None) -> JobResult:
     """Run or resume a job to its end. Raises the job's error, after writing it into the job's record."""
+    everywhere = isinstance(launched, Launched) and launched.submitted
 
     def work(job: Job, run: Heartbeat) -> JobResult:
-        flow = Flow(spec)
-        flow, times = _run_stages(job, run, stages_of(flow, sources.read_sources(store, flow)), flow)
+        flow, known = Flow(spec), sources.submitted(job.record, everywhere=everywhere)
+        flow, times = _run_stages(job, run, stages_of(flow, sources.read_sources(store, flow, known)), flow)
         metrics_csv = write_csv(store, job.id, checkpoint.committed(store, flow.train_inputs.checkpoints))
         result = job_result(flow, times, metrics_csv)
         job.event("info", f"registered {result.model}@{result.version}", result.tuned)
@@ -66,8 +67,8 @@ def tune(store: Workspace, spec: JobSpec) -> TuneResult:
     spec = spec if spec.search is not None else spec.model_copy(update={"search": SearchSection()})
 
     def work(job: Job, run: Heartbeat) -> TuneResult:
-        flow = Flow(spec)
-        stages = list(stages_of(flow, sources.read_sources(store, flow)))
+        flow, known = Flow(spec), sources.submitted(job.record, everywhere=False)
+        stages = list(stages_of(flow, sources.read_sources(store, flow, known)))
         end = next(number for number, stage in enumerate(stages, 1) if stage.output is SearchOutcome)
         flow, _ = _run_stages(job, run, stages[:end], flow)
         found = flow.get(SearchOutcome)
@@ -79,21 +80,21 @@ def tune(store: Workspace, spec: JobSpec) -> TuneResult:
 def plan(store: Workspace, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing.
 
-    Raises MachineError if a tracker's package is missing, RegistryError if the model's name belongs to another team.
+    Raises as `checked`.
     """
-    require_packages(spec.tracking)
-    _require_team(store, spec)
-    registry.require_owner(store, spec.name)
+    record = jobs.load(store, spec.job_id) if jobs.exists(store, spec.job_id) else None
+    known = {} if record is None else sources.submitted(record, everywhere=False)
     flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
-    for stage in stages_of(flow, sources.read_sources(store, flow)):
+    for stage in stages_of(flow, checked(store, flow, known)):
         which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
         if stage.off is not None:
             action = stage.off
         elif gate_error:
             action = f"not reached: {gate_error}"
         elif (found := find_output(store, stage, flow)) is not None:
-            record, output = found
-            action = f"skipped: done in {record.seconds:.0f} s by attempt {record.attempt}{which}"
+            done, output = found
+            by = f"attempt {done.attempt}" if done.attempt else "`kitae submit`"
+            action = f"skipped: done in {done.seconds:.0f} s by {by}{which}"
             flow = flow.with_output(stage.output, stage.base_model, output)
             try:
                 stage.gate(flow)
@@ -103,6 +104,18 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
             action = "will run" + which + (f": {stage.description}" if stage.description else "")
         planned.append(PlannedStage(stage.name, action))
     return PlanReport(spec, tuple(planned))
+
+
+def checked(store: Workspace, flow: Flow, known: Mapping[str, str]) -> sources.Sources:
+    """The fingerprints of a job's sources, once it is known that the job could begin. `known`: as `read_sources`.
+
+    Raises MachineError if a tracker's package is missing, RegistryError if the model's name belongs to another team.
+    """
+    spec = flow.job_spec
+    require_packages(spec.tracking)
+    _require_team(store, spec)
+    registry.require_owner(store, spec.name)
+    return sources.read_sources(store, flow, known)
 
 
 def find_output(store: Workspace, stage: Stage[Any], flow: Flow) -> tuple[StageRecord, Any] | None:
@@ -179,12 +192,15 @@ def _attempt(
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
     _require_team(store, spec)
     registry.claim_name(store, spec.name)  # before anything is written of a job that would be refused
+    takeover = describe_takeover(store, spec.job_id)
     job = jobs.start_attempt(store, spec, launched=launched)
+    if takeover is not None:
+        print(f"note: {takeover}", flush=True)
     job.event("info", f"attempt {job.attempt} started")
     try:
         require_packages(spec.tracking)
         with (
-            sigterm.checkpoint_on_sigterm(job, pauses=not isinstance(launched, Launched)),
+            sigterm.checkpoint_on_sigterm(job, pauses=not isinstance(launched, Launched) or launched.submitted),
             Heartbeat(job, spec).beating() as run,
         ):
             result = work(job, run)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ray_jobs import registry
 from ray_jobs.data.ingest import local_copy
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import DataError, KitaeError, ServingError
+from ray_jobs.jobs import JobRecord
 from ray_jobs.models import bases
 from ray_jobs.pipeline.outputs import Flow
 from ray_jobs.registry import catalogue
@@ -29,20 +31,31 @@ class Sources:
     """By base model."""
 
 
-def read_sources(store: Workspace, flow: Flow) -> Sources:
-    """Fingerprint the rows and the bases. Raises one error with everything that is missing."""
-    data = flow.job_spec.data
+def submitted(record: JobRecord, *, everywhere: bool) -> Mapping[str, str]:
+    """Fingerprints that stand for reading the source: of what was submitted and, unless `everywhere`, is not here."""
+    paths = record.submitted.items()
+    return {path: found for path, found in paths if everywhere or not Path(path).expanduser().exists()}
+
+
+def local_sources(store: Workspace, flow: Flow) -> set[str]:
+    """The rows and bases that are files of this machine."""
+    rows = {source for source in flow.job_spec.data.sources if not source.startswith("s3://")}
+    return rows | {base_model for base_model in flow.base_models if bases.is_local(store, base_model)}
+
+
+def read_sources(store: Workspace, flow: Flow, known: Mapping[str, str]) -> Sources:
+    """Fingerprint the rows and the bases that are not `known`. Raises one error with everything that is missing."""
     problems: list[KitaeError] = []
     rows: tuple[str, ...] = ()
     prints: dict[str, str] = {}
     try:
-        rows = tuple(_rows_fingerprint(store, source) for source in (data.train, data.held_out) if source)
+        rows = tuple(known.get(source) or _rows_fingerprint(store, source) for source in flow.job_spec.data.sources)
     except KitaeError as error:
         problems.append(error)
     for base_model in filter(None, flow.base_models):
         try:
             _require_engine(store, flow.job_spec, base_model)
-            prints[base_model] = bases.fingerprint(store, base_model)
+            prints[base_model] = known.get(base_model) or bases.fingerprint(store, base_model)
         except KitaeError as error:
             problems.append(error)
     if len(problems) == 1:

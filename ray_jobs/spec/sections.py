@@ -55,6 +55,11 @@ class DataSection(SpecSection):
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What to do with a longer row: refuse the data, drop the row, or truncate it at the end."""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`train` and, where it is set, `held_out`."""
+        return (self.train,) if self.held_out is None else (self.train, self.held_out)
+
 
 class LoraSection(SpecSection):
     rank: int = Field(16, ge=1, le=512)

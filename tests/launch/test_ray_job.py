@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -13,75 +10,15 @@ import pytest
 from ray_jobs.errors import MachineError
 from ray_jobs.launch.launcher import Needs, Runner
 from ray_jobs.launch.ray_job import RayAddress, RayLauncher
+from tests.launch.ray_dashboard import TOKEN, Dashboard, serve_dashboard
 
-TOKEN = "the-token-of-this-cluster"
 NEEDS = Needs("j-1", "0" * 16, "default", 0, 1, 1.0, 0)
-
-
-class Dashboard(ThreadingHTTPServer):
-    """`/api/jobs/` of Ray 2.60."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.fails = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Dashboard
-
-    def do_GET(self) -> None:
-        self._answer(200, list(self.server.jobs.values()))
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("content-length") or 0)) or b"{}")
-        if self.path == "/api/jobs/":
-            identifier = body["submission_id"]
-            if identifier in self.server.jobs:
-                self._answer(500, f"ValueError: Job with submission_id {identifier} already exists.")
-                return
-            self.server.jobs[identifier] = {"submission_id": identifier, "status": "PENDING", "message": "", **body}
-            self._answer(200, {"submission_id": identifier})
-            return
-        identifier = self.path.split("/")[3]
-        if identifier not in self.server.jobs:
-            self._answer(404, f"Job {identifier} does not exist")
-            return
-        self.server.jobs[identifier]["status"] = "STOPPED"
-        self._answer(200, {"stopped": True})
-
-    def do_DELETE(self) -> None:
-        found = self.server.jobs.pop(self.path.split("/")[3], None)
-        self._answer(200 if found is not None else 404, {})
-
-    def _answer(self, status: int, body: Any) -> None:
-        if self.headers.get("authorization") != f"Bearer {TOKEN}":
-            status, body = 401, "Unauthorized"
-        if self.server.fails:
-            status, body = 500, "Traceback\nRuntimeError: no room"
-        data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def dashboard() -> Iterator[Dashboard]:
-    server = Dashboard()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve_dashboard() as server:
+        yield server
 
 
 @pytest.fixture
@@ -139,17 +76,19 @@ def test_a_refusal_has_the_last_line(dashboard: Dashboard, launcher: RayLauncher
 
 
 def test_an_unreachable_cluster() -> None:
-    with pytest.raises(MachineError, match="does not answer"):
+    with pytest.raises(MachineError, match=r"does not answer at http://127\.0\.0\.1:9 .*set RAY_DASHBOARD_ADDRESS"):
         RayLauncher("http://127.0.0.1:9", TOKEN).runners("")
 
 
 def test_address_and_token_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    for name in ("RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+    for name in ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     assert RayAddress.from_env() == RayAddress("http://head:8265", TOKEN)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://ingress:80")  # that of `ray job`
+    assert RayAddress.from_env().dashboard_url == "http://ingress:80"
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert RayAddress.from_env().token is None
 
@@ -169,3 +108,44 @@ def test_jobs_that_ended_a_day_before_the_newest_are_deleted(dashboard: Dashboar
     assert len(launcher.runners("ftjob-")) == 33
     launcher.runners("ftjob-")
     assert sorted(dashboard.jobs) == ["ftjob-newest-1", "ftjob-recent-1", "ftjob-runs-1", "others"]
+
+
+def test_a_followed_log_has_each_line_once_although_its_connection_is_lost(
+    dashboard: Dashboard, launcher: RayLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = [
+        "2026-12-01 08:12:33,876\tINFO job_manager.py:568 -- Runtime env is setting up.\n",
+        "Running entrypoint for job j-1-a: python -m ray_jobs\ntrain  1/2",
+        " steps\n",
+        "train  1/2 steps\n",
+        "no end of line",
+    ]
+    reads: list[str] = []
+
+    class BrokenClient:
+        def __init__(self, address: str) -> None:
+            assert address == dashboard.url
+
+        async def tail_job_logs(self, runner_id: str) -> AsyncIterator[str]:
+            reads.append(runner_id)
+            for text in log[: 3 if len(reads) == 1 else None]:
+                yield text
+            if len(reads) == 1:
+                raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+            dashboard.jobs["j-1-a"] |= {"status": "FAILED", "driver_exit_code": 3}
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", BrokenClient)
+    monkeypatch.setattr("ray_jobs.launch.ray_job._FOLLOW_AGAIN_S", 0.0)
+    launcher.launch("j-1-a", ["resume", "j-1"], {}, NEEDS)
+    lines: list[str] = []
+    ended = launcher.follow("j-1-a", lines.append)
+    assert lines == ["train  1/2 steps", "train  1/2 steps", "no end of line"]
+    assert (ended.state, ended.exit_code) == ("ended", 3)
+    assert len(reads) == 3  # the last one after the end, for lines that came with it
+
+
+def test_following_ends_where_ray_does(launcher: RayLauncher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RayLauncher, "_tail", lambda *_: pytest.fail("there is nothing to follow"))
+    launcher._http.base_url = "http://127.0.0.1:9"
+    with pytest.raises(MachineError, match="does not answer"):
+        launcher.follow("j-1-a", print)
