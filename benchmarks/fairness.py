@@ -140,7 +140,7 @@ async def _attacked(quiet: Server, greedy: Server, requests: Sequence[Hostile]) 
 
         alone = [await ask(10**6 + i) for i in range(10)]
         attackers = asyncio.gather(*(attack() for _ in range(ATTACKERS)))
-        beside = []
+        beside: list[float] = []
         while not attackers.done():
             beside.append(await ask(10**7 + len(beside)))
         await attackers
