@@ -29,7 +29,7 @@ class Runner:
     hopeless: bool = False
     """The cause would also end the next runner of the job."""
     exit_code: int | None = None
-    """Of a runner that has ended, if the launcher knows it; negative: the signal that ended it."""
+    """How a runner that has ended exited, if the launcher knows it; negative: the signal that ended it."""
 
 
 UNKNOWN, UNREACHABLE = Runner("unknown"), Runner("unreachable")
