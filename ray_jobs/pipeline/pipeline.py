@@ -40,6 +40,7 @@ from ray_jobs.training import checkpoint
 from ray_jobs.training.inputs import TrainOutcome
 from ray_jobs.training.machine_errors import is_disk_full
 from ray_jobs.training.metrics import write_csv
+from ray_jobs.training.ray_workers import check_cluster
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -170,11 +171,12 @@ def _run_stage(job: Job, run: Heartbeat, stage: Stage[Any], flow: Flow) -> tuple
 
 def _tried(job: Job, stage: Stage[Any], flow: Flow, progress: StageProgress) -> Any:
     """A stage's output. A stage that loses a worker by accident is tried again, up to `STAGE_TRIES` times in all; it
-    resumes from what it has in the store."""
+    resumes from what it has in the store. Without its cluster there is nothing to try it on."""
     for tries in range(1, STAGE_TRIES + 1):
         try:
             return stage.run(flow, StageContext(job, progress.update))
         except WorkerLost as error:
+            check_cluster(job.id)
             if tries == STAGE_TRIES:
                 raise
             job.event(

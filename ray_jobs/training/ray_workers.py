@@ -211,6 +211,8 @@ def check_cluster(job_id: str) -> None:
     """Raise TrainingError when this process's cluster is gone; Ray's own calls would end the process a minute later."""
     import ray
 
+    if not ray.is_initialized():  # it has none
+        return
     host, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), timeout=10.0).close()

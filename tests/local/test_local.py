@@ -409,7 +409,7 @@ def test_the_paths_of_rays_sockets_are_short_enough(tmp_path: Path, depth: int) 
 JOB = """
 import os, subprocess, sys
 import ray
-from ray_jobs.storage import Workspace
+from ray_jobs.storage import Store
 
 ray.init(log_to_driver=False)
 
