@@ -114,7 +114,7 @@ class RayLauncher:
             number += bool(line)
             if line and number > written:
                 write(line)
-        except Exception as error:  # noqa: BLE001  # of aiohttp, requests or Ray: the caller asks for the runner's state
+        except Exception as error:  # noqa: BLE001  # aiohttp, requests and Ray raise their own; the caller reads the state
             logger.info("the log of %s is read again: %s", runner_id, error)
         return max(number, written)
 
