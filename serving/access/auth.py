@@ -24,6 +24,7 @@ from serving.access import scopes
 from serving.access.body_reader import BodyReader
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
+from serving.access.refusals import RefusalPace
 from serving.http.errors import ApiError
 from serving.settings import EndpointSettings
 
@@ -123,6 +124,7 @@ class AccessMiddleware:
     keys: StoredKeys | None = None
     """The teams' keys. None: only the operator's key is accepted."""
     bodies: BodyReader = field(init=False)
+    pace: RefusalPace = field(default_factory=RefusalPace)
 
     def __post_init__(self) -> None:
         # A quarter: half-sent bodies of one key leave room for those of others.
@@ -140,9 +142,9 @@ class AccessMiddleware:
             try:
                 admitted = await self._admit(scope, headers, receive, held)
             except ApiError as error:
-                await error.response()(scope, receive, send)
+                await error.response()(scope, receive, self._paced(scope, send))
                 return
-            await self.app(scope, admitted, self._releasing(scope, send, held))
+            await self.app(scope, admitted, self._releasing(scope, self._paced(scope, send), held))
 
     async def _admit(self, scope: Scope, headers: Headers, receive: Receive, held: ExitStack) -> Receive:
         """Set the caller, wait for the body and return it. Raises ApiError if the request is not admitted."""
@@ -153,6 +155,8 @@ class AccessMiddleware:
         busy = path != METRICS_PATH  # metrics matter most while the endpoint is busy
         with self.limiter.slot() if busy else nullcontext():
             caller = _for_team(await self._caller(headers, method, path), headers)
+        # Copied: a server may pass the same state to every request.
+        scope["state"] = {**scope.get("state", {}), "caller": caller}
         if path == METRICS_PATH and not caller.admin:
             raise ApiError(403, f"{path} is for the operator's key", code="permission_denied")
         limit_bytes = body_limit_bytes(method, path, self.settings, caller.limits)
@@ -165,12 +169,7 @@ class AccessMiddleware:
         if busy:  # not earlier: a body that is half sent must not hold a place
             held.enter_context(self.limiter.slot())
         held.enter_context(self.limiter.request(caller.key_id, caller.limits))
-        # Copied: a server may pass the same state to every request.
-        scope["state"] = {
-            **scope.get("state", {}),
-            "caller": caller,
-            "reserve_tokens": partial(self._reserve, caller, held),
-        }
+        scope["state"]["reserve_tokens"] = partial(self._reserve, caller, held)
         return receive
 
     def _reserve(self, caller: Caller, held: ExitStack, tokens: int) -> None:
@@ -195,6 +194,17 @@ class AccessMiddleware:
         limits = key.limits.or_else(self.settings.key_limits)
         return Caller(key.id, key.team, limits, admin="admin" in key.scopes)
 
+    def _paced(self, scope: Scope, send: Send) -> Send:
+        """Delay a refusal if the key has been refused often; requests without a valid key count together."""
+
+        async def paced(message: Message) -> None:
+            if _is_refusal(message):
+                caller: Caller | None = scope.get("state", {}).get("caller")
+                await self.pace.wait("" if caller is None else caller.key_id)
+            await send(message)
+
+        return paced
+
     def _releasing(self, scope: Scope, send: Send, held: ExitStack) -> Send:
         """Add the rate limit headers to the response, and release the request's slots with its last chunk."""
         caller: Caller | None = scope.get("state", {}).get("caller")
@@ -203,11 +213,17 @@ class AccessMiddleware:
             if message["type"] == "http.response.start" and caller is not None:
                 headers = MutableHeaders(scope=message)
                 headers.update(self.limiter.headers(caller.key_id, caller.limits))
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            ends = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if ends or _is_refusal(message):
                 held.close()  # before sending: the client may send its next request at once
             await send(message)
 
         return releasing
+
+
+def _is_refusal(message: Message) -> bool:
+    """Return whether a response begins that refuses the request."""
+    return message["type"] == "http.response.start" and 400 <= message["status"] < 500
 
 
 def _is_upload(method: str, path: str) -> bool:

@@ -1,7 +1,8 @@
 """The places of each engine, shared fairly between teams while some wait.
 
 Owns who is sent to an engine next. One team may hold as many requests and answers as the engine's record names; an
-engine has a quarter more for the others, so that a team that sends all it can delays no other's first request. Among
+engine has a quarter more for the others, so that a team that sends all it can delays no other's first request. Teams
+that use an engine at the same time get no more than equal shares of it, since every answer slows the others. Among
 waiting teams the one that holds the fewest answers is next; within a team, the oldest request. A refused request is
 given a time by which its team's waiting and earlier refused ones are likely to be answered. Does not call engines
 (`backends`).
@@ -31,6 +32,8 @@ _LEAST_ANSWERS = 16
 _RECENT = 64
 _RECENT_S = 60.0
 """A team's speed is that of its last so many requests, of so many seconds."""
+_PRESENT_S = 10.0
+"""A team uses an engine until so long after its latest request."""
 MAX_RETRY_AFTER_S = 60
 """OpenAI's clients wait no longer."""
 
@@ -84,8 +87,9 @@ class _Engine:
 
     def admit(self) -> None:
         """Give free places to waiting requests. A request for which the engine has too few keeps the next ones."""
+        sharing = len(self._present())
         while True:
-            teams = [team for team, queue in self.waiting.items() if self._team_may(team, queue[0].answers)]
+            teams = [team for team, queue in self.waiting.items() if self._team_may(team, queue[0].answers, sharing)]
             team = min(teams, key=lambda team: self.answers[team], default=None)
             if team is None or not self._has(self.waiting[team][0].answers):
                 return
@@ -117,14 +121,27 @@ class _Engine:
             del self.requests[team], self.answers[team]
         self.admit()
 
-    def _team_may(self, team: str, answers: int) -> bool:
-        most = self.serving.max_ongoing_requests
-        return self.requests[team] < most and self.answers[team] + answers <= team_answers(self.serving)
+    def _team_may(self, team: str, answers: int, sharing: int) -> bool:
+        if not self.requests[team]:
+            return True  # one request may be larger than a share
+        requests, all_answers = self._all()
+        most = min(self.serving.max_ongoing_requests, math.ceil(requests / sharing))
+        most_answers = min(team_answers(self.serving), math.ceil(all_answers / sharing))
+        return self.requests[team] < most and self.answers[team] + answers <= most_answers
+
+    def _present(self) -> set[str]:
+        """Teams with a running or waiting request, or with one that ended lately."""
+        lately_s = self.now() - _PRESENT_S
+        recent = {team for team, speed in self.speeds.items() if speed.ended_s and speed.ended_s[-1] >= lately_s}
+        return {*self.requests, *self.waiting, *recent}
 
     def _has(self, answers: int) -> bool:
-        most = with_reserve(self.serving.max_ongoing_requests)
-        all_answers = with_reserve(team_answers(self.serving))
-        return self.requests.total() < most and self.answers.total() + answers <= all_answers
+        requests, all_answers = self._all()
+        return self.requests.total() < requests and self.answers.total() + answers <= all_answers
+
+    def _all(self) -> tuple[int, int]:
+        """All requests and answers that the engine takes at once."""
+        return with_reserve(self.serving.max_ongoing_requests), with_reserve(team_answers(self.serving))
 
 
 class EnginePlaces:

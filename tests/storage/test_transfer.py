@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,7 @@ def test_the_other_parts_of_a_failed_file_are_not_read(
         if key.endswith("/b"):
             return original(self, key, offset, size_bytes, etag=etag)
         asked.append(offset)
+        time.sleep(0.01)  # as long as a store takes: the others are cancelled meanwhile
         return b""
 
     monkeypatch.setattr("ray_jobs.storage.transfer.parts_of", lambda size_bytes: small)

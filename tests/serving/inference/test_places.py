@@ -79,6 +79,28 @@ async def test_a_team_that_sends_everything_delays_no_other() -> None:
     assert requests.places._engines == {}
 
 
+async def test_teams_that_use_an_engine_at_once_get_equal_shares() -> None:
+    requests = Requests(replace(ROUTE, serving=ServingSection(max_ongoing_requests=16, max_queued_requests=16)))
+    await requests.start("a0", answers=8)
+    await requests.start("a1", answers=8)
+    await requests.start("b0")
+    await requests.end("a1")
+    await requests.start("a2", answers=8)
+    assert requests.running == ["a0", "b0"], "of 20 answers two teams have ten each"
+    await requests.start("a3", answers=2)
+    await requests.end("a0")
+    assert requests.running == ["b0", "a2", "a3"]
+    await requests.end("b0")
+    await requests.start("a4", answers=6)
+    assert requests.running == ["a2", "a3"], "b asked a moment ago"
+    requests.now_s += 11.0
+    await requests.start("a5")
+    await asyncio.sleep(0)
+    assert requests.running == ["a2", "a3", "a4"], "a alone has 16"
+    await requests.start("c0", answers=4)
+    assert requests.running[-1] == "c0"
+
+
 async def test_answers_count_not_only_requests() -> None:
     requests = Requests()
     await requests.start("a0", answers=16)
