@@ -40,6 +40,8 @@ class EndpointSettings:
     """Limits of the keys that have none of their own, in JSON as `{"tokens_per_minute": 100000}`."""
     team_quotas: TeamQuotas = field(default_factory=TeamQuotas)
     """What a team may keep and have open, in JSON as `{"files": 10000, "teams": {"blue": {"open_jobs": 5000}}}`."""
+    refusals_per_s: float = 10.0
+    """Rate at which a key that is refused often is refused further, in one ingress process."""
     metrics_open: bool = False
     """Whether /metrics needs no key."""
     key_ttl_s: float = 5.0

@@ -108,31 +108,38 @@ def encode_rows(
     source: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Encoded, list[int]]:
-    """Encode rows. Returns them and the indices of the rows kept, in order.
+    """Encode rows. Returns the examples and the index of the row of each, in order.
 
-    Raises DataError naming every row over `max_tokens` where the policy is `error`, and where no row is left.
+    Raises DataError naming every row that the processor cannot express, every one over `max_tokens` where the policy
+    is `error`, and where no row is left.
     """
     examples: list[Any] = []
     kept: list[int] = []
     long: list[str] = []
+    refused: list[str] = []
     for i, row in enumerate(rows):
-        example = task.encode(row, processor, labels)
-        if example.length > max_tokens:
-            long.append(f"row {i + 1}: {example.length} tokens")
-            if too_long != "truncate":
-                continue
-            example = example.truncated(max_tokens)
-        if example.supervised:
-            examples.append(example)
-            kept.append(i)
+        try:
+            found = task.encode(row, processor, labels)
+        except DataError as error:
+            refused.append(f"row {i + 1}: {error}")
+            found = ()
+        longest = max((example.length for example in found), default=0)
+        if longest > max_tokens:
+            long.append(f"row {i + 1}: {longest} tokens")
+            found = [example.truncated(max_tokens) for example in found] if too_long == "truncate" else ()
+        found = [example for example in found if example.supervised]
+        examples += found
+        kept += [i] * len(found)
         if progress is not None:
             progress(i + 1, len(rows))
+    if refused:
+        what = f"{len(refused)} of {len(rows)} {source} rows cannot be written for this base"
+        raise DataError(what, details=_shown(refused))
     if long and too_long == "error":
-        more = [f"+{len(long) - _SHOWN} more"] if len(long) > _SHOWN else []
         raise DataError(
             f"{len(long)} of {len(rows)} {source} rows are longer than data.max_tokens {max_tokens}; raise it, shorten "
             "the rows, or set data.too_long to drop or truncate",
-            details=[*long[:_SHOWN], *more],
+            details=_shown(long),
         )
     if not examples:
         raise DataError(
@@ -140,3 +147,8 @@ def encode_rows(
             "others supervise nothing"
         )
     return Encoded.of(examples), kept
+
+
+def _shown(found: Sequence[str]) -> list[str]:
+    more = [f"+{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return [*found[:_SHOWN], *more]

@@ -54,7 +54,7 @@ def task_of(path: Path) -> str:
 
 def _check(path: Path, filename: str, name: str, tokenizer: Any, base: CatalogueEntry | None) -> RowReport:
     task = TASKS[name]
-    findings = Findings(most=10_000)
+    findings, unwritable = Findings(most=10_000), Findings(most=10_000)
     seen: set[bytes] = set()
     rows = duplicates = tokens = longest = supervised = 0
     too_long: list[int] = []
@@ -65,11 +65,17 @@ def _check(path: Path, filename: str, name: str, tokenizer: Any, base: Catalogue
         seen.add(digest)
         if tokenizer is None or findings.count:  # a refused file needs no figures
             continue
-        example = task.encode(row, tokenizer, () if task.label_column is None else [row[task.label_column]])
-        length, supervised = example.length, supervised + example.supervised
-        tokens, longest = tokens + length, max(longest, length)
-        if base is not None and base.max_tokens is not None and length > base.max_tokens:
+        try:
+            examples = task.encode(row, tokenizer, () if task.label_column is None else [row[task.label_column]])
+        except DataError as error:
+            unwritable.add(f"{filename} line {number}", str(error))
+            continue
+        lengths = [example.length for example in examples]
+        supervised += sum(example.supervised for example in examples)
+        tokens, longest = tokens + sum(lengths), max(longest, *lengths)
+        if base is not None and base.max_tokens is not None and max(lengths) > base.max_tokens:
             too_long.append(number)
+    findings.extend(unwritable)
     if findings.count:
         prefix = re.compile(rf"^{re.escape(filename)} (line|row) ")
         findings.details = [prefix.sub(r"\1 ", detail) for detail in findings.details]

@@ -23,12 +23,13 @@ from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, Row
-from ray_jobs.tasks.chat import last_assistant
+from ray_jobs.tasks.chat.turns import trained_turns
 from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
 from ray_jobs.training.scoring import score
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 _STEPS = 5
 
@@ -96,7 +97,7 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     report((1, _STEPS, "steps", {"doing": "scoring the tuned model"}))
     tuned = measured(candidate)
     report((2, _STEPS, "steps", {"doing": "answers to compare with the engine's"}))
-    prompts = parity_prompts(candidate, encoded, rows, spec) if task.generates else ()
+    prompts = parity_prompts(candidate, processor, rows, spec) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "scoring the base"}))
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
@@ -119,7 +120,7 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
 
 
 def parity_prompts(
-    model: torch.nn.Module, encoded: Encoded, rows: Sequence[Row], spec: JobSpec
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], spec: JobSpec
 ) -> tuple[ParityPrompt, ...]:
     """Prompts of the first `evaluation.parity.prompts` rows that have an answer, scored by the trainer's model.
 
@@ -130,39 +131,29 @@ def parity_prompts(
     task = TASKS[spec.task]
     device = next(model.parameters()).device
     prompts: list[ParityPrompt] = []
-    for i, row in enumerate(rows):
+    for row in rows:
         if len(prompts) == spec.evaluation.parity.prompts:
             break
-        example = last_answer(encoded[i])
-        if example is None:
+        messages, tools = row["messages"], row.get("tools") or ()
+        *_, turn = trained_turns(tokenizer, messages, tools)
+        answer_ids = turn.answer_ids[: max(0, spec.data.max_tokens - len(turn.prompt_ids))]
+        if not answer_ids:
             continue
-        start = next(t for t, label in enumerate(example.labels) if label != IGNORED)
+        example = Example(turn.prompt_ids + answer_ids, (IGNORED,) * len(turn.prompt_ids) + answer_ids)
         batch = task.collate([example], packed=False, pad_id=0).to(device)
         with torch.no_grad():
             logprobs_SV = task.logits(model, batch).float().log_softmax(-1)
         chosen_S = logprobs_SV.gather(1, batch.targets_S[:, None])[:, 0].tolist()
         prompts.append(
             ParityPrompt(
-                messages=tuple(row["messages"][: last_assistant(row["messages"])]),
-                prompt_ids=example.input_ids[:start],
-                answer_ids=example.input_ids[start:],
+                messages=tuple(messages[: turn.message]),
+                prompt_ids=turn.prompt_ids,
+                answer_ids=answer_ids,
                 answer_logprobs=tuple(chosen_S),
-                tools=tuple(row.get("tools") or ()),
+                tools=tuple(tools),
             )
         )
     return tuple(prompts)
-
-
-def last_answer(example: Example) -> Example | None:
-    """The example up to the end of its last supervised span, with only that span supervised. None: it has none."""
-    supervised = [t for t, label in enumerate(example.labels) if label != IGNORED]
-    if not supervised:
-        return None
-    start = end = supervised[-1]
-    while start > 0 and example.labels[start - 1] != IGNORED:
-        start -= 1
-    labels = (*[IGNORED] * start, *example.labels[start : end + 1])
-    return Example(example.input_ids[: end + 1], labels)
 
 
 def gate(evaluation: Evaluation, spec: JobSpec) -> None:

@@ -37,11 +37,14 @@ class EncodedRows(BaseModel, frozen=True):
 
     train_rows: int = 0
     train_rows_left_out: int = 0
+    train_examples: int = 0
+    """More than the rows where a base's chat template rewrites what came before an answer. 0: as many as rows."""
     train_tokens: int = 0
     train_supervised: int = 0
     """Labels that count in the loss."""
     held_out_rows: int = 0
     held_out_rows_left_out: int = 0
+    held_out_examples: int = 0
     held_out_tokens: int = 0
     held_out_supervised: int = 0
     held_out_kept: tuple[int, ...]

@@ -128,14 +128,15 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
                 task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)
             encoded.save(Path(scratch) / name)
             counts |= {
-                f"{side}_rows": len(encoded),
-                f"{side}_rows_left_out": len(rows) - len(encoded),
+                f"{side}_rows": len(set(kept)),
+                f"{side}_rows_left_out": len(rows) - len(set(kept)),
+                f"{side}_examples": len(encoded),
                 f"{side}_tokens": int(sum(encoded.lengths)),
                 f"{side}_supervised": int(sum(encoded.supervised)),
             }
         if store.read_manifest(key) is None:
             store.commit(key, store.upload_tree(Path(scratch), key), {"base": base.digest})
-    return EncodedRows(**counts, held_out_kept=tuple(kept), key=key, labels=labels)
+    return EncodedRows(**counts, held_out_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels)
 
 
 def search(flow: Flow, context: StageContext) -> SearchOutcome:
@@ -150,7 +151,11 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     encoded = flow.get(EncodedRows, spec.base_model)
     base = fetch_base(store, flow.base_copy(spec.base_model).key)
     config = load_config(base) if base is not None else {}
-    begun = Problem(spec=spec, space=space_of(spec, config, encoded.train_supervised), rows=encoded.train_rows)
+    begun = Problem(
+        spec=spec,
+        space=space_of(spec, config, encoded.train_supervised),
+        rows=encoded.train_examples or encoded.train_rows,
+    )
     warm = standing.warm_points(store, begun, job.id)
     problem = records.begin(begun.model_copy(update={"warm": warm}))
     # The machines may be others than at the first attempt's.

@@ -13,7 +13,7 @@ from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ray_jobs.tasks.base import Task
-from ray_jobs.tasks.chat import Chat
+from ray_jobs.tasks.chat.task import Chat
 from ray_jobs.tasks.text_classification import TextClassification
 
 TASKS: dict[str, Task[Any]] = {task.name: task for task in (Chat(), TextClassification())}

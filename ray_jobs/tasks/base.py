@@ -223,8 +223,12 @@ class Task(ABC, Generic[E]):
         """The row in its one canonical form. Call on rows that `check_row` passes."""
 
     @abstractmethod
-    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> E:
-        """A row as tensors, however long. `processor` is the base's tokenizer or image processor, or None."""
+    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> Sequence[E]:
+        """A row as examples, one for most tasks, however long.
+
+        `processor`: the base's tokenizer or image processor, or None. Raises DataError for a row that it cannot
+        express.
+        """
 
     def check_encoded(self, examples: Sequence[E], processor: Any) -> None:  # most tasks need no check
         """Refuse training rows that would teach nothing. Raises DataError."""

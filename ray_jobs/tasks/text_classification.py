@@ -65,8 +65,8 @@ class TextClassification(Task[Example]):
         label = row["label"]
         return {"text": row["text"], "label": str(label).lower() if isinstance(label, bool) else str(label).strip()}
 
-    def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
-        return Example(tuple(processor.encode(row["text"])), (labels.index(row["label"]),))
+    def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
+        return [Example(tuple(processor.encode(row["text"])), (labels.index(row["label"]),))]
 
     def collate(self, examples: Sequence[Example], *, packed: bool = False, pad_id: int = 0) -> Batch:
         import torch

@@ -124,11 +124,12 @@ class AccessMiddleware:
     keys: StoredKeys | None = None
     """The teams' keys. None: only the operator's key is accepted."""
     bodies: BodyReader = field(init=False)
-    pace: RefusalPace = field(default_factory=RefusalPace)
+    pace: RefusalPace = field(init=False)
 
     def __post_init__(self) -> None:
         # A quarter: half-sent bodies of one key leave room for those of others.
         object.__setattr__(self, "bodies", BodyReader(max(4, self.settings.max_ongoing_requests // 4)))
+        object.__setattr__(self, "pace", RefusalPace(self.settings.refusals_per_s))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -223,7 +224,8 @@ class AccessMiddleware:
 
 def _is_refusal(message: Message) -> bool:
     """Return whether a response begins that refuses the request."""
-    return message["type"] == "http.response.start" and 400 <= message["status"] < 500
+    status: int = message.get("status", 0)
+    return message["type"] == "http.response.start" and 400 <= status < 500
 
 
 def _is_upload(method: str, path: str) -> bool:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-PER_S = 10.0
 BURST = 50
+"""Refusals of a key that are sent at once, if it was refused seldom before."""
 MAX_WAIT_S = 3.0
 """No refusal waits longer, so that a client with many connections holds few of the process's places."""
 _FIRST_SWEEP_KEYS = 1024
@@ -23,6 +23,8 @@ _FIRST_SWEEP_KEYS = 1024
 class RefusalPace:
     """The latest refusals of each key in one process."""
 
+    per_s: float
+    """The steady rate of a key's refusals."""
     clock: Callable[[], float] = time.monotonic
     _next_s: dict[str, float] = field(default_factory=dict)
     """Key → time of its next refusal at the steady rate (the generic cell rate algorithm)."""
@@ -40,7 +42,7 @@ class RefusalPace:
         if len(self._next_s) >= self._sweep_at_keys:
             self._next_s = {key: next_s for key, next_s in self._next_s.items() if next_s > now_s}
             self._sweep_at_keys = max(_FIRST_SWEEP_KEYS, 2 * len(self._next_s))
-        latest_s = now_s + BURST / PER_S + MAX_WAIT_S
-        next_s = min(max(self._next_s.get(key_id, now_s), now_s) + 1 / PER_S, latest_s)
+        latest_s = now_s + BURST / self.per_s + MAX_WAIT_S
+        next_s = min(max(self._next_s.get(key_id, now_s), now_s) + 1 / self.per_s, latest_s)
         self._next_s[key_id] = next_s
-        return max(0.0, next_s - BURST / PER_S - now_s)
+        return max(0.0, next_s - BURST / self.per_s - now_s)

@@ -101,6 +101,8 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
         calls = message.get("tool_calls")
         if calls and role != "assistant":
             raise wrong(f"{where}.tool_calls", f"{where} is of the {role}; only the assistant calls tools")
+        if not content and role == "assistant" and message.get("refusal"):
+            message["content"] = message["refusal"]  # as in rows; the engine leaves it out
         if content is None and (role != "assistant" or not (calls or message.get("refusal"))):
             raise wrong(f"{where}.content", f"{where} has no content")
         if role == "tool" and message.get("tool_call_id") is None:

@@ -53,7 +53,7 @@ def test_parquet_conversations_lose_null_keys(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     rows = [chat_row("こんにちは", "はい"), chat_row("hi", "hello")]
-    rows[1]["messages"][1]["weight"] = 1
+    rows[1]["messages"] = [{"role": "assistant", "content": "hi", "weight": 0}, *rows[1]["messages"]]
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     assert read(path) == (rows, [])

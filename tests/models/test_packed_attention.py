@@ -18,7 +18,7 @@ from tests.models import tiny_models
 def losses_and_gradients(model: Any, *, packed: bool, rows: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     tokenizer = models.load_processor(Path(model.config.name_or_path), "chat")
     task = TASKS["chat"]
-    examples = [task.encode(row, tokenizer, []) for row in tiny_models.chat_rows(rows)]
+    examples = [example for row in tiny_models.chat_rows(rows) for example in task.encode(row, tokenizer, [])]
     batch = task.collate(examples, packed=packed, pad_id=0)
     logits_SV = task.logits(model, batch)
     model.zero_grad()

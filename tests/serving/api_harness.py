@@ -46,6 +46,8 @@ from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.fake_backend import FakeBackend
 
 KEY = "the-operators-key-of-the-tests"
+UNPACED = 1e6
+"""Refusals a second: some tests are refused thousands of times."""
 BASE = "tiny-chat"
 DIGEST = "b" * 16
 
@@ -58,7 +60,7 @@ class ApiServer:
     port: int
     launcher: FakeLauncher = field(default_factory=FakeLauncher)
     backend: FakeBackend = field(default_factory=FakeBackend)
-    settings: EndpointSettings = field(default_factory=lambda: EndpointSettings(api_key=KEY))
+    settings: EndpointSettings = field(default_factory=lambda: EndpointSettings(api_key=KEY, refusals_per_s=UNPACED))
     app: ObservabilityMiddleware | None = None
 
     @property
@@ -186,7 +188,7 @@ def make_app(
     """
     given = {name: more.pop(name) for name in ("keys", "limiter", "reconcile_deployments") if name in more}
     return create_app(
-        EndpointSettings(**{"api_key": KEY} | more),
+        EndpointSettings(**{"api_key": KEY, "refusals_per_s": UNPACED} | more),
         nowhere(),
         backend or FakeBackend(),
         check_rows=NoTokens(nowhere()),
@@ -203,7 +205,10 @@ def api_server(
 ) -> Iterator[ApiServer]:
     """Run the endpoint on a free port until the block ends."""
     server = ApiServer(
-        store, port or free_port(), launcher or FakeLauncher(), settings=EndpointSettings(**{"api_key": KEY} | settings)
+        store,
+        port or free_port(),
+        launcher or FakeLauncher(),
+        settings=EndpointSettings(**{"api_key": KEY, "refusals_per_s": UNPACED} | settings),
     )
     app = server.app = create_app(
         server.settings,

@@ -21,7 +21,7 @@ from ray_jobs.launch.launcher import Needs, Runner
 from ray_jobs.storage import Workspace
 from serving.app import create_app
 from serving.settings import EndpointSettings
-from tests.serving.api_harness import KEY, NoTokens
+from tests.serving.api_harness import KEY, UNPACED, NoTokens
 from tests.serving.fake_backend import FakeBackend
 
 
@@ -56,7 +56,11 @@ class FolderLauncher:
 def main(port: int, folder: Path) -> None:
     store = Workspace.from_env(check=False)
     app = create_app(
-        EndpointSettings(api_key=KEY), store, FakeBackend(), check_rows=NoTokens(store), launcher=FolderLauncher(folder)
+        EndpointSettings(api_key=KEY, refusals_per_s=UNPACED),
+        store,
+        FakeBackend(),
+        check_rows=NoTokens(store),
+        launcher=FolderLauncher(folder),
     )
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="on")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 
 from ray_jobs.data.encoding import Encoded, encode_rows
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.evaluation.evaluate import last_answer
 from ray_jobs.models import load_processor
 from ray_jobs.tasks import TASKS, text_classification
 from ray_jobs.tasks.base import IGNORED, Example
-from ray_jobs.tasks.chat import render, tokenize
+from ray_jobs.tasks.chat.template import render
+from ray_jobs.tasks.chat.turns import tokenize
 from tests.models import tiny_models
 
 CHAT, CLASSIFY = TASKS["chat"], TASKS["text_classification"]
@@ -40,16 +41,16 @@ def trained_text(example: Example, tokenizer: Any) -> str:
 
 def test_only_the_assistant_and_its_end_token_are_trained(tokenizer: Any) -> None:
     row = conversation("Can I return it?", "Yes.", "返品は?", "三十日以内。")
-    example = CHAT.encode(row, tokenizer, [])
+    (example,) = CHAT.encode(row, tokenizer, [])
     assert trained_text(example, tokenizer) == "Yes.<|im_end|>三十日以内。<|im_end|>"
-    assert tokenizer.decode(example.input_ids) == render(tokenizer, row["messages"])
+    assert tokenizer.decode(example.input_ids) == render(tokenizer, row["messages"]).rstrip("\n")
     for token, label in zip(example.input_ids, example.labels, strict=True):
         assert label in (IGNORED, token)
 
 
 def test_a_prompt_is_tokenised_as_the_endpoint_does_it(tokenizer: Any) -> None:
     row = conversation("Can I return it?", "Yes.")
-    example = CHAT.encode(row, tokenizer, [])
+    (example,) = CHAT.encode(row, tokenizer, [])
     prompt = tokenize(tokenizer, render(tokenizer, row["messages"][:1], generate=True))
     assert list(example.input_ids[: len(prompt)]) == prompt
     assert example.labels[len(prompt)] != IGNORED
@@ -59,7 +60,7 @@ def test_a_prompt_is_tokenised_as_the_endpoint_does_it(tokenizer: Any) -> None:
 def test_weight_0_is_read_and_not_trained(tokenizer: Any) -> None:
     row = conversation("Can I?", "No.", "Really?", "Yes.")
     row["messages"][1]["weight"] = 0
-    assert trained_text(CHAT.encode(row, tokenizer, []), tokenizer) == "Yes.<|im_end|>"
+    assert trained_text(CHAT.encode(row, tokenizer, [])[0], tokenizer) == "Yes.<|im_end|>"
 
 
 def test_rows_that_supervise_nothing_are_refused(tokenizer: Any) -> None:
@@ -71,16 +72,26 @@ def test_rows_that_supervise_nothing_are_refused(tokenizer: Any) -> None:
 def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
     tiny_models.save_tokenizer(tmp_path, chat_template=tiny_models.CHATML.replace("'<|im_end|>' + ", ""))
     tokenizer = load_processor(tmp_path, "chat")
-    example = CHAT.encode(conversation("Hello", "Hi"), tokenizer, [])
-    with pytest.raises(DataError, match=r"end token \('<\|im_end\|>'\) is supervised in none of the 1 rows"):
-        CHAT.check_encoded([example], tokenizer)
+    with pytest.raises(DataError, match=r"no token at which generation stops \('<\|im_end\|>'\)"):
+        CHAT.encode(conversation("Hello", "Hi"), tokenizer, [])
 
 
-def test_a_template_that_rewrites_history_is_refused(tmp_path: Path) -> None:
-    template = "{{ messages | length }}" + tiny_models.CHATML
+def test_a_template_that_rewrites_history_gives_each_answer_a_prompt_of_its_own(tmp_path: Path) -> None:
+    template = "{{ messages | length if add_generation_prompt else messages | length - 1 }}" + tiny_models.CHATML
     tiny_models.save_tokenizer(tmp_path, chat_template=template)
-    with pytest.raises(ModelError, match="rewrites earlier text"):
-        CHAT.encode(conversation("a", "b", "c", "d"), load_processor(tmp_path, "chat"), [])
+    tokenizer, row = load_processor(tmp_path, "chat"), conversation("a", "b", "c", "d")
+    examples = CHAT.encode(row, tokenizer, [])
+    assert [trained_text(example, tokenizer) for example in examples] == ["b<|im_end|>", "d<|im_end|>"]
+    for example, messages in zip(examples, (row["messages"][:1], row["messages"][:3]), strict=True):
+        prompt = tokenize(tokenizer, render(tokenizer, messages, generate=True))
+        assert list(example.input_ids[: len(prompt)]) == prompt
+
+
+def test_an_answer_that_the_template_writes_otherwise_is_refused(tmp_path: Path) -> None:
+    template = tiny_models.CHATML.replace("message['role']", "message['role'][:4]")
+    tiny_models.save_tokenizer(tmp_path, chat_template=template)
+    with pytest.raises(DataError, match=r"messages\[1\].* does not write this answer after the prompt"):
+        CHAT.encode(conversation("a", "b"), load_processor(tmp_path, "chat"), [])
 
 
 def test_a_base_without_a_chat_template_is_refused(tmp_path: Path) -> None:
@@ -116,7 +127,7 @@ def test_good_rows_are_normalised() -> None:
 
 def test_long_rows_follow_the_policy(tokenizer: Any) -> None:
     rows = [conversation("q", "a"), conversation("q", "a " * 50)]
-    longest = len(CHAT.encode(rows[0], tokenizer, []).input_ids)
+    longest = len(CHAT.encode(rows[0], tokenizer, [])[0].input_ids)
 
     def encode(policy: Any) -> tuple[Encoded, list[int]]:
         return encode_rows(rows, CHAT, tokenizer, [], max_tokens=longest, too_long=policy, source="train")
@@ -131,20 +142,12 @@ def test_long_rows_follow_the_policy(tokenizer: Any) -> None:
 
 
 def test_encoded_rows_are_read_back_unchanged(tokenizer: Any, tmp_path: Path) -> None:
-    examples = [CHAT.encode(row, tokenizer, []) for row in tiny_models.chat_rows(7)]
+    examples = [*chain(*(CHAT.encode(row, tokenizer, []) for row in tiny_models.chat_rows(7)))]
     encoded = Encoded.of(examples)
     encoded.save(tmp_path / "x.safetensors")
     again = Encoded.load(tmp_path / "x.safetensors")
     assert [again[i] for i in range(len(again))] == examples
     assert again.supervised == tuple(example.supervised for example in examples)
-
-
-def test_the_last_answer_alone_is_compared(tokenizer: Any) -> None:
-    example = CHAT.encode(conversation("a", "first", "b", "second"), tokenizer, [])
-    last = last_answer(example)
-    assert last is not None
-    assert trained_text(last, tokenizer) == "second<|im_end|>"
-    assert last_answer(Example((1,), (IGNORED,))) is None
 
 
 def test_predictions_come_back_in_order_and_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,9 +61,9 @@ class ToyPreference(Task[TensorExample]):
     def normalise(self, row: Row) -> Row:
         return {name: [float(value) for value in row[name]] for name in ("chosen", "rejected")}
 
-    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> TensorExample:
+    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> list[TensorExample]:
         assert processor is None
-        return TensorExample({name: np.asarray([row[name]], dtype=np.float32) for name in ("chosen", "rejected")})
+        return [TensorExample({name: np.asarray([row[name]], dtype=np.float32) for name in ("chosen", "rejected")})]
 
     def collate(self, examples: Sequence[TensorExample], *, packed: bool = False, pad_id: int = 0) -> Batch:
         def stacked_BF(name: str) -> torch.Tensor:
@@ -99,7 +99,7 @@ class ToyPreference(Task[TensorExample]):
     def measure(
         self, model: Any, processor: Any, rows: Sequence[Row], labels: Sequence[str], *, max_new_tokens: int
     ) -> dict[str, float]:
-        batch = self.collate([self.encode(row, None, labels) for row in rows])
+        batch = self.collate([example for row in rows for example in self.encode(row, None, labels)])
         return {"mean_gap": float(self.logits(model, batch).detach().abs().mean())}
 
 
@@ -121,9 +121,9 @@ class ToyPopularity(Task[TensorExample]):
     def normalise(self, row: Row) -> Row:
         return {"user": str(row["user"]), "item": row["item"]}
 
-    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> TensorExample:
+    def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> list[TensorExample]:
         assert processor is None
-        return TensorExample({"item": np.asarray([labels.index(row["item"])], dtype=np.int64)})
+        return [TensorExample({"item": np.asarray([labels.index(row["item"])], dtype=np.int64)})]
 
     def collate(self, examples: Sequence[TensorExample], *, packed: bool = False, pad_id: int = 0) -> Batch:
         items = [example.tensors["item"] for example in examples] or [np.zeros(0, np.int64)]
@@ -150,7 +150,7 @@ class ToyPopularity(Task[TensorExample]):
     def measure(
         self, model: Any, processor: Any, rows: Sequence[Row], labels: Sequence[str], *, max_new_tokens: int
     ) -> dict[str, float]:
-        batch = self.collate([self.encode(row, None, labels) for row in rows])
+        batch = self.collate([example for row in rows for example in self.encode(row, None, labels)])
         with torch.no_grad():
             return {"surprise": self.scores(model, batch).loss / float(np.log(2))}
 

@@ -219,7 +219,7 @@ def test_training_stops_early_and_the_best_checkpoint_is_kept(store: Workspace, 
 def test_a_packed_batch_has_the_losses_of_its_rows(base: Path) -> None:
     tokenizer = models.load_processor(base, "chat")
     task = TASKS["chat"]
-    examples = [task.encode(row, tokenizer, []) for row in ROWS[:9]]
+    examples = [example for row in ROWS[:9] for example in task.encode(row, tokenizer, [])]
     model = models.load_base(base, "chat", [], torch.float32, seed=0)
 
     def losses_of(group: list[Example], *, packed: bool) -> torch.Tensor:

@@ -11,10 +11,11 @@ from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits
 from serving.access import refusals
 from serving.access.keys import StoredKeys
-from serving.access.refusals import BURST, MAX_WAIT_S, PER_S, RefusalPace
+from serving.access.refusals import BURST, MAX_WAIT_S, RefusalPace
 from tests.serving.access.gate import EchoApp, get, make_gate
 
 pytestmark = pytest.mark.anyio
+PER_S = 10.0
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ class Clock:
 
 def test_the_first_refusals_are_at_once_and_then_at_a_steady_rate() -> None:
     clock = Clock()
-    pace = RefusalPace(clock)
+    pace = RefusalPace(PER_S, clock)
     assert [pace.wait_s("a") for _ in range(BURST)] == pytest.approx([0.0] * BURST, abs=1e-6)
     assert [pace.wait_s("a") for _ in range(3)] == pytest.approx([1 / PER_S, 2 / PER_S, 3 / PER_S])
     assert pace.wait_s("b") == 0.0
@@ -44,7 +45,7 @@ def test_the_first_refusals_are_at_once_and_then_at_a_steady_rate() -> None:
 
 def test_keys_that_are_no_longer_refused_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    pace = RefusalPace(clock)
+    pace = RefusalPace(PER_S, clock)
     for number in range(10_000):
         clock.now_s += 0.01
         pace.wait_s(f"key-{number}")
@@ -90,7 +91,7 @@ async def test_a_refusal_by_a_route_waits_without_a_place(store: Store, monkeypa
         await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
 
     monkeypatch.setattr(RefusalPace, "wait", wait)
-    gate = make_gate(app, StoredKeys(store, ttl_s=60.0))  # type: ignore[arg-type]
+    gate = make_gate(app, StoredKeys(store, ttl_s=60.0))
     refused = asyncio.create_task(get(gate, secret))
     await waiting.wait()
     assert (await get(gate, secret)).status_code == 200

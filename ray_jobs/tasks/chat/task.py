@@ -6,20 +6,18 @@ A row is `{"messages": [{"role", "content"}, …]}`, or `{"prompt", "completion"
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ray_jobs.errors import DataError, ModelError
+from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task, padded
+from ray_jobs.tasks.chat.messages import canonical, canonical_tools, problems_of, problems_of_tools, short
+from ray_jobs.tasks.chat.template import render
+from ray_jobs.tasks.chat.turns import end_token_ids, examples_of, tokenize, trained_turns
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class Chat(Task[Example]):
@@ -50,57 +48,22 @@ class Chat(Task[Example]):
             if "prompt" not in row and "completion" not in row:
                 return ["neither messages nor prompt and completion"]
             return [
-                f"{key} must be non-empty text, not {_short(row.get(key))}"
+                f"{key} must be non-empty text, not {short(row.get(key))}"
                 for key in ("prompt", "completion")
                 if not isinstance(row.get(key), str) or not row[key].strip()
             ]
-        messages = row["messages"]
-        if not isinstance(messages, list) or not messages:
-            return [f"messages must be a non-empty list, not {_short(messages)}"]
-        problems: list[str] = []
-        for i, message in enumerate(messages):
-            problems += [f"messages[{i}]: {problem}" for problem in _check_message(message)]
-            if len(problems) >= 10:  # enough of one row
-                return problems
-        if not problems and not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
-            problems.append("no assistant message with weight 1: nothing would be trained")
-        return problems
+        return problems_of(row["messages"]) + problems_of_tools(_tools_of(row))
 
     def normalise(self, row: Row) -> Row:
-        if "messages" in row:
-            return {key: row[key] for key in ("messages", "tools") if row.get(key) is not None}
-        return {
-            "messages": [
-                {"role": "user", "content": row["prompt"]},
-                {"role": "assistant", "content": row["completion"]},
-            ]
-        }
+        if "messages" not in row:
+            given = [("user", row["prompt"]), ("assistant", row["completion"])]
+            return {"messages": [{"role": role, "content": content} for role, content in given]}
+        tools = canonical_tools(_tools_of(row))
+        return {"messages": canonical(row["messages"]), **({} if tools is None else {"tools": tools})}
 
-    def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> Example:
-        """Each part is tokenised as the endpoint sees it: a prompt ends where generation begins."""
-        tokenizer, messages, tools = processor, row["messages"], row.get("tools")
-        whole = render(tokenizer, messages, tools)
-        input_ids: list[int] = []
-        targets: list[int] = []
-        done = 0
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = len(render(tokenizer, messages[:i], tools, generate=True))
-            end = len(render(tokenizer, messages[: i + 1], tools))
-            if whole[:start] != render(tokenizer, messages[:i], tools, generate=True) or start < done:
-                raise ModelError(
-                    "the chat template rewrites earlier text when a message is added, so the assistant's tokens cannot "
-                    "be located: use a template whose output only grows"
-                )
-            prompt_ids = tokenize(tokenizer, whole[done:start])
-            answer_ids = tokenize(tokenizer, whole[start:end])
-            input_ids += prompt_ids + answer_ids
-            targets += [IGNORED] * len(prompt_ids)
-            trained = _through_end_token(tokenizer, answer_ids) if message.get("weight", 1) else 0
-            targets += answer_ids[:trained] + [IGNORED] * (len(answer_ids) - trained)
-            done = end
-        return Example(tuple(input_ids), tuple(targets))
+    def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
+        """One example, or more where the template rewrites what came before an answer."""
+        return examples_of(list(trained_turns(processor, row["messages"], row.get("tools"))))
 
     def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
         """Refuse rows that train nothing, or never the end token: the model would not learn to stop."""
@@ -150,20 +113,9 @@ class Chat(Task[Example]):
         return {"chrf": float(CHRF().corpus_score(answers, [references]).score)}
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Row], tools: list[Row] | None = None, *, generate: bool = False
-) -> str:
-    """The conversation as text, by the tokenizer's chat template. `generate` ends it where the assistant begins."""
-    text = tokenizer.apply_chat_template(
-        messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=generate
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of rendered text, which already has every special token."""
-    return list(tokenizer.encode(text, add_special_tokens=False))
+def _tools_of(row: Row) -> object:
+    """The functions of a row, which OpenAI's older rows call `functions`."""
+    return row.get("functions") if row.get("tools") is None else row["tools"]
 
 
 def last_assistant(messages: Sequence[Row]) -> int:
@@ -198,33 +150,6 @@ def answer(
     return answers
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens at which generation stops: the tokenizer's end token and those of generation_config.json beside it.
-
-    Raises ModelError where both are missing.
-    """
-    eos = tokenizer.eos_token_id
-    ends = _generation_ends(tokenizer.name_or_path) | (frozenset() if eos is None else {int(eos)})
-    if not ends:
-        raise ModelError("the tokenizer has no end token: set eos_token in tokenizer_config.json")
-    return ends
-
-
-@lru_cache(maxsize=8)
-def _generation_ends(directory: str) -> frozenset[int]:
-    path = Path(directory) / "generation_config.json"
-    if not path.is_file():
-        return frozenset()
-    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
-
-
-def _through_end_token(tokenizer: PreTrainedTokenizerBase, answer_ids: list[int]) -> int:
-    """Number of the answer's ids to train: up to the last end token, without what the template adds after it."""
-    ends = end_token_ids(tokenizer)
-    return next((i + 1 for i in reversed(range(len(answer_ids))) if answer_ids[i] in ends), len(answer_ids))
-
-
 def _pack(examples: Sequence[Example], pad_id: int) -> Batch:
     """All examples in one sequence of T tokens; positions restart with each, which keeps attention inside it.
 
@@ -256,28 +181,3 @@ def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
     rows, positions = (next_BT != IGNORED).nonzero(as_tuple=True)
     inputs = padded([example.input_ids for example in examples], pad_id)
     return Batch(inputs, next_BT[rows, positions], (rows, positions))
-
-
-def _check_message(message: object) -> list[str]:
-    if not isinstance(message, dict):
-        return [f"must be an object with role and content, not {_short(message)}"]
-    problems = []
-    role = message.get("role")
-    if role not in _ROLES:
-        problems.append(f"role is {_short(role)}, must be one of {', '.join(_ROLES)}")
-    content = message.get("content")
-    if role == "assistant" and message.get("tool_calls"):
-        if content is not None and not isinstance(content, str):
-            problems.append(f"content must be text or null beside tool_calls, not {_short(content)}")
-    elif not isinstance(content, str):
-        problems.append(f"content must be text, not {_short(content)}")
-    elif role in ("user", "assistant") and not content.strip():
-        problems.append("content is empty")
-    if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
-        problems.append(f"weight is {_short(message['weight'])}; only an assistant message has one, 0 or 1")
-    return problems
-
-
-def _short(value: object) -> str:
-    text = repr(value[:60] if isinstance(value, str | list) else value)
-    return text if len(text) <= 60 else text[:57] + "..."
