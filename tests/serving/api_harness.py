@@ -48,6 +48,7 @@ from tests.serving.fake_backend import FakeBackend
 KEY = "the-operators-key-of-the-tests"
 UNPACED = 1e6
 """Refusals a second: some tests are refused thousands of times."""
+_SETTINGS: dict[str, Any] = {"api_key": KEY, "refusals_per_s": UNPACED}
 BASE = "tiny-chat"
 DIGEST = "b" * 16
 
@@ -188,7 +189,7 @@ def make_app(
     """
     given = {name: more.pop(name) for name in ("keys", "limiter", "reconcile_deployments") if name in more}
     return create_app(
-        EndpointSettings(**{"api_key": KEY, "refusals_per_s": UNPACED} | more),
+        EndpointSettings(**_SETTINGS | more),
         nowhere(),
         backend or FakeBackend(),
         check_rows=NoTokens(nowhere()),
@@ -208,7 +209,7 @@ def api_server(
         store,
         port or free_port(),
         launcher or FakeLauncher(),
-        settings=EndpointSettings(**{"api_key": KEY, "refusals_per_s": UNPACED} | settings),
+        settings=EndpointSettings(**_SETTINGS | settings),
     )
     app = server.app = create_app(
         server.settings,
