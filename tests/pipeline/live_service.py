@@ -188,7 +188,7 @@ def wait_until(condition: Callable[[], bool], driver: Driver, what: str, *, time
     while not condition():
         assert driver.process.poll() is None, f"ended before {what}:\n{driver.output}"
         assert time.monotonic() < deadline, f"no {what} within {timeout_s:.0f} s:\n{driver.output}"
-        time.sleep(0.05)
+        time.sleep(0.25)
 
 
 def sender_of(client_port: int | None, among: list[Process]) -> Process:

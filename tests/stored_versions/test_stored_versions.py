@@ -211,6 +211,7 @@ def test_jobs_of_the_api_are_answered(stored: Workspace) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("version", VERSIONS[:1], indirect=True)  # the oldest, whose store is moved
 def test_a_paused_job_is_resumed(stored: Workspace, ray_service: Service) -> None:
     """`kitae resume` continues the training from the checkpoint of the version before."""
     job_id = id_of(stored, PAUSED)

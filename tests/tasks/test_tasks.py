@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_processor(directory, "chat")
 
 
-def conversation(*turns: str, **last: Any) -> dict[str, Any]:
+def conversation(*turns: Any, **last: Any) -> dict[str, Any]:
     messages: list[dict[str, Any]] = [
         {"role": "user" if i % 2 == 0 else "assistant", "content": turn} for i, turn in enumerate(turns)
     ]
@@ -110,6 +111,22 @@ def test_a_base_without_a_chat_template_is_refused(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "content must be text"),
         ({"messages": [{"role": "user", "content": "x"}]}, "nothing would be trained"),
         (conversation("a", "b", weight=2), "weight is 2"),
+        (
+            conversation("a", [{"type": "image_url", "image_url": {}}]),
+            "content[0] is 'image_url'; the models read text",
+        ),
+        (conversation("a", None), "neither content nor tool_calls"),
+        (conversation("a", "b", tool_calls=[{"function": {"name": "f", "arguments": "{"}}]), "must be a JSON object"),
+        (conversation("a", "b", tool_calls=[{"function": {}}]), "function.name must be text"),
+        (conversation("a", "b", tool_calls="f"), "tool_calls must be a list"),
+        (conversation("a", tool_calls=[{"function": {"name": "f"}}]), "only the assistant calls tools"),
+        (
+            {"messages": [*conversation("a", "b")["messages"], {"role": "tool", "content": "c", "tool_call_id": "x"}]},
+            "no call",
+        ),
+        (conversation("a", "b") | {"tools": ["f"]}, "tools[0] must be"),
+        (conversation("a", "b") | {"tools": [{"name": "f"}, {"name": "f"}]}, "a second function 'f'"),
+        (conversation("a", "b") | {"tools": "f"}, "tools must be a list"),
         (conversation("a", "b", weight=0), "nothing would be trained"),
     ],
 )
@@ -121,6 +138,17 @@ def test_good_rows_are_normalised() -> None:
     pair = {"prompt": "a", "completion": "b"}
     assert CHAT.check_row(pair) == []
     assert CHAT.normalise(pair) == conversation("a", "b")
+    called = [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}}]
+    older = {"messages": [*conversation("a")["messages"], *called], "functions": [{"name": "f"}]}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    newer = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": calls}],
+        "tools": [{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}],
+    }
+    in_a_table = {name: json.dumps(value) for name, value in older.items()}
+    for row in (older, in_a_table, newer):
+        assert CHAT.check_row(row) == []
+        assert CHAT.normalise(row) == newer
     assert CLASSIFY.normalise({"text": "x", "label": True}) == {"text": "x", "label": "true"}
     assert CLASSIFY.check_row({"text": "", "label": 1.5}) != []
 

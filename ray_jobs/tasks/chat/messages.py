@@ -38,7 +38,6 @@ def problems_of(messages: object) -> list[str]:
 
 def problems_of_tools(tools: object) -> list[str]:
     """Why `tools` are not a list of functions."""
-    tools = _json_text(tools)
     if tools is None:
         return []
     if not isinstance(tools, list):
@@ -69,7 +68,8 @@ def canonical_tools(tools: object) -> list[Message] | None:
 
     The engine writes an absent description and absent parameters as null, which templates show.
     """
-    found = [function for tool in _json_text(tools) or () if (function := _function_of(tool)) is not None]
+    given = tools if isinstance(tools, list) else ()
+    found = [function for tool in given if (function := _function_of(tool)) is not None]
     return [
         {
             "type": "function",
@@ -101,6 +101,16 @@ def decoded(arguments: object) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return arguments if isinstance(arguments, dict) else None
+
+
+def from_json_text(value: object) -> Any:
+    """A list that a table holds as JSON text; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def short(value: object) -> str:
@@ -248,13 +258,3 @@ def _function_of(tool: object) -> dict[str, Any] | None:
         return None
     function = tool.get("function") if tool.get("type", "function") == "function" and "function" in tool else tool
     return function if isinstance(function, dict) else None
-
-
-def _json_text(value: object) -> Any:
-    """A value, or what it is as JSON text: tables hold lists so."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value

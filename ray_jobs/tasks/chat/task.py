@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task, padded
-from ray_jobs.tasks.chat.messages import canonical, canonical_tools, problems_of, problems_of_tools, short
+from ray_jobs.tasks.chat.messages import (
+    canonical,
+    canonical_tools,
+    from_json_text,
+    problems_of,
+    problems_of_tools,
+    short,
+)
 from ray_jobs.tasks.chat.template import render
 from ray_jobs.tasks.chat.turns import end_token_ids, examples_of, tokenize, trained_turns
 
@@ -27,6 +34,7 @@ class Chat(Task[Example]):
         Column("prompt", "what the user says (with completion, instead of messages)", required=False),
         Column("completion", "what the assistant answers", required=False),
         Column("tools", "JSON schemas of the functions the assistant may call", required=False),
+        Column("functions", "the same, as OpenAI's older rows have them", required=False),
     )
     measures: ClassVar[tuple[str, ...]] = ("token_accuracy", "chrf")
     route: ClassVar[str] = "/v1/chat/completions"
@@ -52,14 +60,14 @@ class Chat(Task[Example]):
                 for key in ("prompt", "completion")
                 if not isinstance(row.get(key), str) or not row[key].strip()
             ]
-        return problems_of(row["messages"]) + problems_of_tools(_tools_of(row))
+        return problems_of(from_json_text(row["messages"])) + problems_of_tools(_tools_of(row))
 
     def normalise(self, row: Row) -> Row:
         if "messages" not in row:
             given = [("user", row["prompt"]), ("assistant", row["completion"])]
             return {"messages": [{"role": role, "content": content} for role, content in given]}
         tools = canonical_tools(_tools_of(row))
-        return {"messages": canonical(row["messages"]), **({} if tools is None else {"tools": tools})}
+        return {"messages": canonical(from_json_text(row["messages"])), **({} if tools is None else {"tools": tools})}
 
     def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
         """One example, or more where the template rewrites what came before an answer."""
@@ -114,8 +122,7 @@ class Chat(Task[Example]):
 
 
 def _tools_of(row: Row) -> object:
-    """The functions of a row, which OpenAI's older rows call `functions`."""
-    return row.get("functions") if row.get("tools") is None else row["tools"]
+    return from_json_text(row.get("functions") if row.get("tools") is None else row["tools"])
 
 
 def last_assistant(messages: Sequence[Row]) -> int:
