@@ -229,6 +229,7 @@ def create_app(
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))
 
+    @app.get("/health", include_in_schema=False)  # where load generators for vLLM ask
     @app.get("/healthz", tags=["health"])
     async def healthz() -> Health:
         return Health(status="ok")

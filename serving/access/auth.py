@@ -28,7 +28,7 @@ from serving.access.refusals import RefusalPace
 from serving.http.errors import ApiError
 from serving.settings import EndpointSettings
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz"})
 """Answered without a key and under any load: probes have no key and must not fail on a busy endpoint."""
 METRICS_PATH = "/metrics"
 REQUEST_ID = "x-request-id"

@@ -63,7 +63,7 @@ def test_every_path_but_the_probes_needs_the_key() -> None:
         ]:
             error = error_of(client.request(method, path), 401)
             assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
-        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/healthz").json() == client.get("/health").json() == {"status": "ok"}
         assert client.get("/readyz").status_code == 200
 
 
