@@ -15,6 +15,8 @@ import numpy as np
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, Example, Row, Task, TensorExample
 
+ENCODING = 2
+"""Number of the way in which rows are encoded: rows that were encoded otherwise are not used again."""
 _SHOWN = 100
 """Most rows an error names one by one."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ray_jobs import __version__, deploy, registry
 from ray_jobs.data import dataset
 from ray_jobs.data.dataset import Dataset
-from ray_jobs.data.encoding import encode_rows
+from ray_jobs.data.encoding import ENCODING, encode_rows
 from ray_jobs.digests import json_digest
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import ModelError
@@ -107,7 +107,8 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     task, labels, limits = TASKS[spec.task], flow.dataset.labels, spec.data
     files = dataset.load(store, flow.dataset.digest)
     tokenizer = load_processor(fetch_base(store, base.key), spec.task)
-    key = f"{flow.dataset.key}/encoded/{json_digest([base.digest, limits.max_tokens, limits.too_long])}"
+    how = [ENCODING, base.digest, limits.max_tokens, limits.too_long]
+    key = f"{flow.dataset.key}/encoded/{json_digest(how)}"
     counts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:
         for side, rows, name in (

@@ -70,6 +70,14 @@ def test_rows_that_supervise_nothing_are_refused(tokenizer: Any) -> None:
         CHAT.check_encoded([cut, cut], tokenizer)
 
 
+def test_rows_of_which_most_are_cut_off_are_refused(tokenizer: Any) -> None:
+    whole = CHAT.encode(conversation("q", "a " * 20), tokenizer, [])
+    cut = [example.truncated(example.length - 5) for example in whole]
+    CHAT.check_encoded([*whole, *cut], tokenizer)
+    with pytest.raises(DataError, match=r"2 of 3 rows are cut off before the token .*<\|im_end\|>"):
+        CHAT.check_encoded([*whole, *cut, *cut], tokenizer)
+
+
 def test_a_template_without_an_end_token_is_refused(tmp_path: Path) -> None:
     tiny_models.save_tokenizer(tmp_path, chat_template=tiny_models.CHATML.replace("'<|im_end|>' + ", ""))
     tokenizer = load_processor(tmp_path, "chat")

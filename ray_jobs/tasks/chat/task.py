@@ -71,21 +71,23 @@ class Chat(Task[Example]):
 
     def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
         """One example, or more where the template rewrites what came before an answer."""
+        row = self.normalise(row)  # a dataset of an earlier version has rows in other forms
         return examples_of(list(trained_turns(processor, row["messages"], row.get("tools"))))
 
     def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
-        """Refuse rows that train nothing, or never the end token: the model would not learn to stop."""
+        """Refuse rows that train nothing, or seldom the end token: the model would not learn to stop."""
         if not any(example.supervised for example in examples):
             raise DataError(
                 f"none of the {len(examples)} rows supervises a token: every assistant message is empty, has weight 0, "
                 "or was cut off; give assistant messages weight 1 or raise data.max_tokens"
             )
         ends = end_token_ids(processor)
-        if not any(label in ends for example in examples for label in example.labels):
+        cut = sum(not any(label in ends for label in example.labels) for example in examples)
+        if 2 * cut > len(examples):
+            names = ", ".join(map(repr, processor.convert_ids_to_tokens(sorted(ends))))
             raise DataError(
-                f"the end token ({', '.join(map(repr, processor.convert_ids_to_tokens(sorted(ends))))}) is supervised "
-                f"in none of the {len(examples)} rows, so the model would not learn to stop: the chat template must "
-                "write it after an assistant message, and data.max_tokens must not cut it off"
+                f"{cut} of {len(examples)} rows are cut off before the token that ends their answer ({names}), so the "
+                "model would not learn to stop: raise data.max_tokens, or set data.too_long to drop"
             )
 
     def collate(self, examples: Sequence[Example], *, packed: bool = False, pad_id: int = 0) -> Batch:
