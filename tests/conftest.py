@@ -31,7 +31,7 @@ from tests.repository import ROOT
 if TYPE_CHECKING:
     from tests.pipeline.live_service import Service
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two tests run at the same time; see `ray_head`
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # two tests run at the same time; see `ray_head`
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
