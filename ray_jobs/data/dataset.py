@@ -23,6 +23,7 @@ from ray_jobs.digests import json_sha256
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection
 from ray_jobs.storage import Workspace
+from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Row, Task
 
 TRAIN_FILE = "train.jsonl"
@@ -63,16 +64,17 @@ class DatasetFiles:
 
     @cached_property
     def train_rows(self) -> list[Row]:
-        return _read(self.directory / TRAIN_FILE)
+        return self._read(TRAIN_FILE)
 
     @cached_property
     def held_out_rows(self) -> list[Row]:
-        return _read(self.directory / HELD_OUT_FILE)
+        return self._read(HELD_OUT_FILE)
 
-
-def _read(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
+    def _read(self, name: str) -> list[Row]:
+        """Rows in the task's form of today: an earlier version may have stored them in another."""
+        task = TASKS[self.dataset.task]
+        with (self.directory / name).open(encoding="utf-8", newline="\n") as file:
+            return [task.normalise(json.loads(line)) for line in file]
 
 
 def prepare(store: Workspace, data: DataSection, task: Task[Any]) -> Dataset:

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ray_jobs.data.ingest import Findings
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, Example, Row, Task, TensorExample
 
 ENCODING = 2
 """Number of the way in which rows are encoded: rows that were encoded otherwise are not used again."""
-_SHOWN = 100
-"""Most rows an error names one by one."""
 
 
 @dataclass(frozen=True)
@@ -117,40 +116,34 @@ def encode_rows(
     """
     examples: list[Any] = []
     kept: list[int] = []
-    long: list[str] = []
-    refused: list[str] = []
+    long, refused = Findings(), Findings()
     for i, row in enumerate(rows):
         try:
             found = task.encode(row, processor, labels)
         except DataError as error:
-            refused.append(f"row {i + 1}: {error}")
+            refused.add(f"row {i + 1}", str(error))
             found = ()
         longest = max((example.length for example in found), default=0)
         if longest > max_tokens:
-            long.append(f"row {i + 1}: {longest} tokens")
+            long.add(f"row {i + 1}", f"{longest} tokens")
             found = [example.truncated(max_tokens) for example in found] if too_long == "truncate" else ()
         found = [example for example in found if example.supervised]
         examples += found
         kept += [i] * len(found)
         if progress is not None:
             progress(i + 1, len(rows))
-    if refused:
-        what = f"{len(refused)} of {len(rows)} {source} rows cannot be written for this base"
-        raise DataError(what, details=_shown(refused))
-    if long and too_long == "error":
+    if refused.count:
+        what = f"{refused.count} of {len(rows)} {source} rows cannot be written for this base"
+        raise DataError(what, details=refused.listed)
+    if long.count and too_long == "error":
         raise DataError(
-            f"{len(long)} of {len(rows)} {source} rows are longer than data.max_tokens {max_tokens}; raise it, shorten "
-            "the rows, or set data.too_long to drop or truncate",
-            details=_shown(long),
+            f"{long.count} of {len(rows)} {source} rows are longer than data.max_tokens {max_tokens}; raise it, "
+            "shorten the rows, or set data.too_long to drop or truncate",
+            details=long.listed,
         )
     if not examples:
         raise DataError(
-            f"no {source} row of {len(rows)} is left to use: {len(long)} were over data.max_tokens {max_tokens}, the "
+            f"no {source} row of {len(rows)} is left to use: {long.count} were over data.max_tokens {max_tokens}, the "
             "others supervise nothing"
         )
     return Encoded.of(examples), kept
-
-
-def _shown(found: Sequence[str]) -> list[str]:
-    more = [f"+{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return [*found[:_SHOWN], *more]

@@ -41,13 +41,17 @@ class Findings:
         self.count += other.count
         self.details += other.details[: self.most - len(self.details)]
 
+    @property
+    def listed(self) -> list[str]:
+        """The details, and the number of the others."""
+        return [*self.details, *([f"+{self.count - len(self.details)} more"] if self.count > len(self.details) else [])]
+
     def raise_if_any(self, sources: Sequence[str]) -> None:
         """Raises DataError with everything that was found."""
         if not self.count:
             return
-        more = [f"+{self.count - len(self.details)} more"] if self.count > len(self.details) else []
         noun = "problem" if self.count == 1 else "problems"
-        raise DataError(f"{self.count} {noun} in {' and '.join(sources)}", details=[*self.details, *more])
+        raise DataError(f"{self.count} {noun} in {' and '.join(sources)}", details=self.listed)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
             store.commit(inputs.candidate_key, files, {"checkpoint": inputs.checkpoint_key})
     encoded = Encoded.load(store.fetch(inputs.train.encoded_key) / HELD_OUT_FILE)
     files_of_rows = dataset.load(store, inputs.dataset_digest)
-    rows = [task.normalise(files_of_rows.held_out_rows[i]) for i in inputs.held_out_kept]
+    rows = [files_of_rows.held_out_rows[i] for i in inputs.held_out_kept]
     is_adapter = hasattr(candidate, "peft_config")
 
     def measured(model: torch.nn.Module) -> dict[str, float]:

@@ -138,14 +138,15 @@ class AccessMiddleware:
         headers = Headers(scope=scope)
         if not self.behind_proxy:
             send = _with_request_id(send, headers.get(REQUEST_ID) or uuid.uuid4().hex)
+        send = self._paced(scope, send)
         # Slots are released however the request ends: answered, refused, failed, or cancelled by its client.
         with ExitStack() as held:
             try:
                 admitted = await self._admit(scope, headers, receive, held)
             except ApiError as error:
-                await error.response()(scope, receive, self._paced(scope, send))
+                await error.response()(scope, receive, send)
                 return
-            await self.app(scope, admitted, self._releasing(scope, self._paced(scope, send), held))
+            await self.app(scope, admitted, self._releasing(scope, send, held))
 
     async def _admit(self, scope: Scope, headers: Headers, receive: Receive, held: ExitStack) -> Receive:
         """Set the caller, wait for the body and return it. Raises ApiError if the request is not admitted."""

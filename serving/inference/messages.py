@@ -97,13 +97,13 @@ TOOL_CHOICE = either(
 def check_messages(messages: list[dict[str, Any]]) -> None:
     """Check what a message of each role needs, and drop what no template reads. The fields are already checked."""
     for i, message in enumerate(messages):
-        where, role, content = f"messages[{i}]", message["role"], message.get("content")
-        calls = message.get("tool_calls")
+        where, role = f"messages[{i}]", message["role"]
+        if role == "assistant" and not message.get("content") and message.get("refusal"):
+            message["content"] = message["refusal"]  # as in rows; the engine leaves it out
+        content, calls = message.get("content"), message.get("tool_calls")
         if calls and role != "assistant":
             raise wrong(f"{where}.tool_calls", f"{where} is of the {role}; only the assistant calls tools")
-        if not content and role == "assistant" and message.get("refusal"):
-            message["content"] = message["refusal"]  # as in rows; the engine leaves it out
-        if content is None and (role != "assistant" or not (calls or message.get("refusal"))):
+        if content is None and (role != "assistant" or not calls):
             raise wrong(f"{where}.content", f"{where} has no content")
         if role == "tool" and message.get("tool_call_id") is None:
             raise missing(f"{where}.tool_call_id")

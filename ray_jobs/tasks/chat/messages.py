@@ -86,9 +86,14 @@ def canonical_tools(tools: object) -> list[Message] | None:
 
 def text_of(content: str | Sequence[Mapping[str, str]] | None) -> str:
     """Canonical content as one text: parts on lines of their own, nothing for null."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(part["text"] for part in content)
+    return "\n".join(texts_of(content))
+
+
+def texts_of(content: str | Sequence[Mapping[str, str]] | None) -> list[str]:
+    """The texts of canonical content, one for each part."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content or ()]
 
 
 def decoded(arguments: object) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from ray_jobs.tasks.chat.messages import (
     short,
 )
 from ray_jobs.tasks.chat.template import render
-from ray_jobs.tasks.chat.turns import end_token_ids, examples_of, tokenize, trained_turns
+from ray_jobs.tasks.chat.turns import end_token_ids, end_token_names, examples_of, tokenize, trained_turns
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +71,6 @@ class Chat(Task[Example]):
 
     def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
         """One example, or more where the template rewrites what came before an answer."""
-        row = self.normalise(row)  # a dataset of an earlier version has rows in other forms
         return examples_of(list(trained_turns(processor, row["messages"], row.get("tools"))))
 
     def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
@@ -84,10 +83,10 @@ class Chat(Task[Example]):
         ends = end_token_ids(processor)
         cut = sum(not any(label in ends for label in example.labels) for example in examples)
         if 2 * cut > len(examples):
-            names = ", ".join(map(repr, processor.convert_ids_to_tokens(sorted(ends))))
             raise DataError(
-                f"{cut} of {len(examples)} rows are cut off before the token that ends their answer ({names}), so the "
-                "model would not learn to stop: raise data.max_tokens, or set data.too_long to drop"
+                f"{cut} of {len(examples)} rows are cut off before the token that ends their answer "
+                f"({end_token_names(processor)}), so the model would not learn to stop: raise data.max_tokens, or set "
+                "data.too_long to drop"
             )
 
     def collate(self, examples: Sequence[Example], *, packed: bool = False, pad_id: int = 0) -> Batch:

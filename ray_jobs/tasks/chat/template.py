@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
 """Tags that transformers adds to the language."""
-_MOST_WORDS = 300
+_MAX_MESSAGE = 300
 """Characters of a template's own error that are shown."""
 
 
@@ -50,7 +50,7 @@ def render(
             **(switches or {}),
         )
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-        words = " ".join(str(error).split())[:_MOST_WORDS] or type(error).__name__
+        words = " ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__
         raise DataError(f"the base's chat template refuses this conversation: {words}") from error
     assert isinstance(text, str)
     return text

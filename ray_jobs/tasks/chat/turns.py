@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ray_jobs.errors import DataError, ModelError
 from ray_jobs.tasks.base import IGNORED, Example
-from ray_jobs.tasks.chat.messages import Message, text_of
+from ray_jobs.tasks.chat.messages import Message, text_of, texts_of
 from ray_jobs.tasks.chat.template import render
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def trained_turns(
             if following not in end_token_ids(tokenizer):
                 raise DataError(
                     f"messages[{i}]: the base's chat template ends this answer with no token at which generation "
-                    f"stops ({_names(tokenizer)}), so the model would not learn to stop"
+                    f"stops ({end_token_names(tokenizer)}), so the model would not learn to stop"
                 )
             answer_ids, end = [*answer_ids, following], len(answer_ids) + 1
         yield Turn(i, tuple(tokenize(tokenizer, prompt)), tuple(answer_ids[:end]))
@@ -100,9 +100,7 @@ def _left_out(message: Message, answer: str) -> str | None:
     calls = message.get("tool_calls", ())
     if any(call["function"]["name"] not in answer for call in calls):
         return "the tool calls: use a base that is tuned for tools"
-    content = message["content"]
-    texts = [part["text"] for part in content] if isinstance(content, list) else [content or ""]
-    if any(text.rpartition(_CLOSED)[2].strip() not in answer for text in texts):
+    if any(text.rpartition(_CLOSED)[2].strip() not in answer for text in texts_of(message["content"])):
         return f"its text{' beside tool calls: remove it' if calls else ''}"
     return None
 
@@ -208,5 +206,6 @@ def _first_difference(prompt: str, whole: str) -> str:
     return f"{whole[at : at + 40]!r}, not {prompt[at : at + 40]!r}"
 
 
-def _names(tokenizer: PreTrainedTokenizerBase) -> str:
+def end_token_names(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The end tokens as an error names them."""
     return ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(end_token_ids(tokenizer)))))
