@@ -259,6 +259,9 @@ def create_app(
         body, content_type = metrics.render()
         return Response(body, media_type=content_type)
 
+    def observed(inner: ASGIApp, on_end: list[Callable[[FinishedRequest], None]]) -> ObservabilityMiddleware:
+        return ObservabilityMiddleware(inner, metrics, routes=lambda: app.routes, on_end=on_end)
+
     # Wrapped around the app, not added to its middleware: FastAPI's own error responses need a request id too.
     gate: ASGIApp = AccessMiddleware(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)
     if settings.cors_origins:  # outside: a browser asks for permission without a key
@@ -269,9 +272,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "x-should-retry"],
         )
-    return ObservabilityMiddleware(
-        CanonicalPaths(gate), metrics, routes=lambda: app.routes, on_end=[ledger.count, partial(_charge, limiter)]
-    )
+    return observed(CanonicalPaths(gate), [ledger.count, partial(_charge, limiter)])
 
 
 async def _until_done(reconcile: Callable[[], object]) -> None:
