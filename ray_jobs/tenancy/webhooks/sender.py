@@ -108,9 +108,12 @@ class Sender:
     """By endpoint id."""
     _teams: dict[str, asyncio.Semaphore] = field(default_factory=dict, init=False)
     _resolver: Resolver = field(default_factory=Resolver, init=False)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    """Once it is set, no request begins."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set. Failures of the store or of an endpoint do not end the loop."""
+        self._stop = stop
         while not stop.is_set():
             try:
                 await self._queue_due()
@@ -121,8 +124,6 @@ class Sender:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self.every_s)
         working = [receiver.task for receiver in self._receivers.values() if receiver.task is not None]
-        for receiver in self._receivers.values():
-            receiver.waiting.clear()
         if working:  # a request that runs longer is repeated by another sender once its claim has expired
             await asyncio.wait(working, timeout=TIMEOUT_S)
 
@@ -158,7 +159,7 @@ class Sender:
         turn = self._teams.setdefault(receiver.team, asyncio.Semaphore(_RECEIVERS_OF_A_TEAM))
         try:
             async with turn, self._transport() as transport:
-                while receiver.waiting:
+                while receiver.waiting and not self._stop.is_set():
                     key = next(iter(receiver.waiting))
                     try:
                         await self._deliver(transport, receiver, key, name)
