@@ -44,6 +44,8 @@ def bases(context: click.Context, as_json: bool) -> None:
 def _engine_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a base's engine, which all teams share; None: unchanged."""
     for option in (
+        click.option("--reasoning-parser", help="vLLM's parser of reasoning, instead of the chat template's; or none."),
+        click.option("--tool-parser", help="vLLM's parser of tool calls, instead of the chat template's; or none."),
         click.option("--kv-cache-gib", type=float, help="Memory of a CPU engine's key/value cache, in GiB."),
         click.option("--max-queued-requests", type=int, help="Most requests that wait; more are answered 429."),
         click.option("--max-ongoing-requests", type=int, help="Most requests that it processes at once."),

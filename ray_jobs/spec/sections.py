@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from ray_jobs.spec.problems import quoted
+from ray_jobs.tasks.chat.parsers import ReasoningParser, ToolParser
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -170,6 +171,10 @@ class ServingSection(SpecSection):
     """Most requests that wait beyond those; more are answered 429."""
     kv_cache_gib: float = Field(1.0, gt=0, le=1024)
     """Memory of a CPU engine's key/value cache, in GiB (a GPU engine takes what is free)."""
+    tool_parser: ToolParser | None = None
+    """vLLM's parser of tool calls. None: the one for the base's chat template; `none`: no parser."""
+    reasoning_parser: ReasoningParser | None = None
+    """vLLM's parser of reasoning. None: the one for the base's chat template; `none`: no parser."""
 
 
 TRACKING_CREDENTIALS = (

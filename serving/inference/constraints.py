@@ -37,8 +37,7 @@ def constraints_of(given: dict[str, Any]) -> list[Constraint]:
 
     Raises ApiError 400 `invalid_constraint`, or for fields that do not go together.
     """
-    _check_tools(given)
-    found = [*_response_format(given), *_structured_outputs(given)]
+    found = [*_tools(given), *_response_format(given), *_structured_outputs(given)]
     constrained = [name for name in ("response_format", "structured_outputs") if name in given]
     if len(constrained) > 1:
         raise bad_request("send response_format or structured_outputs, not both", param="structured_outputs")
@@ -137,17 +136,18 @@ def _check_grammar(grammar: str, where: str) -> None:
     check_counts(grammar, where)
 
 
-def _check_tools(given: dict[str, Any]) -> None:
-    """Check every tool's parameters, which the model is shown."""
-    size = 0
+def _tools(given: dict[str, Any]) -> list[Constraint]:
+    """Check every tool's parameters, which the model is shown, and which constrain the calls that it may write."""
+    found: list[Constraint] = []
     for i, tool in enumerate(given.get("tools") or ()):
         schema = tool["function"].get("parameters")
-        if schema is None:
-            continue
-        check_schema(schema, f"tools[{i}].function.parameters")
-        size += len(json.dumps(schema))
-        if size > _MAX_TOOLS_BYTES:
-            _refuse("tools", f"have parameters of over {_MAX_TOOLS_BYTES} bytes in all")
+        if schema is not None:
+            where = f"tools[{i}].function.parameters"
+            check_schema(schema, where)
+            found.append(Constraint("json", json.dumps(schema), where))
+    if sum(len(each.text) for each in found) > _MAX_TOOLS_BYTES:
+        _refuse("tools", f"have parameters of over {_MAX_TOOLS_BYTES} bytes in all")
+    return found if given.get("tool_choice", "none") != "none" else []
 
 
 def _refuse(where: str, problem: str) -> NoReturn:

@@ -95,6 +95,15 @@ def _message(failure: Exception) -> str:
     return str(failure) if names & {"VLLMClientError", "VLLMValidationError", "TemplateError"} else ""
 
 
+def no_tools(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the error of a request that leaves the choice of a tool to a model whose base does not write calls."""
+    message = (
+        f"{body.get('model')!r} cannot choose tools: the chat template of its base has no tool calls. Set tool_choice "
+        "to required, to one function, or to none"
+    )
+    return {"message": message, "param": "tool_choice", "code": 400, "reason": "unsupported"}
+
+
 def over_context(body: Mapping[str, Any], context_tokens: int | None) -> dict[str, Any]:
     """Return the error of a request that does not fit the model's context, which names `max_tokens` if that is why."""
     limit = next((name for name in ("max_completion_tokens", "max_tokens") if body.get(name)), None)

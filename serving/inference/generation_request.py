@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.http.errors import bad_request
 from serving.http.fields import (
     FieldType,
     anything,
@@ -54,7 +53,6 @@ IGNORED: dict[str, FieldType] = {
     "prompt_cache_retention": _ANY_TEXT,
     "prompt_cache_options": anything(4096, 4),
     "verbosity": one_of("low", "medium", "high"),
-    "parallel_tool_calls": boolean(),
     "prediction": anything(_TEXT, 8),
     "modalities": array(one_of("text"), 1),
     "request_id": _ANY_TEXT,  # replaced: a client that reuses an id must not affect its other request
@@ -112,6 +110,7 @@ CHAT_FIELDS: dict[str, FieldType] = {
     "stream_options": anything(256, 1),
     "tools": TOOLS,
     "tool_choice": TOOL_CHOICE,
+    "parallel_tool_calls": boolean(),
     "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "add_generation_prompt": boolean(),
     "continue_final_message": boolean(),
@@ -197,11 +196,7 @@ def parse_chat(body: Mapping[str, Any]) -> GenerationRequest:
         raise wrong("continue_final_message", "continue_final_message needs add_generation_prompt: false")
     if continues and given["messages"][-1]["role"] != "assistant":
         raise wrong("continue_final_message", "continue_final_message needs a last message of the assistant")
-    parsed = _parsed(given, "messages", 1, limit if limit is not None else other)
-    if given.get("tool_choice", "none") != "none":
-        message = "the engines return no tool calls: set tool_choice to none, or ask for arguments by response_format"
-        raise bad_request(message, param="tool_choice", code="unsupported")
-    return parsed
+    return _parsed(given, "messages", 1, limit if limit is not None else other)
 
 
 def parse_completion(body: Mapping[str, Any]) -> GenerationRequest:

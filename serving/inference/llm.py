@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -29,7 +31,9 @@ from ray_jobs.engine import (
 )
 from ray_jobs.errors import MachineError
 from ray_jobs.registry.files import fetch_checked
+from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store, Workspace
+from ray_jobs.tasks.chat.parsers import Parsers, parsers_of
 from serving.inference import engine_errors
 from serving.inference.places import team_answers, with_reserve
 
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from serving.inference.backends import Chunks
+
+logger = logging.getLogger(__name__)
 
 CPU_SHARE = 0.01
 """Ray CPUs reserved by an engine without a GPU: on a small machine training and serving share the same cores."""
@@ -106,6 +112,36 @@ def has_gpu() -> bool:
     return resources.get("GPU", 0) > 0
 
 
+def find_parsers(directory: Path, serving: ServingSection) -> Parsers:
+    """Return the parsers of a base's answers. Reasoning is not parsed where the tokenizer lacks its tokens."""
+    from transformers import AutoTokenizer
+    from vllm.parser.parser_manager import ParserManager
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    parsers = parsers_of(tokenizer, tool=serving.tool_parser, reasoning=serving.reasoning_parser)
+    try:
+        kind = ParserManager.get_reasoning_parser(parsers.reasoning)
+        if kind is not None:
+            kind(tokenizer, chat_template_kwargs=dict(parsers.switches))
+    except RuntimeError as error:
+        logger.warning("reasoning stays in the text of the answers: %s", error)
+        return Parsers(parsers.tool, None)
+    return parsers
+
+
+def frontend_kwargs(parsers: Parsers) -> dict[str, Any]:
+    """Return vLLM's arguments for reading answers (`vllm.entrypoints` and `EngineArgs`).
+
+    Without a parser for the base's own calls, one of JSON: a call that the request demands is generated in its format.
+    """
+    kwargs: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": parsers.tool or "hermes"}
+    if parsers.reasoning is not None:
+        kwargs["reasoning_parser"] = parsers.reasoning
+    if parsers.switches:
+        kwargs["default_chat_template_kwargs"] = dict(parsers.switches)
+    return kwargs
+
+
 class Engine:
     """One replica: an LLMServer and the adapters that requests name."""
 
@@ -127,6 +163,8 @@ class Engine:
 
         from serving.inference.vllm_engine import AdapterLoader, KeepLocal, Server, SingleProcessEngine
 
+        parsers = await asyncio.to_thread(find_parsers, directory, record.serving)
+        self._chooses_tools = parsers.tool is not None
         name = record.name if record.version is None else f"{record.name}@{record.version}"
         lora = {
             "dynamic_lora_loading_path": store.uri("models"),
@@ -134,7 +172,7 @@ class Engine:
         }
         config = LLMConfig(
             model_loading_config={"model_id": name, "model_source": str(directory)},
-            engine_kwargs=engine_kwargs(settings),
+            engine_kwargs=engine_kwargs(settings) | frontend_kwargs(parsers),
             accelerator_config={"kind": device},
             placement_group_config={
                 "bundle_per_worker": {"CPU": 1.0, "GPU": 1.0} if device == "gpu" else {"CPU": CPU_SHARE}
@@ -183,6 +221,9 @@ class Engine:
         """Yield the answer in chunks. Every failure is an `{"error": …}`: no exception leaves this process."""
         if (body.get("max_completion_tokens") or body.get("max_tokens") or 0) >= self._context_tokens:
             yield {"error": engine_errors.over_context(body, self._context_tokens)}
+            return
+        if body.get("tool_choice") == "auto" and not self._chooses_tools:
+            yield {"error": engine_errors.no_tools(body)}
             return
         try:
             request = schema.model_validate(body)

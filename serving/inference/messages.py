@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serving.http.errors import bad_request
 from serving.http.fields import (
     FieldType,
     anything,
@@ -117,7 +116,7 @@ def check_messages(messages: list[dict[str, Any]]) -> None:
 
 
 def check_tools(given: dict[str, Any]) -> None:
-    """Check that `tools` and `tool_choice` go together, and drop a `tool_choice` without an effect."""
+    """Check that `tools` and `tool_choice` go together. Sets OpenAI's default, and drops a choice without an effect."""
     tools, choice = given.get("tools"), given.get("tool_choice")
     names = [tool["function"]["name"] for tool in tools or ()]
     for i, name in enumerate(names):
@@ -127,9 +126,9 @@ def check_tools(given: dict[str, Any]) -> None:
         if choice not in (None, "none"):
             raise wrong("tool_choice", "tool_choice needs tools")
         given.pop("tool_choice", None)
-    elif choice in (None, "auto"):
-        message = "the models do not choose between a tool and an answer: set tool_choice to none"
-        raise bad_request(message, param="tool_choice", code="unsupported")
+        given.pop("parallel_tool_calls", None)
+    elif choice is None:
+        given["tool_choice"] = "auto"
     elif isinstance(choice, dict) and choice["function"]["name"] not in names:
         raise wrong("tool_choice.function.name", f"tool_choice names {choice['function']['name']!r}, not one of tools")
 

@@ -162,9 +162,15 @@ def _generation_ends(directory: str) -> frozenset[int]:
 
 
 def _end_of(tokenizer: PreTrainedTokenizerBase, answer_ids: Sequence[int]) -> int | None:
-    """Number of the answer's ids through its end token; what the template writes behind it is not generated."""
-    ends = end_token_ids(tokenizer)
-    return next((t + 1 for t in reversed(range(len(answer_ids))) if answer_ids[t] in ends), None)
+    """Number of the answer's ids through its end token; what the template writes behind it is not generated.
+
+    The last one, since a template may write an end within an answer; of several with only space between, the first.
+    """
+    stops = end_token_ids(tokenizer)
+    ends = [t for t, token in enumerate(answer_ids) if token in stops]
+    while len(ends) > 1 and not str(tokenizer.decode(list(answer_ids[ends[-2] + 1 : ends[-1]]))).strip():
+        ends.pop()
+    return ends[-1] + 1 if ends else None
 
 
 def _next_token(
