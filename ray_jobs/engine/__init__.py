@@ -112,6 +112,9 @@ def engine_kwargs(settings: EngineSettings) -> dict[str, Any]:
         # Only the request's own values: evaluation measures greedy answers, and a generation_config.json with a
         # temperature would change those of requests without one.
         "generation_config": "vllm",
+        # Not `auto`: the engine keeps for life the backend that its first constrained request needs, and another one
+        # than xgrammar cannot compile the formats of tool calls. White space between JSON's tokens is only cost.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if settings.hardware.device == "cpu":
         kwargs |= {

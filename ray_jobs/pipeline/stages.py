@@ -113,7 +113,9 @@ def _parity(flow: Flow) -> dict[str, Any]:
     return {
         "candidate": flow.evaluation.candidate_key,
         "parity": flow.spec.evaluation.parity.model_dump(mode="json"),
-        "serving": flow.spec.serving.model_dump(mode="json", exclude={"deploy", "max_queued_requests"}),
+        "serving": flow.spec.serving.model_dump(
+            mode="json", exclude={"deploy", "max_queued_requests"}, exclude_none=True
+        ),
     }
 
 
