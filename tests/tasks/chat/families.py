@@ -27,6 +27,8 @@ _ENDS = {
     "": ["<|im_end|>"],
 }
 """Beginning of a family's name → tokens at which its models stop, as their generation_config.json lists them."""
+_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+"""Tokens of the families that use them, but no special ones."""
 _SPECIAL = re.compile(r"<[|｜][^|｜<>\s'\"]+[|｜]?>|<[a-z_]+\|>")
 
 
@@ -50,6 +52,9 @@ def tokenizer_of(family: str, template: str, directory: Path) -> Any:
     ends = ends_of(family)
     special = sorted({*_SPECIAL.findall(template), *ends, "<bos>"})
     tokenizer.add_special_tokens({"additional_special_tokens": special, "eos_token": ends[0], "bos_token": "<bos>"})
+    marks = [mark for mark in _MARKS if mark in template]
+    # Llama 3.2's template does not write this token, which its tokenizer has.
+    tokenizer.add_tokens([*marks, "<|python_tag|>"] if family.startswith("llama3") else marks)
     tokenizer.save_pretrained(str(directory))
     config = {"eos_token_id": [tokenizer.convert_tokens_to_ids(end) for end in ends]}
     (directory / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")

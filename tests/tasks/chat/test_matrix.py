@@ -20,6 +20,7 @@ from ray_jobs.errors import DataError
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED
 from ray_jobs.tasks.chat.messages import text_of
+from ray_jobs.tasks.chat.parsers import Parsers, parsers_of
 from ray_jobs.tasks.chat.turns import Turn, end_token_ids, examples_of, tokenize, trained_turns
 from serving.inference.messages import check_messages
 from tests.repository import ROOT
@@ -37,6 +38,7 @@ MOST_REFUSED = 0.05
 @dataclass(frozen=True)
 class Cell:
     family: str
+    parsers: Parsers
     shape: str
     outcome: str
     reason: str = ""
@@ -52,12 +54,13 @@ def cell_of(family: str, shape: str, tokenizer: Any) -> Cell:
     """Encode the row, and compare each turn with vLLM's rendering. AssertionError for a turn that is wrong."""
     row = row_of(family, shape)
     assert CHAT.check_row(row) == []
+    parsers = parsers_of(tokenizer)
     canonical = CHAT.normalise(row)
     assert CHAT.normalise(canonical) == canonical
     try:
         turns = list(trained_turns(tokenizer, canonical["messages"], canonical.get("tools")))
     except DataError as error:
-        return Cell(family, shape, REFUSED if _is_served(tokenizer, row) else NOT_SERVED, str(error))
+        return Cell(family, parsers, shape, REFUSED if _is_served(tokenizer, row) else NOT_SERVED, str(error))
     assert [turn.message for turn in turns] == [
         i for i, message in enumerate(row["messages"]) if message["role"] == "assistant" and message.get("weight", 1)
     ]
@@ -67,7 +70,7 @@ def cell_of(family: str, shape: str, tokenizer: Any) -> Cell:
     assert sum(example.supervised for example in examples) == sum(len(turn.answer_ids) for turn in turns)
     assert last.labels[-len(turns[-1].answer_ids) :] == turns[-1].answer_ids
     assert all(label in (IGNORED, token) for label, token in zip(last.labels, last.input_ids, strict=True))
-    return Cell(family, shape, RIGHT)
+    return Cell(family, parsers, shape, RIGHT)
 
 
 def _check_turn(tokenizer: Any, row: Row, turn: Turn) -> None:
@@ -150,9 +153,11 @@ def table_of(cells: list[Cell]) -> str:
         refused = [f"{cell.shape}{marks[_without_place(cell.reason)]}" for cell in own if cell.outcome == REFUSED]
         not_served = [f"{cell.shape}{marks[_without_place(cell.reason)]}" for cell in own if cell.outcome == NOT_SERVED]
         right = sum(cell.outcome == RIGHT for cell in own)
-        lines.append(f"| {family} | {right} | {', '.join(refused)} | {', '.join(not_served)} |")
+        tool, reasoning = own[0].parsers.tool or "", own[0].parsers.reasoning or ""
+        lines.append(f"| {family} | {tool} | {reasoning} | {right} | {', '.join(refused)} | {', '.join(not_served)} |")
     notes = [f"{mark}: {reason}" for reason, mark in marks.items()]
-    head = "| template | trained as served | refused | vLLM renders it neither |\n|---|---|---|---|"
+    columns = ["template", "tool parser", "reasoning parser", "trained as served", "refused", "vLLM renders it neither"]
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     return "\n".join([head, *lines, "", *notes, ""])
 
 

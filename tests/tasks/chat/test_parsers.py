@@ -43,16 +43,6 @@ class Read:
     calls: list[tuple[str, Any]]
 
 
-def small_tokenizer(family: str, template: str, directory: Path) -> Any:
-    """The family's tokenizer, with the marks that are tokens of the real ones."""
-    tokenizer = tokenizer_of(family, template, directory)
-    marks = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-    tokenizer.add_tokens([mark for mark in marks if mark in template])
-    if family.startswith("llama3"):
-        tokenizer.add_tokens(["<|python_tag|>"])
-    return tokenizer
-
-
 def new_parser(tokenizer: Any, parsers: Parsers, request: Any) -> Any:
     from vllm.parser.parser_manager import ParserManager
 
@@ -124,7 +114,7 @@ def trained(tokenizer: Any, row: Row) -> Iterator[tuple[Row, list[int], list[int
 def test_what_a_model_is_trained_to_write_is_read_back(family: str, tmp_path: Path) -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    tokenizer = small_tokenizer(family, templates()[family], tmp_path)
+    tokenizer = tokenizer_of(family, templates()[family], tmp_path)
     parsers = parsers_of(tokenizer)
     problems = []
     for name, row in ROWS.items():
