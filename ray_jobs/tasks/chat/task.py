@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task, padded
+from ray_jobs.tasks.chat.calls import calls_of, read_calls
 from ray_jobs.tasks.chat.messages import (
     canonical,
     canonical_tools,
@@ -19,6 +20,7 @@ from ray_jobs.tasks.chat.messages import (
     problems_of_tools,
     short,
 )
+from ray_jobs.tasks.chat.parsers import parsers_of
 from ray_jobs.tasks.chat.template import render
 from ray_jobs.tasks.chat.turns import end_token_ids, end_token_names, examples_of, tokenize, trained_turns
 
@@ -36,7 +38,7 @@ class Chat(Task[Example]):
         Column("tools", "JSON schemas of the functions the assistant may call", required=False),
         Column("functions", "the same, as OpenAI's older rows have them", required=False),
     )
-    measures: ClassVar[tuple[str, ...]] = ("token_accuracy", "chrf")
+    measures: ClassVar[tuple[str, ...]] = ("token_accuracy", "chrf", "call_accuracy")
     route: ClassVar[str] = "/v1/chat/completions"
     pipeline_tag: ClassVar[str] = "text-generation"
     base: ClassVar[BaseNeeds | None] = BaseNeeds(
@@ -106,20 +108,37 @@ class Chat(Task[Example]):
         *,
         max_new_tokens: int,
     ) -> dict[str, float]:
-        """chrF (Popović 2015) of greedy answers against the references: it compares characters, so it suits Japanese
-        too."""
+        """Of greedy answers: chrF (Popović 2015) against the reference texts, which compares characters and so suits
+        Japanese too; and `call_accuracy`, the share of references with tool calls whose answer calls the same functions
+        with equal arguments, if the base writes calls that the endpoint reads."""
         from sacrebleu.metrics.chrf import CHRF
 
-        prompts, references = [], []
-        for row in rows:
-            last = last_assistant(row["messages"])
-            if isinstance(row["messages"][last].get("content"), str):
-                prompts.append(row | {"messages": row["messages"][:last]})
-                references.append(row["messages"][last]["content"])
-        if not prompts:
-            return {}
-        answers = answer(model, processor, prompts, max_new_tokens=max_new_tokens)
-        return {"chrf": float(CHRF().corpus_score(answers, [references]).score)}
+        asked = [(row, last_assistant(row["messages"])) for row in rows]
+        texts = [(row, last) for row, last in asked if isinstance(row["messages"][last].get("content"), str)]
+        parser = parsers_of(processor).tool if any(calls_of(row["messages"][last]) for row, last in asked) else None
+        calling = [(row, last) for row, last in asked if parser is not None and calls_of(row["messages"][last])]
+        found: dict[str, float] = {}
+        if texts:
+            answers = [
+                str(processor.decode(ids, skip_special_tokens=True)).strip()
+                for ids in answer(model, processor, _prompts(texts), max_new_tokens=max_new_tokens)
+            ]
+            references = [row["messages"][last]["content"] for row, last in texts]
+            found["chrf"] = float(CHRF().corpus_score(answers, [references]).score)
+        if parser is not None and calling:
+            right = sum(
+                read_calls(processor, parser, row["tools"], ids) == calls_of(row["messages"][last])
+                for (row, last), ids in zip(
+                    calling, answer(model, processor, _prompts(calling), max_new_tokens=max_new_tokens), strict=True
+                )
+            )
+            found["call_accuracy"] = right / len(calling)
+        return found
+
+
+def _prompts(asked: Sequence[tuple[Row, int]]) -> list[Row]:
+    """The conversations up to the answers at these places."""
+    return [row | {"messages": row["messages"][:last]} for row, last in asked]
 
 
 def _tools_of(row: Row) -> object:
@@ -133,8 +152,8 @@ def last_assistant(messages: Sequence[Row]) -> int:
 
 def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, max_new_tokens: int
-) -> list[str]:
-    """Greedy answers to conversations that end with the user, in batches of 8, shortest first."""
+) -> list[list[int]]:
+    """Token ids of greedy answers to conversations that end with the user, in batches of 8, shortest first."""
     import torch
 
     device = next(model.parameters()).device
@@ -142,7 +161,7 @@ def answer(
     texts = [render(tokenizer, row["messages"], row.get("tools"), generate=True) for row in rows]
     prompts = [tokenize(tokenizer, text) for text in texts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
     for at in range(0, len(order), 8):
         group = order[at : at + 8]
         inputs = padded([prompts[i] for i in group], pad_id, side="left")
@@ -154,7 +173,7 @@ def answer(
                 pad_token_id=pad_id,
             )
         for i, answer_ids in zip(group, out_BT[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-            answers[i] = str(tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
+            answers[i] = answer_ids
     return answers
 
 
