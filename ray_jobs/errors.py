@@ -33,6 +33,7 @@ KitaeError
 │   └── LossNotFinite        the training or held-out loss is NaN or infinite
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not start
+├── RemoteError          an address that an import reads from or writes to does not answer, or refuses
 ├── BudgetError          the team's monthly budget does not cover the job, or cannot be checked
 ├── ApiKeyError          no such API key, or an invalid request for one
 └── JobError             the job cannot do this now (unknown, cancelled, paused, superseded by a newer attempt)
@@ -203,6 +204,19 @@ class ApiKeyError(KitaeError):
 
 class BudgetError(KitaeError):
     exit_code = 16
+
+
+class RemoteError(KitaeError):
+    exit_code = 17
+
+    status: int | None = None
+    """HTTP status of the answer. None: there was none, or it could not be understood."""
+    code: str | None = None
+    """`code` of the error in the answer."""
+    findings: Sequence[dict[str, object]] = ()
+    """Single findings of the answer, such as each invalid row."""
+    unanswered: bool = False
+    """Whether the request may have been carried out without an answer."""
 
 
 class JobError(KitaeError):

@@ -37,17 +37,22 @@ def open_store(*, check: bool = True, layout: bool = True) -> Store:
     With `layout`, raises StoreError for a store with the layout of an earlier version."""
     from ray_jobs.storage import Store
 
-    if "KITAE_STORE" not in os.environ:
-        from ray_jobs import local
-
-        if local.is_up():
-            os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
+    use_local_service()
     store = Store.from_env(check=check)
     if layout:
         from ray_jobs import migration
 
         migration.require_layout(store)
     return store
+
+
+def use_local_service() -> None:
+    """Set the variables of this directory's local service, if it runs and KITAE_STORE names no other."""
+    if "KITAE_STORE" not in os.environ:
+        from ray_jobs import local
+
+        if local.is_up():
+            os.environ.update({name: value for name, value in local.environment().items() if name not in os.environ})
 
 
 def open_workspace(*, check: bool = True) -> Workspace:

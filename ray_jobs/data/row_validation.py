@@ -1,26 +1,19 @@
-"""Row validation: a file of rows is checked before anything is trained on it, for bad lines, duplicates and tokens.
+"""Row validation: a file of the store is checked before it is trained on, for bad lines, duplicates and tokens.
 
-Owns the report. The task checks a row and `ingest` a file, so a file that passes here passes the `dataset` stage. Reads
-line by line; a file is never held in memory.
+Owns the download and the tokenizer of the base; `file_check` reads the rows.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from ray_jobs.data.formats import Record, read_records
-from ray_jobs.data.ingest import Findings, canonical_line, read_rows
+from ray_jobs.data.file_check import check_file, task_of
 from ray_jobs.data.report import RowReport
-from ray_jobs.errors import DataError
 from ray_jobs.models import load_processor
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.registry.files import fetch_checked
 from ray_jobs.storage import Store
-from ray_jobs.tasks import TASKS, task_for
 
 
 def check_rows(
@@ -37,58 +30,4 @@ def check_rows(
         tokenizer = (
             load_processor(fetch_checked(store, base.key), name) if base is not None and name in base.tasks else None
         )
-        return _check(path, filename, name, tokenizer, base)
-
-
-def task_of(path: Path) -> str:
-    """Task that recognises the first readable record's columns; the default task where none does."""
-    records = (record for record in read_records(path) if isinstance(record, Record))
-    columns: set[str] = next((set(record.values) for record in records), set())
-    if columns & {"preferred_output", "preferred_completion"}:
-        raise DataError(
-            "these are rows of preferences (input, preferred_output, non_preferred_output), which nothing here trains "
-            "on yet: send conversations, {messages: [...]}"
-        )
-    return task_for(columns)
-
-
-def _check(path: Path, filename: str, name: str, tokenizer: Any, base: CatalogueEntry | None) -> RowReport:
-    task = TASKS[name]
-    findings, unwritable = Findings(most=10_000), Findings(most=10_000)
-    seen: set[bytes] = set()
-    rows = duplicates = tokens = longest = supervised = 0
-    too_long: list[int] = []
-    for number, row in read_rows(path, filename, task, {}, findings):
-        rows += 1
-        digest = hashlib.blake2b(canonical_line(row).encode(), digest_size=16).digest()
-        duplicates += digest in seen
-        seen.add(digest)
-        if tokenizer is None or findings.count:  # a refused file needs no figures
-            continue
-        try:
-            examples = task.encode(row, tokenizer, () if task.label_column is None else [row[task.label_column]])
-        except DataError as error:
-            unwritable.add(f"{filename} line {number}", str(error))
-            continue
-        lengths = [example.length for example in examples]
-        supervised += sum(example.supervised for example in examples)
-        tokens, longest = tokens + sum(lengths), max(longest, *lengths)
-        if base is not None and base.max_tokens is not None and max(lengths) > base.max_tokens:
-            too_long.append(number)
-    findings.extend(unwritable)
-    if findings.count:
-        prefix = re.compile(rf"^{re.escape(filename)} (line|row) ")
-        findings.details = [prefix.sub(r"\1 ", detail) for detail in findings.details]
-        findings.raise_if_any([filename])
-    if tokenizer is None or base is None:
-        return RowReport(task=name, rows=rows, duplicates=duplicates)
-    return RowReport(
-        task=name,
-        rows=rows,
-        duplicates=duplicates,
-        tokens=tokens,
-        longest_tokens=longest,
-        supervised_tokens=supervised,
-        model=base.name,
-        too_long=tuple(too_long[:100]),
-    )
+        return check_file(path, filename, name, tokenizer, base)

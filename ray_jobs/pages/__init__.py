@@ -28,6 +28,7 @@ dt{font-size:.8rem}h1,dd{overflow-wrap:anywhere}dd{margin:0}.wide{overflow-x:aut
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}tr.won{font-weight:bold}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884}
 .first :is(th,td):first-child,.last :is(th,td):last-child{text-align:left}
+.all :is(th,td){text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}
 """
 
 
@@ -44,7 +45,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; numbers are right-aligned, the first or last column left-aligned."""
+    """Cells as text; numbers are right-aligned, the `first`, the `last` or `all` columns left-aligned; `all` wraps."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

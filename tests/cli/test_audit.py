@@ -32,6 +32,7 @@ NO_ENTRY = {
     "cancel": "its events have it", "pause": "its events have it", "resume": "its events have it",
     "run": "its events have it", "submit": "its events have it", "tune": "its events have it",
     "webhooks test": "changes nothing",
+    "import openai": "the endpoint's log has its requests", "import openai replay": "changes nothing",
     "store migrate": "the whole store, by its operator",
     "local up": "this directory alone", "local down": "this directory alone",
 }  # fmt: skip
