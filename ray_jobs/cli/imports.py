@@ -141,6 +141,8 @@ def openai(
             return
         _show(planned)
         _show_end(planned, done, retrain)
+        if done is not None and done.refused:
+            context.exit(RemoteError.exit_code)
 
 
 @openai.command()
@@ -151,7 +153,10 @@ def openai(
     help="Stored completions, or validation rows.  [default: completions if there are any]",
 )
 @click.option("--limit", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Prompts at most.")
-@click.option("--again", is_flag=True, help="Ask again what an earlier replay asked.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Tokens of an answer at most."
+)
+@click.option("--again", is_flag=True, help="Forget the answers of earlier replays of this model.")
 @_FROM
 @_WORKDIR
 @session.JSON
@@ -159,6 +164,7 @@ def replay(
     model: str,
     prompts: Literal["completions", "validation"] | None,
     limit: int,
+    max_tokens: int,
     again: bool,
     source: Path | None,
     workdir: Path,
@@ -183,7 +189,14 @@ def replay(
     with directory.opened(workdir) as place, ApiClient(_target_address()) as client:
         kind, every = replaying.prompts_of(exports.read(source or workdir), prompts)
         found = replaying.replay(
-            client, model, replaying.chosen(every, limit), place, kind=kind, of=len(every), again=again
+            client,
+            model,
+            replaying.chosen(every, limit),
+            place,
+            kind=kind,
+            of=len(every),
+            max_tokens=max_tokens,
+            again=again,
         )
     summary = summarize(found.pairs)
     if as_json:
@@ -246,7 +259,10 @@ def _collect(base_url: str, place: Workdir, completions: int) -> list[str]:
     from ray_jobs.importing.client import Address, ApiClient
     from ray_jobs.importing.collect import collect
 
-    source = Address("OpenAI", base_url, os.environ.get("OPENAI_API_KEY") or "", "OPENAI_API_KEY")
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
+        raise SpecError("set OPENAI_API_KEY to the key at OpenAI, or read exported files: --from DIR")
+    source = Address("OpenAI", base_url, key, "OPENAI_API_KEY")
     with ApiClient(source) as client:
         return collect(client, place, most_completions=completions)
 
@@ -283,7 +299,7 @@ def _show(plan: Plan) -> None:
     session.print_table(["job", "model", "status", "base", "target"], jobs, empty="no fine-tuning jobs")
     for job in plan.jobs:
         _list(f"{job.mapped.id}, why it cannot be trained again", job.mapped.problems)
-        _list(f"{job.mapped.id}, what differs", job.mapped.differences)
+    _show_differences(plan)
     from ray_jobs.importing.plan import criteria_of
 
     evals = [
@@ -297,6 +313,20 @@ def _show(plan: Plan) -> None:
         click.echo("kept: the target has no /v1/evals, or is not known; the evals stay in the working directory")
     for note in plan.notes:
         click.echo(f"note: {note}")
+
+
+def _show_differences(plan: Plan) -> None:
+    """Each difference once, with the jobs that have it."""
+    jobs = [job.mapped for job in plan.jobs if not job.mapped.problems]
+    having: dict[str, list[str]] = {}
+    for job in jobs:
+        for difference in job.differences:
+            having.setdefault(difference, []).append(job.id)
+    lines = [
+        text + ("" if len(ids) == len(jobs) else f" [{', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}]")
+        for text, ids in having.items()
+    ]
+    _list("what differs when the jobs are trained again", lines)
 
 
 def _show_end(plan: Plan, done: Brought | None, retrain: str | None) -> None:

@@ -133,7 +133,7 @@ def _bring_evals(
     for each in wanted:
         found = there.get(each.mapped.id)
         try:
-            found = found or str(target.post("/evals", with_judge(each.mapped, judge))["id"])
+            found = found or str(target.post("/evals", with_judge(each.mapped, judge), repeats=False)["id"])
         except RemoteError as error:
             if error.status not in (400, 404, 413, 422):
                 raise

@@ -101,10 +101,14 @@ class ApiClient(AbstractContextManager["ApiClient"]):
         given = {name: value for name, value in (params or {}).items() if value is not None}
         return self._object(self._retried(lambda: self._http.get(path, params=given)), path)
 
-    def post(self, path: str, body: Document, *, key: str | None = None) -> Document:
-        """Create an object. `key`: the Idempotency-Key. Raises RemoteError."""
+    def post(self, path: str, body: Document, *, key: str | None = None, repeats: bool = True) -> Document:
+        """Send a request. `key`: the Idempotency-Key. Raises RemoteError.
+
+        `repeats` false: a request without an answer is not sent again, since it may have been carried out.
+        """
         headers = {"Idempotency-Key": key} if key is not None else {}
-        return self._object(self._retried(lambda: self._http.post(path, json=body, headers=headers)), path)
+        response = self._retried(lambda: self._http.post(path, json=body, headers=headers), unanswered=repeats)
+        return self._object(response, path)
 
     def post_file(self, path: str, name: str, content: BinaryIO, fields: Mapping[str, str]) -> Document:
         """Upload a file. An upload without an answer is not repeated here, since it may have arrived.

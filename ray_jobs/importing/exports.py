@@ -110,12 +110,12 @@ def printable(text: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Document]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
+                found = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path} line {number} is not JSON: {error}") from error
             if not isinstance(found, dict):
@@ -125,6 +125,6 @@ def _lines(path: Path) -> Iterator[tuple[int, Document]]:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

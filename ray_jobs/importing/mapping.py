@@ -15,7 +15,7 @@ from ray_jobs.importing.client import Document
 JOB_KEY, EVAL_KEY = "openai_job", "openai_eval"
 """Metadata of a created job or eval that names the one it was made from."""
 _MOST_PAIRS = 16
-_MOST_EPOCHS, _MOST_BATCH = 50, 256
+_MOST_EPOCHS, _MOST_BATCH, _LARGEST_AUTO_BATCH = 50, 256, 16
 _LARGEST_SEED = 2**31 - 1
 _LONGEST_SUFFIX = 64
 _SMALL = ("mini", "nano", "3.5", "babbage", "davinci")
@@ -112,7 +112,7 @@ def mapped_eval(document: Document) -> MappedEval:
         "name": str(document.get("name") or document["id"]),
         "data_source_config": _data_source(document.get("data_source_config"), differences),
         "testing_criteria": [
-            {name: value for name, value in each.items() if name != "id"}
+            {name: value for name, value in each.items() if name != "id" and value is not None}
             for each in document.get("testing_criteria") or ()
             if isinstance(each, dict)
         ],
@@ -205,8 +205,10 @@ def _bounded(name: str, value: object, most: int, differences: list[str]) -> int
         return "auto"
     if value > most:
         differences.append(f"{name}: {value} is above the maximum of {most}, which is requested")
-    elif name == "batch_size":
-        differences.append(f"batch_size: {value} rows a step, as at OpenAI; Kitae's `auto` takes at most 16")
+    elif name == "batch_size" and value > _LARGEST_AUTO_BATCH:
+        differences.append(
+            f"batch_size: {value} rows a step, as at OpenAI; Kitae's `auto` takes at most {_LARGEST_AUTO_BATCH}"
+        )
     return min(value, most)
 
 

@@ -238,7 +238,9 @@ def _without(path: Path, findings: list[str], target: Path) -> Path | None:
     if len([finding for finding in findings if _AT_LINE.match(finding)]) < len(findings):
         return None
     kept = 0
-    with path.open("rb") as source, target.open("wb") as file:
+    # Lines end as the check of rows ends them; bytes that are not UTF-8 stay.
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with path.open(**options) as source, target.open("w", **options) as file:
         for number, line in enumerate(source, 1):
             if number not in lines and line.strip():
                 file.write(line)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from ray_jobs.data.formats import Record, read_records
 from ray_jobs.errors import DataError, RemoteError
 from ray_jobs.importing import parity_page
 from ray_jobs.importing.client import ApiClient, Document
@@ -46,7 +47,7 @@ class Replayed:
 def prompts_of(export: Export, kind: Prompts | None) -> tuple[Prompts, list[Asked]]:
     """The prompts of a replay: stored completions, without any the validation rows of the jobs. Raises DataError."""
     if kind is None:
-        kind = "completions" if export.completion_files else "validation"
+        kind = "completions" if any(export.completions()) else "validation"
     found = [asked_of_completion(each) for each in export.completions()] if kind == "completions" else []
     if kind == "validation":
         found = list(_validation_prompts(export))
@@ -74,10 +75,11 @@ def replay(
     *,
     kind: Prompts,
     of: int,
+    max_tokens: int = 1024,
     again: bool = False,
 ) -> Replayed:
-    """Ask, compare and write the report. `of`: number of prompts that `prompts` were chosen from. `again`: forget the
-    answers of earlier runs.
+    """Ask, compare and write the report. `of`: number of prompts that `prompts` were chosen from. `max_tokens`: of an
+    answer. `again`: forget the answers of earlier runs.
 
     Raises RemoteError if the endpoint refuses the key, has no such model, or does not answer.
     """
@@ -88,7 +90,7 @@ def replay(
         path.unlink(missing_ok=True)
     completion_ids(path)  # cuts a half-written line off
     answers = {str(each["key"]): each for each in _lines(path)}
-    requests = {_key(body := _request(each, model)): body for each in prompts}
+    requests = {_key(body := _request(each, model, max_tokens)): body for each in prompts}
     new = {key: body for key, body in requests.items() if key not in answers}
     if new:
         target.get(f"/models/{quote(model, safe='/:@')}")  # an unknown model is one error, not one for each prompt
@@ -101,7 +103,7 @@ def replay(
     pairs: list[AnswerPair] = []
     failed: list[tuple[str, str]] = []
     for each in prompts:
-        answer = answers[_key(_request(each, model))]
+        answer = answers[_key(_request(each, model, max_tokens))]
         if isinstance(answer.get("message"), dict):
             pairs.append(compare(each, answer["message"], cut_off=answer.get("finish_reason") == "length"))
         else:
@@ -142,9 +144,14 @@ def _answered(target: ApiClient, requests: dict[str, Document]) -> Iterator[Docu
                 each.cancel()
 
 
-def _request(asked: Asked, model: str) -> Document:
+def _request(asked: Asked, model: str, max_tokens: int) -> Document:
     """The request of a prompt: greedy, so that a replay can be repeated."""
-    body: Document = {"model": model, "messages": list(asked.messages), "temperature": 0}
+    body: Document = {
+        "model": model,
+        "messages": list(asked.messages),
+        "temperature": 0,
+        "max_completion_tokens": max_tokens,
+    }
     if asked.tools:
         body["tools"] = list(asked.tools)
     if asked.response_format is not None:
@@ -175,10 +182,6 @@ def _validation_prompts(export: Export) -> Iterator[Asked | str]:
         each for each in export.files if "valid" in each.filename.lower()
     ]
     for file in files:
-        for number, line in enumerate(file.path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict):
-                yield asked_of_row(f"{file.id}:{number}", row)
+        for record in read_records(file.path):
+            if isinstance(record, Record):
+                yield asked_of_row(f"{file.id}:{record.number}", record.values)

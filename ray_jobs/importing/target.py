@@ -8,6 +8,7 @@ from ray_jobs.errors import RemoteError
 from ray_jobs.importing.client import ApiClient, Document
 
 _ABSENT = (400, 404, 405, 410)
+_FORBIDDEN = 403
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,11 @@ def look(target: ApiClient) -> TargetFacts:
         target.get("/evals", {"limit": 1})
         has_evals = True
     except RemoteError as error:
-        if error.status not in _ABSENT:
+        if error.status not in (*_ABSENT, _FORBIDDEN):
             raise
         has_evals = False
+        if error.status == _FORBIDDEN:
+            notes.append(f"evals stay here: {error.message}")
     return TargetFacts(tuple(bases), files, has_evals, notes=tuple(notes))
 
 

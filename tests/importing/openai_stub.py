@@ -1,7 +1,7 @@
 """A stub of OpenAI's API with an account's files, jobs, evals and stored completions, on a real port.
 
-It behaves as the API does: pages, ids, purposes, contents, 429 with `Retry-After`, evals that have ended. It repeats the
-key in an error's text, as an upstream proxy may.
+It behaves as the API does: pages, ids, purposes, contents, 429 with `Retry-After`, evals that have ended. It repeats
+the key in an error's text, as an upstream proxy may.
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ class OpenAIStub:
             self.completions.append(
                 {"id": identifier, "object": "chat.completion", "model": "gpt-4o-mini", "choices": [choice]}
             )
+            parts = [{"type": "text", "text": f"質問 {i}"}] if i % 2 else None
             self.messages[identifier] = [
                 {"id": f"{identifier}-0", "role": "system", "content": "答えてください。", "content_parts": None},
                 {
                     "id": f"{identifier}-1",
                     "role": "user",
-                    "content": None,
-                    "content_parts": [{"type": "text", "text": f"質問 {i}"}],
+                    "content": None if parts else f"質問 {i}",
+                    "content_parts": parts,
                 },
             ]
 

@@ -245,3 +245,16 @@ def test_a_plan_needs_no_target(kitae: Kitae, monkeypatch: pytest.MonkeyPatch) -
         assert "the target is not known: set KITAE_API_KEY" in shown
         assert "line 2: messages must be a non-empty list" in shown
         assert "set KITAE_API_KEY" in str(kitae("--base-url", stub.url, "--apply", fails=True).exception)
+
+
+def test_what_the_target_refuses_after_all_is_named_and_the_rest_comes_over(
+    kitae: Kitae, target: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The endpoint may be of another version, whose rules differ."""
+    from ray_jobs.importing import plan as planning
+
+    monkeypatch.setattr(planning, "_check", lambda path, filename: (1, []))
+    with running(account()) as stub:
+        refused = kitae("--base-url", stub.url, "--apply", fails=True)
+    assert "file-Bad1 line 3: not JSON" in refused.output
+    assert {each["filename"] for each in at_target(target, "/files")} == {"train.jsonl", "valid.jsonl"}
