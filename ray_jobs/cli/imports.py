@@ -18,7 +18,7 @@ from ray_jobs.errors import RemoteError, SpecError
 if TYPE_CHECKING:
     from ray_jobs.importing.bring import Brought
     from ray_jobs.importing.client import Address, ApiClient
-    from ray_jobs.importing.plan import Plan
+    from ray_jobs.importing.plan import ImportPlan
     from ray_jobs.importing.target import TargetFacts
     from ray_jobs.importing.workdir import Workdir
 
@@ -138,9 +138,9 @@ def openai(
                 done = bring.bring(planned, client, facts, state, place, judge=judge)
         if as_json:
             session.print_json(planned.as_json() | {"done": None if done is None else asdict(done)})
-            return
-        _show(planned)
-        _show_end(planned, done, retrain)
+        else:
+            _show(planned)
+            _show_end(planned, done, retrain)
         if done is not None and done.refused:
             context.exit(RemoteError.exit_code)
 
@@ -267,11 +267,11 @@ def _collect(base_url: str, place: Workdir, completions: int) -> list[str]:
         return collect(client, place, most_completions=completions)
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: ImportPlan) -> None:
     rows = [
         (
             each.id,
-            each.filename,
+            _plain(each.filename),
             f"{each.bytes:,}",
             "-" if each.rows is None else f"{each.rows:,}",
             each.action + (f", without {each.dropped} refused row(s)" if each.dropped else ""),
@@ -289,7 +289,7 @@ def _show(plan: Plan) -> None:
     jobs = [
         (
             each.mapped.id,
-            each.mapped.model,
+            _plain(each.mapped.model),
             each.mapped.status,
             each.chosen or (f"{each.proposed}, proposed" if each.proposed else "-"),
             each.target_id or ("cannot be trained again" if each.mapped.problems else "-"),
@@ -303,7 +303,13 @@ def _show(plan: Plan) -> None:
     from ray_jobs.importing.plan import criteria_of
 
     evals = [
-        (each.mapped.id, each.mapped.name, ", ".join(criteria_of(each.mapped)), each.action, each.target_id or "-")
+        (
+            each.mapped.id,
+            _plain(each.mapped.name),
+            _plain(", ".join(criteria_of(each.mapped))),
+            each.action,
+            each.target_id or "-",
+        )
         for each in plan.evals
     ]
     session.print_table(["eval", "name", "criteria", "", "target"], evals, empty="no evals")
@@ -315,7 +321,7 @@ def _show(plan: Plan) -> None:
         click.echo(f"note: {note}")
 
 
-def _show_differences(plan: Plan) -> None:
+def _show_differences(plan: ImportPlan) -> None:
     """Each difference once, with the jobs that have it."""
     jobs = [job.mapped for job in plan.jobs if not job.mapped.problems]
     having: dict[str, list[str]] = {}
@@ -329,7 +335,7 @@ def _show_differences(plan: Plan) -> None:
     _list("what differs when the jobs are trained again", lines)
 
 
-def _show_end(plan: Plan, done: Brought | None, retrain: str | None) -> None:
+def _show_end(plan: ImportPlan, done: Brought | None, retrain: str | None) -> None:
     if done is None:
         click.echo(f"{plan.open_count} object(s) would be brought: --apply does it")
         if plan.jobs and retrain is None:
@@ -349,6 +355,11 @@ def _list(heading: str, lines: Sequence[str]) -> None:
         return
     click.echo(f"{heading}:")
     for line in lines[:_SHOWN]:
-        click.echo(f"  - {line}")
+        click.echo(f"  - {_plain(line)}")
     if len(lines) > _SHOWN:
         click.echo(f"  and {len(lines) - _SHOWN:,} more; plan.json has all")
+
+
+def _plain(text: str) -> str:
+    """Text of the source on one line, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)

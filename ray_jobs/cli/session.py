@@ -145,7 +145,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 240)
+    # Cells are plain text: a name such as `[v2] rows` or `ft:faq:fire:` is no markup and has no emoji.
+    console = Console(width=None if sys.stdout.isatty() else 240, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from ray_jobs.errors import JobError, RemoteError
 from ray_jobs.importing.client import ApiClient, Document
 from ray_jobs.importing.mapping import EVAL_KEY, JOB_KEY, with_judge, with_targets
-from ray_jobs.importing.plan import Plan, PlannedFile, PlannedJob
+from ray_jobs.importing.plan import ImportPlan, PlannedFile, PlannedJob
 from ray_jobs.importing.target import TargetFacts
 from ray_jobs.importing.workdir import ImportState, UploadedFile, Workdir
 from ray_jobs.jobs.progress import StageProgress
@@ -41,7 +41,7 @@ class Brought:
 
 
 def bring(
-    plan: Plan,
+    plan: ImportPlan,
     target: ApiClient,
     facts: TargetFacts,
     state: ImportState,
@@ -119,7 +119,7 @@ def _upload(file: PlannedFile, target: ApiClient, sleep: Callable[[float], None]
 
 
 def _bring_evals(
-    plan: Plan, target: ApiClient, state: ImportState, workdir: Workdir, done: Brought, judge: str | None
+    plan: ImportPlan, target: ApiClient, state: ImportState, workdir: Workdir, done: Brought, judge: str | None
 ) -> None:
     wanted = [each for each in plan.evals if each.action == "bring"]
     if not wanted:
@@ -144,7 +144,7 @@ def _bring_evals(
         done.evals.append(f"{each.mapped.id} → {found}")
 
 
-def _create_jobs(plan: Plan, target: ApiClient, state: ImportState, workdir: Workdir, done: Brought) -> None:
+def _create_jobs(plan: ImportPlan, target: ApiClient, state: ImportState, workdir: Workdir, done: Brought) -> None:
     """Create the chosen jobs. Raises JobError with every one that the endpoint refuses, before any is created."""
     wanted = [each for each in plan.jobs if each.chosen is not None and each.target_id is None]
     uploaded = {identifier: each.target_id for identifier, each in state.files.items()}
@@ -174,8 +174,8 @@ def _create_jobs(plan: Plan, target: ApiClient, state: ImportState, workdir: Wor
             "no job is created, since the endpoint refuses some; choose the others by --job", details=problems
         )
     for each, request in new:
-        marked = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
-        created = target.post("/fine_tuning/jobs", request, key=f"import-{each.mapped.id}-{marked}")
+        marked = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
+        created = target.post("/fine_tuning/jobs", request, key=f"import-openai-{marked}")
         _record(each, str(created["id"]), state, workdir, done)
 
 

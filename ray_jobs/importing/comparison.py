@@ -153,7 +153,8 @@ def as_json(pairs: Sequence[AnswerPair]) -> dict[str, Any]:
 def _text(message: Document) -> str:
     content = message.get("content")
     if isinstance(content, list):  # parts; others than text show nothing
-        content = [part for part in content if isinstance(part, dict) and part.get("type") in ("text", "output_text")]
+        content = [part for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        content = [{"type": "text", "text": part["text"]} for part in content]
     found = canonical([{"role": "assistant", "content": content}])[0]["content"]
     return text_of(found) or str(message.get("refusal") or "")
 

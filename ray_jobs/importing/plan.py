@@ -72,7 +72,7 @@ class PlannedEval:
 
 
 @dataclass
-class Plan:
+class ImportPlan:
     """Everything that an import would do."""
 
     files: list[PlannedFile] = field(default_factory=list)
@@ -110,9 +110,9 @@ def build(
     retrain: str | None = None,
     only_jobs: Collection[str] = (),
     drop_refused: bool = False,
-) -> Plan:
-    """Plan an import. Raises DataError for a job that is not there or cannot be trained again."""
-    plan = Plan(bases=sorted(facts.bases), notes=list(facts.notes), gone=export.gone)
+) -> ImportPlan:
+    """ImportPlan an import. Raises DataError for a job that is not there or cannot be trained again."""
+    plan = ImportPlan(bases=sorted(facts.bases), notes=list(facts.notes), gone=export.gone)
     plan.files = [_planned_file(each, facts, state, workdir, drop_refused) for each in export.files]
     _plan_completions(plan, export, facts, state, workdir)
     refused = {each.id: "Kitae refuses its rows" for each in plan.files if each.action == "refused"}
@@ -190,33 +190,36 @@ def _to_send(
     )
 
 
-def _plan_completions(plan: Plan, export: Export, facts: TargetFacts, state: ImportState, workdir: Workdir) -> None:
+def _plan_completions(
+    plan: ImportPlan, export: Export, facts: TargetFacts, state: ImportState, workdir: Workdir
+) -> None:
     """Write the completions as rows, without those that Kitae refuses, and plan the file."""
-    rows: list[tuple[str, str]] = []
-    for completion in export.completions():
-        plan.completion_count += 1
-        asked = asked_of_completion(completion)
-        if isinstance(asked, Asked) and not asked.whole:
-            asked = "its answer was cut off"
-        if isinstance(asked, str):
-            plan.left_out.append(f"{completion['id']}: {asked}")
-        else:
-            rows.append((asked.id, json.dumps(asked.row, ensure_ascii=False)))
-    if not rows:
-        return
     path = workdir.rows / "completions.jsonl"
-    _write_lines(path, rows)
+    ids: list[str] = []
+    with path.open("w", encoding="utf-8") as file:
+        for completion in export.completions():
+            plan.completion_count += 1
+            asked = asked_of_completion(completion)
+            if isinstance(asked, Asked) and not asked.whole:
+                asked = "its answer was cut off"
+            if isinstance(asked, str):
+                plan.left_out.append(f"{completion['id']}: {asked}")
+            else:
+                file.write(json.dumps(asked.row, ensure_ascii=False) + "\n")
+                ids.append(asked.id)
+    if not ids:
+        return
     _, findings = _check(path, path.name)
     reasons: dict[int, str] = {}
     for finding in findings:
         if at := _AT_LINE.match(finding):
             reasons.setdefault(int(at[1]), finding[at.end() :])
     if findings:
-        plan.left_out += [f"{rows[line - 1][0]}: {reason}" for line, reason in sorted(reasons.items())]
-        rows = [row for line, row in enumerate(rows, 1) if line not in reasons]
-        if not rows:
+        plan.left_out += [f"{ids[line - 1]}: {reason}" for line, reason in sorted(reasons.items())]
+        whole = path.with_name("completions-checked.jsonl")
+        if _without(path, findings, whole) is None:
             return
-        _write_lines(path, rows)
+        path = whole
     count, findings = _check(path, path.name)
     if findings:
         plan.completions = PlannedFile(COMPLETIONS, path.name, path.stat().st_size, "refused", count, tuple(findings))
@@ -246,11 +249,6 @@ def _without(path: Path, findings: list[str], target: Path) -> Path | None:
                 file.write(line)
                 kept += 1
     return target if kept else None
-
-
-def _write_lines(path: Path, rows: list[tuple[str, str]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{text}\n" for _, text in rows)
 
 
 def criteria_of(mapped: MappedEval) -> list[str]:

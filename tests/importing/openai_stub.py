@@ -86,7 +86,7 @@ def account(completions: int = 0) -> OpenAIStub:
     stub.add_file("file-Other1", b"PDF", "manual.pdf", "assistants")
     user, yes, no = ({"role": role, "content": text} for role, text in (("user", "q"), *[("assistant", "a")] * 2))
     preference = {"input": {"messages": [user]}, "preferred_output": [yes], "non_preferred_output": [no]}
-    stub.add_file(PREFERENCES, json.dumps(preference).encode() + b"\n", "preferences.jsonl")
+    stub.add_file(PREFERENCES, json.dumps(preference).encode() + b"\n", "[v2] preferences.jsonl")
     stub.jobs = [
         job("ftjob-Good1", validation_file=VALIDATION, metadata={"app": "faq"}),
         job("ftjob-Dpo1", training_file=PREFERENCES, method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}),

@@ -19,7 +19,7 @@ from ray_jobs.importing.bring import bring
 from ray_jobs.importing.client import Address, ApiClient, retry_after_s
 from ray_jobs.importing.exports import completion_ids
 from ray_jobs.importing.mapping import mapped_eval
-from ray_jobs.importing.plan import Plan, PlannedEval, PlannedFile
+from ray_jobs.importing.plan import ImportPlan, PlannedEval, PlannedFile
 from ray_jobs.importing.target import TargetFacts, look
 from ray_jobs.importing.workdir import ImportState, opened
 from tests.importing.openai_stub import exact_eval
@@ -30,8 +30,8 @@ Answers = Callable[[httpx.Request], httpx.Response]
 
 def client(answer: Answers, waits: list[float] | None = None) -> ApiClient:
     address = Address("OpenAI", "http://api.example/v1", KEY, "OPENAI_API_KEY")
-    sleep = [].append if waits is None else waits.append
-    return ApiClient(address, sleep=sleep, transport=httpx.MockTransport(answer))
+    waited: list[float] = [] if waits is None else waits
+    return ApiClient(address, sleep=waited.append, transport=httpx.MockTransport(answer))
 
 
 def in_turn(*answers: httpx.Response | Exception) -> Answers:
@@ -149,14 +149,14 @@ def test_an_upload_without_an_answer_is_looked_for_before_it_is_sent_again(tmp_p
     rows.write_bytes(b"rows\n")
     file = PlannedFile("file-a", "a.jsonl", 5, "bring", 1, path=str(rows), sha256="0" * 64)
     with opened(tmp_path / "work") as workdir, client(answer) as target:
-        other = Plan(files=[file])
+        other = ImportPlan(files=[file])
         with pytest.raises(RemoteError, match="does not answer"):  # the stored file has another content
             bring(other, target, TargetFacts(), ImportState(), workdir, sleep=lambda s: None)
         assert sent == 3
         same = replace(file, sha256=hashlib.sha256(b"rows\n").hexdigest())
         stored.clear()
         state = ImportState()
-        done = bring(Plan(files=[same]), target, TargetFacts(), state, workdir, sleep=lambda s: None)
+        done = bring(ImportPlan(files=[same]), target, TargetFacts(), state, workdir, sleep=lambda s: None)
         assert (sent, done.files, state.files["file-a"].target_id) == (4, ["file-a → file-1"], "file-1")
 
 
@@ -180,13 +180,13 @@ def test_evals_are_created_once_where_the_endpoint_has_them(tmp_path: Path) -> N
     with opened(tmp_path / "work") as workdir, client(answer) as target:
         facts, state = look(target), ImportState()
         assert (facts.has_evals, facts.bases) == (True, ("tiny",))
-        done = bring(Plan(evals=planned), target, facts, state, workdir, judge="tiny")
+        done = bring(ImportPlan(evals=planned), target, facts, state, workdir, judge="tiny")
         assert (done.evals, state.evals) == (["good → eval_0"], {"good": "eval_0"})
         assert done.refused == ["bad (bad): OpenAI answered /evals with 400: testing_criteria[0]: unknown"]
         assert created[0]["testing_criteria"][1]["model"] == "tiny"
         # A run that was killed before it recorded the eval finds it by its metadata.
         again = ImportState()
-        bring(Plan(evals=planned[:1]), target, facts, again, workdir)
+        bring(ImportPlan(evals=planned[:1]), target, facts, again, workdir)
         assert (len(created), again.evals) == (1, {"good": "eval_0"})
 
 

@@ -81,6 +81,7 @@ def test_a_dry_run_writes_nothing_to_the_target_and_names_what_is_refused(kitae:
     assert [finding.partition(":")[0] for finding in files[BAD]["findings"]] == ["line 2", "line 3"]
     assert "line 2: messages must be a non-empty list" in shown
     assert "rows of preferences" in shown
+    assert "[v2] preferences.jsonl   " in shown
     assert "would be brought: --apply does it" in shown
     jobs = {each["mapped"]["id"]: each for each in plan["jobs"]}
     assert {name: bool(each["mapped"]["problems"]) for name, each in jobs.items()} == {
@@ -258,3 +259,19 @@ def test_what_the_target_refuses_after_all_is_named_and_the_rest_comes_over(
         refused = kitae("--base-url", stub.url, "--apply", fails=True)
     assert "file-Bad1 line 3: not JSON" in refused.output
     assert {each["filename"] for each in at_target(target, "/files")} == {"train.jsonl", "valid.jsonl"}
+
+
+def test_completions_that_become_no_row_are_named(kitae: Kitae, target: ApiServer) -> None:
+    stub = account(completions=5)
+    stub.completions[0]["choices"][0]["finish_reason"] = "length"
+    stub.messages["chatcmpl-00001"][1]["content_parts"] = [{"type": "image_url", "image_url": {"url": "data:x"}}]
+    del stub.messages["chatcmpl-00002"]
+    with running(stub):
+        shown = kitae("--base-url", stub.url, "--apply").output
+        assert "nothing to do" in kitae("--base-url", stub.url, "--apply").output
+    assert "5 stored completion(s), 3 of them become no row" in shown
+    assert "chatcmpl-00000: its answer was cut off" in shown
+    assert "chatcmpl-00001: messages[1]: content[0] is 'image_url'" in shown
+    assert "chatcmpl-00002: its messages are not there" in shown
+    rows = dict(contents(target))["openai-completions.jsonl"].splitlines()
+    assert [json.loads(row)["messages"][-1]["content"] for row in rows] == ["回答 3", "回答 4"]

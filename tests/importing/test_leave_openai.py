@@ -28,7 +28,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_exists_with_its_options(line: str) -> None:
-    arguments, command = shlex.split(line), cli
+    arguments = shlex.split(line)
+    command: click.Command = cli
     context = click.Context(command, info_name="kitae")
     while isinstance(command, click.Group):
         parser = command.make_parser(context)
@@ -38,7 +39,7 @@ def test_every_command_exists_with_its_options(line: str) -> None:
             return
         name, found, arguments = command.resolve_command(context, arguments)
         assert found is not None
-        command = found  # type: ignore[assignment]
+        command = found
         context = click.Context(command, info_name=name, parent=context)
     command.make_parser(context).parse_args(list(arguments))
 
