@@ -36,6 +36,8 @@ class OpenAIStub:
     messages: dict[str, list[Document]] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     """Path of each request."""
+    ignores_purpose: bool = False
+    """Lists files of every purpose, as a proxy may."""
     refuse_every: int = 0
     """Each such request is answered by 429 first, and each other such one by 503. 0: none."""
     dies_after: int | None = None
@@ -187,7 +189,7 @@ def _answer(stub: OpenAIStub, target: str, authorization: str) -> tuple[int, dic
         again = asked // stub.refuse_every % 2
         return _error(429 if again else 503, f"Rate limit of {authorization}", {"Retry-After": "0"})
     if path == "/files":
-        wanted = [each for each in stub.files if query.get("purpose") in (None, each["purpose"])]
+        wanted = [each for each in stub.files if stub.ignores_purpose or query.get("purpose") == each["purpose"]]
         return _page(wanted, query, newest_first=True)
     if path == "/fine_tuning/jobs":
         return _page(stub.jobs, query, newest_first=True)

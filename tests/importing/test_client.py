@@ -109,7 +109,7 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 def test_a_list_that_does_not_end_is_an_error() -> None:
     page = {"data": [{"id": "a"}], "has_more": True}
     with pytest.raises(RemoteError, match="does not end"):
-        list(client(lambda request: httpx.Response(200, json=page)).pages("/files"))
+        list(client(in_turn(*[httpx.Response(200, json=page)] * 2)).pages("/files"))
 
 
 def test_a_download_is_whole_or_not_there(tmp_path: Path) -> None:

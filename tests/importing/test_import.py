@@ -43,7 +43,7 @@ def test_an_account_comes_over_and_a_second_run_changes_nothing(
     kitae: Kitae, target: ApiServer, tmp_path: Path
 ) -> None:
     stub = account(completions=1000)
-    stub.refuse_every = 50
+    stub.refuse_every, stub.ignores_purpose = 50, True
     with running(stub):
         first = kitae("--base-url", stub.url, "--apply")
         there = contents(target)
@@ -63,6 +63,7 @@ def test_an_account_comes_over_and_a_second_run_changes_nothing(
     ]
     assert len(json.loads((WORKDIR / "jobs.json").read_text())) == 4
     assert "/evals is skipped: OpenAI no longer has it (404)" in first.output
+    assert "manual.pdf" not in first.output
     assert "nothing to do: everything is there already" in second.output
     assert (WORKDIR / "state.json").read_text() == state
     assert contents(target) == there
@@ -145,6 +146,10 @@ def test_jobs_are_created_on_a_base(kitae: Kitae, target: ApiServer) -> None:
         kitae("--base-url", stub.url, "--retrain", BASE)
         assert at_target(target, "/fine_tuning/jobs") == []
         assert "ftjob-Good1 → ftjob-" in kitae("--base-url", stub.url, "--apply", "--retrain", BASE).output
+        # Both are gone: what was recorded here, and the endpoint's memory of the Idempotency-Key.
+        (WORKDIR / "state.json").unlink()
+        target.store.root.delete_tree("teams/default/creates")
+        kitae("--base-url", stub.url, "--apply", "--retrain", BASE)
     (job,) = at_target(target, "/fine_tuning/jobs")
     names = {each["id"]: each["filename"] for each in at_target(target, "/files")}
     assert (names[job["training_file"]], names[job["validation_file"]]) == ("train.jsonl", "valid.jsonl")
