@@ -60,6 +60,9 @@ def start(root: Path, log: Path, ports: RayPorts, *, environment: Mapping[str, s
         f"--num-cpus={max(_LEAST_CPUS, os.cpu_count() or 1)}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
         f"--temp-dir={temporary}",
+        # Nothing scales this one node or prints its workers' logs: each of the two takes seconds of the start.
+        "--no-monitor",
+        "--include-log-monitor=false",
     ]
     return spawn(command, environment=head_environment(environment), log=log, directory=root)
 
