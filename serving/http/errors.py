@@ -190,7 +190,7 @@ def install(app: FastAPI) -> None:
             return error.__cause__.response()
         if isinstance(error.__cause__, OSError):  # an upload is spooled to a disk
             return from_os_error(error.__cause__).response()
-        if error.status_code == 404 and (found := absent.instead_of(request.scope["path"])):
+        if error.status_code in (404, 405) and (found := absent.instead_of(request.scope["path"])):
             return bad_request(f"{found[0]} does not exist here: {found[1]}", code="unsupported_route").response()
         what = {404: "no such path", 405: "this path does not accept that method"}.get(error.status_code)
         code = "unknown_url" if error.status_code == 404 else None

@@ -74,7 +74,7 @@ def test_every_step_is_a_line_of_the_file(store: Workspace) -> None:
     key = metrics.write_csv(store, "j", [left])
     assert key == "jobs/j/metrics.csv"
     assert store.get(key).decode() == (
-        "step,train_loss,valid_loss,valid_mean_token_accuracy\n1,3.0,2.5,0.1\n2,2.0,2.5,0.5\n3,1.0,1.5,0.5\n"
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,3.0,,2.5,0.1\n2,2.0,,2.5,0.5\n3,1.0,,1.5,0.5\n"
     )
 
 
