@@ -18,7 +18,7 @@ def completions() -> None:
     \b
     Example:
       kitae completions export --team blue --model faq --metadata good=yes --out rows.jsonl
-      kitae completions policy blue --store off
+      kitae completions forbid blue
     """
 
 
@@ -65,34 +65,58 @@ def export(team: str, model: str | None, metadata: dict[str, str], out: Path) ->
 
 
 @completions.command()
-@click.argument("team", required=False)
-@click.option("--store", "wanted", type=click.Choice(["on", "off"]), help="Whether the answers of TEAM may be stored.")
-@session.JSON
-def policy(team: str | None, wanted: str | None, as_json: bool) -> None:
-    """Show which teams have a policy for stored answers, or set that of TEAM; a team without one stores.
+@click.argument("team")
+def forbid(team: str) -> None:
+    """Store no answers of TEAM: `store: true` is refused, and responses are not stored. Takes effect within seconds.
 
-    With `off` a request with `store: true` is refused, and responses are not stored. It takes effect within seconds.
     Answers that are stored already stay until they are deleted or expire.
 
     \b
     Example:
-      kitae completions policy
-      kitae completions policy blue --store off
+      kitae completions forbid blue
     """
-    from ray_jobs.tenancy.answers import policy as policies
+    _set_policy(team, allowed=False)
+
+
+@completions.command()
+@click.argument("team")
+def allow(team: str) -> None:
+    """Store the answers of TEAM again, as those of a team without a policy.
+
+    \b
+    Example:
+      kitae completions allow blue
+    """
+    _set_policy(team, allowed=True)
+
+
+@completions.command()
+@session.JSON
+def policies(as_json: bool) -> None:
+    """Show the teams whose answers are not stored, and those that are allowed again.
+
+    \b
+    Example:
+      kitae completions policies
+    """
+    from ray_jobs.tenancy.answers import policy
 
     store = session.open_store(check=False)
-    if wanted is not None:
-        if team is None:
-            raise click.UsageError("--store needs a TEAM")
-        with audit.recorded(store, "completions.policy", team, team=team, store=wanted):
-            policies.set_policy(store, team, allowed=wanted == "on")
-    found = {name: each for name, each in policies.read_all(store).items() if team in (None, name)}
+    found = policy.read_all(store)
     if as_json:
-        session.print_json([{"team": name, **each.model_dump(mode="json")} for name, each in found.items()])
+        session.print_json([{"team": team, **each.model_dump(mode="json")} for team, each in found.items()])
         return
     rows = [
-        (name, "on" if each.store else "off", f"{each.set_at:%Y-%m-%d %H:%M}" if each.set_at else "-")
-        for name, each in found.items()
+        (team, "on" if each.store else "off", f"{each.set_at:%Y-%m-%d %H:%M}" if each.set_at else "-")
+        for team, each in found.items()
     ]
     session.print_table(["team", "store", "set at (UTC)"], rows, empty="no team has a policy: answers may be stored")
+
+
+def _set_policy(team: str, *, allowed: bool) -> None:
+    from ray_jobs.tenancy.answers import policy
+
+    store = session.open_store(check=False)
+    with audit.recorded(store, "completions.policy", team, team=team, storing="on" if allowed else "off"):
+        policy.set_policy(store, team, allowed=allowed)
+    click.echo(f"answers of team {team} {'may be' if allowed else 'are not'} stored")

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 _CHAT = "use /v1/chat/completions"
 INSTEAD = {
-    "/v1/responses/input_tokens": "send the request with max_output_tokens: 1 and read its usage",
-    "/v1/responses/compact": "set truncation: auto, or send fewer items",
-    "/v1/responses/*/cancel": "close the stream: there are no responses in the background",
     "/v1/conversations": f"{_CHAT} and send the whole conversation",
     "/v1/assistants": _CHAT,
     "/v1/threads": f"{_CHAT} and send the whole conversation",
@@ -36,14 +33,20 @@ INSTEAD = {
     "/openai/deployments": "use OpenAI's client, or Azure's with the base URL ending in /openai/v1, and name the "
     "model in the body",
 }
-"""Path → what to do instead. A path stands for all that are below it; `*` stands for one part."""
+"""Path → what to do instead. A path stands for all that are below it."""
+POSTS = {
+    "/v1/responses/input_tokens": "send the request with max_output_tokens: 1 and read its usage",
+    "/v1/responses/compact": "set truncation: auto, or send fewer items",
+    "/v1/responses/{}/cancel": "close the stream: there are no responses in the background",
+}
+"""Paths that exist only for POST, below paths that Kitae has; `{}` stands for an id."""
 
 
-def instead_of(path: str) -> tuple[str, str] | None:
+def instead_of(method: str, path: str) -> tuple[str, str] | None:
     """The entry for a path: the path that it names, and what to do instead. Pure."""
-    parts = path.split("/")
-    for name, text in INSTEAD.items():
-        wanted = name.split("/")
-        if len(parts) >= len(wanted) and all(each in ("*", part) for each, part in zip(wanted, parts, strict=False)):
-            return name, text
-    return None
+    if method == "POST":
+        for name, text in POSTS.items():
+            start, _, end = name.partition("{}")
+            if path == name or ("{}" in name and path.startswith(start) and path.endswith(end)):
+                return path, text
+    return next(((name, text) for name, text in INSTEAD.items() if path == name or path.startswith(f"{name}/")), None)

@@ -130,8 +130,8 @@ async def events_of(
 async def _pieces(started: StartedAnswer) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the chunks of a chat completion as objects, or the engine's error."""
     try:
-        for chunk in started.first:
-            if (piece := _parsed(chunk)) is not None:
+        for event in started.first:
+            if (piece := _parsed(event)) is not None:
                 yield piece
         async for chunk in started.chunks:
             found = chunk if isinstance(chunk, dict) else _parsed(chunk)

@@ -99,7 +99,9 @@ class ResponseAnswer:
 
     def fail(self, error: ApiError) -> Event:
         """Return the last event of a response that broke off."""
+        sent = self._number
         self._close_all("incomplete")
+        self._number = sent  # clients get the one event
         message = error.body()["error"]["message"]
         self.response |= {"status": "failed", "store": False, "error": {"code": "server_error", "message": message}}
         return self._event("response.failed", response=self.response)

@@ -12,6 +12,7 @@ from ray_jobs.launch.launcher import Runner
 from ray_jobs.tenancy import usage, webhooks
 from ray_jobs.tenancy.answers import records as answers
 from ray_jobs.tenancy.answers.records import StoredAnswer
+from ray_jobs.tenancy.team_limits import TeamQuotas
 from ray_jobs.tenancy.usage import UsageRow
 from ray_jobs.tenancy.webhooks import EVENTS, Policy, Sender, outbox
 from ray_jobs.tenancy.webhooks.outbox import OUTGOING
@@ -22,6 +23,7 @@ from serving.fine_tuning.cleanup import chores
 from serving.fine_tuning.records import ApiJob, ClosedJob, Launch
 from serving.fine_tuning.service import FineTuningService
 from serving.http.ids import new_id
+from serving.stored.answers import StoredAnswers
 from tests.builders import make_spec
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import NoTokens
@@ -40,9 +42,9 @@ class Replica:
     def __init__(self, client: MemoryClient) -> None:
         self.store, _ = memory_store(client)
         self.files = Files(self.store, NoTokens(self.store))
-        self.chores = chores(
-            self.store, self.files, Uploads(self.store, self.files), self.answers, lambda team, identifier: False
-        )
+        self.answers = StoredAnswers(self.store, TeamQuotas(), ANSWERS_LIVE_DAYS, lambda outcome: None)
+        uploads = Uploads(self.store, self.files)
+        self.chores = chores(self.store, self.files, uploads, self.answers, lambda team, identifier: False)
         self.sender = Sender(self.store, Policy(private=True, insecure=True))
 
 

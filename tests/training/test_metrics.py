@@ -81,7 +81,7 @@ def test_every_step_is_a_line_of_the_file(store: Workspace) -> None:
 def test_a_step_without_evaluation_has_empty_columns(store: Workspace) -> None:
     key = metrics.write_csv(store, "j", [Checkpoint("k", 1, Position(step=2, losses=(3.0, 2.0)))])
     assert key is not None
-    assert store.get(key).decode().splitlines()[1:] == ["1,3.0,,", "2,2.0,,"]
+    assert store.get(key).decode().splitlines()[1:] == ["1,3.0,,,", "2,2.0,,,"]
     assert metrics.write_csv(store, "none", []) is None
 
 
