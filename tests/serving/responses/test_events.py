@@ -43,7 +43,7 @@ def pieces(whole: dict[str, Any], cuts: list[int], reason: str | None) -> list[d
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
 
     def cut(text: str) -> list[str]:
-        found = []
+        found: list[str] = []
         while text:
             size = sizes[len(found) % len(sizes)]
             found.append(text[:size])

@@ -1,4 +1,4 @@
-"""`/v1/responses` by the unmodified official client: whole and streamed answers, stored ones, and what continues them."""
+"""`/v1/responses` by the unmodified official client: whole, streamed and stored answers, and what continues them."""
 
 from __future__ import annotations
 
@@ -93,12 +93,16 @@ def test_tool_calls_become_items_and_their_outputs_messages(here: AnswersServer)
     assert tool == {"role": "tool", "tool_call_id": "call_1", "content": "found it"}
 
 
-def test_a_choice_of_tools_is_passed_on_under_its_name(here: AnswersServer) -> None:
-    """The engines return no tool calls yet: the refusal is the chat completion's."""
+def test_tools_and_their_choice_reach_the_engine(here: AnswersServer) -> None:
     tools: list[Any] = [{"type": "function", "name": "find", "parameters": {"type": "object"}, "strict": False}]
+    named: Any = {"type": "function", "name": "find"}
+    for choice, wanted in (("required", "required"), (named, {"type": "function", "function": {"name": "find"}})):
+        here.client.responses.create(model=MODEL, input="x", tools=tools, tool_choice=choice)
+        assert here.asked["tool_choice"] == wanted
+        assert here.asked["tools"][0]["function"]["name"] == "find"
     with pytest.raises(openai.BadRequestError) as caught:
-        here.client.responses.create(model=MODEL, input="x", tools=tools, tool_choice="required")
-    assert (caught.value.param, caught.value.code) == ("tool_choice", "unsupported")
+        here.client.responses.create(model=MODEL, input="x", tools=[*tools, *tools])
+    assert caught.value.param == "tools[1].name"
 
 
 def test_previous_response_id_continues_the_whole_conversation(here: AnswersServer) -> None:
@@ -204,7 +208,7 @@ def test_truncation_leaves_out_the_oldest_turns(here: AnswersServer, stream: boo
     with pytest.raises(openai.BadRequestError) as caught:
         here.client.responses.create(model=MODEL, input=items, stream=stream)
     assert caught.value.code == "context_length_exceeded"
-    answer = here.client.responses.create(model=MODEL, input=items, truncation="auto", stream=stream)
+    answer: Any = here.client.responses.create(model=MODEL, input=items, truncation="auto", stream=stream)
     if stream:
         answer = list(answer)[-1].response
     assert answer.output_text.replace(" ", "") == "word8"
