@@ -95,8 +95,11 @@ def test_tool_calls_become_items_and_their_outputs_messages(here: AnswersServer)
 
 def test_tools_and_their_choice_reach_the_engine(here: AnswersServer) -> None:
     tools: list[Any] = [{"type": "function", "name": "find", "parameters": {"type": "object"}, "strict": False}]
-    named: Any = {"type": "function", "name": "find"}
-    for choice, wanted in (("required", "required"), (named, {"type": "function", "function": {"name": "find"}})):
+    choices: list[tuple[Any, Any]] = [
+        ("required", "required"),
+        ({"type": "function", "name": "find"}, {"type": "function", "function": {"name": "find"}}),
+    ]
+    for choice, wanted in choices:
         here.client.responses.create(model=MODEL, input="x", tools=tools, tool_choice=choice)
         assert here.asked["tool_choice"] == wanted
         assert here.asked["tools"][0]["function"]["name"] == "find"

@@ -67,7 +67,7 @@ def test_only_an_admin_key_may_see_or_change_permissions(here: AnswersServer) ->
             lambda name: permissions.delete("cp_1", fine_tuned_model_checkpoint=name),
         ):
             with pytest.raises(openai.PermissionDeniedError):
-                call(model)  # type: ignore[operator]
+                call(model)
     assert shares.read_all(here.store) == {}
 
 
