@@ -183,4 +183,5 @@ def test_the_oldest_turns_are_left_out_and_instructions_stay() -> None:
         seen.append(len(shown))
         request = request.shortened()
     assert seen == sorted(set(seen), reverse=True)
+    assert seen[:2] == [20, 14], "the oldest quarter of the turns"
     assert seen[-1] == 2, "instructions and the last question"

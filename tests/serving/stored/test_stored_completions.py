@@ -137,6 +137,8 @@ def test_metadata_is_replaced_and_found(here: AnswersServer) -> None:
     assert completions.retrieve(answer.id).to_dict()["metadata"] == {"new": "2", "both": "1"}
     for filters, count in (({"old": "1"}, 0), ({"new": "2"}, 1), ({"both": "1"}, 1)):
         assert len(list(completions.list(metadata=filters))) == count, filters
+    entries = [key for key in here.memory.objects if "/index/answers/" in key]
+    assert len(entries) == 4, "of the model's two names and the two pairs; none of the old pair"
     assert completions.update(answer.id, metadata=None).to_dict()["metadata"] == {}
     with pytest.raises(openai.BadRequestError):
         completions.update(answer.id, metadata={"k": "v" * 513})
