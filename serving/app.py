@@ -42,15 +42,25 @@ from serving.http.background import BackgroundLoop, PeriodicTask
 from serving.http.openai_types import Health, Readiness
 from serving.http.paths import CanonicalPaths
 from serving.inference.backends import Backend
+from serving.inference.generation import Generator
 from serving.inference.grammars import Grammars
 from serving.inference.router import Router
 from serving.inference.traffic import Traffic
 from serving.observability.metrics import FinishedRequest, Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
 from serving.observability.usage_ledger import UsageLedger
+from serving.routes import (
+    checkpoint_permissions,
+    fine_tuning,
+    inference,
+    models,
+    openapi_document,
+    responses,
+    stored_completions,
+)
 from serving.routes import files as files_api
-from serving.routes import fine_tuning, inference, models, openapi_document
 from serving.settings import EndpointSettings
+from serving.stored.answers import StoredAnswers
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -166,6 +176,7 @@ def create_app(
     metrics, ledger = Metrics(), UsageLedger(store)
     files = Files(store, check_rows, settings.team_quotas)
     uploads = Uploads(store, files)
+    stored = StoredAnswers(store, settings.team_quotas, settings.answers_kept_days, metrics.stored_answer)
     offers_wandb = settings.offers_wandb and is_installed("wandb")
     tuning = FineTuningService(
         store,
@@ -190,7 +201,7 @@ def create_app(
             *(
                 # A replica looks often whether it is its turn: another one may have ended.
                 PeriodicTask(chore.name, chore.every_s / 4, partial(chore.in_turn, store))
-                for chore in chores(store, files, uploads, in_use)
+                for chore in chores(store, files, uploads, stored, in_use)
             ),
         ]
     )
@@ -210,7 +221,7 @@ def create_app(
         if starting is not None:
             starting.cancel()
         await compiler.close()
-        await asyncio.to_thread(background.stop)
+        await asyncio.gather(asyncio.to_thread(background.stop), asyncio.to_thread(stored.close))
         await sending
 
     app = FastAPI(
@@ -224,7 +235,11 @@ def create_app(
     )
     errors.install(app)
     openapi_document.install(app)
-    app.include_router(inference.routes(router, backend, traffic, compiler))
+    generator = Generator(router, backend, traffic, compiler)
+    app.include_router(inference.routes(generator, stored))
+    app.include_router(responses.routes(generator, stored))
+    app.include_router(stored_completions.routes(stored))
+    app.include_router(checkpoint_permissions.routes(store))
     app.include_router(models.routes(store, router, tuning))
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))

@@ -50,6 +50,8 @@ class EndpointSettings:
     """Seconds that deployment records and aliases are cached."""
     usage_every_s: float = 10.0
     """Seconds between writes of the usage ledger, and so the usage that a killed process loses."""
+    answers_kept_days: int = 30
+    """Days for which stored chat completions and responses are kept; 0: none is stored."""
     reconcile_deployments: bool = False
     """Whether this process reconciles Serve's applications with the deployment records."""
     job_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class EndpointSettings:
     def from_env(cls, environment: Mapping[str, str]) -> EndpointSettings:
         """Read KITAE_API_KEY, KITAE_AUTH, KITAE_MAX_BODY_BYTES, KITAE_MAX_FILE_BYTES, KITAE_MAX_ONGOING_REQUESTS,
         KITAE_KEY_LIMITS, KITAE_TEAM_LIMITS, KITAE_METRICS_OPEN, KITAE_KEEP_DEPLOYMENTS, KITAE_JOB_DEFAULTS,
-        KITAE_CORS_ORIGINS, KITAE_WANDB, and prices from KITAE_CLUSTER or KITAE_PRICES.
+        KITAE_CORS_ORIGINS, KITAE_WANDB, KITAE_ANSWERS_KEPT_DAYS, and prices from KITAE_CLUSTER or KITAE_PRICES.
 
         Raises SpecError for an invalid value."""
         return cls(
@@ -77,6 +79,9 @@ class EndpointSettings:
             max_ongoing_requests=_number(environment, "KITAE_MAX_ONGOING_REQUESTS", cls.max_ongoing_requests, 1),
             key_limits=_key_limits(environment),
             team_quotas=_team_quotas(environment),
+            answers_kept_days=_number(
+                environment, "KITAE_ANSWERS_KEPT_DAYS", cls.answers_kept_days, 0, " of days, 0 to store nothing"
+            ),
             metrics_open=_switch(environment, "KITAE_METRICS_OPEN", default=cls.metrics_open),
             reconcile_deployments=_switch(environment, "KITAE_KEEP_DEPLOYMENTS", default=cls.reconcile_deployments),
             job_defaults=_sections(environment, "KITAE_JOB_DEFAULTS"),

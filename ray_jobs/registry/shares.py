@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ray_jobs import registry
 from ray_jobs.errors import RegistryError
@@ -28,6 +28,8 @@ class Share(BaseModel):
     everyone: bool = False
     ungated: bool = False
     """Whether versions that did not pass the gate are shared too."""
+    added_at: dict[str, AwareDatetime] = Field(default_factory=dict)
+    """Team, or `*` for everyone, → when it was added; an earlier version recorded no times."""
 
     def includes(self, team: str) -> bool:
         return self.everyone or team in self.teams
@@ -38,6 +40,7 @@ class Share(BaseModel):
 
 
 NOT_SHARED = Share()
+_EVERYONE = "*"
 _SHARES = Documents("shares/", Share, "the record of the shares of a model")
 
 
@@ -55,10 +58,18 @@ def share(
     meant = newest(registry.versions(home, name)) or registry.get(home, name)  # RegistryError, naming the nearest
     require_gated(meant, "be shared", ungated=ungated)
 
+    now = store.now()
+
     def change(old: Share | None) -> Share:
         old = old or NOT_SHARED
         shared = tuple(sorted({*old.teams, *added}))
-        return Share(teams=shared, everyone=old.everyone or everyone, ungated=old.ungated or ungated)
+        new = (added - {*old.teams}) | ({_EVERYONE} if everyone and not old.everyone else set())
+        return Share(
+            teams=shared,
+            everyone=old.everyone or everyone,
+            ungated=old.ungated or ungated,
+            added_at=old.added_at | dict.fromkeys(sorted(new), now),
+        )
 
     return _SHARES.update(store, name, change)
 
@@ -81,7 +92,13 @@ def unshare(store: Store, name: str, *, teams: Iterable[str] = (), everyone: boo
             return NOT_SHARED
         left = tuple(sorted({*old.teams} - revoked))
         everyone_still = old.everyone and not everyone
-        return Share(teams=left, everyone=everyone_still, ungated=old.ungated and bool(left or everyone_still))
+        kept = {*left, *([_EVERYONE] if everyone_still else [])}
+        return Share(
+            teams=left,
+            everyone=everyone_still,
+            ungated=old.ungated and bool(left or everyone_still),
+            added_at={team: at for team, at in old.added_at.items() if team in kept},
+        )
 
     return _SHARES.update(store, name, change)
 

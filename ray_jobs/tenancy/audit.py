@@ -32,6 +32,7 @@ Action = Literal[
     "budget.clear",
     "budget.set",
     "checkpoint.delete",
+    "completions.policy",
     "dataset.delete",
     "file.delete",
     "key.create",

@@ -20,6 +20,10 @@ class TeamLimits(BaseModel):
     """Bytes of all files and parts of uploads."""
     open_jobs: int = Field(1_000, ge=1)
     """Fine-tuning jobs that have not ended, over all keys of the team."""
+    stored_answers: int = Field(100_000, ge=1)
+    """Stored chat completions and responses."""
+    stored_answer_bytes: int = Field(10 * 2**30, ge=1)
+    """Bytes of them."""
 
 
 class TeamQuotas(TeamLimits):

@@ -119,7 +119,10 @@ class TrainingMetrics:
 
 
 def write_csv(store: Workspace, job_id: str, checkpoints: Iterable[Checkpoint]) -> str | None:
-    """Write `jobs/{id}/metrics.csv`, a line for each step in the checkpoints. Returns None without any."""
+    """Write `jobs/{id}/metrics.csv`, a line for each step in the checkpoints. Returns None without any.
+
+    The columns are OpenAI's. `train_accuracy` is empty: a step computes the loss of its rows, not their accuracy.
+    """
     lines: dict[int, dict[str, float]] = {}
     for found in sorted(checkpoints, key=lambda checkpoint: checkpoint.position.step):
         position = found.position
@@ -130,7 +133,7 @@ def write_csv(store: Workspace, job_id: str, checkpoints: Iterable[Checkpoint]) 
     if not lines:
         return None
     text = io.StringIO()
-    columns = ("step", "train_loss", "valid_loss", "valid_mean_token_accuracy")
+    columns = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines[step] for step in sorted(lines))

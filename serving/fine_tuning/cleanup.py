@@ -20,6 +20,7 @@ from ray_jobs.tenancy import api_keys, usage
 from serving.files.stored_files import Files
 from serving.files.uploads import Uploads
 from serving.fine_tuning import records
+from serving.stored.answers import StoredAnswers
 
 CLAIMS_KEPT_S = 48 * 3600.0
 """Seconds for which an Idempotency-Key is remembered at least."""
@@ -45,7 +46,9 @@ class Chore:
         return True
 
 
-def chores(store: Store, files: Files, uploads: Uploads, in_use: Callable[[str, str], bool]) -> list[Chore]:
+def chores(
+    store: Store, files: Files, uploads: Uploads, stored: StoredAnswers, in_use: Callable[[str, str], bool]
+) -> list[Chore]:
     """Everything that keeps the number of objects bounded."""
 
     def sum_up(now_s: float, *, days: int | None = None) -> int:
@@ -56,6 +59,7 @@ def chores(store: Store, files: Files, uploads: Uploads, in_use: Callable[[str, 
         Chore("usage", 3600.0, partial(sum_up, days=_RECENT_DAYS)),
         Chore("expired-files", 6 * 3600.0, partial(files.sweep, in_use=in_use)),
         Chore("expired-uploads", 6 * 3600.0, uploads.sweep),
+        Chore("expired-answers", 6 * 3600.0, stored.sweep),
         Chore("late-usage", 24 * 3600.0, sum_up),
         Chore("claims", 24 * 3600.0, partial(sweep_claims, store)),
         Chore("places", 24 * 3600.0, partial(sweep_places, store)),

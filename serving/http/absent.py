@@ -7,7 +7,6 @@ from __future__ import annotations
 
 _CHAT = "use /v1/chat/completions"
 INSTEAD = {
-    "/v1/responses": _CHAT,
     "/v1/conversations": f"{_CHAT} and send the whole conversation",
     "/v1/assistants": _CHAT,
     "/v1/threads": f"{_CHAT} and send the whole conversation",
@@ -20,7 +19,6 @@ INSTEAD = {
     "/v1/evals": "a job's `result` compares its model with the base on held-out rows",
     "/v1/fine-tunes": "use /v1/fine_tuning/jobs",
     "/v1/fine_tuning/alpha/graders": "only supervised jobs are supported, which need no grader",
-    "/v1/fine_tuning/checkpoints": "the operator shares a model with other teams by `kitae share`",
     "/v1/moderations": "train a text_classification model on your own rules and use /v1/classify",
     "/v1/rerank": "use /v1/embeddings and compare the vectors",
     "/v1/score": "use /v1/embeddings and compare the vectors",
@@ -36,8 +34,19 @@ INSTEAD = {
     "model in the body",
 }
 """Path → what to do instead. A path stands for all that are below it."""
+POSTS = {
+    "/v1/responses/input_tokens": "send the request with max_output_tokens: 1 and read its usage",
+    "/v1/responses/compact": "set truncation: auto, or send fewer items",
+    "/v1/responses/{}/cancel": "close the stream: there are no responses in the background",
+}
+"""Paths that exist only for POST, below paths that Kitae has; `{}` stands for an id."""
 
 
-def instead_of(path: str) -> tuple[str, str] | None:
+def instead_of(method: str, path: str) -> tuple[str, str] | None:
     """The entry for a path: the path that it names, and what to do instead. Pure."""
+    if method == "POST":
+        for name, text in POSTS.items():
+            start, _, end = name.partition("{}")
+            if path == name or ("{}" in name and path.startswith(start) and path.endswith(end)):
+                return path, text
     return next(((name, text) for name, text in INSTEAD.items() if path == name or path.startswith(f"{name}/")), None)

@@ -1,4 +1,5 @@
-"""Parses requests strictly: JSON bodies, forms with one file and a few short fields, and the official client's retries.
+"""Parses requests strictly: JSON bodies, forms with one file and a few short fields, filters by metadata, and the
+official client's retries.
 
 FastAPI accepts more by default: NaN and 1e999, which JSON cannot express, lone surrogates, UTF-16, and forms with a
 thousand files. Does not know the maximum length of a body (`access.auth`).
@@ -6,6 +7,7 @@ thousand files. Does not know the maximum length of a body (`access.auth`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -44,6 +46,18 @@ def parse_json(raw: bytes) -> Any:
         return strict_json(raw, encoding="utf-8-sig")
     except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not JSON: {error}", code="invalid_json") from error
+
+
+def metadata_filter(request: Request) -> dict[str, str]:
+    """Return the filters `metadata[key]=value` of a query. Raises ApiError 400 for another form."""
+    found = {}
+    for name, value in request.query_params.items():
+        if name.startswith("metadata"):
+            match = re.fullmatch(r"metadata\[(.+)\]", name)
+            if match is None:
+                raise bad_request(f"{name} is not a filter: write metadata[key]=value", param="metadata")
+            found[match[1]] = value
+    return found
 
 
 async def _is_retry(x_stainless_retry_count: Annotated[str | None, Header()] = None) -> bool:

@@ -190,12 +190,15 @@ def install(app: FastAPI) -> None:
             return error.__cause__.response()
         if isinstance(error.__cause__, OSError):  # an upload is spooled to a disk
             return from_os_error(error.__cause__).response()
-        if error.status_code == 404 and (found := absent.instead_of(request.scope["path"])):
-            return bad_request(f"{found[0]} does not exist here: {found[1]}", code="unsupported_route").response()
+        path = request.scope["path"]
+        if error.status_code in (404, 405) and (found := absent.instead_of(request.method, path)):
+            return bad_request(
+                f"{found[0][:_MAX_QUOTE]} does not exist here: {found[1]}", code="unsupported_route"
+            ).response()
         what = {404: "no such path", 405: "this path does not accept that method"}.get(error.status_code)
         code = "unknown_url" if error.status_code == 404 else None
         # Not request.url: the Host header may be invalid.
-        message = error.detail if what is None else f"{what}: {request.method} {request.scope['path'][:_MAX_QUOTE]}"
+        message = error.detail if what is None else f"{what}: {request.method} {path[:_MAX_QUOTE]}"
         return ApiError(error.status_code, message, code=code, headers=dict(error.headers or {})).response()
 
     @app.exception_handler(Exception)

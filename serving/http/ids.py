@@ -33,7 +33,9 @@ _READS_AT_ONCE = 16
 
 
 def new_id(kind: str, *, now_s: float) -> str:
-    """Create `{kind}-{26 characters}`: 48 bits of milliseconds, then 80 random bits (the layout of a ULID)."""
+    """Create `{kind}-{26 characters}`: 48 bits of milliseconds, then 80 random bits (the layout of a ULID).
+
+    A kind that ends with `_` is its own prefix, as in OpenAI's `resp_…`."""
     milliseconds = round(now_s * 1000)
     return _encode(kind, milliseconds << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS))
 
@@ -45,7 +47,7 @@ def derived_id(kind: str, other: str, now_s: float) -> str:
 
 def is_id(kind: str, text: str) -> bool:
     """Return whether untrusted text is a well-formed identifier, and so safe within a store key."""
-    return re.fullmatch(rf"{kind}-[{_ALPHABET}]{{{_CHARACTERS}}}", text) is not None
+    return re.fullmatch(rf"{_prefix(kind)}[{_ALPHABET}]{{{_CHARACTERS}}}", text) is not None
 
 
 def created_at_s(identifier: str) -> float:
@@ -81,12 +83,13 @@ def listed(
     )
 
 
-def common(lists: Sequence[Iterator[str]]) -> Iterator[str]:
-    """Yield the ids that are in all of several descending lists."""
+def common(lists: Sequence[Iterator[str]], order: Order = "desc") -> Iterator[str]:
+    """Yield the ids that are in all of several lists of one order."""
+    last = min if order == "desc" else max
     while None not in (heads := [next(each, None) for each in lists]):
         while len(set(heads)) > 1:
-            least = min(head for head in heads if head is not None)
-            heads = [next(each, None) if head > least else head for each, head in zip(lists, heads, strict=True)]  # type: ignore[operator]
+            furthest = last(head for head in heads if head is not None)
+            heads = [next(each, None) if head != furthest else head for each, head in zip(lists, heads, strict=True)]
             if None in heads:
                 return
         yield heads[0]  # type: ignore[misc]
@@ -113,11 +116,15 @@ def after_in(ids: Sequence[str], after: str | None) -> Iterator[str]:
 
 def _encode(kind: str, number: int) -> str:
     text = "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_CHARACTERS)))
-    return f"{kind}-{text}"
+    return _prefix(kind) + text
+
+
+def _prefix(kind: str) -> str:
+    return kind if kind.endswith("_") else f"{kind}-"
 
 
 def _decode(identifier: str) -> int:
     number = 0
-    for character in identifier.rpartition("-")[2]:
+    for character in identifier[-_CHARACTERS:]:
         number = number << 5 | _ALPHABET.index(character)
     return number

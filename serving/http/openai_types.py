@@ -38,6 +38,12 @@ class ObjectListWithIds(ObjectList):
     last_id: str | None = None
 
 
+class ObjectPage(ObjectListWithIds):
+    """A page of objects whose fields a model or a request gave."""
+
+    data: list[dict[str, Any]]  # type: ignore[assignment]  # of no schema of ours
+
+
 class ErrorDetail(OpenAIObject):
     message: str
     type: str
@@ -274,6 +280,23 @@ class FineTuningJobCheckpointList(ObjectListWithIds):
     data: list[FineTuningJobCheckpoint]
 
 
+class CreateCheckpointPermissions(OpenAIObject):
+    project_ids: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(min_length=1, max_length=64)]
+    """Teams; `*`: every team."""
+
+
+class CheckpointPermission(OpenAIObject):
+    id: str
+    object: Literal["checkpoint.permission"] = "checkpoint.permission"
+    created_at: int
+    project_id: str
+    """The team."""
+
+
+class CheckpointPermissionList(ObjectListWithIds):
+    data: list[CheckpointPermission]
+
+
 # ---- models and inference ------------------------------------------------------------------------------------------
 
 
@@ -288,11 +311,50 @@ class Model(OpenAIObject):
     fine_tunable: bool = False
     gated: bool | None = None
     """Whether a tuned model passed the gate; false for a published checkpoint."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together. None: it generates no answers."""
 
 
 class ModelList(ObjectList):
     data: list[Model]
     has_more: bool = False
+
+
+class StoredCompletion(BaseModel):
+    """A stored chat completion: the answer, the request's fields and its metadata."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    metadata: dict[str, str]
+
+
+class StoredResponse(BaseModel):
+    """A stored response."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: str
+    model: str
+    output: list[dict[str, Any]]
+
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class UpdateStoredCompletion(OpenAIObject):
+    metadata: Metadata | None
+    """Replaces the metadata; null: none."""
 
 
 class TextUsage(OpenAIObject):

@@ -70,10 +70,18 @@ async def opening(chunks: Chunks) -> tuple[list[str], dict[str, Any] | None]:
     return events, None if events else {"error": {"message": "the engine returned no response", "code": 500}}
 
 
+def error_event(error: ApiError) -> str:
+    """Return the last event of a stream that failed, in the shape of every error."""
+    return f"data: {json.dumps(error.body(), ensure_ascii=False)}\n\n"
+
+
 async def sent_events(
-    first: Sequence[str], chunks: Chunks, on_failure: Callable[[ApiError], None]
+    first: Sequence[str],
+    chunks: Chunks,
+    on_failure: Callable[[ApiError], None],
+    last_event: Callable[[ApiError], str] = error_event,
 ) -> AsyncGenerator[str, None]:
-    """Yield the events for the client. A failure becomes the last event, in the shape of every error."""
+    """Yield the events for the client. A failure becomes the last event."""
     failure = None
     try:
         for event in first:
@@ -93,7 +101,7 @@ async def sent_events(
         await chunks.aclose()
     if failure is not None:
         on_failure(failure)
-        yield f"data: {json.dumps(failure.body(), ensure_ascii=False)}\n\n"
+        yield last_event(failure)
 
 
 def _events(chunk: str) -> Iterator[str]:

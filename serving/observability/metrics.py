@@ -71,7 +71,7 @@ class Metrics:
         self._tokens = counter("kitae_tokens_total", "Prompt and completion tokens.", ["model", "kind", "team"])
         self._jobs = gauge("kitae_jobs", "Fine-tuning jobs by status.", ["status"])
         self._deliveries = counter("kitae_webhook_deliveries_total", "Attempts to deliver a webhook.", ["outcome"])
-
+        self._answers = counter("kitae_stored_answers_total", "Answers to be stored, by outcome.", ["outcome"])
         self._unreadable = gauge("kitae_unreadable_records", "Records of the store that cannot be read.", ["kind"])
 
     def observe(self, done: FinishedRequest) -> None:
@@ -106,6 +106,10 @@ class Metrics:
     def webhook_delivery(self, outcome: str) -> None:
         """Count a delivery attempt; `outcome` is one of `ray_jobs.tenancy.webhooks.OUTCOMES`."""
         self._deliveries.labels(outcome).inc()
+
+    def stored_answer(self, outcome: str) -> None:
+        """Count an answer that was to be stored; `outcome` is one of `serving.stored.writer.OUTCOMES`."""
+        self._answers.labels(outcome).inc()
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics in Prometheus' text format, and its content type."""

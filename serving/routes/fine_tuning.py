@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -10,8 +9,8 @@ from fastapi import APIRouter, Header, Query, Request
 from serving.access.auth import caller_of
 from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
-from serving.http.bodies import IsRetry, StrictRoute
-from serving.http.errors import bad_request, documented
+from serving.http.bodies import IsRetry, StrictRoute, metadata_filter
+from serving.http.errors import documented
 
 PageLimit = Annotated[int, Query(ge=1, le=openai_types.MAX_JOBS_PAGE)]
 
@@ -38,7 +37,7 @@ def routes(tuning: FineTuningService) -> APIRouter:
     @router.get("")
     def list_jobs(request: Request, limit: PageLimit = 20, after: str | None = None) -> openai_types.FineTuningJobList:
         """List jobs, newest first. `metadata[key]=value`, which may be repeated, filters them."""
-        data, more = tuning.page(caller_of(request).team, limit=limit, after=after, metadata=_metadata(request))
+        data, more = tuning.page(caller_of(request).team, limit=limit, after=after, metadata=metadata_filter(request))
         return openai_types.FineTuningJobList(data=data, has_more=more)
 
     @router.get("/{job_id}")
@@ -79,14 +78,3 @@ def routes(tuning: FineTuningService) -> APIRouter:
         )
 
     return router
-
-
-def _metadata(request: Request) -> dict[str, str]:
-    found = {}
-    for name, value in request.query_params.items():
-        if name.startswith("metadata"):
-            match = re.fullmatch(r"metadata\[(.+)\]", name)
-            if match is None:
-                raise bad_request(f"{name} is not a filter: write metadata[key]=value", param="metadata")
-            found[match[1]] = value
-    return found

@@ -1,19 +1,16 @@
 """`/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/classify`.
 
-Does not know which fields a generation may have (`generation_request`), how a name is resolved (`router`) or how a
-model is called (`backends`).
+Does not know which fields a generation may have (`generation_request`), how it is done (`generation`), how a model is
+called (`backends`) nor how an answer is stored (`serving.stored`).
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import re
 import struct
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -24,7 +21,8 @@ from serving.http import errors, openai_types
 from serving.http.bodies import parse_json
 from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
 from serving.http.fields import FieldType, array, either, known_fields, missing, object_schema, one_of, text
-from serving.inference.backends import Backend, Chunks, Route
+from serving.inference.backends import Chunks
+from serving.inference.generation import Generator, usage_of
 from serving.inference.generation_request import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -32,11 +30,9 @@ from serving.inference.generation_request import (
     parse_chat,
     parse_completion,
 )
-from serving.inference.grammars import Grammars
-from serving.inference.places import EnginePlaces
-from serving.inference.router import Router
-from serving.inference.streams import checked_stream, opening, sent_events
-from serving.inference.traffic import Traffic
+from serving.inference.streams import opening, sent_events
+from serving.stored import chat_completions
+from serving.stored.answers import StoredAnswers
 
 _MAX_INPUTS = 1024
 _TEXT = text(100_000)
@@ -49,74 +45,70 @@ _EMBEDDING_FIELDS = _CLASSIFY_FIELDS | {"encoding_format": one_of("float", "base
 _EMBEDDING_REFUSED = {"dimensions": "a model's vectors have a fixed length"}
 
 
-def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammars) -> APIRouter:
-    places = EnginePlaces()
+def routes(generator: Generator, stored: StoredAnswers) -> APIRouter:
+    router, backend, traffic = generator.router, generator.backend, generator.traffic
     api = APIRouter(prefix="/v1", tags=["inference"], responses=documented(400, 404))
 
     @api.post(
         "/chat/completions",
-        openapi_extra=_body(CHAT_FIELDS, ["model", "messages"]),
-        responses=_answer("chat.completion"),
+        openapi_extra=body_schema(CHAT_FIELDS, ["model", "messages"]),
+        responses=documented_answer("chat.completion"),
     )
     async def chat(request: Request) -> Response:
-        """Create a chat completion; with `stream`, as server-sent events."""
-        return await generate(request, "chat", parse_chat(await read_json(request)))
+        """Create a chat completion; with `stream`, as server-sent events. `store: true` stores it."""
+        body = await read_json(request)
+        asked = parse_chat(body)
+        team = caller_of(request).team
+        is_stored = await stored.admit(team, body.get("store"), default=False)
+        route = await generator.admit(request, asked)
+        chunks = generator.start(request, route, "chat", asked)
+        if is_stored:
+            chunks = recorded(request, asked, body.get("metadata") or {}, chunks)
+        return await answered(request, chunks)
 
     @api.post(
         "/completions",
-        openapi_extra=_body(COMPLETION_FIELDS, ["model", "prompt"]),
-        responses=_answer("text_completion"),
+        openapi_extra=body_schema(COMPLETION_FIELDS, ["model", "prompt"]),
+        responses=documented_answer("text_completion"),
     )
     async def completions(request: Request) -> Response:
         """Create a text completion; with `stream`, as server-sent events."""
-        return await generate(request, "completions", parse_completion(await read_json(request)))
+        asked = parse_completion(await read_json(request))
+        route = await generator.admit(request, asked)
+        return await answered(request, generator.start(request, route, "completions", asked))
 
-    async def generate(request: Request, method: str, asked: GenerationRequest) -> Response:
+    async def recorded(
+        request: Request, asked: GenerationRequest, metadata: Mapping[str, str], chunks: Chunks
+    ) -> Chunks:
+        """Yield an answer under the id with which it is stored, and store it once it is whole."""
         caller = caller_of(request)
-        route = await router.resolve(asked.model, "/v1/chat/completions", caller, asked_at=request.scope["path"])
-        request.state.model = route.model
-        await grammars.check(asked.constraints, caller.team)
-        context = route.serving.max_model_len
-        request.state.reserve_tokens(asked.sequences * min(asked.max_tokens or context, context))
 
-        def ask(route: Route) -> Chunks:
-            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
-            chunks = placed(route, caller.team, asked.body | ours)
-            return checked_stream(chunks, asked.sequences) if asked.stream else chunks
+        def keep(answer: dict[str, Any]) -> None:
+            if answer.get("usage") is None:  # the client did not request a stream's usage
+                answer["usage"] = usage_of(request)
+            record = chat_completions.record_of(answer, asked.body, metadata, model=asked.model, caller=caller)
+            stored.keep("chat", record)
 
-        async def placed(route: Route, team: str, body: dict[str, Any]) -> Chunks:
-            param: Literal["n", "prompt"] = "n" if asked.prompts == 1 else "prompt"
-            async with (
-                places.place(route, team, answers=asked.sequences, param=param),
-                aclosing(backend.generate(route, method, body)) as chunks,
-            ):
-                async for chunk in chunks:
-                    yield chunk
-
-        traffic.mirror(route, ask)
-        measured = traffic.measured(route, ask(route))
-        chunks = delivered(request, route, measured, include_usage=asked.include_usage)
-        first, whole = await opening(chunks)
-        if whole is None:
-
-            def failed(error: ApiError) -> None:
-                request.state.stream_status = error.status
-
-            return StreamingResponse(sent_events(first, chunks, failed), media_type="text/event-stream")
-        async for _ in chunks:
-            pass  # exhausts the iterator; closing it earlier would cancel the request
-        if "error" in whole:
-            raise errors.from_engine(whole["error"])
-        return JSONResponse(whole["response"])
+        record = chat_completions.recorder(stored.new_id("chat"), keep)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield record(chunk)
 
     @api.post(
         "/embeddings",
-        openapi_extra=_body(_EMBEDDING_FIELDS, ["model", "input"]),
+        openapi_extra=body_schema(_EMBEDDING_FIELDS, ["model", "input"]),
         response_model=openai_types.EmbeddingList,
     )
     async def embeddings(request: Request) -> Response:
         """Return each text's embedding: the mean of the encoder's last hidden states, normalized to length 1."""
-        body = known_fields(await read_json(request), _EMBEDDING_FIELDS, _EMBEDDING_REFUSED)
+        given = await read_json(request)
+        if _has_token_ids(given.get("input")):
+            message = (
+                "input has token ids, which clients make with OpenAI's tokenizers and not with this model's: send text "
+                "(LangChain: check_embedding_ctx_length=False)"
+            )
+            raise bad_request(message, param="input", code="unsupported")
+        body = known_fields(given, _EMBEDDING_FIELDS, _EMBEDDING_REFUSED)
         encoding = body.get("encoding_format", "float")
 
         def item(answer: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +117,9 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
         return await predict(request, "embed", body, item)
 
     @api.post(
-        "/classify", openapi_extra=_body(_CLASSIFY_FIELDS, ["model", "input"]), response_model=openai_types.ClassifyList
+        "/classify",
+        openapi_extra=body_schema(_CLASSIFY_FIELDS, ["model", "input"]),
+        response_model=openai_types.ClassifyList,
     )
     async def classify(request: Request) -> Response:
         """Return the probability of each label for each text."""
@@ -156,40 +150,20 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
     return api
 
 
-async def delivered(request: Request, route: Route, chunks: Chunks, *, include_usage: bool) -> Chunks:
-    """Yield a response under the model's API name, and note its usage for the ledger. `include_usage` False: omit a
-    stream's usage event, which the client did not request."""
-    try:
-        async for chunk in chunks:
-            if (usage := _usage_of(chunk)) is not None:
-                request.state.usage = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-                if isinstance(chunk, str) and not include_usage:
-                    continue
-            yield chunk if route.api_name is None else _renamed(chunk, route.model, route.api_name)
-    finally:
-        await chunks.aclose()
+async def answered(request: Request, chunks: Chunks) -> Response:
+    """Return an engine's answer as the response. Raises ApiError for one that failed before it began."""
+    first, whole = await opening(chunks)
+    if whole is None:
 
+        def failed(error: ApiError) -> None:
+            request.state.stream_status = error.status
 
-def _usage_of(chunk: dict[str, Any] | str) -> Mapping[str, Any] | None:
-    """Return the usage of a whole response, or of a stream's event that contains nothing else."""
-    if isinstance(chunk, dict):
-        found: Mapping[str, Any] | None = chunk.get("response", {}).get("usage")
-        return found
-    if '"usage"' not in chunk:
-        return None
-    try:
-        event = json.loads(chunk.removeprefix("data:"))
-    except ValueError:
-        return None  # several events, or [DONE]
-    return event.get("usage") if isinstance(event, dict) and event.get("choices") == [] else None
-
-
-def _renamed(chunk: dict[str, Any] | str, model: str, api_name: str) -> dict[str, Any] | str:
-    """Replace the model's exact name by its API name."""
-    if isinstance(chunk, dict):
-        return chunk | {"response": chunk["response"] | {"model": api_name}} if "response" in chunk else chunk
-    # Within generated text the quotes are escaped: the pattern matches only the field itself.
-    return re.sub(rf'"model":(\s*)"{re.escape(model)}"', lambda found: f'"model":{found[1]}"{api_name}"', chunk)
+        return StreamingResponse(sent_events(first, chunks, failed), media_type="text/event-stream")
+    async for _ in chunks:
+        pass  # exhausts the iterator; closing it earlier would cancel the request
+    if "error" in whole:
+        raise errors.from_engine(whole["error"])
+    return JSONResponse(whole["response"])
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -204,19 +178,26 @@ async def read_json(request: Request) -> dict[str, Any]:
     return body
 
 
+def _has_token_ids(given: Any) -> bool:
+    """Return whether an input is a list of token ids, or of lists of them."""
+    first = given[0] if isinstance(given, list) and given else None
+    first = first[0] if isinstance(first, list) and first else first
+    return type(first) is int
+
+
 def _encoded(vector: list[float], encoding: str) -> list[float] | str:
     """Encode a vector; `base64` means little-endian float32, the official client's default."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if encoding == "base64" else vector
 
 
-def _body(fields: Mapping[str, FieldType], required: Sequence[str]) -> dict[str, Any]:
+def body_schema(fields: Mapping[str, FieldType], required: Sequence[str]) -> dict[str, Any]:
     """Document the body of a route that reads it itself."""
     schema = object_schema(fields, required)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _answer(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Document an engine's response, which has OpenAI's shape."""
-    schema = {"type": "object", "properties": {"object": {"const": kind}}, "required": ["id", "object", "choices"]}
+def documented_answer(kind: str, holds: str = "choices") -> dict[int | str, dict[str, Any]]:
+    """Document an answer in OpenAI's shape, whose field `holds` has what was generated."""
+    schema = {"type": "object", "properties": {"object": {"const": kind}}, "required": ["id", "object", holds]}
     content = {"application/json": {"schema": schema}, "text/event-stream": {}}
-    return {200: {"description": "The completion.", "content": content}}
+    return {200: {"description": "The answer.", "content": content}}

@@ -11,6 +11,7 @@ from ray_jobs.deploy import records
 from ray_jobs.registry import api_names
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Store, Workspace
+from ray_jobs.tasks import TASKS
 from ray_jobs.tenancy import audit
 from serving.access.auth import Caller, actor_of, caller_of
 from serving.fine_tuning import records as jobs
@@ -89,7 +90,7 @@ def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.
     if version is not None:
         created = datetime.fromisoformat(version.lineage.created_at)
     else:
-        created = base.added_at if base is not None else datetime.fromtimestamp(0, UTC)  # deployed from a path
+        created = base.added_at if base is not None else _first_use(snapshot, name)
     return openai_types.Model(
         id=route.api_name or model,
         created=int(created.timestamp()),
@@ -97,7 +98,20 @@ def card(snapshot: RoutingSnapshot, model: str, caller: Caller) -> openai_types.
         task=route.task,
         fine_tunable=model in snapshot.bases,
         gated=None if version is None else version.lineage.gated,
+        max_model_len=route.serving.max_model_len if TASKS[route.task].generates else None,
     )
+
+
+def _first_use(snapshot: RoutingSnapshot, name: str) -> datetime:
+    """Return when the first deployed model was made from a base that is in no catalogue."""
+    record = snapshot.records[name]
+    made = (
+        datetime.fromisoformat(version.lineage.created_at)
+        for versions in snapshot.versions.values()
+        for version in versions
+        if record.runs_base(version.base_digest)
+    )
+    return min(made, default=datetime.fromtimestamp(0, UTC))
 
 
 def _base(entry: CatalogueEntry) -> openai_types.Model:
@@ -108,4 +122,5 @@ def _base(entry: CatalogueEntry) -> openai_types.Model:
         task=entry.tasks[0],
         deployed=False,
         fine_tunable=True,
+        max_model_len=entry.serving.max_model_len,
     )

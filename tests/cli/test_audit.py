@@ -26,7 +26,7 @@ Kitae = Callable[..., Result]
 READS = {
     "audit", "bases", "completion", "datasets", "keys list", "local env", "local status", "models", "plan",
     "quota report", "quota show", "quota simulate", "schema", "status", "traffic", "trials", "tracking", "usage",
-    "webhooks list", "budget show",
+    "webhooks list", "budget show", "completions export", "completions policies",
 }  # fmt: skip
 NO_ENTRY = {
     "cancel": "its events have it", "pause": "its events have it", "resume": "its events have it",
@@ -129,6 +129,11 @@ WRITES: dict[str, tuple[Callable[[Workspace], list[str]], dict[str, Any]]] = {
         {"action": "budget.set", "target": "blue", "team": "blue", "details": {"per_month": 5.0}},
     ),
     "budget clear": (budgeted, {"action": "budget.clear", "target": "blue", "team": "blue"}),
+    "completions forbid": (
+        lambda store: ["blue"],
+        {"action": "completions.policy", "target": "blue", "team": "blue", "details": {"storing": "off"}},
+    ),
+    "completions allow": (lambda store: ["blue"], {"action": "completions.policy", "target": "blue", "team": "blue"}),
     "checkpoints delete": (ended_job, {"action": "checkpoint.delete"}),
     "datasets delete": (stored_dataset, {"action": "dataset.delete", "target": "d" * 16}),
     "webhooks add": (

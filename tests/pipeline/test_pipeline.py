@@ -40,7 +40,7 @@ def test_a_checkpoint_is_published_before_the_model_is_deployed(stages: FakeStag
         {"step": 4, "version": "1", "train_loss": 1.0, "valid_loss": 0.25, "valid_mean_token_accuracy": 0.5}
     ]
     assert record.result["trained_tokens"] == 640
-    assert store.get(record.result["metrics_csv"]).decode().splitlines()[-1] == "4,1.0,0.25,0.5"
+    assert store.get(record.result["metrics_csv"]).decode().splitlines()[-1] == "4,1.0,,0.25,0.5"
     assert "checkpoints 4, as greeter@ckpt-step-N" in result.as_text()
 
     stages.ran.clear()

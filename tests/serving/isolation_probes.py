@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from serving.inference.generation_request import CHAT_FIELDS, COMPLETION_FIELDS
+from serving.responses.request import RESPONSE_FIELDS
 from tests.serving.api_harness import BASE, rows
 from tests.serving.two_teams import QUESTION, Team
 
@@ -53,6 +54,14 @@ def models(team: Team) -> list[str]:
     return team.models
 
 
+def completions(team: Team) -> list[str]:
+    return [team.completion]
+
+
+def responses(team: Team) -> list[str]:
+    return [team.response]
+
+
 def with_model(path: str, **body: Any) -> list[Probe]:
     return [Probe(models, lambda client, name: client.post(path, json={"model": name, **body}))]
 
@@ -87,6 +96,23 @@ def uploading(client: httpx.Client, name: str) -> httpx.Response:
 def reading(client: httpx.Client, name: str) -> httpx.Response:
     """Name rows by store address instead of file id."""
     return client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": name, "data": {"train": name}})
+
+
+def continuing(client: httpx.Client, name: str) -> httpx.Response:
+    """Continue another team's response by a model of one's own."""
+    own = client.get("/v1/models").json()["data"][0]["id"]
+    return client.post("/v1/responses", json={"model": own, "input": "x", "previous_response_id": name})
+
+
+def permissions(method: str, path: str) -> Ask:
+    """Ask for a model's permissions, which takes an admin key."""
+
+    def ask(client: httpx.Client, name: str) -> httpx.Response:
+        body = {"project_ids": ["alpha"]} if method == "POST" else None
+        where = path.replace("{permission_id}", "cp_1")
+        return client.request(method, f"/v1/fine_tuning/checkpoints/{name}/permissions{where}", json=body)
+
+    return ask
 
 
 PROBES: dict[str, list[Probe]] = {
@@ -124,12 +150,38 @@ PROBES: dict[str, list[Probe]] = {
     "POST /v1/completions": with_model("/v1/completions", prompt="who are you"),
     "POST /v1/embeddings": with_model("/v1/embeddings", input="who are you"),
     "POST /v1/classify": with_model("/v1/classify", input="who are you"),
+    "POST /v1/responses": [
+        *with_model("/v1/responses", input="who are you"),
+        Probe(responses, continuing, 400, "previous_response_id"),
+    ],
+    **{
+        f"{method} /v1/responses/{{response_id}}{path}": [at(method, f"/v1/responses/{{}}{path}", responses)]
+        for method, path in (("GET", ""), ("GET", "/input_items"), ("DELETE", ""))
+    },
+    **{
+        f"{method} /v1/chat/completions/{{completion_id}}{path}": [
+            at(method, f"/v1/chat/completions/{{}}{path}", completions, **body)
+        ]
+        for method, path, body in (
+            ("GET", "", {}),
+            ("POST", "", {"json": {"metadata": {"k": "v"}}}),
+            ("GET", "/messages", {}),
+            ("DELETE", "", {}),
+        )
+    },
+    **{
+        f"{method} /v1/fine_tuning/checkpoints/{{checkpoint}}/permissions{path}": [
+            Probe(models, permissions(method, path), 403)
+        ]
+        for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/{permission_id}"))
+    },
 }
 
 
 LISTS = {
     "GET /v1/models": [""],
     "GET /v1/files": ["", "?purpose=fine-tune-results", "?order=asc", "?after={file}", "?order=asc&after={file}"],
+    "GET /v1/chat/completions": ["", "?order=desc", "?metadata[of]=bravos-metadata", "?after={completion}"],
     "GET /v1/fine_tuning/jobs": ["", "?after={job}", "?metadata[of]=bravos-metadata"],
 }
 
@@ -143,6 +195,8 @@ FIELDS = {
     "POST /v1/completions": {"model"},
     "POST /v1/embeddings": {"model"},
     "POST /v1/classify": {"model"},
+    "POST /v1/responses": {"model", "previous_response_id"},
+    "POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions": {"project_ids"},
 }
 """Body fields that can name a thing; each has a probe."""
 
@@ -152,6 +206,7 @@ HARMLESS = {
     *("filename", "bytes", "mime_type", "suffix", "seed", "metadata", "integrations", "method"),
     *("hyperparameters", "lora_rank", "training", "compute", "evaluation", "serving", "priority", "dry_run"),
     *("input", "encoding_format", "user"),
+    *RESPONSE_FIELDS.keys() - {"model", "previous_response_id"},
     *(CHAT_FIELDS.keys() | COMPLETION_FIELDS.keys()) - {"model"},
 }
 """Body fields that cannot name a thing."""

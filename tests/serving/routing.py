@@ -96,10 +96,10 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
     return found
 
 
-def register_next(store: Workspace, name: str = "greeter", *, adapter: bool = True) -> ModelVersion:
+def register_next(store: Workspace, name: str = "greeter", *, adapter: bool = True, gated: bool = True) -> ModelVersion:
     """Register the next version of a model, trained on `org/Base`, without deploying it."""
     mark = f"{name}-{len(registry.versions(store, name))}"
-    number = register(store, make_spec(name, base_model="org/Base"), mark, adapter=adapter)
+    number = register(store, make_spec(name, base_model="org/Base"), mark, adapter=adapter, gated=gated)
     return registry.get(store, f"{name}@{number}")
 
 

@@ -44,7 +44,7 @@ CHECKS = [
     openapi.ignored_auth,
 ]
 """Without the check that every valid request is accepted: a document does not say which files and models exist."""
-ENGINES = {"/v1/chat/completions", "/v1/completions"}
+ENGINES = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
 """Paths whose requests an engine validates, which the fake does not."""
 DOCUMENT = TestClient(make_app(Router(nowhere(), ttl_s=1.0)), headers=HEADERS).get("/openapi.json").json()
 WITHOUT_BOUNDARY_VALUES = [
@@ -102,6 +102,19 @@ class World:
                 self.client.post(f"/v1/fine_tuning/jobs/{parameters['job_id']}/pause")
         if "upload_id" in parameters:
             parameters["upload_id"] = self.upload()
+        if "completion_id" in parameters:
+            asked = {"model": BASE, "messages": [{"role": "user", "content": "x"}], "store": True}
+            parameters["completion_id"] = self.client.post("/v1/chat/completions", json=asked).json()["id"]
+            if isinstance(case.body, dict):
+                case.body = cast(Any, {"metadata": {"k": "v"}})
+        if "response_id" in parameters:
+            asked = {"model": BASE, "input": "x"}
+            parameters["response_id"] = self.client.post("/v1/responses", json=asked).json()["id"]
+        if "checkpoint" in parameters:
+            parameters["checkpoint"] = self.model
+            self._use_existing_permission(case, parameters)
+        if case.path == "/v1/responses" and isinstance(case.body, dict):
+            case.body = cast(Any, {"model": BASE, "input": "hello"})
         if "model" in parameters:
             parameters["model"] = BASE if case.method == "GET" else self.model
         if isinstance(case.body, dict) and "model" in case.body:
@@ -117,6 +130,14 @@ class World:
             case.body = cast(Any, {"data": b"x"})
         if case.path.startswith("/v1/c") and isinstance(case.body, dict) and "messages" in case.body:
             case.body["messages"] = [{"role": "user", "content": "hello"}]
+
+    def _use_existing_permission(self, case: schemathesis.Case[Any], parameters: dict[str, Any]) -> None:
+        if "permission_id" in parameters:
+            path = f"/v1/fine_tuning/checkpoints/{self.model}/permissions"
+            shared = self.client.post(path, json={"project_ids": ["sales"]}).json()
+            parameters["permission_id"] = shared["data"][0]["id"]
+        elif isinstance(case.body, dict):
+            case.body = cast(Any, {"project_ids": ["sales"]})
 
     def check_statuses(self) -> None:
         """The requests of each operation were not only refused, and every status is documented."""

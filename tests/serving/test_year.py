@@ -9,7 +9,7 @@ from ray_jobs.tenancy import api_keys, usage
 from serving.fine_tuning import records
 from serving.fine_tuning.cleanup import sweep_claims, sweep_places
 from serving.http.ids import new_id
-from tests.serving.year import FILES, FILES_LIVE_DAYS, FLUSHES, JOBS, Year, tick_over
+from tests.serving.year import ANSWERS, ANSWERS_LIVE_DAYS, FILES, FILES_LIVE_DAYS, FLUSHES, JOBS, Year, tick_over
 from tests.storage.memory_store import START_S, memory_store
 
 TEAMS = 3
@@ -27,6 +27,11 @@ def test_what_requests_leave_behind_is_cleaned_or_summed_up(year: Year) -> None:
     counts, days = year.counts(), FILES_LIVE_DAYS + 5
     assert counts["jobs"] == JOBS * TEAMS * days, "jobs stay"
     assert counts["files"] == counts["contents"] == counts["expiring"] <= FILES * TEAMS * (FILES_LIVE_DAYS + 1)
+    kept = ANSWERS * TEAMS * (ANSWERS_LIVE_DAYS + 1)
+    assert 0 < counts["answers"] <= kept
+    prefix = f"kitae/teams/{year.teams[0]}/index/answers/"
+    entries = sum(key.startswith(prefix) for key in year.client.objects)
+    assert 0 < entries <= 3 * kept / TEAMS, "the model twice and a pair of metadata; no longer than the answers"
     assert counts["creates"] <= JOBS * TEAMS * 4
     assert counts["usage"] <= TEAMS * (days + 2 * FLUSHES + JOBS), "one a day and team, and those of the last hours"
     assert counts["uploads"] <= 2 * TEAMS * 2

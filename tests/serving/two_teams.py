@@ -41,10 +41,15 @@ class Team:
     running_job: str
     model: str
     """API name of its model."""
+    completion: str
+    """A stored chat completion."""
+    response: str
+    """A stored response."""
 
     @property
     def ids(self) -> list[str]:
-        things = (self.file, self.result_file, self.upload, self.part, self.done_upload, self.job, self.running_job)
+        things = [self.file, self.result_file, self.upload, self.part, self.done_upload, self.job, self.running_job]
+        things += [self.completion, self.response]
         return [ID.search(thing)[0] for thing in things if ID.search(thing)]  # type: ignore[index]  # it is one
 
     @property
@@ -132,6 +137,11 @@ def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
     while client.get(f"/v1/fine_tuning/jobs/{running}").json()["status"] == "validating_files":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    model = found["fine_tuned_model"]
+    asked = {"model": model, "store": True, "metadata": {"of": f"{team}s-metadata"}}
+    said = [{"role": "user", "content": f"{team}s-rows"}]
+    completion = post("/v1/chat/completions", json=asked | {"messages": said})["id"]
+    response = post("/v1/responses", json=asked | {"input": f"{team}s-rows"})["id"]
     key_id = server.store.get_json(f"teams/{team}/jobs/{job}.json")["key_id"]
     return Team(
         client,
@@ -143,5 +153,7 @@ def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
         done_upload,
         job,
         running,
-        found["fine_tuned_model"],
+        model,
+        completion,
+        response,
     )

@@ -10,6 +10,9 @@ from typing import ClassVar
 from ray_jobs import jobs
 from ray_jobs.launch.launcher import Runner
 from ray_jobs.tenancy import usage, webhooks
+from ray_jobs.tenancy.answers import records as answers
+from ray_jobs.tenancy.answers.records import StoredAnswer
+from ray_jobs.tenancy.team_limits import TeamQuotas
 from ray_jobs.tenancy.usage import UsageRow
 from ray_jobs.tenancy.webhooks import EVENTS, Policy, Sender, outbox
 from ray_jobs.tenancy.webhooks.outbox import OUTGOING
@@ -20,6 +23,7 @@ from serving.fine_tuning.cleanup import chores
 from serving.fine_tuning.records import ApiJob, ClosedJob, Launch
 from serving.fine_tuning.service import FineTuningService
 from serving.http.ids import new_id
+from serving.stored.answers import StoredAnswers
 from tests.builders import make_spec
 from tests.launch.fake_launcher import FakeLauncher
 from tests.serving.api_harness import NoTokens
@@ -28,6 +32,7 @@ from tests.storage.memory_store import MemoryClient, memory_store
 JOBS, FILES, FLUSHES = 2, 2, 12
 """For each team and day."""
 FILES_LIVE_DAYS = 30
+ANSWERS, ANSWERS_LIVE_DAYS = 2, 30
 _SPEC = make_spec("year").model_dump(mode="json")
 
 
@@ -37,7 +42,9 @@ class Replica:
     def __init__(self, client: MemoryClient) -> None:
         self.store, _ = memory_store(client)
         self.files = Files(self.store, NoTokens(self.store))
-        self.chores = chores(self.store, self.files, Uploads(self.store, self.files), lambda team, identifier: False)
+        self.answers = StoredAnswers(self.store, TeamQuotas(), ANSWERS_LIVE_DAYS, lambda outcome: None)
+        uploads = Uploads(self.store, self.files)
+        self.chores = chores(self.store, self.files, uploads, self.answers, lambda team, identifier: False)
         self.sender = Sender(self.store, Policy(private=True, insecure=True))
 
 
@@ -45,7 +52,7 @@ class Year:
     """Teams, replicas and their clock."""
 
     SHOWN: ClassVar[tuple[str, ...]] = (
-        "jobs", "files", "creates", "usage", "open", "places", "uploads", "webhooks-out", "index", "turns",
+        "jobs", "files", "answers", "creates", "usage", "open", "places", "uploads", "webhooks-out", "index", "turns",
     )  # fmt: skip
 
     def __init__(self, teams: int, *, step_h: int = 1) -> None:
@@ -105,6 +112,12 @@ class Year:
         )  # fmt: skip
         self.store.put_json(f"teams/{team}/uploads/{upload.id}.json", upload.model_dump(mode="json"))
         self.store.put(f"uploads/{team}/{upload.id}/part", b"{}")
+        for number in range(ANSWERS):
+            answer = StoredAnswer(
+                id=new_id("chatcmpl", now_s=now_s + number), team=team, key_id="k", model="m@1", requested_model="m",
+                created_at=int(now_s), metadata={"env": "prod"}, input=[], answer={},
+            )  # fmt: skip
+            answers.write(self.store, "chat", answer)
         day = self.now.date()
         row = UsageRow(day=day, team=team, key_id="k", model="m", kind="inference", requests=1)
         for writer in ("api-0", "api-1"):

@@ -74,14 +74,14 @@ def test_every_step_is_a_line_of_the_file(store: Workspace) -> None:
     key = metrics.write_csv(store, "j", [left])
     assert key == "jobs/j/metrics.csv"
     assert store.get(key).decode() == (
-        "step,train_loss,valid_loss,valid_mean_token_accuracy\n1,3.0,2.5,0.1\n2,2.0,2.5,0.5\n3,1.0,1.5,0.5\n"
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,3.0,,2.5,0.1\n2,2.0,,2.5,0.5\n3,1.0,,1.5,0.5\n"
     )
 
 
 def test_a_step_without_evaluation_has_empty_columns(store: Workspace) -> None:
     key = metrics.write_csv(store, "j", [Checkpoint("k", 1, Position(step=2, losses=(3.0, 2.0)))])
     assert key is not None
-    assert store.get(key).decode().splitlines()[1:] == ["1,3.0,,", "2,2.0,,"]
+    assert store.get(key).decode().splitlines()[1:] == ["1,3.0,,,", "2,2.0,,,"]
     assert metrics.write_csv(store, "none", []) is None
 
 

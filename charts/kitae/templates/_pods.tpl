@@ -57,6 +57,9 @@ KITAE_MAX_BODY_BYTES: {{ .Values.limits.maxBodyBytes | int64 | quote }}
 KITAE_MAX_FILE_BYTES: {{ .Values.limits.maxFileBytes | int64 | quote }}
 KITAE_KEY_LIMITS: {{ .Values.limits.keys | toJson | quote }}
 KITAE_TEAM_LIMITS: {{ .Values.limits.teams | toJson | quote }}
+{{- if not (kindIs "invalid" .Values.limits.answersKeptDays) }}
+KITAE_ANSWERS_KEPT_DAYS: {{ .Values.limits.answersKeptDays | int64 | quote }}
+{{- end }}
 KITAE_MAX_ONGOING_REQUESTS: {{ .Values.limits.maxOngoingRequests | int64 | quote }}
 {{- with .Values.corsOrigins }}
 KITAE_CORS_ORIGINS: {{ join "," . | quote }}

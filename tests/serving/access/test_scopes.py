@@ -39,6 +39,24 @@ def test_scopes_allow_their_requests_alone(scopes: tuple[Scope, ...], allowed: s
     assert {request for request in (CALL, READ, CREATE, DELETE, LIST) if allow(scopes, *request)} == allowed
 
 
+@pytest.mark.parametrize(
+    ("request_", "allowed"),
+    [
+        (("POST", "/v1/responses"), {"inference", "admin"}),
+        (("GET", "/v1/responses/resp_1"), {"inference", "admin"}),
+        (("DELETE", "/v1/responses/resp_1"), {"inference", "admin"}),
+        (("GET", "/v1/chat/completions"), {"read", "fine-tuning", "admin"}),
+        (("GET", "/v1/chat/completions/chatcmpl-1/messages"), {"read", "fine-tuning", "admin"}),
+        (("DELETE", "/v1/chat/completions/chatcmpl-1"), {"fine-tuning", "admin"}),
+        (("GET", "/v1/fine_tuning/checkpoints/ft:a/permissions"), {"admin"}),
+        (("POST", "/v1/fine_tuning/checkpoints/ft:a/permissions"), {"admin"}),
+    ],
+)
+def test_stored_answers_and_permissions_have_their_scopes(request_: tuple[str, str], allowed: set[Scope]) -> None:
+    every: tuple[Scope, ...] = ("inference", "read", "fine-tuning", "admin")
+    assert {scope for scope in every if allow([scope], *request_)} == allowed
+
+
 def test_a_key_without_scopes_has_all_but_admin() -> None:
     old = {"id": "a" * 16, "team": "search", "name": "old", "digest": "0" * 64, "created_at": datetime.now(UTC)}
     assert ApiKey.model_validate(old).scopes == ("inference", "fine-tuning", "read")

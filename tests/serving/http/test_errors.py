@@ -32,7 +32,7 @@ def test_a_body_that_is_not_a_json_object_is_refused(client: TestClient, content
 
 def test_errors_of_unknown_paths_and_methods_have_the_error_shape(client: TestClient) -> None:
     assert error_of(client.get("/v1/nothing"), 404)["message"] == "no such path: GET /v1/nothing"
-    assert error_of(client.get("/v1/chat/completions"), 405)["type"] == "invalid_request_error"
+    assert error_of(client.get("/v1/completions"), 405)["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from openai.types.chat import ChatCompletionMessageParam
 
 from ray_jobs.errors import SpecError
-from serving.http.absent import INSTEAD
+from serving.http.absent import INSTEAD, POSTS
 from serving.http.paths import canonical
 from serving.settings import EndpointSettings
 from tests.serving.routing import KEY, error_of, make_client
@@ -52,9 +52,14 @@ def test_head_is_a_get_without_its_body(client: TestClient) -> None:
     assert client.head("/v1/nothing").status_code == 404
 
 
-@pytest.mark.parametrize(
-    "path", [*INSTEAD, "/v1/responses/resp_1/cancel", "/v1/fine_tuning/checkpoints/ft:a/permissions"]
-)
+@pytest.mark.parametrize("path", POSTS)
+def test_an_operation_that_does_not_exist_here_says_what_does(client: TestClient, path: str) -> None:
+    path = path.replace("{}", "resp_1")
+    error = error_of(client.post(path, json={}), 400)
+    assert (error["code"], error["message"].split(" ")[0]) == ("unsupported_route", path)
+
+
+@pytest.mark.parametrize("path", INSTEAD)
 def test_a_route_that_does_not_exist_here_says_what_does(client: TestClient, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         error = error_of(client.request(method, path, json={}), 400)

@@ -67,14 +67,22 @@ def test_two_teams_with_one_name_each_see_their_own_versions() -> None:
     assert "greeter@2" not in mixed.names(member("a"))
 
 
+def untimed(share: Share) -> Share:
+    """A share without the times at which its teams were added."""
+    assert share.added_at.keys() == {*share.teams, *(["*"] if share.everyone else [])}
+    return share.model_copy(update={"added_at": {}})
+
+
 def test_shares_grow_and_shrink(store: Workspace, greeter: str) -> None:
-    assert shares.share(store, greeter, teams=["sales"]) == Share(teams=("sales",))
+    assert untimed(shares.share(store, greeter, teams=["sales"])) == Share(teams=("sales",))
+    first = shares.read(store, greeter).added_at["sales"]
     assert shares.share(store, greeter, teams=["board", "sales"]).teams == ("board", "sales")
-    assert shares.share(store, greeter, everyone=True) == Share(teams=("board", "sales"), everyone=True)
+    assert shares.read(store, greeter).added_at["sales"] == first
+    assert untimed(shares.share(store, greeter, everyone=True)) == Share(teams=("board", "sales"), everyone=True)
     assert shares.share(store, greeter, teams=["sales"]).everyone
-    assert shares.unshare(store, greeter, teams=["board"]) == Share(teams=("sales",), everyone=True)
-    assert shares.unshare(store, greeter, everyone=True) == Share(teams=("sales",))
-    assert read_snapshot(store).shares == {greeter: Share(teams=("sales",))}
+    assert untimed(shares.unshare(store, greeter, teams=["board"])) == Share(teams=("sales",), everyone=True)
+    assert untimed(shares.unshare(store, greeter, everyone=True)) == Share(teams=("sales",))
+    assert untimed(read_snapshot(store).shares[greeter]) == Share(teams=("sales",))
     assert shares.unshare(store, greeter) == shares.NOT_SHARED
     assert shares.read_all(store) == {}
 

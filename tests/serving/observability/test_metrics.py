@@ -319,6 +319,7 @@ def test_jobs_and_webhook_deliveries_are_counted() -> None:
     metrics.set_jobs({"queued": 3, "running": 1})
     metrics.set_jobs({"running": 2, "failed": 1})
     metrics.webhook_delivery("delivered")
+    metrics.stored_answer("failed")
     value = metrics.registry.get_sample_value
     assert {status: value("kitae_jobs", {"status": status}) for status in ("queued", "running", "failed")} == {
         "queued": 0,
@@ -326,6 +327,7 @@ def test_jobs_and_webhook_deliveries_are_counted() -> None:
         "failed": 1,
     }
     assert value("kitae_webhook_deliveries_total", {"outcome": "delivered"}) == 1
+    assert value("kitae_stored_answers_total", {"outcome": "failed"}) == 1
 
 
 def test_prometheus_parses_the_metrics_and_their_names_have_units(measured: MeasuredApp) -> None:
@@ -344,6 +346,7 @@ def test_prometheus_parses_the_metrics_and_their_names_have_units(measured: Meas
         "kitae_response_size_bytes",
         "kitae_jobs",
         "kitae_webhook_deliveries",
+        "kitae_stored_answers",
         "kitae_unreadable_records",
     }
 

@@ -1,0 +1,1 @@
+"""Stored answers of models: their records, the teams that store none, and rows for training made from them."""
