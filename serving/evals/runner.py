@@ -13,6 +13,7 @@ import logging
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from ray_jobs.errors import KitaeError, ObjectNotFound, StoreError
 from ray_jobs.storage import Store
@@ -69,9 +70,10 @@ class EvalRunner:
             waiting = asyncio.create_task(self._wake.wait())
             await asyncio.wait({waiting, stopping}, timeout=self.poll_s, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
-        for task in self._working.values():
+        working = list(self._working.values())
+        for task in working:
             task.cancel()
-        await asyncio.gather(*self._working.values(), return_exceptions=True)
+        await asyncio.gather(*working, return_exceptions=True)
 
     async def _look(self) -> None:
         """Start work on open runs while there is room."""
@@ -84,7 +86,14 @@ class EvalRunner:
                 continue
             run = await asyncio.to_thread(self._take, team, run_id, marked_s)
             if run is not None:
-                self._working[run_id] = asyncio.create_task(self._work(run))
+                self._working[run_id] = task = asyncio.create_task(self._work(run))
+                task.add_done_callback(partial(self._left, run_id))
+
+    def _left(self, run_id: str, task: asyncio.Task[None]) -> None:
+        del self._working[run_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the run %s of an eval is left until its lease expires", run_id, exc_info=error)
+        self._wake.set()
 
     def _open_runs(self) -> list[tuple[str, str, float]]:
         """List (team, run, time of its marker), oldest first."""
@@ -129,8 +138,6 @@ class EvalRunner:
             await asyncio.gather(working, renewing, return_exceptions=True)
             with suppress(StoreError):  # else the lease expires
                 await asyncio.to_thread(records.update_run, self.store, run, self._released)
-            del self._working[run.id]
-            self._wake.set()
 
     async def _ended(self, run: StoredRun, working: asyncio.Task[None]) -> None:
         error = working.exception()

@@ -16,7 +16,7 @@ from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server
 
 MODEL = "greeter"
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"item": {"question": "東京", "answer": "東京"}},
     {"item": {"question": "京都", "answer": "京都府"}},
     {"item": {"question": "Osaka", "answer": "osaka"}},
@@ -181,7 +181,7 @@ def test_model_graders_and_conversations_of_rows(client: openai.OpenAI) -> None:
     config: Any = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
     made = client.evals.create(data_source_config=config, testing_criteria=[label, score, multi])
     talk = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello there"}]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"item": {"label": "good", "score": "8", "talk": talk}},
         {"item": {"label": "bad", "score": "7.5", "talk": talk}},
         {"item": {"label": "unsure", "score": 11, "talk": talk}},
@@ -307,7 +307,7 @@ def test_every_invalid_row_of_a_file_is_named(client: openai.OpenAI) -> None:
     source: Any = data_source() | {"source": {"type": "file_id", "id": file.id}}
     error = refused(client.evals.runs.create, eval_id=made.id, data_source=source)
     assert error.code == "invalid_rows"
-    assert [detail["line"] for detail in error.body["details"]] == [1, 3, 4, 5]  # type: ignore[index,call-overload]
+    assert [detail["line"] for detail in error.body["details"]] == [1, 3, 4, 5]  # type: ignore[index]
     wrong = client.files.create(file=("rows.jsonl", good.encode()), purpose="user_data")
     source = data_source() | {"source": {"type": "file_id", "id": wrong.id}}
     assert "upload it with evals" in refused(client.evals.runs.create, eval_id=made.id, data_source=source).message
@@ -317,7 +317,8 @@ def test_graders_are_validated_and_run(client: openai.OpenAI) -> None:
     graders = client.fine_tuning.alpha.graders
     assert graders.validate(grader=EXACT).grader.to_dict()["operation"] == "eq"  # type: ignore[union-attr]
     found = graders.run(grader=NEAR, model_sample="東京都", item={"answer": "東京"})
-    assert (found.reward, found.metadata.scores, found.sub_rewards) == (pytest.approx(0.8), {"near": 0.8}, {})
+    assert found.reward == pytest.approx(0.8)
+    assert (found.metadata.scores, found.sub_rewards) == ({"near": 0.8}, {})
     multi: Any = {"type": "multi", "name": "m", "graders": {"a": EXACT, "b": NEAR}, "calculate_output": "a + b / 2"}
     found = graders.run(grader=multi, model_sample="東京", item={"answer": "東京"})
     assert (found.reward, found.sub_rewards) == (1.5, {"a": 1.0, "b": 1.0})
