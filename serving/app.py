@@ -243,7 +243,7 @@ def create_app(
     app.include_router(models.routes(store, router, tuning))
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))
-    app.include_router(graders.routes(store, in_process))
+    app.include_router(graders.routes(store, in_process, router))
     app.include_router(evals.routes(EvalService(store, files, eval_runner.wake), router))
 
     @app.get("/health", include_in_schema=False)  # where load generators for vLLM ask

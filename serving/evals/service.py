@@ -15,7 +15,6 @@ from ray_jobs.graders.schema import (
     Grader,
     MultiGrader,
     TextSimilarityGrader,
-    models_of,
     template_findings,
     unsupported,
 )
@@ -127,15 +126,6 @@ class EvalService:
         records.delete_eval(self.store, team, eval_id)
 
     # ---- runs --------------------------------------------------------------------------------------------------------
-
-    def models_of_run(self, team: str, eval_id: str, body: CreateEvalRun) -> Iterator[tuple[str, str, bool]]:
-        """Yield (field, model, whether for embeddings) of each model that a run would call."""
-        data = body.data_source
-        if isinstance(data, CompletionsRunSource) and data.model is not None:
-            yield "data_source.model", data.model, False
-        for place, grader in enumerate(records.load_eval(self.store, team, eval_id).testing_criteria):
-            for model, embeds in models_of(grader):
-                yield f"testing_criteria[{place}].model", model, embeds
 
     def create_run(self, eval_id: str, body: CreateEvalRun, caller: Caller) -> EvalRun:
         """Create a run. Raises ApiError for an invalid one."""

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 
-from serving.access.auth import Caller, caller_of
+from serving.access.auth import caller_of
 from serving.evals.service import EvalService
 from serving.http import eval_types
 from serving.http.bodies import IsRetry, StrictRoute
 from serving.http.errors import ApiError, bad_request, documented
 from serving.http.ids import Order
 from serving.inference.router import Router
+from serving.routes.graders import check_model, check_models
 
 PageLimit = Annotated[int, Query(ge=1, le=eval_types.MAX_EVALS_PAGE)]
 
@@ -65,10 +66,11 @@ def routes(evals: EvalService, router: Router) -> APIRouter:
     async def create_run(request: Request, eval_id: str, body: eval_types.CreateEvalRun) -> eval_types.EvalRun:
         """Start a run: each row is answered by the model, if the data source names one, and judged by the graders."""
         caller = caller_of(request)
-        for field, model, embeds in await asyncio.to_thread(
-            lambda: list(evals.models_of_run(caller.team, eval_id, body))
-        ):
-            await check_model(router, field, model, caller, embeds=embeds)
+        found = await asyncio.to_thread(evals.get, caller.team, eval_id)
+        if (model := getattr(body.data_source, "model", None)) is not None:
+            await check_model(router, "data_source.model", model, caller)
+        places = [(f"testing_criteria[{place}]", grader) for place, grader in enumerate(found.testing_criteria)]
+        await check_models(router, places, caller)
         return await asyncio.to_thread(evals.create_run, eval_id, body, caller)
 
     @api.get("/{eval_id}/runs")
@@ -125,15 +127,6 @@ def routes(evals: EvalService, router: Router) -> APIRouter:
         return evals.item(caller_of(request).team, eval_id, run_id, item_id)
 
     return api
-
-
-async def check_model(router: Router, field: str, model: str, caller: Caller, *, embeds: bool) -> None:
-    """Raise the error with which a request would be refused that calls the model, with the field that names it."""
-    path, asked_at = ("/v1/classify", "/v1/embeddings") if embeds else ("/v1/chat/completions", None)
-    try:
-        await router.resolve(model, path, caller, asked_at=asked_at)
-    except ApiError as error:
-        raise ApiError(error.status, error.message, code=error.code, param=field, headers=error.headers) from error
 
 
 def _ends(

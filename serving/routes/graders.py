@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 
@@ -20,7 +21,7 @@ from ray_jobs.graders.grade import Grade, judge
 from ray_jobs.graders.schema import Grader, models_of, template_findings, unsupported
 from ray_jobs.graders.templates import sample_of
 from ray_jobs.storage import Store
-from serving.access.auth import caller_of
+from serving.access.auth import Caller, caller_of
 from serving.access.in_process import InProcess
 from serving.evals.model_calls import EndpointCalls
 from serving.evals.runner import why_not
@@ -34,7 +35,9 @@ from serving.http.eval_types import (
     ValidatedGrader,
     ValidateGrader,
 )
+from serving.inference.router import Router
 
+PREFIX = "/v1/fine_tuning/alpha/graders"
 _FLAGS: dict[type[GradingError], str] = {
     UnknownVariable: "invalid_variable_error",
     SampleNotJson: "sample_parse_error",
@@ -45,15 +48,19 @@ _FLAGS: dict[type[GradingError], str] = {
 }
 
 
-def routes(store: Store, in_process: InProcess) -> APIRouter:
+def routes(store: Store, in_process: InProcess, router: Router) -> APIRouter:
     api = APIRouter(
-        prefix="/v1/fine_tuning/alpha/graders", tags=["graders"], route_class=StrictRoute, responses=documented(400)
+        prefix="/v1/fine_tuning/alpha/graders",
+        tags=["graders"],
+        route_class=StrictRoute,
+        responses=documented(400, 404),
     )
 
     @api.post("/validate")
-    def validate_grader(body: ValidateGrader) -> ValidatedGrader:
-        """Check a grader's form. Whether its models are deployed is not checked."""
+    async def validate_grader(request: Request, body: ValidateGrader) -> ValidatedGrader:
+        """Check a grader, and that its models are deployed."""
         check(body.grader)
+        await check_models(router, [("grader", body.grader)], caller_of(request))
         return ValidatedGrader(grader=body.grader)
 
     @api.post("/run", responses=documented(403))
@@ -61,6 +68,7 @@ def routes(store: Store, in_process: InProcess) -> APIRouter:
         """Grade one answer. A grader that cannot is answered with a reward of 0 and its error in `metadata.errors`."""
         check(body.grader)
         caller = caller_of(request)
+        await check_models(router, [("grader", body.grader)], caller)
         if any(models_of(body.grader)):
             problem = await asyncio.to_thread(why_not, store, caller)
             if problem is not None:
@@ -75,6 +83,22 @@ def routes(store: Store, in_process: InProcess) -> APIRouter:
         return _run(body.grader, grade, GraderErrors(), time.monotonic() - began_s)
 
     return api
+
+
+async def check_models(router: Router, graders: Sequence[tuple[str, Grader]], caller: Caller) -> None:
+    """Raise the error of a request to a grader's model, with its field. `graders`: each with its own field."""
+    for where, grader in graders:
+        for model, embeds in models_of(grader):
+            await check_model(router, f"{where}.model", model, caller, embeds=embeds)
+
+
+async def check_model(router: Router, field: str, model: str, caller: Caller, *, embeds: bool = False) -> None:
+    """Raise the error with which a request would be refused that calls the model, with the field that names it."""
+    path, asked_at = ("/v1/classify", "/v1/embeddings") if embeds else ("/v1/chat/completions", None)
+    try:
+        await router.resolve(model, path, caller, asked_at=asked_at)
+    except ApiError as error:
+        raise ApiError(error.status, error.message, code=error.code, param=field, headers=error.headers) from error
 
 
 def check(grader: Grader) -> None:

@@ -71,7 +71,7 @@ class World:
     models: FakeModels = field(default_factory=FakeModels)
 
     def runner(self, store: Store | None = None, **options: Any) -> EvalRunner:
-        options = {"poll_s": 0.005, "lease_s": LEASE_S, "retry_after_s": (0.0, 0.0)} | options
+        options = dict[str, Any](poll_s=0.005, lease_s=LEASE_S, retry_after_s=(0.0, 0.0)) | options
         return EvalRunner(store or self.store, InProcess(self.models), **options)
 
     def stored(self) -> StoredRun:
