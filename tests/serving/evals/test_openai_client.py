@@ -357,7 +357,7 @@ def test_a_grader_that_cannot_grade_says_why(client: openai.OpenAI, grader: Any,
         (NEAR | {"evaluation_metric": "cosine"}, "grader", "invalid_request"),
         (MULTI | {"calculate_output": "__import__('os')"}, "grader", "invalid_request"),
         (EXACT | {"input": "{{ env.x }}"}, "grader.input", "invalid_request"),
-        ({"type": "magic"}, "grader.type", "invalid_request"),
+        ({"type": "magic"}, "grader", "invalid_request"),
     ],
 )
 def test_an_invalid_grader_is_refused(client: openai.OpenAI, grader: Any, param: str, code: str) -> None:
