@@ -21,9 +21,9 @@ from ray_jobs.tenancy import api_keys
 from serving.access.auth import OPERATOR
 from serving.access.in_process import InProcess
 from serving.evals import records
-from serving.evals.records import CHUNK_ITEMS, OPEN_RUNS, StoredEval, StoredRun
+from serving.evals.records import CHUNK_ITEMS, OPEN_RUNS, Chunk, StoredEval, StoredRun
 from serving.evals.runner import EvalRunner
-from serving.http.eval_types import CriterionResult, SourceRow
+from serving.http.eval_types import CriterionResult, RunModelUsage, SourceRow
 from serving.http.ids import new_id
 from tests.serving.crash_injector import Crashed, CrashPoint, _CrashingClient
 from tests.storage.memory_store import MemoryClient, memory_store
@@ -318,3 +318,10 @@ def test_the_sweep_deletes_what_deletes_left() -> None:
     assert records.sweep(other.store, other.store.now_s()) == 0
     other.work(other.runner())
     other.check_each_row_once()
+
+
+def test_of_two_processes_that_graded_a_chunk_the_first_counts() -> None:
+    world = make_world()
+    first, second = Chunk(items=[]), Chunk(items=[], usage=[RunModelUsage(model_name="m", invocation_count=1)])
+    assert records.put_chunk(world.store, world.run, 0, first) == first
+    assert records.put_chunk(world.store, world.run, 0, second) == first
