@@ -34,6 +34,13 @@ KitaeError
 ├── GateError            the tuned model failed a gate (did not beat its base, served differs from trained)
 ├── ServingError         the endpoint refused or did not start
 ├── RemoteError          an address that an import reads from or writes to does not answer, or refuses
+├── GradingError         a grader cannot judge an answer (a value is too long)
+│   ├── UnknownVariable      a template names a value that does not exist
+│   ├── SampleNotJson        a template names a part of an answer that is not JSON
+│   ├── FormulaError         calculate_output is not a formula, or has no value
+│   ├── ModelGraderFailed    the grader's model did not answer
+│   ├── ModelGraderRefused   the grader's model refused
+│   └── ModelGraderUnclear   the grader's model answered with no label or score of the grader
 ├── BudgetError          the team's monthly budget does not cover the job, or cannot be checked
 ├── ApiKeyError          no such API key, or an invalid request for one
 └── JobError             the job cannot do this now (unknown, cancelled, paused, superseded by a newer attempt)
@@ -217,6 +224,34 @@ class RemoteError(KitaeError):
     """Single findings of the answer, such as each invalid row."""
     unanswered: bool = False
     """Whether the request may have been carried out without an answer."""
+
+
+class GradingError(KitaeError):
+    exit_code = 18
+
+
+class UnknownVariable(GradingError):
+    pass
+
+
+class SampleNotJson(GradingError):
+    pass
+
+
+class FormulaError(GradingError):
+    pass
+
+
+class ModelGraderFailed(GradingError):
+    pass
+
+
+class ModelGraderRefused(GradingError):
+    pass
+
+
+class ModelGraderUnclear(GradingError):
+    pass
 
 
 class JobError(KitaeError):

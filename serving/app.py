@@ -31,11 +31,15 @@ from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from ray_jobs.tracking.packages import is_installed
 from serving.access.auth import AccessMiddleware, is_operator
+from serving.access.in_process import InProcess
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
+from serving.evals import records as eval_records
+from serving.evals.runner import EvalRunner
+from serving.evals.service import EvalService
 from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
-from serving.fine_tuning.cleanup import chores
+from serving.fine_tuning.cleanup import Chore, chores
 from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
 from serving.http.background import BackgroundLoop, PeriodicTask
@@ -51,7 +55,9 @@ from serving.observability.middleware import ObservabilityMiddleware, log_reques
 from serving.observability.usage_ledger import UsageLedger
 from serving.routes import (
     checkpoint_permissions,
+    evals,
     fine_tuning,
+    graders,
     inference,
     models,
     openapi_document,
@@ -201,7 +207,10 @@ def create_app(
             *(
                 # A replica looks often whether it is its turn: another one may have ended.
                 PeriodicTask(chore.name, chore.every_s / 4, partial(chore.in_turn, store))
-                for chore in chores(store, files, uploads, stored, in_use)
+                for chore in (
+                    *chores(store, files, uploads, stored, in_use),
+                    Chore("deleted-evals", 24 * 3600.0, partial(eval_records.sweep, store)),
+                )
             ),
         ]
     )
@@ -215,6 +224,7 @@ def create_app(
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
         background.start()
+        evaluating = asyncio.create_task(eval_runner.run(stop))
         starting = asyncio.create_task(grammars.start()) if grammars is not None else None
         yield
         stop.set()
@@ -223,6 +233,7 @@ def create_app(
         await compiler.close()
         await asyncio.gather(asyncio.to_thread(background.stop), asyncio.to_thread(stored.close))
         await sending
+        await evaluating
 
     app = FastAPI(
         title="Kitae",
@@ -233,6 +244,12 @@ def create_app(
         redirect_slashes=False,  # a redirect would repeat the untrusted Host header
         lifespan=lifespan,
     )
+
+    def observed(inner: ASGIApp, on_end: list[Callable[[FinishedRequest], None]]) -> ObservabilityMiddleware:
+        return ObservabilityMiddleware(inner, metrics, routes=lambda: app.routes, on_end=on_end)
+
+    in_process = InProcess(observed(app, [ledger.count]))
+    eval_runner = EvalRunner(store, in_process)
     errors.install(app)
     openapi_document.install(app)
     generator = Generator(router, backend, traffic, compiler)
@@ -243,6 +260,8 @@ def create_app(
     app.include_router(models.routes(store, router, tuning))
     app.include_router(files_api.routes(files, uploads, tuning))
     app.include_router(fine_tuning.routes(tuning))
+    app.include_router(graders.routes(store, in_process, router))
+    app.include_router(evals.routes(EvalService(store, files, eval_runner.wake), router))
 
     @app.get("/health", include_in_schema=False)  # where load generators for vLLM ask
     @app.get("/healthz", tags=["health"])
@@ -273,9 +292,6 @@ def create_app(
         metrics.set_unreadable(store.unreadable.counts())
         body, content_type = metrics.render()
         return Response(body, media_type=content_type)
-
-    def observed(inner: ASGIApp, on_end: list[Callable[[FinishedRequest], None]]) -> ObservabilityMiddleware:
-        return ObservabilityMiddleware(inner, metrics, routes=lambda: app.routes, on_end=on_end)
 
     # Wrapped around the app, not added to its middleware: FastAPI's own error responses need a request id too.
     gate: ASGIApp = AccessMiddleware(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,55 @@ def completions(team: Team) -> list[str]:
 
 def responses(team: Team) -> list[str]:
     return [team.response]
+
+
+def evals(team: Team) -> list[str]:
+    return [team.eval]
+
+
+def runs(team: Team) -> list[str]:
+    """Their runs below their evals, as in a path."""
+    return [f"{team.eval}/runs/{team.run}"]
+
+
+def items(team: Team) -> list[str]:
+    return [f"{team.eval}/runs/{team.run}/output_items/{team.item}"]
+
+
+def below_own_eval(method: str, path: str, names: Named) -> Probe:
+    """Name another team's run below the client's own eval."""
+
+    def ask(client: httpx.Client, name: str) -> httpx.Response:
+        own = client.get("/v1/evals?limit=1").json()["data"][0]["id"]
+        return client.request(method, f"/v1/evals/{own}/runs/" + path.replace("{}", name))
+
+    return Probe(names, ask)
+
+
+def running(source: dict[str, Any], field: str, names: Named, status: int) -> Probe:
+    """Start a run of the client's own eval; `source` names the thing as NAME."""
+
+    def ask(client: httpx.Client, name: str) -> httpx.Response:
+        own = client.get("/v1/evals?limit=1").json()["data"][0]["id"]
+        data = json.loads(json.dumps(source).replace("NAME", name))
+        return client.post(f"/v1/evals/{own}/runs", json={"data_source": data})
+
+    return Probe(names, ask, status=status, param=field)
+
+
+def grading(path: str, **more: Any) -> Probe:
+    def ask(client: httpx.Client, name: str) -> httpx.Response:
+        messages = [{"role": "user", "content": "1"}]
+        grader = {"type": "score_model", "name": "s", "model": name, "input": messages}
+        return client.post(path, json={"grader": grader, **more})
+
+    return Probe(models, ask, param="grader.model")
+
+
+_ROWS = {"type": "file_content", "content": [{"item": {"text": "x"}}]}
+_MESSAGES = {"type": "template", "template": QUESTION}
+_GRADERS = "/v1/fine_tuning/alpha/graders"
+_A_RUN = "/v1/evals/{eval_id}/runs/{run_id}"
 
 
 def with_model(path: str, **body: Any) -> list[Probe]:
@@ -144,6 +194,33 @@ PROBES: dict[str, list[Probe]] = {
             ("GET", "/checkpoints"),
         )
     },
+    "GET /v1/evals/{eval_id}": [at("GET", "/v1/evals/{}", evals)],
+    "POST /v1/evals/{eval_id}": [at("POST", "/v1/evals/{}", evals, json={"metadata": {"a": "b"}})],
+    "DELETE /v1/evals/{eval_id}": [at("DELETE", "/v1/evals/{}", evals)],
+    "GET /v1/evals/{eval_id}/runs": [at("GET", "/v1/evals/{}/runs", evals)],
+    "POST /v1/evals/{eval_id}/runs": [
+        at("POST", "/v1/evals/{}/runs", evals, json={"data_source": {"type": "jsonl", "source": _ROWS}}),
+        running({"type": "jsonl", "source": {"type": "file_id", "id": "NAME"}}, "data_source.source.id", files, 400),
+        running(
+            {"type": "completions", "source": _ROWS, "input_messages": _MESSAGES, "model": "NAME"},
+            "data_source.model",
+            models,
+            404,
+        ),
+    ],
+    **{
+        f"{method} {_A_RUN}{path}": [
+            at(method, f"/v1/evals/{{}}{path}", runs),
+            below_own_eval(method, f"{{}}{path}", lambda team: [team.run]),
+        ]
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", ""), ("POST", "/cancel"), ("GET", "/output_items"))
+    },
+    f"GET {_A_RUN}/output_items/{{item_id}}": [
+        at("GET", "/v1/evals/{}", items),
+        below_own_eval("GET", "{}", lambda team: [f"{team.run}/output_items/{team.item}"]),
+    ],
+    f"POST {_GRADERS}/validate": [grading(f"{_GRADERS}/validate")],
+    f"POST {_GRADERS}/run": [grading(f"{_GRADERS}/run", model_sample="x")],
     "GET /v1/models/{model}": [at("GET", "/v1/models/{}", models)],
     "DELETE /v1/models/{model}": [at("DELETE", "/v1/models/{}", models)],
     "POST /v1/chat/completions": with_model("/v1/chat/completions", messages=QUESTION),
@@ -179,6 +256,7 @@ PROBES: dict[str, list[Probe]] = {
 
 
 LISTS = {
+    "GET /v1/evals": ["", "?order=desc", "?after={eval}", "?order=desc&after={eval}"],
     "GET /v1/models": [""],
     "GET /v1/files": ["", "?purpose=fine-tune-results", "?order=asc", "?after={file}", "?order=asc&after={file}"],
     "GET /v1/chat/completions": ["", "?order=desc", "?metadata[of]=bravos-metadata", "?after={completion}"],
@@ -191,6 +269,9 @@ FIELDS = {
     "POST /v1/uploads/{upload_id}/parts": {"data"},
     "POST /v1/uploads/{upload_id}/complete": {"part_ids"},
     "POST /v1/fine_tuning/jobs": {"model", "training_file", "validation_file", "search", "data", "team"},
+    "POST /v1/evals/{eval_id}/runs": {"data_source"},
+    f"POST {_GRADERS}/validate": {"grader"},
+    f"POST {_GRADERS}/run": {"grader"},
     "POST /v1/chat/completions": {"model"},
     "POST /v1/completions": {"model"},
     "POST /v1/embeddings": {"model"},
@@ -207,9 +288,11 @@ HARMLESS = {
     *("hyperparameters", "lora_rank", "training", "compute", "evaluation", "serving", "priority", "dry_run"),
     *("input", "encoding_format", "user"),
     *RESPONSE_FIELDS.keys() - {"model", "previous_response_id"},
+    *("name", "model_sample", "item", "data_source_config"),
+    "testing_criteria",  # its models are looked up by each run
     *(CHAT_FIELDS.keys() | COMPLETION_FIELDS.keys()) - {"model"},
 }
 """Body fields that cannot name a thing."""
 
 
-NAMES_NOTHING = {"POST /v1/uploads", "GET /healthz", "GET /readyz", "GET /metrics"}
+NAMES_NOTHING = {"POST /v1/uploads", "POST /v1/evals", "GET /healthz", "GET /readyz", "GET /metrics"}

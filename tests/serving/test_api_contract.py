@@ -6,6 +6,7 @@ is changed to name existing things.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,12 @@ from schemathesis.specs.openapi import checks as openapi
 
 from ray_jobs.deploy import records as deployed
 from ray_jobs.deploy.serve_api import INGRESS
+from ray_jobs.spec import DEFAULT_TEAM
 from ray_jobs.storage import Workspace
+from serving.evals import records as eval_records
+from serving.evals.records import StoredRun
+from serving.http.eval_types import SourceRow
+from serving.http.ids import new_id
 from serving.inference.router import Router
 from tests.serving.api_harness import BASE, KEY, ApiServer, add_base, api_server, make_app, nowhere, rows
 from tests.serving.error_shape import check_error
@@ -44,6 +50,16 @@ CHECKS = [
     openapi.ignored_auth,
 ]
 """Without the check that every valid request is accepted: a document does not say which files and models exist."""
+EVAL = {
+    "data_source_config": {"type": "custom", "item_schema": {"type": "object"}},
+    "testing_criteria": [
+        {"type": "string_check", "name": "g", "operation": "eq", "input": "{{ item.text }}", "reference": "x"}
+    ],
+}
+DATA: dict[str, Any] = {
+    "type": "jsonl",
+    "source": {"type": "file_content", "content": [{"item": {"text": "x"}}]},
+}
 ENGINES = {"/v1/chat/completions", "/v1/completions", "/v1/responses"}
 """Paths whose requests an engine validates, which the fake does not."""
 DOCUMENT = TestClient(make_app(Router(nowhere(), ttl_s=1.0)), headers=HEADERS).get("/openapi.json").json()
@@ -67,6 +83,7 @@ class World:
     file: str = ""
     job: str = ""
     model: str = ""
+    eval: str = ""
 
     def settle(self) -> None:
         """Create a file, a finished job and its model, if they do not exist."""
@@ -82,6 +99,55 @@ class World:
                     break
                 self.server.run_launched()
             self.model = found["fine_tuned_model"]
+
+    def make_eval(self) -> str:
+        return str(self.client.post("/v1/evals", json=EVAL).json()["id"])
+
+    def make_run(self) -> str:
+        """Create a run that another process works on, which does not end."""
+        record = StoredRun(
+            id=new_id(eval_records.RUN, now_s=self.server.store.now_s()),
+            team=DEFAULT_TEAM,
+            eval_id=self.eval,
+            key_id="operator",
+            admin=True,
+            created_at=0,
+            name="run",
+            data_source=DATA,
+            rows=1,
+            status="in_progress",
+            criteria=[],
+            holder="another",
+            lease_until_s=1e12,
+        )
+        eval_records.create_run(self.server.store, record, [SourceRow(item={"text": "x"})])
+        return record.id
+
+    def finished_run(self) -> dict[str, Any]:
+        run = self.client.post(f"/v1/evals/{self.eval}/runs", json={"data_source": DATA}).json()
+        path = f"/v1/evals/{self.eval}/runs/{run['id']}"
+        deadline = time.monotonic() + 30
+        while self.client.get(path).json()["status"] != "completed":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        found: dict[str, Any] = self.client.get(f"{path}/output_items").json()["data"][0]
+        return found
+
+    def use_existing_eval(self, case: schemathesis.Case[Any]) -> None:
+        parameters = case.path_parameters or {}
+        if "eval_id" in parameters:
+            self.eval = parameters["eval_id"] = self.make_eval()
+        if "run_id" in parameters:
+            parameters["run_id"] = self.make_run()
+        if "item_id" in parameters:
+            item = self.finished_run()
+            parameters["run_id"], parameters["item_id"] = item["run_id"], item["id"]
+        if case.path == "/v1/evals" and isinstance(case.body, dict):
+            case.body = cast(Any, EVAL)
+        if case.path.endswith("/runs") and isinstance(case.body, dict):
+            case.body = cast(Any, {"data_source": DATA})
+        if case.path.endswith(("/graders/run", "/graders/validate")) and isinstance(case.body, dict):
+            case.body["grader"] = cast(Any, EVAL["testing_criteria"])[0]
 
     def upload(self) -> str:
         described = {"filename": "x.jsonl", "purpose": "user_data", "bytes": 1}
@@ -100,6 +166,7 @@ class World:
                 parameters["job_id"] = self.client.post("/v1/fine_tuning/jobs", json=asked).json()["id"]
             if case.path.endswith("resume"):
                 self.client.post(f"/v1/fine_tuning/jobs/{parameters['job_id']}/pause")
+        self.use_existing_eval(case)
         if "upload_id" in parameters:
             parameters["upload_id"] = self.upload()
         if "completion_id" in parameters:

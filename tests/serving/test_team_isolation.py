@@ -115,7 +115,7 @@ def test_another_teams_things_get_the_response_of_unknown_ones(world: World, ope
 def test_lists_contain_only_the_teams_own_things(world: World, operation: str) -> None:
     path = operation.removeprefix("GET ")
     for query in LISTS[operation]:
-        full = path + query.format(file=world.theirs.file, job=world.theirs.job, completion=world.theirs.completion)
+        full = path + query.format_map(vars(world.theirs))
         answer = world.ours.client.get(full)
         assert answer.status_code == 200, answer.text
         reveals_nothing(answer, world, asked="")
@@ -133,13 +133,15 @@ def test_probes_of_the_teams_own_things_succeed(world: World) -> None:
         if operation.endswith(("/cancel", "/pause", "/resume", "/complete")):
             continue
         for probe in probes[:1]:
+            if operation == "POST /v1/evals/{eval_id}/runs/{run_id}":  # cancels it
+                continue
             if operation in ("POST /v1/files", "POST /v1/fine_tuning/jobs", "POST /v1/uploads/{upload_id}/parts"):
                 continue
             answer = probe.ask(client, probe.names(own)[0])
             code = (answer.json().get("error") or {}).get("code") if "json" in answer.headers["content-type"] else None
             assert answer.status_code == 200 or code == "wrong_task", (operation, answer.text)
             reached += 1
-    assert reached == 16
+    assert reached == 22
 
 
 def test_a_key_may_create_jobs_of_its_own_team_only(world: World) -> None:

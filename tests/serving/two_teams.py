@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +45,16 @@ class Team:
     """A stored chat completion."""
     response: str
     """A stored response."""
+    eval: str
+    run: str
+    """A run of it that has completed."""
+    item: str
+    """The run's output item."""
 
     @property
     def ids(self) -> list[str]:
         things = [self.file, self.result_file, self.upload, self.part, self.done_upload, self.job, self.running_job]
-        things += [self.completion, self.response]
+        things += [self.completion, self.response, self.eval, self.run]
         return [ID.search(thing)[0] for thing in things if ID.search(thing)]  # type: ignore[index]  # it is one
 
     @property
@@ -156,4 +161,24 @@ def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
         model,
         completion,
         response,
+        *settle_eval(post, client, team),
     )
+
+
+def settle_eval(post: Callable[..., dict[str, Any]], client: httpx.Client, team: str) -> tuple[str, str, str]:
+    """Create an eval with a completed run. Returns their ids, and that of its output item."""
+    texts = {"input": "{{ item.text }}", "reference": f"{team}s-rows"}
+    asked = {
+        "name": f"{team}s-eval",
+        "data_source_config": {"type": "custom", "item_schema": {"type": "object"}},
+        "testing_criteria": [{"type": "string_check", "name": "exact", "operation": "eq", **texts}],
+    }
+    made = post("/v1/evals", json=asked)["id"]
+    source = {"type": "file_content", "content": [{"item": {"text": f"{team}s-rows"}}]}
+    asked = {"name": f"{team}s-run", "data_source": {"type": "jsonl", "source": source}}
+    run = post(f"/v1/evals/{made}/runs", json=asked)["id"]
+    deadline = time.monotonic() + 30
+    while client.get(f"/v1/evals/{made}/runs/{run}").json()["status"] != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return made, run, client.get(f"/v1/evals/{made}/runs/{run}/output_items").json()["data"][0]["id"]
