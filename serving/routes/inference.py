@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from serving.access.auth import caller_of
+from serving.access.in_process import is_background
 from serving.http import errors, openai_types
 from serving.http.bodies import parse_json
 from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
@@ -33,7 +34,7 @@ from serving.inference.generation_request import (
     parse_completion,
 )
 from serving.inference.grammars import Grammars
-from serving.inference.places import EnginePlaces
+from serving.inference.places import EnginePlaces, require_fits
 from serving.inference.router import Router
 from serving.inference.streams import checked_stream, opening, sent_events
 from serving.inference.traffic import Traffic
@@ -79,22 +80,38 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
         context = route.serving.max_model_len
         request.state.reserve_tokens(asked.sequences * min(asked.max_tokens or context, context))
 
+        param: Literal["n", "prompt"] = "n" if asked.prompts == 1 else "prompt"
+
         def ask(route: Route) -> Chunks:
-            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
-            chunks = placed(route, caller.team, asked.body | ours)
+            chunks = placed(route)
             return checked_stream(chunks, asked.sequences) if asked.stream else chunks
 
-        async def placed(route: Route, team: str, body: dict[str, Any]) -> Chunks:
-            param: Literal["n", "prompt"] = "n" if asked.prompts == 1 else "prompt"
+        def generated(route: Route) -> Chunks:
+            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
+            return backend.generate(route, method, asked.body | ours)
+
+        async def placed(route: Route) -> Chunks:
             async with (
-                places.place(route, team, answers=asked.sequences, param=param),
-                aclosing(backend.generate(route, method, body)) as chunks,
+                places.place(route, caller.team, answers=asked.sequences, param=param),
+                aclosing(generated(route)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
 
-        traffic.mirror(route, ask)
-        measured = traffic.measured(route, ask(route))
+        async def in_background() -> Chunks:
+            async def whole() -> list[dict[str, Any] | str]:
+                async with aclosing(generated(route)) as chunks:
+                    return [chunk async for chunk in chunks]
+
+            require_fits(route, asked.sequences, param)
+            for chunk in await places.background.run(route, caller.team, whole, answers=asked.sequences):
+                yield chunk
+
+        if is_background(request):  # its time is that of a queue, and it may begin anew: no outcome of a rollout
+            measured = in_background()
+        else:
+            traffic.mirror(route, ask)
+            measured = traffic.measured(route, ask(route))
         chunks = delivered(request, route, measured, include_usage=asked.include_usage)
         first, whole = await opening(chunks)
         if whole is None:
@@ -145,8 +162,12 @@ def routes(router: Router, backend: Backend, traffic: Traffic, grammars: Grammar
         caller, path = caller_of(request), request.scope["path"]
         route = await router.resolve(body.get("model"), "/v1/classify", caller, asked_at=path)
         request.state.model = route.model
-        async with traffic.watched(route):
-            answers = await backend.predict(route, method, texts)
+        if is_background(request):
+            answers = await places.background.run(route, caller.team, lambda: backend.predict(route, method, texts))
+        else:
+            with places.background.interactive(route.application):
+                async with traffic.watched(route):
+                    answers = await backend.predict(route, method, texts)
         tokens = sum(answer["tokens"] for answer in answers)
         request.state.usage = (tokens, 0)
         data = [{"index": i} | item(answer) for i, answer in enumerate(answers)]
