@@ -31,11 +31,15 @@ from ray_jobs.storage import Store
 from ray_jobs.tenancy.webhooks import Policy, Sender
 from ray_jobs.tracking.packages import is_installed
 from serving.access.auth import AccessMiddleware, is_operator
+from serving.access.in_process import InProcess
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
+from serving.batches.ending import Ending
+from serving.batches.runner import BatchRunner
+from serving.batches.service import Batches
 from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
-from serving.fine_tuning.cleanup import chores
+from serving.fine_tuning.cleanup import Chore, chores
 from serving.fine_tuning.service import FineTuningService
 from serving.http import errors
 from serving.http.background import BackgroundLoop, PeriodicTask
@@ -48,6 +52,7 @@ from serving.inference.traffic import Traffic
 from serving.observability.metrics import FinishedRequest, Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
 from serving.observability.usage_ledger import UsageLedger
+from serving.routes import batches as batches_api
 from serving.routes import files as files_api
 from serving.routes import fine_tuning, inference, models, openapi_document
 from serving.settings import EndpointSettings
@@ -176,8 +181,13 @@ def create_app(
         prices=settings.prices,
     )
 
+    batches = Batches(store, files)
+
+    def users(team: str, file_id: str) -> list[str]:
+        return [*tuning.open_jobs_using(team, file_id), *batches.open_using(team, file_id)]
+
     def in_use(team: str, file_id: str) -> bool:
-        return bool(tuning.open_jobs_using(team, file_id))
+        return bool(users(team, file_id))
 
     sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
@@ -190,7 +200,10 @@ def create_app(
             *(
                 # A replica looks often whether it is its turn: another one may have ended.
                 PeriodicTask(chore.name, chore.every_s / 4, partial(chore.in_turn, store))
-                for chore in chores(store, files, uploads, in_use)
+                for chore in (
+                    *chores(store, files, uploads, in_use),
+                    Chore("batches", 24 * 3600.0, batches.sweep),
+                )
             ),
         ]
     )
@@ -203,6 +216,7 @@ def create_app(
             await _until_done(reconcile)
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
+        answering = asyncio.create_task(runner.run(stop))
         background.start()
         starting = asyncio.create_task(grammars.start()) if grammars is not None else None
         yield
@@ -210,6 +224,7 @@ def create_app(
         if starting is not None:
             starting.cancel()
         await compiler.close()
+        await answering  # before the usage of its last requests is written
         await asyncio.to_thread(background.stop)
         await sending
 
@@ -226,8 +241,9 @@ def create_app(
     openapi_document.install(app)
     app.include_router(inference.routes(router, backend, traffic, compiler))
     app.include_router(models.routes(store, router, tuning))
-    app.include_router(files_api.routes(files, uploads, tuning))
+    app.include_router(files_api.routes(files, uploads, store, users))
     app.include_router(fine_tuning.routes(tuning))
+    app.include_router(batches_api.routes(batches))
 
     @app.get("/health", include_in_schema=False)  # where load generators for vLLM ask
     @app.get("/healthz", tags=["health"])
@@ -261,6 +277,10 @@ def create_app(
 
     def observed(inner: ASGIApp, on_end: list[Callable[[FinishedRequest], None]]) -> ObservabilityMiddleware:
         return ObservabilityMiddleware(inner, metrics, routes=lambda: app.routes, on_end=on_end)
+
+    ending = Ending(store, files, max_line_bytes=settings.max_body_bytes)
+    runner = BatchRunner(store, ending, InProcess(observed(app, [ledger.count])).post)
+    batches.wake = runner.wake
 
     # Wrapped around the app, not added to its middleware: FastAPI's own error responses need a request id too.
     gate: ASGIApp = AccessMiddleware(app, settings, limiter=limiter, keys=keys, behind_proxy=behind_proxy)

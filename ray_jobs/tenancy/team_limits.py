@@ -20,6 +20,10 @@ class TeamLimits(BaseModel):
     """Bytes of all files and parts of uploads."""
     open_jobs: int = Field(1_000, ge=1)
     """Fine-tuning jobs that have not ended, over all keys of the team."""
+    open_batches: int = Field(50, ge=1)
+    """Batches that have not ended."""
+    batch_lines: int = Field(250_000, ge=1)
+    """Lines of all batches that have not ended."""
 
 
 class TeamQuotas(TeamLimits):

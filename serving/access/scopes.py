@@ -7,14 +7,19 @@ from collections.abc import Collection
 from ray_jobs.tenancy.api_keys import Scope
 
 _INFERENCE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"})
+_BATCHES = "/v1/batches"
+"""A batch calls models."""
 _FOR_ALL = ("/v1/models", "/openapi.json")
 """Every key may look up what it can call."""
 
 
 def needed(method: str, path: str) -> tuple[Scope, ...]:
     """The scopes of which a request needs one; empty: every key may send it. `admin` allows everything."""
-    if path in _INFERENCE:
+    is_batch = path == _BATCHES or path.startswith(f"{_BATCHES}/")
+    if path in _INFERENCE or (is_batch and method != "GET"):
         return ("inference",)
+    if is_batch:
+        return ("read", "inference", "fine-tuning")
     if method == "GET":
         return () if path.startswith(_FOR_ALL) else ("read", "fine-tuning")
     return ("fine-tuning",)

@@ -21,6 +21,7 @@ from serving.files.stored_files import FINE_TUNE, FileRecord
 from serving.fine_tuning.records import ApiJob
 from serving.http import openai_types
 from serving.http.errors import invalid_fields
+from serving.http.fields import metadata_problems
 from serving.http.ids import created_at_s
 
 Problem = tuple[str | None, str]

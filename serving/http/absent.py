@@ -16,7 +16,6 @@ INSTEAD = {
     "/v1/messages": f"{_CHAT}; this is Anthropic's path",
     "/v1/edits": _CHAT,
     "/v1/engines": "use /v1/models",
-    "/v1/batches": "send each request to its own route; requests queue when the model is busy",
     "/v1/evals": "a job's `result` compares its model with the base on held-out rows",
     "/v1/fine-tunes": "use /v1/fine_tuning/jobs",
     "/v1/fine_tuning/alpha/graders": "only supervised jobs are supported, which need no grader",
