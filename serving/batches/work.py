@@ -175,12 +175,14 @@ class BatchWork:
         write_at_s = time.monotonic()
         try:
             while True:
+                self._collect()
                 while self._has_room() and (line := await unread.next()) is not None:
                     self._send(line, caller)
                 over = unread.ended and not self._sent and not self.stopping
                 if over or self.stopping or self._due or self._must_write() or time.monotonic() >= write_at_s:
                     self._due = False
                     if self.stopping:
+                        self._collect()
                         await self._cancel_sent()
                     await self._write(BatchEnd(status="completed") if over else None)
                     if self._end() is not None:
@@ -190,12 +192,10 @@ class BatchWork:
                         return False
                     write_at_s = time.monotonic() + self.pace.every_s
                     continue
-                self._changed.clear()
-                self._collect()
-                if not self._must_write() and self._sent:
+                if not any(task.done() for task in self._sent):
+                    self._changed.clear()
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._changed.wait(), max(0.0, write_at_s - time.monotonic()))
-                    self._collect()
         finally:
             await self._cancel_sent()
 

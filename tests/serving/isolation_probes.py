@@ -38,7 +38,7 @@ def at(method: str, path: str, names: Named, **arguments: Any) -> Probe:
 
 
 def files(team: Team) -> list[str]:
-    return [team.file, team.result_file]
+    return [team.file, team.result_file, team.batch_file, team.output_file]
 
 
 def uploads(team: Team) -> list[str]:
@@ -47,6 +47,10 @@ def uploads(team: Team) -> list[str]:
 
 def jobs(team: Team) -> list[str]:
     return [team.job, team.running_job]
+
+
+def batches(team: Team) -> list[str]:
+    return [team.batch]
 
 
 def models(team: Team) -> list[str]:
@@ -63,6 +67,11 @@ def creating(field: str, names: Named, **body: Any) -> Probe:
         return client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": own, **body, field: name})
 
     return Probe(names, ask, status=400, param=field)
+
+
+def batching(client: httpx.Client, name: str) -> httpx.Response:
+    asked = {"input_file_id": name, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return client.post("/v1/batches", json=asked)
 
 
 def searching(client: httpx.Client, name: str) -> httpx.Response:
@@ -118,6 +127,9 @@ PROBES: dict[str, list[Probe]] = {
             ("GET", "/checkpoints"),
         )
     },
+    "POST /v1/batches": [Probe(files, batching, 400, "input_file_id")],
+    "GET /v1/batches/{batch_id}": [at("GET", "/v1/batches/{}", batches)],
+    "POST /v1/batches/{batch_id}/cancel": [at("POST", "/v1/batches/{}/cancel", batches)],
     "GET /v1/models/{model}": [at("GET", "/v1/models/{}", models)],
     "DELETE /v1/models/{model}": [at("DELETE", "/v1/models/{}", models)],
     "POST /v1/chat/completions": with_model("/v1/chat/completions", messages=QUESTION),
@@ -130,6 +142,7 @@ PROBES: dict[str, list[Probe]] = {
 LISTS = {
     "GET /v1/models": [""],
     "GET /v1/files": ["", "?purpose=fine-tune-results", "?order=asc", "?after={file}", "?order=asc&after={file}"],
+    "GET /v1/batches": ["", "?after={batch}"],
     "GET /v1/fine_tuning/jobs": ["", "?after={job}", "?metadata[of]=bravos-metadata"],
 }
 
@@ -139,6 +152,7 @@ FIELDS = {
     "POST /v1/uploads/{upload_id}/parts": {"data"},
     "POST /v1/uploads/{upload_id}/complete": {"part_ids"},
     "POST /v1/fine_tuning/jobs": {"model", "training_file", "validation_file", "search", "data", "team"},
+    "POST /v1/batches": {"input_file_id"},
     "POST /v1/chat/completions": {"model"},
     "POST /v1/completions": {"model"},
     "POST /v1/embeddings": {"model"},
@@ -152,6 +166,7 @@ HARMLESS = {
     *("filename", "bytes", "mime_type", "suffix", "seed", "metadata", "integrations", "method"),
     *("hyperparameters", "lora_rank", "training", "compute", "evaluation", "serving", "priority", "dry_run"),
     *("input", "encoding_format", "user"),
+    *("endpoint", "completion_window", "output_expires_after"),
     *(CHAT_FIELDS.keys() | COMPLETION_FIELDS.keys()) - {"model"},
 }
 """Body fields that cannot name a thing."""

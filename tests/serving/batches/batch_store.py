@@ -32,9 +32,10 @@ ACTOR = Actor(name="tests", via="api")
 MAX_LINE = 2000
 
 
-def request_line(custom_id: str, **changes: Any) -> dict[str, Any]:
-    body = {"model": "m", "messages": [{"role": "user", "content": f"question {custom_id}"}]}
-    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body} | changes
+def request_line(name: str, **changes: Any) -> dict[str, Any]:
+    """A line of an input file; `name` is its custom_id."""
+    body = {"model": "m", "messages": [{"role": "user", "content": f"question {name}"}]}
+    return {"custom_id": name, "method": "POST", "url": CHAT, "body": body} | changes
 
 
 def jsonl(lines: list[dict[str, Any]]) -> bytes:
