@@ -1,7 +1,7 @@
 """Benchmarks on this machine: `make bench`, or
 
     python -m benchmarks [overhead] [trainer] [costs] [search] [lora_search] [sharing] [endpoint] [fairness]
-                         [request_checks] [--quick]
+                         [batches] [request_checks] [--quick]
 
 Each benchmark is a module with `run`, which measures, and `describe`, which renders the results. The results go to
 results/{name}.json, and the tables of all results to README.md.
@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from benchmarks import (
+    batches,
     costs,
     endpoint,
     fairness,
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "sharing": sharing,
     "endpoint": endpoint,
     "fairness": fairness,
+    "batches": batches,
     "request_checks": request_checks,
 }
 RESULTS = Path(__file__).parent / "results"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import (
+    batches,
     costs,
     endpoint,
     fairness,
@@ -316,6 +317,15 @@ def test_an_adapter_fits_its_base(tmp_path: Path) -> None:
     assert weights[f"{prefix}.self_attn.k_proj.lora_B.weight"].shape == (2, 16)
     assert weights[f"{prefix}.mlp.down_proj.lora_A.weight"].shape == (16, 8)
     assert all(np.any(tensor) for tensor in weights.values())
+
+
+def test_batches_compares_the_client_alone_and_beside_the_batch() -> None:
+    firsts = {"alone": 0.5, "beside": 0.7}
+    sides = {name: {"first_s": [first_s] * 4, "token_s": [0.1] * 4} for name, first_s in firsts.items()}
+    text = batches.describe({"vllm": "1", "rounds": [sides | {"lines_beside": 7, "lines_per_s_alone": 1.5}]})
+    assert "500 : 700" in text
+    assert "first token **1.40** (goal" in text
+    assert "per token **1.00** (goal" in text
 
 
 def test_fairness_compares_the_quiet_team_alone_and_beside_the_other() -> None:

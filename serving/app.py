@@ -34,6 +34,9 @@ from serving.access.auth import AccessMiddleware, is_operator
 from serving.access.in_process import InProcess
 from serving.access.keys import StoredKeys
 from serving.access.rate_limiter import RateLimiter
+from serving.batches.ending import Ending
+from serving.batches.runner import BatchRunner
+from serving.batches.service import Batches
 from serving.evals import records as eval_records
 from serving.evals.runner import EvalRunner
 from serving.evals.service import EvalService
@@ -53,6 +56,7 @@ from serving.inference.traffic import Traffic
 from serving.observability.metrics import FinishedRequest, Metrics
 from serving.observability.middleware import ObservabilityMiddleware, log_requests
 from serving.observability.usage_ledger import UsageLedger
+from serving.routes import batches as batches_api
 from serving.routes import (
     checkpoint_permissions,
     evals,
@@ -192,9 +196,13 @@ def create_app(
         offers_wandb=offers_wandb,
         prices=settings.prices,
     )
+    batches = Batches(store, files)
+
+    def users(team: str, file_id: str) -> list[str]:
+        return [*tuning.open_jobs_using(team, file_id), *batches.open_using(team, file_id)]
 
     def in_use(team: str, file_id: str) -> bool:
-        return bool(tuning.open_jobs_using(team, file_id))
+        return bool(users(team, file_id))
 
     sender = Sender(store, Policy.from_env(os.environ), on_outcome=metrics.webhook_delivery)
     reconcile = reconcile_deployments
@@ -210,6 +218,7 @@ def create_app(
                 for chore in (
                     *chores(store, files, uploads, stored, in_use),
                     Chore("deleted-evals", 24 * 3600.0, partial(eval_records.sweep, store)),
+                    Chore("batches", 24 * 3600.0, batches.sweep),
                 )
             ),
         ]
@@ -223,17 +232,18 @@ def create_app(
             await _until_done(reconcile)
         stop = asyncio.Event()
         sending = asyncio.create_task(sender.run(stop))
-        background.start()
+        answering = asyncio.create_task(batch_runner.run(stop))
         evaluating = asyncio.create_task(eval_runner.run(stop))
+        background.start()
         starting = asyncio.create_task(grammars.start()) if grammars is not None else None
         yield
         stop.set()
         if starting is not None:
             starting.cancel()
         await compiler.close()
+        await asyncio.gather(answering, evaluating)  # before the usage of their last requests is written
         await asyncio.gather(asyncio.to_thread(background.stop), asyncio.to_thread(stored.close))
         await sending
-        await evaluating
 
     app = FastAPI(
         title="Kitae",
@@ -250,6 +260,8 @@ def create_app(
 
     in_process = InProcess(observed(app, [ledger.count]))
     eval_runner = EvalRunner(store, in_process)
+    batch_runner = BatchRunner(store, Ending(store, files, max_line_bytes=settings.max_body_bytes), in_process.post)
+    batches.wake = batch_runner.wake
     errors.install(app)
     openapi_document.install(app)
     generator = Generator(router, backend, traffic, compiler)
@@ -258,10 +270,11 @@ def create_app(
     app.include_router(stored_completions.routes(stored))
     app.include_router(checkpoint_permissions.routes(store))
     app.include_router(models.routes(store, router, tuning))
-    app.include_router(files_api.routes(files, uploads, tuning))
+    app.include_router(files_api.routes(files, uploads, store, users))
     app.include_router(fine_tuning.routes(tuning))
     app.include_router(graders.routes(store, in_process, router))
     app.include_router(evals.routes(EvalService(store, files, eval_runner.wake), router))
+    app.include_router(batches_api.routes(batches))
 
     @app.get("/health", include_in_schema=False)  # where load generators for vLLM ask
     @app.get("/healthz", tags=["health"])

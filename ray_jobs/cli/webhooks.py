@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from ray_jobs.tenancy.webhooks import EventType
 
 # Equal to ray_jobs.tenancy.webhooks.EVENTS, whose import is too slow for --help.
-_EVENTS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
+_EVENTS = (
+    *("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"),
+    *("batch.completed", "batch.failed", "batch.expired", "batch.cancelled"),
+)
 _SHOWN_CHARACTERS = 300
 
 _TEAM = click.option("--team", metavar="TEAM", required=True, help="Team that owns the endpoint.")

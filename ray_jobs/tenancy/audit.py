@@ -29,6 +29,8 @@ Action = Literal[
     "base.add",
     "base.engine",
     "base.remove",
+    "batch.cancel",
+    "batch.create",
     "budget.clear",
     "budget.set",
     "checkpoint.delete",

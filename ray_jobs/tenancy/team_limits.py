@@ -24,6 +24,10 @@ class TeamLimits(BaseModel):
     """Stored chat completions and responses."""
     stored_answer_bytes: int = Field(10 * 2**30, ge=1)
     """Bytes of them."""
+    open_batches: int = Field(50, ge=1)
+    """Batches that have not ended."""
+    batch_lines: int = Field(250_000, ge=1)
+    """Lines of all batches that have not ended."""
 
 
 class TeamQuotas(TeamLimits):

@@ -39,7 +39,7 @@ TEAM_HEADER = "openai-project"
 _PART_BYTES = 64 * 2**20  # OpenAI's limit for a part of an upload
 _MULTIPART_BYTES = 2**20
 """Allowance of a form beyond its file: boundaries, headers, other fields."""
-_OPTIONS_ONLY = ("/v1/fine_tuning/", "/v1/uploads")
+_OPTIONS_ONLY = ("/v1/fine_tuning/", "/v1/uploads", "/v1/batches")
 _OPTIONS_BYTES = 2**20
 _MAX_QUOTE = 200
 """Limit of a body of options only: validating a million wrong options would take too long."""

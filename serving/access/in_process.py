@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.access.auth import REQUEST_ID, Caller
+
+
+def is_background(request: Request) -> bool:
+    """Whether a request waits until nobody else uses the engine, and begins anew when others come."""
+    return bool(getattr(request.state, "background", False))
 
 
 @dataclass(frozen=True)

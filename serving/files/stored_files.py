@@ -132,19 +132,33 @@ class Files:
             )
         )
 
-    def put_result(self, team: str, identifier: str, filename: str, content: bytes) -> None:
+    def put_result(
+        self,
+        team: str,
+        identifier: str,
+        filename: str,
+        content: bytes | Path,
+        *,
+        purpose: str = "fine-tune-results",
+        expires_after_s: int | None = None,
+    ) -> None:
         """Store a file that the service produces, under an id chosen by the caller. Idempotent."""
         key = f"{_folder(team, identifier)}/{filename}"
-        self.store.put(key, content)
+        if isinstance(content, bytes):
+            self.store.put(key, content)
+        else:
+            self.store.upload_file(content, key)
+        created_at = int(created_at_s(identifier))
         self._put(
             FileRecord(
                 id=identifier,
                 team=team,
                 key_id="",
                 filename=filename,
-                purpose="fine-tune-results",
-                bytes=len(content),
-                created_at=int(self.store.now_s()),
+                purpose=purpose,
+                bytes=len(content) if isinstance(content, bytes) else content.stat().st_size,
+                created_at=created_at,
+                expires_at=None if expires_after_s is None else created_at + expires_after_s,
                 key=key,
             )
         )

@@ -21,6 +21,7 @@ from serving.files.stored_files import FINE_TUNE, FileRecord
 from serving.fine_tuning.records import ApiJob
 from serving.http import openai_types
 from serving.http.errors import invalid_fields
+from serving.http.fields import metadata_problems
 from serving.http.ids import created_at_s
 
 Problem = tuple[str | None, str]
@@ -28,7 +29,6 @@ Problem = tuple[str | None, str]
 
 LEAST_ROWS = 10
 """OpenAI's minimum; fewer rows leave none to hold out."""
-_MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _TARGET_EXAMPLES, _MAX_EXAMPLES, _EPOCHS, _MAX_EPOCHS = 100, 25_000, 3, 25
 
 
@@ -232,14 +232,7 @@ def _unsupported(body: openai_types.CreateFineTuningJob, offers_wandb: bool) -> 
                 "`GET /fine_tuning/jobs/{id}/events` returns a job's metrics",
             )
         )
-    pairs = body.metadata or {}
-    if len(pairs) > _MAX_PAIRS:
-        found.append(("metadata", f"it has {len(pairs)} pairs; at most {_MAX_PAIRS}"))
-    for key, value in pairs.items():
-        if len(key) > _MAX_KEY:
-            found.append(("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_MAX_KEY}"))
-        if len(value) > _MAX_VALUE:
-            found.append((f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_MAX_VALUE}"))
+    found += metadata_problems(body.metadata)
     return found
 
 

@@ -15,7 +15,6 @@ INSTEAD = {
     "/v1/messages": f"{_CHAT}; this is Anthropic's path",
     "/v1/edits": _CHAT,
     "/v1/engines": "use /v1/models",
-    "/v1/batches": "send each request to its own route; requests queue when the model is busy",
     "/v1/fine-tunes": "use /v1/fine_tuning/jobs",
     "/v1/moderations": "train a text_classification model on your own rules and use /v1/classify",
     "/v1/rerank": "use /v1/embeddings and compare the vectors",

@@ -20,6 +20,8 @@ from ray_jobs.storage.unreadable import nested_deeper
 from serving.http.errors import ApiError, bad_request
 
 _MAX_QUOTE = 60
+_MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
+"""OpenAI's limits of metadata."""
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 _NAMES = {"string": "a text", "array": "a list", "object": "an object", "boolean": "true or false", "null": "null"}
 
@@ -207,6 +209,19 @@ def known_fields(
     for name in required:
         if name not in found:
             raise missing(f"{prefix}{name}")
+    return found
+
+
+def metadata_problems(pairs: Mapping[str, str] | None) -> list[tuple[str | None, str]]:
+    """List what is wrong with an object's metadata, as (field, message)."""
+    found: list[tuple[str | None, str]] = []
+    if len(pairs or {}) > _MAX_PAIRS:
+        found.append(("metadata", f"it has {len(pairs or {})} pairs; at most {_MAX_PAIRS}"))
+    for key, value in (pairs or {}).items():
+        if len(key) > _MAX_KEY:
+            found.append(("metadata", f"the key {key[:20]!r}… has {len(key)} characters; at most {_MAX_KEY}"))
+        if len(value) > _MAX_VALUE:
+            found.append((f"metadata.{key[:20]}", f"it has {len(value)} characters; at most {_MAX_VALUE}"))
     return found
 
 

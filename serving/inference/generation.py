@@ -21,10 +21,11 @@ from typing import Any, Literal
 from fastapi import Request
 
 from serving.access.auth import caller_of
+from serving.access.in_process import is_background
 from serving.inference.backends import Backend, Chunks, Route
 from serving.inference.generation_request import GenerationRequest
 from serving.inference.grammars import Grammars
-from serving.inference.places import EnginePlaces
+from serving.inference.places import EnginePlaces, require_fits
 from serving.inference.router import Router
 from serving.inference.streams import checked_stream
 from serving.inference.traffic import Traffic
@@ -57,23 +58,38 @@ class Generator:
     def start(self, request: Request, route: Route, method: Method, asked: GenerationRequest) -> Chunks:
         """Return the answer of an admitted request, under the model's API name. Its usage is noted for the ledger."""
         team = caller_of(request).team
+        param: Literal["n", "prompt"] = "n" if asked.prompts == 1 else "prompt"
 
         def ask(route: Route) -> Chunks:
-            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
-            chunks = placed(route, asked.body | ours)
+            chunks = placed(route)
             return checked_stream(chunks, asked.sequences) if asked.stream else chunks
 
-        async def placed(route: Route, body: dict[str, Any]) -> Chunks:
-            param: Literal["n", "prompt"] = "n" if asked.prompts == 1 else "prompt"
+        def generated(route: Route) -> Chunks:
+            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
+            return self.backend.generate(route, method, asked.body | ours)
+
+        async def placed(route: Route) -> Chunks:
             async with (
                 self.places.place(route, team, answers=asked.sequences, param=param),
-                aclosing(self.backend.generate(route, method, body)) as chunks,
+                aclosing(generated(route)) as chunks,
             ):
                 async for chunk in chunks:
                     yield chunk
 
-        self.traffic.mirror(route, ask)
-        measured = self.traffic.measured(route, ask(route))
+        async def in_background() -> Chunks:
+            async def whole() -> list[dict[str, Any] | str]:
+                async with aclosing(generated(route)) as chunks:
+                    return [chunk async for chunk in chunks]
+
+            require_fits(route, asked.sequences, param)
+            for chunk in await self.places.background.run(route, team, whole, answers=asked.sequences):
+                yield chunk
+
+        if is_background(request):  # its time is that of a queue, and it may begin anew: no outcome of a rollout
+            measured = in_background()
+        else:
+            self.traffic.mirror(route, ask)
+            measured = self.traffic.measured(route, ask(route))
         return delivered(request, route, measured, include_usage=asked.include_usage)
 
 

@@ -4,8 +4,8 @@ Owns who is sent to an engine next. One team may hold as many requests and answe
 engine has a quarter more for the others, so that a team that sends all it can delays no other's first request. Teams
 that use an engine at the same time get no more than equal shares of it, since every answer slows the others. Among
 waiting teams the one that holds the fewest answers is next; within a team, the oldest request. A refused request is
-given a time by which its team's waiting and earlier refused ones are likely to be answered. Does not call engines
-(`backends`).
+given a time by which its team's waiting and earlier refused ones are likely to be answered. Background requests use an
+engine while no other request does (`background`). Does not call engines (`backends`).
 
     places = EnginePlaces()
     async with places.place(route, team, answers=4):  # ApiError 429 `queue_full`
@@ -26,6 +26,7 @@ from typing import Literal
 from ray_jobs.spec import ServingSection
 from serving.http.errors import bad_request, queue_full
 from serving.inference.backends import Route
+from serving.inference.background import BackgroundPlaces
 
 _LEAST_ANSWERS = 16
 """Answers that one team may hold at any engine: the most choices of one request."""
@@ -150,6 +151,7 @@ class EnginePlaces:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._engines: dict[str, _Engine] = {}
         self._now = now
+        self.background = BackgroundPlaces(now)
 
     @asynccontextmanager
     async def place(
@@ -157,21 +159,25 @@ class EnginePlaces:
     ) -> AsyncIterator[None]:
         """Wait for a place and hold it. Raises ApiError 429 if too many wait, 400 for more answers than one team may
         have at this engine."""
-        most = team_answers(route.serving)
-        if answers > most:
-            message = (
-                f"the request asks for {answers} answers; {route.public_name!r} takes {most} at once: send several"
-            )
-            raise bad_request(message, param=param)
+        require_fits(route, answers, param)
         engine = self._engines.setdefault(route.application, _Engine(route.serving, self._now))
         engine.serving = route.serving  # may have changed
-        await _turn(engine, route, team, answers)
-        try:
-            yield
-        finally:
-            engine.release(team, answers)
-            if not engine.requests and not engine.waiting:
-                self._engines.pop(route.application, None)
+        with self.background.interactive(route.application):
+            await _turn(engine, route, team, answers)
+            try:
+                yield
+            finally:
+                engine.release(team, answers)
+                if not engine.requests and not engine.waiting:
+                    self._engines.pop(route.application, None)
+
+
+def require_fits(route: Route, answers: int, param: Literal["n", "prompt"]) -> None:
+    """Raise ApiError 400 for more answers than one team may have at the route's engine."""
+    most = team_answers(route.serving)
+    if answers > most:
+        message = f"the request asks for {answers} answers; {route.public_name!r} takes {most} at once: send several"
+        raise bad_request(message, param=param)
 
 
 async def _turn(engine: _Engine, route: Route, team: str, answers: int) -> None:

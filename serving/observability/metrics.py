@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -41,6 +42,8 @@ class FinishedRequest:
     model: str | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    background: Literal[True] | None = None
+    """Whether it waited for an engine that nothing else used: its duration is no measure of the service."""
 
 
 class Metrics:
@@ -77,7 +80,8 @@ class Metrics:
     def observe(self, done: FinishedRequest) -> None:
         """Count a finished request."""
         self._requests.labels(done.route, done.method, str(done.status)).inc()
-        self._duration.labels(done.route, done.method).observe(done.duration_s)
+        if not done.background:
+            self._duration.labels(done.route, done.method).observe(done.duration_s)
         self._size.labels(done.route).observe(done.response_bytes)
         if done.first_chunk_s is not None:
             self._first_chunk.labels(done.route).observe(done.first_chunk_s)

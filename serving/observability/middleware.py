@@ -94,6 +94,7 @@ class ObservabilityMiddleware:
             model=state.get("model"),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
+            background=True if state.get("background") else None,
         )
 
     def _route(self, scope: Scope) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -12,24 +12,25 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
+from ray_jobs.storage import Store
 from ray_jobs.tasks import TaskName
 from ray_jobs.tenancy import audit
 from serving.access.auth import actor_of, caller_of
 from serving.files.stored_files import Files
 from serving.files.uploads import Uploads
 from serving.fine_tuning import uses
-from serving.fine_tuning.service import FineTuningService
 from serving.http import openai_types
 from serving.http.bodies import IsRetry, StrictRoute
 from serving.http.errors import ApiError, bad_request, documented
-from serving.http.ids import Order
+from serving.http.ids import Order, is_id
 
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 }
 
 
-def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRouter:
+def routes(files: Files, uploads: Uploads, store: Store, users: Callable[[str, str], list[str]]) -> APIRouter:
+    """`users`: the open jobs and batches of a team that read a file."""
     router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=documented(400, 404))
 
     @router.post("/files", tags=["files"])
@@ -77,7 +78,7 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
         """Retrieve a file, with the newest jobs that read it."""
         team = caller_of(request).team
         found = files.get(team, file_id).to_openai()
-        return found.model_copy(update={"jobs": uses.jobs_of(tuning.store, team, file_id)[-uses.SHOWN :]})
+        return found.model_copy(update={"jobs": uses.jobs_of(store, team, file_id)[-uses.SHOWN :]})
 
     @router.get("/files/{file_id}/content", response_class=StreamingResponse, responses=_CONTENT, tags=["files"])
     def get_content(request: Request, file_id: str) -> StreamingResponse:
@@ -90,11 +91,11 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
         if is_retry and files.find(team, file_id) is None:
             return openai_types.Deleted(id=file_id, object="file")  # deleted by the first try
         record = files.get(team, file_id)
-        if needed_by := tuning.open_jobs_using(team, file_id):
+        if needed_by := users(team, file_id):
             raise _in_use(file_id, needed_by)
-        details: dict[str, audit.Value] = {"filename": record.filename, **uses.made_from(tuning.store, team, file_id)}
-        with audit.recorded(tuning.store, actor_of(request), "file.delete", file_id, team=team, details=details):
-            if needed_by := files.delete_unless(team, file_id, lambda: tuning.open_jobs_using(team, file_id)):
+        details: dict[str, audit.Value] = {"filename": record.filename, **uses.made_from(store, team, file_id)}
+        with audit.recorded(store, actor_of(request), "file.delete", file_id, team=team, details=details):
+            if needed_by := files.delete_unless(team, file_id, lambda: users(team, file_id)):
                 raise _in_use(file_id, needed_by)
         return openai_types.Deleted(id=file_id, object="file")
 
@@ -121,9 +122,10 @@ def routes(files: Files, uploads: Uploads, tuning: FineTuningService) -> APIRout
     return router
 
 
-def _in_use(file_id: str, jobs: list[str]) -> ApiError:
-    message = f"{file_id} is read by {', '.join(jobs)}: cancel the job first, or wait until it ends"
-    details = [{"param": None, "message": f"{job} reads it and has not ended"} for job in jobs]
+def _in_use(file_id: str, users: list[str]) -> ApiError:
+    what = "batch" if all(is_id("batch", user) for user in users) else "job"
+    message = f"{file_id} is read by {', '.join(users)}: cancel the {what} first, or wait until it ends"
+    details = [{"param": None, "message": f"{user} reads it and has not ended"} for user in users]
     return ApiError(409, message, code="file_in_use", headers={"x-should-retry": "false"}, details=details)
 
 

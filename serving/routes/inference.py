@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from serving.access.auth import caller_of
+from serving.access.in_process import is_background
 from serving.http import errors, openai_types
 from serving.http.bodies import parse_json
 from serving.http.errors import CLIENT_GONE, ApiError, bad_request, documented
@@ -139,8 +140,14 @@ def routes(generator: Generator, stored: StoredAnswers) -> APIRouter:
         caller, path = caller_of(request), request.scope["path"]
         route = await router.resolve(body.get("model"), "/v1/classify", caller, asked_at=path)
         request.state.model = route.model
-        async with traffic.watched(route):
-            answers = await backend.predict(route, method, texts)
+        if is_background(request):
+            answers = await generator.places.background.run(
+                route, caller.team, lambda: backend.predict(route, method, texts)
+            )
+        else:
+            with generator.places.background.interactive(route.application):
+                async with traffic.watched(route):
+                    answers = await backend.predict(route, method, texts)
         tokens = sum(answer["tokens"] for answer in answers)
         request.state.usage = (tokens, 0)
         data = [{"index": i} | item(answer) for i, answer in enumerate(answers)]

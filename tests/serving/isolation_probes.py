@@ -40,7 +40,7 @@ def at(method: str, path: str, names: Named, **arguments: Any) -> Probe:
 
 
 def files(team: Team) -> list[str]:
-    return [team.file, team.result_file]
+    return [team.file, team.result_file, team.batch_file, team.output_file]
 
 
 def uploads(team: Team) -> list[str]:
@@ -49,6 +49,10 @@ def uploads(team: Team) -> list[str]:
 
 def jobs(team: Team) -> list[str]:
     return [team.job, team.running_job]
+
+
+def batches(team: Team) -> list[str]:
+    return [team.batch]
 
 
 def models(team: Team) -> list[str]:
@@ -122,6 +126,11 @@ def creating(field: str, names: Named, **body: Any) -> Probe:
         return client.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": own, **body, field: name})
 
     return Probe(names, ask, status=400, param=field)
+
+
+def batching(client: httpx.Client, name: str) -> httpx.Response:
+    asked = {"input_file_id": name, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return client.post("/v1/batches", json=asked)
 
 
 def searching(client: httpx.Client, name: str) -> httpx.Response:
@@ -221,6 +230,9 @@ PROBES: dict[str, list[Probe]] = {
     ],
     f"POST {_GRADERS}/validate": [grading(f"{_GRADERS}/validate")],
     f"POST {_GRADERS}/run": [grading(f"{_GRADERS}/run", model_sample="x")],
+    "POST /v1/batches": [Probe(files, batching, 400, "input_file_id")],
+    "GET /v1/batches/{batch_id}": [at("GET", "/v1/batches/{}", batches)],
+    "POST /v1/batches/{batch_id}/cancel": [at("POST", "/v1/batches/{}/cancel", batches)],
     "GET /v1/models/{model}": [at("GET", "/v1/models/{}", models)],
     "DELETE /v1/models/{model}": [at("DELETE", "/v1/models/{}", models)],
     "POST /v1/chat/completions": with_model("/v1/chat/completions", messages=QUESTION),
@@ -260,6 +272,7 @@ LISTS = {
     "GET /v1/models": [""],
     "GET /v1/files": ["", "?purpose=fine-tune-results", "?order=asc", "?after={file}", "?order=asc&after={file}"],
     "GET /v1/chat/completions": ["", "?order=desc", "?metadata[of]=bravos-metadata", "?after={completion}"],
+    "GET /v1/batches": ["", "?after={batch}"],
     "GET /v1/fine_tuning/jobs": ["", "?after={job}", "?metadata[of]=bravos-metadata"],
 }
 
@@ -272,6 +285,7 @@ FIELDS = {
     "POST /v1/evals/{eval_id}/runs": {"data_source"},
     f"POST {_GRADERS}/validate": {"grader"},
     f"POST {_GRADERS}/run": {"grader"},
+    "POST /v1/batches": {"input_file_id"},
     "POST /v1/chat/completions": {"model"},
     "POST /v1/completions": {"model"},
     "POST /v1/embeddings": {"model"},
@@ -290,6 +304,7 @@ HARMLESS = {
     *RESPONSE_FIELDS.keys() - {"model", "previous_response_id"},
     *("name", "model_sample", "item", "data_source_config"),
     "testing_criteria",  # its models are looked up by each run
+    *("endpoint", "completion_window", "output_expires_after"),
     *(CHAT_FIELDS.keys() | COMPLETION_FIELDS.keys()) - {"model"},
 }
 """Body fields that cannot name a thing."""

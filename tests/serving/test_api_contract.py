@@ -6,6 +6,7 @@ is changed to name existing things.
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
 from collections import Counter
@@ -153,6 +154,15 @@ class World:
         described = {"filename": "x.jsonl", "purpose": "user_data", "bytes": 1}
         return str(self.client.post("/v1/uploads", json=described).json()["id"])
 
+    def batch(self) -> dict[str, Any]:
+        """A body that creates a batch."""
+        path = "/v1/chat/completions"
+        body = {"model": BASE, "messages": [{"role": "user", "content": "hello"}]}
+        line = json.dumps({"custom_id": "a", "method": "POST", "url": path, "body": body})
+        files = {"file": ("lines.jsonl", line)}
+        file = self.client.post("/v1/files", files=files, data={"purpose": "batch"}).json()["id"]
+        return {"input_file_id": file, "endpoint": path, "completion_window": "24h"}
+
     def use_existing_names(self, case: schemathesis.Case[Any]) -> None:
         """Change a request to name an existing file, job, upload or model."""
         self.settle()
@@ -182,6 +192,10 @@ class World:
             self._use_existing_permission(case, parameters)
         if case.path == "/v1/responses" and isinstance(case.body, dict):
             case.body = cast(Any, {"model": BASE, "input": "hello"})
+        if "batch_id" in parameters:
+            parameters["batch_id"] = self.client.post("/v1/batches", json=self.batch()).json()["id"]
+        if case.path == "/v1/batches" and isinstance(case.body, dict):
+            case.body = cast(Any, self.batch())
         if "model" in parameters:
             parameters["model"] = BASE if case.method == "GET" else self.model
         if isinstance(case.body, dict) and "model" in case.body:

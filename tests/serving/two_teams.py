@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -50,11 +51,15 @@ class Team:
     """A run of it that has completed."""
     item: str
     """The run's output item."""
+    batch_file: str
+    batch: str
+    """A batch that has ended."""
+    output_file: str
 
     @property
     def ids(self) -> list[str]:
         things = [self.file, self.result_file, self.upload, self.part, self.done_upload, self.job, self.running_job]
-        things += [self.completion, self.response, self.eval, self.run]
+        things += [self.completion, self.response, self.eval, self.run, self.batch_file, self.batch, self.output_file]
         return [ID.search(thing)[0] for thing in things if ID.search(thing)]  # type: ignore[index]  # it is one
 
     @property
@@ -162,6 +167,7 @@ def settle(server: ApiServer, client: httpx.Client, team: str) -> Team:
         completion,
         response,
         *settle_eval(post, client, team),
+        *settled_batch(client, team),
     )
 
 
@@ -182,3 +188,18 @@ def settle_eval(post: Callable[..., dict[str, Any]], client: httpx.Client, team:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return made, run, client.get(f"/v1/evals/{made}/runs/{run}/output_items").json()["data"][0]["id"]
+
+
+def settled_batch(client: httpx.Client, team: str) -> tuple[str, str, str]:
+    """Run a batch to its end; returns its input file, itself and its output file."""
+    path = "/v1/chat/completions"
+    line = {"custom_id": f"{team}s-line", "method": "POST", "url": path, "body": {"model": BASE, "messages": QUESTION}}
+    content = (f"{team}s-lines.jsonl", json.dumps(line))
+    file = client.post("/v1/files", files={"file": content}, data={"purpose": "batch"}).json()["id"]
+    asked = {"input_file_id": file, "endpoint": path, "completion_window": "24h", "metadata": {"of": f"{team}s-lines"}}
+    batch = client.post("/v1/batches", json=asked).json()["id"]
+    deadline = time.monotonic() + 30
+    while (found := client.get(f"/v1/batches/{batch}").json())["status"] != "completed":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return file, batch, found["output_file_id"]

@@ -78,11 +78,13 @@ class MemoryClient:
             self.objects[Key] = _Stored(bytes(Body), etag, dict(Metadata), now)
             return {"ETag": etag}
 
-    def get_object(self, *, Key: str, **_: Any) -> dict[str, Any]:
+    def get_object(self, *, Key: str, Range: str = "", **_: Any) -> dict[str, Any]:
         with self._lock:
             self.requests["get"] += 1
             found = self._found(Key)
-            return {"Body": io.BytesIO(found.data), "ETag": found.etag, "ContentLength": len(found.data)}
+            first, _dash, last = Range.removeprefix("bytes=").partition("-")
+            data = found.data[int(first) : int(last) + 1] if Range else found.data
+            return {"Body": io.BytesIO(data), "ETag": found.etag, "ContentLength": len(data)}
 
     def head_object(self, *, Key: str, **_: Any) -> dict[str, Any]:
         with self._lock:

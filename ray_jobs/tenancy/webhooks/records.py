@@ -25,7 +25,15 @@ from ray_jobs.tenancy.webhooks import targets
 from ray_jobs.tenancy.webhooks.breaker import OpenBreaker
 from ray_jobs.tenancy.webhooks.targets import Policy
 
-EventType = Literal["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+EventType = Literal[
+    "fine_tuning.job.succeeded",
+    "fine_tuning.job.failed",
+    "fine_tuning.job.cancelled",
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
+]
 EVENTS: tuple[EventType, ...] = get_args(EventType)
 
 _SECRET_PREFIX = "whsec_"

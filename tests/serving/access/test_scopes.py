@@ -22,21 +22,24 @@ READ = ("GET", "/v1/fine_tuning/jobs/ftjob-1/events")
 CREATE = ("POST", "/v1/fine_tuning/jobs")
 DELETE = ("DELETE", "/v1/models/greeter")
 LIST = ("GET", "/v1/models")
+BATCH = ("POST", "/v1/batches")
+STATUS = ("GET", "/v1/batches/batch-1")
+ALL = (CALL, READ, CREATE, DELETE, LIST, BATCH, STATUS)
 
 
 @pytest.mark.parametrize(
     ("scopes", "allowed"),
     [
-        (("inference",), {CALL, LIST}),
-        (("read",), {READ, LIST}),
-        (("fine-tuning",), {READ, CREATE, DELETE, LIST}),
-        (("inference", "read"), {CALL, READ, LIST}),
-        (api_keys.DEFAULT_SCOPES, {CALL, READ, CREATE, DELETE, LIST}),
-        (("admin",), {CALL, READ, CREATE, DELETE, LIST}),
+        (("inference",), {CALL, LIST, BATCH, STATUS}),
+        (("read",), {READ, LIST, STATUS}),
+        (("fine-tuning",), {READ, CREATE, DELETE, LIST, STATUS}),
+        (("inference", "read"), {CALL, READ, LIST, BATCH, STATUS}),
+        (api_keys.DEFAULT_SCOPES, set(ALL)),
+        (("admin",), set(ALL)),
     ],
 )
 def test_scopes_allow_their_requests_alone(scopes: tuple[Scope, ...], allowed: set[tuple[str, str]]) -> None:
-    assert {request for request in (CALL, READ, CREATE, DELETE, LIST) if allow(scopes, *request)} == allowed
+    assert {request for request in ALL if allow(scopes, *request)} == allowed
 
 
 @pytest.mark.parametrize(
