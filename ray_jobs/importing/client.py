@@ -27,7 +27,7 @@ Document = dict[str, Any]
 
 _TRIES = 8
 _TRIES_OF_A_FAILURE = 3
-"""Of status 500, which may be the request's own."""
+"""Tries after a status 500, which may be the request's own."""
 _LONGEST_WAIT_S = 300.0
 """A longer `Retry-After` ends the command, which resumes when it is started again."""
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})

@@ -30,7 +30,7 @@ class UploadedFile(BaseModel):
 
     target_id: str
     sha256: str
-    """Of the bytes that were sent."""
+    """SHA-256 of the bytes that were sent."""
 
 
 class ImportState(BaseModel):

@@ -173,11 +173,13 @@ class BatchWork:
         caller = Caller(self.batch.key_id, self.batch.team, Limits(), admin=self.batch.admin)
         unread = _LineReader(self._open_lines())
         write_at_s = time.monotonic()
+        self._due = True  # the key, and a cancellation, before a line is sent
         try:
             while True:
                 self._collect()
                 while self._has_room() and (line := await unread.next()) is not None:
                     self._send(line, caller)
+                    await asyncio.sleep(0)  # requests of clients are handled in between
                 over = unread.ended and not self._sent and not self.stopping
                 if over or self.stopping or self._due or self._must_write() or time.monotonic() >= write_at_s:
                     self._due = False

@@ -32,7 +32,7 @@ from serving.http.eval_types import (
 SEED = 42
 """OpenAI's default, so that two runs of one model are equal."""
 MAX_ITEM_BYTES = 512 * 2**10
-"""Of a stored output item. A longer one is stored without prompts, and its answer is cut."""
+"""Most bytes of a stored output item. A longer one is stored without prompts, and its answer is cut."""
 _MAX_ANSWER = 50_000
 
 

@@ -92,7 +92,7 @@ class StoredRun(BaseModel, frozen=True):
     criteria: list[CriterionResult]
     usage: list[RunModelUsage] = []
     first_error: EvalError | None = None
-    """Of the first item that has one."""
+    """The error of the first item that has one."""
     holder: str | None = None
     """The process that works on it."""
     lease_until_s: float = 0.0

@@ -153,7 +153,7 @@ def test_refusals(text: str, expected: bool) -> None:
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
-    """Of a hundred samples of a share of 0.3, the interval misses it in about five."""
+    """In a hundred samples of a share of 0.3, the interval misses it in about five."""
     chance = random.Random(5)
     missed = 0
     for i in range(100):

@@ -29,9 +29,9 @@ class AnswersServer:
     server: ApiServer
     memory: MemoryClient
     client: openai.OpenAI
-    """Of a key of the team `default`."""
+    """A client of the team `default`."""
     other: openai.OpenAI
-    """Of a key of another team, with which the model is shared."""
+    """A client of another team, with which the model is shared."""
 
     @property
     def store(self) -> Workspace:
