@@ -19,7 +19,7 @@ from functools import partial
 from ray_jobs.errors import GradingError
 
 MAX_CHARACTERS = 50_000
-"""Most tokens of a text: the longest common subsequence costs their product."""
+"""Most characters of a text: the longest common subsequence costs their product."""
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"

@@ -108,9 +108,9 @@ class Chat(Task[Example]):
         *,
         max_new_tokens: int,
     ) -> dict[str, float]:
-        """Measures of greedy answers: chrF (Popović 2015) against the reference texts, which compares characters and so suits
-        Japanese too; and `call_accuracy`, the share of references with tool calls whose answer calls the same functions
-        with equal arguments, if the base writes calls that the endpoint reads."""
+        """Measures of greedy answers: chrF (Popović 2015) against the reference texts, which compares characters and so
+        suits Japanese too; and `call_accuracy`, the share of references with tool calls whose answer calls the same
+        functions with equal arguments, if the base writes calls that the endpoint reads."""
         from sacrebleu.metrics.chrf import CHRF
 
         asked = [(row, last_assistant(row["messages"])) for row in rows]
