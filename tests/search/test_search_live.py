@@ -121,14 +121,10 @@ def test_a_killed_search_has_the_winner_of_an_undisturbed_one(
 
     searched = Searched(store, job.spec.job_id)
     driver = ray_service.kitae(store, "run", str(job.path))
-    kept = searched.wait_for(2, driver)
-    driver.kill()
-
-    driver = ray_service.kitae(store, "resume", job.spec.job_id)
-    kept |= searched.wait_for(5, driver)
+    kept = searched.wait_for(3, driver)
     (trainer,) = shared_trainers(ray_service)
     kill(trainer)
-    kept |= searched.wait_for(8, driver)
+    kept |= searched.wait_for(6, driver)
     assert driver.process.poll() is None
 
     ray_service.kill_ray()
