@@ -17,7 +17,9 @@ import httpx
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.access.auth import REQUEST_ID, Caller
+from ray_jobs.storage import Store
+from ray_jobs.tenancy import api_keys
+from serving.access.auth import OPERATOR, REQUEST_ID, Caller
 
 
 def is_background(request: Request) -> bool:
@@ -70,3 +72,22 @@ class _Admitted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = {"caller": self.caller, "background": self.background, "reserve_tokens": lambda tokens: None}
         await self.app({**scope, "state": state}, receive, send)
+
+
+def key_problem(store: Store, caller: Caller) -> str | None:
+    """Return why the key of a caller that was admitted before may not call models now. None: it may.
+
+    Raises StoreError.
+    """
+    if caller.key_id == OPERATOR.key_id:
+        return None
+    key = api_keys.read_or_report(store, caller.key_id)
+    if key is None or (state := key.state(store.now())) == "revoked":
+        return "its API key is revoked"
+    if state == "expired":
+        return "its API key has expired"
+    if caller.admin != ("admin" in key.scopes) or (not caller.admin and key.team != caller.team):
+        return "its API key has other rights now"
+    if not caller.admin and "inference" not in key.scopes:
+        return f"its API key has the scope {', '.join(key.scopes)}; calling models needs inference too"
+    return None

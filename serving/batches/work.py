@@ -17,10 +17,9 @@ from typing import Any, Protocol
 
 from ray_jobs.errors import CorruptObject, ObjectNotFound, StoreError
 from ray_jobs.storage import Store
-from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.auth import OPERATOR, Caller
-from serving.access.in_process import Answer
+from serving.access.auth import Caller
+from serving.access.in_process import Answer, key_problem
 from serving.batches import input_file, records
 from serving.batches.ending import Ending, output_line
 from serving.batches.input_file import BatchLine
@@ -170,7 +169,7 @@ class BatchWork:
         """Send the lines without a result. Returns whether the batch has its end; False: it is handed over."""
         if self._end() is not None:
             return True
-        caller = Caller(self.batch.key_id, self.batch.team, Limits(), admin=self.batch.admin)
+        caller = self._caller()
         unread = _LineReader(self._open_lines())
         write_at_s = time.monotonic()
         self._due = True  # the key, and a cancellation, before a line is sent
@@ -297,17 +296,12 @@ class BatchWork:
             return BatchEnd(status="cancelled", rest=_not_run("batch_cancelled", "the batch was cancelled"))
         if now_s >= self.batch.expires_at:
             return BatchEnd(status="expired", rest=_not_run("batch_expired", "the completion window of 24h has ended"))
-        if (problem := self._key_problem()) is not None:
+        if (problem := key_problem(self.store, self._caller())) is not None:
             return BatchEnd(status="completed", rest=_not_run("invalid_api_key", problem))
         return None
 
-    def _key_problem(self) -> str | None:
-        """Why the batch's key may not send requests any more."""
-        if self.batch.key_id == OPERATOR.key_id:
-            return None
-        key = api_keys.read_or_report(self.store, self.batch.key_id)
-        state = "deleted" if key is None else key.state(self.store.now())
-        return None if state == "active" else f"the API key that created the batch is {state}"
+    def _caller(self) -> Caller:
+        return Caller(self.batch.key_id, self.batch.team, Limits(), admin=self.batch.admin)
 
     def _release(self) -> None:
         with suppress(StoreError):

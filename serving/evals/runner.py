@@ -17,10 +17,9 @@ from functools import partial
 
 from ray_jobs.errors import KitaeError, ObjectNotFound, StoreError
 from ray_jobs.storage import Store
-from ray_jobs.tenancy import api_keys
 from ray_jobs.tenancy.api_keys import Limits
-from serving.access.auth import OPERATOR, Caller
-from serving.access.in_process import InProcess
+from serving.access.auth import Caller
+from serving.access.in_process import InProcess, key_problem
 from serving.evals import records
 from serving.evals.item_grading import grade_row
 from serving.evals.model_calls import PATIENT_S, EndpointCalls
@@ -165,9 +164,10 @@ class EvalRunner:
         rows = await asyncio.to_thread(records.read_rows, self.store, run)
         current: StoredRun | None = run
         while current is not None and self._is_mine(current) and current.chunks_done < current.chunks:
-            problem, caller = await asyncio.to_thread(caller_of_run, self.store, current)
-            if problem is not None:
-                await self._finish(run, EvalError(code="invalid_api_key", message=problem))
+            caller = Caller(current.key_id, current.team, Limits(), admin=current.admin)
+            if (problem := await asyncio.to_thread(key_problem, self.store, caller)) is not None:
+                message = f"{problem}: start the run again with another key"
+                await self._finish(run, EvalError(code="invalid_api_key", message=message))
                 return
             number = current.chunks_done
             chunk = await asyncio.to_thread(records.chunks(run).read, self.store, records.chunk_name(number))
@@ -219,25 +219,3 @@ class EvalRunner:
 
     def _released(self, run: StoredRun) -> StoredRun:
         return run.model_copy(update={"holder": None, "lease_until_s": 0.0}) if self._is_mine(run) else run
-
-
-def caller_of_run(store: Store, run: StoredRun) -> tuple[str | None, Caller]:
-    """Return the caller that a run acts for, and why it may not any more. None: it may."""
-    caller = Caller(run.key_id, run.team, Limits(), admin=run.admin)
-    return why_not(store, caller), caller
-
-
-def why_not(store: Store, caller: Caller) -> str | None:
-    """Return why a caller's key may not call models now. None: it may."""
-    if caller.key_id == OPERATOR.key_id:
-        return None
-    key = api_keys.read(store, caller.key_id)
-    if key is None or (state := key.state(store.now())) == "revoked":
-        return "the key that started this run is revoked: start the run again with another key"
-    if state == "expired":
-        return "the key that started this run has expired: start the run again with another key"
-    if caller.admin != ("admin" in key.scopes) or (not caller.admin and key.team != caller.team):
-        return "the key that started this run has other rights now: start the run again"
-    if not caller.admin and "inference" not in key.scopes:
-        return f"this key has the scope {', '.join(key.scopes)}; an eval calls models, which needs inference too"
-    return None

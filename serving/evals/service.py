@@ -21,9 +21,9 @@ from ray_jobs.graders.schema import (
 from ray_jobs.graders.templates import parse_path, path_text, variables
 from ray_jobs.storage import Store
 from serving.access.auth import Caller
+from serving.access.in_process import key_problem
 from serving.evals import records, source
 from serving.evals.records import EVAL, OPEN_RUNS, RUN, StoredEval, StoredRun
-from serving.evals.runner import why_not
 from serving.evals.source import StoredCompletions
 from serving.files.stored_files import Files
 from serving.http.errors import ApiError, bad_request, invalid_fields
@@ -130,7 +130,7 @@ class EvalService:
     def create_run(self, eval_id: str, body: CreateEvalRun, caller: Caller) -> EvalRun:
         """Create a run. Raises ApiError for an invalid one."""
         found = records.load_eval(self.store, caller.team, eval_id)
-        if (problem := why_not(self.store, caller)) is not None:
+        if (problem := key_problem(self.store, caller)) is not None:
             raise ApiError(403, problem, code="insufficient_scope")
         data = body.data_source
         if not isinstance(data, JsonlRunSource | CompletionsRunSource):

@@ -22,9 +22,8 @@ from ray_jobs.graders.schema import Grader, models_of, template_findings, unsupp
 from ray_jobs.graders.templates import sample_of
 from ray_jobs.storage import Store
 from serving.access.auth import Caller, caller_of
-from serving.access.in_process import InProcess
+from serving.access.in_process import InProcess, key_problem
 from serving.evals.model_calls import EndpointCalls
-from serving.evals.runner import why_not
 from serving.http.bodies import StrictRoute
 from serving.http.errors import ApiError, documented, invalid_fields
 from serving.http.eval_types import (
@@ -70,7 +69,7 @@ def routes(store: Store, in_process: InProcess, router: Router) -> APIRouter:
         caller = caller_of(request)
         await check_models(router, [("grader", body.grader)], caller)
         if any(models_of(body.grader)):
-            problem = await asyncio.to_thread(why_not, store, caller)
+            problem = await asyncio.to_thread(key_problem, store, caller)
             if problem is not None:
                 raise ApiError(403, problem, code="insufficient_scope")
         calls = EndpointCalls(in_process, caller, background=False)
