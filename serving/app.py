@@ -40,6 +40,7 @@ from serving.batches.service import Batches
 from serving.evals import records as eval_records
 from serving.evals.runner import EvalRunner
 from serving.evals.service import EvalService
+from serving.evals.stored_rows import rows_from
 from serving.files.stored_files import Files, RowValidator
 from serving.files.uploads import Uploads
 from serving.fine_tuning.cleanup import Chore, chores
@@ -273,7 +274,8 @@ def create_app(
     app.include_router(files_api.routes(files, uploads, store, users))
     app.include_router(fine_tuning.routes(tuning))
     app.include_router(graders.routes(store, in_process, router))
-    app.include_router(evals.routes(EvalService(store, files, eval_runner.wake), router))
+    eval_service = EvalService(store, files, eval_runner.wake, rows_from(store))
+    app.include_router(evals.routes(eval_service, router))
     app.include_router(batches_api.routes(batches))
 
     @app.get("/health", include_in_schema=False)  # where load generators for vLLM ask

@@ -45,6 +45,12 @@ def stored_rows(store: Store, team: str, wanted: AnswerFilter) -> Iterator[dict[
 
     Answers that were cut off (`finish_reason` `length`) are left out.
     """
+    for record in stored_completions(store, team, wanted):
+        yield from rows_of(record)
+
+
+def stored_completions(store: Store, team: str, wanted: AnswerFilter) -> Iterator[StoredAnswer]:
+    """Yield a team's stored chat completions that match, oldest first."""
     filters = wanted.values()
 
     def ids_of(prefix: str) -> Iterator[str]:
@@ -56,7 +62,7 @@ def stored_rows(store: Store, team: str, wanted: AnswerFilter) -> Iterator[dict[
     while some := list(islice(ids, _READ_AT_ONCE)):
         for record in records.documents(team, "chat").read_some(store, some).values():
             if records.matches(record, filters):
-                yield from rows_of(record)
+                yield record
 
 
 def rows_of(record: StoredAnswer) -> Iterator[dict[str, Any]]:
