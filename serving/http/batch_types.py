@@ -11,7 +11,7 @@ from pydantic import Field
 
 from serving.http.openai_types import ObjectListWithIds, OpenAIObject
 
-BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"]
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/classify"]
 """Routes that the lines of a batch may call."""
 BatchStatus = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"

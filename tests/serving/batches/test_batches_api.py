@@ -108,6 +108,7 @@ def test_other_endpoints(server: ApiServer) -> None:
     client = client_of(server, "blue", scopes=["admin"])
     for endpoint, body in (
         ("/v1/completions", {"model": BASE, "prompt": "hello"}),
+        ("/v1/responses", {"model": BASE, "input": "hello"}),
         ("/v1/embeddings", {"model": "labels", "input": "hello"}),
         ("/v1/classify", {"model": "labels", "input": "hello"}),
     ):
@@ -116,6 +117,8 @@ def test_other_endpoints(server: ApiServer) -> None:
         done = ended(client, made.id)
         assert done.error_file_id is None, lines_of(client, done.error_file_id)
         assert lines_of(client, done.output_file_id)["a"]["response"]["status_code"] == 200
+        assert done.usage is not None
+        assert done.usage.input_tokens > 0
 
 
 def test_an_invalid_file_has_its_errors_by_line(server: ApiServer) -> None:
