@@ -41,8 +41,8 @@ def check_file(
     task = TASKS[name]
     findings, unwritable = Findings(most=10_000), Findings(most=10_000)
     seen: set[bytes] = set()
-    rows = duplicates = tokens = longest = supervised = 0
-    too_long: list[int] = []
+    rows = duplicates = tokens = longest = supervised = sequences = 0
+    too_long, partial = list[int](), list[int]()
     for number, row in read_rows(path, filename, task, {}, findings):
         rows += 1
         digest = hashlib.blake2b(canonical_line(row).encode(), digest_size=16).digest()
@@ -55,6 +55,9 @@ def check_file(
         except DataError as error:
             unwritable.add(f"{filename} line {number}", str(error))
             continue
+        sequences += len(examples)
+        if not task.is_whole(row, examples, tokenizer):
+            partial.append(number)
         lengths = [example.length for example in examples]
         supervised += sum(example.supervised for example in examples)
         tokens, longest = tokens + sum(lengths), max(longest, *lengths)
@@ -72,8 +75,10 @@ def check_file(
         rows=rows,
         duplicates=duplicates,
         tokens=tokens,
+        examples=sequences,
         longest_tokens=longest,
         supervised_tokens=supervised,
         model=base.name,
         too_long=tuple(too_long[:100]),
+        without_reasoning=tuple(partial[:100]),
     )

@@ -17,6 +17,8 @@ class RowReport(BaseModel):
     """Rows that equal an earlier one."""
     tokens: int | None = None
     """Tokens in all rows, by the tokenizer of `model`. None: no model counted."""
+    examples: int | None = None
+    """Sequences that are trained: more than rows if the chat template rewrites what came before an answer."""
     longest_tokens: int | None = None
     supervised_tokens: int | None = None
     """Tokens that count in the loss."""
@@ -24,3 +26,6 @@ class RowReport(BaseModel):
     """Base model whose tokenizer counted."""
     too_long: tuple[int, ...] = ()
     """Line numbers of rows longer than the model takes, the first hundred."""
+    without_reasoning: tuple[int, ...] = ()
+    """Line numbers of rows with reasoning that the model's chat template does not write, the first hundred: it is not
+    trained."""

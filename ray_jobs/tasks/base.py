@@ -230,6 +230,10 @@ class Task(ABC, Generic[E]):
         express.
         """
 
+    def is_whole(self, row: Row, examples: Sequence[E], processor: Any) -> bool:
+        """Whether the examples have all that the row would train. What they lack is reported, and not an error."""
+        return True
+
     def check_encoded(self, examples: Sequence[E], processor: Any) -> None:  # most tasks need no check
         """Refuse training rows that would teach nothing. Raises DataError."""
 

@@ -75,6 +75,18 @@ class Chat(Task[Example]):
         """One example, or more where the template rewrites what came before an answer."""
         return examples_of(list(trained_turns(processor, row["messages"], row.get("tools"))))
 
+    def is_whole(self, row: Row, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> bool:
+        """Whether the trained answers have their reasoning, for which most templates have no place."""
+        trained = [
+            message for message in row["messages"] if message["role"] == "assistant" and message.get("weight", 1)
+        ]
+        reasoning = [message["reasoning"].strip() for message in trained if message.get("reasoning")]
+        if not reasoning:
+            return True
+        said = [label for example in examples for label in example.labels if label != IGNORED]
+        text = str(processor.decode(said))
+        return all(part in text for part in reasoning)
+
     def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
         """Refuse rows that train nothing, or seldom the end token: the model would not learn to stop."""
         if not any(example.supervised for example in examples):

@@ -42,14 +42,17 @@ def test_the_report_counts_tokens_duplicates_and_long_rows(
     directory = tmp_path / "model"
     directory.mkdir()
     bases.add(store, str(save_causal(directory)), "counting")
-    content = rows(3) + rows(2) + json.dumps({"prompt": "word " * 400, "completion": "yes"}).encode()
+    thought = {"role": "assistant", "content": "yes", "reasoning_content": "since it is so"}
+    content = rows(3) + rows(2) + json.dumps({"prompt": "word " * 400, "completion": "yes"}).encode() + b"\n"
+    content += json.dumps({"messages": [{"role": "user", "content": "is it?"}, thought]}).encode()
     (tmp_path / "rows.jsonl").write_bytes(content)
     files = Files(store, partial(check_rows, store))
     record = files.create("a", "k", tmp_path / "rows.jsonl", filename="r.jsonl", purpose="fine-tune", model="counting")
     report = record.report
     assert report is not None
-    assert (report.rows, report.duplicates, report.task, report.model) == (6, 2, "chat", "counting")
+    assert (report.rows, report.duplicates, report.task, report.model) == (7, 2, "chat", "counting")
     assert report.too_long == (6,)  # the tiny model has 256 tokens
+    assert (report.examples, report.without_reasoning) == (7, (7,))
     assert report.tokens is not None
     assert report.supervised_tokens is not None
     assert report.longest_tokens is not None

@@ -131,3 +131,15 @@ def test_what_a_model_is_trained_to_write_is_read_back(family: str, tmp_path: Pa
                 if read != expected:
                     problems.append(f"{name}, {how}: {read}, not {expected}")
     assert not problems, "\n".join([str(parsers), *problems])
+
+
+@pytest.mark.parametrize(
+    ("family", "whole"), [("qwen3", True), ("gemma4_v5", True), ("qwen2_5", False), ("gemma3", False)]
+)
+def test_reasoning_without_a_place_in_the_template_is_noticed(family: str, whole: bool, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(family, templates()[family], tmp_path)
+    for name, row in ROWS.items():
+        if "tools" not in row:
+            canonical = CHAT.normalise(json.loads(json.dumps(row)))
+            examples = CHAT.encode(canonical, tokenizer, ())
+            assert CHAT.is_whole(canonical, examples, tokenizer) == (whole or name == "text")
