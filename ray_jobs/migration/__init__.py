@@ -226,7 +226,7 @@ def _engine(entry: CatalogueEntry, record: dict[str, Any]) -> dict[str, Any]:
     """The options of a base's engine: the entry's, and what its deployment record had more of."""
     had = {**(record.get("serving") or {}), "max_lora_rank": record.get("max_lora_rank")}
     now = {**entry.serving.model_dump(), "max_lora_rank": entry.max_lora_rank}
-    engine = {name: max(value, had.get(name) or value) for name, value in now.items()}
+    engine = {name: max(value, had.get(name) or value) for name, value in now.items() if value is not None}
     longest = entry.max_tokens or engine["max_model_len"]
     return {
         **engine,

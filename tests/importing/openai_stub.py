@@ -20,6 +20,7 @@ from tests.serving.api_harness import rows
 KEY = "sk-proj-the-key-of-the-account-0123456789"
 TRAINING, VALIDATION, BAD, PREFERENCES = "file-Train1", "file-Valid1", "file-Bad1", "file-Dpo1"
 Document = dict[str, Any]
+JUDGED = [{"role": "user", "content": "Is this a good answer? {{sample.output_text}}"}]
 
 
 @dataclass
@@ -138,7 +139,7 @@ def exact_eval() -> Document:
                 "reference": "{{item.answer}}",
                 "operation": "eq",
             },
-            {"id": "grader-2", "type": "score_model", "name": "good", "model": "gpt-4o", "input": []},
+            {"id": "grader-2", "type": "score_model", "name": "good", "model": "gpt-4o", "input": JUDGED},
         ],
         "metadata": {},
     }

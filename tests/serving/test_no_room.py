@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +18,21 @@ from tests.storage.faulty_store import Forward, Request, Response, error, faulty
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
 WRITES_NOTHING = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"}
+"""Paths that write nothing before their answer. A response is answered without being stored."""
+WRITES_NOTHING |= {"/v1/responses", "/v1/fine_tuning/alpha/graders/run", "/v1/fine_tuning/alpha/graders/validate"}
+MAY_BE_OVER = {
+    "POST /v1/batches/{batch_id}/cancel",
+    "POST /v1/evals/{eval_id}/runs/{run_id}",
+    "POST /v1/evals/{eval_id}/runs/{run_id}/cancel",
+}
+"""What they would cancel may have ended, which they answer without writing."""
+EVAL = {
+    "data_source_config": {"type": "custom", "item_schema": {"type": "object"}},
+    "testing_criteria": [
+        {"type": "string_check", "name": "g", "operation": "eq", "input": "{{ item.text }}", "reference": "x"}
+    ],
+}
+RUN = {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"text": "x"}}]}}}
 
 
 def check_no_room(answer: httpx.Response, status: int = 507) -> None:
@@ -53,6 +70,18 @@ def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Workspace
             pending = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": len(rows()), "mime_type": "text/plain"}
             begun = http.post("/uploads", json=pending).json()["id"]
             part = http.post(f"/uploads/{begun}/parts", files={"data": rows()}).json()["id"]
+            evaluated = http.post("/evals", json=EVAL).json()["id"]
+            run = f"/evals/{evaluated}/runs/" + http.post(f"/evals/{evaluated}/runs", json=RUN).json()["id"]
+            said: dict[str, Any] = {"model": BASE, "messages": [{"role": "user", "content": "x"}], "store": True}
+            completion = http.post("/chat/completions", json=said).json()["id"]
+            response = http.post("/responses", json={"model": BASE, "input": "x"}).json()["id"]
+            line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": BASE}}
+            lines = {"file": ("lines.jsonl", json.dumps(line))}
+            requests = http.post("/files", files=lines, data={"purpose": "batch"}).json()["id"]
+            asked = {"input_file_id": requests, "endpoint": line["url"], "completion_window": "24h"}
+            batch = http.post("/batches", json=asked).json()["id"]
+            permissions = f"/fine_tuning/checkpoints/{model}/permissions"
+            shared = http.post(permissions, json={"project_ids": ["green"]}).json()["data"][0]["id"]
             writes: dict[str, Callable[[], httpx.Response]] = {
                 "POST /v1/files": lambda: upload(http, rows(14)),
                 "DELETE /v1/files/{file_id}": lambda: http.delete(f"/files/{unused}"),
@@ -70,6 +99,26 @@ def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Workspace
                 "POST /v1/fine_tuning/jobs/{job_id}/resume": lambda: http.post(f"/fine_tuning/jobs/{jobs[0]}/resume"),
                 "POST /v1/fine_tuning/jobs/{job_id}/pause": lambda: http.post(f"/fine_tuning/jobs/{jobs[1]}/pause"),
                 "POST /v1/fine_tuning/jobs/{job_id}/cancel": lambda: http.post(f"/fine_tuning/jobs/{jobs[2]}/cancel"),
+                "POST /v1/evals": lambda: http.post("/evals", json=EVAL),
+                "POST /v1/evals/{eval_id}": lambda: http.post(f"/evals/{evaluated}", json={"name": "b"}),
+                "POST /v1/evals/{eval_id}/runs": lambda: http.post(f"/evals/{evaluated}/runs", json=RUN),
+                "POST /v1/evals/{eval_id}/runs/{run_id}": lambda: http.post(run),
+                "POST /v1/evals/{eval_id}/runs/{run_id}/cancel": lambda: http.post(f"{run}/cancel"),
+                "DELETE /v1/evals/{eval_id}/runs/{run_id}": lambda: http.delete(run),
+                "DELETE /v1/evals/{eval_id}": lambda: http.delete(f"/evals/{evaluated}"),
+                "POST /v1/chat/completions/{completion_id}": lambda: http.post(
+                    f"/chat/completions/{completion}", json={"metadata": {"a": "b"}}
+                ),
+                "DELETE /v1/chat/completions/{completion_id}": lambda: http.delete(f"/chat/completions/{completion}"),
+                "DELETE /v1/responses/{response_id}": lambda: http.delete(f"/responses/{response}"),
+                "POST /v1/batches": lambda: http.post("/batches", json=asked),
+                "POST /v1/batches/{batch_id}/cancel": lambda: http.post(f"/batches/{batch}/cancel"),
+                "POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions": lambda: http.post(
+                    permissions, json={"project_ids": ["red"]}
+                ),
+                "DELETE /v1/fine_tuning/checkpoints/{checkpoint}/permissions/{permission_id}": lambda: http.delete(
+                    f"{permissions}/{shared}"
+                ),
                 "DELETE /v1/models/{model}": lambda: http.delete(f"/models/{model}"),
             }
             assert server.app is not None
@@ -82,8 +131,11 @@ def test_a_full_store_is_never_a_500(store_server: StoreServer, store: Workspace
             assert routes == writes.keys()
             is_full = True
             for name, write in writes.items():
+                answer = write()
+                if name in MAY_BE_OVER and answer.status_code < 500:
+                    continue
                 try:
-                    check_no_room(write(), 503 if status == 500 else 507)  # few stores report it
+                    check_no_room(answer, 503 if status == 500 else 507)  # few stores report it
                 except AssertionError as failed:
                     raise AssertionError(name) from failed
             is_full = False

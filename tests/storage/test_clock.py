@@ -21,6 +21,7 @@ OTHER_CLOCKS = {
     "ray_jobs/cli/quota.py": "compared with times of Kubernetes, and shown",
     "ray_jobs/cli/quota_past.py": "shown",
     "ray_jobs/cli/session.py": "the default of --until",
+    "ray_jobs/importing/client.py": "compared with a date of another server's answer",
     "ray_jobs/launch/kubernetes.py": "the default where there is no store",
     "ray_jobs/registry/catalogue.py": "shown",
     "ray_jobs/registry/owners.py": "shown",

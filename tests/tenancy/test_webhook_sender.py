@@ -51,7 +51,7 @@ def test_several_replicas_enqueue_one_event(store: Store, receiver: Receiver) ->
     assert receiver.ids == ids[:1]
     assert enqueue(store, attempt=2) != ids[0], "a resumed job ends again"
     others = [webhooks.enqueue(store, "blue", kind, "ftjob-1") for kind in EVENTS]
-    assert len({*others}) == 3
+    assert len({*others}) == len(EVENTS)
 
 
 def test_several_senders_at_once_send_each_event_once(store: Store, receiver: Receiver) -> None:
