@@ -195,8 +195,10 @@ class BatchWork:
                     continue
                 if not any(task.done() for task in self._sent):
                     self._changed.clear()
+                    # Not `wait_for`, which can lose a cancellation in Python 3.11.
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), max(0.0, write_at_s - time.monotonic()))
+                        async with asyncio.timeout(max(0.0, write_at_s - time.monotonic())):
+                            await self._changed.wait()
         finally:
             await self._cancel_sent()
 

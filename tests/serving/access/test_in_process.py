@@ -12,11 +12,12 @@ from serving.access.auth import Caller
 from serving.access.in_process import Answer, InProcess
 from serving.http.errors import ApiError
 from serving.inference.backends import Chunks, Route
+from serving.inference.router import RoutingSnapshot
 from serving.observability.metrics import FinishedRequest, Metrics
 from serving.observability.middleware import ObservabilityMiddleware
 from tests.serving.api_harness import make_app
 from tests.serving.fake_backend import FakeBackend
-from tests.serving.routing import ADAPTERS, ASK, FixedRouter
+from tests.serving.routing import ADAPTERS, ASK, FixedRouter, make_snapshot, make_version
 
 pytestmark = pytest.mark.anyio
 CALLER = Caller("key-of-blue", "blue", Limits(concurrent_requests=1), admin=True)
@@ -42,10 +43,10 @@ class SlowBackend(FakeBackend):
             self.running -= 1
 
 
-def in_process(backend: FakeBackend) -> tuple[InProcess, list[FinishedRequest]]:
+def in_process(backend: FakeBackend, snapshot: RoutingSnapshot = ADAPTERS) -> tuple[InProcess, list[FinishedRequest]]:
     """The endpoint without its gate, and what it counts."""
     done: list[FinishedRequest] = []
-    whole: Any = make_app(FixedRouter(ADAPTERS), backend)
+    whole: Any = make_app(FixedRouter(snapshot), backend)
     routes = whole._app.app.app  # within the measuring, the paths and the gate
     return InProcess(ObservabilityMiddleware(routes, Metrics(), on_end=[done.append])), done
 
@@ -92,14 +93,39 @@ async def test_a_background_request_begins_anew_after_an_interactive_one_and_is_
     assert len(set(asked)) == len(asked) == 2, "the interrupted one ended before the fake answered"
 
 
+class HeldPredictor(FakeBackend):
+    """Answers a text once it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = asyncio.Event()
+        self.running: list[str] = []
+
+    async def predict(self, route: Route, method: str, texts: list[str]) -> list[dict[str, Any]]:
+        self.running += texts
+        try:
+            await self.released.wait()
+            return await super().predict(route, method, texts)
+        finally:
+            self.running.remove(texts[0])
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/classify"])
-async def test_other_routes_wait_too(path: str) -> None:
-    requests, _ = in_process(FakeBackend())
+async def test_a_predictor_is_left_to_interactive_requests(path: str) -> None:
+    backend = HeldPredictor()
+    requests, done = in_process(backend, make_snapshot(make_version(task="text_classification")))
 
-    async def both() -> tuple[Answer, Answer]:
-        body = {"model": "greeter", "input": "hello"}
-        return await requests.post(path, body, CALLER), await requests.post(path, body, CALLER, background=True)
+    def post(text: str, *, background: bool) -> asyncio.Task[Answer]:
+        body = {"model": "greeter", "input": text}
+        return asyncio.create_task(requests.post(path, body, CALLER, background=background))
 
-    live, background = await asyncio.wait_for(both(), 20)
-    assert live.status == background.status
-    assert live.body == background.body
+    line = post("line", background=True)
+    await asyncio.sleep(0.05)
+    assert backend.running == ["line"]
+    asked = post("asked", background=False)
+    await asyncio.sleep(0.05)
+    assert backend.running == ["asked"], "the line is interrupted"
+    backend.released.set()
+    answers = await asyncio.wait_for(asyncio.gather(line, asked), 20)
+    assert [answer.status for answer in answers] == [200, 200]
+    assert [each.prompt_tokens for each in done] == [1, 1], "each is counted once"
