@@ -261,6 +261,9 @@ def test_engine_arguments_are_flags_of_vllms_server() -> None:
     assert server_flags(given) == [
         *("--dtype", "float32", "--max-model-len", "64", "--enforce-eager", "--no-trust-remote-code")
     ]
+    assert server_flags({"structured_outputs_config": {"backend": "xgrammar"}}) == [
+        *("--structured-outputs-config", '{"backend": "xgrammar"}')
+    ]
 
 
 def test_prompts_differ_from_each_other_and_agree_on_both_sides() -> None:
