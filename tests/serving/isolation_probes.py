@@ -59,6 +59,12 @@ def models(team: Team) -> list[str]:
     return team.models
 
 
+def two_models(team: Team) -> list[str]:
+    """The API name and a version, for routes that resolve names as chat completions do: an unknown one waits for the
+    store."""
+    return [team.model, f"{team.job}@1"]
+
+
 def completions(team: Team) -> list[str]:
     return [team.completion]
 
@@ -107,7 +113,7 @@ def grading(path: str, **more: Any) -> Probe:
         grader = {"type": "score_model", "name": "s", "model": name, "input": messages}
         return client.post(path, json={"grader": grader, **more})
 
-    return Probe(models, ask, param="grader.model")
+    return Probe(two_models, ask, param="grader.model")
 
 
 _ROWS = {"type": "file_content", "content": [{"item": {"text": "x"}}]}
@@ -117,7 +123,8 @@ _A_RUN = "/v1/evals/{eval_id}/runs/{run_id}"
 
 
 def with_model(path: str, **body: Any) -> list[Probe]:
-    return [Probe(models, lambda client, name: client.post(path, json={"model": name, **body}))]
+    names = models if path == "/v1/chat/completions" else two_models
+    return [Probe(names, lambda client, name: client.post(path, json={"model": name, **body}))]
 
 
 def creating(field: str, names: Named, **body: Any) -> Probe:
@@ -213,7 +220,7 @@ PROBES: dict[str, list[Probe]] = {
         running(
             {"type": "completions", "source": _ROWS, "input_messages": _MESSAGES, "model": "NAME"},
             "data_source.model",
-            models,
+            two_models,
             404,
         ),
     ],
