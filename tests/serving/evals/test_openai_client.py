@@ -252,8 +252,6 @@ def test_an_invalid_criterion_is_refused(
 @pytest.mark.parametrize(
     ("config", "param", "code"),
     [
-        ({"type": "logs", "metadata": {"a": "b"}}, "data_source_config.type", "unsupported"),
-        ({"type": "stored_completions"}, "data_source_config.type", "unsupported"),
         ({"type": "custom"}, "data_source_config.item_schema", "invalid_request"),
         (CUSTOM | {"item_schema": {"type": "thing"}}, "data_source_config.item_schema", "invalid_request"),
         (CUSTOM | {"item_schema": {"$ref": "http://x/"}}, "data_source_config.item_schema", "unsupported"),
@@ -271,7 +269,7 @@ def test_an_invalid_data_source_config_is_refused(client: openai.OpenAI, config:
     ("change", "param", "code"),
     [
         ({"type": "responses"}, "data_source.type", "unsupported"),
-        ({"source": {"type": "stored_completions"}}, "data_source.source.type", "unsupported"),
+        ({"source": {"type": "stored_completions"}}, "data_source.source", "invalid_request"),
         ({"source": {"type": "file_id", "id": "file-none"}}, "data_source.source.id", "invalid_request"),
         ({"source": {"type": "file_content", "content": []}}, "data_source.source.content", "invalid_request"),
         (
