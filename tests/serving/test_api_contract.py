@@ -151,6 +151,8 @@ class World:
         if "item_id" in parameters:
             item = self.finished_run()
             parameters["run_id"], parameters["item_id"] = item["run_id"], item["id"]
+        if case.path.endswith("/output_items"):
+            case.query = {}  # few requests are to name a run, and their query may be invalid
         if case.path == "/v1/evals" and isinstance(case.body, dict):
             case.body = cast(Any, EVAL)
         if case.path.endswith("/runs") and isinstance(case.body, dict):
