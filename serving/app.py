@@ -274,7 +274,7 @@ def create_app(
     app.include_router(files_api.routes(files, uploads, store, users))
     app.include_router(fine_tuning.routes(tuning))
     app.include_router(graders.routes(store, in_process, router))
-    eval_service = EvalService(store, files, eval_runner.wake, rows_from(store))
+    eval_service = EvalService(store, files, rows_from(store), eval_runner.wake)
     app.include_router(evals.routes(eval_service, router))
     app.include_router(batches_api.routes(batches))
 

@@ -142,6 +142,19 @@ class ApiClient(AbstractContextManager["ApiClient"]):
     def download(self, path: str, target: Path, *, size_bytes: int | None) -> str:
         """Write the content at a path to a file, whole or not at all. Returns its SHA-256. Raises RemoteError."""
         part = target.with_name(f"{target.name}.part")
+        try:
+            digest = self._read(path, part, size_bytes)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+        return digest
+
+    def digest(self, path: str) -> str:
+        """The SHA-256 of the content at a path. Raises RemoteError."""
+        return self._read(path, Path(os.devnull), None)
+
+    def _read(self, path: str, target: Path, size_bytes: int | None) -> str:
+        """Write the content at a path, of which more than `size_bytes` is not read. Returns its SHA-256."""
         digest = ""
 
         def fetch() -> httpx.Response:
@@ -151,7 +164,7 @@ class ApiClient(AbstractContextManager["ApiClient"]):
                     response.read()
                     return response
                 hashed, received = hashlib.sha256(), 0
-                with part.open("wb") as file:
+                with target.open("wb") as file:
                     for piece in response.iter_bytes(_PIECE_BYTES):
                         received += len(piece)
                         if size_bytes is not None and received > size_bytes:
@@ -160,29 +173,6 @@ class ApiClient(AbstractContextManager["ApiClient"]):
                         file.write(piece)
                 if size_bytes is not None and received != size_bytes:
                     raise httpx.ReadError(f"{received} bytes came, and {size_bytes} were announced")
-                digest = hashed.hexdigest()
-                return response
-
-        try:
-            self._checked(self._retried(fetch), path)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-        return digest
-
-    def digest(self, path: str) -> str:
-        """The SHA-256 of the content at a path. Raises RemoteError."""
-        digest = ""
-
-        def fetch() -> httpx.Response:
-            nonlocal digest
-            with self._http.stream("GET", path) as response:
-                if response.status_code != 200:
-                    response.read()
-                    return response
-                hashed = hashlib.sha256()
-                for piece in response.iter_bytes(_PIECE_BYTES):
-                    hashed.update(piece)
                 digest = hashed.hexdigest()
                 return response
 

@@ -68,7 +68,7 @@ def _why_unread(source: ApiClient, path: str, error: RemoteError) -> str:
 
 
 def _union(known: list[Document], found: list[Document]) -> list[Document]:
-    """What is there now, then what an earlier run has seen."""
+    """The current items, then those that an earlier run listed."""
     ids = {each["id"] for each in found}
     return [*found, *(each for each in known if each.get("id") not in ids)]
 

@@ -13,7 +13,7 @@ _FORBIDDEN = 403
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What is there before an import."""
+    """Contents of the target before an import."""
 
     bases: tuple[str, ...] = ()
     """Models that jobs can start from."""

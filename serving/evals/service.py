@@ -63,10 +63,9 @@ class EvalService:
 
     store: Store
     files: Files
+    stored_completions: StoredCompletions
     wake: Callable[[], None] = lambda: None
     """Called when a run is due."""
-    stored_completions: StoredCompletions | None = None
-    """None: there are none."""
 
     # ---- evals -------------------------------------------------------------------------------------------------------
 
@@ -77,8 +76,6 @@ class EvalService:
         if isinstance(config, CustomSource):
             source.check_item_schema(config.item_schema, "data_source_config.item_schema")
             names, has_sample = source.item_names(config.item_schema), config.include_sample_schema
-        elif self.stored_completions is None:
-            raise source.no_stored_completions("data_source_config.type")
         check_graders(body.testing_criteria, item_names=names, has_sample=has_sample)
         folder = records.evals(caller.team)
         _require_room(self.store, folder.prefix, MAX_EVALS, f"team {caller.team} has", "evals", "evals_exceeded")

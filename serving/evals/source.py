@@ -67,24 +67,17 @@ def read_rows(
     source: FileContentSource | FileIdSource | StoredCompletionsSource,
     schema: dict[str, Any],
     files: Files,
-    stored: StoredCompletions | None,
+    stored: StoredCompletions,
 ) -> list[SourceRow]:
     """Return a run's rows. Raises ApiError 400, with every invalid row."""
     if isinstance(source, FileContentSource):
         return _checked([(place, row) for place, row in enumerate(source.content)], [], schema, CONTENT, "item")
     if isinstance(source, StoredCompletionsSource):
-        if stored is None:
-            raise no_stored_completions("data_source.source.type")
         rows = list(stored(team, source))
         if not rows:
             raise bad_request("no stored completion has these properties", param="data_source.source")
         return rows[:MAX_CONTENT_ITEMS]
     return _of_file(team, source.id, schema, files)
-
-
-def no_stored_completions(param: str) -> ApiError:
-    message = f"{param}: completions are not stored here: send rows as a file of the purpose evals, or as file_content"
-    return bad_request(message, param=param, code="unsupported")
 
 
 def _of_file(team: str, file_id: str, schema: dict[str, Any], files: Files) -> list[SourceRow]:

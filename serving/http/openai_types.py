@@ -41,7 +41,7 @@ class ObjectListWithIds(ObjectList):
 class ObjectPage(ObjectListWithIds):
     """A page of objects whose fields a model or a request gave."""
 
-    data: list[dict[str, Any]]  # type: ignore[assignment]  # of no schema of ours
+    data: list[dict[str, Any]]  # type: ignore[assignment]  # items of any schema
 
 
 class ErrorDetail(OpenAIObject):

@@ -128,7 +128,7 @@ def test_probes_of_the_teams_own_things_succeed(world: World) -> None:
     client, own = world.ours.client, world.ours
     reached = 0
     for operation, probes in PROBES.items():
-        if "/permissions" in operation or operation.startswith("DELETE"):  # of an admin key alone
+        if "/permissions" in operation or operation.startswith("DELETE"):  # needs an admin key
             continue
         if operation.endswith(("/cancel", "/pause", "/resume", "/complete")):
             continue

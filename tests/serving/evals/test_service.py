@@ -14,6 +14,7 @@ from serving.access.auth import OPERATOR, Caller
 from serving.evals import records, service
 from serving.evals.records import OPEN_RUNS
 from serving.evals.service import EvalService
+from serving.evals.source import StoredCompletions
 from serving.files.stored_files import Files
 from serving.http.errors import ApiError
 from serving.http.eval_types import CreateEval, CreateEvalRun, SourceRow, StoredCompletionsSource
@@ -30,9 +31,9 @@ EVAL: dict[str, Any] = {
 RUN = {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}}
 
 
-def make(**more: Any) -> tuple[EvalService, Workspace]:
+def make(stored_completions: StoredCompletions = lambda team, wanted: []) -> tuple[EvalService, Workspace]:
     store, _ = memory_store()
-    return EvalService(store, Files(store, NoTokens(store)), **more), store
+    return EvalService(store, Files(store, NoTokens(store)), stored_completions), store
 
 
 def create(evals: EvalService, caller: Caller = OPERATOR, **change: Any) -> str:

@@ -50,11 +50,10 @@ def row_of(family: str, shape: str) -> Row:
     return row
 
 
-def cell_of(family: str, shape: str, tokenizer: Any) -> Cell:
+def cell_of(family: str, shape: str, tokenizer: Any, parsers: Parsers) -> Cell:
     """Encode the row, and compare each turn with vLLM's rendering. AssertionError for a turn that is wrong."""
     row = row_of(family, shape)
     assert CHAT.check_row(row) == []
-    parsers = parsers_of(tokenizer)
     canonical = CHAT.normalise(row)
     assert CHAT.normalise(canonical) == canonical
     try:
@@ -123,8 +122,9 @@ def _all_cells(directory: Path) -> Iterator[Cell]:
     logging.disable(logging.ERROR)  # vLLM logs each refusal of a template
     for family, template in templates().items():
         tokenizer = tokenizer_of(family, template, directory / family)
+        parsers = parsers_of(tokenizer)
         for shape in SHAPES:
-            yield cell_of(family, shape, tokenizer)
+            yield cell_of(family, shape, tokenizer, parsers)
     logging.disable(logging.NOTSET)
 
 
