@@ -36,9 +36,9 @@ class ProgressState:
     """`done` at the first update: a step resumed after a restart does not start at 0."""
 
     def left_s(self) -> float | None:
-        """Seconds left at the mean rate so far. None: not known yet."""
+        """Seconds left at the mean rate so far. None: not known before a hundredth of the work is done."""
         gained = self.done - self.done_at_first
-        if gained <= 0 or self.elapsed_s <= 0:
+        if gained <= 0 or gained < (self.total - self.done_at_first) / 100 or self.elapsed_s <= 0:
             return None
         return max(0.0, self.total - self.done) * self.elapsed_s / gained
 
@@ -73,7 +73,8 @@ def line(label: str, snapshot: ProgressState, *, ended: bool = False) -> str:
     share = min(1.0, max(0.0, snapshot.done / snapshot.total)) if snapshot.total > 0 else 0.0  # 0: not known yet
     filled = int(share * BAR_WIDTH)
     if snapshot.unit == "bytes":
-        size, unit = (2**10, "KiB") if 0 < snapshot.total < 2**20 else (2**20, "MiB")
+        total = snapshot.total or 2**20
+        size, unit = (1, "B") if total < 2**10 else (2**10, "KiB") if total < 2**20 else (2**20, "MiB")
         amount = f"{snapshot.done / size:,.0f}/{snapshot.total / size:,.0f} {unit}"
     else:
         amount = f"{snapshot.done:,.0f}/{snapshot.total:,.0f} {snapshot.unit}"

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ray_jobs.errors import ModelError
+from ray_jobs.models.imports import import_transformers
 from ray_jobs.models.load import load_processor
 from ray_jobs.tasks import TASKS
 
@@ -162,10 +163,8 @@ def _missing_of_names(inside: Mapping[str, set[str]]) -> list[str]:
 
 
 def _architecture(config: Mapping[str, Any]) -> list[str]:
-    from transformers import CONFIG_MAPPING
-
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+    if isinstance(kind, str) and kind in import_transformers().CONFIG_MAPPING:
         return []
     if config.get("auto_map"):
         return [f"its model_type {kind!r} needs the model's own code, which never runs here: choose another base"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray_jobs.engine import Dtype, cpu_hardware
 from ray_jobs.errors import MachineError, ModelError
 from ray_jobs.models import heads
+from ray_jobs.models.imports import import_transformers
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
@@ -61,10 +62,8 @@ def load_processor(directory: Path | None, task: str) -> Any:
     """
     if directory is None:
         return None
-    import transformers
-
     needs = TASKS[task].required_base
-    auto: Any = getattr(transformers, needs.processor_class)
+    auto: Any = getattr(import_transformers(), needs.processor_class)
     try:
         processor = auto.from_pretrained(str(directory), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -96,7 +95,6 @@ def load_base(
     4-bit weights cannot be computed with.
     """
     import torch
-    import transformers
 
     config = load_config(directory)
     check_architecture(config, task)
@@ -104,7 +102,7 @@ def load_base(
         raise ModelError(f"{directory} has no .safetensors weights; pickled weights are not read: convert them first")
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True}
     needs = TASKS[task].required_base
-    auto: Any = getattr(transformers, needs.auto_class)
+    auto: Any = getattr(import_transformers(), needs.auto_class)
     if needs.head:
         options |= {
             "num_labels": len(labels),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,42 +228,49 @@ class WorkersTrial(_Trial):
         run, inputs, store = task.run, task.inputs, self._search.store
         clock, minutes = TrialClock(), self._search.problem.search.trial_minutes
         ray_train.allow_training(store, inputs)
+        limit = _TimeLimit(minutes, lambda: ray_train.stop_training(store, inputs))
 
         def report(done: float, *_: object) -> None:
+            limit.start()
             clock.step()
             self._report(run, int(done))
 
-        with _alarm(minutes, lambda: ray_train.stop_training(store, inputs)) as late:
-            try:
-                ray_train.train_on_workers(
-                    inputs, store, job_id=self._search.job_id, attempt=self._search.attempt, report=report
-                )
-            except KitaeError as error:
-                return failed(run, error)
+        try:
+            ray_train.train_on_workers(
+                inputs, store, job_id=self._search.job_id, attempt=self._search.attempt, report=report
+            )
+        except KitaeError as error:
+            return failed(run, error)
+        finally:
+            limit.cancel()
         result = result_of_training(store, task)
         if result is None:
-            return _late(run, minutes) if minutes is not None and late.is_set() else None
+            return _late(run, minutes) if minutes is not None and limit.passed.is_set() else None
         return clock.timed(result)
 
 
-@contextlib.contextmanager
-def _alarm(minutes: float | None, ring: Any) -> Iterator[threading.Event]:
-    """Call `ring` after some minutes. Yields an event that is set then."""
-    rung = threading.Event()
+class _TimeLimit:
+    """Stops a training some minutes after its first step: the wait for machines and the start do not count."""
 
-    def late() -> None:
-        rung.set()
+    def __init__(self, minutes: float | None, stop: Callable[[], None]) -> None:
+        self.passed = threading.Event()
+        self._stop = stop
+        self._timer = threading.Timer((minutes or 0) * 60, self._end)
+        self._timer.daemon = True
+        self._waits = minutes is not None
+
+    def start(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.passed.set()
         with contextlib.suppress(KitaeError):
-            ring()
-
-    timer = threading.Timer((minutes or 0) * 60, late)
-    timer.daemon = True
-    if minutes is not None:
-        timer.start()
-    try:
-        yield rung
-    finally:
-        timer.cancel()
+            self._stop()
 
 
 def _lost(run: TrialSegment, why: Exception, times: str) -> Result:

@@ -6,11 +6,11 @@ resumes with other workers or another stage, and reading them runs no code.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.models import trainable
+from ray_jobs.models.imports import import_deepspeed
 from ray_jobs.spec import JobSpec
 from ray_jobs.training.adamw import MOMENTS, adamw
 from ray_jobs.training.checkpoint import State
@@ -42,20 +42,6 @@ def engine_config(spec: JobSpec, *, bf16: bool) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, imported without MLflow: its tuner, which nothing here uses, would import it for 2.5 s of every
-    process that trains."""
-    mlflow = sys.modules.get("mlflow")
-    if mlflow is None:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # the import system's mark of an absent module
-    try:
-        import deepspeed
-    finally:
-        if mlflow is None:
-            del sys.modules["mlflow"]
-    return deepspeed
 
 
 class DeepSpeedOptimizer:

@@ -42,7 +42,7 @@ from serving.http.eval_types import (
     RunStatus,
     UpdateEval,
 )
-from serving.http.ids import Order, Page, created_at_s, listed, new_id, page
+from serving.http.ids import Order, Page, created_at_s, listed, listed_by_last_write, new_id, page
 from serving.inference.generation_request import parse_chat
 
 MAX_EVALS = 1000
@@ -95,13 +95,17 @@ class EvalService:
     def get(self, team: str, eval_id: str) -> Eval:
         return records.load_eval(self.store, team, eval_id).to_openai()
 
-    def page(self, team: str, *, limit: int, after: str | None, order: Order) -> Page[Eval]:
+    def page(
+        self, team: str, *, limit: int, after: str | None, order: Order, by_last_write: bool = False
+    ) -> Page[Eval]:
         def read(identifier: str) -> Eval | None:
             found = records.evals(team).find(self.store, identifier)
             return None if found is None else found.to_openai()
 
-        ids = listed(self.store, records.evals(team).prefix, EVAL, self.store.now_s(), after=after, order=order)
-        return page(ids, read, limit=limit)
+        folder = records.evals(team).prefix
+        if by_last_write:
+            return page(listed_by_last_write(self.store, folder, EVAL, after=after, order=order), read, limit=limit)
+        return page(listed(self.store, folder, EVAL, self.store.now_s(), after=after, order=order), read, limit=limit)
 
     def update(self, team: str, eval_id: str, body: UpdateEval) -> Eval:
         """Change the fields that the request has."""

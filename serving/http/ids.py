@@ -83,6 +83,20 @@ def listed(
     )
 
 
+def listed_by_last_write(store: Store, prefix: str, kind: str, *, after: str | None, order: Order) -> list[str]:
+    """List the ids in `{prefix}{id}.json` by the second of their last write, then by creation; those after `after`.
+
+    Raises ApiError 400 for an `after` that is not in the list: without its record, its place is not known.
+    """
+    infos = [(info.modified_s, info.key.removeprefix(prefix).removesuffix(".json")) for info in store.list(prefix)]
+    found = [name for _, name in sorted(infos, reverse=order == "desc") if is_id(kind, name)]
+    if after is None:
+        return found
+    if after not in found:
+        raise bad_request(f"after is {after!r}, which is not an id of this list", param="after")
+    return found[found.index(after) + 1 :]
+
+
 def common(lists: Sequence[Iterator[str]], order: Order = "desc") -> Iterator[str]:
     """Yield the ids that are in all of several lists of one order."""
     last = min if order == "desc" else max

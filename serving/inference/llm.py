@@ -30,6 +30,7 @@ from ray_jobs.engine import (
     serving_dtype,
 )
 from ray_jobs.errors import MachineError
+from ray_jobs.models.imports import import_transformers
 from ray_jobs.registry.files import fetch_checked
 from ray_jobs.spec import ServingSection
 from ray_jobs.storage import Store, Workspace
@@ -114,10 +115,9 @@ def has_gpu() -> bool:
 
 def find_parsers(directory: Path, serving: ServingSection) -> Parsers:
     """Return the parsers of a base's answers. Reasoning is not parsed where the tokenizer lacks its tokens."""
-    from transformers import AutoTokenizer
     from vllm.parser.parser_manager import ParserManager
 
-    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(str(directory))
     parsers = parsers_of(tokenizer, tool=serving.tool_parser, reasoning=serving.reasoning_parser)
     try:
         kind = ParserManager.get_reasoning_parser(parsers.reasoning)

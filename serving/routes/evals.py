@@ -12,7 +12,7 @@ from serving.access.auth import caller_of
 from serving.evals.service import EvalService
 from serving.http import eval_types
 from serving.http.bodies import IsRetry, StrictRoute
-from serving.http.errors import ApiError, bad_request, documented
+from serving.http.errors import ApiError, documented
 from serving.http.ids import Order
 from serving.inference.router import Router
 from serving.routes.graders import check_model, check_models
@@ -36,10 +36,8 @@ def routes(evals: EvalService, router: Router) -> APIRouter:
         order: Order = "asc",
         order_by: Literal["created_at", "updated_at"] = "created_at",
     ) -> eval_types.EvalList:
-        if order_by != "created_at":
-            message = "order_by is updated_at: evals are listed by created_at only; leave it out"
-            raise bad_request(message, param="order_by", code="unsupported")
-        data, more = evals.page(caller_of(request).team, limit=limit, after=after, order=order)
+        team, by_last_write = caller_of(request).team, order_by == "updated_at"
+        data, more = evals.page(team, limit=limit, after=after, order=order, by_last_write=by_last_write)
         first, last = _ends(data)
         return eval_types.EvalList(data=data, has_more=more, first_id=first, last_id=last)
 

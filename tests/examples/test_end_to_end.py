@@ -222,26 +222,6 @@ def precision(checkout: Checkout) -> Dtype:
     return found
 
 
-def test_a_gguf_file_is_a_base_and_its_last_block_can_be_trained(checkout: Checkout) -> None:
-    job = {
-        "name": "from-gguf",
-        "task": "chat",
-        "base_model": ".kitae/assets/smollm2-135m-instruct.gguf",
-        "data": {"train": ".kitae/assets/faq_chat.jsonl", "max_rows": 40, "max_tokens": 512, "too_long": "truncate"},
-        "training": {"method": "frozen", "trainable_blocks": 1, "max_steps": 2, "learning_rate": 1e-4},
-        "evaluation": {"generate_rows": 0, "parity": {"prompts": 2}},
-        "serving": {"deploy": False},
-    }
-    (checkout.directory / "gguf.yaml").write_text(json.dumps(job))
-    checkout.environment.update(checkout.exports())
-    output = checkout.run("ray_jobs", "submit", "gguf.yaml")  # the runner reads neither the rows nor the base here
-    assert "base       skipped" in output
-    result = checkout.result("from-gguf")
-    demo = checkout.result("faq-chat")
-    assert result["base_name"] == "smollm2-135m-instruct"
-    assert result["tuned"]["loss"] < result["base"]["loss"] < demo["base"]["loss"] + 1.0
-
-
 def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> None:
     checkout.environment.update(checkout.exports())
     checkout.run("examples.assets", "reviews")

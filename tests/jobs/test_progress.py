@@ -38,6 +38,16 @@ def test_time_left_counts_only_work_since_the_restart() -> None:
     assert ProgressState(60, 120, "steps", elapsed_s=20, done_at_first=60).left_s() is None
 
 
+def test_a_first_piece_of_much_says_nothing_of_the_time_left() -> None:
+    assert ProgressState(2**13, 2**29, "bytes", elapsed_s=600).left_s() is None
+    assert ProgressState(2**25, 2**29, "bytes", elapsed_s=600).left_s() == 9000
+
+
+def test_few_bytes_are_shown_as_such() -> None:
+    assert line("base", ProgressState(310, 310, "bytes")).endswith("310/310 B")
+    assert line("base", ProgressState(1536, 150_000, "bytes")).endswith("2/146 KiB")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0s"), (59.6, "1m00s"), (70, "1m10s"), (3599.7, "1h00m"), (7500, "2h05m")]
 )

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from examples import assets
 from ray_jobs.errors import ModelError
 from ray_jobs.models import bases
 from ray_jobs.registry import catalogue
 from ray_jobs.storage import Workspace
 from tests.models.tiny_models import save_causal, save_encoder
+from tests.serving.served_models import smollm2
 
 
 def test_the_catalogue_records_a_bases_tasks_and_keeps_its_name(store: Workspace, tmp_path: Path) -> None:
@@ -30,3 +32,12 @@ def test_the_catalogue_records_a_bases_tasks_and_keeps_its_name(store: Workspace
         catalogue.remove(store, "tinny")
     catalogue.remove(store, "tiny")
     assert [entry.name for entry in catalogue.entries(store)] == ["encoder"]
+
+
+@pytest.mark.heavy
+def test_a_gguf_file_and_the_directory_made_from_it_are_the_same_base(store: Workspace) -> None:
+    """The real file: the same name, weights, configuration and tokenizer, so that its copy in the store is the same."""
+    directory = smollm2()
+    found = bases.prepare(store, str(directory.parent / assets.SMOLLM2_GGUF), "chat")
+    assert found == bases.prepare(store, str(directory), "chat")
+    assert found.name == "smollm2-135m-instruct"

@@ -1,4 +1,4 @@
-"""Whole searches on Ray Tune, in one process with a real Ray and a real store: every scheduler and every sampler."""
+"""Whole searches on Ray Tune, in one process with a real Ray and a real store. Other schedulers: `test_schedulers`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ def make_search(
         {"scheduler": "asha", "sampler": "gp"},
         {"scheduler": "pbt", "parallel": 2},
         {"scheduler": "pb2"},
-        {"scheduler": "hyperband", "parallel": 2},
     ],
     ids=lambda section: section["scheduler"],
 )

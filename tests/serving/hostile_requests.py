@@ -8,14 +8,17 @@ from typing import Any
 
 from serving.http.fields import FieldType
 from serving.inference.generation_request import CHAT_FIELDS, COMPLETION_FIELDS
+from serving.responses.request import IGNORED, RESPONSE_FIELDS
 
 CHAT, COMPLETIONS, EMBEDDINGS, CLASSIFY = "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify"
+RESPONSES = "/v1/responses"
 USER = {"role": "user", "content": "hello"}
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "greeter", "messages": [USER]},
     COMPLETIONS: {"model": "greeter", "prompt": "hello"},
     EMBEDDINGS: {"model": "spam", "input": "hello"},
     CLASSIFY: {"model": "spam", "input": "hello"},
+    RESPONSES: {"model": "greeter", "input": "hello"},
 }
 
 
@@ -37,6 +40,14 @@ class Hostile:
 
 def _tool(name: str = "f", **function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}} | function}
+
+
+def _flat(name: str = "f", **more: Any) -> dict[str, Any]:
+    return {"type": "function", "name": name, "parameters": {"type": "object"}} | more
+
+
+def _image() -> dict[str, Any]:
+    return {"type": "input_image", "image_url": "http://169.254.169.254/"}
 
 
 def _choose(name: str) -> dict[str, Any]:
@@ -131,6 +142,44 @@ RELATED: list[tuple[str, dict[str, Any], str]] = [
     (CLASSIFY, {"input": ["a", None]}, "input[1]"),
     (CLASSIFY, {"text": "a"}, "text"),
     (CLASSIFY, {"model": None}, "model"),
+    (RESPONSES, {"tools": [_flat()] * 129}, "tools"),
+    (RESPONSES, {"tools": [3]}, "tools[0]"),
+    (RESPONSES, {"tools": [{}]}, "tools[0].type"),
+    (RESPONSES, {"tools": [{"type": "mcp", "server_url": "http://169.254.169.254/"}]}, "tools[0].type"),
+    (RESPONSES, {"tools": [{"type": "function"}]}, "tools[0].name"),
+    (RESPONSES, {"tools": [_flat("two words")]}, "tools[0].name"),
+    (RESPONSES, {"tools": [_flat(parameters="{}")]}, "tools[0].parameters"),
+    (RESPONSES, {"tools": [_flat(), _flat()], "tool_choice": "required"}, "tools[1].name"),
+    (RESPONSES, {"tool_choice": "required"}, "tool_choice"),
+    (RESPONSES, {"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+    (RESPONSES, {"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+    (RESPONSES, {"tool_choice": {"type": "function"}}, "tool_choice.name"),
+    (RESPONSES, {"tools": [_flat()], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
+    (RESPONSES, {"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
+    (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "a", "schema": []}}}, "text.format.schema"),
+    (RESPONSES, {"text": {"format": {"type": "yaml"}}}, "text.format.type"),
+    (RESPONSES, {"text": {"format": 3}}, "text.format"),
+    (RESPONSES, {"text": {"verbosity": "loud"}}, "text.verbosity"),
+    (RESPONSES, {"text": {"form": {}}}, "text.form"),
+    (RESPONSES, {"reasoning": {"effort": "most"}}, "reasoning.effort"),
+    (RESPONSES, {"stream_options": {}}, "stream_options"),
+    (RESPONSES, {"background": True}, "background"),
+    (RESPONSES, {"conversation": "c"}, "conversation"),
+    (RESPONSES, {"messages": [USER]}, "messages"),
+    (RESPONSES, {"include": ["everything"]}, "include[0]"),
+    (RESPONSES, {"previous_response_id": "../../keys"}, "previous_response_id"),
+    (RESPONSES, {"input": None}, "input"),
+    (RESPONSES, {"input": []}, "input"),
+    (RESPONSES, {"input": [3]}, "input[0]"),
+    (RESPONSES, {"input": [{}]}, "input[0].type"),
+    (RESPONSES, {"input": [{"type": "wizard"}]}, "input[0].type"),
+    (RESPONSES, {"input": [{"role": "wizard", "content": "a"}]}, "input[0].role"),
+    (RESPONSES, {"input": [{"role": "user", "content": 3}]}, "input[0].content"),
+    (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+    (RESPONSES, {"input": [{"role": "user", "content": [_image()]}]}, "input[0].content[0].type"),
+    (RESPONSES, {"input": [{"type": "function_call_output", "output": "a"}]}, "input[0].call_id"),
+    (RESPONSES, {"input": [{"type": "function_call", "call_id": "c", "arguments": "{}"}]}, "input[0].name"),
+    (RESPONSES, {"input": [{"type": "item_reference", "id": "../x"}]}, "input[0].type"),
 ]
 MESSAGES: list[tuple[Any, str]] = [
     ([], "messages"),
@@ -197,6 +246,7 @@ UNKNOWN = {
         "functions",
         "audio",
     ],
+    RESPONSES: ["imput", "max_tokens", "n", "logprobs", "chat_template_kwargs", "functions", ""],
     COMPLETIONS: ["promt", "top_logprobs", "kv_transfer_params", "guided_json", "echo_prompt", "tools", "\x00", ""],
 }
 WRONG_BY_TYPE: dict[str, list[Any]] = {
@@ -224,4 +274,5 @@ def hostile_requests() -> list[Hostile]:
     found += [Hostile(path, {name: 1}, name) for path, names in UNKNOWN.items() for name in names]
     found += _wrong_values(CHAT, CHAT_FIELDS)
     found += _wrong_values(COMPLETIONS, COMPLETION_FIELDS)
+    found += _wrong_values(RESPONSES, {name: kind for name, kind in RESPONSE_FIELDS.items() if name not in IGNORED})
     return found

@@ -115,9 +115,13 @@ def test_evals_and_runs_are_listed_changed_and_deleted(client: openai.OpenAI) ->
     assert [found.id for found in client.evals.list(limit=1)][-2:] == [first.id, second.id]
     assert [found.id for found in client.evals.list(order="desc")][:2] == [second.id, first.id]
     assert [found.id for found in client.evals.list(after=first.id)] == [second.id]
+    time.sleep(1.1)  # a store lists the second of a write
     changed = client.evals.update(first.id, name="renamed", metadata={"a": "b"})
     assert (changed.name, client.evals.retrieve(first.id).metadata) == ("renamed", {"a": "b"})
     assert client.evals.update(first.id, metadata=None).name == "renamed"
+    assert [found.id for found in client.evals.list(order_by="updated_at")][-2:] == [second.id, first.id]
+    assert next(found.id for found in client.evals.list(order_by="updated_at", order="desc", limit=1)) == first.id
+    assert [found.id for found in client.evals.list(order_by="updated_at", after=second.id)] == [first.id]
     runs = [client.evals.runs.create(first.id, data_source=data_source()) for _ in range(2)]
     for run in runs:
         finished(client, first.id, run.id)
