@@ -121,8 +121,7 @@ def _covers(last: CheckpointRequest, now_s: float) -> bool:
 
 
 def _change(store: Workspace, job_id: str, number: int, **facts: Any) -> None:
-    def change(old: CheckpointRequest | None) -> CheckpointRequest:
-        assert old is not None
+    def change(old: CheckpointRequest) -> CheckpointRequest:
         return old.model_copy(update=facts) if old.number == number else old  # a later request has its own answer
 
-    _REQUESTS.update(store, f"{job_id}/notice", change)
+    _REQUESTS.change(store, f"{job_id}/notice", change)

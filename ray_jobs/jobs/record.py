@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, Field, computed_field
 
 from ray_jobs.digests import canonical_digest
-from ray_jobs.errors import ConflictError, CorruptObject, JobError, suggestion
+from ray_jobs.errors import CorruptObject, JobError, suggestion
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.storage.documents import Documents
@@ -99,11 +99,7 @@ _JOBS = Documents("jobs/", JobRecord, "a job record", _why_misplaced)
 def create(store: Workspace, spec: JobSpec) -> JobRecord:
     """Record the job as queued, or return its existing record: the same spec is the same job."""
     record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=store.now())
-    try:
-        _JOBS.create(store, _name(record.id), record)
-    except ConflictError:
-        return load(store, record.id)
-    return record
+    return _JOBS.get_or_create(store, _name(record.id), record)
 
 
 def queue(store: Workspace, spec: JobSpec, submitted: Mapping[str, str]) -> JobRecord:

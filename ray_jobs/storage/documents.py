@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ray_jobs.errors import CorruptObject, ObjectNotFound
+from ray_jobs.errors import ConflictError, CorruptObject, ObjectNotFound
 from ray_jobs.storage.store import Store
 from ray_jobs.storage.unreadable import summary
 
@@ -97,6 +97,27 @@ class Documents(Generic[Record]):
     def create(self, store: Store, name: str, record: Record) -> None:
         """Write a new record. Raises ConflictError if the document exists."""
         store.put_json(self.key(name), record.model_dump(mode="json"), if_absent=True)
+
+    def get_or_create(self, store: Store, name: str, record: Record) -> Record:
+        """Write a new record. Returns the stored one if the document exists, such as by another process."""
+        try:
+            self.create(store, name, record)
+        except ConflictError:
+            stored = self.read(store, name)
+            if stored is None:
+                raise  # deleted meanwhile
+            return stored
+        return record
+
+    def change(self, store: Store, name: str, change: Callable[[Record], Record]) -> Record:
+        """Change an existing record as `update` does. Raises ObjectNotFound where it does not exist."""
+
+        def apply(old: Record | None) -> Record:
+            if old is None:
+                raise ObjectNotFound(f"{self.what} {name} does not exist")
+            return change(old)
+
+        return self.update(store, name, apply)
 
     def update(self, store: Store, name: str, change: Callable[[Record | None], Record]) -> Record:
         """Replace a record by `change(record)` (None: it does not exist) by compare-and-swap; returns the new one.

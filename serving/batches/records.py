@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 from pydantic import BaseModel
 
-from ray_jobs.errors import ConflictError
 from ray_jobs.spec import Name
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents
@@ -145,21 +144,12 @@ def load(store: Store, team: str, identifier: str) -> ApiBatch:
 
 def put_new(store: Store, batch: ApiBatch) -> ApiBatch:
     """Store a new batch. Returns the stored one if it exists already."""
-    try:
-        _batches(batch.team).create(store, batch.id, batch)
-    except ConflictError:
-        return load(store, batch.team, batch.id)
-    return batch
+    return _batches(batch.team).get_or_create(store, batch.id, batch)
 
 
 def update(store: Store, batch: ApiBatch, change: Callable[[ApiBatch], ApiBatch]) -> ApiBatch:
     """Change a batch by a conditional write; `change` may run several times."""
-
-    def apply(old: ApiBatch | None) -> ApiBatch:
-        assert old is not None  # no batch is deleted
-        return change(old)
-
-    return _batches(batch.team).update(store, batch.id, apply)
+    return _batches(batch.team).change(store, batch.id, change)
 
 
 def ids(store: Store, team: str, now_s: float, *, after: str | None) -> Iterator[str]:

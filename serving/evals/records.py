@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ray_jobs.errors import ConflictError
+from ray_jobs.errors import ObjectNotFound
 from ray_jobs.graders.schema import Grader
 from ray_jobs.spec import Name
 from ray_jobs.storage import Store
@@ -210,30 +210,15 @@ def read_rows(store: Store, run: StoredRun) -> list[SourceRow]:
 
 def update_run(store: Store, run: StoredRun, change: Callable[[StoredRun], StoredRun]) -> StoredRun | None:
     """Change a run by a conditional write; `change` may run several times. None: it is deleted."""
-
-    class Deleted(Exception):
-        pass
-
-    def apply(old: StoredRun | None) -> StoredRun:
-        if old is None:
-            raise Deleted
-        return change(old)
-
     try:
-        return runs(run.team, run.eval_id).update(store, run.id, apply)
-    except Deleted:
+        return runs(run.team, run.eval_id).change(store, run.id, change)
+    except ObjectNotFound:
         return None
 
 
 def put_chunk(store: Store, run: StoredRun, number: int, chunk: Chunk) -> Chunk:
     """Store the output items of a chunk. Returns the stored ones if another process was first."""
-    try:
-        chunks(run).create(store, chunk_name(number), chunk)
-    except ConflictError:
-        stored = chunks(run).read(store, chunk_name(number))
-        assert stored is not None  # chunks go with their run only
-        return stored
-    return chunk
+    return chunks(run).get_or_create(store, chunk_name(number), chunk)
 
 
 def with_chunk(run: StoredRun, chunk: Chunk) -> StoredRun:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs.errors import GradingError
+from ray_jobs.errors import GradingError, ObjectNotFound
 from ray_jobs.graders.schema import (
     Grader,
     MultiGrader,
@@ -114,12 +114,11 @@ class EvalService:
         if changes.get("name", "") is None:
             del changes["name"]
 
-        def change(old: StoredEval | None) -> StoredEval:
-            if old is None:
-                raise records.no_eval(eval_id)
-            return old.model_copy(update=changes)
-
-        return records.evals(team).update(self.store, eval_id, change).to_openai()
+        try:
+            changed = records.evals(team).change(self.store, eval_id, lambda old: old.model_copy(update=changes))
+        except ObjectNotFound:
+            raise records.no_eval(eval_id) from None
+        return changed.to_openai()
 
     def delete(self, team: str, eval_id: str) -> None:
         """Delete an eval with its runs, those that have not ended too."""

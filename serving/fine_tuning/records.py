@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ray_jobs.errors import ConflictError, ObjectNotFound
+from ray_jobs.errors import ObjectNotFound
 from ray_jobs.registry.api_names import JOB_PREFIX
 from ray_jobs.spec import JobSpec, Name, parse_spec
 from ray_jobs.storage import Store, Workspace
@@ -282,11 +282,7 @@ def _exceeded(message: str, code: str) -> ApiError:
 def put_new(store: Store, job: ApiJob) -> ApiJob:
     """Store a new job. Returns the stored one if it exists already."""
     _by_metadata(job.team).add(store, job.id, _values(job))
-    try:
-        store.put_json(_jobs(job.team).key(job.id), job.model_dump(mode="json"), if_absent=True)
-    except ConflictError:
-        return load(store, job.team, job.id)
-    return job
+    return _jobs(job.team).get_or_create(store, job.id, job)
 
 
 def find(store: Store, team: str, identifier: str) -> ApiJob | None:
@@ -309,12 +305,7 @@ def load(store: Store, team: str, identifier: str) -> ApiJob:
 
 def update(store: Store, job: ApiJob, change: Callable[[ApiJob], ApiJob]) -> ApiJob:
     """Change a job by a conditional write; `change` may run several times."""
-
-    def apply(old: ApiJob | None) -> ApiJob:
-        assert old is not None  # no job is deleted
-        return change(old)
-
-    return _jobs(job.team).update(store, job.id, apply)
+    return _jobs(job.team).change(store, job.id, change)
 
 
 def ids(store: Store, team: str) -> list[str]:

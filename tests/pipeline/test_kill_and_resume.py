@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
-from ray_jobs.errors import JobCancelled, JobError, JobPaused, KitaeError, TrainingError
+from ray_jobs.errors import JobCancelled, JobError, TrainingError
 from ray_jobs.spec import DEFAULT_TEAM, JobSpec, parse_spec
 from ray_jobs.storage import Store, Workspace
 from ray_jobs.training import checkpoint
@@ -162,10 +162,11 @@ def test_the_output_of_a_run_is_readable(undisturbed: Undisturbed) -> None:
     assert any(line.startswith("evaluate") and "5/5 steps" in line for line in lines[:end])
 
 
-def test_workers_and_the_store_are_killed(
+def test_the_store_workers_and_the_driver_are_killed(
     ray_service: Service, store: Workspace, job: JobFile, undisturbed: Undisturbed
 ) -> None:
-    """Each in the middle of training and of an upload. The job resumes automatically, in the same attempt."""
+    """Each in the middle of training and of an upload. The job resumes automatically, in the same attempt; after its
+    driver is killed, `kitae resume` continues with the first run's spec."""
     watched = Watched(store, job.spec.job_id)
     driver = ray_service.kitae(store, "run", str(job.path))
 
@@ -177,7 +178,7 @@ def test_workers_and_the_store_are_killed(
         before = watched.step()
         ray_service.server.kill()
     ray_service.server.start()
-    at = watched.wait_for_step(before + EVERY, driver)
+    watched.wait_for_step(before + EVERY, driver)
 
     workers = ray_service.workers()
     assert len(workers) == 2
@@ -191,21 +192,14 @@ def test_workers_and_the_store_are_killed(
         kill(sender_of(held.client_port, ray_service.workers()))
     assert watched.step() == at < STEPS
     assert torn in watched.half_written()
-    ended_well(driver, store, job, undisturbed)
+    watched.wait_for_step(at + EVERY, driver)
     assert "attempt 1" in _events(store, job)[0]
     assert not any("attempt 2" in event for event in _events(store, job))
 
-
-def test_the_driver_is_killed(ray_service: Service, store: Workspace, job: JobFile, undisturbed: Undisturbed) -> None:
-    """In the middle of training and of an upload. `kitae resume` continues, with the first run's spec."""
-    watched = Watched(store, job.spec.job_id)
-    driver = ray_service.kitae(store, "run", str(job.path))
-    at = watched.wait_for_step(EVERY, driver)
     with ray_service.gateway.hold_upload("/state-00001"):
         driver.kill()
     assert watched.status() == "running"  # a killed driver writes nothing
-    assert at <= watched.step() < STEPS
-
+    assert at + EVERY <= watched.step() < STEPS
     ended_well(ray_service.kitae(store, "resume", job.spec.job_id), store, job, undisturbed)
 
 
@@ -227,72 +221,14 @@ def _events(store: Workspace, job: JobFile) -> list[str]:
 
 
 @pytest.mark.usefixtures("store_environment")
-def test_a_paused_and_a_cancelled_job_resume_with_another_number_of_workers(
+def test_a_checkpoint_is_written_on_request_and_another_number_of_workers_resumes(
     ray_service: Service, store: Workspace, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2 workers, paused; 1, cancelled; 2 again, to the end: the losses equal those of a run on one worker."""
-    monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
-    job = job_file(files, "still", base="encoder-without-dropout")
-    watched = Watched(store, job.spec.job_id)
-    driver = ray_service.kitae(store, "run", str(job.path))
-
-    _ends_soon("pause", watched, driver, JobPaused, ray_service, after=EVERY)
-    paused_at = watched.step()
-    assert EVERY <= paused_at < STEPS
-    events = [event for _, event in jobs.events(store, job.spec.job_id)]
-    assert next(event.data["step"] for event in events if event.kind == "metrics") <= 10
-    assert events[-1].message.startswith(f"job {job.spec.job_id} was paused")
-
-    driver = ray_service.kitae(store, "resume", job.spec.job_id, "--workers", "1")
-    _ends_soon("cancel", watched, driver, JobCancelled, ray_service, after=paused_at + EVERY)
-    cancelled_at = watched.step()
-    assert paused_at < cancelled_at < STEPS
-    assert jobs.load(store, job.spec.job_id).paused_at is None
-
-    driver = ray_service.kitae(store, "run", str(job.path))
-    assert driver.wait() == 0, driver.output
-    losses, _ = outcome(store, job)
-    same(losses, alone(store, job), within=1e-4)
-    assert watched.half_written() == []
-    record = jobs.load(store, job.spec.job_id)
-    assert (record.status, record.attempt) == ("succeeded", 3)
-    (trained,) = [stage for stage in jobs.stages(store, job.spec.job_id) if stage.name == "train"]
-    assert trained.outputs["resumed_from_step"] == cancelled_at
-
-
-def _ends_soon(
-    command: str, watched: Watched, driver: Driver, error: type[KitaeError], service: Service, *, after: int
-) -> None:
-    """Pause or cancel a job once a step is committed; it ends, and its workers too, within seconds."""
-    watched.wait_for_step(after, driver)
-    started = time.monotonic()
-    _in_process(command, watched.job_id)
-    assert driver.wait() == error.exit_code
-    deadline = started + CANCEL_PATIENCE_S
-    while service.workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert service.workers() == []
-    assert driver.last_line.startswith("error: job still-")
-    assert "Traceback" not in driver.output
-    assert watched.status() == {"pause": "paused", "cancel": "cancelled"}[command]
-
-
-def _in_process(*arguments: str) -> str:
-    """Output of a `kitae` command in this process: one of its own takes as long to start as many steps take."""
-    done = CliRunner().invoke(cli, arguments)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-@pytest.mark.usefixtures("store_environment")
-def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
-    ray_service: Service, store: Workspace, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job writes a checkpoint at its end only, except when one is requested: first by `kitae notice` before the
-    cluster is killed, then by SIGTERM to the driver, as Ray stops a job."""
+    """The job writes a checkpoint at its end only, except when one is requested: by `kitae notice` before its cluster
+    is killed; on one worker by SIGTERM to the driver, as Ray stops a job. It is then cancelled and ends on two."""
     monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
     training = {"checkpoint_every_steps": None, "eval_every_steps": STEPS}
-    job = job_file(files, "noticed", training=training, compute={"workers": 1})
+    job = job_file(files, "noticed", base="encoder-without-dropout", training=training)
     watched = Watched(store, job.spec.job_id)
 
     driver = ray_service.kitae(store, "run", str(job.path))
@@ -306,7 +242,7 @@ def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
     assert watched.status() == "running", "the end of the machines does not end the job"
     ray_service.start_ray()
 
-    driver = ray_service.kitae(store, "resume", job.spec.job_id, RAY_JOB_STOP_WAIT_TIME_S="100")
+    driver = ray_service.kitae(store, "resume", job.spec.job_id, "--workers", "1", RAY_JOB_STOP_WAIT_TIME_S="100")
     _wait_for_another_step(store, job, driver)
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait() != 0
@@ -317,12 +253,42 @@ def test_a_checkpoint_request_before_the_machines_go_saves_the_steps(
     saved = [f"SIGTERM: checkpoint of step {step} committed" for step in range(noticed_at + 1, at + 1)]
     assert any(message.startswith(tuple(saved)) for message in _events(store, job))
 
-    driver = ray_service.kitae(store, "resume", job.spec.job_id)
+    driver = ray_service.kitae(store, "resume", job.spec.job_id, "--workers", "2")
+    _wait_for_another_step(store, job, driver)
+    _cancelled_soon(watched, driver, ray_service)
+    assert watched.step() == at
+    assert jobs.load(store, job.spec.job_id).paused_at is None
+
+    driver = ray_service.kitae(store, "run", str(job.path))
     assert driver.wait() == 0, driver.output
     losses, _ = outcome(store, job)
-    same(losses, alone(store, job))
+    same(losses, alone(store, job), within=1e-4)
+    assert watched.half_written() == []
+    record = jobs.load(store, job.spec.job_id)
+    assert (record.status, record.attempt) == ("succeeded", 4)
     events = [event for _, event in jobs.events(store, job.spec.job_id)]
-    assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at]
+    assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at, at]
+
+
+def _cancelled_soon(watched: Watched, driver: Driver, service: Service) -> None:
+    """Cancel a job that trains; it ends, and its workers too, within seconds."""
+    started = time.monotonic()
+    _in_process("cancel", watched.job_id)
+    assert driver.wait() == JobCancelled.exit_code
+    deadline = started + CANCEL_PATIENCE_S
+    while service.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert service.workers() == []
+    assert driver.last_line.startswith(f"error: job {watched.job_id}")
+    assert "Traceback" not in driver.output
+    assert watched.status() == "cancelled"
+
+
+def _in_process(*arguments: str) -> str:
+    """Output of a `kitae` command in this process: one of its own takes as long to start as many steps take."""
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def _wait_for_another_step(store: Workspace, job: JobFile, driver: Driver) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from ray_jobs.errors import CorruptObject
+from ray_jobs.errors import CorruptObject, ObjectNotFound
 from ray_jobs.storage import Store
 from ray_jobs.storage.documents import Documents, with_unknown_fields
 from ray_jobs.storage.unreadable import MAX_DOCUMENT_BYTES, UnreadableRecords
@@ -105,3 +105,13 @@ def test_fields_of_a_newer_version_are_ignored_and_kept(store: Store) -> None:
 )
 def test_only_what_was_unknown_is_kept(stored: Any, read: Any, new: Any, kept: Any) -> None:
     assert with_unknown_fields(stored, read, new) == kept
+
+
+def test_a_record_is_created_once_and_only_an_existing_one_changed(store: Store) -> None:
+    first, second = Thing(kind="old"), Thing(kind="new")
+    with pytest.raises(ObjectNotFound, match="a thing x does not exist"):
+        THINGS.change(store, "x", lambda thing: thing)
+    assert THINGS.get_or_create(store, "x", first) == first
+    assert THINGS.get_or_create(store, "x", second) == first
+    assert THINGS.change(store, "x", lambda thing: thing.model_copy(update={"colour": "blue"})).colour == "blue"
+    assert THINGS.read(store, "x") == Thing(kind="old", colour="blue")
