@@ -26,7 +26,7 @@ def import_transformers() -> Any:
     with absent("sklearn"):
         import transformers
 
-        transformers.utils.is_sklearn_available()  # asked once for the whole process
+        transformers.utils.import_utils.is_sklearn_available()  # asked once for the whole process
     return transformers
 
 
