@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 COUNT := awk '/^Collecting /{if (++n % 20 == 0) {print "   " n " packages fetched"; fflush()}} /^Installing collected/{print "   installing"; fflush()}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stop test test-fast check format bench image lock clean
+.PHONY: help setup demo stop test test-fast test-clients check format bench image lock clean
 
 help:
 	@echo 'Kitae: fine-tune, check, serve.'
@@ -66,6 +66,9 @@ test: setup ## all tests: the light ones, then the heavy ones, two at a time (TE
 	@light=0; $(BIN)/pytest -n 2 -m 'not heavy' $(TESTS) || light=$$?; \
 	heavy=0; $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m heavy $(TESTS) || heavy=$$?; \
 	if [ $$light = 5 ]; then exit $$heavy; elif [ $$heavy = 5 ]; then exit $$light; else exit $$((light | heavy)); fi
+
+test-clients: setup ## unmodified OpenAI clients against a real service, results in docs/clients.md (CLIENTS=… for some)
+	@$(BIN)/python -m tests.clients $(CLIENTS)
 
 check: setup ## ruff, mypy --strict, layering
 	@failed=0; for command in 'ruff check .' 'ruff format --check .' mypy lint-imports; do \

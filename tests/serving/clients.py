@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.repository import ROOT
 
 RELEASES = ("1.109.1", "2.54.0", "3.54.0")
-BESIDE = ("distro==1.9.0", "sniffio==1.3.1")
-"""Packages that older releases need and newer ones do not."""
 CLIENTS = ROOT / ".kitae" / "clients"
 ERRORS = {
     "no key": ["AuthenticationError", "invalid_api_key", None, "authentication_error", True],
@@ -28,20 +29,29 @@ ERRORS = {
 """Exception, code, param, type and presence of a request id, as every release must report them."""
 
 
-def client_at(release: str) -> Path:
-    """A directory with that release alone; its dependencies come from this environment."""
-    directory = CLIENTS / f"openai-{release}"
-    if not (directory / "openai").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
-        subprocess.run([*command, "--target", str(directory), f"openai=={release}", *BESIDE], check=True, timeout=300)
-    return directory
+def environment(name: str, packages: Sequence[str]) -> Path:
+    """Python of the virtual environment `.kitae/clients/NAME` with these packages alone; made when they change."""
+    directory = CLIENTS / name
+    python, installed = directory / "bin" / "python", directory / "installed.txt"
+    wanted = "\n".join(packages)
+    CLIENTS.mkdir(parents=True, exist_ok=True)
+    with (CLIENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not installed.is_file() or installed.read_text(encoding="utf-8") != wanted:
+            shutil.rmtree(directory, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
+            pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+            subprocess.run([*pip, "--disable-pip-version-check", *packages], check=True, timeout=1200)
+            installed.write_text(wanted, encoding="utf-8")
+    return python
 
 
 def whole_flow(release: str, url: str, key: str, base: str, rows: Path, *, timeout_s: float) -> dict[str, Any]:
     """Run `tests/serving/client_flow.py` with a release; returns its report. Raises AssertionError with its output."""
+    python = environment(f"openai-{release}", (f"openai=={release}",))
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "client_flow.py"), url, key, base, str(rows)],
-        env={"PYTHONPATH": str(client_at(release)), "PATH": "", "NO_PROXY": "127.0.0.1"},
+        [str(python), str(Path(__file__).parent / "client_flow.py"), url, key, base, str(rows)],
+        env={"PATH": "", "NO_PROXY": "127.0.0.1"},
         capture_output=True,
         text=True,
         timeout=timeout_s,
