@@ -33,6 +33,8 @@ _LEAST_ANSWERS = 16
 _RECENT = 64
 _RECENT_S = 60.0
 """A team's speed is that of its last so many requests, of so many seconds."""
+_UNKNOWN_S = 0.05
+"""Time that a request of a burst takes beside the others, until the first one has ended."""
 _PRESENT_S = 10.0
 """A team uses an engine until so long after its latest request."""
 MAX_RETRY_AFTER_S = 60
@@ -60,14 +62,19 @@ class _Speed:
     """How fast a team's requests end, and until when its places are promised."""
 
     ended_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    busy_since_s: float = 0.0
+    """When the team last began to hold places: requests that end together, as those of a burst do, took since then."""
     promised_s: float = 0.0
 
-    def retry_after_s(self, waiting: int, now_s: float) -> int:
+    def retry_after_s(self, waiting: int, held: int, now_s: float) -> int:
         """Seconds after which one more refused request is likely to find a place, after those refused before it."""
-        recent = [at for at in self.ended_s if now_s - at <= _RECENT_S]
-        if len(recent) < 2 or recent[0] == now_s:
-            return 1
-        each_s = (now_s - recent[0]) / len(recent)
+        since_s = max(self.busy_since_s, now_s - _RECENT_S)
+        recent = [at for at in self.ended_s if at >= since_s]
+        if len(recent) == _RECENT:
+            since_s = recent[0]
+        each_s = (now_s - since_s) / (len(recent) or max(1, held))
+        if not recent:
+            each_s = max(_UNKNOWN_S, each_s)  # those that run have not ended yet
         self.promised_s = max(now_s + waiting * each_s, self.promised_s + each_s)
         self.promised_s = min(self.promised_s, now_s + MAX_RETRY_AFTER_S)
         return max(1, math.ceil(self.promised_s - now_s))
@@ -96,6 +103,8 @@ class _Engine:
                 return
             request = self.waiting[team][0]
             self.drop(team, request)
+            if not self.requests[team]:
+                self.speeds[team].busy_since_s = self.now()
             self.requests[team] += 1
             self.answers[team] += request.answers
             request.admitted.set_result(None)
@@ -112,7 +121,7 @@ class _Engine:
         return len(self.waiting.get(team, ())) >= most or waiting >= with_reserve(most)
 
     def retry_after_s(self, team: str) -> int:
-        return self.speeds[team].retry_after_s(len(self.waiting.get(team, ())), self.now())
+        return self.speeds[team].retry_after_s(len(self.waiting.get(team, ())), self.requests[team], self.now())
 
     def release(self, team: str, answers: int) -> None:
         self.speeds[team].ended_s.append(self.now())

@@ -18,5 +18,5 @@ class GetWeather(BaseModel):
 client = instructor.from_openai(openai.OpenAI(base_url=url, api_key=key))
 question = [{"role": "user", "content": "What is the weather in Paris?"}]
 found = client.chat.completions.create(model=model, messages=question, response_model=GetWeather)
-assert found == GetWeather(city="Paris"), found
+assert found.city == "Paris", found
 print(found)

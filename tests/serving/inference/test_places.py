@@ -149,11 +149,11 @@ async def test_a_refused_request_has_the_time_of_those_before_it() -> None:
         await requests.start(f"a{10 + i}")
     for i in range(3):
         await requests.start(f"a{20 + i}")
-    # Four requests in the 6 s since the first one ended, so 1.5 s each; four wait.
-    assert [error.headers["Retry-After"] for error in requests.refused[1:]] == ["6", "8", "9"]
+    # Four requests in the 8 s since the team's first one began, so 2 s each; four wait.
+    assert [error.headers["Retry-After"] for error in requests.refused[1:]] == ["8", "10", "12"]
     requests.now_s += 9.0
     await requests.start("a30")
-    assert requests.refused[-1].headers["Retry-After"] == "15", "slower of late"
+    assert requests.refused[-1].headers["Retry-After"] == "17", "slower of late"
     await requests.start("b1")
     assert "b1" in requests.running
 
