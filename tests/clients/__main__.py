@@ -58,7 +58,7 @@ def main(names: list[str]) -> int:
 
 
 def run(client: Client, service: TunedService) -> str | None:
-    """Install and run a client; returns the last line of its output if it failed."""
+    """Install and run a client; returns its last error if it failed."""
     arguments = [service.url, service.key, service.model, str(service.tokenizer)]
     log = ENVIRONMENTS / f"{client.name}.log"
     with log.open("w", encoding="utf-8") as output, tempfile.TemporaryDirectory() as directory:
@@ -79,7 +79,8 @@ def run(client: Client, service: TunedService) -> str | None:
     if done.returncode == 0:
         return None
     lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return f"failed: {(lines[-1] if lines else f'exit code {done.returncode}')[:200]}"
+    errors = [line for line in lines if "Error" in line] or lines or [f"exit code {done.returncode}"]
+    return f"failed: {errors[-1][:200]}"
 
 
 def command_of(client: Client) -> list[str]:

@@ -128,6 +128,8 @@ CLIENTS: tuple[Client, ...] = (
         "promptfoo_eval.mjs",
         ("promptfoo@0.123.1",),
     ),
-    Client("guidellm", "`guidellm run`: a benchmark of synthetic requests", "guidellm_benchmark.py", ("guidellm==0.8.1",)),
+    Client(
+        "guidellm", "`guidellm run`: a benchmark of synthetic requests", "guidellm_benchmark.py", ("guidellm==0.8.1",)
+    ),
     Client("vllm-bench", "`vllm bench serve` with random prompts", "vllm_bench.py", (), timeout_s=900),
 )

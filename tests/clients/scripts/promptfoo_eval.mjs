@@ -27,7 +27,7 @@ const config = {
   })),
 };
 writeFileSync("promptfooconfig.json", JSON.stringify(config));
-const command = join(import.meta.dirname, "node_modules", "promptfoo", "dist", "src", "main.js");
+const command = join(import.meta.dirname, "node_modules", "promptfoo", "dist", "src", "entrypoint.js");
 const done = spawnSync(
   process.execPath,
   [command, "eval", "-c", "promptfooconfig.json", "--no-cache", "-o", "results.json"],
