@@ -96,7 +96,7 @@ def command_of(client: Client) -> list[str]:
     install = [str(programs / "npm"), "install", "--silent", "--prefix", str(directory), *client.packages]
     subprocess.run(install, env=os.environ | search_path, check=True, timeout=900)
     # Node looks for packages beside the script.
-    return [str(programs / "node"), shutil.copy(script, directory)]
+    return [str(programs / "node"), str(shutil.copy(script, directory / script.name))]
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def rendered(clients: Iterable[Client], outcomes: Mapping[str, Outcome], documen
     before, _, rest = document.partition(_HEAD)
     rows = list(_ROW.finditer(rest))
     after = rest[rows[-1].end() :] if rows else rest
-    known = {row[1]: Outcome(row[2], row[3], row[4]) for row in rows} | outcomes
+    known = {**{row[1]: Outcome(row[2], row[3], row[4]) for row in rows}, **outcomes}
     lines = [_line(client, known.get(client.name)) for client in clients]
     return before + _HEAD + "".join(lines) + after
 
