@@ -17,14 +17,13 @@ from ray_jobs.errors import KitaeError
 from ray_jobs.jobs import Job
 from ray_jobs.search import page
 from ray_jobs.search.records import Problem, SearchRecords
-from ray_jobs.search.rungs import rungs_of, trials_of
+from ray_jobs.search.rungs import rungs_of, steps_of, trials_of
 from ray_jobs.search.schedulers import Places
 from ray_jobs.search.standing import Standing, prunable
 from ray_jobs.search.stoppers import Meter
 from ray_jobs.search.trainables import LIVES
 from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Result, TrialSegment
-from ray_jobs.training.lr_schedule import decay_start
 
 _PAGE_EVERY_S = 10.0
 
@@ -92,16 +91,13 @@ class SearchProgress(Unsaved, tune.Callback):
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """Record as lost what a trial trained whose process ended too often."""
         number, params = trial.config["trial"], trial.config["params"]
+        first = TrialSegment(trial=number, rung=0, params=params, until=rungs_of(self._problem, params)[0])
+        run = next((run for run in list(self.running.values()) if run.trial == number), first)
         if "segment" in trial.config:
-            lost = [TrialSegment.model_validate(trial.config["segment"])]
-        else:
-            lost = [run for run in list(self.running.values()) if run.trial == number]
-        if not lost:  # it ended before it began
-            lost = [TrialSegment(trial=number, rung=0, params=params, until=rungs_of(self._problem, params)[0])]
+            run = TrialSegment.model_validate(trial.config["segment"])
+        error = f"its process ended more than {LIVES} times: {_last_line(trial.error_file)}"
         with self._kept():
-            for run in lost:
-                error = f"its process ended more than {LIVES} times: {_last_line(trial.error_file)}"
-                self._add(self._records.add(Result(run=run, status="lost", error=error)))
+            self._add(self._records.add(Result(run=run, status="lost", error=error)))
 
     @contextlib.contextmanager
     def _kept(self) -> Iterator[None]:
@@ -153,14 +149,12 @@ class SearchProgress(Unsaved, tune.Callback):
         """Show the steps trained, out of those of the trials that began and the first rung of the others."""
         metric, results, running = self._problem.search.judge, dict(self.results), dict(self.running)
         values = [result.value(metric) for result in results.values() if result.status == "ok"]
-        ends = {result.run.trial for result in results.values()}
-        done = sum(result.steps for result in results.values())
-        left = 0
+        ends, trials = {result.run.trial for result in results.values()}, trials_of(self._problem)
+        done, left = sum(result.steps for result in results.values()), 0
         for name, run in running.items():
-            begin = decay_start(results[run.source].run.until) if run.source in results else 0
-            step = max(begin, self._steps.get(name, 0))
-            done, left = done + step - begin, left + run.until - step
-        trials = trials_of(self._problem)
+            whole = steps_of(run, results)
+            trained = max(0, self._steps.get(name, 0) - run.until + whole)
+            done, left = done + trained, left + whole - trained
         begun = ends | {run.trial for run in running.values()}
         left += (trials - len(begun)) * rungs_of(self._problem, {})[0] if self.now.sampling else 0
         best = {f"best_{metric}": abs(min(values))} if values else {}

@@ -67,10 +67,22 @@ class SearchRecords:
     def __init__(self, store: Workspace, prefix: str) -> None:
         self.store, self.prefix = store, prefix
 
+    def _read(self, name: str) -> Any:
+        """A document; None if there is none."""
+        with contextlib.suppress(ObjectNotFound):
+            return self.store.get_json(f"{self.prefix}/{name}.json")
+        return None
+
+    def _write_once(self, name: str, document: Any) -> Any:
+        """Write a document unless there is one. Returns the one that was written first."""
+        with contextlib.suppress(ConflictError):
+            self.store.put_json(f"{self.prefix}/{name}.json", document, if_absent=True)
+            return document
+        return self._read(name)
+
     def begin(self, problem: Problem) -> Problem:
         """Write the problem, or read the one written before."""
-        with contextlib.suppress(ConflictError):
-            self.store.put_json(f"{self.prefix}/problem.json", problem.model_dump(mode="json"), if_absent=True)
+        self._write_once("problem", problem.model_dump(mode="json"))
         return self.problem()  # as every later start reads it: decisions depend on the order of the space's fields
 
     def problem(self) -> Problem:
@@ -82,28 +94,19 @@ class SearchRecords:
 
     def point(self, trial: int, params: Params) -> Params:
         """Write a trial's values once. Returns those that were written first."""
-        key = f"{self.prefix}/points/{trial:04d}.json"
-        try:
-            self.store.put_json(key, params, if_absent=True)
-        except ConflictError:
-            params = self.store.get_json(key)
-        return params
+        return dict(self._write_once(f"points/{trial:04d}", params))
 
     def points(self, results: Mapping[str, Result]) -> dict[int, Params]:
         """Values of the trials that began, by number. `results`: those of this search."""
         points = Documents(f"{self.prefix}/points/", _Values, "the values of a trial").read_all(self.store)
-        found: dict[int, Params] = {int(name): values.root for name, values in points.items()}
-        for result in results.values():  # a search of an earlier version wrote no points
-            if result.run.rung == 0 and not result.run.again:
-                found.setdefault(result.run.trial, result.run.params)
-        return dict(sorted(found.items()))
+        # A search of an earlier version wrote no points.
+        begun = {r.run.trial: r.run.params for r in results.values() if r.run.rung == 0 and not r.run.again}
+        return dict(sorted((begun | {int(name): values.root for name, values in points.items()}).items()))
 
     def segment(self, name: str) -> TrialSegment | None:
         """A segment as an earlier attempt began it. None: none did."""
-        try:
-            return TrialSegment.model_validate(self.store.get_json(f"{self.prefix}/segments/{name}.json"))
-        except ObjectNotFound:
-            return None
+        document = self._read(f"segments/{name}")
+        return document and TrialSegment.model_validate(document)
 
     def begin_segment(self, run: TrialSegment) -> None:
         """Record a segment before it trains. Checkpoints that another one left under its name are deleted."""
@@ -118,51 +121,36 @@ class SearchRecords:
 
     def result(self, name: str) -> Result | None:
         """The result of one segment. None: it has none yet."""
-        try:
-            return Result.model_validate(self.store.get_json(f"{self.prefix}/results/{name}.json"))
-        except ObjectNotFound:
-            return None
+        document = self._read(f"results/{name}")
+        return document and Result.model_validate(document)
 
     def add(self, result: Result) -> Result:
         """Write a result once. Returns the one that was written first."""
-        key = f"{self.prefix}/results/{result.run.name}.json"
-        result = result.model_copy(update={"ended_at": self.store.now_s()})
-        try:
-            self.store.put_json(key, result.model_dump(mode="json"), if_absent=True)
-        except ConflictError:
-            return Result.model_validate(self.store.get_json(key))
-        return result
+        document = result.model_copy(update={"ended_at": self.store.now_s()}).model_dump(mode="json")
+        return Result.model_validate(self._write_once(f"results/{result.run.name}", document))
 
-    def stop(self, reason: str, results: dict[str, Result]) -> SamplingEnd:
+    def stop(self, reason: str, results: Mapping[str, Result]) -> SamplingEnd:
         """Record the end of sampling, once."""
-        stop = SamplingEnd(reason=reason, results=tuple(sorted(results)))
-        with contextlib.suppress(ConflictError):
-            self.store.put_json(f"{self.prefix}/stop.json", stop.model_dump(mode="json"), if_absent=True)
-        return self.stopped() or stop
+        document = SamplingEnd(reason=reason, results=tuple(sorted(results))).model_dump(mode="json")
+        return SamplingEnd.model_validate(self._write_once("stop", document))
 
     def stopped(self) -> SamplingEnd | None:
-        try:
-            return SamplingEnd.model_validate(self.store.get_json(f"{self.prefix}/stop.json"))
-        except ObjectNotFound:
-            return None
+        document = self._read("stop")
+        return document and SamplingEnd.model_validate(document)
 
     def spent(self) -> dict[str, float]:
         """Hours so far: `wall` and `worker`."""
-        try:
-            document: dict[str, float] = self.store.get_json(f"{self.prefix}/spent.json")
-        except ObjectNotFound:
-            return {"wall": 0.0, "worker": 0.0}
-        return document
+        return self._read("spent") or {"wall": 0.0, "worker": 0.0}
 
     def spend(self, spent: dict[str, float], running: Iterable[TrialSegment]) -> None:
         """Write the hours so far, and the segments that run now."""
         self.store.put_json(f"{self.prefix}/spent.json", spent)
         self.store.put_json(f"{self.prefix}/running.json", [run.model_dump(mode="json") for run in running])
 
-    def running(self) -> tuple[TrialSegment, ...]:
-        """The segments that ran when the hours were last written. Raises ObjectNotFound before that."""
-        document = self.store.get_json(f"{self.prefix}/running.json")
-        return tuple(TrialSegment.model_validate(run) for run in document)
+    def running(self) -> list[TrialSegment] | None:
+        """The segments that ran when the hours were last written. None: they never were."""
+        document = self._read("running")
+        return None if document is None else [TrialSegment.model_validate(run) for run in document]
 
     def checkpoints(self, run: TrialSegment) -> str:
         """Prefix of a segment's checkpoints."""

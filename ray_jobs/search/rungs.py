@@ -1,4 +1,4 @@
-"""The lengths of trials: their rungs in optimizer steps, their segments, and the rows that they train. Pure."""
+"""The lengths of trials: their rungs in optimizer steps, and the job of a segment. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 
 from ray_jobs.search.records import Problem
-from ray_jobs.search.sampling import grid
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
-from ray_jobs.spec import JobSpec
+from ray_jobs.spec import JobSpec, Range
 from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.training.lr_schedule import decay_start
 
@@ -51,30 +50,13 @@ def trial_spec(problem: Problem, run: TrialSegment) -> JobSpec:
     return spec.model_copy(update={"training": spec.training.model_copy(update={"seed": spec.training.seed + 1})})
 
 
-def onwards(problem: Problem, result: Result, rung: int) -> TrialSegment:
-    """The segment from a result to a later rung. Without a checkpoint it starts from the base."""
-    run = result.run
-    until = rungs_of(problem, run.params)[rung]
-    source = run.name if result.trunk is not None else None
-    return TrialSegment(trial=run.trial, rung=rung, params=run.params, until=until, source=source)
-
-
-def length(problem: Problem, run: TrialSegment, results: Mapping[str, Result]) -> int:
-    """Rows that a segment trains."""
-    before = decay_start(results[run.source].run.until) if run.source is not None else 0
-    return (run.until - before) * batch_size_of(problem, run.params)
-
-
-def whole_length(problem: Problem, run: TrialSegment) -> int:
-    """Rows that a whole trial with a segment's values trains."""
-    return rungs_of(problem, run.params)[-1] * batch_size_of(problem, run.params)
-
-
-def rows_trained(problem: Problem, result: Result) -> int:
-    """Rows that were trained for a result."""
-    return max(1, result.steps * batch_size_of(problem, result.run.params))
+def steps_of(run: TrialSegment, results: Mapping[str, Result]) -> int:
+    """Optimizer steps that a segment trains."""
+    return run.until - (decay_start(results[run.source].run.until) if run.source in results else 0)
 
 
 def trials_of(problem: Problem) -> int:
     """Most trials of a search."""
-    return len(grid(problem.space)) if problem.search.samples == "grid" else problem.search.trials
+    if problem.search.samples != "grid":
+        return problem.search.trials
+    return math.prod(len(values) for values in problem.space.values() if not isinstance(values, Range))

@@ -9,26 +9,26 @@ import copy
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from ray_jobs.search import sampling
 from ray_jobs.search.records import Problem, SearchRecords
-from ray_jobs.search.rungs import FAILED, shares_of, trials_of
+from ray_jobs.search.rungs import shares_of, trials_of
 from ray_jobs.search.space import is_whole, own_values
 from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import Range
-from ray_jobs.spec.search import POPULATIONS, Sampler
+from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.tracking.files import trial_run
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 _STARTUP = 5
 """Trials drawn at random before a model of the results proposes."""
@@ -39,7 +39,8 @@ class Numbers:
     """The numbers and values of the trials."""
 
     def __init__(self, records: SearchRecords, results: Mapping[str, Result]) -> None:
-        self.known, self._records, self._next = records.points(results), records, itertools.count()
+        self.known, self.results = records.points(results), results
+        self._records, self._next = records, itertools.count()
 
     def config(self, params: Params) -> Params:
         """The config of the next trial, which gets these values unless others are recorded."""
@@ -52,27 +53,24 @@ class NumberedSearch(Unsaved, Searcher):
     """Numbers the trials of `OptunaSearch` and starts one only in a free place."""
 
     def __init__(self, problem: Problem, numbers: Numbers, may_start: MayStart, gain_too_small: MayStart) -> None:
-        search, space = problem.search, problem.space
+        search = problem.search
         modes = ["min" if metric == "loss" else "max" for metric in search.metrics]
         if len(modes) == 1:
             super().__init__(metric=search.judge, mode=modes[0])
         else:
             super().__init__(metric=list(search.metrics), mode=modes)
-        self._first: dict[int, list[float]] = {}
-        """The metrics of each trial at its first rung, by Optuna's number, where there are two."""
-        self._places_of: dict[str, int] = {}
-        first = [*problem.warm, own_values(problem.spec, space)]
+        first = [*problem.warm, own_values(problem.spec, problem.space)]
         begun = max(numbers.known, default=-1) + 1
         # A number without values, which only a search of an earlier version has, gets the job's own.
         first = [numbers.known.get(number, first[-1]) for number in range(begun)] + first[begun:]
         self._optuna = OptunaSearch(
-            space=sampling.distributions(space),
+            space=sampling.distributions(problem.space),
             metric=self.metric,
             mode=self.mode,
-            sampler=_sampler(search.samples, search.seed, len(shares_of(problem)), self._first),
-            points_to_evaluate=[sampling.to_optuna(space, params) for params in first[: trials_of(problem)]],
+            sampler=_ByResults(problem, numbers.results),
+            points_to_evaluate=first[: trials_of(problem)],
         )
-        self._space, self._numbers, self._models = space, numbers, search.samples != "tpe"
+        self._numbers, self._models = numbers, search.samples != "tpe"
         self._may_start, self._gain_too_small = may_start, gain_too_small
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Params, **spec: Any) -> bool:
@@ -83,30 +81,74 @@ class NumberedSearch(Unsaved, Searcher):
             return None
         if self._gain_too_small():
             return str(Searcher.FINISHED)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some samplers are marked experimental
-            proposed = self._optuna.suggest(trial_id)
-        self._places_of[trial_id] = len(self._places_of)
-        return self._numbers.config(sampling.from_optuna(self._space, proposed))
-
-    def on_trial_result(self, trial_id: str, result: Params) -> None:
-        self._keep_first(trial_id, result)
-        self._optuna.on_trial_result(trial_id, result)
+        return self._numbers.config(self._optuna.suggest(trial_id))
 
     def on_trial_complete(self, trial_id: str, result: Params | None = None, error: bool = False) -> None:
-        if result is not None:
-            self._keep_first(trial_id, result)
-            # TPE learns from a failure where not to go; a model of the values would take its mark for one.
-            if result["status"] == "dropped" or (self._models and result["status"] != "ok"):
-                result, error = None, True
+        # TPE learns from a failure where not to go; a model of the values would take its mark for one.
+        if result is not None and (result["status"] == "dropped" or (self._models and result["status"] != "ok")):
+            result, error = None, True
         self._optuna.on_trial_complete(trial_id, result, error)
-
-    def _keep_first(self, trial_id: str, result: Params) -> None:
-        if isinstance(self.metric, list) and result["status"] == "ok":
-            self._first.setdefault(self._places_of[trial_id], [result[metric] for metric in self.metric])
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: each attempt builds it anew."""
+
+
+class _ByResults(BaseSampler):
+    """Optuna's sampler over the trials as their results show them. Tune's paused trials count as running in Optuna,
+    from which TPE would learn to avoid them; a stopped one would count as a whole one, and Tune reports no two metrics
+    before a trial's end.
+
+    It is seeded for each trial by its number: a proposal depends on the trials before it alone, not on how many of them
+    an attempt has proposed itself.
+    """
+
+    def __init__(self, problem: Problem, results: Mapping[str, Result]) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._search, self._results, self._rungs = problem.search, results, len(shares_of(problem))
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The first of the three calls for each trial."""
+        seed = (self._search.seed * 1_000_003 + trial.number * 7919 + 1) % 2**31
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # marked experimental
+            self._sampler: BaseSampler = {
+                "gp": lambda: GPSampler(seed=seed, n_startup_trials=_STARTUP, deterministic_objective=False),
+                "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=_STARTUP),
+                "tpe": lambda: TPESampler(
+                    seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP
+                ),
+            }[self._search.samples]()
+        return self._sampler.infer_relative_search_space(self._view(study), trial)
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
+        return self._sampler.sample_relative(self._view(study), trial, search_space)
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, name: str, values: BaseDistribution) -> Any:
+        return self._sampler.sample_independent(self._view(study), trial, name, values)
+
+    def _view(self, study: Study) -> Study:
+        if self._rungs == 1:
+            return study
+        view = optuna.create_study(directions=study.directions)
+        for trial in study.get_trials(deepcopy=False):
+            view.add_trial(self._shown(trial))
+        return view
+
+    def _shown(self, trial: FrozenTrial) -> FrozenTrial:
+        """A trial that has not reached its last rung as pruned there; or, for a Gaussian process, which knows no rungs,
+        and with two metrics, as a whole one with the values of its first rung, which all reach."""
+        names = [f"{trial.number:04d}-{rung}" for rung in range(self._rungs)]
+        own = [self._results[name] for name in names if name in self._results]
+        if not own or own[-1].status != "ok":
+            return trial
+        shown, metrics = copy.copy(trial), self._search.metrics
+        shown.datetime_complete = trial.datetime_complete or trial.datetime_start
+        if len(metrics) > 1 or self._search.samples == "gp":
+            shown.state, shown.values = TrialState.COMPLETE, [own[0].measured(metric) for metric in metrics]
+        elif len(own) < self._rungs:
+            shown.state, shown.value = TrialState.PRUNED, None
+            shown.intermediate_values = {each.run.rung: each.measured(metrics[0]) for each in own}
+        return shown
 
 
 class Variants(Unsaved, BasicVariantGenerator):
@@ -172,89 +214,3 @@ def _domain(values: Range, whole: bool) -> Any:
         low, high = round(values.min), round(values.max) + 1
         return tune.lograndint(low, high) if log else tune.randint(low, high)
     return tune.loguniform(values.min, values.max) if log else tune.uniform(values.min, values.max)
-
-
-def _sampler(kind: Sampler, seed: int, rungs: int, first: Mapping[int, list[float]]) -> Any:
-    """Optuna's sampler, seeded for each trial by its number: a proposal depends on the trials before it alone, not on
-    how many of them an attempt has proposed itself."""
-    import optuna
-    from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-    def made(number: int) -> BaseSampler:
-        own = (seed * 1_000_003 + number * 7919 + 1) % 2**31
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # marked experimental
-            if kind == "gp":
-                return GPSampler(seed=own, n_startup_trials=_STARTUP, deterministic_objective=False)
-            if kind == "cmaes":
-                return CmaEsSampler(seed=own, n_startup_trials=_STARTUP)
-            return TPESampler(seed=own, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP)
-
-    class ByTrial(BaseSampler):
-        """Shows the trials to the sampler by their rungs: Tune's paused trials count as running in Optuna, from which
-        TPE would learn to avoid them, and a stopped one would count as a whole one."""
-
-        def __init__(self) -> None:
-            self._made: tuple[int, BaseSampler] = (-1, made(0))
-
-        def _of(self, trial: FrozenTrial) -> BaseSampler:
-            if self._made[0] != trial.number:
-                self._made = trial.number, made(trial.number)
-            return self._made[1]
-
-        def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-            return self._of(trial).infer_relative_search_space(self._view(study), trial)
-
-        def sample_relative(
-            self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-        ) -> Params:
-            return self._of(trial).sample_relative(self._view(study), trial, search_space)
-
-        def sample_independent(self, study: Study, trial: FrozenTrial, name: str, values: BaseDistribution) -> Any:
-            return self._of(trial).sample_independent(self._view(study), trial, name, values)
-
-        def _view(self, study: Study) -> Study:
-            if rungs == 1:
-                return study
-            view = optuna.create_study(directions=study.directions)
-            for each in study.get_trials(deepcopy=False):
-                if len(study.directions) > 1:  # Tune reports no two metrics before a trial's end
-                    view.add_trial(_with_values(each, first.get(each.number)))
-                else:
-                    view.add_trial(_by_rungs(each, rungs, first_only=kind == "gp"))
-            return view
-
-    return ByTrial()
-
-
-def _with_values(trial: FrozenTrial, values: list[float] | None) -> FrozenTrial:
-    """A trial as one that has ended with these values."""
-    from optuna.trial import TrialState
-
-    if values is None:
-        return trial
-    shown = copy.copy(trial)
-    shown.datetime_complete = trial.datetime_complete or trial.datetime_start
-    shown.state, shown.values = TrialState.COMPLETE, values
-    return shown
-
-
-def _by_rungs(trial: FrozenTrial, rungs: int, *, first_only: bool) -> FrozenTrial:
-    """A trial as a sampler should see it: one that has not reached its last rung as pruned there; or, for a sampler
-    that knows no rungs, as a whole one with the value of its first rung, which all reach."""
-    from optuna.trial import TrialState
-
-    seen = dict(trial.intermediate_values)
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        seen.setdefault(max(seen, default=0) + 1, trial.value)
-    if not seen or trial.state == TrialState.FAIL:
-        return trial
-    if first_only:
-        return _with_values(trial, [seen[min(seen)]])
-    shown = copy.copy(trial)
-    shown.datetime_complete = trial.datetime_complete or trial.datetime_start
-    if len(seen) < rungs and abs(seen[max(seen)]) < FAILED:
-        shown.state, shown.value, shown.intermediate_values = TrialState.PRUNED, None, seen
-    return shown

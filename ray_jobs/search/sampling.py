@@ -33,13 +33,11 @@ def first_rungs(space: Space, results: Iterable[Result], metric: str) -> Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="minimize")
+    study, found = optuna.create_study(direction="minimize"), distributions(space)
     for result in sorted(results, key=lambda each: each.run.trial):
         if result.run.rung == 0 and not result.run.again and math.isfinite(result.value(metric)):
-            params = to_optuna(space, result.run.params)
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=distributions(space), value=result.value(metric))
-            )
+            values = {"params": result.run.params, "value": result.value(metric)}
+            study.add_trial(optuna.trial.create_trial(distributions=found, **values))
     return study
 
 
@@ -75,29 +73,11 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     found: dict[str, BaseDistribution] = {}
     for name, values in space.items():
         if not isinstance(values, Range):
-            found[name] = CategoricalDistribution([_choice(values, value) for value in values])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a value may be a list, which only a database could not hold
+                found[name] = CategoricalDistribution(values)
         elif is_whole(name):
             found[name] = IntDistribution(round(values.min), round(values.max), log=values.scale == "log")
         else:
             found[name] = FloatDistribution(values.min, values.max, log=values.scale == "log")
     return found
-
-
-def to_optuna(space: Space, params: Params) -> Params:
-    """Values in a form that Optuna accepts: a list becomes its JSON."""
-    return {name: _choice(values, params[name]) for name, values in space.items()}
-
-
-def from_optuna(space: Space, params: Params) -> Params:
-    """The inverse of `to_optuna`."""
-    return {name: _value(values, params[name]) for name, values in space.items()}
-
-
-def _choice(values: Range | tuple[Any, ...], value: Any) -> Any:
-    return value if isinstance(values, Range) or not isinstance(value, list | tuple | dict) else json.dumps(value)
-
-
-def _value(values: Range | tuple[Any, ...], chosen: Any) -> Any:
-    if isinstance(values, Range):
-        return chosen
-    return next(value for value in values if _choice(values, value) == chosen)

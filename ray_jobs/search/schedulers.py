@@ -6,8 +6,8 @@ A result's `training_iteration` is its rung, counted from 1; its `resource` is t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -24,7 +24,6 @@ from ray.tune.schedulers import (
 
 from ray_jobs.search.records import Problem
 from ray_jobs.search.rungs import RESOURCE
-from ray_jobs.search.space import Space
 from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Params
 from ray_jobs.spec import Range
@@ -48,16 +47,10 @@ class Places:
         return sum(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in self.trials) < self.most
 
 
-@dataclass(frozen=True)
-class _Rung:
-    values: dict[Trial, float] = field(default_factory=dict)
-    """Lower is better; infinite for a failed trial."""
-    promoted: set[Trial] = field(default_factory=set)
-
-
-class _KeepsProcesses(Unsaved):
-    """Keeps a process for each place between trials. Tune keeps one, and trials that share passes end together: the
-    others would start a process each, which takes longer than a short trial."""
+class _InPlaces(Unsaved):
+    """A scheduler that resumes a paused trial only in a free place, and keeps a process for each place between trials.
+    Tune keeps one, and trials that share passes end together: the others would start a process each, which takes longer
+    than a short trial."""
 
     def __init__(self, places: Places, **options: Any) -> None:
         super().__init__(**options)
@@ -71,16 +64,25 @@ class _KeepsProcesses(Unsaved):
             self._keeps = True
             cache.increase_max(trial.placement_group_factory, by=self.places.most)
 
-
-class _FIFO(_KeepsProcesses, FIFOScheduler):
-    pass
-
-
-class _StoppingASHA(_KeepsProcesses, AsyncHyperBandScheduler):
-    pass
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        chosen: Trial | None = super().choose_trial_to_run(tune_controller)  # type: ignore[misc]  # a scheduler's
+        waits = chosen is not None and chosen.status == Trial.PAUSED and not self.places.free()
+        return None if waits else chosen
 
 
-class PromotingASHA(_KeepsProcesses, FIFOScheduler):
+class _Every(_InPlaces, FIFOScheduler):
+    """Trains every trial to its end."""
+
+
+class _StoppingASHA(_InPlaces, AsyncHyperBandScheduler):
+    """Ray's own ASHA."""
+
+
+class _Median(_InPlaces, MedianStoppingRule):
+    """It pauses a trial while there are too few others to compare."""
+
+
+class PromotingASHA(_InPlaces, FIFOScheduler):
     """ASHA as in its paper (Li et al. 2018, arXiv:1810.05934): every trial pauses at its rung, and whenever a place is
     free, the best 1/η of a rung that were not promoted yet come before a new trial.
 
@@ -91,7 +93,9 @@ class PromotingASHA(_KeepsProcesses, FIFOScheduler):
         super().__init__(places)
         self._reduction, self._judge = problem.search.reduction, problem.search.judge
         self._sign = 1.0 if problem.lower_is_better else -1.0
-        self._rungs = [_Rung() for _ in range(problem.search.rungs)]
+        self._rungs: list[dict[Trial, float]] = [{} for _ in range(problem.search.rungs)]
+        """Value of each trial by rung; lower is better, infinite for a failed trial."""
+        self._promoted: set[tuple[int, Trial]] = set()
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         self._record(trial, result)
@@ -102,46 +106,32 @@ class PromotingASHA(_KeepsProcesses, FIFOScheduler):
 
     def _record(self, trial: Trial, result: dict[str, Any]) -> None:
         value = self._sign * result[self._judge] if result["status"] == "ok" else math.inf
-        self._rungs[result[TRAINING_ITERATION] - 1].values[trial] = value
+        self._rungs[result[TRAINING_ITERATION] - 1][trial] = value
 
-    def promotable(self) -> tuple[_Rung, Trial] | None:
+    def promotable(self) -> tuple[int, Trial] | None:
         """The next trial to promote, and its rung: the best of the highest rung."""
-        for rung in reversed(self._rungs[:-1]):
-            ranked = sorted(rung.values, key=lambda trial: (rung.values[trial], trial.config["trial"]))
+        for rung, values in reversed(list(enumerate(self._rungs[:-1]))):
+            ranked = sorted(values, key=lambda trial: (values[trial], trial.config["trial"]))
             for trial in ranked[: len(ranked) // self._reduction]:
-                ready = trial.status == Trial.PAUSED and trial not in rung.promoted
-                if ready and math.isfinite(rung.values[trial]):
+                ready = trial.status == Trial.PAUSED and (rung, trial) not in self._promoted
+                if ready and math.isfinite(values[trial]):
                     return rung, trial
         return None
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         found = self.promotable()
         if found is not None and self.places.free():
-            found[0].promoted.add(found[1])
+            self._promoted.add(found)
             return found[1]
         trials = tune_controller.get_trials()
-        if found is None and tune_controller.search_alg.is_finished():
-            waiting = [trial for trial in trials if trial.status == Trial.PAUSED]
-            if not any(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials):
-                for trial in waiting:  # nothing can promote them any more
-                    tune_controller.stop_trial(trial)
+        runs = any(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)
+        if found is None and not runs and tune_controller.search_alg.is_finished():
+            for trial in [trial for trial in trials if trial.status == Trial.PAUSED]:
+                tune_controller.stop_trial(trial)  # nothing can promote it any more
         return None
 
 
-class _Limited(_KeepsProcesses):
-    """Resumes a paused trial only in a free place."""
-
-    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        chosen: Trial | None = super().choose_trial_to_run(tune_controller)  # type: ignore[misc]  # a scheduler's
-        waits = chosen is not None and chosen.status == Trial.PAUSED and not self.places.free()
-        return None if waits else chosen
-
-
-class _Median(_Limited, MedianStoppingRule):
-    """It pauses a trial while there are too few others to compare."""
-
-
-class _HyperBand(_Limited, HyperBandScheduler):
+class _HyperBand(_InPlaces, HyperBandScheduler):
     def _create_bracket(self, s: int) -> Any:
         """A bracket that is full once all its trials have begun. Ray's own lets later ones take the places of those
         that ended, so that with few places every trial would join the first bracket, which stops none."""
@@ -165,11 +155,26 @@ class _HyperBand(_Limited, HyperBandScheduler):
         return super().choose_trial_to_run(tune_controller)
 
 
-def _population(kind: Any, problem: Problem, places: Places, **options: Any) -> TrialScheduler:
-    """A population whose members may be more than the places. `kind`: PopulationBasedTraining or PB2."""
+def _population(problem: Problem, places: Places) -> TrialScheduler:
+    """PopulationBasedTraining or PB2, whose members may be more than the places."""
     search, failed = problem.search, set[Trial]()
+    space = {name: values for name, values in problem.space.items() if name in PERTURBED}
+    ranges = {name: values for name, values in space.items() if isinstance(values, Range)}
+    options: dict[str, Any] = {
+        "time_attr": TRAINING_ITERATION, "perturbation_interval": 1, "synch": True, "log_config": False,
+    }  # fmt: skip
+    kind: Any = PopulationBasedTraining
+    if search.schedules == "pb2":
+        from ray.tune.schedulers.pb2 import PB2 as kind  # imports scikit-learn
 
-    class Population(_Limited, kind):
+        options["hyperparam_bounds"] = {"params": {name: [r.min, r.max] for name, r in ranges.items()}}
+    else:
+        lists = {name: list(values) for name, values in space.items() if not isinstance(values, Range)}
+        changes = {name: tune.uniform(r.min, r.max) for name, r in ranges.items()} | lists
+        options |= {"resample_probability": 0.0, "perturbation_factors": _FACTORS}
+        options["hyperparam_mutations"] = {"params": changes}
+
+    class Population(_InPlaces, kind):
         def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
             if result["status"] != "ok":  # its mark would flatten what PB2 models
                 scores = [state.last_score for state in self._trial_state.values() if state.last_score is not None]
@@ -199,12 +204,10 @@ def _population(kind: Any, problem: Problem, places: Places, **options: Any) -> 
         def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[Params, Params]:
             """Keep the number of a member that copies another, and its values within their ranges."""
             config, operations = super()._get_new_config(trial, trial_to_clone)
-            changed = {
-                name: min(values.max, max(values.min, config["params"][name]))
-                for name, values in _perturbed(problem.space)
-                if isinstance(values, Range)
-            }
-            return {"trial": trial.config["trial"], "params": {**config["params"], **changed}}, operations
+            params = dict(config["params"])
+            for name, values in ranges.items():
+                params[name] = min(values.max, max(values.min, params[name]))
+            return {"trial": trial.config["trial"], "params": params}, operations
 
         def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
             going = [trial for trial in tune_controller.get_trials() if not trial.is_finished()]
@@ -213,18 +216,14 @@ def _population(kind: Any, problem: Problem, places: Places, **options: Any) -> 
                 self._next_perturbation_sync += 1  # they waited for one that has died
             return super().choose_trial_to_run(tune_controller)
 
-    options |= {"time_attr": TRAINING_ITERATION, "perturbation_interval": 1, "synch": True, "log_config": False}
     return Population(places, **options)
 
 
 def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
     """The scheduler of a search."""
     search = problem.search
-    rungs = {
-        "time_attr": RESOURCE,
-        "max_t": search.reduction ** (search.rungs - 1),
-        "reduction_factor": search.reduction,
-    }
+    longest = search.reduction ** (search.rungs - 1)
+    rungs = {"time_attr": RESOURCE, "max_t": longest, "reduction_factor": search.reduction}
     match search.schedules:
         case "asha":
             return PromotingASHA(problem, places)
@@ -234,27 +233,7 @@ def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
             return _HyperBand(places, **rungs)
         case "median_stopping":
             return _Median(places, time_attr=RESOURCE, grace_period=1)
-        case "pbt":
-            changes = {
-                name: tune.uniform(values.min, values.max) if isinstance(values, Range) else list(values)
-                for name, values in _perturbed(problem.space)
-            }
-            options = {"resample_probability": 0.0, "perturbation_factors": _FACTORS}
-            return _population(
-                PopulationBasedTraining, problem, places, hyperparam_mutations={"params": changes}, **options
-            )
-        case "pb2":
-            from ray.tune.schedulers.pb2 import PB2  # imports scikit-learn
-
-            bounds = {
-                name: [values.min, values.max]
-                for name, values in _perturbed(problem.space)
-                if isinstance(values, Range)
-            }
-            return _population(PB2, problem, places, hyperparam_bounds={"params": bounds})
+        case "pbt" | "pb2":
+            return _population(problem, places)
         case "none":
-            return _FIFO(places)
-
-
-def _perturbed(space: Space) -> Iterator[tuple[str, Range | tuple[Any, ...]]]:
-    return ((name, values) for name, values in space.items() if name in PERTURBED)
+            return _Every(places)

@@ -8,6 +8,8 @@ a supervised token (Schulman et al., "LoRA Without Regret", Thinking Machines 20
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from ray_jobs.spec import JobSpec, Range, TrainingSection
@@ -70,27 +72,17 @@ def own_values(spec: JobSpec, space: Space) -> dict[str, Any]:
     """The values of the job without a search, or those in the space nearest to them."""
     own = spec.model_dump()["training"] | {"base_model": spec.base_model}
     own["learning_rate"] = own["learning_rate"] or default_learning_rate(spec.training, spec.task)
-    return {name: _nearest(values, _at(own, name)) for name, values in space.items()}
-
-
-def _at(section: Any, name: str) -> Any:
-    for part in name.split("."):
-        section = section[part]
-    return section
+    return {name: _nearest(values, reduce(getitem, name.split("."), own)) for name, values in space.items()}
 
 
 def _nearest(values: Range | tuple[Any, ...], own: Any) -> Any:
+    """A job's own value if it is among those, else the nearest one, else the first."""
     if isinstance(values, Range):
         return values.min if own is None else min(values.max, max(values.min, own))
-    if own in values or not is_ordered(values):
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if own in values or not numbers:
         return own if own in values else values[0]
     return min(values, key=lambda value: abs(value - (own or 0)))
-
-
-def is_ordered(values: tuple[Any, ...]) -> bool:
-    """Whether a list holds rising numbers, so that values can be compared by distance."""
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return numbers and list(values) == sorted(set(values))
 
 
 def is_whole(name: str) -> bool:

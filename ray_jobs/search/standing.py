@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_jobs import jobs
 from ray_jobs.errors import CorruptObject, ObjectNotFound, TrainingError
 from ray_jobs.search.records import EVERY_TRIAL, Problem, SamplingEnd, SearchRecords, searches
-from ray_jobs.search.rungs import onwards, rungs_of
+from ray_jobs.search.rungs import rungs_of
 from ray_jobs.search.sampling import fits
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
+from ray_jobs.spec import JobSpec
 from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.storage import Workspace
 
@@ -45,56 +46,53 @@ class Standing:
 
 def read(records: SearchRecords) -> tuple[Problem, dict[str, Result], Standing]:
     """A search as its records show it, while it runs and afterwards."""
-    problem, results, stop = records.problem(), records.results(), records.stopped()
-    try:
-        running = tuple(run for run in records.running() if run.name not in results)
-    except ObjectNotFound:  # a search of an earlier version, which recorded only an end by a budget
-        running, stop = (), stop or SamplingEnd(reason=EVERY_TRIAL, results=tuple(results))
-    return problem, results, standing(problem, results, stop, running)
+    problem, results, stop, running = records.problem(), records.results(), records.stopped(), records.running()
+    if running is None:  # a search of an earlier version, which recorded only an end by a budget
+        stop = stop or SamplingEnd(reason=EVERY_TRIAL, results=tuple(results))
+    return problem, results, standing(problem, results, stop, (r for r in running or () if r.name not in results))
 
 
 def standing(
     problem: Problem, results: Mapping[str, Result], stop: SamplingEnd | None, running: Iterable[TrialSegment] = ()
 ) -> Standing:
     """Where a search with these results stands. `stop`: None while it samples."""
+    now = Standing(tuple(running))
     if stop is None:
-        return Standing(tuple(running))
+        return now
     search = problem.search
-    latest = _latest(results[name] for name in stop.results if name in results)
-    deepest = _deepest_first(problem, latest)[: search.finalists]
-    ended = Standing(tuple(running), sampling=False, why=stop.reason)
+    deepest = _deepest_first(problem, _latest(results[name] for name in stop.results if name in results))
+    deepest = deepest[: search.finalists]
+    now = replace(now, sampling=False, why=stop.reason, finalists=tuple(result.run.trial for result in deepest))
     if not deepest:
-        return ended
+        return now
     if search.retrain and search.finalists == 1:
-        return Standing(ended.running, False, deepest[0].run, (deepest[0].run.trial,), stop.reason)
-    due: list[TrialSegment] = []
-    marks: list[tuple[float, float, int, TrialSegment]] = []
-    for result in deepest:
-        whole = _whole(problem, result)
-        due += [run for run in whole if run.name not in results]
-        # A second run that was lost or timed out says nothing about the values; one that diverged does.
-        ends = [results[run.name] for run in whole if run.name in results]
-        ends = [each for each in ends if each.status in ("ok", "not_finite") or not each.run.again]
-        if ends:
-            values = [each.value(search.judge) for each in ends]
-            best = min(ends, key=lambda each: each.value(search.judge))
-            marks.append((sum(values) / len(values), best.value(search.judge), result.run.trial, best.run))
+        return replace(now, winner=deepest[0].run)
+    whole = [_whole(problem, result) for result in deepest]
+    due = tuple(run for runs in whole for run in runs if run.name not in results)
     if due:
-        return Standing(
-            ended.running, False, finalists=tuple(each.run.trial for each in deepest), why=stop.reason, due=tuple(due)
-        )
+        return replace(now, due=due)
+    marks: list[tuple[float, float, int, TrialSegment]] = []
+    for runs in whole:
+        ends = [results[run.name] for run in runs]
+        # A second run that was lost or timed out says nothing about the values; one that diverged does.
+        ends = [each for each in ends if each.status in ("ok", "not_finite") or not each.run.again]
+        best = min(ends, key=lambda each: each.value(search.judge))
+        mean = sum(each.value(search.judge) for each in ends) / len(ends)
+        marks.append((mean, best.value(search.judge), best.run.trial, best.run))
     marks.sort(key=lambda mark: mark[:3])
     winner = marks[0][3] if math.isfinite(marks[0][1]) else deepest[0].run
-    return Standing(ended.running, False, winner, tuple(mark[2] for mark in marks), stop.reason)
+    return replace(now, winner=winner, finalists=tuple(mark[2] for mark in marks))
 
 
 def _whole(problem: Problem, result: Result) -> list[TrialSegment]:
     """The segments that a finalist must have: to its end, and again from the base with another seed."""
-    run, until = result.run, rungs_of(problem, result.run.params)[-1]
-    end = len(rungs_of(problem, run.params)) - 1
-    whole = [run if run.rung == end else onwards(problem, result, end)]
+    run, rungs = result.run, rungs_of(problem, result.run.params)
+    end = TrialSegment(trial=run.trial, rung=len(rungs) - 1, params=run.params, until=rungs[-1])
+    # Without a checkpoint it starts from the base.
+    onwards = end.model_copy(update={"source": run.name if result.trunk is not None else None})
+    whole = [run if run.rung == end.rung else onwards]
     if problem.search.finalists > 1 and problem.search.schedules not in POPULATIONS:  # its values change between rungs
-        whole.append(TrialSegment(trial=run.trial, rung=end, params=run.params, until=until, again=True))
+        whole.append(end.model_copy(update={"again": True}))
     return whole
 
 
@@ -116,12 +114,11 @@ def _deepest_first(problem: Problem, results: Iterable[Result]) -> list[Result]:
 
 def all_failed(results: Mapping[str, Result]) -> TrainingError:
     """Why no trial won."""
-    seen: dict[str, list[str]] = {}
+    trials: dict[str, list[str]] = {}
     for result in results.values():
-        seen.setdefault(f"{result.status}: {(result.error or '').splitlines()[0] if result.error else ''}", []).append(
-            f"trial {result.run.trial}"
-        )
-    details = [f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in seen.items()]
+        why = f"{result.status}: {next(iter((result.error or '').splitlines()), '')}"
+        trials.setdefault(why, []).append(f"trial {result.run.trial}")
+    details = [f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in trials.items()]
     count = len({result.run.trial for result in results.values()})
     return TrainingError(f"all {count} trials of the search failed", details=details)
 
@@ -161,16 +158,16 @@ def warm_points(store: Workspace, problem: Problem, job_id: str) -> tuple[Params
     search = problem.search
     if not search.warm_start or search.samples == "grid" or search.schedules in POPULATIONS:
         return ()
+
+    def kind(spec: JobSpec) -> tuple[str, str, str]:
+        return spec.base_model, spec.task, spec.training.method
+
     found: list[Params] = []
     own = [record for record in jobs.list_jobs(store) if record.id != job_id and record.spec.get("search")]
     for record in own[:_SEARCHES_READ]:
         with contextlib.suppress(ObjectNotFound, CorruptObject):
-            for records in searches(store, record.id):
-                other, _, ended = read(records)
-                alike = (other.spec.base_model, other.spec.task, other.spec.training.method) == (
-                    problem.spec.base_model, problem.spec.task, problem.spec.training.method,
-                )  # fmt: skip
-                winner = ended.winner
-                if winner and alike and fits(problem.space, winner.params) and winner.params not in found:
-                    found.append(winner.params)
+            for other, _, ended in map(read, searches(store, record.id)):
+                values = ended.winner.params if ended.winner and kind(other.spec) == kind(problem.spec) else None
+                if values is not None and fits(problem.space, values) and values not in found:
+                    found.append(values)
     return tuple(found[:_WARM])

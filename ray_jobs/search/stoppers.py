@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.tune import Stopper
 
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
 from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
-from ray_jobs.search.rungs import length, rows_trained, whole_length
+from ray_jobs.search.rungs import batch_size_of, rungs_of, steps_of
 from ray_jobs.search.standing import standing
 from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Result, TrialSegment
@@ -26,8 +26,7 @@ _CLUSTER_EVERY_S = 5.0
 _SAVED_EVERY_S = 5.0
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """One of a budget's limits."""
 
     text: str
@@ -37,15 +36,13 @@ class Limit:
 
 def limits(budget: BudgetSection, spent: Mapping[str, float]) -> list[Limit]:
     """The limits that a job file sets. `spent`: hours by the clock (`wall`) and of all workers (`worker`)."""
-    found = []
-    if budget.hours is not None:
-        found.append(Limit(f"search.budget.hours {budget.hours:g}", budget.hours, spent["wall"]))
-    if budget.gpu_hours is not None:
-        found.append(Limit(f"search.budget.gpu_hours {budget.gpu_hours:g}", budget.gpu_hours, spent["worker"]))
-    if budget.money is not None and budget.price_per_hour is not None:
-        hours = budget.money / budget.price_per_hour
-        found.append(Limit(f"search.budget.money {budget.money:g}", hours, spent["worker"]))
-    return found
+    affordable = budget.money and budget.price_per_hour and budget.money / budget.price_per_hour
+    found = (("hours", budget.hours, "wall"), ("gpu_hours", budget.gpu_hours, "worker"), ("money", affordable, "worker"))
+    return [
+        Limit(f"search.budget.{name} {getattr(budget, name):g}", hours, spent[clock])
+        for name, hours, clock in found
+        if hours is not None
+    ]
 
 
 def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mapping[str, float]) -> str | None:
@@ -58,10 +55,14 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
     measured = [result for result in results.values() if result.steps and result.seconds] if found else []
     if not measured:
         return None
-    hours_a_row = median(result.seconds / rows_trained(problem, result) for result in measured) / 3600
-    whole = hours_a_row * min(whole_length(problem, result.run) for result in measured)
+
+    def rows(steps: int, run: TrialSegment) -> int:
+        return max(1, steps * batch_size_of(problem, run.params))
+
+    hours_a_row = median(result.seconds / rows(result.steps, result.run) for result in measured) / 3600
+    whole = hours_a_row * min(rows(rungs_of(problem, each.run.params)[-1], each.run) for each in measured)
     finals = standing(problem, results, SamplingEnd(reason="", results=tuple(results)))
-    ahead = sum(length(problem, run, results) for run in finals.due)
+    ahead = sum(rows(steps_of(run, results), run) for run in finals.due)
     for limit in found:
         if limit.hours < whole:
             raise TrainingError(
