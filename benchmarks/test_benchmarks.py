@@ -29,7 +29,7 @@ from benchmarks.service import server_flags, write_adapter
 from benchmarks.turns import Turn, Umpire
 from benchmarks.workbench import make_spec, read_rows
 from ray_jobs.errors import MachineError
-from ray_jobs.search.sampling import grid
+from ray_jobs.search.space import grid
 from ray_jobs.spec import Range
 
 

@@ -28,8 +28,8 @@ from ray_jobs.search.progress import SearchProgress
 from ray_jobs.search.records import EVERY_TRIAL, Problem, SearchRecords
 from ray_jobs.search.rungs import trials_of
 from ray_jobs.search.samplers import Numbers, finalists, param_space, sampler_of
-from ray_jobs.search.sampling import expected_gain
 from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
+from ray_jobs.search.space import expected_gain
 from ray_jobs.search.standing import Standing, all_failed, standing
 from ray_jobs.search.stoppers import BudgetStopper, JobWatch
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial, WorkersTrial
@@ -102,7 +102,10 @@ class Search:
                 self._sample(context, mode)
             now = self._now()
             if now.due:
-                self._finals(context, mode, now)
+                self.progress.finals(now, Places(self._places(mode)))
+                sampler, space = finalists(now.due, self.progress.places.free)
+                stopper = BudgetStopper(None, self.progress.results, self.progress.meter)
+                self._fit(context, "finalists", sampler, FIFOScheduler(), stopper, space, 1)
                 now = self._now()
         self.progress.ended(now)
         if now.winner is None:
@@ -117,26 +120,23 @@ class Search:
         """The trials' context, with the shared trainers while the search runs."""
         import ray
 
-        compute = self.problem.spec.compute
-        count = 0 if mode == "workers" else self._trainers()
-        device = "cuda" if compute.gpus_per_worker else "cpu"
-        self.progress = SearchProgress(
-            self.job,
-            self.records,
-            self.problem,
-            lambda running: self._busy_workers(running, count),
-            self.show,
-            self.note,
-        )
+        job, records, compute = self.job, self.records, self.problem.spec.compute
+        count, device = self._trainers(mode), "cuda" if compute.gpus_per_worker else "cpu"
+
+        def busy_workers(running: int) -> int:
+            if not count:
+                return running * compute.workers
+            return min(running, count) * (1 if compute.gpus_per_worker else compute.workers)
+
+        self.progress = SearchProgress(job, records, self.problem, busy_workers, self.show, self.note)
         trainers = tuple(
-            ray_workers.start_actor(SharedTrainer, self.records.store, device, compute=compute) for _ in range(count)
+            ray_workers.start_actor(SharedTrainer, records.store, device, compute=compute) for _ in range(count)
         )
         try:
             with ray_workers.progress_sink(self.progress.report) as board:
                 yield SearchContext(
-                    self.records.store, self.records.prefix, self.problem, dict(self.materials), self.job.id,
-                    self.job.attempt, trainers, board,
-                )  # fmt: skip
+                    records.store, records.prefix, self.problem, self.materials, job.id, job.attempt, trainers, board
+                )
         finally:
             for trainer in trainers:
                 with contextlib.suppress(Exception):
@@ -147,39 +147,20 @@ class Search:
         problem, progress = self.problem, self.progress
         sampling = Sampling(problem, self.records, progress.results, self._places(mode))
         stopper = BudgetStopper(problem, progress.results, progress.meter)
-        samples = 1 if problem.search.samples == "grid" else trials_of(problem)
         progress.places = sampling.places
         random.seed(problem.search.seed)  # PopulationBasedTraining draws from it, and PB2 from NumPy's
         numpy.random.seed(problem.search.seed)
-        config = self._config(sampling.sampler, sampling.scheduler, samples)
-        self._fit(context, param_space(problem), config, stopper, "trials")
+        samples = 1 if problem.search.samples == "grid" else trials_of(problem)
+        space = param_space(problem)
+        self._fit(context, "trials", sampling.sampler, sampling.scheduler, stopper, space, samples)
         stop = self.records.stop(stopper.reason or sampling.why, self.records.results())
         if stop.reason != EVERY_TRIAL:
             self.job.event("info", f"search: {stop.reason}")
 
-    def _finals(self, context: SearchContext, mode: Mode, now: Standing) -> None:
-        self.progress.finals(now)
-        self.progress.places = Places(self._places(mode))
-        sampler, space = finalists(now.due, self.progress.places.free)
-        stopper = BudgetStopper(None, self.progress.results, self.progress.meter)
-        config = self._config(sampler, FIFOScheduler(), 1)
-        self._fit(context, space, config, stopper, "finalists")
-
-    def _config(self, sampler: SearchAlgorithm | Searcher, scheduler: TrialScheduler, samples: int) -> tune.TuneConfig:
-        return tune.TuneConfig(
-            metric=self.problem.search.judge,
-            mode="min" if self.problem.lower_is_better else "max",
-            search_alg=sampler,
-            scheduler=scheduler,
-            num_samples=samples,
-            reuse_actors=True,
-            trial_name_creator=_name_of,
-            trial_dirname_creator=_name_of,
-        )
-
     def _fit(
-        self, context: SearchContext, space: Params, config: tune.TuneConfig, stopper: BudgetStopper, name: str
-    ) -> None:
+        self, context: SearchContext, name: str, sampler: SearchAlgorithm | Searcher, scheduler: TrialScheduler,
+        stopper: BudgetStopper, space: Params, samples: int,
+    ) -> None:  # fmt: skip
         """One run of Tune. Raises what ended the job."""
         os.environ.update(_SETTINGS)
         # They would warn that reading a result from the store took half a second, and of each trial at the end that it
@@ -192,7 +173,16 @@ class Search:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(kind, search=context), client),
             param_space=space,
-            tune_config=config,
+            tune_config=tune.TuneConfig(
+                metric=self.problem.search.judge,
+                mode="min" if self.problem.lower_is_better else "max",
+                search_alg=sampler,
+                scheduler=scheduler,
+                num_samples=samples,
+                reuse_actors=True,
+                trial_name_creator=_name_of,
+                trial_dirname_creator=_name_of,
+            ),
             run_config=tune.RunConfig(
                 name=f"attempt-{self.job.attempt}-{name}",
                 storage_path=path,
@@ -248,9 +238,10 @@ class Search:
                 with contextlib.suppress(KitaeError):
                     ray_train.stop_training(self.records.store, context.inputs(run))
 
-    def _trainers(self) -> int:
-        if not self.problem.spec.compute.gpus_per_worker:
-            return 1  # more would share the same cores
+    def _trainers(self, mode: Mode) -> int:
+        """Shared trainers: one for each GPU; on CPUs more than one would share the same cores."""
+        if mode == "workers" or not self.problem.spec.compute.gpus_per_worker:
+            return int(mode != "workers")
         gpus = int(ray_workers.cluster_resources().get("GPU", 0.0))
         return max(1, min(self.problem.search.parallel, gpus, trials_of(self.problem)))
 
@@ -259,19 +250,10 @@ class Search:
         its own beside Tune's."""
         parallel, compute = self.problem.search.parallel, self.problem.spec.compute
         if mode != "workers":
-            return parallel if mode == "shared" else min(parallel, self._trainers())
-        have = ray_workers.cluster_resources()
-        places = have.get("CPU", 0.0) / (compute.cpus_per_worker * compute.workers)
-        if compute.gpus_per_worker:
-            places = min(places, have.get("GPU", 0.0) / (compute.gpus_per_worker * compute.workers))
-        return max(1, min(parallel, int(places)))
-
-    def _busy_workers(self, running: int, trainers: int) -> int:
-        """Training workers in use by this many running segments."""
-        compute = self.problem.spec.compute
-        if not trainers:
-            return running * compute.workers
-        return min(running, trainers) * (1 if compute.gpus_per_worker else compute.workers)
+            return parallel if mode == "shared" else min(parallel, self._trainers(mode))
+        needs, have = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}, ray_workers.cluster_resources()
+        places = [have.get(name, 0.0) / (need * compute.workers) for name, need in needs.items() if need]
+        return max(1, min(parallel, int(min(places))))
 
 
 def _name_of(trial: tune.experiment.Trial) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 
 from ray_jobs import pages
 from ray_jobs.pages import Chart, Figure, PageSection, Table
-from ray_jobs.search import sampling
 from ray_jobs.search.records import Problem
 from ray_jobs.search.rungs import rungs_of, trials_of
+from ray_jobs.search.space import first_rungs
 from ray_jobs.search.standing import Standing
 from ray_jobs.sharing.segments import Params, Result
 from ray_jobs.spec import Range
@@ -41,11 +41,14 @@ class _Trial:
     rungs: int
     results: tuple[Result, ...]
     """In the order of the rungs."""
-    measured: Result | None
-    """The last segment that did not fail."""
     again: Result | None
     order: str
     """Place of its last result among all, in the order in which they were written."""
+
+    @property
+    def measured(self) -> Result | None:
+        """The last segment that did not fail."""
+        return next((result for result in reversed(self.results) if result.status == "ok"), None)
 
     @property
     def kind(self) -> str:
@@ -92,34 +95,33 @@ def page(problem: Problem, results: Results, now: Standing, spent: Mapping[str, 
 def _trials(problem: Problem, results: Results, now: Standing) -> list[_Trial]:
     """The best first: the winner, the finalists by both seeds, the others by rung and then by the metric, those that
     failed, those without a result."""
-    segments: dict[int, list[Result]] = {}
     running = {run.trial: run.params for run in now.running}
     again = {result.run.trial: result for result in results.values() if result.run.again}
+    segments: dict[int, list[Result]] = {number: [] for number in running}
     for result in sorted(results.values(), key=lambda result: result.run.rung):
         if not result.run.again:
             segments.setdefault(result.run.trial, []).append(result)
     orders = {name: str(place) for place, name in enumerate(results, 1)}
+    ranked = [*now.finalists, *([now.winner.trial] if now.winner else [])]
     placed: list[tuple[tuple[float, ...], _Trial]] = []
-    for number in sorted({*segments, *running}):
-        own = tuple(segments.get(number, ()))
-        params = own[-1].run.params if own else running[number]
+    for number, own in sorted(segments.items()):
+        last = own[-1] if own else None
+        params = last.run.params if last else running[number]
         rungs = len(rungs_of(problem, params))
-        won = now.winner is not None and number == now.winner.trial
         place: tuple[float, ...] = (3, number)
         state = "running"
-        if won or number in now.finalists:
-            place, state = (0, (*now.finalists, number).index(number)), "won" if won else "finalist"
-        elif own and own[-1].status != "ok":
-            place, state = (2, number), "failed" + (f": {_plain(own[-1].error)[:160]}" if own[-1].error else "")
-        elif own:
-            run, ended = own[-1].run, own[-1].run.rung + 1 == rungs
-            place = (1, -run.rung, own[-1].value(problem.search.judge), number)
-            paused = f"{'waits' if now.sampling else 'stopped'} at rung {run.rung + 1}"
-            state = "finalist" if number in again else "finished" if ended else paused
+        if number in ranked:
+            place, state = (0, ranked.index(number)), "finalist"
+            state = "won" if now.winner and number == now.winner.trial else state
+        elif last and last.status != "ok":
+            place, state = (2, number), f"failed: {_plain(last.error)[:160]}" if last.error else "failed"
+        elif last:
+            place = (1, -last.run.rung, last.value(problem.search.judge), number)
+            paused = f"{'waits' if now.sampling else 'stopped'} at rung {last.run.rung + 1}"
+            state = "finalist" if number in again else "finished" if last.run.rung + 1 == rungs else paused
         state = "running" if number in running else state
-        order = orders[own[-1].run.name] if own else ""
-        measured = next((result for result in reversed(own) if result.status == "ok"), None)
-        placed.append((place, _Trial(number, state, params, rungs, own, measured, again.get(number), order)))
+        order = orders[last.run.name] if last else ""
+        placed.append((place, _Trial(number, state, params, rungs, tuple(own), again.get(number), order)))
     return [trial for _, trial in sorted(placed, key=lambda each: each[0])]
 
 
@@ -145,29 +147,29 @@ def _cells(problem: Problem, trial: _Trial) -> list[str]:
 
 def _facts(problem: Problem, results: Results, now: Standing, spent: Mapping[str, float]) -> dict[str, str]:
     """The facts at the top of the page."""
-    search = problem.search
-    budget, worker_hours = search.budget, spent.get("worker", 0.0)
+    search, budget = problem.search, problem.search.budget
 
     def beside(value: str, limit: float | None) -> str:
         return value if limit is None else f"{value} of {limit:g}"
 
-    over = "over: no trial won" if now.winner is None else f"over: trial {now.winner.trial} won"
-    runs = "sampling" if now.sampling else "running the finalists"
+    state = "over: no trial won" if now.winner is None else f"over: trial {now.winner.trial} won"
+    if now.running:
+        state = "sampling" if now.sampling else "running the finalists"
+    wall, worker = spent.get("wall", 0.0), spent.get("worker", 0.0)
     facts = {
         "model": problem.spec.name,
         "scheduler": search.schedules,
         "sampler": search.samples,
         "metric": " and ".join(search.metrics),
-        "state": runs if now.running else over,
+        "state": state,
         "sampling ended": now.why,
         "trials with a result": beside(str(len({result.run.trial for result in results.values()})), trials_of(problem)),
         "trials running": str(len({run.trial for run in now.running})),
         "tokens trained": f"{sum(result.tokens for result in results.values()):,}",
-        "hours": beside(f"{spent.get('wall', 0.0):.2f}", budget.hours),
-        "worker-hours": beside(f"{worker_hours:.2f}", budget.gpu_hours),
+        "hours": beside(f"{wall:.2f}", budget.hours),
+        "worker-hours": beside(f"{worker:.2f}", budget.gpu_hours),
+        "money": beside(f"{worker * budget.price_per_hour:.2f}", budget.money) if budget.price_per_hour else "",
     }
-    if budget.price_per_hour is not None:
-        facts["money"] = beside(f"{worker_hours * budget.price_per_hour:.2f}", budget.money)
     return {name: text for name, text in facts.items() if text}
 
 
@@ -182,7 +184,7 @@ def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> l
     ]
     if len(problem.search.metrics) > 1:
         front = "Whole trials; the line joins those that no other trial beats in both metrics."
-        drawn.append(("Pareto front", "front", front, _front(problem, results)))
+        drawn.append(("Pareto front", "front", front, _front(problem, trials)))
     return [
         PageSection(heading, figure)
         if isinstance(figure, str)
@@ -249,7 +251,7 @@ def _importance(problem: Problem, results: Results) -> Figure | str:
     from optuna.importance import get_param_importances
 
     metric = problem.search.judge
-    study = sampling.first_rungs(problem.space, results.values(), metric)
+    study = first_rungs(problem.space, results.values(), metric)
     seen = study.trials
     if len(seen) < _ENOUGH:
         return f"Importance needs {_ENOUGH} measured trials; there are {len(seen)}."
@@ -283,37 +285,22 @@ def _cost(problem: Problem, results: Results) -> Figure | str:
     return pages.figure([steps], "tokens trained", metric)
 
 
-def pareto(problem: Problem, results: Results) -> list[Result]:
-    """Results of whole trials that no other beats in both metrics, by the first metric."""
+def _front(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
+    """The two metrics of every whole trial, and those that no other trial beats in both."""
     first, second = problem.search.metrics
-    found: list[Result] = []
-    for result in sorted(_whole(problem, results), key=lambda each: (each.value(first), each.value(second))):
-        if not found or result.value(second) < found[-1].value(second):
-            found.append(result)
-    return found
-
-
-def _whole(problem: Problem, results: Results) -> list[Result]:
-    def ended(result: Result) -> bool:
-        return result.run.until == rungs_of(problem, result.run.params)[-1]
-
-    return [result for result in results.values() if result.status == "ok" and not result.run.again and ended(result)]
-
-
-def _front(problem: Problem, results: Results) -> Figure | str:
-    """The two metrics of every whole trial."""
-    first, second = problem.search.metrics
-    drawn = []
-    for name, mode, colour, group in (
-        ("whole trials", "markers", pages.BLUE, _whole(problem, results)),
-        ("front", "lines+markers", pages.RED, pareto(problem, results)),
-    ):
-        x, y = [result.measured(first) for result in group], [result.measured(second) for result in group]
-        text = [f"trial {result.run.trial}" for result in group]
-        drawn.append(
-            {"type": "scatter", "mode": mode, "x": x, "y": y, "text": text, "name": name, "line": {"color": colour}}
-        )
-    return pages.figure(drawn, first, second) if drawn[0]["x"] else "No trial has been trained to its end yet."
+    whole = [each.measured for each in trials if each.measured and each.measured.run.rung + 1 == each.rungs]
+    whole.sort(key=lambda each: (each.value(first), each.value(second)))
+    front = [each for i, each in enumerate(whole) if all(each.value(second) < o.value(second) for o in whole[:i])]
+    drawn = [("whole trials", "markers", pages.BLUE, whole), ("front", "lines+markers", pages.RED, front)]
+    data = [
+        {
+            "type": "scatter", "mode": mode, "name": name, "line": {"color": colour},
+            "x": [_shown(each, first) for each in group], "y": [_shown(each, second) for each in group],
+            "text": [f"trial {each.run.trial}" for each in group],
+        }
+        for name, mode, colour, group in drawn
+    ]  # fmt: skip
+    return pages.figure(data, first, second) if whole else "No trial has been trained to its end yet."
 
 
 def _shown(result: Result, metric: str) -> float:

@@ -16,13 +16,12 @@ from ray_jobs import jobs
 from ray_jobs.errors import KitaeError
 from ray_jobs.jobs import Job
 from ray_jobs.search import page
-from ray_jobs.search.records import Problem, SearchRecords
+from ray_jobs.search.records import Problem, SearchRecords, Unsaved
 from ray_jobs.search.rungs import rungs_of, steps_of, trials_of
 from ray_jobs.search.schedulers import Places
 from ray_jobs.search.standing import Standing, prunable
 from ray_jobs.search.stoppers import Meter
 from ray_jobs.search.trainables import LIVES
-from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Result, TrialSegment
 
 _PAGE_EVERY_S = 10.0
@@ -121,12 +120,12 @@ class SearchProgress(Unsaved, tune.Callback):
             self._page_s = time.monotonic()
             self._write_page(self.now)
 
-    def finals(self, now: Standing) -> None:
+    def finals(self, now: Standing, places: Places) -> None:
         """Sampling is over, and the finalists run."""
         self._given_up |= set(self.running)
         self._given_up -= {run.name for run in now.due}
         self.running.clear()
-        self.now = now
+        self.now, self.places = now, places
 
     def ended(self, now: Standing) -> None:
         """The search is over: write the page's last state, and delete what only a running search needs."""

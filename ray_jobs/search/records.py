@@ -57,6 +57,17 @@ class SamplingEnd(BaseModel):
     results: tuple[str, ...]
 
 
+class Unsaved:
+    """`Tuner` pickles its parts so that `Tuner.restore` finds them. Each attempt builds them anew from the records, so
+    that no pickle is ever read and no state of a process is written."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def save_to_dir(self, *_: object, **__: object) -> None:
+        """Write no state of a sampler."""
+
+
 class _Values(RootModel[Params]):
     """The values of a trial."""
 

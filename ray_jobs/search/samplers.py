@@ -20,11 +20,9 @@ from ray import tune
 from ray.tune.search import BasicVariantGenerator, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from ray_jobs.search import sampling
-from ray_jobs.search.records import Problem, SearchRecords
+from ray_jobs.search.records import Problem, SearchRecords, Unsaved
 from ray_jobs.search.rungs import shares_of, trials_of
-from ray_jobs.search.space import is_whole, own_values
-from ray_jobs.search.unsaved import Unsaved
+from ray_jobs.search.space import distributions, grid, is_whole, own_values
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import POPULATIONS
@@ -64,7 +62,7 @@ class NumberedSearch(Unsaved, Searcher):
         # A number without values, which only a search of an earlier version has, gets the job's own.
         first = [numbers.known.get(number, first[-1]) for number in range(begun)] + first[begun:]
         self._optuna = OptunaSearch(
-            space=sampling.distributions(problem.space),
+            space=distributions(problem.space),
             metric=self.metric,
             mode=self.mode,
             sampler=_ByResults(problem, numbers.results),
@@ -89,9 +87,6 @@ class NumberedSearch(Unsaved, Searcher):
             result, error = None, True
         self._optuna.on_trial_complete(trial_id, result, error)
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Nothing: each attempt builds it anew."""
-
 
 class _ByResults(BaseSampler):
     """Optuna's sampler over the trials as their results show them. Tune's paused trials count as running in Optuna,
@@ -114,9 +109,7 @@ class _ByResults(BaseSampler):
             self._sampler: BaseSampler = {
                 "gp": lambda: GPSampler(seed=seed, n_startup_trials=_STARTUP, deterministic_objective=False),
                 "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=_STARTUP),
-                "tpe": lambda: TPESampler(
-                    seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP
-                ),
+                "tpe": lambda: TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP),
             }[self._search.samples]()
         return self._sampler.infer_relative_search_space(self._view(study), trial)
 
@@ -144,10 +137,10 @@ class _ByResults(BaseSampler):
         shown, metrics = copy.copy(trial), self._search.metrics
         shown.datetime_complete = trial.datetime_complete or trial.datetime_start
         if len(metrics) > 1 or self._search.samples == "gp":
-            shown.state, shown.values = TrialState.COMPLETE, [own[0].measured(metric) for metric in metrics]
+            shown.state, shown.values = TrialState.COMPLETE, [own[0].measured(metric) or 0.0 for metric in metrics]
         elif len(own) < self._rungs:
             shown.state, shown.value = TrialState.PRUNED, None
-            shown.intermediate_values = {each.run.rung: each.measured(metrics[0]) for each in own}
+            shown.intermediate_values = {each.run.rung: each.measured(metrics[0]) or 0.0 for each in own}
         return shown
 
 
@@ -165,9 +158,6 @@ class Variants(Unsaved, BasicVariantGenerator):
             trial.custom_trial_name = trial.custom_dirname = trial_run(trial.config)  # named before it had a number
         return trial
 
-    def save_to_dir(self, dirpath: str, session_str: str) -> None:
-        """Nothing, as above."""
-
 
 def sampler_of(
     problem: Problem, numbers: Numbers, may_start: MayStart, gain_too_small: MayStart
@@ -177,7 +167,7 @@ def sampler_of(
     if search.samples not in ("grid", "random"):
         return NumberedSearch(problem, numbers, may_start, gain_too_small)
     if search.samples == "grid":  # in the order of every version, which Tune's own may not be
-        points = iter(sampling.grid(problem.space))
+        points = iter(grid(problem.space))
         return Variants(may_start, lambda _: numbers.config(next(points)))
     first = iter([] if search.schedules in POPULATIONS else problem.warm)
     return Variants(may_start, lambda config: numbers.config(next(first, config["params"])), search.seed)
@@ -198,19 +188,16 @@ def param_space(problem: Problem) -> Params:
     samples = problem.search.samples
     if samples not in ("grid", "random"):
         return {}
-    whole = {name: is_whole(name) for name in problem.space}
     of_list = tune.grid_search if samples == "grid" else tune.choice
     return {
         "params": {
-            name: _domain(values, whole[name]) if isinstance(values, Range) else of_list(list(values))
+            name: _domain(name, values) if isinstance(values, Range) else of_list(list(values))
             for name, values in problem.space.items()
         }
     }
 
 
-def _domain(values: Range, whole: bool) -> Any:
-    log = values.scale == "log"
-    if whole:
-        low, high = round(values.min), round(values.max) + 1
-        return tune.lograndint(low, high) if log else tune.randint(low, high)
-    return tune.loguniform(values.min, values.max) if log else tune.uniform(values.min, values.max)
+def _domain(name: str, values: Range) -> Any:
+    log, whole = values.scale == "log", is_whole(name)
+    domain: Any = (tune.lograndint if log else tune.randint) if whole else (tune.loguniform if log else tune.uniform)
+    return domain(round(values.min), round(values.max) + 1) if whole else domain(values.min, values.max)

@@ -22,9 +22,8 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from ray_jobs.search.records import Problem
+from ray_jobs.search.records import Problem, Unsaved
 from ray_jobs.search.rungs import RESOURCE
-from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Params
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import PERTURBED
@@ -70,16 +69,10 @@ class _InPlaces(Unsaved):
         return None if waits else chosen
 
 
-class _Every(_InPlaces, FIFOScheduler):
-    """Trains every trial to its end."""
-
-
-class _StoppingASHA(_InPlaces, AsyncHyperBandScheduler):
-    """Ray's own ASHA."""
-
-
-class _Median(_InPlaces, MedianStoppingRule):
-    """It pauses a trial while there are too few others to compare."""
+def _in_places(kind: Any, places: Places, **options: Any) -> TrialScheduler:
+    """One of Ray's schedulers as it is, but for the places."""
+    made: TrialScheduler = type(kind.__name__, (_InPlaces, kind), {})(places, **options)
+    return made
 
 
 class PromotingASHA(_InPlaces, FIFOScheduler):
@@ -228,12 +221,12 @@ def scheduler_of(problem: Problem, places: Places) -> TrialScheduler:
         case "asha":
             return PromotingASHA(problem, places)
         case "asha_stopping":
-            return _StoppingASHA(places, **rungs)
+            return _in_places(AsyncHyperBandScheduler, places, **rungs)
         case "hyperband":
             return _HyperBand(places, **rungs)
         case "median_stopping":
-            return _Median(places, time_attr=RESOURCE, grace_period=1)
+            return _in_places(MedianStoppingRule, places, time_attr=RESOURCE, grace_period=1)
         case "pbt" | "pb2":
             return _population(problem, places)
         case "none":
-            return _Every(places)
+            return _in_places(FIFOScheduler, places)

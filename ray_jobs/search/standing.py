@@ -14,7 +14,7 @@ from ray_jobs import jobs
 from ray_jobs.errors import CorruptObject, ObjectNotFound, TrainingError
 from ray_jobs.search.records import EVERY_TRIAL, Problem, SamplingEnd, SearchRecords, searches
 from ray_jobs.search.rungs import rungs_of
-from ray_jobs.search.sampling import fits
+from ray_jobs.search.space import fits
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import JobSpec
 from ray_jobs.spec.search import POPULATIONS
@@ -118,7 +118,9 @@ def all_failed(results: Mapping[str, Result]) -> TrainingError:
     for result in results.values():
         why = f"{result.status}: {next(iter((result.error or '').splitlines()), '')}"
         trials.setdefault(why, []).append(f"trial {result.run.trial}")
-    details = [f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in trials.items()]
+    details = [
+        f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in trials.items()
+    ]
     count = len({result.run.trial for result in results.values()})
     return TrainingError(f"all {count} trials of the search failed", details=details)
 

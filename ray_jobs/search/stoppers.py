@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -13,10 +12,9 @@ from ray.tune import Stopper
 
 from ray_jobs.errors import KitaeError, TrainingError
 from ray_jobs.jobs import Job
-from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
+from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords, Unsaved
 from ray_jobs.search.rungs import batch_size_of, rungs_of, steps_of
 from ray_jobs.search.standing import standing
-from ray_jobs.search.unsaved import Unsaved
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import BudgetSection
 from ray_jobs.training import ray_workers
@@ -37,7 +35,11 @@ class Limit(NamedTuple):
 def limits(budget: BudgetSection, spent: Mapping[str, float]) -> list[Limit]:
     """The limits that a job file sets. `spent`: hours by the clock (`wall`) and of all workers (`worker`)."""
     affordable = budget.money and budget.price_per_hour and budget.money / budget.price_per_hour
-    found = (("hours", budget.hours, "wall"), ("gpu_hours", budget.gpu_hours, "worker"), ("money", affordable, "worker"))
+    found = (
+        ("hours", budget.hours, "wall"),
+        ("gpu_hours", budget.gpu_hours, "worker"),
+        ("money", affordable, "worker"),
+    )
     return [
         Limit(f"search.budget.{name} {getattr(budget, name):g}", hours, spent[clock])
         for name, hours, clock in found
@@ -75,34 +77,30 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
     return None
 
 
-@dataclass
 class Meter:
-    """Counts what a search has spent over all its starts, and stores it every few seconds."""
+    """Counts what a search has spent over all its starts, and stores it every few seconds. `busy_workers`: workers in
+    use by so many running segments."""
 
-    records: SearchRecords
-    running: Mapping[str, TrialSegment]
-    busy_workers: Callable[[int], int]
-    """Workers in use by this many running segments."""
-    spent: dict[str, float] = field(default_factory=dict)
-    _at: float = field(default_factory=time.monotonic)
-    _saved: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.spent = self.records.spent()
+    def __init__(
+        self, records: SearchRecords, running: Mapping[str, TrialSegment], busy_workers: Callable[[int], int]
+    ) -> None:
+        self.records, self._running, self._busy_workers = records, running, busy_workers
+        self.spent = records.spent()
+        self._at, self._saved = time.monotonic(), 0.0
 
     def tick(self) -> None:
         """Count the time since the last tick."""
         now = time.monotonic()
         hours, self._at = (now - self._at) / 3600, now
         self.spent["wall"] += hours
-        self.spent["worker"] += hours * self.busy_workers(len(self.running))
+        self.spent["worker"] += hours * self._busy_workers(len(self._running))
         if now - self._saved > _SAVED_EVERY_S:
             self.save()
 
     def save(self) -> None:
         self._saved = time.monotonic()
         with contextlib.suppress(KitaeError):  # written again in a few seconds
-            self.records.spend(self.spent, list(self.running.values()))
+            self.records.spend(self.spent, list(self._running.values()))
 
 
 class BudgetStopper(Unsaved, Stopper):

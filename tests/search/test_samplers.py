@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs.search import sampling, space
+from ray_jobs.search import space
 from ray_jobs.search.samplers import NumberedSearch
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import Range
@@ -110,7 +110,7 @@ def test_a_model_of_the_values_does_not_see_a_failed_trial_and_tpe_does() -> Non
 def test_a_grid_of_an_earlier_version_is_finished_point_by_point() -> None:
     points = {"space": {"learning_rate": [1e-4, 3e-4, 1e-3], "lora.rank": [8, 16]}, "algorithm": "grid"}
     problem, store = make_problem(points), MemoryStore()
-    for trial, params in enumerate(sampling.grid(problem.space)[:3]):
+    for trial, params in enumerate(space.grid(problem.space)[:3]):
         run = TrialSegment(trial=trial, rung=0, params=params, until=27)
         Simulation(problem, outcome, store).records.add(outcome(run))
     _, results, _ = finish(problem, store=store)
@@ -168,9 +168,9 @@ def test_values_of_lists_and_whole_numbers_survive_optuna() -> None:
     for algorithm in ("asha", "random"):
         for values in values_of({"space": document, "trials": 12, "algorithm": algorithm}):
             assert isinstance(values["lora.rank"], int)
-            assert sampling.fits(wide, values)
-    assert not sampling.fits(wide, {**values, "lora.rank": 128})
-    assert not sampling.fits(wide, {"lora.rank": 8})
+            assert space.fits(wide, values)
+    assert not space.fits(wide, {**values, "lora.rank": 128})
+    assert not space.fits(wide, {"lora.rank": 8})
 
 
 def test_the_default_space_suits_method_and_data() -> None:
