@@ -94,7 +94,9 @@ class SearchProgress(Unsaved, tune.Callback):
         run = next((run for run in list(self.running.values()) if run.trial == number), first)
         if "segment" in trial.config:
             run = TrialSegment.model_validate(trial.config["segment"])
-        error = f"its process ended more than {LIVES} times: {_last_line(trial.error_file)}"
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "no reason is known"
+        last_line = text.strip().split("\n")[-1]
+        error = f"its process ended more than {LIVES} times: {last_line}"
         with self._kept():
             self._add(self._records.add(Result(run=run, status="lost", error=error)))
 
@@ -122,8 +124,7 @@ class SearchProgress(Unsaved, tune.Callback):
 
     def finals(self, now: Standing, places: Places) -> None:
         """Sampling is over, and the finalists run."""
-        self._given_up |= set(self.running)
-        self._given_up -= {run.name for run in now.due}
+        self._given_up = (self._given_up | set(self.running)) - {run.name for run in now.due}
         self.running.clear()
         self.now, self.places = now, places
 
@@ -175,11 +176,3 @@ class SearchProgress(Unsaved, tune.Callback):
                 self._pruned.add(name)
                 with contextlib.suppress(KitaeError):
                     self._records.store.delete_tree(self._records.checkpoints(self.results[name].run))
-
-
-def _last_line(file: str | None) -> str:
-    """The last line of a trial's error file."""
-    with contextlib.suppress(OSError):
-        lines = Path(file or "").read_text(encoding="utf-8").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return "no reason is known"
