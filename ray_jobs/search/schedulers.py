@@ -23,7 +23,7 @@ from ray.tune.schedulers import (
 )
 
 from ray_jobs.search.records import Problem, Unsaved
-from ray_jobs.search.rungs import RESOURCE
+from ray_jobs.search.rungs import RESOURCE, trials_of
 from ray_jobs.sharing.segments import Params
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import PERTURBED
@@ -76,19 +76,20 @@ def _in_places(kind: Any, places: Places, **options: Any) -> TrialScheduler:
 
 
 class PromotingASHA(_InPlaces, FIFOScheduler):
-    """ASHA as in its paper (Li et al. 2018, arXiv:1810.05934): every trial pauses at its rung, and whenever a place is
-    free, the best 1/η of a rung that were not promoted yet come before a new trial.
+    """ASHA (Li et al. 2018, arXiv:1810.05934): every trial pauses at its rung, and whenever a place is free, the best
+    1/η of a rung that were not promoted yet come before a new trial.
 
-    Ray's AsyncHyperBandScheduler stops trials instead and lets the first pass every rung.
+    Ray's AsyncHyperBandScheduler stops trials instead and lets the first pass every rung. Other than in the paper, no
+    more than 1/η of a rung's planned trials are promoted: one promoted early is often outside the best 1/η later.
     """
 
     def __init__(self, problem: Problem, places: Places) -> None:
         super().__init__(places)
-        self._reduction, self._judge = problem.search.reduction, problem.search.judge
+        self._reduction, self._judge, self._trials = problem.search.reduction, problem.search.judge, trials_of(problem)
         self._sign = 1.0 if problem.lower_is_better else -1.0
         self._rungs: list[dict[Trial, float]] = [{} for _ in range(problem.search.rungs)]
         """Value of each trial by rung; lower is better, infinite for a failed trial."""
-        self._promoted: set[tuple[int, Trial]] = set()
+        self._promoted: list[set[Trial]] = [set() for _ in self._rungs]
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         self._record(trial, result)
@@ -104,9 +105,11 @@ class PromotingASHA(_InPlaces, FIFOScheduler):
     def promotable(self) -> tuple[int, Trial] | None:
         """The next trial to promote, and its rung: the best of the highest rung."""
         for rung, values in reversed(list(enumerate(self._rungs[:-1]))):
+            if len(self._promoted[rung]) >= self._trials // self._reduction ** (rung + 1):
+                continue
             ranked = sorted(values, key=lambda trial: (values[trial], trial.config["trial"]))
             for trial in ranked[: len(ranked) // self._reduction]:
-                ready = trial.status == Trial.PAUSED and (rung, trial) not in self._promoted
+                ready = trial.status == Trial.PAUSED and trial not in self._promoted[rung]
                 if ready and math.isfinite(values[trial]):
                     return rung, trial
         return None
@@ -114,7 +117,7 @@ class PromotingASHA(_InPlaces, FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         found = self.promotable()
         if found is not None and self.places.free():
-            self._promoted.add(found)
+            self._promoted[found[0]].add(found[1])
             return found[1]
         trials = tune_controller.get_trials()
         runs = any(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)

@@ -97,7 +97,8 @@ class SearchSection(SpecSection):
     parallel: int = Field(4, ge=1, le=256)
     """Trials at once."""
     rungs: int = Field(3, ge=1, le=8)
-    """How often a trial, or a population, is judged."""
+    """How often a trial, or a population, is judged. With neither this nor `reduction`, ASHA with 27 trials or more has
+    2 rungs and reduction 9."""
     reduction: int = Field(3, ge=2, le=16)
     """ASHA's reduction factor η: 1/η of the trials at a rung are promoted to the next, which is η times as long (Li
     et al. 2018, arXiv:1810.05934)."""
@@ -139,6 +140,17 @@ class SearchSection(SpecSection):
     def judge(self) -> str:
         """The metric by which rungs are judged and the winner is chosen."""
         return self.metrics[0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fewer_rungs(cls, given: Any) -> Any:
+        """Where a ninth of the trials are three or more, a rung at a third costs more than it finds
+        (`docs/decisions/search.md`)."""
+        if not isinstance(given, dict) or {"rungs", "reduction"} & set(given):
+            return given
+        trials, schedules = given.get("trials"), given.get("scheduler") or given.get("algorithm", "asha")
+        large = schedules == "asha" and isinstance(trials, int) and trials >= 27
+        return {**given, "rungs": 2, "reduction": 9} if large else given
 
     @model_validator(mode="after")
     def _combinations(self) -> SearchSection:

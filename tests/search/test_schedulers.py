@@ -27,8 +27,7 @@ def test_asha_promotes_only_the_best_of_a_rung_and_resumes_from_before_the_decay
     now, results, _ = finish(make_problem({"finalists": 1}))
     rungs = by_rung(results)
     assert [result.run.until for result in rungs[0]] == [3] * 9
-    assert 3 <= len(rungs[1]) <= 5  # a rung that fills up step by step promotes a few more than a third
-    assert len(rungs[2]) == len(rungs[1]) // 3
+    assert list(map(len, rungs[1:])) == [3, 1]
     best = min(rungs[0], key=lambda result: result.loss or 0)
     assert best.run.trial in {result.run.trial for result in rungs[1]}
     for result in rungs[1] + rungs[2]:
@@ -39,6 +38,26 @@ def test_asha_promotes_only_the_best_of_a_rung_and_resumes_from_before_the_decay
         )  # fmt: skip
     assert now.winner is not None
     assert now.winner.until == 27
+
+
+@pytest.mark.parametrize("parallel", [1, 5])
+def test_asha_promotes_no_more_than_its_share_of_the_planned_trials(parallel: int) -> None:
+    """Each trial is better than all before it, so that the best ninth changes with every result."""
+    problem = make_problem({"trials": 27, "parallel": parallel, "finalists": 1})
+    _, results, _ = finish(problem, lambda run: outcome(run).model_copy(update={"loss": 9.0 - run.trial / 10}))
+    assert list(map(len, by_rung(results))) == [27, 3, 0]
+
+
+def test_asha_has_two_rungs_where_a_ninth_of_the_trials_are_three() -> None:
+    def rungs(**search: Any) -> tuple[int, int]:
+        section = make_problem(search).search
+        return section.rungs, section.reduction
+
+    assert rungs(trials=27) == rungs(trials=27, scheduler="asha", sampler="gp") == (2, 9)
+    assert rungs(trials=26) == rungs(trials=27, rungs=3) == rungs(trials=27, reduction=3) == (3, 3)
+    assert rungs(trials=27, scheduler="hyperband") == rungs(trials=27, algorithm="pbt") == (3, 3)
+    stored = make_problem({"trials": 27, "rungs": 3, "reduction": 3})  # by an earlier version
+    assert type(stored).model_validate(stored.model_dump(mode="json")).search.rungs == 3
 
 
 def test_asha_promotes_before_it_begins_another_trial() -> None:
