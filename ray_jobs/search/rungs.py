@@ -52,7 +52,8 @@ def trial_spec(problem: Problem, run: TrialSegment) -> JobSpec:
 
 def steps_of(run: TrialSegment, results: Mapping[str, Result]) -> int:
     """Optimizer steps that a segment trains."""
-    return run.until - (decay_start(results[run.source].run.until) if run.source in results else 0)
+    source = results.get(run.source) if run.source is not None else None
+    return run.until - (decay_start(source.run.until) if source is not None else 0)
 
 
 def trials_of(problem: Problem) -> int:

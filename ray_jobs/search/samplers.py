@@ -106,11 +106,12 @@ class _ByResults(BaseSampler):
         seed = (self._search.seed * 1_000_003 + trial.number * 7919 + 1) % 2**31
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # marked experimental
-            self._sampler: BaseSampler = {
+            samplers: dict[str, Callable[[], BaseSampler]] = {
                 "gp": lambda: GPSampler(seed=seed, n_startup_trials=_STARTUP, deterministic_objective=False),
                 "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=_STARTUP),
                 "tpe": lambda: TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP),
-            }[self._search.samples]()
+            }
+            self._sampler = samplers[self._search.samples]()
         return self._sampler.infer_relative_search_space(self._view(study), trial)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:

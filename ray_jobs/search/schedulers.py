@@ -161,8 +161,9 @@ def _population(problem: Problem, places: Places) -> TrialScheduler:
     }  # fmt: skip
     kind: Any = PopulationBasedTraining
     if search.schedules == "pb2":
-        from ray.tune.schedulers.pb2 import PB2 as kind  # imports scikit-learn
+        from ray.tune.schedulers.pb2 import PB2  # imports scikit-learn
 
+        kind = PB2
         options["hyperparam_bounds"] = {"params": {name: [r.min, r.max] for name, r in ranges.items()}}
     else:
         lists = {name: list(values) for name, values in space.items() if not isinstance(values, Range)}

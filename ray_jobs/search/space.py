@@ -120,8 +120,8 @@ def first_rungs(space: Space, results: Iterable[Result], metric: str) -> Study:
     study, found = optuna.create_study(direction="minimize"), distributions(space)
     for result in sorted(results, key=lambda each: each.run.trial):
         if result.run.rung == 0 and not result.run.again and math.isfinite(result.value(metric)):
-            values = {"params": result.run.params, "value": result.value(metric)}
-            study.add_trial(optuna.trial.create_trial(distributions=found, **values))
+            params, value = result.run.params, result.value(metric)
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=found, value=value))
     return study
 
 
