@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray_jobs.data.report import RowReport
 from ray_jobs.errors import DataError
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.tasks import TASKS, task_for
+from ray_jobs.tasks.base import PromptSetting
 
 
 def task_of(path: Path) -> str:
@@ -32,13 +34,25 @@ def task_of(path: Path) -> str:
 
 
 def check_file(
-    path: Path, filename: str, name: str, tokenizer: Any = None, base: CatalogueEntry | None = None
+    path: Path,
+    filename: str,
+    name: str,
+    tokenizer: Any = None,
+    base: CatalogueEntry | None = None,
+    *,
+    today: date = date.min,
 ) -> RowReport:
     """Check the rows of the task `name`. `tokenizer`, that of `base`, counts tokens; None: none are counted.
 
+    `today` is the day that a chat template writes.
+
     Raises DataError with a detail for each bad line, `line 3: …`, up to ten thousand.
     """
-    task = TASKS[name]
+    task, prompts = TASKS[name], PromptSetting()
+    if tokenizer is not None:
+        named = ((f"line {number}", row) for number, row in read_rows(path, filename, task, {}, Findings()))
+        prompts = task.setting_for(named, tokenizer, today)
+        task = task.with_setting(prompts)
     findings, unwritable = Findings(most=10_000), Findings(most=10_000)
     seen: set[bytes] = set()
     rows = duplicates = tokens = longest = supervised = sequences = 0
@@ -81,4 +95,6 @@ def check_file(
         model=base.name,
         too_long=tuple(too_long[:100]),
         without_reasoning=tuple(partial[:100]),
+        prompts=prompts,
+        warnings=tuple(prompts.notes()),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from ray_jobs.tasks.base import PromptSetting
+
 
 class RowReport(BaseModel):
     """Contents of a file of rows."""
@@ -29,3 +31,7 @@ class RowReport(BaseModel):
     without_reasoning: tuple[int, ...] = ()
     """Line numbers of rows with reasoning that the model's chat template does not write, the first hundred: it is not
     trained."""
+    prompts: PromptSetting | None = None
+    """How the prompts of these rows are written for the model. None: no model counted."""
+    warnings: tuple[str, ...] = ()
+    """What the report's reader should know of these prompts, such as a date in them."""

@@ -30,4 +30,4 @@ def check_rows(
         tokenizer = (
             load_processor(fetch_checked(store, base.key), name) if base is not None and name in base.tasks else None
         )
-        return check_file(path, filename, name, tokenizer, base)
+        return check_file(path, filename, name, tokenizer, base, today=store.now().date())

@@ -22,7 +22,7 @@ from ray_jobs.evaluation.publish import SendProgress, base_weights, build_candid
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import IGNORED, Example, Row
+from ray_jobs.tasks.base import IGNORED, Example, PromptSetting, Row
 from ray_jobs.tasks.chat.turns import trained_turns
 from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
 from ray_jobs.training.scoring import score
@@ -64,12 +64,14 @@ class EvaluateInputs(BaseModel):
     held_out_kept: tuple[int, ...]
     """Numbers of the held-out rows that were encoded."""
     candidate_key: str
+    prompts: PromptSetting = PromptSetting()
+    """How the prompts of the encoded rows are written."""
 
 
 def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> Evaluation:
     """Build the candidate from a checkpoint, store it, and score it and its base."""
     spec, labels = inputs.train.spec, inputs.train.labels
-    task = TASKS[spec.task]
+    task = TASKS[spec.task].with_setting(inputs.prompts)
     base_directory = models.fetch_base(store, inputs.train.base_key)
     processor = models.load_processor(base_directory, spec.task)
     report((0, _STEPS, "steps", {"doing": "building the tuned model"}))
@@ -97,7 +99,7 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     report((1, _STEPS, "steps", {"doing": "scoring the tuned model"}))
     tuned = measured(candidate)
     report((2, _STEPS, "steps", {"doing": "answers to compare with the engine's"}))
-    prompts = parity_prompts(candidate, processor, rows, spec) if task.generates else ()
+    prompts = parity_prompts(candidate, processor, rows, spec, inputs.prompts) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "scoring the base"}))
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
@@ -120,7 +122,11 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
 
 
 def parity_prompts(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], spec: JobSpec
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    spec: JobSpec,
+    setting: PromptSetting,
 ) -> tuple[ParityPrompt, ...]:
     """Prompts of the first `evaluation.parity.prompts` rows that have an answer, scored by the trainer's model.
 
@@ -135,7 +141,7 @@ def parity_prompts(
         if len(prompts) == spec.evaluation.parity.prompts:
             break
         messages, tools = row["messages"], row.get("tools") or ()
-        *_, turn = trained_turns(tokenizer, messages, tools)
+        *_, turn = trained_turns(tokenizer, messages, tools, setting)
         answer_ids = turn.answer_ids[: max(0, spec.data.max_tokens - len(turn.prompt_ids))]
         if not answer_ids:
             continue

@@ -2,7 +2,7 @@
 
 The trainer's side comes in as token ids and log-probabilities. The engine's side is a vLLM engine set up by `engine`,
 in a process of its own that frees its memory; it gets the prompts as messages and applies its own chat template, as the
-endpoint does. Knows no task, store or trainer.
+endpoint does. Knows no store and no trainer.
 
 The child process is `python -m ray_jobs.evaluation.parity`: one JSON request on stdin; on a descriptor the engine's
 number format in a line, then a JSON line for each prompt.
@@ -27,7 +27,10 @@ from pydantic import TypeAdapter
 
 from ray_jobs.engine import VLLM_DTYPES, Dtype, EngineSettings, engine_environment, engine_kwargs, serving_dtype
 from ray_jobs.errors import GateError, ServingError
+from ray_jobs.tasks.base import PromptSetting
+from ray_jobs.tasks.chat.template import variables_of
 
+_DEFAULT = PromptSetting()
 DEFAULT_BOUNDS: dict[Dtype, float] = {"fp32": 1e-3, "bf16": 0.1}
 """Largest mean |gap| of the answers' log-probabilities, in nats a token, for a job that sets none."""
 
@@ -87,6 +90,7 @@ def check_parity(
     *,
     trained_dtype: Dtype,
     adapter_dir: Path | None = None,
+    setting: PromptSetting = _DEFAULT,
     max_mean_gap: float | None = None,
     timeout_s: float = 900.0,
     progress: Callable[[int, int], None] | None = None,
@@ -94,7 +98,8 @@ def check_parity(
     """Compare the serving engine with the trainer's model.
 
     `base_dir` is the model that the endpoint would load: the base of `adapter_dir`, or a full fine-tune.
-    `trained_dtype` is the precision of the trainer's numbers. `progress` gets (prompts done, prompts). Raises GateError
+    `trained_dtype` is the precision of the trainer's numbers. `setting`: the engine writes prompts with the switches
+    that requests get by default, on the day of training. `progress` gets (prompts done, prompts). Raises GateError
     with the differing position and tokens where the two differ, and ServingError where the engine does not run.
     """
     if not prompts:
@@ -105,7 +110,9 @@ def check_parity(
             f"a held-out row needs {longest} tokens at the endpoint, serving.max_model_len is "
             f"{settings.max_model_len}: raise it, or lower data.max_tokens"
         )
-    served, dtype = _run_engine(base_dir, prompts, settings, adapter_dir, timeout_s=timeout_s, progress=progress)
+    served, dtype = _run_engine(
+        base_dir, prompts, settings, adapter_dir, setting, timeout_s=timeout_s, progress=progress
+    )
     bound = DEFAULT_BOUNDS[trained_dtype] if max_mean_gap is None else max_mean_gap
     expected_dtype = VLLM_DTYPES[serving_dtype(trained_dtype, settings.hardware)]
     report = compare(prompts, served, bound=bound, dtype=dtype, expected_dtype=expected_dtype)
@@ -193,6 +200,7 @@ def _run_engine(
     prompts: Sequence[ParityPrompt],
     settings: EngineSettings,
     adapter_dir: Path | None,
+    setting: PromptSetting,
     *,
     timeout_s: float,
     progress: Callable[[int, int], None] | None,
@@ -201,6 +209,7 @@ def _run_engine(
         "model": str(base_dir),
         "adapter": None if adapter_dir is None else str(adapter_dir),
         "settings": asdict(settings),
+        "setting": setting.model_dump(mode="json"),
         "prompts": [asdict(prompt) for prompt in prompts],
     }
     packages = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -261,6 +270,8 @@ def _child(descriptor: int) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     settings = TypeAdapter(EngineSettings).validate_python(request["settings"])
 
+    variables = variables_of(PromptSetting.model_validate(request["setting"]))
+
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -279,7 +290,14 @@ def _child(descriptor: int) -> None:
         print(str(engine.llm_engine.model_config.dtype).removeprefix("torch."), file=out)
         for prompt in request["prompts"]:
             tools = prompt["tools"] or None
-            (asked,) = engine.chat(prompt["messages"], ask, lora_request=adapter, tools=tools, use_tqdm=False)
+            (asked,) = engine.chat(
+                prompt["messages"],
+                ask,
+                lora_request=adapter,
+                tools=tools,
+                chat_template_kwargs=variables,
+                use_tqdm=False,
+            )
             ids, answer_ids = tuple(asked.prompt_token_ids), prompt["answer_ids"]
             base_logprobs = None if adapter is None else logprobs(ids, answer_ids, None)
             answer = ServedAnswer(ids, logprobs(ids, answer_ids, adapter), base_logprobs)

@@ -17,6 +17,7 @@ from ray_jobs.digests import json_digest
 from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.spec import JobSpec
+from ray_jobs.tasks.base import PromptSetting
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 
 O = TypeVar("O")  # noqa: E741  # an output
@@ -51,6 +52,22 @@ class EncodedRows(BaseModel, frozen=True):
     """Numbers of the held-out rows that were encoded."""
     key: str
     labels: tuple[str, ...]
+    prompts: PromptSetting = PromptSetting()
+    """How the prompts of these rows are written: parity, the registry and the endpoint write them in the same way."""
+
+    def as_text(self) -> str:
+        """What a plan says about them. Empty where a row is one example of the template's default."""
+        return ", ".join(
+            [
+                *([f"{self.train_rows} rows are {self.train_examples} examples"] if self.more_examples else []),
+                *self.prompts.notes(),
+            ]
+        )
+
+    @property
+    def more_examples(self) -> bool:
+        """Whether the chat template makes several examples of a row."""
+        return self.train_examples > self.train_rows
 
 
 class SearchSummary(BaseModel, frozen=True):
@@ -200,12 +217,18 @@ class Flow:
         return self.get(TrainOutcome)
 
     @property
+    def encoded(self) -> EncodedRows:
+        """The rows that the trained model's base reads."""
+        return self.get(EncodedRows, self.spec.base_model)
+
+    @property
     def evaluate_inputs(self) -> EvaluateInputs:
         return EvaluateInputs(
             train=self.train_inputs,
             checkpoint_key=self.trained.checkpoint,
             dataset_digest=self.dataset.digest,
-            held_out_kept=self.get(EncodedRows, self.spec.base_model).held_out_kept,
+            held_out_kept=self.encoded.held_out_kept,
+            prompts=self.encoded.prompts,
             candidate_key=candidate_key(self.job_spec.job_id, self.trained.checkpoint),
         )
 

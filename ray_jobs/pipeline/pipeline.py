@@ -29,7 +29,7 @@ from ray_jobs.jobs import Job, Launched, Released, StageRecord, checkpoint_reque
 from ray_jobs.jobs.progress import StageProgress
 from ray_jobs.jobs.runs import Heartbeat, describe_takeover
 from ray_jobs.pipeline import sources
-from ray_jobs.pipeline.outputs import Flow, MissingOutputError, SearchOutcome
+from ray_jobs.pipeline.outputs import EncodedRows, Flow, MissingOutputError, SearchOutcome
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.pipeline.stages import Stage, stages_of
@@ -97,6 +97,8 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
             by = f"attempt {done.attempt}" if done.attempt else "`kitae submit`"
             action = f"skipped: done in {done.seconds:.0f} s by {by}{which}"
             flow = flow.with_output(stage.output, stage.base_model, output)
+            if isinstance(output, EncodedRows) and (text := output.as_text()):
+                action += f"; {text}"
             try:
                 stage.gate(flow)
             except GateError as error:

@@ -42,6 +42,7 @@ from ray_jobs.search.space import space_of
 from ray_jobs.spec import ComputeSection, JobSpec, ServingSection
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import PromptSetting
 from ray_jobs.tracking.job_run import track
 from ray_jobs.training import checkpoint, ray_train, ray_workers
 from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainOutcome
@@ -104,17 +105,19 @@ def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
 def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     """Encode the rows of both sides for a base, once."""
     store, spec, base = context.store, flow.job_spec, flow.base_copy(base_model)
-    task, labels, limits = TASKS[spec.task], flow.dataset.labels, spec.data
+    labels, limits = flow.dataset.labels, spec.data
     files = dataset.load(store, flow.dataset.digest)
     tokenizer = load_processor(fetch_base(store, base.key), spec.task)
+    sides = (("train", files.train_rows, TRAIN_FILE), ("held_out", files.held_out_rows, HELD_OUT_FILE))
+    named = ((f"{side.replace('_', '-')} row {i}", row) for side, rows, _ in sides for i, row in enumerate(rows, 1))
+    prompts = TASKS[spec.task].setting_for(named, tokenizer, store.now().date())
+    task = TASKS[spec.task].with_setting(prompts)
     how = [ENCODING, base.digest, limits.max_tokens, limits.too_long]
+    how += [prompts.model_dump(mode="json")] if prompts != PromptSetting() else []
     key = f"{flow.dataset.key}/encoded/{json_digest(how)}"
     counts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:
-        for side, rows, name in (
-            ("train", files.train_rows, TRAIN_FILE),
-            ("held_out", files.held_out_rows, HELD_OUT_FILE),
-        ):
+        for side, rows, name in sides:
             encoded, kept = encode_rows(
                 rows,
                 task,
@@ -137,7 +140,9 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
             }
         if store.read_manifest(key) is None:
             store.commit(key, store.upload_tree(Path(scratch), key), {"base": base.digest})
-    return EncodedRows(**counts, held_out_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels)
+    for note in prompts.notes():
+        context.job.event("info", note)
+    return EncodedRows(**counts, held_out_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels, prompts=prompts)
 
 
 def search(flow: Flow, context: StageContext) -> SearchOutcome:
@@ -221,7 +226,14 @@ def compare_served(flow: Flow, context: StageContext) -> ParityReport:
     serving = entry.serving if entry is not None and shared else flow.spec.serving
     rank = entry.max_lora_rank if entry is not None and shared else flow.evaluation.lora_rank
     return context.on_worker(
-        compare_with_engine, flow.spec, serving, rank, flow.evaluation, flow.base.key, compute=flow.spec.compute
+        compare_with_engine,
+        flow.spec,
+        serving,
+        rank,
+        flow.evaluation,
+        flow.base.key,
+        flow.encoded.prompts,
+        compute=flow.spec.compute,
     )
 
 
@@ -231,6 +243,7 @@ def compare_with_engine(
     lora_rank: int | None,
     evaluation: Evaluation,
     base_key: str,
+    prompts: PromptSetting,
     store: Workspace,
     report: SendProgress,
 ) -> ParityReport:
@@ -257,6 +270,7 @@ def compare_with_engine(
         settings,
         trained_dtype=trained,
         adapter_dir=candidate if evaluation.is_adapter else None,
+        setting=prompts,
         max_mean_gap=spec.evaluation.parity.max_mean_logprob_gap,
         progress=progress,
     )
@@ -321,6 +335,7 @@ def _register_tree(
         labels=flow.dataset.labels,
         trial=None if flow.search is None else flow.search.run,
         gated=gated,
+        prompts=flow.encoded.prompts,
     )
     with tempfile.TemporaryDirectory(prefix="kitae-register-") as scratch:
         # The registry writes a model card into the tree; the store's cached copy is shared.

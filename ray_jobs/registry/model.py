@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from ray_jobs.errors import CorruptObject, SpecError
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage.unreadable import summary
+from ray_jobs.tasks.base import PromptSetting
 
 ModelKind = Literal["adapter", "full", "predictor"]
 
@@ -37,6 +38,8 @@ class Lineage:
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     gated: bool = True
     """Whether it passed the gate and parity; a published checkpoint did not."""
+    prompts: PromptSetting = field(default=PromptSetting(), hash=False)
+    """How the prompts of its rows were written; the endpoint sends the switches where a request has none."""
 
 
 _LINEAGE = TypeAdapter(Lineage)
@@ -98,7 +101,8 @@ def version_of(team: str, name: str, number: str, meta: dict[str, Any]) -> Model
 
 
 def lineage_json(lineage: Lineage) -> dict[str, Any]:
-    return vars(lineage) | {"spec": lineage.spec.model_dump(mode="json")}
+    dumped = {name: getattr(lineage, name).model_dump(mode="json") for name in ("spec", "prompts")}
+    return vars(lineage) | dumped
 
 
 def lineage_of(document: dict[str, Any]) -> Lineage:

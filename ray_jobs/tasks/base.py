@@ -8,11 +8,15 @@ Shapes: B rows, T tokens, S supervised positions, V vocabulary, C classes.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from datetime import date
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,6 +124,34 @@ class Batch:
         return Batch(moved(self.inputs), self.targets_S.to(device), select, moved(self.extras))
 
 
+class PromptSetting(BaseModel):
+    """How prompts are written, decided once for all rows of a job and kept with its model."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    switches: dict[str, bool | int | str] = {}
+    """Variables of the chat template with which the rows are trained: a request without `chat_template_kwargs` of its
+    own gets them."""
+    today: date | None = None
+    """Day that a chat template with a date writes into trained prompts; a request has its own day. None: no date."""
+
+    def notes(self) -> list[str]:
+        """What differs from the chat template's default, and from request to request."""
+        return [
+            *([f"prompts have {described(self.switches)}"] if self.switches else []),
+            *(
+                [f"the template writes today's date: {self.today} here, and the day of each request"]
+                if self.today
+                else []
+            ),
+        ]
+
+
+def described(switches: Mapping[str, bool | int | str]) -> str:
+    """Variables of a chat template as a message shows them."""
+    return ", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in switches.items())
+
+
 Reference = Callable[[Batch], "torch.Tensor"]
 """A batch's `Task.logits` by the frozen model that training started from, without gradients."""
 
@@ -221,6 +253,17 @@ class Task(ABC, Generic[E]):
     @abstractmethod
     def normalise(self, row: Row) -> Row:
         """The row in its one canonical form. Call on rows that `check_row` passes."""
+
+    def setting_for(self, rows: Iterable[tuple[str, Row]], processor: Any, today: date) -> PromptSetting:
+        """Choose how the prompts of these rows are written; `rows`: each with its name in an error.
+
+        Raises DataError where no setting trains all of them.
+        """
+        return PromptSetting()
+
+    def with_setting(self, setting: PromptSetting) -> Self:
+        """The task with prompts written in this way."""
+        return self
 
     @abstractmethod
     def encode(self, row: Row, processor: Any, labels: Sequence[str]) -> Sequence[E]:

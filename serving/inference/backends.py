@@ -7,7 +7,7 @@ store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,6 +41,8 @@ class Route:
     """Destination of a copy of the request."""
     serving: ServingSection = field(default_factory=ServingSection)
     """Limits of the application."""
+    switches: Mapping[str, bool | int | str] = field(default_factory=dict)
+    """Variables of the chat template with which a tuned model was trained; a request's own have precedence."""
 
     @property
     def public_name(self) -> str:

@@ -65,7 +65,9 @@ class Generator:
             return checked_stream(chunks, asked.sequences) if asked.stream else chunks
 
         def generated(route: Route) -> Chunks:
-            ours = {"model": route.model, "request_id": uuid.uuid4().hex}
+            ours: dict[str, Any] = {"model": route.model, "request_id": uuid.uuid4().hex}
+            if method == "chat" and (variables := _template_variables(route, asked.body)):
+                ours["chat_template_kwargs"] = variables
             return self.backend.generate(route, method, asked.body | ours)
 
         async def placed(route: Route) -> Chunks:
@@ -91,6 +93,15 @@ class Generator:
             self.traffic.mirror(route, ask)
             measured = self.traffic.measured(route, ask(route))
         return delivered(request, route, measured, include_usage=asked.include_usage)
+
+
+def _template_variables(route: Route, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's variables of the chat template over those that the model was trained with.
+
+    vLLM derives `enable_thinking` from a request's `reasoning_effort`: the model's own switches then do not apply.
+    """
+    own = {} if body.get("reasoning_effort") is not None else route.switches
+    return {**own, **(body.get("chat_template_kwargs") or {})}
 
 
 async def delivered(request: Request, route: Route, chunks: Chunks, *, include_usage: bool) -> Chunks:

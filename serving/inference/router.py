@@ -142,7 +142,14 @@ def resolve(
             raise _not_deployed(f"{name}@{version.version}", f"the endpoint runs {name}@{record.version}")
         exact = f"{name}@{version.version}"
         shown = _api_name(visible, record, version, label)
-        return Route(exact, record.application, record.task, api_name=shown, serving=record.serving)
+        return Route(
+            exact,
+            record.application,
+            record.task,
+            api_name=shown,
+            serving=record.serving,
+            switches=version.lineage.prompts.switches,
+        )
     policy = visible.traffic.get(name)
     if policy is None or policy.alias != (label or record.label or registry.CHAMPION):
         return _adapter(visible, record, version, label)
@@ -186,7 +193,15 @@ def _adapter(visible: RoutingSnapshot, record: Deployment, version: ModelVersion
     if version.kind != "adapter" or base is None or not base.runs_base(version.base_digest):
         raise _not_deployed(exact, "it was trained on another base")
     shown = _api_name(visible, record, version, label)
-    return Route(exact, record.application, record.task, adapter=exact, api_name=shown, serving=base.serving)
+    return Route(
+        exact,
+        record.application,
+        record.task,
+        adapter=exact,
+        api_name=shown,
+        serving=base.serving,
+        switches=version.lineage.prompts.switches,
+    )
 
 
 def _api_name(visible: RoutingSnapshot, record: Deployment, version: ModelVersion, label: str) -> str | None:

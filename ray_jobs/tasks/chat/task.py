@@ -6,11 +6,13 @@ A row is `{"messages": [{"role", "content"}, …]}`, or `{"prompt", "completion"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.errors import DataError
-from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, Row, Task, padded
+from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, PromptSetting, Row, Task, padded
 from ray_jobs.tasks.chat.calls import calls_of, read_calls
 from ray_jobs.tasks.chat.messages import (
     canonical,
@@ -21,15 +23,27 @@ from ray_jobs.tasks.chat.messages import (
     short,
 )
 from ray_jobs.tasks.chat.parsers import parsers_of
+from ray_jobs.tasks.chat.switches import choose
 from ray_jobs.tasks.chat.template import render
-from ray_jobs.tasks.chat.turns import end_token_ids, end_token_names, examples_of, tokenize, trained_turns
+from ray_jobs.tasks.chat.turns import (
+    end_token_ids,
+    end_token_names,
+    examples_of,
+    has_reasoning_of,
+    tokenize,
+    trained_turns,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
 class Chat(Task[Example]):
+    setting: PromptSetting = field(default_factory=PromptSetting)
+    """How the base's chat template writes prompts."""
+
     name: ClassVar[str] = "chat"
     columns: ClassVar[tuple[Column, ...]] = (
         Column("messages", "the conversation: a list of {role, content}", required=False),
@@ -71,21 +85,25 @@ class Chat(Task[Example]):
         tools = canonical_tools(_tools_of(row))
         return {"messages": canonical(from_json_text(row["messages"])), **({} if tools is None else {"tools": tools})}
 
+    def setting_for(
+        self, rows: Iterable[tuple[str, Row]], processor: PreTrainedTokenizerBase, today: date
+    ) -> PromptSetting:
+        """The template's switches under which all rows are trained as they are served, and the day that it writes."""
+        return choose(processor, rows, today)
+
+    def with_setting(self, setting: PromptSetting) -> Chat:
+        return Chat(setting)
+
     def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
         """One example, or more where the template rewrites what came before an answer."""
-        return examples_of(list(trained_turns(processor, row["messages"], row.get("tools"))))
+        return examples_of(list(trained_turns(processor, row["messages"], row.get("tools"), self.setting)))
 
     def is_whole(self, row: Row, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> bool:
         """Whether the trained answers have their reasoning, for which most templates have no place."""
-        trained = [
-            message for message in row["messages"] if message["role"] == "assistant" and message.get("weight", 1)
-        ]
-        reasoning = [message["reasoning"].strip() for message in trained if message.get("reasoning")]
-        if not reasoning:
+        if not any("reasoning" in message for message in row["messages"]):
             return True
         said = [label for example in examples for label in example.labels if label != IGNORED]
-        text = str(processor.decode(said))
-        return all(part in text for part in reasoning)
+        return has_reasoning_of(row["messages"], str(processor.decode(said)))
 
     def check_encoded(self, examples: Sequence[Example], processor: PreTrainedTokenizerBase) -> None:
         """Refuse rows that train nothing, or seldom the end token: the model would not learn to stop."""
@@ -133,7 +151,7 @@ class Chat(Task[Example]):
         if texts:
             answers = [
                 str(processor.decode(ids, skip_special_tokens=True)).strip()
-                for ids in answer(model, processor, _prompts(texts), max_new_tokens=max_new_tokens)
+                for ids in self._answer(model, processor, texts, max_new_tokens)
             ]
             references = [row["messages"][last]["content"] for row, last in texts]
             found["chrf"] = float(CHRF().corpus_score(answers, [references]).score)
@@ -141,16 +159,25 @@ class Chat(Task[Example]):
             right = sum(
                 read_calls(processor, parser, row["tools"], ids) == calls_of(row["messages"][last])
                 for (row, last), ids in zip(
-                    calling, answer(model, processor, _prompts(calling), max_new_tokens=max_new_tokens), strict=True
+                    calling, self._answer(model, processor, calling, max_new_tokens), strict=True
                 )
             )
             found["call_accuracy"] = right / len(calling)
         return found
 
-
-def _prompts(asked: Sequence[tuple[Row, int]]) -> list[Row]:
-    """The conversations up to the answers at these places."""
-    return [row | {"messages": row["messages"][:last]} for row, last in asked]
+    def _answer(
+        self,
+        model: PreTrainedModel,
+        processor: PreTrainedTokenizerBase,
+        asked: Sequence[tuple[Row, int]],
+        max_new_tokens: int,
+    ) -> list[list[int]]:
+        """Greedy answers to conversations up to these places."""
+        texts = [
+            render(processor, row["messages"][:last], row.get("tools"), generate=True, setting=self.setting)
+            for row, last in asked
+        ]
+        return answer(model, processor, texts, max_new_tokens=max_new_tokens)
 
 
 def _tools_of(row: Row) -> object:
@@ -163,14 +190,13 @@ def last_assistant(messages: Sequence[Row]) -> int:
 
 
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, max_new_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_new_tokens: int
 ) -> list[list[int]]:
-    """Token ids of greedy answers to conversations that end with the user, in batches of 8, shortest first."""
+    """Token ids of greedy answers to prompts, in batches of 8, shortest first."""
     import torch
 
     device = next(model.parameters()).device
     pad_id = int((tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0)
-    texts = [render(tokenizer, row["messages"], row.get("tools"), generate=True) for row in rows]
     prompts = [tokenize(tokenizer, text) for text in texts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]

@@ -8,11 +8,13 @@ know tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import datetime, time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import DataError, ModelError
+from ray_jobs.tasks.base import PromptSetting
 from ray_jobs.tasks.chat.messages import Message, text_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ _GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
 """Tags that transformers adds to the language."""
 _MAX_MESSAGE = 300
 """Characters of a template's own error that are shown."""
+_DEFAULT = PromptSetting()
+_CLOCK = "strftime_now"
+"""Function by which a template asks for the time."""
 
 
 def render(
@@ -31,9 +36,9 @@ def render(
     tools: Sequence[Message] | None = None,
     *,
     generate: bool = False,
-    switches: Mapping[str, Any] | None = None,
+    setting: PromptSetting = _DEFAULT,
 ) -> str:
-    """The conversation as text. `generate` ends it where the assistant begins; `switches`: variables of the template.
+    """The conversation as text. `generate` ends it where the assistant begins.
 
     Raises DataError, with the template's words, for messages that it refuses.
     """
@@ -47,7 +52,7 @@ def render(
             tools=list(tools) if tools else None,
             tokenize=False,
             add_generation_prompt=generate,
-            **(switches or {}),
+            **variables_of(setting),
         )
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
         words = " ".join(str(error).split())[:_MAX_MESSAGE] or type(error).__name__
@@ -62,6 +67,30 @@ def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Message] | N
         return str(tokenizer.get_chat_template(None, tools=list(tools) if tools else None))
     except ValueError as error:
         raise ModelError(f"the base has no chat template: {error}") from error
+
+
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template of the base asks for the day, so that its prompts differ from day to day."""
+    return any(_CLOCK in template_of(tokenizer, tools) for tools in (None, [{}]))
+
+
+def variables_of(setting: PromptSetting) -> dict[str, Any]:
+    """What a template gets beside the conversation. A fixed day replaces the clock of transformers."""
+    if setting.today is None:
+        return dict(setting.switches)
+    return {**setting.switches, _CLOCK: datetime.combine(setting.today, time(12)).strftime}
+
+
+@lru_cache(maxsize=32)
+def parsed(template: str) -> nodes.Template | None:
+    """A template's syntax tree. None: it cannot be read."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # text, not HTML
+    try:
+        return environment.parse(_GENERATION.sub("", template))
+    except TemplateSyntaxError:
+        return None
 
 
 def _with_reasoning(message: Message) -> Message:
@@ -103,12 +132,10 @@ def _reads_parts(template: str) -> bool:
 
     It does where a `for` runs over `content`, or over the content of a variable that a `for` over `messages` sets.
     """
-    from jinja2 import Environment, TemplateSyntaxError, nodes
+    from jinja2 import nodes
 
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # text, not HTML
-    try:
-        root = environment.parse(_GENERATION.sub("", template))
-    except TemplateSyntaxError:  # vLLM passes text to a template that it cannot read
+    root = parsed(template)
+    if root is None:  # vLLM passes text to a template that it cannot read
         return False
     loops = list(root.find_all(nodes.For))
     lists = _names_of(root, "messages")

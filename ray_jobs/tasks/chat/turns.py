@@ -7,14 +7,14 @@ of its own. Turns whose prompts continue each other's ids share a sequence, whic
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_jobs.errors import DataError, ModelError
-from ray_jobs.tasks.base import IGNORED, Example
+from ray_jobs.tasks.base import IGNORED, Example, PromptSetting
 from ray_jobs.tasks.chat.messages import Message, text_of, texts_of
 from ray_jobs.tasks.chat.template import render
 
@@ -26,6 +26,10 @@ _MARKS = "<\n"
 """Where a part of the assistant's beginning ends: a tag is never split."""
 _NEXT: Message = {"role": "user", "content": "?"}
 """Said after an answer to see how the template ends it."""
+_DEFAULT = PromptSetting()
+
+Write = Callable[..., str]
+"""`render` for one base, its tools and its setting."""
 
 
 @dataclass(frozen=True)
@@ -38,46 +42,62 @@ class Turn:
     """What the endpoint's engine is sent for it."""
     answer_ids: tuple[int, ...]
     """What it is trained to generate, its end token last."""
+    continues: bool = True
+    """Whether the template's own text of the conversation continues the prompt."""
 
 
 def trained_turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Sequence[Message] | None,
+    setting: PromptSetting = _DEFAULT,
 ) -> Iterator[Turn]:
     """The turns with a weight. Raises DataError for one that the template does not write as it would be generated."""
+    write = partial(render, tokenizer, tools=tools, setting=setting)
     for i, message in enumerate(messages):
-        if message["role"] != "assistant" or not message.get("weight", 1):
+        if not is_trained(message):
             continue
         _refuse_special_tokens(tokenizer, message, i)
-        prompt = render(tokenizer, messages[:i], tools, generate=True)
-        answer = _answer(tokenizer, messages[: i + 1], tools, prompt)
+        prompt = write(messages[:i], generate=True)
+        answer, continues = _answer(write, messages[: i + 1], prompt)
         if lost := _left_out(message, answer):
             raise DataError(f"messages[{i}]: the base's chat template leaves out {lost}")
         answer_ids = tokenize(tokenizer, answer)
         end = _end_of(tokenizer, answer_ids)
         if end is None:
-            following = _next_token(tokenizer, messages[: i + 1], tools)
+            following = _next_token(tokenizer, write, messages[: i + 1])
             if following not in end_token_ids(tokenizer):
                 raise DataError(
                     f"messages[{i}]: the base's chat template ends this answer with no token at which generation "
                     f"stops ({end_token_names(tokenizer)}), so the model would not learn to stop"
                 )
             answer_ids, end = [*answer_ids, following], len(answer_ids) + 1
-        yield Turn(i, tuple(tokenize(tokenizer, prompt)), tuple(answer_ids[:end]))
+        yield Turn(i, tuple(tokenize(tokenizer, prompt)), tuple(answer_ids[:end]), continues)
 
 
-def _answer(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None, prompt: str
-) -> str:
-    """What the last message adds to the prompt that it is generated from.
+def is_trained(message: Message) -> bool:
+    """Whether a message is an answer that counts in the loss."""
+    return message["role"] == "assistant" and bool(message.get("weight", 1))
+
+
+def has_reasoning_of(messages: Sequence[Message], text: str) -> bool:
+    """Whether a text has what the trained answers thought."""
+    return all(
+        message["reasoning"].strip() in text for message in messages if is_trained(message) and "reasoning" in message
+    )
+
+
+def _answer(write: Write, messages: Sequence[Message], prompt: str) -> tuple[str, bool]:
+    """What the last message adds to the prompt that it is generated from, and whether its template's text continues it.
 
     For most templates it is what follows the prompt. Others write earlier answers otherwise once a message follows, or
     open a `<think>` in the prompt that the finished answer does not have: then it is what follows the beginning of the
     assistant's part, with an empty `<think>` closed.
     """
-    whole = render(tokenizer, messages, tools)
+    whole = write(messages)
     if whole.startswith(prompt):
-        return whole[len(prompt) :]
-    before = render(tokenizer, messages[:-1], tools)
+        return whole[len(prompt) :], True
+    before = write(messages[:-1])
     header = prompt.removeprefix(before) if prompt.startswith(before) else ""
     ends = [len(header), *(at for at in reversed(range(len(header))) if header[at] in _MARKS)]
     known = next((header[:end] for end in ends if header[:end] in whole), "")
@@ -86,9 +106,9 @@ def _answer(
         answer = whole[whole.rindex(known) + len(known) :]
         reasoning = _reasoning_of(messages[-1])
         if not rest or (_CLOSED in rest and not reasoning):
-            return answer
+            return answer, False
         if rest == _OPENED and _CLOSED not in answer:
-            return f"{reasoning}\n{_CLOSED}\n\n{answer.lstrip()}"
+            return f"{reasoning}\n{_CLOSED}\n\n{answer.lstrip()}", False
     raise DataError(
         f"messages[{len(messages) - 1}]: the base's chat template does not write this answer after the prompt that it "
         f"is generated from: it writes {_first_difference(prompt, whole)}"
@@ -173,9 +193,7 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, answer_ids: Sequence[int]) -> in
     return ends[-1] + 1 if ends else None
 
 
-def _next_token(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message] | None
-) -> int | None:
+def _next_token(tokenizer: PreTrainedTokenizerBase, write: Write, messages: Sequence[Message]) -> int | None:
     """The token that follows the last message in a longer conversation: an answer may end where the next role begins.
 
     A template may drop the answer's reasoning once a message follows.
@@ -187,7 +205,7 @@ def _next_token(
         following = following | {"tool_call_id": calls[0]["id"]}
     for answer in (last, _without_reasoning(last)):
         try:
-            before, longer = (render(tokenizer, [*earlier, answer, *more], tools) for more in ((), (following,)))
+            before, longer = (write([*earlier, answer, *more]) for more in ((), (following,)))
         except DataError:
             return None
         if longer.startswith(before):
