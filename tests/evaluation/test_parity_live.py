@@ -17,6 +17,7 @@ from ray_jobs.engine import EngineSettings, cpu_hardware
 from ray_jobs.errors import GateError, ServingError
 from ray_jobs.evaluation.evaluate import parity_prompts
 from ray_jobs.evaluation.parity import DEFAULT_BOUNDS, ParityPrompt, check_parity
+from ray_jobs.tasks.base import PromptSetting
 from tests.builders import make_spec
 from tests.serving.served_models import ROWS, smollm2, with_adapter
 
@@ -48,7 +49,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     directory = tmp_path_factory.mktemp("adapter")
     model.save_pretrained(str(directory))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    return directory, list(parity_prompts(model, tokenizer, ROWS, make_spec()))
+    return directory, list(parity_prompts(model, tokenizer, ROWS, make_spec(), PromptSetting()))
 
 
 def test_an_adapter_is_served_as_it_was_trained(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:

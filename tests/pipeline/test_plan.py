@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from click.testing import CliRunner
 from ray_jobs import jobs, pipeline, registry
 from ray_jobs.__main__ import cli
 from ray_jobs.errors import DataError, GateError, JobPaused, MachineError, RegistryError, SpecError
+from ray_jobs.pipeline.outputs import EncodedRows
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
+from ray_jobs.tasks.base import PromptSetting
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
@@ -254,3 +257,20 @@ def test_a_job_file_of_another_team_is_refused(store: Workspace) -> None:
         with pytest.raises(SpecError, match="team: blue, and this is the workspace of team 'default'"):
             refused(store, spec)
     pipeline.plan(Workspace(store, "blue"), spec)
+
+
+def test_a_plan_says_what_the_encoded_rows_are(
+    stages: FakeStages, store: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = job_file(store)
+    pipeline.run(store, spec)
+    (quiet,) = [stage.action for stage in pipeline.plan(store, spec).stages if stage.name == "encode"]
+    assert "examples" not in quiet
+    assert ";" not in quiet
+    prompts = PromptSetting(switches={"enable_thinking": True}, today=date(2026, 7, 26))
+    rewritten = EncodedRows(train_rows=36, train_examples=90, held_out_kept=(), key="k", labels=(), prompts=prompts)
+    monkeypatch.setattr("ray_jobs.pipeline.stage_work.encode", lambda *_, **__: rewritten)
+    other = job_file(store, data={"train": spec.data.train, "max_tokens": 77})
+    pipeline.run(store, other)
+    text = pipeline.plan(store, other).as_text()
+    assert "36 rows are 90 examples, prompts have enable_thinking: true, the template writes today's date" in text

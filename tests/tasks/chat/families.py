@@ -1,14 +1,47 @@
-"""Real chat templates of current model families, from the `trl` wheel, each with a tokenizer that knows its tokens."""
+"""Real chat templates of current model families, each with a tokenizer that knows its tokens.
+
+Most are in the `trl` wheel. Those of further families are read from a wheel that is downloaded once and not installed.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import zipfile
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
+from examples.assets import DEFAULT_DIRECTORY, Package, fetch
 from tests.models import tiny_models
+
+XINFERENCE = Package(
+    "xinference",
+    "4.1.0",
+    "xinference-4.1.0-py3-none-any.whl",
+    "40dd71d79e85a86f85c0d8b435fe51111fcf2c09227350d4a452229709528f2d",
+    "Apache-2.0",
+)
+_FURTHER = {
+    "deepseek_v3_1": "Deepseek-V3.1",
+    "deepseek_v3_2": "DeepSeek-V3.2",
+    "ernie4_5": "Ernie4.5",
+    "glm4_7": "GLM-4.7",
+    "glm5_3": "glm-5.3",
+    "kimi_k2_5": "Kimi-K2.5",
+    "ling3": "Ling-3.0-flash",
+    "minicpm5": "minicpm5-2b",
+    "minimax_m2_5": "MiniMax-M2.5",
+    "minimax_m3": "MiniMax-M3",
+    "mistral_nemo": "mistral-nemo-instruct",
+    "mistral_v0_3": "mistral-instruct-v0.3",
+    "qwen3_coder": "Qwen3-Coder",
+    "qwen3_next": "Qwen3-Next-Instruct",
+    "qwq": "QwQ-32B",
+    "seed_oss": "seed-oss",
+    "yi1_5": "Yi-1.5-chat",
+}
+"""Family → its description in the wheel."""
 
 _ENDS = {
     "cohere": ["<|END_OF_TURN_TOKEN|>"],
@@ -24,6 +57,12 @@ _ENDS = {
     "llava_next": ["</s>"],
     "muse_glimmer": ["<|eot|>", "<|eom|>"],
     "phi3": ["<|end|>"],
+    "ernie": ["</s>"],
+    "glm": ["<|endoftext|>", "<|user|>", "<|observation|>"],
+    "ling": ["<|role_end|>"],
+    "minimax": ["[e~["],
+    "mistral": ["</s>"],
+    "seed_oss": ["<seed:eos>"],
     "": ["<|im_end|>"],
 }
 """Beginning of a family's name → tokens at which its models stop, as their generation_config.json lists them."""
@@ -38,6 +77,21 @@ def templates() -> dict[str, str]:
     return {
         name: path.read_text(encoding="utf-8") for name, path in sorted(found.items()) if not name.endswith("_training")
     }
+
+
+def further_templates() -> dict[str, str]:
+    """Family → template, of the families that `trl` lacks."""
+    downloads = DEFAULT_DIRECTORY / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(fetch(XINFERENCE, downloads)) as wheel:
+        return {
+            family: _newest(wheel.read(f"xinference/model/llm/models/{name}.json")) for family, name in _FURTHER.items()
+        }
+
+
+def _newest(description: bytes) -> str:
+    found = json.loads(description)
+    return str((found[-1] if isinstance(found, list) else found)["chat_template"])
 
 
 def ends_of(family: str) -> list[str]:

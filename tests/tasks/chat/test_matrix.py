@@ -11,6 +11,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,20 @@ import pytest
 
 from ray_jobs.errors import DataError
 from ray_jobs.tasks import TASKS
-from ray_jobs.tasks.base import IGNORED
+from ray_jobs.tasks.base import IGNORED, PromptSetting, described
 from ray_jobs.tasks.chat.messages import text_of
 from ray_jobs.tasks.chat.parsers import Parsers, parsers_of
+from ray_jobs.tasks.chat.template import variables_of
 from ray_jobs.tasks.chat.turns import Turn, end_token_ids, examples_of, tokenize, trained_turns
 from serving.inference.messages import check_messages
 from tests.repository import ROOT
 from tests.tasks.chat.engine import rendered_by_engine
-from tests.tasks.chat.families import ends_of, templates, tokenizer_of
+from tests.tasks.chat.families import ends_of, further_templates, templates, tokenizer_of
 from tests.tasks.chat.shapes import SHAPES, Row
 
 CHAT = TASKS["chat"]
 DOCUMENT = ROOT / "docs" / "chat-templates.md"
+TODAY, DEFAULT = date(2026, 7, 26), PromptSetting()
 RIGHT, REFUSED, NOT_SERVED = "✓", "refused", "not served"
 MOST_REFUSED = 0.05
 """Largest share of cells that are refused although vLLM renders the conversation."""
@@ -42,6 +45,8 @@ class Cell:
     shape: str
     outcome: str
     reason: str = ""
+    switches: str = ""
+    """Those under which the row is trained."""
 
 
 def row_of(family: str, shape: str) -> Row:
@@ -57,23 +62,24 @@ def cell_of(family: str, shape: str, tokenizer: Any, parsers: Parsers) -> Cell:
     canonical = CHAT.normalise(row)
     assert CHAT.normalise(canonical) == canonical
     try:
-        turns = list(trained_turns(tokenizer, canonical["messages"], canonical.get("tools")))
+        setting = CHAT.setting_for([("the row", canonical)], tokenizer, TODAY)
+        turns = list(trained_turns(tokenizer, canonical["messages"], canonical.get("tools"), setting))
     except DataError as error:
         return Cell(family, parsers, shape, REFUSED if _is_served(tokenizer, row) else NOT_SERVED, str(error))
     assert [turn.message for turn in turns] == [
         i for i, message in enumerate(row["messages"]) if message["role"] == "assistant" and message.get("weight", 1)
     ]
     for turn in turns:
-        _check_turn(tokenizer, row, turn)
+        _check_turn(tokenizer, row, turn, setting)
     (*_, last) = examples = examples_of(turns)
     assert sum(example.supervised for example in examples) == sum(len(turn.answer_ids) for turn in turns)
     assert last.labels[-len(turns[-1].answer_ids) :] == turns[-1].answer_ids
     assert all(label in (IGNORED, token) for label, token in zip(last.labels, last.input_ids, strict=True))
-    return Cell(family, parsers, shape, RIGHT)
+    return Cell(family, parsers, shape, RIGHT, switches=described(setting.switches))
 
 
-def _check_turn(tokenizer: Any, row: Row, turn: Turn) -> None:
-    prompt = _engines_prompt(tokenizer, row, turn.message)
+def _check_turn(tokenizer: Any, row: Row, turn: Turn, setting: PromptSetting) -> None:
+    prompt = _engines_prompt(tokenizer, row, turn.message, setting)
     assert tuple(tokenize(tokenizer, prompt)) == turn.prompt_ids, prompt
     ends = end_token_ids(tokenizer)
     assert turn.answer_ids[-1] in ends
@@ -106,11 +112,11 @@ def _said_by(message: Row) -> list[str]:
     return [text for text in (*names, *(text.rpartition("</think>")[2].strip() for text in texts)) if text]
 
 
-def _engines_prompt(tokenizer: Any, row: Row, count: int) -> str:
+def _engines_prompt(tokenizer: Any, row: Row, count: int, setting: PromptSetting = DEFAULT) -> str:
     """The prompt for the first messages of the row, sent to the endpoint."""
     messages = copy.deepcopy(row["messages"][:count])
     check_messages(messages)
-    return rendered_by_engine(tokenizer, messages, row.get("tools"))
+    return rendered_by_engine(tokenizer, messages, row.get("tools"), **variables_of(setting))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +126,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
 
 def _all_cells(directory: Path) -> Iterator[Cell]:
     logging.disable(logging.ERROR)  # vLLM logs each refusal of a template
-    for family, template in templates().items():
+    for family, template in sorted((templates() | further_templates()).items()):
         tokenizer = tokenizer_of(family, template, directory / family)
         parsers = parsers_of(tokenizer)
         for shape in SHAPES:
