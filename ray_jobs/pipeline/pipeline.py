@@ -30,6 +30,7 @@ from ray_jobs.jobs.progress import StageProgress
 from ray_jobs.jobs.runs import Heartbeat, describe_takeover
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.outputs import EncodedRows, Flow, MissingOutputError, SearchOutcome
+from ray_jobs.pipeline.preview import preview
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.pipeline.stages import Stage, stages_of
@@ -104,7 +105,8 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
             except GateError as error:
                 gate_error = str(error)
         else:
-            action = "will run" + which + (f": {stage.description}" if stage.description else "")
+            about = preview(store, spec, stage.base_model) if stage.output is EncodedRows else stage.description
+            action = "will run" + which + (f": {about}" if about else "")
         planned.append(PlannedStage(stage.name, action))
     return PlanReport(spec, tuple(planned))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import date
 from pathlib import Path
@@ -18,7 +19,11 @@ from ray_jobs.pipeline.outputs import EncodedRows
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import PromptSetting
+from tests.builders import make_spec
+from tests.models.tiny_models import save_causal
 from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
+from tests.tasks.chat.families import templates, tokenizer_of
+from tests.tasks.chat.shapes import answer, user
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
 TWO_BASES = {"trials": 2, "space": {"base_model": ["small", "large"]}}
@@ -274,3 +279,17 @@ def test_a_plan_says_what_the_encoded_rows_are(
     pipeline.run(store, other)
     text = pipeline.plan(store, other).as_text()
     assert "36 rows are 90 examples, prompts have enable_thinking: true, the template writes today's date" in text
+
+
+def test_a_plan_counts_the_first_rows_before_they_are_encoded(store: Workspace, tmp_path: Path) -> None:
+    directory = tmp_path / "base"
+    tokenizer_of("nemotron_3_nano", templates()["nemotron_3_nano"], save_causal(directory))
+    conversation = [user("Hello"), answer("Hi."), user(), answer()]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"messages": [user(f"{i}"), *conversation]}) + "\n" for i in range(12)))
+    spec = make_spec(base_model=str(directory), data={"train": str(rows)})
+    before = [info.key for info in store.list("")]
+    (action,) = [stage.action for stage in pipeline.plan(store, spec).stages if stage.name == "encode"]
+    assert action.startswith("will run: of the first 12 rows: ")
+    assert "prompts have enable_thinking: false" in action
+    assert [info.key for info in store.list("")] == before

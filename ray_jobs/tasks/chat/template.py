@@ -28,6 +28,7 @@ _MAX_MESSAGE = 300
 _DEFAULT = PromptSetting()
 _CLOCK = "strftime_now"
 """Function by which a template asks for the time."""
+_WITH_AND_WITHOUT_TOOLS: tuple[Sequence[Message] | None, ...] = (None, [{}])
 
 
 def render(
@@ -71,7 +72,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Message] | N
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a template of the base asks for the day, so that its prompts differ from day to day."""
-    return any(_CLOCK in template_of(tokenizer, tools) for tools in (None, [{}]))
+    return any(_CLOCK in template_of(tokenizer, tools) for tools in _WITH_AND_WITHOUT_TOOLS)
 
 
 def variables_of(setting: PromptSetting) -> dict[str, Any]:

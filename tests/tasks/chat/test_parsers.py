@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +99,18 @@ def wanted(message: Row, parsers: Parsers, text: str) -> Read:
     return Read(reasoning, message["content"] or "", calls)
 
 
-def trained(tokenizer: Any, row: Row) -> Iterator[tuple[Row, list[int], list[int]]]:
-    """The first turn of a row: its message, prompt and answer without the end token; nothing if it is refused."""
+def trained(tokenizer: Any, row: Row) -> Iterator[tuple[Row, list[int], list[int], Mapping[str, Any]]]:
+    """The first turn of a row: its message, prompt, answer without the end token, and the template's switches under
+    which it is trained; nothing if it is refused."""
     canonical = CHAT.normalise(json.loads(json.dumps(row)))
     try:
-        turn = next(iter(trained_turns(tokenizer, canonical["messages"], canonical.get("tools"))))
+        setting = CHAT.setting_for([("the row", canonical)], tokenizer, date(2026, 7, 26))
+        turn = next(iter(trained_turns(tokenizer, canonical["messages"], canonical.get("tools"), setting)))
     except DataError:
         return
     ids = list(turn.answer_ids)
     assert ids[-1] in end_token_ids(tokenizer)
-    yield canonical["messages"][turn.message], list(turn.prompt_ids), ids[:-1]
+    yield canonical["messages"][turn.message], list(turn.prompt_ids), ids[:-1], setting.switches
 
 
 @pytest.mark.parametrize("family", sorted(templates().keys() - {HARMONY}))
@@ -115,14 +118,15 @@ def test_what_a_model_is_trained_to_write_is_read_back(family: str, tmp_path: Pa
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
     tokenizer = tokenizer_of(family, templates()[family], tmp_path)
-    parsers = parsers_of(tokenizer)
+    base = parsers_of(tokenizer)
     problems = []
     for name, row in ROWS.items():
         body: dict[str, Any] = {"model": "m", "messages": [user()]}
         if row.get("tools"):
-            body |= {"tools": row["tools"], "tool_choice": "auto" if parsers.tool else "none"}
+            body |= {"tools": row["tools"], "tool_choice": "auto" if base.tool else "none"}
         request = ChatCompletionRequest.model_validate(body)
-        for message, prompt, ids in trained(tokenizer, row):
+        for message, prompt, ids, switches in trained(tokenizer, row):
+            parsers = replace(base, switches={**base.switches, **switches})
             expected = wanted(message, parsers, tokenizer.decode(ids, skip_special_tokens=True))
             for how, read in (
                 ("whole", read_whole(tokenizer, parsers, request, ids)),
@@ -130,7 +134,7 @@ def test_what_a_model_is_trained_to_write_is_read_back(family: str, tmp_path: Pa
             ):
                 if read != expected:
                     problems.append(f"{name}, {how}: {read}, not {expected}")
-    assert not problems, "\n".join([str(parsers), *problems])
+    assert not problems, "\n".join([str(base), *problems])
 
 
 @pytest.mark.parametrize(
