@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import date
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
+from ray_jobs.data.file_check import check_file
 from ray_jobs.data.row_validation import check_rows
 from ray_jobs.models import bases
+from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.storage import Workspace
+from ray_jobs.tasks.base import PromptSetting
 from serving.files.stored_files import Files
 from serving.http.ids import new_id
 from tests.models.tiny_models import save_causal
 from tests.serving.api_calls import upload
 from tests.serving.api_harness import rows
+from tests.tasks.chat.families import templates, tokenizer_of
+from tests.tasks.chat.shapes import answer, user
 
 
 def test_every_invalid_line_is_reported_in_one_error_and_nothing_is_stored(
@@ -130,3 +136,19 @@ def test_a_file_uploaded_in_parts(http: httpx.Client) -> None:
     assert done["status"] == "completed"
     assert http.get(f"/files/{done['file']['id']}/content").content == content
     assert http.post(f"/uploads/{made['id']}/cancel").json()["error"]["code"] == "upload_not_pending"
+
+
+def test_the_report_has_the_switches_and_the_date_of_the_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [user(), answer(reasoning_content="They ask.")]}) + "\n")
+    base = CatalogueEntry(name="b", digest="d", source="s", architecture="LlamaForCausalLM", tasks=("chat",))
+    reports = {}
+    for family in ("qwen3_5_nothink", "llama3_2"):
+        tokenizer = tokenizer_of(family, templates()[family], tmp_path / family)
+        reports[family] = check_file(path, "rows.jsonl", "chat", tokenizer, base, today=date(2026, 7, 26))
+    thinking, dated = reports["qwen3_5_nothink"], reports["llama3_2"]
+    assert thinking.prompts == PromptSetting(switches={"enable_thinking": True})
+    assert thinking.without_reasoning == ()
+    assert dated.prompts == PromptSetting(today=date(2026, 7, 26))
+    assert dated.warnings == ("the template writes today's date: 2026-07-26 here, and the day of each request",)
+    assert check_file(path, "rows.jsonl", "chat").prompts is None

@@ -79,6 +79,37 @@ def templates() -> dict[str, str]:
     }
 
 
+USED: dict[str, str | None] = {
+    "Qwen2.5": "qwen2_5",
+    "Qwen2.5-VL": "qwen2_5_vl",
+    "QwQ": "qwq",
+    "Qwen3": "qwen3",
+    "Qwen3 2507": "qwen3_instruct_2507",
+    "Qwen3-VL": "qwen3_vl",
+    "Qwen3-Coder": "qwen3_coder",
+    "Qwen3.5": "qwen3_5_think",
+    "Qwen3.6": "qwen3_6",
+    "Llama 3.1 and 3.3": "llama3_1",
+    "Llama 3.2": "llama3_2",
+    "Gemma 3": "gemma3",
+    "Gemma 4": "gemma4_v5",
+    "gpt-oss": "gptoss",
+    "DeepSeek R1 distilled": "deepseek_r1_distill",
+    "DeepSeek V3": "deepseekv3",
+    "DeepSeek V3.1 and V3.2": "deepseek_v3_2",
+    "DeepSeek V4": None,
+    "Mistral": "mistral_nemo",
+    "Phi 3.5": "phi3_5",
+    "GLM 4.5 to 4.7": "glm4_7",
+    "GLM 5": "glm5_3",
+    "Kimi K2": "kimi_k2_5",
+    "MiniMax M2 and M3": "minimax_m2_5",
+    "Nemotron 3": "nemotron_3_nano",
+}
+"""The 25 most used families of 2026, by the sources that docs/chat-templates.md names → the template that stands for
+each. None: no template is in reach."""
+
+
 def further_templates() -> dict[str, str]:
     """Family → template, of the families that `trl` lacks."""
     downloads = DEFAULT_DIRECTORY / "downloads"

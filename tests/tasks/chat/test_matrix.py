@@ -27,13 +27,15 @@ from ray_jobs.tasks.chat.turns import Turn, end_token_ids, examples_of, tokenize
 from serving.inference.messages import check_messages
 from tests.repository import ROOT
 from tests.tasks.chat.engine import rendered_by_engine
-from tests.tasks.chat.families import ends_of, further_templates, templates, tokenizer_of
+from tests.tasks.chat.families import USED, ends_of, further_templates, templates, tokenizer_of
 from tests.tasks.chat.shapes import SHAPES, Row
 
 CHAT = TASKS["chat"]
 DOCUMENT = ROOT / "docs" / "chat-templates.md"
 TODAY, DEFAULT = date(2026, 7, 26), PromptSetting()
 RIGHT, REFUSED, NOT_SERVED = "✓", "refused", "not served"
+TITLE = "## Every template\n\n"
+_PLAIN, _WITH_TOOLS = ("single", "multi", "system"), ("tool call", "tool result")
 MOST_REFUSED = 0.05
 """Largest share of cells that are refused although vLLM renders the conversation."""
 
@@ -145,8 +147,40 @@ def test_every_conversation_is_trained_as_it_is_served_or_refused(cells: list[Ce
     assert not [cell for cell in refused if cell.shape in ("single", "multi", "system", "japanese")]
 
 
+def test_the_most_used_families_are_trained(cells: list[Cell]) -> None:
+    assert len(USED) == 25
+    trained = [family for family in USED if _is_trained(cells, family)]
+    assert len(trained) >= 24, set(USED) - set(trained)
+
+
+def _is_trained(cells: list[Cell], family: str) -> bool:
+    """Whether rows of every kind train, and tool rows where the template writes tool calls."""
+    found = _outcomes(cells, family)
+    return all(found.get(shape) == RIGHT for shape in _PLAIN) and all(found[shape] != REFUSED for shape in _WITH_TOOLS)
+
+
+def _outcomes(cells: list[Cell], family: str) -> dict[str, str]:
+    return {cell.shape: cell.outcome for cell in cells if cell.family == USED[family]}
+
+
+def used_table_of(cells: list[Cell]) -> str:
+    """A row for each of the most used families."""
+    columns = ["family", "template", *_PLAIN, *_WITH_TOOLS]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for family, template in USED.items():
+        found = _outcomes(cells, family)
+        shown = [
+            {RIGHT: "yes", REFUSED: "refused"}.get(found.get(shape, ""), "no") for shape in (*_PLAIN, *_WITH_TOOLS)
+        ]
+        lines.append(f"| {family} | {template or 'none in reach'} | {' | '.join(shown)} |")
+    trained = sum(_is_trained(cells, family) for family in USED)
+    return "\n".join([*lines, "", f"{trained} of {len(USED)} families are trained.", "", ""])
+
+
 def test_the_table_in_the_documentation_is_this_one(cells: list[Cell]) -> None:
-    assert DOCUMENT.read_text(encoding="utf-8").endswith(table_of(cells)), "write it anew; see this file's docstring"
+    assert DOCUMENT.read_text(encoding="utf-8").endswith(used_table_of(cells) + TITLE + table_of(cells)), (
+        "write it anew; see this file's docstring"
+    )
 
 
 def table_of(cells: list[Cell]) -> str:
@@ -174,5 +208,5 @@ def _without_place(reason: str) -> str:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         made = list(_all_cells(Path(scratch)))
-    head, _, _ = DOCUMENT.read_text(encoding="utf-8").partition("| template |")
-    DOCUMENT.write_text(head + table_of(made), encoding="utf-8")
+    head, _, _ = DOCUMENT.read_text(encoding="utf-8").partition("| family |")
+    DOCUMENT.write_text(head + used_table_of(made) + TITLE + table_of(made), encoding="utf-8")
