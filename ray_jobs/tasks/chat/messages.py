@@ -154,11 +154,12 @@ def _canonical_content(content: Any) -> str | list[Message] | None:
 
 
 def _canonical_call(call: Mapping[str, Any]) -> Message:
+    """A call, its fields in the order in which vLLM's schemas have them: some templates write a call as JSON."""
     function = call["function"]
     found: Message = {"id": call["id"]} if call.get("id") is not None else {}
     return found | {
+        "function": {"arguments": decoded(function.get("arguments")), "name": function["name"]},
         "type": "function",
-        "function": {"name": function["name"], "arguments": decoded(function.get("arguments"))},
     }
 
 

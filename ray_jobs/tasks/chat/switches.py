@@ -136,8 +136,9 @@ def _compared_with(root: Any, name: str) -> Iterator[Switch]:
 def _constants(node: Any) -> list[Any]:
     from jinja2 import nodes
 
-    found = node.items if isinstance(node, nodes.List | nodes.Tuple) else [node]
-    return [each.value for each in found if isinstance(each, nodes.Const)]
+    if not isinstance(node, nodes.Const):  # a list of constants is one, too
+        return []
+    return list(node.value) if isinstance(node.value, list | tuple) else [node.value]
 
 
 def _shapes_of(rows: Iterable[tuple[str, Row]]) -> list[_Shape]:

@@ -92,7 +92,8 @@ def _answer(write: Write, messages: Sequence[Message], prompt: str) -> tuple[str
 
     For most templates it is what follows the prompt. Others write earlier answers otherwise once a message follows, or
     open a `<think>` in the prompt that the finished answer does not have: then it is what follows the beginning of the
-    assistant's part, with an empty `<think>` closed.
+    assistant's part, with an empty `<think>` closed. Others put the system message into the last message of the user
+    only while no answer follows: then it is what follows the last question and the prompt's end.
     """
     whole = write(messages)
     if whole.startswith(prompt):
@@ -109,10 +110,22 @@ def _answer(write: Write, messages: Sequence[Message], prompt: str) -> tuple[str
             return answer, False
         if rest == _OPENED and _CLOSED not in answer:
             return f"{reasoning}\n{_CLOSED}\n\n{answer.lstrip()}", False
+    if (at := _end_of_prompt(prompt, whole, messages)) is not None:
+        return whole[at:], False
     raise DataError(
         f"messages[{len(messages) - 1}]: the base's chat template does not write this answer after the prompt that it "
         f"is generated from: it writes {_first_difference(prompt, whole)}"
     )
+
+
+def _end_of_prompt(prompt: str, whole: str, messages: Sequence[Message]) -> int | None:
+    """Where the conversation's text has the prompt's end, from the last message before the answer on; None: nowhere."""
+    question = text_of(messages[-2]["content"]).strip() if len(messages) > 1 else ""
+    start = prompt.rfind(question) if question else -1
+    if start < 0 or not prompt[start + len(question) :].strip():
+        return None
+    at = whole.rfind(prompt[start:])
+    return None if at < 0 else at + len(prompt) - start
 
 
 def _left_out(message: Message, answer: str) -> str | None:

@@ -77,7 +77,7 @@ def test_the_switches_train_all_rows_after_the_prompt_that_the_engine_writes(
         ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}", [{"thinking": v} for v in (0, 1)]),
         ("{% if thinking_budget == 0 %}a{% elif thinking_budget > 0 %}b{% endif %}", [{"thinking_budget": 0}]),
         (
-            "{% if reasoning_effort == 'none' %}a{% elif reasoning_effort in ['low', 'high'] %}b{% endif %}",
+            "{% if reasoning_effort == 'none' %}a{% endif %}{% if reasoning_effort in ['low', 'high'] %}b{% endif %}",
             [{"reasoning_effort": v} for v in ("none", "low", "high")],
         ),
         ("{% set reasoning_content = '' %}{{ reasoning_content }}{% if preserve_thinking %}a{% endif %}", []),
