@@ -24,8 +24,6 @@ XINFERENCE = Package(
 )
 _FURTHER = {
     "deepseek_v3_1": "Deepseek-V3.1",
-    "deepseek_v3_2": "DeepSeek-V3.2",
-    "ernie4_5": "Ernie4.5",
     "glm4_7": "GLM-4.7",
     "glm5_3": "glm-5.3",
     "kimi_k2_5": "Kimi-K2.5",
@@ -42,6 +40,9 @@ _FURTHER = {
     "yi1_5": "Yi-1.5-chat",
 }
 """Family → its description in the wheel."""
+_REFORMATTED = "deepseek_v3_1"
+"""The wheel's copy has indents between the tags, which would be in the prompts; the model's own template has none."""
+_BETWEEN_TAGS = re.compile(r"(?<=[%}]})\s+(?=\{[%{])")
 
 _ENDS = {
     "cohere": ["<|END_OF_TURN_TOKEN|>"],
@@ -96,7 +97,7 @@ USED: dict[str, str | None] = {
     "gpt-oss": "gptoss",
     "DeepSeek R1 distilled": "deepseek_r1_distill",
     "DeepSeek V3": "deepseekv3",
-    "DeepSeek V3.1 and V3.2": "deepseek_v3_2",
+    "DeepSeek V3.1 and V3.2": "deepseek_v3_1",
     "DeepSeek V4": None,
     "Mistral": "mistral_nemo",
     "Phi 3.5": "phi3_5",
@@ -115,9 +116,10 @@ def further_templates() -> dict[str, str]:
     downloads = DEFAULT_DIRECTORY / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(fetch(XINFERENCE, downloads)) as wheel:
-        return {
+        found = {
             family: _newest(wheel.read(f"xinference/model/llm/models/{name}.json")) for family, name in _FURTHER.items()
         }
+    return found | {_REFORMATTED: _BETWEEN_TAGS.sub("", found[_REFORMATTED])}
 
 
 def _newest(description: bytes) -> str:
