@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 from ray_jobs.data.dataset import Dataset
-from ray_jobs.models import bases
 from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import PromptSetting
 from tests.builders import make_spec
-from tests.models.tiny_models import save_causal
 from tests.tasks.chat.families import templates, tokenizer_of
 from tests.tasks.chat.shapes import Row, answer, user
 
@@ -28,20 +26,18 @@ THOUGHT: Row = {"messages": [user("Why?"), answer("So.", reasoning_content="They
 def encoded(
     monkeypatch: pytest.MonkeyPatch, store: Workspace, directory: Path, family: str, rows: list[Row], day: int = 26
 ) -> EncodedRows:
-    """The encode stage on a tiny base with the family's template, on a day of July 2026."""
+    """The encode stage on a base of a tokenizer alone with the family's template, on a day of July 2026."""
     base, path = directory / family, directory / "rows.jsonl"
     if not base.exists():
-        tokenizer_of(family, templates()[family], save_causal(base))
+        tokenizer_of(family, templates()[family], base)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = make_spec(base_model=str(base), data={"train": str(path), "max_tokens": 2048})
     notes: list[Any] = []
     job = SimpleNamespace(event=lambda *event: notes.append(event))
     context: Any = SimpleNamespace(store=store, show=lambda *_, **__: None, job=job)
-    copy = bases.prepare(store, str(base), "chat")
     flow = Flow(spec).with_output(Dataset, "", stage_work.make_dataset(Flow(spec), context))
-    flow = flow.with_output(
-        BaseCopy, str(base), BaseCopy(digest=copy.digest, name=copy.name, architecture=copy.architecture, key=copy.key)
-    )
+    flow = flow.with_output(BaseCopy, str(base), BaseCopy(digest="b", name=family, key="bases/b"))
+    monkeypatch.setattr(stage_work, "fetch_base", lambda *_: base)
     monkeypatch.setattr(Workspace, "now", lambda _: datetime(2026, 7, day, 23, tzinfo=UTC))
     found = stage_work.encode(flow, context, str(base))
     assert len(notes) == len(found.prompts.notes())
