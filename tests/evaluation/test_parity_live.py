@@ -17,9 +17,12 @@ from ray_jobs.engine import EngineSettings, cpu_hardware
 from ray_jobs.errors import GateError, ServingError
 from ray_jobs.evaluation.evaluate import parity_prompts
 from ray_jobs.evaluation.parity import DEFAULT_BOUNDS, ParityPrompt, check_parity
+from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import PromptSetting
 from tests.builders import make_spec
 from tests.serving.served_models import ROWS, smollm2, with_adapter
+from tests.tasks.chat.families import templates
+from tests.tasks.chat.shapes import SHAPES
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("without_a_compiler")]
 
@@ -41,43 +44,56 @@ def base() -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ParityPrompt]]:
-    """An adapter, and the trainer's own numbers for it."""
+def tuned(base: Path) -> Any:
+    """The base with an adapter that visibly changes it."""
+    return with_adapter(base, seed=0)
+
+
+@pytest.fixture(scope="module")
+def prompts(base: Path, tuned: Any) -> list[ParityPrompt]:
+    """The trainer's own numbers for the adapter."""
+    return scored(tuned, base, ROWS)
+
+
+def scored(model: Any, base: Path, rows: list[dict[str, Any]]) -> list[ParityPrompt]:
     from transformers import AutoTokenizer
 
-    model: Any = with_adapter(base, seed=0)
-    directory = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(str(directory))
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    return directory, list(parity_prompts(model, tokenizer, ROWS, make_spec(), PromptSetting()))
+    normal = [TASKS["chat"].normalise(row) for row in rows]
+    return list(parity_prompts(model, AutoTokenizer.from_pretrained(base), normal, make_spec(), PromptSetting()))
 
 
-def test_an_adapter_is_served_as_it_was_trained(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
-    directory, prompts = adapter
+def test_an_adapter_is_served_as_it_was_trained(base: Path, tuned: Any, tmp_path: Path) -> None:
+    """With the chat template of Qwen 3, which writes tools, calls, their results and reasoning."""
+    thinking = tmp_path / "base"
+    shutil.copytree(base, thinking)
+    (thinking / "chat_template.jinja").write_text(templates()["qwen3"], encoding="utf-8")
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    shapes = ("tool call with text", "tool result", "parallel calls", "reasoning", "reasoning in many turns")
+    rows = [*ROWS[1:3], *(SHAPES[shape] for shape in shapes)]
+    prompts = scored(tuned, thinking, rows)
     steps: list[tuple[int, int]] = []
     report = check_parity(
-        base,
+        thinking,
         prompts,
         SETTINGS,
         trained_dtype="fp32",
-        adapter_dir=directory,
+        adapter_dir=tmp_path / "adapter",
         progress=lambda done, total: steps.append((done, total)),
     )
     assert report.passed
-    assert report.identical_prompts == report.prompts == len(ROWS)
+    assert report.identical_prompts == report.prompts == len(rows)
     assert report.answer_tokens == sum(len(prompt.answer_ids) for prompt in prompts)
     assert report.mean_gap < 1e-4
     assert report.mean_gap_without_adapter is not None
     assert report.mean_gap_without_adapter > 100 * report.mean_gap
     assert report.dtype == "float32"
-    assert steps == [(i + 1, len(ROWS)) for i in range(len(ROWS))]
+    assert steps == [(i + 1, len(rows)) for i in range(len(rows))]
 
 
 def test_a_wrong_number_format_a_broken_chat_template_and_a_missing_adapter_are_caught(
-    base: Path, adapter: tuple[Path, list[ParityPrompt]], tmp_path: Path
+    base: Path, prompts: list[ParityPrompt], tmp_path: Path
 ) -> None:
     """One engine shows all three: its dtype, the tokens of the first prompt, the log-probabilities of the second."""
-    _, prompts = adapter
     broken = tmp_path / "base"
     shutil.copytree(base, broken)
     template = broken / "chat_template.jinja"
@@ -102,15 +118,15 @@ def test_a_wrong_number_format_a_broken_chat_template_and_a_missing_adapter_are_
     assert float(gap[1]) > DEFAULT_BOUNDS["bf16"]  # more than bf16's rounding: the adapter is missing
 
 
-def test_an_engine_that_cannot_start_says_why(tmp_path: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path, prompts: list[ParityPrompt]) -> None:
     with pytest.raises(ServingError, match="ended with exit code 1 after 0 of") as caught:
-        check_parity(tmp_path, adapter[1], SETTINGS, trained_dtype="fp32")
+        check_parity(tmp_path, prompts, SETTINGS, trained_dtype="fp32")
     assert any("config" in line for line in caught.value.details)
 
 
-def test_an_engine_that_takes_too_long_is_ended(base: Path, adapter: tuple[Path, list[ParityPrompt]]) -> None:
+def test_an_engine_that_takes_too_long_is_ended(base: Path, prompts: list[ParityPrompt]) -> None:
     with pytest.raises(ServingError, match="took more than 1 s"):
-        check_parity(base, adapter[1], SETTINGS, trained_dtype="fp32", timeout_s=1.0)
+        check_parity(base, prompts, SETTINGS, trained_dtype="fp32", timeout_s=1.0)
 
 
 @pytest.mark.parametrize("slots", [[-1, -1, -1], [1, 1, 1], [0, -1, 1], [-1, 1, -1], [0]])
