@@ -59,7 +59,7 @@ class _Trial:
 
     setting: PromptSetting
     results: tuple[tuple[int, str], ...]
-    """Of each shape: how exactly it is trained, and why it is refused."""
+    """How exactly each shape is trained, and why it is refused."""
 
 
 def choose(tokenizer: PreTrainedTokenizerBase, rows: Iterable[tuple[str, Row]], today: date) -> PromptSetting:
