@@ -193,16 +193,20 @@ def test_a_search_over_methods_trains_some_trials_alone_and_reports_it(
 def test_trials_on_several_workers_are_worker_groups_and_a_slow_one_times_out(
     ray_service: Service, store: Workspace, files: Path
 ) -> None:
-    """The first trial has ten steps; the second has two thousand times as many. The start of a group does not count."""
-    space = {"epochs": [1, 2000]}
-    search = {"space": space, "algorithm": "grid", "finalists": 1, "trial_minutes": 0.25, "parallel": 1}
-    job = job_file(files, "slow", search=search, training={"method": "full"}, compute={"workers": 2})
+    """The second trial has fifty times the steps of the first. The start of a group does not count."""
+    space = {"epochs": [1, 50]}
+    search = {"space": space, "algorithm": "grid", "finalists": 1, "trial_minutes": 0.2, "parallel": 1}
+    training = {
+        "method": "full",
+        "micro_batch_tokens": 32,
+    }  # a row a pass: 500 steps take over a minute
+    job = job_file(files, "slow", search=search, training=training, compute={"workers": 2})
     driver = ray_service.kitae(store, "tune", str(job.path))
     assert driver.wait() == 0, driver.output
     results = Searched(store, job.spec.job_id).results()
-    assert {r.run.params["epochs"]: r.status for r in results.values()} == {1: "ok", 2000: "timed_out"}
+    assert {r.run.params["epochs"]: r.status for r in results.values()} == {1: "ok", 50: "timed_out"}
     assert not any(result.shared for result in results.values())
-    assert "search.trial_minutes 0.25" in next(r.error or "" for r in results.values() if r.status == "timed_out")
+    assert "search.trial_minutes 0.2" in next(r.error or "" for r in results.values() if r.status == "timed_out")
 
 
 def test_a_search_over_bases_registers_the_winner_on_its_base(
