@@ -23,8 +23,9 @@ from serving.access.in_process import InProcess, key_problem
 from serving.evals import records
 from serving.evals.item_grading import grade_row
 from serving.evals.model_calls import PATIENT_S, EndpointCalls
+from serving.evals.question import question_of
 from serving.evals.records import CHUNK_ITEMS, OPEN_RUNS, Chunk, StoredEval, StoredRun
-from serving.http.eval_types import EvalError, ModelQuestion, SourceRow
+from serving.http.eval_types import EvalError, SourceRow
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +181,7 @@ class EvalRunner:
             await self._finish(run, failed)
 
     async def _chunk(self, run: StoredRun, found: StoredEval, rows: list[SourceRow], caller: Caller) -> Chunk:
-        asks = run.data_source["type"] == "completions" and run.model != ""
-        question = ModelQuestion.model_validate(run.data_source, extra="ignore") if asks else None
+        question = question_of(run)
         calls = EndpointCalls(self.in_process, caller, background=True, retry_after_s=self.retry_after_s)
         start, now_s = run.chunks_done * CHUNK_ITEMS, self.store.now_s()
         graded = await asyncio.gather(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ray_jobs.errors import GradingError, ObjectNotFound
+from ray_jobs.errors import ObjectNotFound
 from ray_jobs.graders.schema import (
     Grader,
     MultiGrader,
@@ -18,13 +18,13 @@ from ray_jobs.graders.schema import (
     template_findings,
     unsupported,
 )
-from ray_jobs.graders.templates import parse_path, path_text, variables
 from ray_jobs.storage import Store
 from serving.access.auth import Caller
 from serving.access.in_process import key_problem
 from serving.evals import records, source
+from serving.evals.question import check_question
 from serving.evals.records import EVAL, OPEN_RUNS, RUN, StoredEval, StoredRun
-from serving.evals.source import StoredCompletions
+from serving.evals.source import StoredAnswers
 from serving.files.stored_files import Files
 from serving.http.errors import ApiError, bad_request, invalid_fields
 from serving.http.eval_types import (
@@ -37,13 +37,12 @@ from serving.http.eval_types import (
     EvalRun,
     ItemStatus,
     JsonlRunSource,
-    MessagesTemplate,
     OutputItem,
+    ResponsesRunSource,
     RunStatus,
     UpdateEval,
 )
 from serving.http.ids import Order, Page, created_at_s, listed, listed_by_last_write, new_id, page
-from serving.inference.generation_request import parse_chat
 
 MAX_EVALS = 1000
 """Evals of a team."""
@@ -51,9 +50,6 @@ MAX_RUNS = 1000
 """Runs of an eval."""
 MAX_OPEN_RUNS = 50
 """Runs of a team that have not ended."""
-_SAMPLING = frozenset(
-    {"temperature", "top_p", "seed", "max_completion_tokens", "response_format", "tools", "reasoning_effort"}
-)
 _READS_AT_ONCE = 8
 
 
@@ -63,7 +59,7 @@ class EvalService:
 
     store: Store
     files: Files
-    stored_completions: StoredCompletions
+    stored_answers: StoredAnswers
     wake: Callable[[], None] = lambda: None
     """Called when a run is due."""
 
@@ -133,17 +129,14 @@ class EvalService:
         if (problem := key_problem(self.store, caller)) is not None:
             raise ApiError(403, problem, code="insufficient_scope")
         data = body.data_source
-        if not isinstance(data, JsonlRunSource | CompletionsRunSource):
-            message = "data_source.type is responses, which are not stored here: use completions or jsonl"
-            raise bad_request(message, param="data_source.type", code="unsupported")
-        if isinstance(data, CompletionsRunSource):
-            _check_question(data)
+        if not isinstance(data, JsonlRunSource):
+            check_question(data)
         runs = records.runs(caller.team, eval_id)
         _require_room(self.store, runs.prefix, MAX_RUNS, f"{eval_id} has", "runs", "eval_runs_exceeded")
         marked = f"{OPEN_RUNS.prefix}{caller.team}/"
         _require_room(self.store, marked, MAX_OPEN_RUNS, f"team {caller.team} has", "open runs", "open_runs_exceeded")
         schema = found.data_source_config.get("item_schema", {})
-        rows = source.read_rows(caller.team, data.source, schema, self.files, self.stored_completions)
+        rows = source.read_rows(caller.team, data.source, schema, self.files, self.stored_answers)
         identifier = new_id(RUN, now_s=self.store.now_s())
         record = StoredRun(
             id=identifier,
@@ -154,7 +147,7 @@ class EvalService:
             created_at=int(created_at_s(identifier)),
             name=body.name or identifier,
             metadata=body.metadata,
-            model=(data.model or "") if isinstance(data, CompletionsRunSource) else "",
+            model="" if isinstance(data, JsonlRunSource) else data.model or "",
             data_source=_without_rows(data),
             rows=len(rows),
             criteria=[CriterionResult(testing_criteria=grader.name) for grader in found.testing_criteria],
@@ -271,40 +264,6 @@ def check_graders(graders: list[Grader], *, item_names: list[str] | None, has_sa
         raise invalid_fields(findings)
 
 
-def _check_question(data: CompletionsRunSource) -> None:
-    """Raise ApiError 400 if a run's model, messages or sampling cannot work for any row."""
-    if data.source.type == "stored_completions" and data.model is None and data.input_messages is None:
-        return  # graded as they are
-    for name in ("model", "input_messages"):
-        if getattr(data, name) is None:
-            raise bad_request(
-                f"data_source.{name} is required for rows that a model answers", param=f"data_source.{name}"
-            )
-    given = data.sampling_params or {}
-    if unknown := sorted(given.keys() - _SAMPLING):
-        param = f"data_source.sampling_params.{unknown[0][:64]}"
-        raise bad_request(
-            f"{param} is unknown; known: {', '.join(sorted(_SAMPLING))}", param=param, code="unknown_field"
-        )
-    try:
-        parse_chat({"model": data.model, "messages": [{"role": "user", "content": ""}]} | given)
-    except ApiError as error:
-        param = f"data_source.sampling_params.{error.param}"
-        raise ApiError(error.status, f"data_source.sampling_params: {error}", code=error.code, param=param) from error
-    where = "data_source.input_messages"
-    asked = data.input_messages
-    try:
-        if isinstance(asked, MessagesTemplate):
-            paths = [path for message in asked.template for path in variables(message.text)]
-        else:
-            paths = [parse_path(asked.item_reference)]  # type: ignore[union-attr]  # checked above
-    except GradingError as error:
-        raise bad_request(f"{where}: {error.message}", param=where) from error
-    if samples := [path for path in paths if path[0] == "sample"]:
-        message = f"{where} uses {path_text(samples[0])[:80]}: there is no answer yet; use item"
-        raise bad_request(message, param=where)
-
-
 def _require_room(store: Store, prefix: str, most: int, who: str, what: str, code: str) -> None:
     """Raise ApiError 429 if a folder has its maximum of objects. Concurrent creates may each find the last room."""
     for count, _ in enumerate(store.list(prefix), 1):
@@ -313,7 +272,7 @@ def _require_room(store: Store, prefix: str, most: int, who: str, what: str, cod
             raise ApiError(429, message, code=code, headers={"x-should-retry": "false"})
 
 
-def _without_rows(data: JsonlRunSource | CompletionsRunSource) -> dict[str, Any]:
+def _without_rows(data: JsonlRunSource | CompletionsRunSource | ResponsesRunSource) -> dict[str, Any]:
     found: dict[str, Any] = data.model_dump(mode="json", exclude_none=True)
     if "content" in found["source"]:
         found["source"]["content"] = []

@@ -22,10 +22,11 @@ from serving.http.eval_types import (
     FileIdSource,
     SourceRow,
     StoredCompletionsSource,
+    StoredResponsesSource,
 )
 
-StoredCompletions = Callable[[str, StoredCompletionsSource], Iterable[SourceRow]]
-"""A team's stored completions with a filter, as rows with `item` and `sample`."""
+StoredAnswers = Callable[[str, StoredCompletionsSource | StoredResponsesSource], Iterable[SourceRow]]
+"""A team's stored completions or responses with a filter, as rows with `item` and `sample`."""
 MAX_ROW_BYTES = 64 * 2**10
 MAX_SCHEMA_BYTES = 8 * 2**10
 _MAX_DEPTH = 32
@@ -64,18 +65,19 @@ def item_names(schema: Mapping[str, Any]) -> list[str] | None:
 
 def read_rows(
     team: str,
-    source: FileContentSource | FileIdSource | StoredCompletionsSource,
+    source: FileContentSource | FileIdSource | StoredCompletionsSource | StoredResponsesSource,
     schema: dict[str, Any],
     files: Files,
-    stored: StoredCompletions,
+    stored: StoredAnswers,
 ) -> list[SourceRow]:
     """Return a run's rows. Raises ApiError 400, with every invalid row."""
     if isinstance(source, FileContentSource):
         return _checked([(place, row) for place, row in enumerate(source.content)], [], schema, CONTENT, "item")
-    if isinstance(source, StoredCompletionsSource):
+    if isinstance(source, StoredCompletionsSource | StoredResponsesSource):
         rows = list(stored(team, source))
         if not rows:
-            raise bad_request("no stored completion has these properties", param="data_source.source")
+            what = "response" if source.type == "responses" else "completion"
+            raise bad_request(f"no stored {what} has these properties", param="data_source.source")
         return rows[:MAX_CONTENT_ITEMS]
     return _of_file(team, source.id, schema, files)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from ray_jobs.graders.schema import MAX_GRADERS, Grader, GraderMessage
 from serving.http.openai_types import ObjectListWithIds, OpenAIObject
@@ -157,6 +157,19 @@ class StoredCompletionsSource(OpenAIObject):
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
 
 
+class StoredResponsesSource(OpenAIObject):
+    type: Literal["responses"]
+    created_after: Annotated[int, Field(ge=0, le=2**40)] | None = None
+    """Inclusive, as `created_before`."""
+    created_before: Annotated[int, Field(ge=0, le=2**40)] | None = None
+    metadata: Metadata | None = None
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+
+
+STORED = ("stored_completions", "responses")
+"""Types of sources whose rows have an answer."""
+
+
 class JsonlRunSource(OpenAIObject):
     """Rows that have their answers already, in `sample`, or need none."""
 
@@ -179,7 +192,7 @@ class ModelQuestion(OpenAIObject):
     """What a run asks a model."""
 
     input_messages: Annotated[MessagesTemplate | MessagesReference, Field(discriminator="type")] | None = None
-    """None: only for stored completions, which are then graded as they are."""
+    """None: only for stored answers, which are then graded as they are."""
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     sampling_params: dict[str, Any] | None = None
     """Fields of a chat completion; by default a seed of 42."""
@@ -192,12 +205,11 @@ class CompletionsRunSource(ModelQuestion):
     source: Annotated[FileContentSource | FileIdSource | StoredCompletionsSource, Field(discriminator="type")]
 
 
-class ResponsesRunSource(OpenAIObject):
-    """Known, and refused."""
-
-    model_config = ConfigDict(extra="allow")
+class ResponsesRunSource(ModelQuestion):
+    """Rows that a model answers, with the Responses API's names in `sampling_params`."""
 
     type: Literal["responses"]
+    source: Annotated[FileContentSource | FileIdSource | StoredResponsesSource, Field(discriminator="type")]
 
 
 class CreateEvalRun(OpenAIObject):

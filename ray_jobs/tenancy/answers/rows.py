@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_jobs.storage import Store
 from ray_jobs.tenancy.answers import records
-from ray_jobs.tenancy.answers.records import StoredAnswer
+from ray_jobs.tenancy.answers.records import Kind, StoredAnswer
 
 _FINISHED = ("stop", "tool_calls", "function_call")
 """Finish reasons of whole answers; one that was cut off teaches a model to stop early."""
@@ -45,22 +45,22 @@ def stored_rows(store: Store, team: str, wanted: AnswerFilter) -> Iterator[dict[
 
     Answers that were cut off (`finish_reason` `length`) are left out.
     """
-    for record in stored_completions(store, team, wanted):
+    for record in stored_answers(store, team, "chat", wanted):
         yield from rows_of(record)
 
 
-def stored_completions(store: Store, team: str, wanted: AnswerFilter) -> Iterator[StoredAnswer]:
-    """Yield a team's stored chat completions that match, oldest first."""
+def stored_answers(store: Store, team: str, kind: Kind, wanted: AnswerFilter) -> Iterator[StoredAnswer]:
+    """Yield a team's stored answers of a kind that match, oldest first."""
     filters = wanted.values()
 
     def ids_of(prefix: str) -> Iterator[str]:
         return (info.key.rpartition("/")[2].removesuffix(".json") for info in store.list(prefix))
 
-    lists = records.filtered(team, "chat", filters, ids_of)
+    lists = records.filtered(team, kind, filters, ids_of)
     others = [set(each) for each in lists[1:]]
     ids = (identifier for identifier in lists[0] if all(identifier in other for other in others))
     while some := list(islice(ids, _READ_AT_ONCE)):
-        for record in records.documents(team, "chat").read_some(store, some).values():
+        for record in records.documents(team, kind).read_some(store, some).values():
             if records.matches(record, filters):
                 yield record
 

@@ -139,6 +139,19 @@ def test_evals_and_runs_are_listed_changed_and_deleted(client: openai.OpenAI) ->
             gone()
 
 
+def test_a_run_with_the_names_of_the_responses_api(client: openai.OpenAI) -> None:
+    made = client.evals.create(data_source_config=CUSTOM, testing_criteria=[EXACT])
+    text = {"format": {"type": "json_schema", "name": "a", "schema": {"type": "object"}}}
+    sampling = {"max_completion_tokens": 9, "seed": 3, "temperature": 0.5, "text": text}
+    source: Any = data_source() | {"type": "responses", "sampling_params": sampling}
+    run = finished(client, made.id, client.evals.runs.create(made.id, data_source=source).id)
+    assert run.result_counts.errored == 0
+    assert run.data_source.to_dict()["sampling_params"] == sampling
+    plain: Any = data_source()
+    same = finished(client, made.id, client.evals.runs.create(made.id, data_source=plain).id)
+    assert run.result_counts == same.result_counts
+
+
 def test_rows_of_a_file_that_have_their_answers(client: openai.OpenAI) -> None:
     made = client.evals.create(data_source_config=CUSTOM, testing_criteria=[EXACT])
     rows = [
@@ -272,7 +285,26 @@ def test_an_invalid_data_source_config_is_refused(client: openai.OpenAI, config:
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
-        ({"type": "responses"}, "data_source.type", "unsupported"),
+        (
+            {"type": "responses", "sampling_params": {"response_format": {"type": "json_object"}}},
+            "data_source.sampling_params.response_format",
+            "unknown_field",
+        ),
+        (
+            {"type": "responses", "sampling_params": {"max_completion_tokens": 0}},
+            "data_source.sampling_params.max_completion_tokens",
+            "invalid_request",
+        ),
+        (
+            {"type": "responses", "sampling_params": {"tools": [{"type": "web_search"}]}},
+            "data_source.sampling_params.tools[0].type",
+            "unsupported",
+        ),
+        (
+            {"type": "responses", "source": {"type": "responses", "users": ["u"]}},
+            "data_source.source.users",
+            "invalid_request",
+        ),
         ({"source": {"type": "stored_completions"}}, "data_source.source", "invalid_request"),
         ({"source": {"type": "file_id", "id": "file-none"}}, "data_source.source.id", "invalid_request"),
         ({"source": {"type": "file_content", "content": []}}, "data_source.source.content", "invalid_request"),

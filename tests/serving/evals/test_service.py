@@ -14,10 +14,10 @@ from serving.access.auth import OPERATOR, Caller
 from serving.evals import records, service
 from serving.evals.records import OPEN_RUNS
 from serving.evals.service import EvalService
-from serving.evals.source import StoredCompletions
+from serving.evals.source import StoredAnswers
 from serving.files.stored_files import Files
 from serving.http.errors import ApiError
-from serving.http.eval_types import CreateEval, CreateEvalRun, SourceRow, StoredCompletionsSource
+from serving.http.eval_types import CreateEval, CreateEvalRun, SourceRow, StoredCompletionsSource, StoredResponsesSource
 from tests.serving.api_harness import NoTokens
 from tests.storage.memory_store import memory_store
 
@@ -31,9 +31,9 @@ EVAL: dict[str, Any] = {
 RUN = {"data_source": {"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {}}]}}}
 
 
-def make(stored_completions: StoredCompletions = lambda team, wanted: []) -> tuple[EvalService, Workspace]:
+def make(stored_answers: StoredAnswers = lambda team, wanted: []) -> tuple[EvalService, Workspace]:
     store, _ = memory_store()
-    return EvalService(store, Files(store, NoTokens(store)), stored_completions), store
+    return EvalService(store, Files(store, NoTokens(store)), stored_answers), store
 
 
 def create(evals: EvalService, caller: Caller = OPERATOR, **change: Any) -> str:
@@ -93,11 +93,11 @@ def test_a_cancelled_run_is_not_open_and_a_retry_gets_the_same() -> None:
 def test_stored_completions_are_rows_once_there_are_some() -> None:
     asked = []
 
-    def stored(team: str, wanted: StoredCompletionsSource) -> list[SourceRow]:
+    def stored(team: str, wanted: StoredCompletionsSource | StoredResponsesSource) -> list[SourceRow]:
         asked.append((team, wanted.metadata))
         return [SourceRow(item={}, sample={"output_text": "x"})] if wanted.metadata else []
 
-    evals, store = make(stored_completions=stored)
+    evals, store = make(stored_answers=stored)
     made = create(evals, data_source_config={"type": "logs", "metadata": {"app": "chat"}})
     assert evals.get(OPERATOR.team, made).data_source_config["metadata"] == {"app": "chat"}
     source = {"type": "stored_completions", "metadata": {"app": "chat"}}

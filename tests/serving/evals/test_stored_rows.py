@@ -64,3 +64,32 @@ def test_stored_answers_are_graded_as_they_are_or_asked_again(monkeypatch: pytes
         monkeypatch.setattr(stored_rows, "MAX_ROWS_BYTES", 100)
         with pytest.raises(openai.BadRequestError, match="over 100 bytes"):
             finished(here.client, made.id, {"source": source})
+
+
+def test_stored_responses_are_graded_or_asked_again() -> None:
+    with answers_server(key_ttl_s=60.0) as here:
+        ask = here.client.responses.create
+        first = ask(model=MODEL, input="good day", instructions="Be kind.", metadata={"a": "b"})
+        ask(model=MODEL, input="good night", previous_response_id=first.id)
+        ask(model=MODEL, input="bye", store=False)
+        criterion: Any = {"type": "string_check", "name": "good", "operation": "ilike", "reference": "good night"}
+        made = here.client.evals.create(
+            data_source_config={"type": "logs"}, testing_criteria=[criterion | {"input": "{{ sample.output_text }}"}]
+        )
+        source: dict[str, Any] = {"type": "responses"}
+        run = finished(here.client, made.id, {"type": "responses", "source": source})
+        assert counts(run) == (2, 1, 1)
+        asked = len(here.backend.calls)
+        again = {"type": "item_reference", "item_reference": "item.input"}
+        named = source | {"metadata": {"a": "b"}, "model": MODEL, "created_after": first.created_at}
+        question = {"type": "responses", "source": named, "model": MODEL, "input_messages": again}
+        assert counts(finished(here.client, made.id, question)) == (1, 0, 1)
+        assert len(here.backend.calls) == asked + 1
+        sent = here.backend.calls[-1][2]["messages"]
+        assert [(message["role"], message["content"]) for message in sent] == [
+            ("system", "Be kind."),
+            ("user", "good day"),
+        ]
+        late = source | {"created_before": int(first.created_at) - 1}
+        with pytest.raises(openai.BadRequestError, match="no stored response"):
+            finished(here.client, made.id, {"type": "responses", "source": late})
