@@ -24,9 +24,11 @@ ToolParser = Literal[
     "deepseek_v31",
     "gemma4",
     "glm45",
+    "glm47",
     "hermes",
     "kimi_k2",
     "lfm2",
+    "ling3",
     "llama3_json",
     "minimax_m2",
     "mistral",
@@ -41,7 +43,10 @@ ReasoningParser = Literal[
 
 _TOOL_FORMATS: tuple[tuple[tuple[str, ...], ToolParser], ...] = (
     (("<|tool_call>",), "gemma4"),
+    (("<arg_key>", "<|role_end|>"), "ling3"),
+    (("{function-name}<arg_key>",), "glm47"),
     (("<arg_key>",), "glm45"),
+    (("<seed:tool_call>",), "seed_oss"),
     (("<function=",), "qwen3_coder"),
     (("<|tool_call_start|>",), "lfm2"),
     (("<atem:",), "muse_glimmer"),
@@ -51,7 +56,7 @@ _TOOL_FORMATS: tuple[tuple[tuple[str, ...], ToolParser], ...] = (
     (("[TOOL_CALLS]",), "mistral"),
     (("<|tool_calls_section_begin|>",), "kimi_k2"),
     (("<minimax:tool_call>",), "minimax_m2"),
-    (("<seed:tool_call>",), "seed_oss"),
+    (("]<]minimax[>[",), "none"),  # vLLM's needs an extension that its CPU build lacks
     (("<tool_call>",), "hermes"),
     (("<|start_header_id|>", '"parameters": '), "llama3_json"),
 )
@@ -69,7 +74,7 @@ _THINK_FORMATS: tuple[tuple[tuple[str, ...], ReasoningParser], ...] = (
     ((), "qwen3"),
 )
 """As above, for `<think>`: a text without `</think>` is reasoning for these parsers."""
-_CLOSED = "</think>"
+_OPEN, _CLOSED = "<think>", "</think>"
 _SWITCH = "enable_thinking"
 
 _QUESTION: Message = {"role": "user", "content": "?"}
@@ -120,14 +125,17 @@ def _reasoning_parser(tokenizer: PreTrainedTokenizerBase) -> tuple[ReasoningPars
             return name, {}
     if _CLOSED not in template:
         return None, {}
+    parser = next(name for marks, name in _THINK_FORMATS if all(mark in template for mark in marks))
     try:
-        (turn,) = trained_turns(tokenizer, [_QUESTION, _ANSWER], None)
-        prompt = render(tokenizer, [_QUESTION], generate=True)
+        prompt = render(tokenizer, [_QUESTION], generate=True).rstrip()
     except DataError:
         return None, {}
-    parser = next(name for marks, name in _THINK_FORMATS if all(mark in template for mark in marks))
+    try:
+        (turn,) = trained_turns(tokenizer, [_QUESTION, _ANSWER], None)
+    except DataError:  # with another switch it may write an answer without reasoning
+        return (parser if prompt.endswith(_OPEN) else None), {}
     if _CLOSED in tokenizer.decode(list(turn.answer_ids)):
         return parser, {}
-    if prompt.rstrip().endswith(_CLOSED) and _SWITCH in template:
+    if prompt.endswith(_CLOSED) and _SWITCH in template:
         return parser, {_SWITCH: False}
     return None, {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from functools import lru_cache
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ XINFERENCE = Package(
     "40dd71d79e85a86f85c0d8b435fe51111fcf2c09227350d4a452229709528f2d",
     "Apache-2.0",
 )
-_FURTHER = {
+FURTHER = {
     "deepseek_v3_1": "Deepseek-V3.1",
     "glm4_7": "GLM-4.7",
     "glm5_3": "glm-5.3",
@@ -67,7 +68,9 @@ _ENDS = {
     "": ["<|im_end|>"],
 }
 """Beginning of a family's name → tokens at which its models stop, as their generation_config.json lists them."""
-_MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_MARKS = (
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "[TOOL_CALLS]"
+)  # fmt: skip
 """Tokens of the families that use them, but no special ones."""
 _SPECIAL = re.compile(r"<[|｜][^|｜<>\s'\"]+[|｜]?>|<[a-z_]+\|>")
 
@@ -111,13 +114,14 @@ USED: dict[str, str | None] = {
 each. None: no template is in reach."""
 
 
+@lru_cache(maxsize=1)
 def further_templates() -> dict[str, str]:
     """Family → template, of the families that `trl` lacks."""
     downloads = DEFAULT_DIRECTORY / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(fetch(XINFERENCE, downloads)) as wheel:
         found = {
-            family: _newest(wheel.read(f"xinference/model/llm/models/{name}.json")) for family, name in _FURTHER.items()
+            family: _newest(wheel.read(f"xinference/model/llm/models/{name}.json")) for family, name in FURTHER.items()
         }
     return found | {_REFORMATTED: _BETWEEN_TAGS.sub("", found[_REFORMATTED])}
 
@@ -137,9 +141,10 @@ def tokenizer_of(family: str, template: str, directory: Path) -> Any:
 
     tokenizer = tiny_models.save_tokenizer(directory, chat_template=template)
     ends = ends_of(family)
-    special = sorted({*_SPECIAL.findall(template), *ends, "<bos>"})
+    found = {*_SPECIAL.findall(template), *ends, "<bos>"}
+    special = sorted(token for token in found if not token.startswith("<｜tool▁"))
     tokenizer.add_special_tokens({"additional_special_tokens": special, "eos_token": ends[0], "bos_token": "<bos>"})
-    marks = [mark for mark in _MARKS if mark in template]
+    marks = [mark for mark in (*_MARKS, *sorted(found - set(special))) if mark in template]
     # Llama 3.2's template does not write this token, which its tokenizer has.
     tokenizer.add_tokens([*marks, "<|python_tag|>"] if family.startswith("llama3") else marks)
     tokenizer.save_pretrained(str(directory))

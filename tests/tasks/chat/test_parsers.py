@@ -15,7 +15,7 @@ from ray_jobs.errors import DataError
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.chat.parsers import Parsers, parsers_of
 from ray_jobs.tasks.chat.turns import end_token_ids, trained_turns
-from tests.tasks.chat.families import templates, tokenizer_of
+from tests.tasks.chat.families import FURTHER, further_templates, templates, tokenizer_of
 from tests.tasks.chat.shapes import SHAPES, TOOLS, Row, answer, call, user
 
 CHAT = TASKS["chat"]
@@ -31,8 +31,12 @@ ROWS: dict[str, Row] = {
         "tools": TOOLS,
     },
 }
-HARMONY = "gptoss"
-"""Its parser reads token ids of the Harmony vocabulary, which a small tokenizer lacks."""
+NOT_READ = {
+    "gptoss": "its parser reads token ids of the Harmony vocabulary, which a small tokenizer lacks",
+    "minicpm5": "vLLM's parser leaves a part of a streamed call in the text; the base has none",
+    "seed_oss": "its calls are read; reasoning stays in the text without its end mark",
+    "minimax_m3": "vLLM's parser needs an extension that its CPU build lacks; the base has none",
+}
 
 
 @dataclass
@@ -113,11 +117,12 @@ def trained(tokenizer: Any, row: Row) -> Iterator[tuple[Row, list[int], list[int
     yield canonical["messages"][turn.message], list(turn.prompt_ids), ids[:-1], setting.switches
 
 
-@pytest.mark.parametrize("family", sorted(templates().keys() - {HARMONY}))
+@pytest.mark.parametrize("family", sorted({*templates(), *FURTHER} - NOT_READ.keys()))
 def test_what_a_model_is_trained_to_write_is_read_back(family: str, tmp_path: Path) -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    tokenizer = tokenizer_of(family, templates()[family], tmp_path)
+    found = further_templates() if family in FURTHER else templates()
+    tokenizer = tokenizer_of(family, found[family], tmp_path)
     base = parsers_of(tokenizer)
     problems = []
     for name, row in ROWS.items():
