@@ -178,12 +178,18 @@ GROUPS: dict[str, tuple[Asset, ...]] = {
 
 def bring(assets: Iterable[Asset], into: Path) -> None:
     """Make the missing assets, or wait for a process that is making them. A result appears whole or not at all."""
-    into = into.absolute()  # the registries' clients run in another directory
-    downloads = into / "downloads"
+    with downloads_in(into) as downloads:
+        _make_missing(assets, downloads.parent, downloads)
+
+
+@contextmanager
+def downloads_in(into: Path) -> Iterator[Path]:
+    """The directory of the downloaded packages, for one process at a time."""
+    downloads = into.absolute() / "downloads"  # absolute: the registries' clients run in another directory
     downloads.mkdir(parents=True, exist_ok=True)
     with (downloads / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _make_missing(assets, into, downloads)
+        yield downloads
 
 
 def _make_missing(assets: Iterable[Asset], into: Path, downloads: Path) -> None:

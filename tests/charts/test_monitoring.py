@@ -24,6 +24,7 @@ def series() -> dict[str, set[str]]:
     )
     metrics.set_jobs({"queued": 1})
     metrics.webhook_delivery("delivered")
+    metrics.stored_answer("stored")
     metrics.set_unreadable({"deployment record": 1})
     return {sample.name: set(sample.labels) for family in metrics.registry.collect() for sample in family.samples}
 

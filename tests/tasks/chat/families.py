@@ -13,7 +13,7 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
-from examples.assets import DEFAULT_DIRECTORY, Package, fetch
+from examples.assets import DEFAULT_DIRECTORY, Package, downloads_in, fetch
 from tests.models import tiny_models
 
 XINFERENCE = Package(
@@ -117,9 +117,9 @@ each. None: no template is in reach."""
 @lru_cache(maxsize=1)
 def further_templates() -> dict[str, str]:
     """Family → template, of the families that `trl` lacks."""
-    downloads = DEFAULT_DIRECTORY / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(fetch(XINFERENCE, downloads)) as wheel:
+    with downloads_in(DEFAULT_DIRECTORY) as downloads:
+        path = fetch(XINFERENCE, downloads)
+    with zipfile.ZipFile(path) as wheel:
         found = {
             family: _newest(wheel.read(f"xinference/model/llm/models/{name}.json")) for family, name in FURTHER.items()
         }
