@@ -246,10 +246,10 @@ def test_a_checkpoint_is_written_on_request_and_another_number_of_workers_resume
     _wait_for_another_step(store, job, driver)
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait() != 0
+    _no_workers(ray_service)  # a worker that sees the pause before its cluster's driver has ended saves once more
     at = watched.step()
     assert noticed_at < at < STEPS
     assert watched.status() == "paused"
-    # A worker that sees the pause before its cluster's driver has ended saves once more.
     saved = [f"SIGTERM: checkpoint of step {step} committed" for step in range(noticed_at + 1, at + 1)]
     assert any(message.startswith(tuple(saved)) for message in _events(store, job))
 
@@ -271,15 +271,20 @@ def test_a_checkpoint_is_written_on_request_and_another_number_of_workers_resume
     assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at, cancelled_at]
 
 
+def _no_workers(service: Service, since_s: float | None = None) -> None:
+    """Wait until the training processes are gone, within seconds."""
+    deadline = (time.monotonic() if since_s is None else since_s) + CANCEL_PATIENCE_S
+    while service.workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert service.workers() == []
+
+
 def _cancelled_soon(watched: Watched, driver: Driver, service: Service) -> None:
     """Cancel a job that trains; it ends, and its workers too, within seconds."""
     started = time.monotonic()
     _in_process("cancel", watched.job_id)
     assert driver.wait() == JobCancelled.exit_code
-    deadline = started + CANCEL_PATIENCE_S
-    while service.workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert service.workers() == []
+    _no_workers(service, started)
     assert driver.last_line.startswith(f"error: job {watched.job_id}")
     assert "Traceback" not in driver.output
     assert watched.status() == "cancelled"
