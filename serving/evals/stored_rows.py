@@ -60,13 +60,13 @@ def _row_of_response(record: StoredAnswer) -> SourceRow:
     asked = as_messages(record.input, record.answer.get("instructions"), 0).messages
     answered = as_messages(record.answer.get("output") or [], None, 0).messages
     finish = "stop" if record.answer.get("status") == "completed" else "length"
-    text = "".join(text_of(message.get("content")) for message in answered)
+    text = "".join(_text_of(message.get("content")) for message in answered)
     calls = [call for message in answered for call in message.get("tool_calls") or ()]
     return _row(record, asked, {"content": text, "tool_calls": calls}, "tool_calls" if calls else finish)
 
 
-def text_of(content: Any) -> str:
-    """The text of a message's content, which may be in parts."""
+def _text_of(content: Any) -> str:
+    """The text of a message's content, which may be in parts; a refusal has none."""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
 
 
