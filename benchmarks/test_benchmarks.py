@@ -29,8 +29,8 @@ from benchmarks.service import server_flags, write_adapter
 from benchmarks.turns import Turn, Umpire
 from benchmarks.workbench import make_spec, read_rows
 from ray_jobs.errors import MachineError
-from ray_jobs.search.space import grid
 from ray_jobs.spec import Range
+from ray_jobs.spec.space import grid
 
 
 def side(steps: int, seconds: float, loss: float = 2.0) -> dict[str, object]:

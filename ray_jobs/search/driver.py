@@ -31,7 +31,7 @@ from ray_jobs.search.samplers import Numbers, finalists, param_space, sampler_of
 from ray_jobs.search.schedulers import Places, PromotingASHA, scheduler_of
 from ray_jobs.search.space import expected_gain
 from ray_jobs.search.standing import Standing, all_failed, standing
-from ray_jobs.search.stoppers import BudgetStopper, JobWatch
+from ray_jobs.search.stoppers import BudgetStopper
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial, WorkersTrial
 from ray_jobs.sharing.segments import Params, Result
 from ray_jobs.sharing.shared_trainer import Mode, SharedTrainer, mode_of
@@ -205,12 +205,13 @@ class Search:
             except BaseException as error:  # noqa: BLE001  # raised below
                 failure.append(self.progress.error or error)
 
-        thread, watch = threading.Thread(target=fit, name="tune", daemon=True), JobWatch(self.job)
+        thread = threading.Thread(target=fit, name="tune", daemon=True)
         thread.start()
         while thread.is_alive():
             try:
                 thread.join(_WATCH_S)
-                watch.check()
+                self.job.check()
+                ray_workers.check_cluster(self.job.id)
                 self.progress.refresh()
             except TrainingError:
                 raise  # the cluster is lost, and Tune with it

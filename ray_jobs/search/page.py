@@ -11,11 +11,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from ray_jobs import pages
-from ray_jobs.pages import Chart, Figure, PageSection, Table
+from ray_jobs.errors import one_line
+from ray_jobs.pages import Chart, Figure, PageSection, Table, plots
+from ray_jobs.pages.plots import Axis, Line
 from ray_jobs.search.records import Problem
 from ray_jobs.search.rungs import rungs_of, trials_of
 from ray_jobs.search.space import first_rungs
@@ -25,8 +26,6 @@ from ray_jobs.spec import Range
 
 Results = Mapping[str, Result]
 _REFRESH_S = 15
-_POINTS = 200
-"""Most points of a learning curve; a longer one shows the means of blocks of steps."""
 _ENOUGH = 8
 """Fewest measured trials for which the importance of hyperparameters is computed."""
 
@@ -69,7 +68,7 @@ def table(problem: Problem, results: Results, now: Standing, *, limit: int | Non
     workers, tokens = problem.spec.compute.workers, sum(result.tokens for result in results.values())
     shared = 1 if problem.spec.compute.gpus_per_worker else workers
     seconds = sum(result.seconds * (shared if result.shared else workers) for result in results.values())
-    why = "sampling continues" if now.sampling else f"sampling ended: {_plain(now.why) or 'nothing ran'}"
+    why = "sampling continues" if now.sampling else f"sampling ended: {one_line(now.why) or 'nothing ran'}"
     cost = f"{tokens:,} tokens, {seconds:,.0f} worker-seconds"
     lines.append(f"{len(trials)} trials, {len(results)} segments, {cost}; {why}")
     return "\n".join(lines)
@@ -114,7 +113,7 @@ def _trials(problem: Problem, results: Results, now: Standing) -> list[_Trial]:
             place, state = (0, ranked.index(number)), "finalist"
             state = "won" if now.winner and number == now.winner.trial else state
         elif last and last.status != "ok":
-            place, state = (2, number), f"failed: {_plain(last.error)[:160]}" if last.error else "failed"
+            place, state = (2, number), f"failed: {one_line(last.error)[:160]}" if last.error else "failed"
         elif last:
             place = (1, -last.run.rung, last.value(problem.search.judge), number)
             paused = f"{'waits' if now.sampling else 'stopped'} at rung {last.run.rung + 1}"
@@ -194,56 +193,34 @@ def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> l
 
 
 def _curves(trials: Sequence[_Trial]) -> Figure | str:
-    data: list[dict[str, Any]] = []
+    drawn: list[Line] = []
     for trial in reversed(trials):  # the best is drawn last, above the others
-        colour = {"won": pages.RED, "finalist": pages.YELLOW, "failed": pages.GREY}.get(trial.kind, pages.BLUE)
+        color = {"won": pages.RED, "finalist": pages.YELLOW, "failed": pages.GREY}.get(trial.kind, pages.BLUE)
         name = f"trial {trial.number}, {trial.kind}"
-        if trial.results and trial.results[-1].losses:
-            steps, losses = _smooth(trial.results[-1].losses)
-            line = {"color": colour, "width": 4 if trial.kind == "won" else 1}
-            data.append({"mode": "lines", "x": steps, "y": losses, "line": line, "name": name})
+        steps, losses = plots.thinned(trial.results[-1].losses if trial.results else ())
+        drawn.append(Line(name, steps, losses, color, width=4 if trial.kind == "won" else 1))
         held = [result for result in trial.results if result.status == "ok"]
-        x, y = [result.run.until for result in held], [result.loss for result in held]
-        data.append({"mode": "markers", "x": x, "y": y, "marker": {"color": colour, "size": 8}, "name": name})
-    data = [{"type": "scatter", **each} for each in data if each["x"]]
-    return pages.figure(data, "optimizer step", "loss") if data else "No run has taken a step yet."
-
-
-def _smooth(losses: Sequence[float]) -> tuple[list[int], list[float | None]]:
-    """Steps and losses; of many steps, the last of each block and the block's mean. None: a loss is not finite."""
-    size = math.ceil(len(losses) / _POINTS)
-    ends = [min(start + size, len(losses)) for start in range(0, len(losses), size)]
-    means = [sum(losses[start:end]) / (end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    return ends, [mean if math.isfinite(mean) else None for mean in means]
+        drawn.append(Line(name, [each.run.until for each in held], [each.loss for each in held], color, "markers"))
+    taken = any(line.x for line in drawn)
+    return plots.lines(drawn, "optimizer step", "loss") if taken else "No run has taken a step yet."
 
 
 def _tried(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
     """Parallel coordinates. Optuna's own omits the trials that were stopped, and draws those that failed."""
     metric = problem.search.judge
     measured = [trial.measured for trial in trials if trial.measured is not None]
-    if not measured:
-        return "No trial has been measured yet."
-    shown = [_shown(result, metric) for result in measured]
-    axes = [{"label": escape(k), **_axis(v, [r.run.params[k] for r in measured])} for k, v in problem.space.items()]
-    axes += [{"label": "step", "values": [r.run.until for r in measured]}, {"label": metric, "values": shown}]
-    scale = [[0, pages.RED], [0.5, pages.YELLOW], [1, pages.BLUE]]
-    line = {"color": shown, "colorscale": scale, "reversescale": not problem.lower_is_better, "showscale": True}
-    return pages.figure([{"type": "parcoords", "dimensions": axes, "line": line}], "", "")
-
-
-def _axis(values: Range | tuple[Any, ...], found: Sequence[Any]) -> dict[str, Any]:
-    """The axis of a searched field."""
-    if not isinstance(values, Range):
-        keys = list(map(json.dumps, values))
-        texts = [escape(_short(json.loads(key)), quote=False) for key in keys]
-        places: list[float] = [keys.index(json.dumps(value)) for value in found]
-        ticks: list[float] = list(range(len(keys)))
-        return {"values": places, "range": [-0.5, len(keys) - 0.5], "tickvals": ticks, "ticktext": texts}
-    log = values.scale == "log"
-    low, high, *places = [math.log10(value) if log else value for value in (values.min, values.max, *found)]
-    ticks = [low + (high - low) * part / 4 for part in range(5)]
-    texts = [_short(10**tick if log else tick) for tick in ticks]
-    return {"values": places, "range": [low, high], "tickvals": ticks, "ticktext": texts}
+    axes: list[Axis] = []
+    for name, values in problem.space.items():
+        found = [result.run.params[name] for result in measured]
+        if isinstance(values, Range):
+            axes.append(Axis(name, found, bounds=(values.min, values.max), log=values.scale == "log"))
+        else:
+            keys = list(map(json.dumps, values))
+            axes.append(Axis(name, [keys.index(json.dumps(v)) for v in found], list(map(_short, values))))
+    axes.append(Axis("step", [result.run.until for result in measured]))
+    axes.append(Axis(metric, [_shown(result, metric) for result in measured]))
+    drawn = plots.parallel_coordinates(axes, lower_is_better=problem.lower_is_better)
+    return drawn if measured else "No trial has been measured yet."
 
 
 def _importance(problem: Problem, results: Results) -> Figure | str:
@@ -263,10 +240,7 @@ def _importance(problem: Problem, results: Results) -> Figure | str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns when few trials give equal shares
         shares = get_param_importances(study, params=varied)
-    values, names = zip(*sorted((share, name) for name, share in shares.items()), strict=True)
-    bars = {"type": "bar", "orientation": "h", "marker": {"color": pages.BLUE}, "x": values}
-    bars |= {"y": list(map(escape, names)), "text": [f"{value:.2f}" for value in values]}
-    return pages.figure([bars], "importance", "")
+    return plots.bars(shares, "importance")
 
 
 def _cost(problem: Problem, results: Results) -> Figure | str:
@@ -279,10 +253,9 @@ def _cost(problem: Problem, results: Results) -> Figure | str:
             points.append((tokens, _shown(result, metric), f"trial {result.run.trial}"))
     if not points:
         return "No trial has been measured yet."
-    x, y, text = (list(column) for column in zip(*points, (tokens, points[-1][1], "in all"), strict=True))
-    line = {"color": pages.RED, "shape": "hv"}
-    steps = {"type": "scatter", "mode": "lines+markers", "x": x, "y": y, "text": text, "line": line}
-    return pages.figure([steps], "tokens trained", metric)
+    x, y, texts = zip(*points, (tokens, points[-1][1], "in all"), strict=True)
+    line = Line("best", x, y, pages.RED, "lines+markers", shape="hv", texts=texts)
+    return plots.lines([line], "tokens trained", metric)
 
 
 def _front(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
@@ -291,16 +264,13 @@ def _front(problem: Problem, trials: Sequence[_Trial]) -> Figure | str:
     whole = [each.measured for each in trials if each.measured and each.measured.run.rung + 1 == each.rungs]
     whole.sort(key=lambda each: (each.value(first), each.value(second)))
     front = [each for i, each in enumerate(whole) if all(each.value(second) < o.value(second) for o in whole[:i])]
-    drawn = [("whole trials", "markers", pages.BLUE, whole), ("front", "lines+markers", pages.RED, front)]
-    data = [
-        {
-            "type": "scatter", "mode": mode, "name": name, "line": {"color": colour},
-            "x": [_shown(each, first) for each in group], "y": [_shown(each, second) for each in group],
-            "text": [f"trial {each.run.trial}" for each in group],
-        }
-        for name, mode, colour, group in drawn
-    ]  # fmt: skip
-    return pages.figure(data, first, second) if whole else "No trial has been trained to its end yet."
+
+    def line(name: str, color: str, mode: str, group: Sequence[Result]) -> Line:
+        x, y = ([_shown(each, metric) for each in group] for metric in (first, second))
+        return Line(name, x, y, color, mode, texts=[f"trial {each.run.trial}" for each in group])
+
+    drawn = [line("whole trials", pages.BLUE, "markers", whole), line("front", pages.RED, "lines+markers", front)]
+    return plots.lines(drawn, first, second) if whole else "No trial has been trained to its end yet."
 
 
 def _shown(result: Result, metric: str) -> float:
@@ -311,10 +281,5 @@ def _shown(result: Result, metric: str) -> float:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
-    text = _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    text = one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 40 else "…" + text[-39:]  # the end of a path is the specific part
-
-
-def _plain(text: str | None) -> str:
-    """On one line, without control characters."""
-    return "".join(char if char.isprintable() else " " for char in text or "")

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel
 
 from ray_jobs import jobs
-from ray_jobs.errors import ConflictError, JobError, ObjectNotFound
+from ray_jobs.errors import JobError, ObjectNotFound
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import JobSpec, Range, SearchSection
 from ray_jobs.storage import Workspace
@@ -77,77 +77,66 @@ class SearchRecords:
 
     def __init__(self, store: Workspace, prefix: str) -> None:
         self.store, self.prefix = store, prefix
-
-    def _read(self, name: str) -> Any:
-        """A document; None if there is none."""
-        with contextlib.suppress(ObjectNotFound):
-            return self.store.get_json(f"{self.prefix}/{name}.json")
-        return None
-
-    def _write_once(self, name: str, document: Any) -> Any:
-        """Write a document unless there is one. Returns the one that was written first."""
-        with contextlib.suppress(ConflictError):
-            self.store.put_json(f"{self.prefix}/{name}.json", document, if_absent=True)
-            return document
-        return self._read(name)
+        self._problems = Documents(f"{prefix}/", Problem, "a search")
+        self._ends = Documents(f"{prefix}/", SamplingEnd, "the end of a search")
+        self._points = Documents(f"{prefix}/points/", _Values, "the values of a trial")
+        self._segments = Documents(f"{prefix}/segments/", TrialSegment, "a trial segment")
+        self._results = Documents(f"{prefix}/results/", Result, "the result of a trial")
 
     def begin(self, problem: Problem) -> Problem:
         """Write the problem, or read the one written before."""
-        self._write_once("problem", problem.model_dump(mode="json"))
+        self._problems.get_or_create(self.store, "problem", problem)
         return self.problem()  # as every later start reads it: decisions depend on the order of the space's fields
 
     def problem(self) -> Problem:
         """Raises ObjectNotFound before `begin`, CorruptObject if it cannot be read."""
-        found = Documents(f"{self.prefix}/", Problem, "a search").read(self.store, "problem")
+        found = self._problems.read(self.store, "problem")
         if found is None:
             raise ObjectNotFound(f"no search has begun at {self.prefix}")
         return found
 
     def point(self, trial: int, params: Params) -> Params:
         """Write a trial's values once. Returns those that were written first."""
-        return dict(self._write_once(f"points/{trial:04d}", params))
+        return self._points.get_or_create(self.store, f"{trial:04d}", _Values(dict(params))).root
 
     def points(self, results: Mapping[str, Result]) -> dict[int, Params]:
         """Values of the trials that began, by number. `results`: those of this search."""
-        points = Documents(f"{self.prefix}/points/", _Values, "the values of a trial").read_all(self.store)
         # A search of an earlier version wrote no points.
         begun = {r.run.trial: r.run.params for r in results.values() if r.run.rung == 0 and not r.run.again}
-        return dict(sorted((begun | {int(name): values.root for name, values in points.items()}).items()))
+        points = self._points.read_all(self.store).items()
+        return dict(sorted((begun | {int(name): values.root for name, values in points}).items()))
 
     def segment(self, name: str) -> TrialSegment | None:
         """A segment as an earlier attempt began it. None: none did."""
-        document = self._read(f"segments/{name}")
-        return document and TrialSegment.model_validate(document)
+        return self._segments.read(self.store, name)
 
     def begin_segment(self, run: TrialSegment) -> None:
         """Record a segment before it trains. Checkpoints that another one left under its name are deleted."""
         if self.segment(run.name) != run:
             self.store.delete_tree(self.checkpoints(run))
-            self.store.put_json(f"{self.prefix}/segments/{run.name}.json", run.model_dump(mode="json"))
+            self.store.put_json(self._segments.key(run.name), run.model_dump(mode="json"))
 
     def results(self) -> dict[str, Result]:
         """Results by segment name, in the order in which they were written."""
-        found = Documents(f"{self.prefix}/results/", Result, "the result of a trial").read_all(self.store).values()
-        return {result.run.name: result for result in sorted(found, key=lambda result: result.ended_at)}
+        found = sorted(self._results.read_all(self.store).values(), key=lambda result: result.ended_at)
+        return {result.run.name: result for result in found}
 
     def result(self, name: str) -> Result | None:
         """The result of one segment. None: it has none yet."""
-        document = self._read(f"results/{name}")
-        return document and Result.model_validate(document)
+        return self._results.read(self.store, name)
 
     def add(self, result: Result) -> Result:
         """Write a result once. Returns the one that was written first."""
-        document = result.model_copy(update={"ended_at": self.store.now_s()}).model_dump(mode="json")
-        return Result.model_validate(self._write_once(f"results/{result.run.name}", document))
+        timed = result.model_copy(update={"ended_at": self.store.now_s()})
+        return self._results.get_or_create(self.store, result.run.name, timed)
 
     def stop(self, reason: str, results: Mapping[str, Result]) -> SamplingEnd:
         """Record the end of sampling, once."""
-        document = SamplingEnd(reason=reason, results=tuple(sorted(results))).model_dump(mode="json")
-        return SamplingEnd.model_validate(self._write_once("stop", document))
+        end = SamplingEnd(reason=reason, results=tuple(sorted(results)))
+        return self._ends.get_or_create(self.store, "stop", end)
 
     def stopped(self) -> SamplingEnd | None:
-        document = self._read("stop")
-        return document and SamplingEnd.model_validate(document)
+        return self._ends.read(self.store, "stop")
 
     def spent(self) -> dict[str, float]:
         """Hours so far: `wall` and `worker`."""
@@ -162,6 +151,11 @@ class SearchRecords:
         """The segments that ran when the hours were last written. None: they never were."""
         document = self._read("running")
         return None if document is None else [TrialSegment.model_validate(run) for run in document]
+
+    def _read(self, name: str) -> Any:
+        with contextlib.suppress(ObjectNotFound):
+            return self.store.get_json(f"{self.prefix}/{name}.json")
+        return None
 
     def checkpoints(self, run: TrialSegment) -> str:
         """Prefix of a segment's checkpoints."""

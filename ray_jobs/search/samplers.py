@@ -22,10 +22,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ray_jobs.search.records import Problem, SearchRecords, Unsaved
 from ray_jobs.search.rungs import shares_of, trials_of
-from ray_jobs.search.space import distributions, grid, is_whole, own_values
+from ray_jobs.search.space import distributions, own_values
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
 from ray_jobs.spec import Range
 from ray_jobs.spec.search import POPULATIONS
+from ray_jobs.spec.space import grid, is_whole
 from ray_jobs.tracking.files import trial_run
 
 _STARTUP = 5
@@ -129,8 +130,9 @@ class _ByResults(BaseSampler):
         return view
 
     def _shown(self, trial: FrozenTrial) -> FrozenTrial:
-        """A trial that has not reached its last rung as pruned there; or, for a Gaussian process, which knows no rungs,
-        and with two metrics, as a whole one with the values of its first rung, which all reach."""
+        """A trial that has not reached its last rung as pruned there, and one that has as whole, also while Tune saves
+        it; or, for a Gaussian process, which knows no rungs, and with two metrics, every trial as a whole one with the
+        values of its first rung, which all reach."""
         names = [f"{trial.number:04d}-{rung}" for rung in range(self._rungs)]
         own = [self._results[name] for name in names if name in self._results]
         if not own or own[-1].status != "ok":
@@ -142,6 +144,8 @@ class _ByResults(BaseSampler):
         elif len(own) < self._rungs:
             shown.state, shown.value = TrialState.PRUNED, None
             shown.intermediate_values = {each.run.rung: each.measured(metrics[0]) or 0.0 for each in own}
+        else:
+            shown.state, shown.value = TrialState.COMPLETE, own[-1].measured(metrics[0]) or 0.0
         return shown
 
 
@@ -176,12 +180,9 @@ def sampler_of(
 
 def finalists(segments: Sequence[TrialSegment], may_start: MayStart) -> tuple[Variants, Params]:
     """The finalists' segments as variants, and their space."""
-
-    def complete(config: Params) -> Params:
-        return {"trial": config["segment"]["trial"], "params": config["segment"]["params"]}
-
-    grid = tune.grid_search([run.model_dump(mode="json") for run in segments])
-    return Variants(may_start, complete), {"segment": grid}
+    segment = tune.grid_search([run.model_dump(mode="json") for run in segments])
+    given = Variants(may_start, lambda config: {name: config["segment"][name] for name in ("trial", "params")})
+    return given, {"segment": segment}
 
 
 def param_space(problem: Problem) -> Params:

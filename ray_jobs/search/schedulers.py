@@ -31,8 +31,6 @@ from ray_jobs.spec.search import PERTURBED
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
-_FACTORS = (0.8, 1.25)
-
 
 @dataclass
 class Places:
@@ -168,7 +166,7 @@ def _population(problem: Problem, places: Places) -> TrialScheduler:
     else:
         lists = {name: list(values) for name, values in space.items() if not isinstance(values, Range)}
         changes = {name: tune.uniform(r.min, r.max) for name, r in ranges.items()} | lists
-        options |= {"resample_probability": 0.0, "perturbation_factors": _FACTORS}
+        options |= {"resample_probability": 0.0, "perturbation_factors": (0.8, 1.25)}
         options["hyperparam_mutations"] = {"params": changes}
 
     class Population(_InPlaces, kind):

@@ -7,7 +7,6 @@ a supervised token (Schulman et al., "LoRA Without Regret", Thinking Machines 20
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,16 +14,15 @@ from functools import reduce
 from operator import getitem
 from typing import TYPE_CHECKING, Any
 
-from ray_jobs.sharing.segments import Params, Result
-from ray_jobs.spec import JobSpec, Range, TrainingSection
+from ray_jobs.sharing.segments import Result
+from ray_jobs.spec import JobSpec, Range
+from ray_jobs.spec.space import Space, is_whole, nearest
 from ray_jobs.tasks import TASKS
 from ray_jobs.training.lr_schedule import default_learning_rate
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-
-Space = dict[str, Range | tuple[Any, ...]]
 
 _RANKS = (8, 16, 32, 64)
 _SPREAD = 10.0**0.5
@@ -56,60 +54,11 @@ def rank_for(config: Mapping[str, Any], supervised: int) -> int:
     return next((rank for rank in _RANKS if rank * a_rank >= supervised), _RANKS[-1])
 
 
-def space_of(spec: JobSpec, config: Mapping[str, Any], supervised: int) -> Space:
-    """The space of a job's search."""
-    assert spec.search is not None
-    return dict(spec.search.space) if spec.search.space is not None else default_space(spec, config, supervised)
-
-
-def describe(spec: JobSpec) -> str:
-    """Describe a job's search in a line."""
-    search = spec.search
-    assert search is not None
-    space: dict[str, Any] = dict(search.space) if search.space is not None else dict(default_space(spec, {}, 0))
-    if search.space is None and "lora.rank" in space:
-        space["lora.rank"] = "by the number of supervised tokens"
-    tried = [
-        f"{name} {values.min:g} to {values.max:g}"
-        if isinstance(values, Range)
-        else f"{name} {', '.join(map(str, values)) if isinstance(values, tuple) else values}"
-        for name, values in space.items()
-    ]
-    return f"{search.schedules} with {search.samples}, at most {search.trials} trials over {'; '.join(tried)}"
-
-
 def own_values(spec: JobSpec, space: Space) -> dict[str, Any]:
     """The values of the job without a search, or those in the space nearest to them."""
     own = spec.model_dump()["training"] | {"base_model": spec.base_model}
     own["learning_rate"] = own["learning_rate"] or default_learning_rate(spec.training, spec.task)
-    return {name: _nearest(values, reduce(getitem, name.split("."), own)) for name, values in space.items()}
-
-
-def _nearest(values: Range | tuple[Any, ...], own: Any) -> Any:
-    """A job's own value if it is among those, else the nearest one, else the first."""
-    if isinstance(values, Range):
-        return values.min if own is None else min(values.max, max(values.min, own))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if own in values or not numbers:
-        return own if own in values else values[0]
-    return min(values, key=lambda value: abs(value - (own or 0)))
-
-
-def is_whole(name: str) -> bool:
-    """Whether a searched field is an integer."""
-    section: Any = TrainingSection
-    *path, field = name.split(".")
-    for part in path:
-        section = section.model_fields[part].annotation
-    kind = section.model_fields[field].annotation if field in section.model_fields else None
-    return kind is int or kind == (int | None)
-
-
-def grid(space: Space) -> list[Params]:
-    """Every combination of the listed values."""
-    names = list(space)
-    lists: list[tuple[Any, ...]] = [values for values in space.values() if not isinstance(values, Range)]
-    return [dict(zip(names, point, strict=True)) for point in itertools.product(*lists)]
+    return {name: nearest(values, reduce(getitem, name.split("."), own)) for name, values in space.items()}
 
 
 def first_rungs(space: Space, results: Iterable[Result], metric: str) -> Study:
@@ -123,16 +72,6 @@ def first_rungs(space: Space, results: Iterable[Result], metric: str) -> Study:
             params, value = result.run.params, result.value(metric)
             study.add_trial(optuna.trial.create_trial(params=params, distributions=found, value=value))
     return study
-
-
-def fits(space: Space, params: Params) -> bool:
-    """Whether values cover exactly the fields of a space and are within it."""
-    if set(params) != set(space):
-        return False
-    return all(
-        values.min <= params[name] <= values.max if isinstance(values, Range) else params[name] in values
-        for name, values in space.items()
-    )
 
 
 def expected_gain(space: Space, results: Iterable[Result], metric: str) -> float:

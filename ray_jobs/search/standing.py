@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from ray_jobs import jobs
 from ray_jobs.errors import CorruptObject, ObjectNotFound, TrainingError
 from ray_jobs.search.records import EVERY_TRIAL, Problem, SamplingEnd, SearchRecords, searches
 from ray_jobs.search.rungs import rungs_of
-from ray_jobs.search.space import fits
 from ray_jobs.sharing.segments import Params, Result, TrialSegment
-from ray_jobs.spec import JobSpec
 from ray_jobs.spec.search import POPULATIONS
+from ray_jobs.spec.space import fits
 from ray_jobs.storage import Workspace
 
 _WARM = 3
@@ -114,13 +115,8 @@ def _deepest_first(problem: Problem, results: Iterable[Result]) -> list[Result]:
 
 def all_failed(results: Mapping[str, Result]) -> TrainingError:
     """Why no trial won."""
-    trials: dict[str, list[str]] = {}
-    for result in results.values():
-        why = f"{result.status}: {next(iter((result.error or '').splitlines()), '')}"
-        trials.setdefault(why, []).append(f"trial {result.run.trial}")
-    details = [
-        f"{', '.join(names[:5])}{' and others' if len(names) > 5 else ''}: {why}" for why, names in trials.items()
-    ]
+    whys = Counter(f"{each.status}: {next(iter((each.error or '').splitlines()), '')}" for each in results.values())
+    details = [f"{times} segment(s): {why}" for why, times in whys.most_common()]
     count = len({result.run.trial for result in results.values()})
     return TrainingError(f"all {count} trials of the search failed", details=details)
 
@@ -160,10 +156,7 @@ def warm_points(store: Workspace, problem: Problem, job_id: str) -> tuple[Params
     search = problem.search
     if not search.warm_start or search.samples == "grid" or search.schedules in POPULATIONS:
         return ()
-
-    def kind(spec: JobSpec) -> tuple[str, str, str]:
-        return spec.base_model, spec.task, spec.training.method
-
+    kind = attrgetter("base_model", "task", "training.method")
     found: list[Params] = []
     own = [record for record in jobs.list_jobs(store) if record.id != job_id and record.spec.get("search")]
     for record in own[:_SEARCHES_READ]:

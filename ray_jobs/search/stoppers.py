@@ -1,4 +1,4 @@
-"""What ends a search: its budgets, its job's end, the loss of the cluster. Ray Tune asks at every step."""
+"""What ends a search: its budgets. Ray Tune asks at every step."""
 
 from __future__ import annotations
 
@@ -6,45 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray.tune import Stopper
 
 from ray_jobs.errors import KitaeError, TrainingError
-from ray_jobs.jobs import Job
 from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords, Unsaved
 from ray_jobs.search.rungs import batch_size_of, rungs_of, steps_of
 from ray_jobs.search.standing import standing
 from ray_jobs.sharing.segments import Result, TrialSegment
-from ray_jobs.spec import BudgetSection
-from ray_jobs.training import ray_workers
 
 _EVERY_S = 1.0
-_CLUSTER_EVERY_S = 5.0
 _SAVED_EVERY_S = 5.0
-
-
-class Limit(NamedTuple):
-    """One of a budget's limits."""
-
-    text: str
-    hours: float
-    spent: float
-
-
-def limits(budget: BudgetSection, spent: Mapping[str, float]) -> list[Limit]:
-    """The limits that a job file sets. `spent`: hours by the clock (`wall`) and of all workers (`worker`)."""
-    affordable = budget.money and budget.price_per_hour and budget.money / budget.price_per_hour
-    found = (
-        ("hours", budget.hours, "wall"),
-        ("gpu_hours", budget.gpu_hours, "worker"),
-        ("money", affordable, "worker"),
-    )
-    return [
-        Limit(f"search.budget.{name} {getattr(budget, name):g}", hours, spent[clock])
-        for name, hours, clock in found
-        if hours is not None
-    ]
 
 
 def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mapping[str, float]) -> str | None:
@@ -53,7 +26,7 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
     Returns None before the first result, which shows how long a trial takes. Raises TrainingError when a limit is too
     small for one trial.
     """
-    found = limits(problem.search.budget, spent)
+    found = problem.search.budget.limits(spent)
     measured = [result for result in results.values() if result.steps and result.seconds] if found else []
     if not measured:
         return None
@@ -65,15 +38,15 @@ def reason_to_stop(problem: Problem, results: Mapping[str, Result], spent: Mappi
     whole = hours_a_row * min(rows(rungs_of(problem, each.run.params)[-1], each.run) for each in measured)
     finals = standing(problem, results, SamplingEnd(reason="", results=tuple(results)))
     ahead = sum(rows(steps_of(run, results), run) for run in finals.due)
-    for limit in found:
-        if limit.hours < whole:
+    for limit, hours, used in found:
+        if hours < whole:
             raise TrainingError(
-                f"{limit.text} is too small for one trial, which takes about {whole:.3g} hours of a worker here "
-                f"({limit.hours:.3g} hours are allowed): raise it to at least {1.2 * whole / limit.hours:.1f} times as "
-                "much, or shorten a trial (training.epochs, training.max_steps)"
+                f"{limit} is too small for one trial, which takes about {whole:.3g} hours of a worker here "
+                f"({hours:.3g} hours are allowed): raise it to at least {1.2 * whole / hours:.1f} times as much, or "
+                "shorten a trial (training.epochs, training.max_steps)"
             )
-        if limit.spent + hours_a_row * ahead >= limit.hours:
-            return f"{limit.text} is spent, including the time the finalists need"
+        if used + hours_a_row * ahead >= hours:
+            return f"{limit} is spent, including the time the finalists need"
     return None
 
 
@@ -122,17 +95,3 @@ class BudgetStopper(Unsaved, Stopper):
             self._asked_s = time.monotonic()
             self.reason = reason_to_stop(self._problem, self._results, self._meter.spent)
         return self.reason is not None
-
-
-class JobWatch:
-    """Looks every second whether the job may go on."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._cluster_seen_s = job, time.monotonic()
-
-    def check(self) -> None:
-        """Raise JobPaused, JobCancelled, JobSuperseded, or TrainingError when the cluster is lost."""
-        self._job.check()
-        if time.monotonic() - self._cluster_seen_s > _CLUSTER_EVERY_S:
-            self._cluster_seen_s = time.monotonic()
-            ray_workers.check_cluster(self._job.id)

@@ -7,10 +7,8 @@ trained again, whatever Tune remembers. Runs in small processes without PyTorch:
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,14 +224,16 @@ class WorkersTrial(_Trial):
 
     def _train(self, task: TrialTask) -> Result | None:
         run, inputs, store = task.run, task.inputs, self._search.store
-        clock, minutes = TrialClock(), self._search.problem.search.trial_minutes
+        clock, minutes, late = TrialClock(), self._search.problem.search.trial_minutes, False
         ray_train.allow_training(store, inputs)
-        limit = _TimeLimit(minutes, lambda: ray_train.stop_training(store, inputs))
 
         def report(done: float, *_: object) -> None:
-            limit.start()
+            nonlocal late
             clock.step()
             self._report(run, int(done))
+            if minutes is not None and not late and clock.trained_s() > minutes * 60:
+                ray_train.stop_training(store, inputs)
+                late = True
 
         try:
             ray_train.train_on_workers(
@@ -241,36 +241,10 @@ class WorkersTrial(_Trial):
             )
         except KitaeError as error:
             return failed(run, error)
-        finally:
-            limit.cancel()
         result = result_of_training(store, task)
         if result is None:
-            return _late(run, minutes) if minutes is not None and limit.passed.is_set() else None
+            return _late(run, minutes) if minutes is not None and late else None
         return clock.timed(result)
-
-
-class _TimeLimit:
-    """Stops a training some minutes after its first step: the wait for machines and the start do not count."""
-
-    def __init__(self, minutes: float | None, stop: Callable[[], None]) -> None:
-        self.passed = threading.Event()
-        self._stop = stop
-        self._timer = threading.Timer((minutes or 0) * 60, self._end)
-        self._timer.daemon = True
-        self._waits = minutes is not None
-
-    def start(self) -> None:
-        if self._waits:
-            self._waits = False
-            self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _end(self) -> None:
-        self.passed.set()
-        with contextlib.suppress(KitaeError):
-            self._stop()
 
 
 def _lost(run: TrialSegment, why: Exception, times: str) -> Result:

@@ -282,11 +282,13 @@ class TrialClock:
         if self._start_s is None:
             self._start_s = time.monotonic() - self._started
 
+    def trained_s(self) -> float:
+        """Seconds since the end of the first step."""
+        return time.monotonic() - self._started - (self._start_s or 0.0)
+
     def timed(self, result: Result) -> Result:
         """The result with its times. Call when the segment has ended."""
-        start_s = self._start_s or 0.0
-        seconds = time.monotonic() - self._started - start_s
-        return result.model_copy(update={"seconds": seconds, "start_s": start_s})
+        return result.model_copy(update={"seconds": self.trained_s(), "start_s": self._start_s or 0.0})
 
 
 def result_of_training(store: Workspace, task: TrialTask) -> Result | None:

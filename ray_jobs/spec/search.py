@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
-from ray_jobs.spec.sections import SpecSection
-
-
-class Range(SpecSection):
-    min: float
-    """Least value."""
-    max: float
-    """Largest value."""
-    scale: Literal["linear", "log"] = "linear"
-    """`log`: as likely between 1 and 10 as between 10 and 100."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Range:
-        if self.min >= self.max:
-            raise ValueError(f"the range from {self.min:g} to {self.max:g} is empty: min must be below max")
-        if self.scale == "log" and self.min <= 0:
-            raise ValueError(f"a log range cannot begin at {self.min:g}: min must be above 0")
-        return self
-
-
-RANGE, LIST, TEXT = "a range", "a list", "a text"
-FieldSpace = Annotated[
-    # The whole job is validated with each value.
-    Annotated[Range, Tag(RANGE)] | Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000), Tag(LIST)],
-    Discriminator(lambda given: RANGE if isinstance(given, dict | Range) else LIST),
-]
-"""The values of one field that a search tries."""
+from ray_jobs.spec.section import SpecSection
+from ray_jobs.spec.space import LIST, FieldSpace, Range
 
 
 class BudgetSection(SpecSection):
@@ -54,7 +29,25 @@ class BudgetSection(SpecSection):
             raise ValueError("money needs price_per_hour, the price of one worker's hour")
         return self
 
+    def limits(self, spent: Mapping[str, float]) -> list[tuple[str, float, float]]:
+        """(the field and its value, its hours, those spent) of each limit that is set.
 
+        `spent`: hours by the clock (`wall`) and of all workers (`worker`).
+        """
+        affordable = None if self.money is None or not self.price_per_hour else self.money / self.price_per_hour
+        found = (
+            ("hours", self.hours, "wall"),
+            ("gpu_hours", self.gpu_hours, "worker"),
+            ("money", affordable, "worker"),
+        )
+        return [
+            (f"search.budget.{name} {getattr(self, name):g}", hours, spent[clock])
+            for name, hours, clock in found
+            if hours is not None
+        ]
+
+
+TEXT = "a text"
 Scheduler = Literal["asha", "asha_stopping", "hyperband", "median_stopping", "pbt", "pb2", "none"]
 Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
 POPULATIONS = ("pbt", "pb2")

@@ -1,9 +1,9 @@
 """Background requests: they use an engine only while no interactive request does.
 
 Owns which of them runs next, and their interruption. A background request is admitted once no interactive request has
-waited for the engine or held it for `QUIET_S`, up to the engine's `max_ongoing_requests`; teams take turns. When an
-interactive request arrives, all running ones are interrupted and run again later, from the beginning. Does not know
-the order of interactive requests (`places`) nor what a request does.
+waited for the engine or held it for a quiet time that is longer than most pauses between them, up to the engine's
+`max_ongoing_requests`; teams take turns. When an interactive request arrives, all running ones are interrupted and run
+again later, from the beginning. Does not know the order of interactive requests (`places`) nor what a request does.
 
     background = BackgroundPlaces()
     with background.interactive("kitae-m"): …                     # an interactive request
@@ -16,18 +16,30 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ray_jobs.spec import ServingSection
 from serving.inference.backends import Route
+from serving.inference.percentiles import p95
 
 T = TypeVar("T")
 
-QUIET_S = 0.5
-"""Seconds after the last interactive request before background requests are admitted: its client may send the next."""
+QUIET_S, LONGEST_QUIET_S = 0.5, 10.0
+"""Bounds of an engine's quiet time (s)."""
+PAUSES = 100
+"""Number of last pauses that the quiet time follows from."""
+MARGIN = 1.25
+"""Quiet time over the 95th percentile of the pauses, since the pauses of a steady client differ a little."""
+
+
+def quiet_time_s(pauses_s: Collection[float]) -> float:
+    """The quiet time of an engine with these last pauses: at most one of twenty was as long. Pure."""
+    if not pauses_s:
+        return QUIET_S
+    return min(max(MARGIN * p95(pauses_s), QUIET_S), LONGEST_QUIET_S)
 
 
 @dataclass(eq=False)
@@ -56,6 +68,8 @@ class _BackgroundEngine:
     """Interactive requests that wait or hold a place."""
     ended_s: float = -math.inf
     """When the last interactive request ended."""
+    pauses_s: deque[float] = field(default_factory=lambda: deque(maxlen=PAUSES))
+    """The last pauses between interactive requests."""
     waiting: dict[str, deque[_BackgroundRequest]] = field(default_factory=dict)
     """Team → its waiting requests, oldest first; no empty ones. The team that was admitted last is last."""
     running: list[_BackgroundRequest] = field(default_factory=list)
@@ -63,6 +77,8 @@ class _BackgroundEngine:
     """Admits waiting requests after the quiet time."""
 
     def begin_interactive(self) -> None:
+        if not self.interactive and math.isfinite(self.ended_s):
+            self.pauses_s.append(self.now() - self.ended_s)
         self.interactive += 1
         for request in self.running:
             request.interrupt()
@@ -76,7 +92,7 @@ class _BackgroundEngine:
         """Give free places to waiting requests."""
         if self.interactive or not self.waiting:
             return
-        quiet_in_s = self.ended_s + QUIET_S - self.now()
+        quiet_in_s = self.ended_s + quiet_time_s(self.pauses_s) - self.now()
         if quiet_in_s > 0:
             self._admit_in(quiet_in_s)
             return

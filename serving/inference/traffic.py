@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -34,6 +33,7 @@ from ray_jobs.tenancy import audit
 from serving.http import errors
 from serving.http.errors import ApiError
 from serving.inference.backends import Chunks, Route
+from serving.inference.percentiles import p95
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def judge(bounds: Bounds, outcomes: Sequence[RequestOutcome]) -> str | None:
     failed = sum(not outcome.ok for outcome in outcomes)
     if failed / count > bounds.max_error_rate:
         return f"{failed} of {count} requests failed; the maximum error rate is {bounds.max_error_rate:.3g}"
-    seconds = sorted(outcome.seconds for outcome in outcomes if outcome.ok)
+    seconds = [outcome.seconds for outcome in outcomes if outcome.ok]
     if bounds.max_p95_s is not None and len(seconds) >= bounds.min_requests:
-        p95_s = seconds[math.ceil(0.95 * len(seconds)) - 1]
+        p95_s = p95(seconds)
         if p95_s > bounds.max_p95_s:
             return f"the p95 of {len(seconds)} requests is {p95_s:.3g} s; the maximum is {bounds.max_p95_s:g} s"
     return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 import pytest
 
 from ray_jobs.search import space
-from ray_jobs.search.samplers import NumberedSearch
+from ray_jobs.search.samplers import NumberedSearch, _ByResults
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import Range
+from ray_jobs.spec.space import Space, fits, grid
 from tests.builders import make_spec
 from tests.search.problems import LOG, make_problem, outcome
 from tests.search.simulation import MemoryStore, Simulation, finish
@@ -96,6 +98,21 @@ def test_the_values_of_a_trial_are_recorded_before_it_trains(algorithm: str) -> 
     finish(make_problem({"algorithm": algorithm}), make, store)
 
 
+def test_a_whole_trial_counts_as_whole_while_tune_still_saves_it() -> None:
+    """Optuna hears of a trial's end only after that."""
+    problem, results = make_problem(), dict[str, Result]()
+    sampler = _ByResults(problem, results)
+    study = optuna.create_study(sampler=sampler)
+    params = study.ask(space.distributions(problem.space)).params
+    for rung, until in enumerate((3, 9, 27)):
+        run = TrialSegment(trial=0, rung=rung, params=params, until=until)
+        results[run.name] = outcome(run)
+        study.ask(space.distributions(problem.space))
+        seen = sampler._view(study).trials[0]
+        assert seen.state.name == ("COMPLETE" if until == 27 else "PRUNED")
+    assert seen.value == results["0000-2"].loss
+
+
 def test_a_model_of_the_values_does_not_see_a_failed_trial_and_tpe_does() -> None:
     """Its mark, a billion, would flatten a Gaussian process."""
     for sampler, state in (("gp", "FAIL"), ("tpe", "COMPLETE")):
@@ -110,7 +127,7 @@ def test_a_model_of_the_values_does_not_see_a_failed_trial_and_tpe_does() -> Non
 def test_a_grid_of_an_earlier_version_is_finished_point_by_point() -> None:
     points = {"space": {"learning_rate": [1e-4, 3e-4, 1e-3], "lora.rank": [8, 16]}, "algorithm": "grid"}
     problem, store = make_problem(points), MemoryStore()
-    for trial, params in enumerate(space.grid(problem.space)[:3]):
+    for trial, params in enumerate(grid(problem.space)[:3]):
         run = TrialSegment(trial=trial, rung=0, params=params, until=27)
         Simulation(problem, outcome, store).records.add(outcome(run))
     _, results, _ = finish(problem, store=store)
@@ -159,7 +176,7 @@ def test_two_metrics_make_a_front() -> None:
 
 
 def test_values_of_lists_and_whole_numbers_survive_optuna() -> None:
-    wide: space.Space = {
+    wide: Space = {
         "lora.rank": Range(min=4, max=64, scale="log"),
         "lora.target_modules": (["q_proj"], "all-linear"),
         "learning_rate": Range(min=1e-5, max=1e-3, scale="log"),
@@ -168,9 +185,9 @@ def test_values_of_lists_and_whole_numbers_survive_optuna() -> None:
     for algorithm in ("asha", "random"):
         for values in values_of({"space": document, "trials": 12, "algorithm": algorithm}):
             assert isinstance(values["lora.rank"], int)
-            assert space.fits(wide, values)
-    assert not space.fits(wide, {**values, "lora.rank": 128})
-    assert not space.fits(wide, {"lora.rank": 8})
+            assert fits(wide, values)
+    assert not fits(wide, {**values, "lora.rank": 128})
+    assert not fits(wide, {"lora.rank": 8})
 
 
 def test_the_default_space_suits_method_and_data() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from ray_jobs import jobs
 from ray_jobs.errors import JobCancelled, JobPaused, TrainingError
+from ray_jobs.search.driver import Search
 from ray_jobs.search.records import Problem, SearchRecords
-from ray_jobs.search.stoppers import BudgetStopper, JobWatch, Meter, limits, reason_to_stop
+from ray_jobs.search.stoppers import BudgetStopper, Meter, reason_to_stop
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.storage import Workspace
 from tests.builders import make_spec
@@ -34,8 +38,8 @@ def sampled(problem: Problem, until: int) -> dict[str, Result]:
 
 def test_the_limits_of_a_budget_in_hours() -> None:
     section = make_spec(search={"budget": {"hours": 2, "gpu_hours": 3, "money": 10, "price_per_hour": 4}}).search.budget  # type: ignore[union-attr]  # it has one
-    found = limits(section, {"wall": 1.0, "worker": 1.5})
-    assert [(limit.hours, limit.spent) for limit in found] == [(2, 1.0), (3, 1.5), (2.5, 1.5)]
+    found = section.limits({"wall": 1.0, "worker": 1.5})
+    assert [(hours, used) for _, hours, used in found] == [(2, 1.0), (3, 1.5), (2.5, 1.5)]
 
 
 @pytest.mark.parametrize(("spent", "over"), [(0.05, False), (0.15, True)])
@@ -91,9 +95,21 @@ def test_a_job_that_stops_ends_its_search(
     store: Workspace, stop: Callable[[Workspace, str], Any], error: type[Exception]
 ) -> None:
     job = jobs.start_attempt(store, make_problem().spec)
-    watch = JobWatch(job)
-    watch.check()
-    stop(store, job.id)
-    job._read_at_s = 0.0  # as after a few seconds
+    search = Search(job, SearchRecords(store, "search"), make_problem(), {}, print, print)
+    refreshed = threading.Event()
+    search.progress = cast(Any, SimpleNamespace(refresh=refreshed.set, running={}, error=None))
+    stopper = BudgetStopper(None, {}, cast(Any, SimpleNamespace(tick=int)))
+
+    def fit() -> None:  # as Tune, which asks its stopper
+        assert refreshed.wait(30)
+        stop(store, job.id)
+        job._read_at_s = 0.0  # as after a few seconds
+        deadline = time.monotonic() + 30
+        while not stopper.stop_all() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     with pytest.raises(error):
-        watch.check()
+        search._run_beside_a_watch(
+            cast(Any, SimpleNamespace(fit=fit)), stopper, cast(Any, SimpleNamespace(trainers=()))
+        )
+    assert stopper.reason == "the job stops"

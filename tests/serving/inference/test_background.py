@@ -10,7 +10,7 @@ import pytest
 
 from ray_jobs.spec import ServingSection
 from serving.inference.backends import Route
-from serving.inference.background import QUIET_S
+from serving.inference.background import LONGEST_QUIET_S, QUIET_S, quiet_time_s
 from serving.inference.places import EnginePlaces
 
 pytestmark = pytest.mark.anyio
@@ -118,6 +118,32 @@ async def test_the_quiet_time_begins_with_the_last_interactive_request() -> None
     assert engine.running == []
     await engine.is_quiet()
     assert engine.running == ["a0", "a1"]
+
+
+def test_the_quiet_time_is_longer_than_most_pauses() -> None:
+    assert quiet_time_s([]) == QUIET_S
+    assert quiet_time_s([0.01] * 50) == QUIET_S
+    assert quiet_time_s([0.1, 2.0]) == 2.5, "of few pauses the longest"
+    assert quiet_time_s([4.0] + [1.0] * 19) == 1.25, "one in twenty may be longer"
+    assert quiet_time_s([4.0, 4.0] + [1.0] * 19) == 5.0
+    assert quiet_time_s([3600.0]) == LONGEST_QUIET_S
+
+
+async def test_lines_wait_longer_than_the_pauses_of_a_slow_client() -> None:
+    engine = Engine()
+    for number in range(3):
+        await engine.interactive(f"x{number}")
+        await engine.end(f"x{number}")
+        engine.now_s += 2.0
+    await engine.interactive("x3")
+    await engine.background("a0")
+    await engine.end("x3")
+    await engine.is_quiet()
+    assert engine.running == [], "its next request may come after two seconds"
+    engine.now_s += 2.0
+    await engine.is_quiet()
+    assert engine.running == ["a0"]
+    await engine.end("a0")
 
 
 async def test_waiting_requests_are_admitted_after_the_quiet_time() -> None:
