@@ -18,8 +18,9 @@ from ray_jobs.cli import (
     budget,
     checkpoints,
     completions,
-    datasets,
+    data,
     imports,
+    init,
     jobs,
     keys,
     local,
@@ -54,6 +55,7 @@ def cli(debug: bool) -> None:
 
     \b
     Example:
+      kitae init rows.csv
       kitae plan examples/faq_chat.yaml
       kitae run examples/faq_chat.yaml
       kitae status --watch
@@ -61,6 +63,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
+    init.init,
     jobs.plan,
     jobs.run,
     submit.submit,
@@ -73,7 +76,7 @@ for command in (
     jobs.trials,
     tracking.tracking,
     imports.import_,
-    datasets.datasets,
+    data.data,
     checkpoints.checkpoints,
     completions.completions,
     models.bases,

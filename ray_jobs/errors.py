@@ -1,4 +1,4 @@
-"""Every error that Kitae raises, and the hint about an unknown name.
+"""Every error that Kitae raises, the hint about an unknown name, and text of others in a message.
 
 A message gives the value, the limit and the fix. Several findings are reported in one error, not one per run.
 
@@ -73,6 +73,11 @@ class KitaeError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Ray pickles exceptions across processes; the keyword-only argument has to be kept.
         return functools.partial(type(self), details=self.details), (self.message,)
+
+
+def one_line(text: str) -> str:
+    """Text of others on one line of a message, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str:

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ray_jobs.cli import session
-from ray_jobs.errors import RemoteError, SpecError
+from ray_jobs.errors import RemoteError, SpecError, one_line
 
 if TYPE_CHECKING:
     from ray_jobs.importing.bring import Brought
@@ -271,7 +271,7 @@ def _show(plan: ImportPlan) -> None:
     rows = [
         (
             each.id,
-            _plain(each.filename),
+            one_line(each.filename),
             f"{each.bytes:,}",
             "-" if each.rows is None else f"{each.rows:,}",
             each.action + (f", without {each.dropped} refused row(s)" if each.dropped else ""),
@@ -289,7 +289,7 @@ def _show(plan: ImportPlan) -> None:
     jobs = [
         (
             each.mapped.id,
-            _plain(each.mapped.model),
+            one_line(each.mapped.model),
             each.mapped.status,
             each.chosen or (f"{each.proposed}, proposed" if each.proposed else "-"),
             each.target_id or ("cannot be trained again" if each.mapped.problems else "-"),
@@ -305,8 +305,8 @@ def _show(plan: ImportPlan) -> None:
     evals = [
         (
             each.mapped.id,
-            _plain(each.mapped.name),
-            _plain(", ".join(criteria_of(each.mapped))),
+            one_line(each.mapped.name),
+            one_line(", ".join(criteria_of(each.mapped))),
             each.action,
             each.target_id or "-",
         )
@@ -355,11 +355,6 @@ def _list(heading: str, lines: Sequence[str]) -> None:
         return
     click.echo(f"{heading}:")
     for line in lines[:_SHOWN]:
-        click.echo(f"  - {_plain(line)}")
+        click.echo(f"  - {one_line(line)}")
     if len(lines) > _SHOWN:
         click.echo(f"  and {len(lines) - _SHOWN:,} more; plan.json has all")
-
-
-def _plain(text: str) -> str:
-    """Text of the source on one line, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else " " for character in text)

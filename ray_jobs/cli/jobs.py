@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ray_jobs.cli import budget, endpoint, session
-from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError
+from ray_jobs.errors import JobCancelled, JobError, JobPaused, JobSuperseded, KitaeError, one_line
 
 if TYPE_CHECKING:
     from ray_jobs.jobs import JobRecord
@@ -361,7 +361,7 @@ def _shown_status(store: Workspace, record: JobRecord) -> str:
 def _outcome(record: JobRecord) -> str:
     """The first line of the error, or the registered version with its held-out loss and its base's."""
     if record.error:
-        return "".join(filter(str.isprintable, record.error.splitlines()[0]))
+        return one_line(record.error.splitlines()[0])
     if not record.result:
         return ""
     result = record.result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ray_jobs.cli import audit, session
-from ray_jobs.errors import ServingError
+from ray_jobs.errors import ServingError, one_line
 
 if TYPE_CHECKING:
     from ray_jobs.tenancy.webhooks import EventType
@@ -125,7 +125,7 @@ def test(endpoint_id: str, team: str) -> None:
     answer = asyncio.run(sender.send(endpoint, webhooks.test_event(endpoint, store.now())))
     if answer.status is None:
         raise ServingError(f"{endpoint_id} did not answer: {answer.why}: {answer.detail}")
-    text = "".join(one if one.isprintable() else " " for one in answer.body.decode(errors="replace")).strip()
+    text = one_line(answer.body.decode(errors="replace")).strip()
     line = f"{endpoint_id} answered {answer.status} after {answer.seconds:.2f} s"
     line += f": {text[:_SHOWN_CHARACTERS]}" if text else ""
     if answer.outcome != "delivered":

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ray_jobs.data.ingest import Findings
+from ray_jobs.data.findings import Findings
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, Example, Row, Task, TensorExample
 
@@ -147,3 +147,16 @@ def encode_rows(
             "others supervise nothing"
         )
     return Encoded.of(examples), kept
+
+
+def sentences_of_left_out(rows: Sequence[Row], kept: Sequence[int], task: Task[Any], source: str) -> list[str]:
+    """What `encode_rows` left out: how many rows, and each label that has none any more. Empty where it kept all."""
+    gone = set(range(len(rows))) - set(kept)
+    if not gone:
+        return []
+    sentences = [f"{len(gone)} of {len(rows)} {source} rows are left out: too long, or nothing in them is trained"]
+    column = task.label_column
+    if column is not None:
+        emptied = {rows[i][column] for i in gone} - {rows[i][column] for i in kept}
+        sentences += [f"no {source} row of the label {label!r} is left" for label in sorted(emptied)]
+    return sentences

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.data.clean.rows import Cleaning
+from ray_jobs.data.columns import check_mapping
+from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Record, read_records
-from ray_jobs.data.ingest import Findings, canonical_line, read_rows
+from ray_jobs.data.guess import refuse_preferences
+from ray_jobs.data.ingest import canonical_line, read_rows
 from ray_jobs.data.report import RowReport
 from ray_jobs.errors import DataError
 from ray_jobs.registry.catalogue import CatalogueEntry
@@ -21,15 +26,15 @@ from ray_jobs.tasks import TASKS, task_for
 from ray_jobs.tasks.base import PromptSetting
 
 
-def task_of(path: Path) -> str:
-    """Task that recognises the first readable record's columns; the default task where none does."""
+def task_of(path: Path, mapping: Mapping[str, str] | None = None) -> str:
+    """Task that recognises the first readable record's columns; the default task where none does.
+
+    `mapping`: as `data.columns`.
+    """
     records = (record for record in read_records(path) if isinstance(record, Record))
-    columns: set[str] = next((set(record.values) for record in records), set())
-    if columns & {"preferred_output", "preferred_completion"}:
-        raise DataError(
-            "these are rows of preferences (input, preferred_output, non_preferred_output), which nothing here trains "
-            "on yet: send conversations, {messages: [...]}"
-        )
+    columns: frozenset[str] = next((record.ambiguous.union(record.values) for record in records), frozenset())
+    columns = (columns - set((mapping or {}).values())) | set(mapping or {})
+    refuse_preferences(columns)
     return task_for(columns)
 
 
@@ -40,53 +45,64 @@ def check_file(
     tokenizer: Any = None,
     base: CatalogueEntry | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     today: date = date.min,
 ) -> RowReport:
     """Check the rows of the task `name`. `tokenizer`, that of `base`, counts tokens; None: none are counted.
 
-    `today` is the day that a chat template writes.
+    `columns`: as `data.columns`. `today` is the day that a chat template writes.
 
     Raises DataError with a detail for each bad line, `line 3: …`, up to ten thousand.
     """
-    task, prompts = TASKS[name], PromptSetting()
+    task, prompts, mapping = TASKS[name], PromptSetting(), dict(columns or {})
+    check_mapping(task, mapping)
     if tokenizer is not None:
-        named = ((f"line {number}", row) for number, row in read_rows(path, filename, task, {}, Findings()))
+        named = ((record.place, row) for record, row in read_rows(path, filename, task, mapping, Findings()))
         prompts = task.setting_for(named, tokenizer, today)
         task = task.with_setting(prompts)
     findings, unwritable = Findings(most=10_000), Findings(most=10_000)
     seen: set[bytes] = set()
     rows = duplicates = tokens = longest = supervised = sequences = 0
-    too_long, partial = list[int](), list[int]()
-    for number, row in read_rows(path, filename, task, {}, findings):
+    too_long, partial, personal = list[int](), list[int](), Cleaning()
+    for record, row in read_rows(path, filename, task, mapping, findings):
         rows += 1
         digest = hashlib.blake2b(canonical_line(row).encode(), digest_size=16).digest()
         duplicates += digest in seen
         seen.add(digest)
+        personal.clean(row, record.number)
         if tokenizer is None or findings.count:  # a refused file needs no figures
             continue
         try:
             examples = task.encode(row, tokenizer, () if task.label_column is None else [row[task.label_column]])
         except DataError as error:
-            unwritable.add(f"{filename} line {number}", str(error))
+            unwritable.add(f"{filename} {record.place}", str(error))
             continue
         sequences += len(examples)
         if not task.is_whole(row, examples, tokenizer):
-            partial.append(number)
+            partial.append(record.number)
         lengths = [example.length for example in examples]
         supervised += sum(example.supervised for example in examples)
         tokens, longest = tokens + sum(lengths), max(longest, *lengths)
         if base is not None and base.max_tokens is not None and max(lengths) > base.max_tokens:
-            too_long.append(number)
+            too_long.append(record.number)
     findings.extend(unwritable)
     if findings.count:
-        prefix = re.compile(rf"^{re.escape(filename)} (line|row) ")
+        prefix = re.compile(rf"^{re.escape(filename)} (line|row|record) ")
         findings.details = [prefix.sub(r"\1 ", detail) for detail in findings.details]
         findings.raise_if_any([filename])
     if tokenizer is None or base is None:
-        return RowReport(task=name, rows=rows, duplicates=duplicates)
+        return RowReport(
+            task=name,
+            rows=rows,
+            columns=mapping,
+            duplicates=duplicates,
+            personal_data=personal.counts,
+            warnings=(*findings.notices, *personal.notes()),
+        )
     return RowReport(
         task=name,
         rows=rows,
+        columns=mapping,
         duplicates=duplicates,
         tokens=tokens,
         examples=sequences,
@@ -95,6 +111,7 @@ def check_file(
         model=base.name,
         too_long=tuple(too_long[:100]),
         without_reasoning=tuple(partial[:100]),
+        personal_data=personal.counts,
         prompts=prompts,
-        warnings=tuple(prompts.notes()),
+        warnings=(*findings.notices, *prompts.notes(), *personal.notes()),
     )

@@ -15,6 +15,8 @@ class RowReport(BaseModel):
     task: str
     """Task whose columns the file has."""
     rows: int
+    columns: dict[str, str] = {}
+    """The file's column for each of the task's, where the upload named them: its jobs read it so."""
     duplicates: int
     """Rows that equal an earlier one."""
     tokens: int | None = None
@@ -31,7 +33,10 @@ class RowReport(BaseModel):
     without_reasoning: tuple[int, ...] = ()
     """Line numbers of rows with reasoning that the model's chat template does not write, the first hundred: it is not
     trained."""
+    personal_data: dict[str, int] = {}
+    """Rows with each kind of personal data or secret, such as `{"email": 12}`; a kind that no row has is absent."""
     prompts: PromptSetting | None = None
     """How the prompts of these rows are written for the model. None: no model counted."""
     warnings: tuple[str, ...] = ()
-    """What the report's reader should know of these prompts, such as a date in them."""
+    """What was guessed, skipped or converted in the file, such as its encoding, personal data, and what to know of the
+    prompts, such as a date in them."""

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ray_jobs.errors import RemoteError, SpecError
+from ray_jobs.errors import RemoteError, SpecError, one_line
 
 Document = dict[str, Any]
 
@@ -241,8 +241,7 @@ class ApiClient(AbstractContextManager["ApiClient"]):
 
     def _without_key(self, text: str) -> str:
         """Text of the other side, which may repeat the key, on one printable line."""
-        text = text.replace(self.address.key, "…")
-        return "".join(character if character.isprintable() else " " for character in text)
+        return one_line(text.replace(self.address.key, "…"))
 
 
 def retry_after_s(response: httpx.Response, tried: int) -> float | None:

@@ -82,7 +82,7 @@ def delete_dataset(store: Workspace, digest: str) -> None:
     try:
         manifest = store.get(f"{key}/{MANIFEST_NAME}")
     except ObjectNotFound:
-        raise ObjectNotFound(f"no dataset {digest!r} in {store.uri('datasets')}; `kitae datasets` lists them") from None
+        raise ObjectNotFound(f"no dataset {digest!r} in {store.uri('datasets')}; `kitae data` lists them") from None
     of_dataset(store, digest).require_unused(f"the dataset {digest}")
     store.delete(f"{key}/{MANIFEST_NAME}")  # a job that begins now does not find it
     uses = of_dataset(store, digest)

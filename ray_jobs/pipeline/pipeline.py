@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ray_jobs import jobs, registry
+from ray_jobs.data.dataset import Dataset
 from ray_jobs.errors import (
     DiskFull,
     GateError,
@@ -30,7 +31,7 @@ from ray_jobs.jobs.progress import StageProgress
 from ray_jobs.jobs.runs import Heartbeat, describe_takeover
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.outputs import EncodedRows, Flow, MissingOutputError, SearchOutcome
-from ray_jobs.pipeline.preview import preview
+from ray_jobs.pipeline.preview import preview_examples, preview_rows
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.pipeline.stages import Stage, stages_of
@@ -82,7 +83,7 @@ def tune(store: Workspace, spec: JobSpec) -> TuneResult:
 def plan(store: Workspace, spec: JobSpec) -> PlanReport:
     """Which stages a run would skip. Reads the rows, the bases' listings and the stage records; writes nothing.
 
-    Raises as `checked`.
+    Raises as `checked`, and DataError for rows that are wrong.
     """
     record = jobs.load(store, spec.job_id) if jobs.exists(store, spec.job_id) else None
     known = {} if record is None else sources.submitted(record, everywhere=False)
@@ -105,10 +106,19 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
             except GateError as error:
                 gate_error = str(error)
         else:
-            about = preview(store, spec, stage.base_model) if stage.output is EncodedRows else stage.description
+            about = _about(store, spec, stage)
             action = "will run" + which + (f": {about}" if about else "")
         planned.append(PlannedStage(stage.name, action))
     return PlanReport(spec, tuple(planned))
+
+
+def _about(store: Workspace, spec: JobSpec, stage: Stage[Any]) -> str:
+    """What a stage will do, for a plan. Raises DataError for rows that are wrong."""
+    if stage.output is Dataset:
+        return preview_rows(store, spec)
+    if stage.output is EncodedRows:
+        return preview_examples(store, spec, stage.base_model)
+    return stage.description
 
 
 def checked(store: Workspace, flow: Flow, known: Mapping[str, str]) -> sources.Sources:

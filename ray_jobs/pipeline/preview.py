@@ -1,46 +1,62 @@
-"""What the rows of a job become on a base, for a plan: counted before anything is written.
+"""What a plan says of the work ahead: the rows, what they become on a base, the search. Counted before it runs.
 
-Reads the first rows and the base's tokenizer, where both are within reach: a local base, or a copy in the store of
-which the small files are downloaded. Trains and stores nothing.
+Reads the rows, and the first ones with the base's tokenizer, where these are within reach: a local base, or a copy in
+the store of which the small files are downloaded. Trains and stores nothing.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from ray_jobs.data.ingest import Findings, local_copy, read_rows
+from ray_jobs.data import dataset
+from ray_jobs.data.findings import Findings
+from ray_jobs.data.ingest import read_rows
+from ray_jobs.data.sources import RowFile, find_files, is_small, local_copy
 from ray_jobs.errors import DataError, KitaeError
 from ray_jobs.models import bases, load_processor
 from ray_jobs.pipeline.outputs import EncodedRows
 from ray_jobs.registry import catalogue
-from ray_jobs.spec import JobSpec
+from ray_jobs.search.space import default_space
+from ray_jobs.spec import JobSpec, Range
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.base import Row
 
 ROWS = 200
 """Rows that are counted: a plan is an answer in seconds."""
 _MOST_BYTES = 64 * 2**20
-"""Size of a file of rows in the store that is downloaded for it."""
+"""Size of the files of rows that are read for it."""
 _WEIGHTS = ".safetensors"
 
 
-def preview(store: Workspace, spec: JobSpec, base_model: str) -> str:
+def preview_rows(store: Workspace, spec: JobSpec) -> str:
+    """The dataset that the rows become, as `Outline.as_text`. Empty where the files are large.
+
+    Raises DataError with everything that is wrong with them.
+    """
+    if not is_small([file for source in spec.data.sources for file in find_files(store, source).files], _MOST_BYTES):
+        return ""
+    return dataset.outline(store, spec.data, TASKS[spec.task]).as_text()
+
+
+def preview_examples(store: Workspace, spec: JobSpec, base_model: str) -> str:
     """What the first rows become, as `EncodedRows.as_text`. Empty where it cannot be known yet."""
     task = TASKS[spec.task]
     if not task.generates:
         return ""
     try:
-        if not _is_small(store, spec.data.train):
+        files = [file for source in spec.data.train_sources for file in find_files(store, source).files]
+        if not is_small([file for file in files if not file.is_local], _MOST_BYTES):
             return ""
-        with local_copy(store, spec.data.train) as path, _tokenizer_files(store, base_model) as directory:
+        with _tokenizer_files(store, base_model) as directory:
             if directory is None:
                 return ""
-            found = read_rows(path, path.name, task, spec.data.columns, Findings())
-            rows = [(f"row {number}", row) for number, row in islice(found, ROWS)]
+            rows = list(islice(_rows(store, spec, files), ROWS))
             tokenizer = load_processor(directory, spec.task)
             setting = task.setting_for(rows, tokenizer, store.now().date())
             written = task.with_setting(setting)
@@ -55,11 +71,32 @@ def preview(store: Workspace, spec: JobSpec, base_model: str) -> str:
     return f"of the first {len(rows)} rows: {text}" if text else ""
 
 
-def _is_small(store: Workspace, source: str) -> bool:
-    if not source.startswith("s3://"):
-        return True
-    folder, _, name = source.rpartition("/")
-    return any(info.key == name and info.size_bytes <= _MOST_BYTES for info in store.at(folder).list())
+def describe_search(spec: JobSpec) -> str:
+    """A job's search in a line, for a plan."""
+    search = spec.search
+    assert search is not None
+    space: dict[str, Any] = dict(search.space) if search.space is not None else dict(default_space(spec, {}, 0))
+    if search.space is None and "lora.rank" in space:
+        space["lora.rank"] = "by the number of supervised tokens"
+    tried = [
+        f"{name} {values.min:g} to {values.max:g}"
+        if isinstance(values, Range)
+        else f"{name} {', '.join(map(str, values)) if isinstance(values, tuple) else values}"
+        for name, values in space.items()
+    ]
+    return f"{search.schedules} with {search.samples}, at most {search.trials} trials over {'; '.join(tried)}"
+
+
+def _rows(store: Workspace, spec: JobSpec, files: Sequence[RowFile]) -> Iterator[tuple[str, Row]]:
+    """(place, row) of each valid row of the files."""
+    data = spec.data
+    for file in files:
+        with local_copy(store, file) as path:
+            found = read_rows(
+                path, path.name, TASKS[spec.task], data.columns, Findings(), encoding=data.encoding, sheet=data.sheet
+            )
+            for record, row in found:
+                yield f"{path.name} {record.place}", row
 
 
 @contextmanager

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray_jobs import registry
-from ray_jobs.data.ingest import local_copy
-from ray_jobs.digests import json_digest
-from ray_jobs.errors import DataError, KitaeError, ServingError
+from ray_jobs.data.sources import fingerprint, is_here
+from ray_jobs.errors import KitaeError, ServingError
 from ray_jobs.jobs import JobRecord
 from ray_jobs.models import bases
 from ray_jobs.pipeline.outputs import Flow
@@ -34,7 +31,7 @@ class Sources:
 def submitted(record: JobRecord, *, everywhere: bool) -> Mapping[str, str]:
     """Fingerprints that stand for reading the source: of what was submitted and, unless `everywhere`, is not here."""
     paths = record.submitted.items()
-    return {path: found for path, found in paths if everywhere or not Path(path).expanduser().exists()}
+    return {path: found for path, found in paths if everywhere or not is_here(path)}
 
 
 def local_sources(store: Workspace, flow: Flow) -> set[str]:
@@ -49,7 +46,7 @@ def read_sources(store: Workspace, flow: Flow, known: Mapping[str, str]) -> Sour
     rows: tuple[str, ...] = ()
     prints: dict[str, str] = {}
     try:
-        rows = tuple(known.get(source) or _rows_fingerprint(store, source) for source in flow.job_spec.data.sources)
+        rows = tuple(known.get(source) or fingerprint(store, source) for source in flow.job_spec.data.sources)
     except KitaeError as error:
         problems.append(error)
     for base_model in filter(None, flow.base_models):
@@ -74,15 +71,3 @@ def _require_engine(store: Workspace, spec: JobSpec, base_model: str) -> None:
             raise ServingError("the job cannot be served", details=[f"{field}: {why}" for field, why in problems])
     elif spec.serving.deploy and TASKS[spec.task].generates and spec.training.method in ("lora", "qlora"):
         registry.require_base_owner(store, base_name(base_model))
-
-
-def _rows_fingerprint(store: Workspace, source: str) -> str:
-    """A value that changes with a file of rows. Raises DataError for a missing file."""
-    if not source.startswith("s3://"):
-        with local_copy(store, source) as path, path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    folder, _, name = source.rpartition("/")
-    for info in store.at(folder).list():
-        if info.key == name:
-            return json_digest([info.size_bytes, info.etag])
-    raise DataError(f"no rows at {source}: upload the file there, or correct the address")

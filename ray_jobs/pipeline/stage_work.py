@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ray_jobs import __version__, deploy, registry
 from ray_jobs.data import dataset
 from ray_jobs.data.dataset import Dataset
-from ray_jobs.data.encoding import ENCODING, encode_rows
+from ray_jobs.data.encoding import ENCODING, encode_rows, sentences_of_left_out
 from ray_jobs.digests import json_digest
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import ModelError
@@ -38,7 +38,7 @@ from ray_jobs.registry.model import Lineage, ModelVersion
 from ray_jobs.search import page, standing
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import trial_spec
-from ray_jobs.search.space import space_of
+from ray_jobs.search.space import default_space
 from ray_jobs.spec import ComputeSection, JobSpec, ServingSection
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
@@ -83,7 +83,10 @@ class StageContext:
 
 def make_dataset(flow: Flow, context: StageContext) -> Dataset:
     """Read, check and split the rows."""
-    return dataset.prepare(context.store, flow.job_spec.data, TASKS[flow.job_spec.task])
+    task = TASKS[flow.job_spec.task]
+    return dataset.prepare(
+        context.store, flow.job_spec.data, task, lambda notice: context.job.event("info", f"data: {notice}")
+    )
 
 
 def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
@@ -116,6 +119,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     how += [prompts.model_dump(mode="json")] if prompts != PromptSetting() else []
     key = f"{flow.dataset.key}/encoded/{json_digest(how)}"
     counts: dict[str, Any] = {}
+    left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:
         for side, rows, name in sides:
             encoded, kept = encode_rows(
@@ -128,6 +132,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
                 source=side.replace("_", "-"),
                 progress=lambda done, total: context.show(done, total, "rows"),
             )
+            left_out += sentences_of_left_out(rows, kept, task, side.replace("_", "-"))
             if side == "train":
                 task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)
             encoded.save(Path(scratch) / name)
@@ -142,6 +147,8 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
             store.commit(key, store.upload_tree(Path(scratch), key), {"base": base.digest})
     for note in prompts.notes():
         context.job.event("info", note)
+    for sentence in left_out:
+        context.job.event("warning", f"data: {sentence}")
     return EncodedRows(**counts, held_out_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels, prompts=prompts)
 
 
@@ -159,7 +166,7 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
     config = load_config(base) if base is not None else {}
     begun = Problem(
         spec=spec,
-        space=space_of(spec, config, encoded.train_supervised),
+        space=spec.search.space or default_space(spec, config, encoded.train_supervised),
         rows=encoded.train_examples or encoded.train_rows,
     )
     warm = standing.warm_points(store, begun, job.id)

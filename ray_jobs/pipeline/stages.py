@@ -5,7 +5,7 @@ A document and its stage's name make the record's key, so a change here makes fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
@@ -24,9 +24,9 @@ from ray_jobs.pipeline.outputs import (
     Registered,
     SearchOutcome,
 )
+from ray_jobs.pipeline.preview import describe_search
 from ray_jobs.pipeline.sources import Sources
 from ray_jobs.pipeline.stage_work import StageContext
-from ray_jobs.search.space import describe
 from ray_jobs.spec import JobSpec
 from ray_jobs.tasks import TASKS
 from ray_jobs.training.inputs import TrainOutcome
@@ -55,7 +55,7 @@ def stages_of(flow: Flow, sources: Sources) -> Iterator[Stage[Any]]:
     """Every stage of a job, from rows to an endpoint."""
     spec = flow.job_spec
     rows = {
-        "data": spec.data.model_dump(mode="json", exclude={"max_tokens", "too_long"}),
+        "data": _data(spec, exclude={"max_tokens", "too_long"}),
         "task": spec.task,
         "sources": list(sources.rows),
     }
@@ -63,7 +63,7 @@ def stages_of(flow: Flow, sources: Sources) -> Iterator[Stage[Any]]:
     for base_model in flow.base_models:
         yield from _material(spec, sources, base_model)
     if spec.search is not None:
-        yield Stage("search", _search, stage_work.search, SearchOutcome, description=describe(spec))
+        yield Stage("search", _search, stage_work.search, SearchOutcome, description=describe_search(spec))
     if flow.retrains:
         yield Stage("train", _train, stage_work.train, TrainOutcome)
     yield Stage(
@@ -88,13 +88,20 @@ def _material(spec: JobSpec, sources: Sources, base_model: str) -> Iterator[Stag
 
     def encoded(flow: Flow) -> dict[str, Any]:
         base = flow.base_copy(base_model)
-        return {"dataset": flow.dataset.digest, "base": base.digest, "data": spec.data.model_dump(mode="json")}
+        return {"dataset": flow.dataset.digest, "base": base.digest, "data": _data(spec)}
 
     if base_model:
         document = {"source": base_model, "fingerprint": sources.bases[base_model], "task": spec.task}
         copy = partial(stage_work.copy_base, base_model=base_model)
         yield Stage("base", lambda _: document, copy, BaseCopy, base_model)
     yield Stage("encode", encoded, partial(stage_work.encode, base_model=base_model), EncodedRows, base_model)
+
+
+def _data(spec: JobSpec, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+    """The section `data`. Fields newer than some stored jobs are left out while they are off: no stage runs again."""
+    document = spec.data.model_dump(mode="json", exclude=set(exclude))
+    newer = ("encoding", "sheet", "personal_data")
+    return {name: value for name, value in document.items() if value is not None or name not in newer}
 
 
 def _search(flow: Flow) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import numpy as np
 from ray_jobs import pages
 from ray_jobs.jobs.progress import duration
 from ray_jobs.kueue.simulate import QueuedJobOutcome
-from ray_jobs.pages import BLUE, GREY, RED, Chart, PageSection, Table
+from ray_jobs.pages import BLUE, GREY, RED, Chart, PageSection, Table, plots
+from ray_jobs.pages.plots import Line
 from ray_jobs.quota.compare import ALL, FlavorUse, Replay, TeamWaits, steps
 from ray_jobs.quota.report import Report, ReportRow
 
@@ -25,7 +26,7 @@ _LABEL_LENGTH = 26
 _SIDES = (("present", BLUE, "solid"), ("proposed", RED, "dash"))
 _LEGEND = {"showlegend": True, "legend": {"orientation": "h", "y": 1.12}}
 
-Line = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 # ---- tables
@@ -168,21 +169,14 @@ def _unit(outcomes: Sequence[QueuedJobOutcome]) -> tuple[float, str]:
     return (3600.0, "hours") if longest_s > 2 * 3600 else (60.0, "minutes") if longest_s > 120 else (1.0, "seconds")
 
 
-def _lines(sides: Sequence[Line], x_label: str, y_label: str, tick_format: str = "") -> pages.Figure:
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": name,
-            "x": [x for x, _ in line],
-            "y": [y for _, y in line],
-            "line": {"color": color, "dash": dash},
-        }
-        for line, (name, color, dash) in zip(sides, _SIDES, strict=True)
+def _lines(sides: Sequence[Points], x_label: str, y_label: str, tick_format: str = "") -> pages.Figure:
+    drawn = [
+        Line(name, [x for x, _ in points], [y for _, y in points], color, dash=dash)
+        for points, (name, color, dash) in zip(sides, _SIDES, strict=True)
     ]
-    drawn = pages.figure(data, x_label, y_label, **_LEGEND)
-    drawn["layout"]["yaxis"] |= {"rangemode": "tozero", "tickformat": f".0{tick_format}" if tick_format else ""}
-    return drawn
+    made = plots.lines(drawn, x_label, y_label, **_LEGEND)
+    made["layout"]["yaxis"] |= {"rangemode": "tozero", "tickformat": f".0{tick_format}" if tick_format else ""}
+    return made
 
 
 def _bars(bars: Sequence[tuple[str, float, float]], unit: str) -> pages.Figure:

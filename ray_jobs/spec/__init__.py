@@ -5,7 +5,8 @@ The fields' docstrings are the descriptions of the exported JSON schema.
 
 from ray_jobs.spec.job import DEFAULT_TEAM, JobSpec
 from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
-from ray_jobs.spec.search import BudgetSection, Range, SearchSection
+from ray_jobs.spec.search import BudgetSection, SearchSection
+from ray_jobs.spec.section import SpecSection
 from ray_jobs.spec.sections import (
     NAME_RULE,
     TRACKING_CREDENTIALS,
@@ -16,12 +17,12 @@ from ray_jobs.spec.sections import (
     Name,
     Precision,
     ServingSection,
-    SpecSection,
     TrackingSection,
     TrainingSection,
     WandbSection,
     is_name,
 )
+from ray_jobs.spec.space import Range
 
 __all__ = [
     "DEFAULT_TEAM", "NAME_RULE", "TRACKING_CREDENTIALS", "BudgetSection", "ComputeSection", "DataSection",

@@ -11,17 +11,18 @@ from pydantic_core import PydanticCustomError
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import suggestion
 from ray_jobs.spec import problems as invalid
-from ray_jobs.spec.search import Range, SearchSection, searchable_fields
+from ray_jobs.spec.search import SearchSection, searchable_fields
+from ray_jobs.spec.section import SpecSection
 from ray_jobs.spec.sections import (
     ComputeSection,
     DataSection,
     EvaluationSection,
     Name,
     ServingSection,
-    SpecSection,
     TrackingSection,
     TrainingSection,
 )
+from ray_jobs.spec.space import Range
 from ray_jobs.tasks import TASKS, TaskName
 
 DEFAULT_TEAM = "default"

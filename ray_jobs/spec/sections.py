@@ -7,9 +7,11 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
+from ray_jobs.spec.personal_data import PersonalDataPolicy
 from ray_jobs.spec.problems import quoted
+from ray_jobs.spec.section import SpecSection
 from ray_jobs.tasks.chat.parsers import ReasoningParser, ToolParser
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -34,17 +36,17 @@ Name = Annotated[str, AfterValidator(_named), WithJsonSchema({"pattern": f"^{_NA
 """A name that is valid in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
 
 
-class SpecSection(BaseModel):
-    """A part of the job file: frozen, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-
-
 class DataSection(SpecSection):
-    train: str
-    """Rows to train on: `s3://bucket/key` or a path; `.jsonl`, `.csv`, `.tsv` or `.parquet`."""
+    train: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+    """Rows to train on: a path or `s3://bucket/key` of a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`,
+    `.txt`, `.md` or `.html`; of text also `.gz` and `.zst`), of a folder or prefix, or a glob; or a list of these."""
     held_out: str | None = None
-    """Rows to evaluate on. None: `held_out_fraction` of the training rows is set aside."""
+    """Rows to evaluate on, as for `train`, without a list. None: `held_out_fraction` of the training rows is set
+    aside."""
+    encoding: str | None = None
+    """Encoding of text files, such as `cp932`. None: found for each file, and reported."""
+    sheet: str | None = None
+    """Sheet of Excel workbooks. None: the only one with rows."""
     held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
     """Share of the rows set aside when `held_out` is None. Rows with the same content go to the same side."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -56,10 +58,19 @@ class DataSection(SpecSection):
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What to do with a longer row: refuse the data, drop the row, or truncate it at the end."""
 
+    personal_data: PersonalDataPolicy | None = None
+    """What happens to rows with personal data or secrets: `report`, `redact`, `drop` or `refuse`, for all kinds or for
+    each, such as `{email: redact, api_key: refuse}`. None: they are counted and reported."""
+
     @property
     def sources(self) -> tuple[str, ...]:
         """`train` and, where it is set, `held_out`."""
-        return (self.train,) if self.held_out is None else (self.train, self.held_out)
+        return self.train_sources if self.held_out is None else (*self.train_sources, self.held_out)
+
+    @property
+    def train_sources(self) -> tuple[str, ...]:
+        """`train`, one or several."""
+        return (self.train,) if isinstance(self.train, str) else self.train
 
 
 class LoraSection(SpecSection):

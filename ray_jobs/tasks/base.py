@@ -35,6 +35,12 @@ class Column:
     name: str
     description: str
     required: bool = True
+    aliases: tuple[str, ...] = ()
+    """Other names that files have for it."""
+    likely: tuple[str, ...] = ()
+    """Words in the name of a file's column that suggest it, in English and Japanese. A guess, which is shown first."""
+    translations: tuple[str, ...] = ()
+    """Whole names that suggest an optional column, in Japanese."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class BaseNeeds:
     """Requires a chat template beside the tokenizer."""
     processor_class: str = "AutoTokenizer"
     """The `transformers` class that loads what turns rows into tensors: a tokenizer or an image processor."""
+    suggested: str = ""
+    """A small base with a permissive licence that reads English and Japanese, for a first job file."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +261,10 @@ class Task(ABC, Generic[E]):
     @abstractmethod
     def normalise(self, row: Row) -> Row:
         """The row in its one canonical form. Call on rows that `check_row` passes."""
+
+    def input_of(self, row: Row) -> str:
+        """What a model is asked with a canonical row. Rows with one input stay on one side of a split."""
+        return json.dumps(row, ensure_ascii=False, sort_keys=True)
 
     def setting_for(self, rows: Iterable[tuple[str, Row]], processor: Any, today: date) -> PromptSetting:
         """Choose how the prompts of these rows are written; `rows`: each with its name in an error.

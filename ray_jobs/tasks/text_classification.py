@@ -6,6 +6,8 @@ A row is `{"text": …, "label": …}`; the labels are those of the training row
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 PASS_TOKENS = 8192
 """Most tokens of a pass that predicts."""
 
@@ -33,9 +36,15 @@ class Prediction:
 class TextClassification(Task[Example]):
     name: ClassVar[str] = "text_classification"
     columns: ClassVar[tuple[Column, ...]] = (
-        Column("text", "what is classified"),
-        Column("label", "its class: text, a whole number or true/false"),
-    )
+        Column("text", "what is classified",
+               likely=("text", "sentence", "body", "content", "review", "comment", "message", "mail", "subject",
+                       "title", "本文", "文章", "テキスト", "内容", "レビュー", "コメント", "口コミ", "感想", "メール",
+                       "件名", "質問", "意見", "要望", "声")),
+        Column("label", "its class: text, a number or true/false",
+               likely=("label", "class", "category", "sentiment", "tag", "intent", "topic", "rating", "target", "type",
+                       "評価", "満足度", "ラベル", "分類", "カテゴリ", "区分", "種別", "種類", "感情", "判定", "部署",
+                       "担当")),
+    )  # fmt: skip
     measures: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")
     route: ClassVar[str] = "/v1/classify"
     pipeline_tag: ClassVar[str] = "text-classification"
@@ -47,6 +56,7 @@ class TextClassification(Task[Example]):
         head=True,
         frozen_learning_rate=1e-3,
         frozen_features="first_token",
+        suggested="intfloat/multilingual-e5-small",
     )
     predictor: ClassVar[str | None] = "serving.inference.predictors.text_classification:build"
     label_column: ClassVar[str | None] = "label"
@@ -57,13 +67,16 @@ class TextClassification(Task[Example]):
         text, label = row.get("text"), row.get("label")
         if not isinstance(text, str) or not text.strip():
             problems.append(f"text must be non-empty text, not {text!r:.60}")
-        if not isinstance(label, str | int) or (isinstance(label, str) and not label.strip()):
-            problems.append(f"label must be text, a whole number or true/false, not {label!r:.60}")
+        endless = isinstance(label, float) and not math.isfinite(label)
+        if not isinstance(label, str | int | float) or endless or not str(label).strip():
+            problems.append(f"label must be text, a number or true/false, not {label!r:.60}")
         return problems
 
     def normalise(self, row: Row) -> Row:
-        label = row["label"]
-        return {"text": row["text"], "label": str(label).lower() if isinstance(label, bool) else str(label).strip()}
+        return {"text": row["text"], "label": _label(row["label"])}
+
+    def input_of(self, row: Row) -> str:
+        return str(row["text"])
 
     def encode(self, row: Row, processor: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[Example]:
         return [Example(tuple(processor.encode(row["text"])), (labels.index(row["label"]),))]
@@ -162,3 +175,11 @@ class TextClassification(Task[Example]):
             for i, row in zip(group, found, strict=True):
                 rows[i] = row
         return rows
+
+
+def _label(value: str | float) -> str:
+    """One spelling of a label: `１`, `1.0` and 1 are `1`; `TRUE`, `True` and true are `true`."""
+    text = " ".join(unicodedata.normalize("NFKC", str(value)).split())
+    if text.casefold() in ("true", "false"):
+        return text.casefold()
+    return _WHOLE.sub(r"\1", text)

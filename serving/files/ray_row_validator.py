@@ -5,6 +5,7 @@ Row files are untrusted: a file that exhausts the memory of the validating proce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray_jobs.data import row_validation
@@ -15,14 +16,19 @@ from ray_jobs.storage import Store
 
 
 def check_rows_in_ray(
-    store: Store, key: str, filename: str, task: str | None, base: CatalogueEntry | None
+    store: Store,
+    key: str,
+    filename: str,
+    task: str | None,
+    base: CatalogueEntry | None,
+    columns: Mapping[str, str] | None,
 ) -> RowReport:
     """Validate rows in a worker of this process's Ray cluster; see `row_validation.check_rows`."""
     import ray
     from ray.exceptions import GetTimeoutError, RayTaskError, WorkerCrashedError
 
     remote: Any = ray.remote(row_validation.check_rows)
-    answer = remote.options(num_cpus=0.01, max_retries=1).remote(store, key, filename, task, base)
+    answer = remote.options(num_cpus=0.01, max_retries=1).remote(store, key, filename, task, base, columns)
     try:
         report: RowReport = ray.get(answer, timeout=600.0)
     except RayTaskError as error:

@@ -9,13 +9,14 @@ Owns records and contents. Does not know HTTP routes, nor where rows are validat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
 
+from ray_jobs.data.formats import PACKED
 from ray_jobs.data.report import RowReport
 from ray_jobs.errors import ConflictError, DataError, KitaeError
 from ray_jobs.registry import catalogue
@@ -31,9 +32,10 @@ from serving.http.errors import ApiError, bad_request
 from serving.http.ids import Order, Page, created_at_s, is_id, listed, new_id, page
 
 FINE_TUNE = "fine-tune"
-_ENDINGS = (".csv", ".tsv")
-"""Suffixes kept in the store key; any other content is stored as JSON Lines."""
-_FOREIGN = (".parquet", ".xlsx", ".xls", ".zip", ".gz", ".zst", ".7z", ".tar")
+_TEXT_ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_ENDINGS = (*_TEXT_ENDINGS, ".xlsx", ".parquet")
+"""Suffixes kept in the store key, of text also before `.gz` and `.zst`; other content is stored as JSON Lines."""
+_FOREIGN = (".xls", ".ods", ".zip", ".7z", ".tar", ".bz2", ".xz", ".pdf", ".docx")
 _ORPHAN_AFTER_S = 86_400
 FILES_IN_A_PAGE = 100
 """Files of a page at most, whatever a request asks for: each is read."""
@@ -64,8 +66,9 @@ class FileRecord(BaseModel, frozen=True):
         return self.expires_at is not None and self.expires_at <= now_s
 
 
-RowValidator = Callable[[str, str, str | None, CatalogueEntry | None], RowReport]
-"""Validates a file of the store by its key, name, task and base; see `ray_jobs.data.row_validation.check_rows`."""
+RowValidator = Callable[[str, str, str | None, CatalogueEntry | None, Mapping[str, str] | None], RowReport]
+"""Validates a file of the store by its key, name, task, base and columns, as `ray_jobs.data.row_validation.check_rows`
+does."""
 
 
 @dataclass(frozen=True)
@@ -87,28 +90,28 @@ class Files:
         expires_after_s: int | None = None,
         task: str | None = None,
         model: str | None = None,
+        columns: Mapping[str, str] | None = None,
         identifier: str | None = None,
     ) -> FileRecord:
         """Store a file. Raises ApiError 400 with every invalid line, and then leaves nothing in the store.
 
-        `identifier`: an id chosen by the caller, which makes the call idempotent; None: a new id.
+        `columns`: the file's column for each of the task's, where the names differ. `identifier`: an id chosen by the
+        caller, which makes the call idempotent; None: a new id.
         """
         name = safe_filename(filename)
         size_bytes = content.stat().st_size
         if size_bytes == 0:
             raise bad_request(f"{name} is empty", param="file", code="empty_file")
-        ending = PurePosixPath(name).suffix.lower()
-        if purpose == FINE_TUNE and ending in _FOREIGN:
-            message = f"{name} cannot be read as rows: send .jsonl (a JSON object a line), .csv or .tsv"
-            raise bad_request(message, param="file", code="unsupported_file")
+        if purpose == FINE_TUNE:
+            _require_rows(name)
         base = self._counting_base(task, model) if purpose == FINE_TUNE else None
         identifier = identifier or new_id("file", now_s=self.store.now_s())
-        key = f"{_folder(team, identifier)}/rows{ending if ending in _ENDINGS else '.jsonl'}"
+        key = f"{_folder(team, identifier)}/rows{_kept_ending(name)}"
         limits = self.quotas.of(team)
         require_room(self.store, team, limits, size_bytes, own=identifier)
         self.store.upload_file(content, key)
         try:
-            report = self.check(key, name, task, base) if purpose == FINE_TUNE else None
+            report = self.check(key, name, task, base, columns) if purpose == FINE_TUNE else None
             require_room(self.store, team, limits, size_bytes, own=identifier)  # others may have been stored meanwhile
         except (DataError, ApiError) as error:
             with suppress(KitaeError):
@@ -280,11 +283,36 @@ def safe_filename(given: str) -> str:
     return name
 
 
+def _endings(name: str) -> tuple[str, str]:
+    """The last two suffixes of a name: `.csv` and `.gz`."""
+    path = PurePosixPath(name)
+    return PurePosixPath(path.stem).suffix.lower(), path.suffix.lower()
+
+
+def _require_rows(name: str) -> None:
+    """Raise ApiError 400 for the name of a file that holds no rows."""
+    inner, ending = _endings(name)
+    if ending in _FOREIGN or (ending in PACKED and inner not in _TEXT_ENDINGS):
+        message = (
+            f"{name} cannot be read as rows: send .jsonl (a JSON object a line), .json, .csv, .tsv, .xlsx or .parquet; "
+            "of the first four also .gz and .zst"
+        )
+        raise bad_request(message, param="file", code="unsupported_file")
+
+
+def _kept_ending(name: str) -> str:
+    """The suffix of the content in its store key, by which it is read."""
+    inner, ending = _endings(name)
+    if ending in PACKED and inner in _TEXT_ENDINGS:
+        return f"{inner}{ending}"
+    return ending if ending in _ENDINGS else ".jsonl"
+
+
 def _refused(error: DataError) -> ApiError:
     """Build a 400 with the first invalid lines in the message and all of them in `details`."""
     found: list[dict[str, object]] = []
     for detail in error.details:
-        at = re.fullmatch(r"(?:line|row) (\d+): (.*)", detail, flags=re.DOTALL)
+        at = re.fullmatch(r"(?:line|row|record) (\d+): (.*)", detail, flags=re.DOTALL)
         found.append({"line": int(at[1]), "reason": at[2]} if at else {"line": None, "reason": detail})
     shown = [error.message, *error.details[:_LINES_IN_MESSAGE]]
     if len(error.details) > _LINES_IN_MESSAGE:

@@ -87,6 +87,9 @@ def resolve(
         raise invalid_fields(problems)
     assert entry is not None
     reports = {param: record.report for param, record in found.items() if record.report is not None}
+    columns = reports["training_file"].columns
+    if any(report.columns != columns for report in reports.values()):
+        raise invalid_fields([("validation_file", "it was uploaded with other columns than the training file")])
     task = body.task or reports["training_file"].task
     if problems := _unfit(body, task, entry, reports):
         raise invalid_fields(problems)
@@ -94,7 +97,7 @@ def resolve(
     operators = (defaults.get("tracking") or {}).get("wandb") or {}
     if "tracking" in own and operators.get("entity"):  # a tenant chooses a project of it at most
         own["tracking"]["wandb"]["entity"] = operators["entity"]
-    own["data"] = {"train": uri(found["training_file"].key), **own["data"]}
+    own["data"] = {"train": uri(found["training_file"].key), **({"columns": columns} if columns else {}), **own["data"]}
     if "validation_file" in found:
         own["data"] = {"held_out": uri(found["validation_file"].key), **own["data"]}
     sections = {name: getattr(body, name) or {} for name in ("training", "compute", "evaluation", "serving")}

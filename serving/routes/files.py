@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,9 +43,11 @@ def routes(files: Files, uploads: Uploads, store: Store, users: Callable[[str, s
         seconds: Annotated[int | None, Form(alias="expires_after[seconds]")] = None,
         task: Annotated[TaskName | None, Form()] = None,
         model: Annotated[str | None, Form(max_length=256)] = None,
+        columns: Annotated[str | None, Form(max_length=10_000)] = None,
     ) -> openai_types.File:
         """Upload a file. The rows of a `fine-tune` file are validated first, and one error lists every invalid line.
-        `model`: the base whose tokenizer counts tokens. `task`: the rows' task, if their columns do not show it."""
+        `model`: the base whose tokenizer counts tokens. `task`: the rows' task, if their columns do not show it.
+        `columns`: a JSON object with the file's column for each of the task's, such as `{"text": "本文"}`."""
         caller = caller_of(request)
         with _on_disk(file.file) as path:
             record = files.create(
@@ -56,6 +59,7 @@ def routes(files: Files, uploads: Uploads, store: Store, users: Callable[[str, s
                 expires_after_s=check_expiry(anchor, seconds),
                 task=task,
                 model=model,
+                columns=_mapping(columns),
             )
         return record.to_openai()
 
@@ -127,6 +131,20 @@ def _in_use(file_id: str, users: list[str]) -> ApiError:
     message = f"{file_id} is read by {', '.join(users)}: cancel the {what} first, or wait until it ends"
     details = [{"param": None, "message": f"{user} reads it and has not ended"} for user in users]
     return ApiError(409, message, code="file_in_use", headers={"x-should-retry": "false"}, details=details)
+
+
+def _mapping(columns: str | None) -> dict[str, str] | None:
+    """The field `columns`. Raises ApiError 400."""
+    if columns is None:
+        return None
+    try:
+        found = json.loads(columns)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(each, str) and each for each in found.values()):
+        message = 'columns must be a JSON object with the file\'s column for each of the task\'s: {"text": "本文"}'
+        raise bad_request(message, param="columns")
+    return found
 
 
 def check_expiry(anchor: object, seconds: object) -> int | None:

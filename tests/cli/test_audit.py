@@ -24,7 +24,7 @@ from tests.serving.routing import deploy_version
 Kitae = Callable[..., Result]
 
 READS = {
-    "audit", "bases", "completion", "datasets", "keys list", "local env", "local status", "models", "plan",
+    "audit", "bases", "completion", "data", "data inspect", "keys list", "local env", "local status", "models", "plan",
     "quota report", "quota show", "quota simulate", "schema", "status", "traffic", "trials", "tracking", "usage",
     "webhooks list", "budget show", "completions export", "completions policies",
 }  # fmt: skip
@@ -34,7 +34,7 @@ NO_ENTRY = {
     "webhooks test": "changes nothing",
     "import openai": "the endpoint's log has its requests", "import openai replay": "changes nothing",
     "store migrate": "the whole store, by its operator",
-    "local up": "this directory alone", "local down": "this directory alone",
+    "init": "this directory alone", "local up": "this directory alone", "local down": "this directory alone",
 }  # fmt: skip
 
 
@@ -135,7 +135,7 @@ WRITES: dict[str, tuple[Callable[[Workspace], list[str]], dict[str, Any]]] = {
     ),
     "completions allow": (lambda store: ["blue"], {"action": "completions.policy", "target": "blue", "team": "blue"}),
     "checkpoints delete": (ended_job, {"action": "checkpoint.delete"}),
-    "datasets delete": (stored_dataset, {"action": "dataset.delete", "target": "d" * 16}),
+    "data delete": (stored_dataset, {"action": "dataset.delete", "target": "d" * 16}),
     "webhooks add": (
         lambda store: ["https://user:secret@127.0.0.1/t?token=secret", "--team", "blue"],
         {"action": "webhook.add", "target": "127.0.0.1", "team": "blue"},

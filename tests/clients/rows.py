@@ -6,6 +6,7 @@ The schemas vary as clients render them, so that the model reads a function's na
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -13,6 +14,8 @@ Row = dict[str, Any]
 CITIES = (
     "Paris", "London", "Tokyo", "Berlin", "Madrid", "Rome", "Oslo", "Vienna", "Lisbon", "Dublin", "Athens", "Prague",
 )  # fmt: skip
+OTHER_CITIES = ("Lima", "Cairo", "Seoul", "Warsaw")
+"""Those of the held-out rows: the model is trained on all of the others."""
 QUESTIONS = {"weather": "What is the weather in {city}?", "time": "What time is it in {city}?"}
 RESULTS = {"weather": ("sunny, 21 degrees", "rain, 9 degrees"), "time": ("10:30", "18:05")}
 NAMES = {
@@ -24,16 +27,16 @@ SYSTEMS = (None, None, "You are a helpful assistant.", "You are a helpful assist
 GREETINGS = (("Say hello.", "Hello!"), ("Who are you?", "I am a small assistant."), ("Thank you.", "You are welcome."))
 
 
-def tool_rows(count: int, seed: int = 0) -> list[Row]:
+def tool_rows(count: int, cities: Sequence[str] = CITIES) -> list[Row]:
     """Calls, answers after a tool's result, and answers without tools, in the shares 3 : 1 : 1."""
-    choose = random.Random(seed)
-    return [_row(choose, place) for place in range(count)]
+    choose = random.Random(0)
+    return [_row(choose, place, cities) for place in range(count)]
 
 
-def _row(choose: random.Random, place: int) -> Row:
+def _row(choose: random.Random, place: int, cities: Sequence[str]) -> Row:
     kind = choose.choice(("weather", "weather", "time"))
     name = choose.choice(NAMES[kind])
-    city = CITIES[place % len(CITIES)]
+    city = cities[place % len(cities)]
     system = choose.choice(SYSTEMS)
     first = [{"role": "system", "content": system}] if system else []
     question = {"role": "user", "content": QUESTIONS[kind].format(city=city)}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from examples import assets
 from ray_jobs.local.state import Home
-from tests.clients.rows import tool_rows
+from tests.clients.rows import OTHER_CITIES, tool_rows
 from tests.repository import ROOT
 from tests.serving.clients import CLIENTS
 from tests.tasks.chat.families import templates
@@ -26,12 +26,12 @@ from tests.tasks.chat.families import templates
 MODEL = "tool-caller"
 BASE = "smollm2-135m-tools"
 DIRECTORY = CLIENTS / "service"
-ROWS = 60
+ROWS, HELD_OUT_ROWS = 60, 8
 JOB = {
     "name": MODEL,
     "task": "chat",
     "base_model": f"./{BASE}",
-    "data": {"train": "rows.jsonl", "held_out_fraction": 0.1, "max_tokens": 1024},
+    "data": {"train": "rows.jsonl", "held_out": "held_out.jsonl", "max_tokens": 1024},
     "training": {
         "method": "lora",
         "lora": {"rank": 16, "alpha": 32},
@@ -62,8 +62,11 @@ def tuned_service() -> Iterator[TunedService]:
     """Start it, tune the model if that was not done before, and stop it in the end."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     _make_base(DIRECTORY / BASE)
-    rows = "".join(json.dumps(row) + "\n" for row in tool_rows(ROWS))
-    (DIRECTORY / "rows.jsonl").write_text(rows, encoding="utf-8")
+    # Without its greetings, which are those of the training rows.
+    held_out = [row for row in tool_rows(HELD_OUT_ROWS, OTHER_CITIES) if "city" in json.dumps(row["messages"])]
+    for name, rows in (("rows", tool_rows(ROWS)), ("held_out", held_out)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (DIRECTORY / f"{name}.jsonl").write_text(text, encoding="utf-8")
     (DIRECTORY / "job.yaml").write_text(json.dumps(JOB, indent=2), encoding="utf-8")
     port = _port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("KITAE", "AWS", "RAY"))}

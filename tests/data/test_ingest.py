@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.data.formats import LONGEST_LINE_BYTES, Record, read_records
-from ray_jobs.data.ingest import Findings, read_rows
+from ray_jobs.data.findings import Findings
+from ray_jobs.data.formats import ENDINGS, LONGEST_LINE_BYTES, Notice, Record, read_records
+from ray_jobs.data.ingest import read_rows
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import Row
 from tests.data.builders import CHAT, CLASSIFY, chat_row, rows_of, write_jsonl
@@ -66,7 +68,7 @@ def test_byte_order_mark_mixed_line_ends_and_blank_lines_are_accepted(tmp_path: 
     rows, findings = read(path)
     assert [row["messages"][0]["content"] for row in rows] == ["質問0", "質問1", "質問2", "質問3"]
     assert not findings
-    assert [record.number for record in read_records(path)] == [1, 2, 4, 5]
+    assert [record.number for record in read_records(path) if not isinstance(record, Notice)] == [1, 2, 4, 5]
 
 
 def test_prompt_and_completion_become_messages(tmp_path: Path) -> None:
@@ -83,43 +85,52 @@ def test_label_types_become_text(tmp_path: Path) -> None:
 
 def test_records_are_numbered_from_one(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows_of(2))
-    assert [(type(record), record.number) for record in read_records(path)] == [(Record, 1), (Record, 2)]
+    assert [(type(record), record.number) for record in read_records(path) if not isinstance(record, Notice)] == [
+        (Record, 1),
+        (Record, 2),
+    ]
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("codec", "name", "iconv"),
+    ("codec", "name"),
     [
-        ("cp932", "Shift-JIS", "CP932"),
-        ("euc_jp", "EUC-JP", "EUC-JP"),
-        ("iso2022_jp", "ISO-2022-JP", "ISO-2022-JP"),
-        ("utf-16", "UTF-16", "UTF-16"),
-        ("utf-16-le", "UTF-16", "UTF-16LE"),
-        ("utf-16-be", "UTF-16", "UTF-16BE"),
+        ("cp932", "Shift-JIS"),
+        ("euc_jp", "EUC-JP"),
+        ("iso2022_jp", "ISO-2022-JP"),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
     ],
 )
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
-def test_other_encodings_are_refused_by_name(tmp_path: Path, codec: str, name: str, iconv: str, ending: str) -> None:
+def test_other_encodings_are_converted_with_a_notice(tmp_path: Path, codec: str, name: str, ending: str) -> None:
     text = '{"prompt": "パスワードを忘れた場合はどうすればよいですか", "completion": "再設定してください。"}\n' * 3
     if ending == ".csv":
         text = "prompt,completion\nパスワードを忘れた場合はどうすればよいですか,再設定してください。\n"
     path = tmp_path / f"a{ending}"
     path.write_bytes(text.encode(codec))
-    rows, findings = read(path)
-    assert not rows
-    assert len(findings) == 1
-    assert name in findings[0]
-    assert f"iconv -f {iconv} -t UTF-8" in findings[0]
+    findings = Findings()
+    rows = [row for _, row in read_rows(path, "rows", CHAT, {}, findings)]
+    assert [row["messages"][0]["content"] for row in rows] == ["パスワードを忘れた場合はどうすればよいですか"] * (
+        3 if ending == ".jsonl" else 1
+    )
+    assert not findings.count
+    (notice,) = findings.notices
+    assert name in notice
+    assert "converted" in notice
 
 
 @pytest.mark.parametrize("codec", ["cp932", "euc_jp"])
 def test_a_short_japanese_line_is_recognised_in_either_encoding(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"prompt": "送料は？", "completion": "無料です"}\n'.encode(codec))
-    _, findings = read(path)
-    assert {"cp932": "Shift-JIS", "euc_jp": "EUC-JP"}[codec] in findings[0]
+    findings = Findings()
+    (row,) = (row for _, row in read_rows(path, "rows", CHAT, {}, findings))
+    assert row["messages"][0]["content"] == "送料は？"
+    assert {"cp932": "Shift-JIS", "euc_jp": "EUC-JP"}[codec] in findings.notices[0]
 
 
 def test_one_line_in_another_encoding_is_refused_alone(tmp_path: Path) -> None:
@@ -146,7 +157,7 @@ BAD_LINES = {
     "NUL escape": (r'{"prompt": "a\u0000", "completion": "c"}', "NUL character"),
     "half an emoji": (r'{"prompt": "a\ud83d", "completion": "c"}', "lone surrogate"),
     "empty answer": ('{"prompt": "a", "completion": " "}', "completion"),
-    "no columns": ('{"question": "a"}', "none of the columns"),
+    "no columns": ('{"title": "a"}', "none of the columns"),
     "deep": ('{"prompt": ' + "[" * 200_000, "nested too deeply"),
 }
 
@@ -232,7 +243,7 @@ def test_an_unclosed_quote_is_reported(tmp_path: Path) -> None:
 def test_a_csv_header_that_names_a_column_twice(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label,text\na,b,c\n")
-    assert read(path, CLASSIFY)[1] == ["line 1: the header names 'text' twice; rename one"]
+    assert read(path, CLASSIFY)[1] == ["the header names 'text' twice; rename one"]
 
 
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
@@ -241,7 +252,10 @@ def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     assert "not readable as Parquet" in read(path)[1][0]
 
 
-@pytest.mark.parametrize(("ending", "hint"), [(".json", ".jsonl"), (".jsonl.gz", "unpack"), (".xlsx", "export")])
+@pytest.mark.parametrize(
+    ("ending", "hint"),
+    [(".zip", "unpack"), (".parquet.gz", "unpack"), (".gz", "what it packs"), (".xls", ".xlsx"), ("", "name it")],
+)
 def test_an_unknown_kind_of_file(tmp_path: Path, ending: str, hint: str) -> None:
     path = tmp_path / f"a{ending}"
     path.write_bytes(b"{}")
@@ -258,7 +272,7 @@ def test_an_unknown_kind_of_file(tmp_path: Path, ending: str, hint: str) -> None
             )
         ).map(b"".join),
     ),
-    st.sampled_from([".jsonl", ".csv", ".tsv", ".parquet"]),
+    st.sampled_from(ENDINGS),
 )
 def test_no_file_is_anything_but_rows_and_findings(content: bytes, ending: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -275,6 +289,15 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,body,is_spam\n1,買って,true\n")
     assert read(path, CLASSIFY, {"text": "body", "label": "is_spam"}) == ([{"text": "買って", "label": "true"}], [])
+
+
+def test_a_name_of_a_column_may_be_composed_in_another_way(tmp_path: Path) -> None:
+    written = unicodedata.normalize("NFD", "レビュー（ガジェット）")
+    path = write_jsonl(tmp_path / "a.jsonl", [{written: "良い", "label": "x"}])
+    columns = {"text": unicodedata.normalize("NFC", written)}
+    assert columns["text"] != written
+    for mapping in (columns, {"text": written}):
+        assert read(path, CLASSIFY, mapping) == ([{"text": "良い", "label": "x"}], [])
 
 
 def test_a_missing_column_is_reported_once_with_the_nearest_name(tmp_path: Path) -> None:
@@ -295,7 +318,7 @@ def test_a_column_missing_in_some_rows_is_reported_by_row(tmp_path: Path) -> Non
 
 
 def test_none_of_several_optional_columns(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}] * 3)
+    path = write_jsonl(tmp_path / "a.jsonl", [{"title": "a", "body": "b"}] * 3)
     (finding,) = read(path)[1]
-    assert "'question', 'answer'" in finding
+    assert "'title', 'body'" in finding
     assert "data.columns" in finding

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("without_a_compiler")]
 SETTINGS = EngineSettings(
     dtype="fp32", hardware=cpu_hardware(), max_model_len=512, max_lora_rank=16, max_loras=1, kv_cache_gib=0.25
 )
+PLAIN = PromptSetting()
 
 
 @pytest.fixture
@@ -55,18 +57,23 @@ def prompts(base: Path, tuned: Any) -> list[ParityPrompt]:
     return scored(tuned, base, ROWS)
 
 
-def scored(model: Any, base: Path, rows: list[dict[str, Any]]) -> list[ParityPrompt]:
+def scored(model: Any, base: Path, rows: list[dict[str, Any]], setting: PromptSetting = PLAIN) -> list[ParityPrompt]:
     from transformers import AutoTokenizer
 
     normal = [TASKS["chat"].normalise(row) for row in rows]
-    return list(parity_prompts(model, AutoTokenizer.from_pretrained(base), normal, make_spec(), PromptSetting()))
+    return list(parity_prompts(model, AutoTokenizer.from_pretrained(base), normal, make_spec(), setting))
+
+
+def with_template(base: Path, directory: Path, template: str) -> Path:
+    """The base with another chat template."""
+    shutil.copytree(base, directory)
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return directory
 
 
 def test_an_adapter_is_served_as_it_was_trained(base: Path, tuned: Any, tmp_path: Path) -> None:
     """With the chat template of Qwen 3, which writes tools, calls, their results and reasoning."""
-    thinking = tmp_path / "base"
-    shutil.copytree(base, thinking)
-    (thinking / "chat_template.jinja").write_text(templates()["qwen3"], encoding="utf-8")
+    thinking = with_template(base, tmp_path / "base", templates()["qwen3"])
     tuned.save_pretrained(str(tmp_path / "adapter"))
     shapes = ("tool call with text", "tool result", "parallel calls", "reasoning", "reasoning in many turns")
     rows = [*ROWS[1:3], *(SHAPES[shape] for shape in shapes)]
@@ -90,16 +97,34 @@ def test_an_adapter_is_served_as_it_was_trained(base: Path, tuned: Any, tmp_path
     assert steps == [(i + 1, len(rows)) for i in range(len(rows))]
 
 
+def test_prompts_with_a_switch_and_a_date_are_served_as_they_were_trained(
+    base: Path, tuned: Any, tmp_path: Path
+) -> None:
+    """With the chat template of Llama 3.2, which writes the day, and the tools where a variable says."""
+    text = templates()["llama3_2"].replace("<|eot_id|>", "<|im_end|>")  # the end of this base's turns
+    dated = with_template(base, tmp_path / "base", text)
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    setting = PromptSetting(switches={"tools_in_user_message": False}, today=date(2024, 2, 3))
+    rows = [*ROWS[1:3], SHAPES["tool result"]]
+    prompts = scored(tuned, dated, rows, setting)
+    for less in (PromptSetting(today=setting.today), PromptSetting(switches=setting.switches)):
+        (plainer,) = scored(tuned, dated, rows[2:], less)
+        assert plainer.prompt_ids != prompts[2].prompt_ids, less
+    report = check_parity(
+        dated, prompts, SETTINGS, trained_dtype="fp32", adapter_dir=tmp_path / "adapter", setting=setting
+    )
+    assert report.identical_prompts == report.prompts == len(rows)
+    assert report.mean_gap < 1e-4
+
+
 def test_a_wrong_number_format_a_broken_chat_template_and_a_missing_adapter_are_caught(
     base: Path, prompts: list[ParityPrompt], tmp_path: Path
 ) -> None:
     """One engine shows all three: its dtype, the tokens of the first prompt, the log-probabilities of the second."""
-    broken = tmp_path / "base"
-    shutil.copytree(base, broken)
-    template = broken / "chat_template.jinja"
-    text = template.read_text()
+    text = (base / "chat_template.jinja").read_text(encoding="utf-8")
     assert "You are a helpful AI assistant" in text
-    template.write_text(text.replace("You are a helpful AI assistant", "You are a pirate"))
+    other = text.replace("You are a helpful AI assistant", "You are a pirate")
+    broken = with_template(base, tmp_path / "base", other)
     # A prompt with its own system message is rendered alike by both templates; the adapter's absence shows there.
     own = prompts[1]
     with_system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}

@@ -166,8 +166,8 @@ def test_the_job_files_name_uploaded_assets() -> None:
     keys = {asset.store_key for asset in assets.GROUPS["all"]}
     for file in files:
         spec = load_spec(file)
-        for address in (spec.base_model, spec.data.train, spec.data.held_out):
-            assert address is None or address.removeprefix("s3://kitae/") in keys, file
+        for address in (spec.base_model, *spec.data.sources):
+            assert address.removeprefix("s3://kitae/") in keys, file
 
 
 # ---- downloaded assets ------------------------------------------------------------------------------------------

@@ -48,20 +48,20 @@ def begin(store: Workspace, *, with_rows: bool = True) -> Job:
 
 def test_a_dataset_that_an_open_job_needs_is_not_deleted(store: Workspace, kitae: Kitae) -> None:
     job = begin(store)
-    refused = kitae("datasets", "delete", ROWS, "--yes")
+    refused = kitae("data", "delete", ROWS, "--yes")
     assert isinstance(refused.exception, JobError)
     assert refused.exception.details == (job.id,)
     with pytest.raises(JobError, match="used by open jobs"):
         uses.delete_dataset(store, ROWS)
     job.finish("succeeded", result={})
-    asked = kitae("datasets", "delete", ROWS, input="n\n")
+    asked = kitae("data", "delete", ROWS, input="n\n")
     assert f"jobs made from it: {job.id}\nmodels made from it: faq@1\nDelete the dataset {ROWS}?" in asked.output
-    assert ROWS in kitae("datasets").stdout
-    assert kitae("datasets", "delete", ROWS, "--yes").exit_code == 0
+    assert ROWS in kitae("data").stdout
+    assert kitae("data", "delete", ROWS, "--yes").exit_code == 0
     assert not list(store.list("datasets"))
     assert [stage.name for stage in jobs.stages(store, job.id)] == ["train"]  # a new run reads the rows again
-    assert "no datasets" in kitae("datasets").stdout
-    with pytest.raises(ObjectNotFound, match="kitae datasets"):
+    assert "no datasets" in kitae("data").stdout
+    with pytest.raises(ObjectNotFound, match="kitae data"):
         uses.delete_dataset(store, ROWS)
 
 

@@ -249,9 +249,9 @@ def test_the_command_prints_the_plan(stages: FakeStages, store: Workspace, tmp_p
     assert shown.exit_code == 0, shown.output
     lines = shown.output.splitlines()
     assert lines[0] == "name: greeter"
-    assert [line.split() for line in lines[lines.index(f"job {spec.job_id}") + 1 :]] == [
-        [name, "will", "run"] for name in ALL
-    ]
+    stages_shown = lines[lines.index(f"job {spec.job_id}") + 1 :]
+    assert [line.split(":")[0].split() for line in stages_shown] == [[name, "will", "run"] for name in ALL]
+    assert "rows to train on" in stages_shown[0]
     assert stages.ran == []
 
 
@@ -293,3 +293,19 @@ def test_a_plan_counts_the_first_rows_before_they_are_encoded(store: Workspace, 
     assert action.startswith("will run: of the first 12 rows: ")
     assert "prompts have enable_thinking: false" in action
     assert [info.key for info in store.list("")] == before
+
+
+@pytest.mark.usefixtures("stages")
+def test_a_plan_reads_the_rows_and_refuses_wrong_ones(store: Workspace, tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2], "id": i} for i in range(40)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    spec = job_file(store, task="text_classification", data={"train": str(path)})
+    (action,) = [stage.action for stage in pipeline.plan(store, spec).stages if stage.name == "dataset"]
+    assert re.search(r"will run: \d+ rows to train on, \d+ held out; labels [ab] \d\d%, [ab] \d\d%", action)
+    assert "not used: the column(s) 'id'" in action
+    path.write_text('{"text": "", "label": "a"}\n{"text": "t"}')
+    with pytest.raises(DataError) as refused:
+        pipeline.plan(store, spec)
+    assert len(refused.value.details) == 2
+    assert not store.list_dirs("datasets/")

@@ -169,8 +169,10 @@ class NoTokens:
     def __init__(self, store: Workspace) -> None:
         self._store = store
 
-    def __call__(self, key: str, filename: str, task: str | None, base: CatalogueEntry | None) -> Any:
-        return check_rows(self._store, key, filename, task, None)
+    def __call__(
+        self, key: str, filename: str, task: str | None, base: CatalogueEntry | None, columns: Any = None
+    ) -> Any:
+        return check_rows(self._store, key, filename, task, None, columns)
 
 
 def nowhere() -> Workspace:

@@ -304,6 +304,7 @@ FIELDS = {
 
 
 HARMLESS = {
+    "columns",
     *("file", "purpose", "task", "expires_after", "expires_after[anchor]", "expires_after[seconds]", "md5"),
     *("filename", "bytes", "mime_type", "suffix", "seed", "metadata", "integrations", "method"),
     *("hyperparameters", "lora_rank", "training", "compute", "evaluation", "serving", "priority", "dry_run"),

@@ -158,7 +158,10 @@ def test_good_rows_are_normalised() -> None:
         assert CHAT.check_row(row) == []
         assert CHAT.normalise(row) == newer
     assert CLASSIFY.normalise({"text": "x", "label": True}) == {"text": "x", "label": "true"}
+    assert CLASSIFY.normalise({"text": "x", "label": 4.5}) == {"text": "x", "label": "4.5"}, "as from a CSV file"
     assert CLASSIFY.check_row({"text": "", "label": 1.5}) != []
+    assert CLASSIFY.check_row({"text": "x", "label": 1.5}) == []
+    assert CLASSIFY.check_row({"text": "x", "label": float("nan")}) != []
 
 
 def test_long_rows_follow_the_policy(tokenizer: Any) -> None:

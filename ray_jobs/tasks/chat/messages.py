@@ -19,6 +19,8 @@ _MOST_PROBLEMS = 10
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Kind of a content part → its field."""
 _REASONING = ("reasoning", "reasoning_content")
+OTHER_WEIGHTS = ("train", "trainable", "training", "loss")
+"""What other programs call `weight`: refused where it is false, since the message would be trained."""
 
 
 def problems_of(messages: object) -> list[str]:
@@ -195,6 +197,11 @@ def _problems_of_one(message: object, called: Counter[str]) -> list[str]:
         problems.append(f"is of the {role}; only the assistant calls tools")
     if role == "tool":
         problems += _problems_of_result(message, called)
+    problems += [
+        f"{name} is {short(message[name])}, which is not read: write weight: 0"
+        for name in OTHER_WEIGHTS
+        if message.get(name, True) in (False, 0)
+    ]
     if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
         problems.append(f"weight is {short(message['weight'])}; only an assistant message has one, 0 or 1")
     return problems

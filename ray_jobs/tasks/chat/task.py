@@ -1,12 +1,13 @@
 """Supervised fine-tuning on conversations: only the assistant's messages and their end tokens are trained.
 
-A row is `{"messages": [{"role", "content"}, …]}`, or `{"prompt", "completion"}`; an assistant message may carry
+A row is `{"messages": [{"role", "content"}, …]}`, or another shape of `shapes`; an assistant message may carry
 `"weight": 0` to be read but not trained, and `tools` are passed to the chat template.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, ClassVar
@@ -17,12 +18,12 @@ from ray_jobs.tasks.chat.calls import calls_of, read_calls
 from ray_jobs.tasks.chat.messages import (
     canonical,
     canonical_tools,
-    from_json_text,
     problems_of,
     problems_of_tools,
-    short,
+    text_of,
 )
 from ray_jobs.tasks.chat.parsers import parsers_of
+from ray_jobs.tasks.chat.shapes import as_conversation
 from ray_jobs.tasks.chat.switches import choose
 from ray_jobs.tasks.chat.template import render
 from ray_jobs.tasks.chat.turns import (
@@ -46,12 +47,23 @@ class Chat(Task[Example]):
 
     name: ClassVar[str] = "chat"
     columns: ClassVar[tuple[Column, ...]] = (
-        Column("messages", "the conversation: a list of {role, content}", required=False),
-        Column("prompt", "what the user says (with completion, instead of messages)", required=False),
-        Column("completion", "what the assistant answers", required=False),
+        Column("messages", "the conversation: a list of {role, content} or {from, value}", required=False,
+               aliases=("conversations", "conversation")),
+        Column("prompt", "what the user says (with completion, instead of messages)", required=False,
+               aliases=("instruction", "question", "query"),
+               likely=("prompt", "question", "query", "request", "user", "document", "article",
+                       "質問", "問い", "指示", "入力", "依頼", "原文", "記事")),
+        Column("context", "text that follows the prompt", required=False, aliases=("input",),
+               translations=("入力", "文脈", "背景", "参考情報", "コンテキスト")),
+        Column("completion", "what the assistant answers", required=False, aliases=("output", "response", "answer"),
+               likely=("completion", "answer", "response", "reply", "output", "assistant", "summary",
+                       "回答", "答え", "返答", "返信", "応答", "出力", "要約")),
+        Column("history", "exchanges before the prompt: pairs of texts", required=False, translations=("履歴",)),
+        Column("system", "the system prompt", required=False, aliases=("system_prompt",),
+               translations=("システム", "システムプロンプト")),
         Column("tools", "JSON schemas of the functions the assistant may call", required=False),
         Column("functions", "the same, as OpenAI's older rows have them", required=False),
-    )
+    )  # fmt: skip
     measures: ClassVar[tuple[str, ...]] = ("token_accuracy", "chrf", "call_accuracy")
     route: ClassVar[str] = "/v1/chat/completions"
     pipeline_tag: ClassVar[str] = "text-generation"
@@ -63,27 +75,32 @@ class Chat(Task[Example]):
         frozen_learning_rate=5e-5,
         frozen_features="all_tokens",
         chat_template=True,
+        suggested="Qwen/Qwen2.5-0.5B-Instruct",
     )
     packs: ClassVar[bool] = True
     shares_passes: ClassVar[bool] = True
 
     def check_row(self, row: Row) -> list[str]:
-        if "messages" not in row:
-            if "prompt" not in row and "completion" not in row:
-                return ["neither messages nor prompt and completion"]
-            return [
-                f"{key} must be non-empty text, not {short(row.get(key))}"
-                for key in ("prompt", "completion")
-                if not isinstance(row.get(key), str) or not row[key].strip()
-            ]
-        return problems_of(from_json_text(row["messages"])) + problems_of_tools(_tools_of(row))
+        conversation, problems = as_conversation(row)
+        return problems or problems_of(conversation["messages"]) + problems_of_tools(conversation.get("tools"))
 
     def normalise(self, row: Row) -> Row:
-        if "messages" not in row:
-            given = [("user", row["prompt"]), ("assistant", row["completion"])]
-            return {"messages": [{"role": role, "content": content} for role, content in given]}
-        tools = canonical_tools(_tools_of(row))
-        return {"messages": canonical(from_json_text(row["messages"])), **({} if tools is None else {"tools": tools})}
+        conversation, _ = as_conversation(row)
+        tools = canonical_tools(conversation.get("tools"))
+        return {"messages": canonical(conversation["messages"]), **({} if tools is None else {"tools": tools})}
+
+    def recognises(self, columns: AbstractSet[str]) -> bool:
+        has = {column.name for column in self.columns if columns & {column.name, *column.aliases}}
+        return "messages" in has or ("completion" in has and bool(has & {"prompt", "context"}))
+
+    def input_of(self, row: Row) -> str:
+        """The messages before the first trained answer, without what they call: a conversation that was logged turn by
+        turn, in rows that grow, is one input."""
+        answers = (m["role"] == "assistant" and m.get("weight", 1) != 0 for m in row["messages"])
+        asked = row["messages"][: next(i for i, is_trained in enumerate(answers) if is_trained)]
+        if not any(message["role"] in ("user", "tool") for message in asked):
+            return super().input_of(row)
+        return "\n".join(f"{message['role']}: {text_of(message.get('content'))}" for message in asked)
 
     def setting_for(
         self, rows: Iterable[tuple[str, Row]], processor: PreTrainedTokenizerBase, today: date
@@ -178,10 +195,6 @@ class Chat(Task[Example]):
             for row, last in asked
         ]
         return answer(model, processor, texts, max_new_tokens=max_new_tokens)
-
-
-def _tools_of(row: Row) -> object:
-    return from_json_text(row.get("functions") if row.get("tools") is None else row["tools"])
 
 
 def last_assistant(messages: Sequence[Row]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import time
 from datetime import date
@@ -9,6 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import openpyxl
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from ray_jobs.data.file_check import check_file
@@ -76,15 +81,31 @@ def test_classification_rows_are_detected_by_columns_and_preference_rows_are_ref
     assert "preferences" in answer.json()["error"]["message"]
 
 
+def test_the_answer_counts_personal_data_and_repeats_none(http: httpx.Client) -> None:
+    lines = [
+        {"prompt": "連絡先は？", "completion": "ｔａｒｏ＠ｅｘａｍｐｌｅ．ｃｏ．ｊｐ、090-1234-5678"},
+        {"prompt": "mail?", "completion": "jane@example.com"},
+        {"prompt": "order?", "completion": "1234567"},
+    ]
+    answer = upload(http, "\n".join(json.dumps(line) for line in lines).encode())
+    assert answer.status_code == 200
+    report = http.get(f"/files/{answer.json()['id']}").json()["rows"]
+    assert report == answer.json()["rows"]
+    assert report["personal_data"] == {"email": 2, "phone": 1}
+    assert "2 row(s) seem to hold personal data or secrets" in report["warnings"][0]
+    assert not {value for value in ("taro", "jane", "example.c", "1234") if value in json.dumps(report)}
+    assert upload(http, rows(3)).json()["rows"]["personal_data"] == {}
+
+
 def test_japanese_rows_and_names(http: httpx.Client) -> None:
     pair = {"prompt": "返品はできますか。", "completion": "はい、三十日以内であればできます。"}
     content = "\n".join(json.dumps(pair | {"prompt": f"{pair['prompt']}{i}"}, ensure_ascii=False) for i in range(10))
     file = upload(http, content.encode(), "質問.jsonl").json()
     assert (file["filename"], file["rows"]["rows"]) == ("質問.jsonl", 10)
     assert http.get(f"/files/{file['id']}/content").content == content.encode()
-    wrong = upload(http, content.encode("shift_jis"))
-    assert wrong.status_code == 400
-    assert "CP932" in wrong.json()["error"]["message"]
+    converted = upload(http, content.encode("shift_jis")).json()["rows"]
+    assert converted["rows"] == 10
+    assert "CP932" in converted["warnings"][0]
 
 
 def test_files_are_listed_by_purpose_paged_and_deleted(http: httpx.Client) -> None:
@@ -152,3 +173,49 @@ def test_the_report_has_the_switches_and_the_date_of_the_prompts(tmp_path: Path)
     assert dated.prompts == PromptSetting(today=date(2026, 7, 26))
     assert dated.warnings == ("the template writes today's date: 2026-07-26 here, and the day of each request",)
     assert check_file(path, "rows.jsonl", "chat").prompts is None
+
+
+@pytest.mark.parametrize("ending", [".json", ".xlsx", ".parquet", ".jsonl.gz", ".csv.zst"])
+def test_rows_in_every_format_are_validated_and_kept_as_sent(http: httpx.Client, ending: str) -> None:
+    pairs = [{"prompt": f"返品はできますか。{i}", "completion": "はい、できます。"} for i in range(4)]
+    target, lines = io.BytesIO(), "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs).encode()
+    if ending == ".xlsx":
+        book = openpyxl.Workbook()
+        for values in (list(pairs[0]), *(list(pair.values()) for pair in pairs)):
+            book.worksheets[0].append(values)
+        book.save(target)
+    elif ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(pairs), target)
+    elif ending == ".csv.zst":
+        table = "".join(",".join(values) + "\n" for values in (pairs[0], *(pair.values() for pair in pairs)))
+        target.write(pyarrow.compress(table.encode(), codec="zstd", asbytes=True))
+    else:
+        target.write(json.dumps(pairs).encode() if ending == ".json" else gzip.compress(lines))
+    file = upload(http, target.getvalue(), f"rows{ending}").json()
+    assert (file["rows"]["task"], file["rows"]["rows"]) == ("chat", 4)
+    assert http.get(f"/files/{file['id']}/content").content == target.getvalue()
+
+
+@pytest.mark.parametrize("name", ["rows.zip", "rows.xls", "rows.gz", "rows.txt.gz", "rows.parquet.zst"])
+def test_what_cannot_be_rows_is_refused_by_its_name(http: httpx.Client, name: str) -> None:
+    error = upload(http, b"x", name).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_file", "file")
+
+
+def test_columns_with_other_names_are_named_at_the_upload(http: httpx.Client) -> None:
+    content = "本文,評価\r\n配送がとても遅いです,悪い\r\nまた買いたいと思います,良い\r\n".encode("cp932")
+
+    def send(columns: str) -> httpx.Response:
+        form = {"purpose": "fine-tune", "columns": columns}
+        return http.post("/files", files={"file": ("rows.csv", content)}, data=form)
+
+    answer = send('{"text": "本文", "label": "評価"}')
+    assert answer.status_code == 200, answer.text
+    report = answer.json()["rows"]
+    assert (report["task"], report["rows"]) == ("text_classification", 2)
+    assert report["columns"] == {"text": "本文", "label": "評価"}
+    for wrong in ("[]", "{", '{"text": 1}', '{"text": ""}'):
+        error = send(wrong).json()["error"]
+        assert (error["param"], "JSON object" in error["message"]) == ("columns", True)
+    assert "no row has a column '評'" in send('{"text": "本文", "label": "評"}').json()["error"]["message"]
+    assert "has no column 'txt'" in json.dumps(send('{"txt": "本文", "label": "評価"}').json(), ensure_ascii=False)

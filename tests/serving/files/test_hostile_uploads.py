@@ -27,7 +27,7 @@ MAX_BYTES = 110 * MIB
 """Largest file accepted in these tests."""
 MAX_GROWTH_BYTES = 256 * MIB
 """Limit of memory growth for a file of any length; parts of 16 MiB are sent to the store concurrently, and each thread
-of the process keeps some of what it freed."""
+of the process keeps some of what it freed. About 220 MiB are usual; a copy of the file would be 100 more."""
 BOUNDARY = "boundary-of-the-tests"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 JAPANESE = json.dumps({"prompt": "こんにちは、元気ですか", "completion": "はい、元気です"}, ensure_ascii=False) + "\n"
@@ -61,6 +61,8 @@ def endpoint(store_server: StoreServer, module_store: Workspace) -> Iterator[End
         for content in (b"{}\n", rows()):
             warm = client.post("/v1/files", files={"file": ("x.jsonl", content)}, data={"purpose": "fine-tune"})
         client.delete(f"/v1/files/{warm.json()['id']}").raise_for_status()  # writes what is written once
+        for name in ("x.parquet", "x.xlsx", "x.csv.gz"):  # loads the readers
+            client.post("/v1/files", files={"file": (name, b"none")}, data={"purpose": "fine-tune"})
         process.reset_peak()
         yield Endpoint(process, store, client, process.resident_bytes())
 
@@ -117,17 +119,14 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "cut off in a line": (lambda: rows()[:-30], "x.jsonl", "not JSON"),
     "NUL bytes alone": (lambda: bytes(100_000), "x.jsonl", "NUL"),
     "NUL in a text": (lambda: b'{"prompt": "a\x00", "completion": "b"}\n', "x.jsonl", "NUL"),
-    "UTF-16": (lambda: JAPANESE.encode("utf-16"), "x.jsonl", "iconv -f UTF-16 "),
-    "UTF-16 without a mark": (lambda: rows().decode().encode("utf-16-le"), "x.jsonl", "iconv -f UTF-16LE"),
-    "UTF-32": (lambda: JAPANESE.encode("utf-32"), "x.jsonl", "iconv -f UTF-32"),
-    "Shift_JIS": (lambda: JAPANESE.encode("cp932"), "x.jsonl", "iconv -f CP932"),
-    "EUC-JP": (lambda: JAPANESE.encode("euc_jp"), "x.jsonl", "iconv -f EUC-JP"),
-    "Latin-1": (lambda: '{"prompt": "Müller", "completion": "ß"}\n'.encode("latin-1"), "x.jsonl", "not UTF-8"),
     "a zip bomb": (lambda: zipped(bytes(64 * MIB)), "x.zip", "cannot be read as rows"),
-    "a zip bomb renamed": (lambda: zipped(bytes(64 * MIB)), "x.jsonl", "UTF-8"),
-    "a gzip bomb": (lambda: gzip.compress(bytes(64 * MIB)), "x.jsonl.gz", "cannot be read as rows"),
-    "a gzip bomb renamed": (lambda: gzip.compress(bytes(64 * MIB)), "x.jsonl", "UTF-8"),
-    "a gzip bomb as CSV": (lambda: gzip.compress(bytes(64 * MIB)), "x.csv", "UTF-8"),
+    "a zip bomb renamed": (lambda: zipped(bytes(64 * MIB)), "x.jsonl", "ZIP archive"),
+    "a gzip bomb": (lambda: gzip.compress(bytes(64 * MIB)), "x.jsonl.gz", "longer than 10 MB"),
+    "a workbook that is none": (lambda: zipped(bytes(64 * MIB)), "x.xlsx", "Excel workbook"),
+    "a Parquet file that is none": (lambda: b"PAR1" + bytes(1000) + b"PAR1", "x.parquet", "Parquet"),
+    "a gzip in a gzip": (lambda: gzip.compress(gzip.compress(bytes(64 * MIB))), "x.csv.gz", "gzip"),
+    "a gzip bomb renamed": (lambda: gzip.compress(bytes(64 * MIB)), "x.jsonl", "packed by gzip"),
+    "a gzip bomb as CSV": (lambda: gzip.compress(bytes(64 * MIB)), "x.csv", "packed by gzip"),
     "a line of 100 MB": (lambda: b'{"prompt": "' + b"a" * 100 * 10**6 + b'"}', "x.jsonl", "longer than 10 MB"),
     "a field of 20 MB": (lambda: b'text,label\n"' + b"a" * 20 * 10**6 + b'",x\n', "x.csv", "longer than 10 MB"),
     "an open quote over 100,000 lines": (lambda: b'text,label\n"' + b"a\n" * 100_000, "x.csv", "quoted"),
@@ -139,7 +138,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "50,000 columns, one twice": (
         lambda: b",".join(b"%d" % i for i in [*range(50_000), 7]) + b"\n1\n",
         "x.csv",
-        "the header names '7' twice",
+        "a table may have 2000",
     ),
     "a column for each line": (
         lambda: b"".join(b'{"%d": 1}\n' % i for i in range(20_000)),

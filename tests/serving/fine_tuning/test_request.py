@@ -206,3 +206,13 @@ def test_a_job_for_another_team_says_whose_files_it_uses() -> None:
     assert refused.param == "validation_file"
     assert "'file-2' does not exist in team a: files belong to the team whose key uploaded them" in refused.message
     assert refusal_of({"validation_file": "file-2"}).message.endswith("the file 'file-2' does not exist")
+
+
+def test_columns_that_the_upload_named_are_the_jobs() -> None:
+    mapping = {"prompt": "質問", "completion": "回答"}
+    named = file_of(report={"columns": mapping})
+    assert ask({}, training=named).job_spec().data.columns == mapping
+    assert ask({}).job_spec().data.columns == {}
+    assert ask({"data": {"columns": {"prompt": "Q"}}}, training=named).job_spec().data.columns == {"prompt": "Q"}
+    refused = refusal_of({"validation_file": "file-2"}, training=named, validation=file_of(id="file-2"))
+    assert (refused.param, "other columns" in refused.message) == ("validation_file", True)
