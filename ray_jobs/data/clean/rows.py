@@ -1,32 +1,24 @@
-"""Personal data in a row: the strings inside it, the policy of each kind, and the row that remains.
+"""Personal data in a row: the policy of each kind, and the row that remains.
 
-Knows no task and no column. JSON inside a string, such as a tool call's arguments, stays valid JSON. Reports and errors
-hold no value that was found. Pure.
+Knows no task and no column. Reports and errors hold no value that was found. Pure.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from ray_jobs.data.clean.finding import Detector, Finding
 from ray_jobs.data.clean.personal_data import DETECTORS, find
 from ray_jobs.data.clean.placeholders import Placeholders
+from ray_jobs.data.clean.walker import Row, walk
+from ray_jobs.data.preparation import StepReport
 from ray_jobs.errors import DataError
 from ray_jobs.spec.personal_data import KINDS, Kind, PersonalDataPolicy
 
-Row = dict[str, Any]
-
 _MOST_LISTED = 100
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
-_WORDS = re.compile(r"[A-Za-z_-]{1,15}")
-"""Names too plain and short to hold a value."""
-_JSON_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*')
-_BEFORE_VALUE = re.compile(r"\s*:")
 
 
 @dataclass(frozen=True)
@@ -76,8 +68,13 @@ class RowCleaner:
         Raises DataError for a row nested too deeply (some hundred levels).
         """
         findings: list[RowFinding] = []
+
+        def visit(text: str, path: str, label: str) -> tuple[str, bool]:
+            before = len(findings)
+            return self._text(text, path, label, number, findings), len(findings) == before
+
         try:
-            cleaned = self._value(row, "", "", number, findings)
+            cleaned = walk(row, visit, names_and_numbers=True)
         except RecursionError:
             raise DataError(f"row {number} is nested too deeply to be searched for personal data; flatten it") from None
         kept = all(self._policy.action(finding.kind) in {"report", "redact"} for finding in findings)
@@ -101,45 +98,6 @@ class RowCleaner:
             f"data.personal_data: {{{kinds[0]}: redact}} (or drop, or report)",
             details=details,
         )
-
-    def _value(self, value: Any, path: str, label: str, number: int, findings: list[RowFinding]) -> Any:
-        if isinstance(value, str):
-            return self._string(value, path, label, number, findings)
-        if isinstance(value, dict):
-            cleaned: dict[str, Any] = {}
-            spellings: Counter[str] = Counter()  # a redacted field name may occur twice; both fields stay
-            for place, (key, inner) in enumerate(value.items()):
-                before = len(findings)
-                name = key if _WORDS.fullmatch(key) else self._text(key, f"{path}{{{place}}}", "", number, findings)
-                # A name is part of a path only if it is surely no value.
-                shown = key if len(findings) == before and _PLAIN_KEY.fullmatch(key) else f"{{{place}}}"
-                spellings[name] += 1
-                if spellings[name] > 1:
-                    name = f"{name}({spellings[name]})"
-                cleaned[name] = self._value(inner, f"{path}.{shown}" if path else shown, key, number, findings)
-            return cleaned
-        if isinstance(value, list | tuple):
-            items: list[Any] = []
-            for at, each in enumerate(value):
-                items.append(self._value(each, f"{path}[{at}]", label, number, findings))
-            return items
-        if isinstance(value, int) and not isinstance(value, bool):  # it becomes text only if it is redacted
-            text = str(value)
-            cleaned_text = self._text(text, path, label, number, findings)
-            return value if cleaned_text == text else cleaned_text
-        return value
-
-    def _string(self, text: str, path: str, label: str, number: int, findings: list[RowFinding]) -> str:
-        if not _is_json(text):
-            return self._text(text, path, label, number, findings)
-        pieces, done = [], 0
-        for literal, name, value in _json_values(text):
-            cleaned = self._value(value, path, name or label, number, findings)
-            if cleaned != value:
-                escaped = "\\u" in literal[0]
-                pieces += [text[done : literal.start()], json.dumps(cleaned, ensure_ascii=escaped)]
-                done = literal.end()
-        return "".join([*pieces, text[done:]])
 
     def _text(self, text: str, path: str, label: str, number: int, findings: list[RowFinding]) -> str:
         found = find(text, label, self._detectors)
@@ -189,6 +147,13 @@ class Cleaning:
         """Rows with each kind that was found, in the order of `KINDS`."""
         return {kind: self._rows[kind] for kind in KINDS if self._rows[kind]}
 
+    def report(self) -> StepReport:
+        """What the policy did, without a sample: the rows hold values."""
+        action: Literal["drop", "change", "report"] = (
+            "drop" if self._dropped else "change" if self._redacted else "report"
+        )
+        return StepReport(step="personal_data", action=action, rows=self._any, detail=self.counts)
+
     def notes(self) -> list[str]:
         """A sentence for the reader of the report, if anything was found."""
         if not self._any:
@@ -200,24 +165,3 @@ class Cleaning:
         ]
         what = f" ({', '.join(done)})" if done else ", which a model can repeat"
         return [f"{self._any} row(s) seem to hold personal data or secrets{what}: {kinds}"]
-
-
-def _is_json(text: str) -> bool:
-    """True for the text of a JSON object or array."""
-    if text.lstrip()[:1] not in {"{", "["}:
-        return False
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _json_values(text: str) -> Iterator[tuple[re.Match[str], str, str | int | float]]:
-    """(literal, name of its field, value) of each string and number in a JSON text; names of fields are strings too."""
-    name = ""
-    for literal in _JSON_LITERAL.finditer(text):
-        value = json.loads(literal[0])
-        is_name = literal[0].startswith('"') and _BEFORE_VALUE.match(text, literal.end()) is not None
-        yield literal, "" if is_name else name, value
-        if is_name:
-            name = value

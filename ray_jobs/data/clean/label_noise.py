@@ -1,0 +1,85 @@
+"""Label noise: rows whose label a classifier doubts that was trained on other rows. Pure; the result is a list to read.
+
+A logistic regression over hashed character n-grams predicts each row by cross-validation; rows with one input are in
+one fold. cleanlab ranks the rows by the confidence in their label (Northcutt, Jiang, Chuang 2021, arXiv:1911.00068).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+FOLDS = 5
+FEWEST_INPUTS = 10
+"""Inputs of a label from which on its rows are judged."""
+MOST_ROWS = 20_000
+"""Rows that are judged, chosen by hash: the classifier holds all of them."""
+_READ_CHARACTERS = 2000
+_FEATURES = 2**18
+_INVERSE_REGULARISATION = 3.0
+"""Strong enough that a wrong label is not learnt by heart."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A row whose label is doubted."""
+
+    row: int
+    suggested: str
+    confidence: float
+    """Estimated probability of the row's own label."""
+
+
+def doubted(
+    text_of: Callable[[int], str], labels: Sequence[str | None], inputs: Sequence[bytes], rows: Sequence[int]
+) -> list[Doubt]:
+    """Doubted rows, worst first. `inputs`: digests. Of rows with equal labels and texts the order does not matter."""
+    usable = _usable(labels, inputs, rows)
+    names = sorted({str(labels[row]) for row in usable})
+    if len(names) < 2:
+        return []
+    import numpy as np
+    from cleanlab.filter import find_label_issues
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    given = np.array([names.index(str(labels[row])) for row in usable])
+    folds = np.array([int.from_bytes(inputs[row][8:12], "big") % FOLDS for row in usable])
+    counts = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(1, 4), n_features=_FEATURES, norm=None, alternate_sign=False
+    ).transform(text_of(row)[:_READ_CHARACTERS] for row in usable)
+    vectors = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    chances = np.zeros((len(usable), len(names)))
+    for fold in range(FOLDS):
+        train, test = folds != fold, folds == fold
+        if not test.any() or len(set(given[train].tolist())) < 2:
+            continue
+        model = LogisticRegression(C=_INVERSE_REGULARISATION, solver="liblinear", tol=1e-3, random_state=0)
+        if len(names) > 2:
+            model = OneVsRestClassifier(model)
+        model.fit(vectors[train], given[train])
+        chances[np.ix_(test, model.classes_)] = model.predict_proba(vectors[test])
+    judged = np.flatnonzero(chances.sum(axis=1) > 0)
+    worst = find_label_issues(
+        given[judged], chances[judged], return_indices_ranked_by="self_confidence",
+        filter_by="predicted_neq_given", n_jobs=1,
+    )  # fmt: skip
+    return [
+        Doubt(usable[at], names[int(chances[at].argmax())], float(chances[at, given[at]]))
+        for at in judged[worst].tolist()
+    ]
+
+
+def _usable(labels: Sequence[str | None], inputs: Sequence[bytes], rows: Sequence[int]) -> list[int]:
+    """Rows of labels with enough inputs, in the order of their digests."""
+    of_label: dict[str, set[bytes]] = {}
+    for row in rows:
+        label = labels[row]
+        if label is not None:
+            of_label.setdefault(label, set()).add(inputs[row])
+    usable = [row for row in rows if len(of_label.get(labels[row] or "", ())) >= FEWEST_INPUTS]
+    if len(usable) > MOST_ROWS:
+        usable = sorted(usable, key=lambda row: hashlib.sha256(b"doubt" + inputs[row]).digest())[:MOST_ROWS]
+    return sorted(usable, key=lambda row: (inputs[row], labels[row] or "", row))

@@ -1,0 +1,98 @@
+"""The report of a preparation: what every step did to the rows, and what the dataset holds. No I/O.
+
+It is stored beside the dataset, so a value of personal data stands in it nowhere: `masked` is applied to every text.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+Step = Literal[
+    "unused_rows",
+    "mojibake",
+    "invisible",
+    "nfkc",
+    "boilerplate",
+    "length",
+    "personal_data",
+    "exact_duplicates",
+    "near_duplicates",
+    "conflicts",
+    "outliers",
+    "language",
+    "label_noise",
+    "drop_rows",
+    "leaks",
+]
+"""Steps in the order of the report."""
+STEPS: tuple[Step, ...] = get_args(Step)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Sample(_Part):
+    """A row that a step changed, removed or lists."""
+
+    row: str
+    """Its id: 16 hex digits over the row as it was read."""
+    place: str
+    """File and number, such as `reviews.csv line 12`."""
+    before: str
+    """Its text, masked and cut."""
+    after: str | None = None
+    """Its text after a change. None: the row was removed, or is only listed."""
+    why: str
+    """In a few words, such as `14 of 20 rows say the same`."""
+
+
+class StepReport(_Part):
+    """What a step did."""
+
+    step: Step
+    action: Literal["report", "list", "change", "drop"]
+    """`report`: only counted. `list`: a model decides, so the rows are listed and stay."""
+    rows: int
+    """Rows that it concerns."""
+    samples: tuple[Sample, ...] = ()
+    """At most ten; of a step that lists, at most a thousand, worst first."""
+    detail: dict[str, int] = {}
+    """Counts within the step, such as the kinds of personal data."""
+
+
+class DuplicateCluster(_Part):
+    """Rows that are near duplicates of each other."""
+
+    rows: int
+    kept: int
+    """Rows of it in the dataset."""
+    texts: tuple[str, ...]
+    """Two or three of them, masked and cut."""
+
+
+class Side(_Part):
+    """The rows of one side."""
+
+    rows: int
+    labels: dict[str, int] = {}
+    """Rows of each label. Empty for a task without labels."""
+
+
+class Preparation(_Part):
+    """From the rows that were read to the dataset's sides."""
+
+    task: str
+    sources: tuple[str, ...]
+    read: int
+    """Rows that were read, all of them valid."""
+    sides: dict[Literal["train", "validation", "test"], Side]
+    lengths: dict[int, int]
+    """Rows of the dataset by length: the lower bound of each bin, in characters, powers of two."""
+    steps: tuple[StepReport, ...]
+    clusters: tuple[DuplicateCluster, ...] = ()
+    """The largest, at most twenty."""
+    notices: tuple[str, ...] = ()
+    """What was guessed, converted or not used."""
