@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
+
+from ray_jobs.pages.messages import Language
 
 Figure = dict[str, Any]
 """Input of plotly.js: `data` and `layout`."""
@@ -28,8 +30,30 @@ dt{font-size:.8rem}h1,dd{overflow-wrap:anywhere}dd{margin:0}.wide{overflow-x:aut
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}tr.won{font-weight:bold}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884}
 .first :is(th,td):first-child,.last :is(th,td):last-child{text-align:left}
-.all :is(th,td){text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}
+.all :is(th,td),.stack :is(th,td){text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}
+code{background:#8883;padding:0 .2em;border-radius:.2em}
+del{background:#e4572e44}ins{background:#4a90d944}
+.stack td{min-width:5rem}
+@media(max-width:45rem){
+.stack :is(tbody,tr,td){display:block}.stack tr:first-child{display:none}
+.stack tr{padding:.5rem 0;border-bottom:2px solid #8888}
+.stack td{border:0;padding:.1rem 0}.stack td:empty{display:none}
+.stack td[data-name]:before{content:attr(data-name);display:block;color:var(--soft);font-size:.8rem}}
 """
+
+Mark = Literal["", "del", "ins", "code"]
+"""HTML element of a part of a cell. `del` and `ins`: what a change removed and added."""
+
+
+@dataclass(frozen=True)
+class CellPart:
+    """A piece of a cell's text."""
+
+    text: str
+    mark: Mark = ""
+
+
+Cell = str | Sequence[CellPart]
 
 
 @dataclass(frozen=True)
@@ -41,14 +65,20 @@ class Chart:
     title: str = ""
     min_width: str = ""
     """CSS width below which the chart scrolls, e.g. `40rem`."""
+    height: str = "26rem"
+    tools: bool = True
+    """Buttons to zoom, select and download, which plotly.js names in English."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; numbers are right-aligned, the `first`, the `last` or `all` columns left-aligned; `all` wraps."""
+    """Cells as text; numbers are right-aligned, the `first`, the `last` or `all` columns left-aligned; `all` wraps.
+
+    `stack`: as `all`; on a narrow screen each row is a block, with the columns' names above its cells.
+    """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     kinds: Sequence[str] = ()
     """CSS class of each row, e.g. `won` or `failed`; empty: none."""
     left: str = "first"
@@ -62,6 +92,8 @@ class PageSection:
     caption: str = ""
     charts: Sequence[Chart] = ()
     table: Table | None = None
+    level: Literal[2, 3] = 2
+    """3: part of the section before it."""
 
 
 def figure(data: Sequence[Mapping[str, Any]], x_label: str, y_label: str, **layout: Any) -> Figure:
@@ -87,15 +119,19 @@ def page(
     facts: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     refresh_s: int | None = None,
+    language: Language = "en",
 ) -> str:
-    """The whole document. `facts` and `notes` follow the title. `refresh_s`: the browser reloads it so often."""
+    """The whole document. `facts` and `notes` follow the title. `refresh_s`: the browser reloads it so often.
+
+    `language`: that of the texts, from which a browser chooses its fonts.
+    """
     refresh = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s}">'
     pairs = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in (facts or {}).items()
     )
     head = "".join(f"<p>{escape(note)}</p>" for note in notes) + (f"<dl>{pairs}</dl>" if pairs else "")
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{refresh}'
+        f'<!doctype html>\n<html lang="{language}"><head><meta charset="utf-8">{refresh}'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n"
         f"<body><h1>{escape(title)}</h1>{head}\n{''.join(_body(sections))}</body></html>\n"
@@ -105,7 +141,7 @@ def page(
 def _body(sections: Sequence[PageSection]) -> Iterator[str]:
     first = True
     for section in sections:
-        yield f"<h2>{escape(section.heading)}</h2>"
+        yield f"<h{section.level}>{escape(section.heading)}</h{section.level}>"
         if section.caption:
             yield f"<p>{escape(section.caption)}</p>"
         if section.charts:
@@ -126,8 +162,8 @@ def _chart(chart: Chart, *, with_library: bool) -> str:
         include_plotlyjs="inline" if with_library else False,
         full_html=False,
         div_id=chart.key,
-        config={"displaylogo": False, "responsive": True},
-        default_height="26rem",
+        config={"displaylogo": False, "responsive": True} | ({} if chart.tools else {"displayModeBar": False}),
+        default_height=chart.height,
     )
     heading = f"<h3>{escape(chart.title)}</h3>" if chart.title else ""
     width = f' style="min-width:{chart.min_width}"' if chart.min_width else ""
@@ -136,11 +172,20 @@ def _chart(chart: Chart, *, with_library: bool) -> str:
 
 def _table(table: Table) -> str:
     kinds = ["", *(table.kinds or [""] * len(table.rows))]
-    lines = [("th", table.columns), *(("td", row) for row in table.rows)]
+    names = [f' data-name="{escape(name)}"' if table.left == "stack" and name else "" for name in table.columns]
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in table.columns)]
+    lines += [
+        "".join(f"<td{name}>{_cell(cell)}</td>" for name, cell in zip(names, row, strict=True)) for row in table.rows
+    ]
     rows = [
-        (f'<tr class="{escape(kind)}">' if kind else "<tr>")
-        + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
-        + "</tr>"
-        for kind, (tag, cells) in zip(kinds, lines, strict=True)
+        f'<tr class="{escape(kind)}">{line}</tr>' if kind else f"<tr>{line}</tr>"
+        for kind, line in zip(kinds, lines, strict=True)
     ]
     return f'<div class="wide"><table class="{escape(table.left)}">' + "\n".join(rows) + "</table></div>"
+
+
+def _cell(cell: Cell) -> str:
+    parts = [CellPart(cell)] if isinstance(cell, str) else cell
+    return "".join(
+        f"<{part.mark}>{escape(part.text)}</{part.mark}>" if part.mark else escape(part.text) for part in parts
+    )
