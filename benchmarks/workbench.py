@@ -34,7 +34,7 @@ from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import ray_train
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainOutcome
+from ray_jobs.training.inputs import TRAIN_FILE, VALIDATION_FILE, TrainInputs, TrainOutcome
 
 Rows = Literal["faq", "mixed"]
 JsonRows = list[dict[str, Any]]
@@ -174,7 +174,7 @@ class Workbench:
             found = read_rows(self.assets, rows)
             encoded, _ = self._encode(MODEL, "chat", found, (), max_tokens=MAX_TOKENS, too_long="drop")
             # The held-out loss is not measured here but cannot be left out: use two rows.
-            self._upload(key, {TRAIN_FILE: encoded, HELD_OUT_FILE: Encoded.of([encoded[0], encoded[1]])})
+            self._upload(key, {TRAIN_FILE: encoded, VALIDATION_FILE: Encoded.of([encoded[0], encoded[1]])})
         return key
 
     def _upload(self, key: str, parts: Mapping[str, Encoded]) -> None:
@@ -221,7 +221,7 @@ class Workbench:
         key, limit = f"encoded/{name}", spec.data.max_tokens
         labels = tuple(sorted({row["label"] for row in rows if "label" in row}))
         if self.store.read_manifest(key) is None:
-            sides = {TRAIN_FILE: rows[:train], HELD_OUT_FILE: rows[train:]}
+            sides = {TRAIN_FILE: rows[:train], VALIDATION_FILE: rows[train:]}
             self._upload(key, {
                 file: self._encode(model, spec.task, part, labels, max_tokens=limit, too_long="truncate")[0]
                 for file, part in sides.items()

@@ -136,7 +136,7 @@ def submit(spec: JobSpec) -> None:
 
 
 def ask(store: Workspace, spec: JobSpec, result: dict[str, Any]) -> list[Answer]:
-    """Ask base and tuned model the first held-out questions. Raises ServingError if the endpoint does not answer."""
+    """Ask base and tuned model the first test questions. Raises ServingError if the endpoint does not answer."""
     import openai
 
     from ray_jobs import registry
@@ -158,7 +158,7 @@ def ask(store: Workspace, spec: JobSpec, result: dict[str, Any]) -> list[Answer]
 
     answers = []
     version = registry.get(store, f"{result['model']}@{result['version']}")
-    for row in dataset.load(store, version.lineage.dataset_digest).held_out_rows[:QUESTIONS]:
+    for row in dataset.load(store, version.lineage.dataset_digest).test_rows[:QUESTIONS]:
         asked, expected = row["messages"][-2:]
         question = str(asked["content"])
         base, tuned = answer(version.base_name, question), answer(version.name, question)

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ray_jobs.data.findings import Findings
-from ray_jobs.data.split import SIDE_COLUMN, is_set_aside
+from ray_jobs.data.split import SIDE_COLUMN, side_named
 from ray_jobs.errors import suggestion
 from ray_jobs.tasks.base import Row, Task
 
@@ -40,9 +40,9 @@ def check_mapping(task: Task[Any], columns: Mapping[str, str]) -> None:
 
 class FileColumns:
     """A file's columns, learnt record by record. `mapping` is the job file's `data.columns`; `most` findings are listed
-    one by one."""
+    one by one. `also_used`: columns of the file that the job file names for the split, and every row must have."""
 
-    def __init__(self, task: Task[Any], mapping: Mapping[str, str], most: int) -> None:
+    def __init__(self, task: Task[Any], mapping: Mapping[str, str], most: int, also_used: Collection[str] = ()) -> None:
         mapping = {name: _composed(of_file) for name, of_file in mapping.items()}
         mapped = set(mapping.values())
         self._names: dict[str, list[str]] = {
@@ -54,6 +54,7 @@ class FileColumns:
         """Names that the file may have for each column of the task, of which a row has one."""
         self._mapping, self._required = mapping, [column.name for column in task.columns if column.required]
         self._used = {name for names in self._names.values() for name in names}
+        self._also_used = {_composed(name) for name in also_used}
         self._switches = [name for name in _SWITCHES if name not in self._used]
         self._seen: dict[str, None] = {}  # a set that keeps the order of the file
         self._aliased: dict[str, str] = {}
@@ -68,7 +69,7 @@ class FileColumns:
         if not all(map(_is_composed, values)):
             values = {_composed(name): value for name, value in values.items()}
         for name in values:
-            if name in self._used:
+            if name in self._used or name in self._also_used:
                 self._seen[name] = None
             elif len(self._seen) < _MOST_COLUMNS:
                 self._seen[name[:_LONGEST_NAME]] = None
@@ -108,6 +109,10 @@ class FileColumns:
     def report(self, source: str, findings: Findings) -> None:
         """Add what concerns the whole file: rows without columns, and what was not used."""
         self._report_absent(source, findings)
+        for name in self._also_used - self._seen.keys() if self._seen else ():
+            findings.add(
+                source, f"no row has a column {name!r}, which data.split names; {_nearest(name, list(self._seen))}"
+            )
         for name, column in self._aliased.items():
             findings.note(source, f"{name!r} is read as {column}")
         for name, count in self._left_out.items():
@@ -116,8 +121,8 @@ class FileColumns:
                 f"{count} row(s) are left out by the column {name!r}, where it is false or 0; others count in full; "
                 "rename it if it means something else",
             )
-        said = self._left_out.keys() | self._used
-        if self._sides and SIDE_COLUMN not in said and all(is_set_aside(side) is not None for side in self._sides):
+        said = self._left_out.keys() | self._used | self._also_used
+        if self._sides and SIDE_COLUMN not in said and all(side_named(side) is not None for side in self._sides):
             counts = ", ".join(f"{count} {side}" for side, count in self._sides.items())
             findings.note(source, f"the column {SIDE_COLUMN!r} names the side of each row: {counts}")
             said = said | {SIDE_COLUMN}

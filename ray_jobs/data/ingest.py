@@ -7,7 +7,7 @@ records; the task checks a row. Rows stream: a file is never held in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ def read_rows(
     *,
     encoding: str | None = None,
     sheet: str | None = None,
+    also_used: Collection[str] = (),
 ) -> Iterator[tuple[Record, Row]]:
     """Yield (record, canonical row) of each valid row; problems of the others and notices are added to `findings`.
 
     `columns` maps a column of the task to the file's column where the names differ. The last finding, if any, is about
     the whole file. `source` is the file's name in messages; `encoding` and `sheet` are those of `read_records`.
+    `also_used`: columns of the file that every record must have, besides the task's.
     """
-    yield from rows_of(read_records(path, encoding=encoding, sheet=sheet), source, task, columns, findings)
+    yield from rows_of(read_records(path, encoding=encoding, sheet=sheet), source, task, columns, findings, also_used)
 
 
 def rows_of(
@@ -41,9 +43,10 @@ def rows_of(
     task: Task[Any],
     columns: Mapping[str, str],
     findings: Findings,
+    also_used: Collection[str] = (),
 ) -> Iterator[tuple[Record, Row]]:
     """`read_rows` of records that are read already."""
-    found = FileColumns(task, columns, findings.most)
+    found = FileColumns(task, columns, findings.most, also_used)
     records = 0
     for record in read:
         if isinstance(record, Notice):

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ray_jobs.data.clean.rows import Cleaning
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Item, Notice, Record, Unreadable, read_records
 from ray_jobs.data.guess import ColumnSummary, Guess, guess, summarise
 from ray_jobs.data.ingest import rows_of
 from ray_jobs.data.labels import check_labels, contradictory, doubtful
-from ray_jobs.data.split import input_digest, split
+from ray_jobs.data.split import NO_SIDE, Rows, input_digest, short_keys, split
 from ray_jobs.errors import DataError
+from ray_jobs.spec.split import SplitSection
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Row
 
 _READ, _READ_CHARACTERS = 2000, 5_000_000
 """Most records read, and most of their characters: enough to tell labels from texts."""
-_FRACTION = 0.1
-"""Share held out to see whether the rows can be split at all."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _check_together(seen: Overview, source: str) -> None:
     try:
         if task.label_column is not None:
             check_labels(set(counts), set())
-        split(inputs, labels, range(len(inputs)), _FRACTION)
+        keys, no_sides = short_keys(inputs), np.full(len(inputs), NO_SIDE, dtype=np.int64)
+        split(Rows(keys, keys.astype(np.int64), labels, no_sides, no_sides), SplitSection().shares(len(inputs)))
     except DataError as error:
         findings.add(source, error.message)
 

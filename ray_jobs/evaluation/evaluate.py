@@ -1,4 +1,4 @@
-"""Evaluates the best checkpoint: stores the candidate, scores it and its base on held-out rows, and the gate on both.
+"""Evaluates the best checkpoint: stores the candidate, scores it and its base on test rows, and the gate on both.
 
 Also computes the trainer's side of parity, while the model is in memory; `parity.py` compares it with the engine.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ray_jobs import models
 from ray_jobs.data import dataset
@@ -24,7 +24,7 @@ from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, PromptSetting, Row
 from ray_jobs.tasks.chat.turns import trained_turns
-from ray_jobs.training.inputs import HELD_OUT_FILE, TrainInputs
+from ray_jobs.training.inputs import TEST_FILE, TrainInputs, encoded_file
 from ray_jobs.training.scoring import score
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _STEPS = 5
 
 
 class Evaluation(BaseModel):
-    """Both models on the same held-out rows."""
+    """Both models on the same test rows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +49,8 @@ class Evaluation(BaseModel):
     tuned: dict[str, float]
     base_is: str
     """Source of `base`: the base model or, where that has no head for the task, the task's baseline."""
-    held_out_rows: int
+    test_rows: int = Field(validation_alias=AliasChoices("test_rows", "held_out_rows"))
+    """Rows of the test side. The stored name was `held_out_rows`."""
     parity_prompts: tuple[ParityPrompt, ...]
 
 
@@ -61,8 +62,8 @@ class EvaluateInputs(BaseModel):
     train: TrainInputs
     checkpoint_key: str
     dataset_digest: str
-    held_out_kept: tuple[int, ...]
-    """Numbers of the held-out rows that were encoded."""
+    test_kept: tuple[int, ...]
+    """Numbers of the test rows that were encoded."""
     candidate_key: str
     prompts: PromptSetting = PromptSetting()
     """How the prompts of the encoded rows are written."""
@@ -83,9 +84,9 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
         if store.read_manifest(inputs.candidate_key) is None:
             files = store.upload_tree(tree, inputs.candidate_key)
             store.commit(inputs.candidate_key, files, {"checkpoint": inputs.checkpoint_key})
-    encoded = Encoded.load(store.fetch(inputs.train.encoded_key) / HELD_OUT_FILE)
+    encoded = Encoded.load(encoded_file(store.fetch(inputs.train.encoded_key), TEST_FILE))
     files_of_rows = dataset.load(store, inputs.dataset_digest)
-    rows = [files_of_rows.held_out_rows[i] for i in inputs.held_out_kept]
+    rows = [files_of_rows.test_rows[i] for i in inputs.test_kept]
     is_adapter = hasattr(candidate, "peft_config")
 
     def measured(model: torch.nn.Module) -> dict[str, float]:
@@ -116,7 +117,7 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
         base=base,
         tuned=tuned,
         base_is=base_is,
-        held_out_rows=len(rows),
+        test_rows=len(rows),
         parity_prompts=prompts,
     )
 
@@ -163,13 +164,13 @@ def parity_prompts(
 
 
 def gate(evaluation: Evaluation, spec: JobSpec) -> None:
-    """Raise GateError for a tuned model that is not better than its base on held-out rows."""
+    """Raise GateError for a tuned model that is not better than its base on the test rows."""
     tuned, base = evaluation.tuned["loss"], evaluation.base["loss"]
     if not math.isfinite(tuned):
-        raise GateError(f"the tuned model's held-out loss is {tuned}; it is not registered")
+        raise GateError(f"the tuned model's test loss is {tuned}; it is not registered")
     if spec.evaluation.must_beat_base and tuned >= base:
         raise GateError(
-            f"the tuned model's held-out loss {tuned:.4f} is not below that of {evaluation.base_is}, {base:.4f}, on "
-            f"{evaluation.held_out_rows} rows, so it is not registered: train longer, change the learning rate or "
+            f"the tuned model's test loss {tuned:.4f} is not below that of {evaluation.base_is}, {base:.4f}, on "
+            f"{evaluation.test_rows} rows, so it is not registered: train longer, change the learning rate or "
             "bring more rows, or set evaluation.must_beat_base: false"
         )

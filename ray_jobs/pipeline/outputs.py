@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.digests import json_digest
@@ -43,13 +43,18 @@ class EncodedRows(BaseModel, frozen=True):
     train_tokens: int = 0
     train_supervised: int = 0
     """Labels that count in the loss."""
-    held_out_rows: int = 0
-    held_out_rows_left_out: int = 0
-    held_out_examples: int = 0
-    held_out_tokens: int = 0
-    held_out_supervised: int = 0
-    held_out_kept: tuple[int, ...]
-    """Numbers of the held-out rows that were encoded."""
+    validation_rows: int = 0
+    validation_rows_left_out: int = 0
+    validation_examples: int = 0
+    validation_tokens: int = 0
+    validation_supervised: int = 0
+    test_rows: int = 0
+    test_rows_left_out: int = 0
+    test_examples: int = 0
+    test_tokens: int = 0
+    test_supervised: int = 0
+    test_kept: tuple[int, ...] = Field(validation_alias=AliasChoices("test_kept", "held_out_kept"))
+    """Numbers of the test rows that were encoded. The stored name was `held_out_kept`."""
     key: str
     labels: tuple[str, ...]
     prompts: PromptSetting = PromptSetting()
@@ -227,7 +232,7 @@ class Flow:
             train=self.train_inputs,
             checkpoint_key=self.trained.checkpoint,
             dataset_digest=self.dataset.digest,
-            held_out_kept=self.encoded.held_out_kept,
+            test_kept=self.encoded.test_kept,
             prompts=self.encoded.prompts,
             candidate_key=candidate_key(self.job_spec.job_id, self.trained.checkpoint),
         )

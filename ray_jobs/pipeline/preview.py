@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ray_jobs.data import dataset
+from ray_jobs.data import prepare, versions
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.ingest import read_rows
 from ray_jobs.data.sources import RowFile, find_files, is_small, local_copy
@@ -39,15 +39,18 @@ def preview_rows(store: Workspace, spec: JobSpec) -> str:
 
     Raises DataError with everything that is wrong with them.
     """
+    if spec.data.dataset is not None:
+        found = versions.dataset_of(store, spec.data.dataset, spec.task)
+        return prepare.Outline(found, {}).as_text()
     if not is_small([file for source in spec.data.sources for file in find_files(store, source).files], _MOST_BYTES):
         return ""
-    return dataset.outline(store, spec.data, TASKS[spec.task]).as_text()
+    return prepare.outline(store, spec.data, TASKS[spec.task], name=spec.data.name or spec.name).as_text()
 
 
 def preview_examples(store: Workspace, spec: JobSpec, base_model: str) -> str:
     """What the first rows become, as `EncodedRows.as_text`. Empty where it cannot be known yet."""
     task = TASKS[spec.task]
-    if not task.generates:
+    if not task.generates or spec.data.dataset is not None:
         return ""
     try:
         files = [file for source in spec.data.train_sources for file in find_files(store, source).files]
@@ -66,7 +69,7 @@ def preview_examples(store: Workspace, spec: JobSpec, base_model: str) -> str:
     except KitaeError:  # the stages before it say what is missing
         return ""
     text = EncodedRows(
-        train_rows=len(rows), train_examples=examples, held_out_kept=(), key="", labels=(), prompts=setting
+        train_rows=len(rows), train_examples=examples, test_kept=(), key="", labels=(), prompts=setting
     ).as_text()
     return f"of the first {len(rows)} rows: {text}" if text else ""
 

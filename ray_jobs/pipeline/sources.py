@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_jobs import registry
+from ray_jobs.data import versions
 from ray_jobs.data.sources import fingerprint, is_here
 from ray_jobs.errors import KitaeError, ServingError
 from ray_jobs.jobs import JobRecord
@@ -23,9 +24,11 @@ class Sources:
     """Fingerprints that change with the content."""
 
     rows: tuple[str, ...]
-    """`data.train` and, where the job file has one, `data.held_out`."""
+    """Those of `data.sources`."""
     bases: Mapping[str, str]
     """By base model."""
+    dataset: str = ""
+    """Digest of the dataset that `data.dataset` names. Empty: the job names rows."""
 
 
 def submitted(record: JobRecord, *, everywhere: bool) -> Mapping[str, str]:
@@ -44,9 +47,11 @@ def read_sources(store: Workspace, flow: Flow, known: Mapping[str, str]) -> Sour
     """Fingerprint the rows and the bases that are not `known`. Raises one error with everything that is missing."""
     problems: list[KitaeError] = []
     rows: tuple[str, ...] = ()
-    prints: dict[str, str] = {}
+    named, prints = "", dict[str, str]()
     try:
         rows = tuple(known.get(source) or fingerprint(store, source) for source in flow.job_spec.data.sources)
+        if flow.job_spec.data.dataset is not None:
+            named = versions.dataset_of(store, flow.job_spec.data.dataset, flow.job_spec.task).digest
     except KitaeError as error:
         problems.append(error)
     for base_model in filter(None, flow.base_models):
@@ -59,7 +64,7 @@ def read_sources(store: Workspace, flow: Flow, known: Mapping[str, str]) -> Sour
         raise problems[0]
     if problems:  # the first one's kind, which keeps its exit code
         raise type(problems[0])("the job cannot run", details=[str(problem) for problem in problems])
-    return Sources(rows, prints)
+    return Sources(rows, prints, named)
 
 
 def _require_engine(store: Workspace, spec: JobSpec, base_model: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ray_jobs import __version__, deploy, registry
-from ray_jobs.data import dataset
+from ray_jobs.data import dataset, prepare, versions
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.data.encoding import ENCODING, encode_rows, sentences_of_left_out
 from ray_jobs.digests import json_digest
@@ -45,7 +45,7 @@ from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import PromptSetting
 from ray_jobs.tracking.job_run import track
 from ray_jobs.training import checkpoint, ray_train, ray_workers
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainOutcome
+from ray_jobs.training.inputs import TEST_FILE, TRAIN_FILE, VALIDATION_FILE, TrainOutcome
 from ray_jobs.training.metrics import TrainingMetrics
 from ray_jobs.training.ray_workers import MetricValues
 
@@ -83,10 +83,14 @@ class StageContext:
 
 def make_dataset(flow: Flow, context: StageContext) -> Dataset:
     """Read, check and split the rows."""
-    task = TASKS[flow.job_spec.task]
-    return dataset.prepare(
-        context.store, flow.job_spec.data, task, lambda notice: context.job.event("info", f"data: {notice}")
+    store, spec, data = context.store, flow.job_spec, flow.job_spec.data
+    if data.dataset is not None:
+        return versions.dataset_of(store, data.dataset, spec.task)
+    name = data.name or spec.name
+    made = prepare.prepare(
+        store, data, TASKS[spec.task], lambda notice: context.job.event("info", f"data: {notice}"), name=name
     )
+    return made.model_copy(update={"version": versions.record(store, name, data, made, context.job.id).label})
 
 
 def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
@@ -106,13 +110,17 @@ def copy_base(flow: Flow, context: StageContext, base_model: str) -> BaseCopy:
 
 
 def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
-    """Encode the rows of both sides for a base, once."""
+    """Encode the rows of every side for a base, once."""
     store, spec, base = context.store, flow.job_spec, flow.base_copy(base_model)
     labels, limits = flow.dataset.labels, spec.data
     files = dataset.load(store, flow.dataset.digest)
     tokenizer = load_processor(fetch_base(store, base.key), spec.task)
-    sides = (("train", files.train_rows, TRAIN_FILE), ("held_out", files.held_out_rows, HELD_OUT_FILE))
-    named = ((f"{side.replace('_', '-')} row {i}", row) for side, rows, _ in sides for i, row in enumerate(rows, 1))
+    sides = (
+        ("train", files.train_rows, TRAIN_FILE),
+        ("validation", files.validation_rows, VALIDATION_FILE),
+        ("test", files.test_rows, TEST_FILE),
+    )
+    named = ((f"{side} row {i}", row) for side, rows, _ in sides for i, row in enumerate(rows, 1))
     prompts = TASKS[spec.task].setting_for(named, tokenizer, store.now().date())
     task = TASKS[spec.task].with_setting(prompts)
     how = [ENCODING, base.digest, limits.max_tokens, limits.too_long]
@@ -129,10 +137,10 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
                 labels,
                 max_tokens=limits.max_tokens,
                 too_long=limits.too_long,
-                source=side.replace("_", "-"),
+                source=side,
                 progress=lambda done, total: context.show(done, total, "rows"),
             )
-            left_out += sentences_of_left_out(rows, kept, task, side.replace("_", "-"))
+            left_out += sentences_of_left_out(rows, kept, task, side)
             if side == "train":
                 task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)
             encoded.save(Path(scratch) / name)
@@ -149,7 +157,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
         context.job.event("info", note)
     for sentence in left_out:
         context.job.event("warning", f"data: {sentence}")
-    return EncodedRows(**counts, held_out_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels, prompts=prompts)
+    return EncodedRows(**counts, test_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels, prompts=prompts)
 
 
 def search(flow: Flow, context: StageContext) -> SearchOutcome:
@@ -222,7 +230,7 @@ def train(flow: Flow, context: StageContext) -> TrainOutcome:
 
 
 def evaluate_candidate(flow: Flow, context: StageContext) -> Evaluation:
-    """Build the candidate and score it and its base on held-out rows."""
+    """Build the candidate and score it and its base on the test rows."""
     return context.on_worker(evaluate, flow.evaluate_inputs, compute=flow.spec.compute)
 
 
@@ -334,6 +342,7 @@ def _register_tree(
     training = spec.training.model_copy(update={"precision": flow.evaluation.dtype})  # what `auto` became
     lineage = Lineage(
         dataset_digest=flow.dataset.digest,
+        dataset=flow.dataset.version,
         base_digest=flow.base.digest,
         spec=spec.model_copy(update={"training": training}),
         code_version=__version__,

@@ -28,6 +28,7 @@ from ray_jobs.pipeline.preview import describe_search
 from ray_jobs.pipeline.sources import Sources
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.spec import JobSpec
+from ray_jobs.spec.job import FORMER_FRACTION
 from ray_jobs.tasks import TASKS
 from ray_jobs.training.inputs import TrainOutcome
 
@@ -57,7 +58,7 @@ def stages_of(flow: Flow, sources: Sources) -> Iterator[Stage[Any]]:
     rows = {
         "data": _data(spec, exclude={"max_tokens", "too_long"}),
         "task": spec.task,
-        "sources": list(sources.rows),
+        "sources": list(sources.rows) or [sources.dataset],
     }
     yield Stage("dataset", lambda _: rows, stage_work.make_dataset, Dataset)
     for base_model in flow.base_models:
@@ -100,7 +101,8 @@ def _material(spec: JobSpec, sources: Sources, base_model: str) -> Iterator[Stag
 def _data(spec: JobSpec, exclude: Set[str] = frozenset()) -> dict[str, Any]:
     """The section `data`. Fields newer than some stored jobs are left out while they are off: no stage runs again."""
     document = spec.data.model_dump(mode="json", exclude=set(exclude))
-    newer = ("encoding", "sheet", "personal_data")
+    document["held_out_fraction"] = document["held_out_fraction"] or FORMER_FRACTION
+    newer = ("encoding", "sheet", "personal_data", "dataset", "name", "test", "split", "clean")
     return {name: value for name, value in document.items() if value is not None or name not in newer}
 
 

@@ -50,7 +50,7 @@ def model_card(version: ModelVersion) -> str:
     origins = {
         "job": lineage.job_id,
         **({"trial of its search": lineage.trial} if lineage.trial else {}),
-        "dataset": lineage.dataset_digest,
+        "dataset": f"{lineage.dataset} {lineage.dataset_digest}".strip(),
         "base weights": lineage.base_digest,
         "code": lineage.code_version,
         "made": lineage.created_at,

@@ -40,6 +40,8 @@ class Lineage:
     """Whether it passed the gate and parity; a published checkpoint did not."""
     prompts: PromptSetting = field(default=PromptSetting(), hash=False)
     """How the prompts of its rows were written; the endpoint sends the switches where a request has none."""
+    dataset: str = ""
+    """Name and version of the dataset, such as `reviews@3`. Empty: it has none."""
 
 
 _LINEAGE = TypeAdapter(Lineage)

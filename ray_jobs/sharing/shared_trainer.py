@@ -26,7 +26,7 @@ from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import is_packed
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainHooks, TrainInputs
+from ray_jobs.training.inputs import TRAIN_FILE, VALIDATION_FILE, TrainHooks, TrainInputs, encoded_file
 from ray_jobs.training.machine_errors import memory_errors
 from ray_jobs.training.trainer import train
 
@@ -231,7 +231,7 @@ class SharedTrainer:
         spec, labels = inputs.spec, inputs.labels
         directory, encoded = self._store.fetch(inputs.base_key), self._store.fetch(inputs.encoded_key)
         require_memory(directory, resolve_precision(spec), self._device)
-        rows, held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
+        rows, held_out = Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded_file(encoded, VALIDATION_FILE))
         sharing: Sharing
         if spec.training.method == "frozen":
             blocks = int(load_config(directory).get("num_hidden_layers", depth))

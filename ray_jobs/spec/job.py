@@ -28,6 +28,10 @@ from ray_jobs.tasks import TASKS, TaskName
 DEFAULT_TEAM = "default"
 """Team of jobs and models without a team."""
 
+FORMER_FRACTION = 0.1
+"""Default of `data.held_out_fraction` in earlier versions. In the ids of jobs it still stands for "not given", so that
+a job file without it names the same job as before."""
+
 COMBINATIONS = "combinations"
 """Type of pydantic's error about fields that exclude each other; its context has the `problems`."""
 
@@ -78,7 +82,7 @@ class JobSpec(SpecSection):
 
     @model_validator(mode="after")
     def _combinations(self) -> JobSpec:
-        problems = []
+        problems = self.data.problems()
         if not self.base_model and self.training.method != "full":
             problems.append(f"task: {self.task} has no base model to adapt; set training.method: full")
         if self.compute.offload != "none" and self.compute.zero_stage < 2:
@@ -143,6 +147,7 @@ class JobSpec(SpecSection):
         # Newer than some stored jobs: left out while it is off, so that their ids do not change.
         if not self.training.publish_checkpoints:
             del resolved["training"]["publish_checkpoints"]
+        resolved["data"].setdefault("held_out_fraction", FORMER_FRACTION)
         return json_digest(resolved)
 
     @property

@@ -5,7 +5,7 @@ The only I/O of this room is `read_yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +22,18 @@ _SECRET = ("tracking",)
 _NO_SECTION = "must be an object"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `7:1:2` as a number to the base 60; here it is a text, as in YAML 1.2."""
+
+
+def _without_base_60(plain: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda loader, node: node.value if ":" in node.value else plain(loader, node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _without_base_60(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _without_base_60(yaml.SafeLoader.construct_yaml_float))
+
+
 def load_spec(path: Path) -> JobSpec:
     """Read a job file. Raises SpecError naming every wrong field, with the nearest right name for an unknown one."""
     document = read_yaml(path, "job file")
@@ -33,7 +45,7 @@ def load_spec(path: Path) -> JobSpec:
 def read_yaml(path: Path, what: str) -> Any:
     """Read a YAML document. Raises SpecError if the file is missing or unreadable; `what` names it in the message."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise SpecError(f"no {what} at {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from ray_jobs.spec.cleaning import CleaningPolicy
 from ray_jobs.spec.personal_data import PersonalDataPolicy
 from ray_jobs.spec.problems import quoted
 from ray_jobs.spec.section import SpecSection
+from ray_jobs.spec.split import Shares, SplitSection
 from ray_jobs.tasks.chat.parsers import ReasoningParser, ToolParser
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -32,23 +34,42 @@ def _named(text: str) -> str:
     return text
 
 
+def _dataset_named(text: str) -> str:
+    name, at, number = text.partition("@")
+    if not is_name(name) or (at and re.fullmatch(r"[1-9][0-9]{0,5}", number) is None):
+        raise ValueError(f"is {quoted(text)}; it must be a dataset's name, or NAME@VERSION such as reviews@3")
+    return text
+
+
+DatasetName = Annotated[str, AfterValidator(_dataset_named)]
+"""`reviews` or `reviews@3`."""
 Name = Annotated[str, AfterValidator(_named), WithJsonSchema({"pattern": f"^{_NAME.pattern}$", "type": "string"})]
 """A name that is valid in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
 
 
 class DataSection(SpecSection):
-    train: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)]
+    train: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)] | None = None
     """Rows to train on: a path or `s3://bucket/key` of a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`,
-    `.txt`, `.md` or `.html`; of text also `.gz` and `.zst`), of a folder or prefix, or a glob; or a list of these."""
+    `.txt`, `.md` or `.html`; of text also `.gz` and `.zst`), of a folder or prefix, or a glob; or a list of these.
+    Required, unless `dataset` names rows."""
+    dataset: DatasetName | None = None
+    """A dataset of the team to train on, such as `reviews` (its newest version) or `reviews@3`, with its sides. None:
+    the rows of `train`."""
+    name: Name | None = None
+    """Name of the dataset that the rows become a version of. None: the model's name."""
     held_out: str | None = None
-    """Rows to evaluate on, as for `train`, without a list. None: `held_out_fraction` of the training rows is set
-    aside."""
+    """Rows to validate on, as for `train`, without a list: they steer the training. None: rows of `train`."""
+    test: str | None = None
+    """Rows to test on, as for `held_out`: only the evaluation that decides reads them. None: rows of `train`."""
+    split: SplitSection | None = None
+    """How the rows of `train` are split into training, validation and test. None: `8:1:1` below 1,000 rows, else
+    `18:1:1`."""
     encoding: str | None = None
     """Encoding of text files, such as `cp932`. None: found for each file, and reported."""
     sheet: str | None = None
     """Sheet of Excel workbooks. None: the only one with rows."""
-    held_out_fraction: float = Field(0.1, gt=0.0, lt=1.0)
-    """Share of the rows set aside when `held_out` is None. Rows with the same content go to the same side."""
+    held_out_fraction: float | None = Field(None, gt=0.0, lt=1.0)
+    """Former way to say `split`: this share of the rows is set aside, a half of it each for validation and test."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Column of the file for each column of the task, where they differ, such as `{text: body, label: is_spam}`."""
     max_rows: int | None = Field(None, ge=1)
@@ -61,16 +82,52 @@ class DataSection(SpecSection):
     personal_data: PersonalDataPolicy | None = None
     """What happens to rows with personal data or secrets: `report`, `redact`, `drop` or `refuse`, for all kinds or for
     each, such as `{email: redact, api_key: refuse}`. None: they are counted and reported."""
+    clean: CleaningPolicy | None = None
+    """Cleaning of the rows before they are split: `standard`, `report`, or each step on its own. None: what is quickly
+    found is reported."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """`train` and, where it is set, `held_out`."""
-        return self.train_sources if self.held_out is None else (*self.train_sources, self.held_out)
+        """Files that are read: `train` and, where they are set, `held_out`, `test`, and that of `clean.drop_rows`."""
+        drop = self.clean.drop_rows if self.clean is not None and isinstance(self.clean.drop_rows, str) else None
+        return (*self.train_sources, *(each for each in (self.held_out, self.test, drop) if each is not None))
 
     @property
     def train_sources(self) -> tuple[str, ...]:
-        """`train`, one or several."""
+        """`train`, none, one or several."""
+        if self.train is None:
+            return ()
         return (self.train,) if isinstance(self.train, str) else self.train
+
+    def split_of(self, rows: int) -> Shares:
+        """Shares of the sides for this number of rows."""
+        if self.held_out_fraction is not None and (self.split is None or self.split.ratio is None):
+            half = self.held_out_fraction / 2
+            return Shares(1 - self.held_out_fraction, half, half)
+        return (self.split or SplitSection()).shares(rows)
+
+    def problems(self) -> list[str]:
+        """Fields that exclude each other."""
+        problems = []
+        if self.dataset is None and self.train is None:
+            problems.append("data.train: name rows, or a dataset of the team in data.dataset")
+        if self.dataset is not None:
+            given = [name for name in _OF_ROWS if getattr(self, name) not in (None, {})]
+            if given:
+                problems.append(
+                    f"data.dataset: {self.dataset} has its rows and sides; leave out {' and '.join(given)}, or name "
+                    "the rows instead"
+                )
+        if self.held_out_fraction is not None and self.split is not None:
+            problems.append("data.held_out_fraction: data.split says it too; leave the first out")
+        return problems
+
+
+_OF_ROWS = (
+    "train", "name", "held_out", "test", "split", "encoding", "sheet", "held_out_fraction", "columns", "personal_data",
+    "clean",
+)  # fmt: skip
+"""Fields that say how rows become a dataset."""
 
 
 class LoraSection(SpecSection):

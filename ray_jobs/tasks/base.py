@@ -266,6 +266,10 @@ class Task(ABC, Generic[E]):
         """What a model is asked with a canonical row. Rows with one input stay on one side of a split."""
         return json.dumps(row, ensure_ascii=False, sort_keys=True)
 
+    def question_of(self, row: Row) -> str:
+        """The part of the input that differs from row to row, by which near duplicates are found."""
+        return self.input_of(row)
+
     def setting_for(self, rows: Iterable[tuple[str, Row]], processor: Any, today: date) -> PromptSetting:
         """Choose how the prompts of these rows are written; `rows`: each with its name in an error.
 

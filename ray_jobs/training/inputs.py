@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -11,7 +12,14 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from ray_jobs.spec import JobSpec
 
 TRAIN_FILE = "train.safetensors"
-HELD_OUT_FILE = "held_out.safetensors"
+VALIDATION_FILE, TEST_FILE = "validation.safetensors", "test.safetensors"
+_FORMER_FILE = "held_out.safetensors"
+"""Both sides in encoded rows of earlier versions."""
+
+
+def encoded_file(tree: Path, name: str) -> Path:
+    """A side's file in a tree of encoded rows."""
+    return tree / name if (tree / name).exists() else tree / _FORMER_FILE
 
 
 class TrainUntil(BaseModel):

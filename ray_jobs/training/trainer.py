@@ -25,7 +25,15 @@ from ray_jobs.training import checkpoint
 from ray_jobs.training.batching import batch_plan
 from ray_jobs.training.checkpoint import Checkpoint, Position
 from ray_jobs.training.deepspeed_engine import DeepSpeedOptimizer
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainHooks, TrainInputs, TrainOutcome, TrainProgress
+from ray_jobs.training.inputs import (
+    TRAIN_FILE,
+    VALIDATION_FILE,
+    TrainHooks,
+    TrainInputs,
+    TrainOutcome,
+    TrainProgress,
+    encoded_file,
+)
 from ray_jobs.training.machine_errors import memory_errors, out_of_memory, peak_memory_bytes
 from ray_jobs.training.scoring import all_reduced, run_sample, score
 from ray_jobs.training.step import TrainingState, rate_of, restored, to_resume
@@ -211,9 +219,9 @@ def _fit(inputs: TrainInputs, store: Workspace, hooks: TrainHooks) -> TrainOutco
 
 
 def _load_rows(inputs: TrainInputs, store: Workspace) -> tuple[Encoded, Encoded]:
-    """The training rows and the held-out rows."""
+    """The training rows and the validation rows."""
     encoded = store.fetch(inputs.encoded_key)
-    return Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded / HELD_OUT_FILE)
+    return Encoded.load(encoded / TRAIN_FILE), Encoded.load(encoded_file(encoded, VALIDATION_FILE))
 
 
 def _start_writer(inputs: TrainInputs, store: Workspace, hooks: TrainHooks, keep: int) -> checkpoint.Writer:

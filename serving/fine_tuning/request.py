@@ -80,9 +80,15 @@ def resolve(
             problems.append((param, f"the file {wanted!r} does not exist{owned}"))
         elif param in found and (found[param].purpose != FINE_TUNE or found[param].report is None):
             problems.append((param, f"{wanted} was uploaded for {found[param].purpose}, not with purpose {FINE_TUNE}"))
-    for name, instead in (("held_out", "validation_file"), ("train", "training_file")):
-        if name in (body.data or {}):
+    given = body.data or {}
+    for name, instead in (("held_out", "validation_file"), ("train", "training_file"), ("dataset", "training_file")):
+        if name in given:
             problems.append((f"data.{name}", f"rows come from files: upload them and name the file in {instead}"))
+    if "test" in given:
+        problems.append(("data.test", "the test rows are taken from training_file: mark them in its column `split`"))
+    cleaning = given.get("clean")
+    if isinstance(cleaning, dict) and isinstance(cleaning.get("drop_rows"), str):
+        problems.append(("data.clean.drop_rows", "write a list of row ids: a job of the API reads no other files"))
     if problems:
         raise invalid_fields(problems)
     assert entry is not None

@@ -24,7 +24,8 @@ from tests.serving.routing import deploy_version
 Kitae = Callable[..., Result]
 
 READS = {
-    "audit", "bases", "completion", "data", "data inspect", "keys list", "local env", "local status", "models", "plan",
+    "audit", "bases", "completion", "data", "data diff", "data export", "data inspect", "data report",
+    "data show", "keys list", "local env", "local status", "models", "plan",
     "quota report", "quota show", "quota simulate", "schema", "status", "traffic", "trials", "tracking", "usage",
     "webhooks list", "budget show", "completions export", "completions policies",
 }  # fmt: skip

@@ -36,7 +36,7 @@ def test_a_job_file_is_written_and_valid(kitae: Kitae) -> None:
     spec = load_spec(Path("reviews.yaml"))
     assert (spec.name, spec.task) == ("reviews", "text_classification")
     assert spec.data.columns == {"text": "本文", "label": "評価"}
-    assert (spec.data.train, spec.data.held_out_fraction, spec.data.too_long) == ("reviews.csv", 0.2, "truncate")
+    assert (spec.data.train, spec.data.split_of(0).test, spec.data.too_long) == ("reviews.csv", 0.2, "truncate")
     assert spec.base_model == "intfloat/multilingual-e5-small"
     assert "labels: 悪い, 良い" in said
     assert "not used: the column(s) '店'" in said

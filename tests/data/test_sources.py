@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.data import sources
-from ray_jobs.data.dataset import load, prepare
+from ray_jobs.data.dataset import load
+from ray_jobs.data.prepare import prepare
 from ray_jobs.data.sources import find_files, fingerprint, is_here
 from ray_jobs.errors import DataError
 from ray_jobs.spec import DataSection

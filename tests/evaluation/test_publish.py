@@ -96,8 +96,10 @@ def trained(store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         rows = tiny_models.chat_rows(48)
         copy = BaseCopy(digest="base", name="base", key=f"bases/{base.name}")
         flow = Flow(spec).with_output(BaseCopy, spec.base_model, copy)
-        flow = flow.with_output(Dataset, "", Dataset("rows", spec.task, 40, 8, (), 0, 0))
-        encoded = EncodedRows(held_out_kept=(), key=f"encoded/{spec.task}", labels=())
+        flow = flow.with_output(
+            Dataset, "", Dataset(digest="rows", task=spec.task, train_rows=40, validation_rows=8, test_rows=8)
+        )
+        encoded = EncodedRows(test_kept=(), key=f"encoded/{spec.task}", labels=())
         flow = flow.with_output(EncodedRows, spec.base_model, encoded)
         prefix = flow.train_inputs.checkpoints
         inputs = harness.publish(store, spec, base, rows[:40], rows[40:], checkpoints=prefix)
@@ -115,7 +117,7 @@ def trained(store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             base={"loss": 9.0},
             tuned={"loss": outcome.best_loss},
             base_is="the base model",
-            held_out_rows=8,
+            test_rows=8,
             parity_prompts=(),
         )
         flow = flow.with_output(TrainOutcome, "", outcome).with_output(Evaluation, "", evaluation)

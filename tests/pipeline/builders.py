@@ -110,7 +110,7 @@ class FakeStages:
             base={"loss": 2.0},
             tuned={"loss": self.tuned_loss},
             base_is="the base model",
-            held_out_rows=8,
+            test_rows=8,
             parity_prompts=(),
         )
 
@@ -121,7 +121,7 @@ class FakeStages:
 
 def encode(flow: Flow, _context: StageContext, base_model: str) -> EncodedRows:
     digest = flow.get(BaseCopy, base_model).digest
-    return EncodedRows(train_rows=36, held_out_kept=(), key=f"encoded/{flow.dataset.digest}/{digest}", labels=())
+    return EncodedRows(train_rows=36, test_kept=(), key=f"encoded/{flow.dataset.digest}/{digest}", labels=())
 
 
 def search(flow: Flow, _context: StageContext) -> SearchOutcome:

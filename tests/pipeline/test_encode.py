@@ -33,7 +33,7 @@ def encoded(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = make_spec(base_model=str(base), data={"train": str(path), "max_tokens": 2048})
     notes: list[Any] = []
-    job = SimpleNamespace(event=lambda *event: notes.append(event))
+    job = SimpleNamespace(event=lambda *event: notes.append(event), id="a-job")
     context: Any = SimpleNamespace(store=store, show=lambda *_, **__: None, job=job)
     flow = Flow(spec).with_output(Dataset, "", stage_work.make_dataset(Flow(spec), context))
     flow = flow.with_output(BaseCopy, str(base), BaseCopy(digest="b", name=family, key="bases/b"))
@@ -61,4 +61,4 @@ def test_rows_of_both_kinds_get_one_setting_and_a_template_without_a_date_none(
     assert plain.prompts == PromptSetting()
     mixed = encoded(monkeypatch, store, tmp_path, "qwen3_5_nothink", [*PLAIN, THOUGHT])
     assert mixed.prompts == PromptSetting(switches={"enable_thinking": True})
-    assert mixed.train_rows + mixed.held_out_rows == 13
+    assert mixed.train_rows + mixed.validation_rows + mixed.test_rows == 13

@@ -71,8 +71,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((still / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (still / "config.json").write_text(json.dumps(config))
-    rows = tiny_models.label_rows(360)
-    for name, part in (("train", rows[:320]), ("held_out", rows[320:])):
+    rows = tiny_models.label_rows(400)
+    for name, part in (("train", rows[:320]), ("held_out", rows[320:360]), ("test", rows[360:])):
         lines = [json.dumps(row, ensure_ascii=False) for row in part]
         (directory / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return directory
@@ -87,6 +87,7 @@ def job_file(directory: Path, name: str, *, base: str = "encoder", **sections: d
         "data": {
             "train": str(directory / "train.jsonl"),
             "held_out": str(directory / "held_out.jsonl"),
+            "test": str(directory / "test.jsonl"),
             "max_tokens": 32,
         },
         "training": {

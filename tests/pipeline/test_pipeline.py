@@ -91,7 +91,7 @@ def test_the_gate_ends_a_job_also_when_its_evaluation_is_recorded(stages: FakeSt
     stages.tuned_loss = 3.0
     for ran in (ALL[:5], []):
         stages.ran.clear()
-        with pytest.raises(GateError, match=r"held-out loss 3\.0000 is not below that of the base model, 2\.0000"):
+        with pytest.raises(GateError, match=r"test loss 3\.0000 is not below that of the base model, 2\.0000"):
             pipeline.run(store, spec)
         assert stages.ran == ran
     assert jobs.load(store, spec.job_id).status == "failed"

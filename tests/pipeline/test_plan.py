@@ -214,7 +214,7 @@ def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, stor
     assert skipped(store, spec) == ALL[:5]
     left = [stage.action for stage in pipeline.plan(store, spec).stages[5:]]
     assert len(left) == 3
-    assert all(action.startswith("not reached: the tuned model's held-out loss 3.0000") for action in left)
+    assert all(action.startswith("not reached: the tuned model's test loss 3.0000") for action in left)
 
 
 @pytest.mark.usefixtures("stages")
@@ -273,7 +273,7 @@ def test_a_plan_says_what_the_encoded_rows_are(
     assert "examples" not in quiet
     assert ";" not in quiet
     prompts = PromptSetting(switches={"enable_thinking": True}, today=date(2026, 7, 26))
-    rewritten = EncodedRows(train_rows=36, train_examples=90, held_out_kept=(), key="k", labels=(), prompts=prompts)
+    rewritten = EncodedRows(train_rows=36, train_examples=90, test_kept=(), key="k", labels=(), prompts=prompts)
     monkeypatch.setattr("ray_jobs.pipeline.stage_work.encode", lambda *_, **__: rewritten)
     other = job_file(store, data={"train": spec.data.train, "max_tokens": 77})
     pipeline.run(store, other)
@@ -302,7 +302,9 @@ def test_a_plan_reads_the_rows_and_refuses_wrong_ones(store: Workspace, tmp_path
     path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
     spec = job_file(store, task="text_classification", data={"train": str(path)})
     (action,) = [stage.action for stage in pipeline.plan(store, spec).stages if stage.name == "dataset"]
-    assert re.search(r"will run: \d+ rows to train on, \d+ held out; labels [ab] \d\d%, [ab] \d\d%", action)
+    assert re.search(
+        r"will run: \d+ rows to train on, \d+ to validate, \d+ to test; labels [ab] \d\d%, [ab] \d\d%", action
+    )
     assert "not used: the column(s) 'id'" in action
     path.write_text('{"text": "", "label": "a"}\n{"text": "t"}')
     with pytest.raises(DataError) as refused:

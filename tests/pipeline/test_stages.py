@@ -22,11 +22,15 @@ SOURCES = Sources(rows=("rows",), bases=MappingProxyType({"org/base": "print", "
 
 def finished(spec: JobSpec) -> Flow:
     """A flow in which every stage that others depend on has an output."""
-    flow = Flow(spec).with_output(Dataset, "", Dataset("d1", spec.task, 9, 1, ("ä", "b"), 0, 0))
+    flow = Flow(spec).with_output(
+        Dataset,
+        "",
+        Dataset(digest="d1", task=spec.task, train_rows=9, validation_rows=1, test_rows=1, labels=("ä", "b")),
+    )
     for base_model in flow.base_models:
         digest = f"digest of {base_model}"
         copy = BaseCopy(digest=digest, name=base_model, key=f"bases/{digest}")
-        rows = EncodedRows(held_out_kept=(0,), key=f"encoded/{digest}", labels=("ä", "b"))
+        rows = EncodedRows(test_kept=(0,), key=f"encoded/{digest}", labels=("ä", "b"))
         flow = flow.with_output(BaseCopy, base_model, copy).with_output(EncodedRows, base_model, rows)
     if spec.search is not None:
         flow = flow.with_output(SearchOutcome, "", search_outcome(flow))
@@ -57,7 +61,7 @@ def train_outcome() -> TrainOutcome:
 def evaluation() -> Evaluation:
     return Evaluation(
         candidate_key="candidates/step-4", is_adapter=True, lora_rank=8, dtype="fp32", base={"loss": 2.0},
-        tuned={"loss": 1.0}, base_is="the base model", held_out_rows=1, parity_prompts=(),
+        tuned={"loss": 1.0}, base_is="the base model", test_rows=1, parity_prompts=(),
     )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("files")
     tiny_models.save_encoder(directory / "encoder")
     tiny_models.save_encoder(directory / "other", seed=1)
-    rows = tiny_models.label_rows(360)
-    for name, part in (("train", rows[:320]), ("held_out", rows[320:])):
+    rows = tiny_models.label_rows(400)
+    for name, part in (("train", rows[:320]), ("held_out", rows[320:360]), ("test", rows[360:])):
         lines = [json.dumps(row, ensure_ascii=False) for row in part]
         (directory / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return directory
@@ -57,6 +57,7 @@ def job_file(directory: Path, name: str, **sections: dict[str, Any]) -> JobFile:
         "data": {
             "train": str(directory / "train.jsonl"),
             "held_out": str(directory / "held_out.jsonl"),
+            "test": str(directory / "test.jsonl"),
             "max_tokens": 32,
         },
         "training": {"method": "lora", "epochs": 9, "batch_size": 32, "micro_batch_tokens": 128, "precision": "fp32"},

@@ -19,7 +19,7 @@ from ray_jobs.sharing.trial_group import Sharing, TrialGroup, TrialTask
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.training import checkpoint
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs, TrainUntil
+from ray_jobs.training.inputs import TRAIN_FILE, VALIDATION_FILE, TrainInputs, TrainUntil
 from ray_jobs.training.trainer import train
 from tests.models import tiny_models
 from tests.training.harness import make_spec, on_workers, publish
@@ -100,7 +100,7 @@ def make_setting(store: Workspace, tmp_path: Path, task: str, **training: Any) -
         store,
         inputs,
         Encoded.load(encoded / TRAIN_FILE),
-        Encoded.load(encoded / HELD_OUT_FILE),
+        Encoded.load(encoded / VALIDATION_FILE),
         store.fetch(inputs.base_key),
     )
 

@@ -153,7 +153,8 @@ def test_models_shows_versions_with_their_metrics_and_lineage(kitae: Kitae, stor
 def test_a_dataset_is_loaded(stored: Workspace, name: str, rows: int, labels: list[str]) -> None:
     (record,) = [record for record in jobs.stages(stored, id_of(stored, name)) if record.name == "dataset"]
     files = dataset.load(stored, record.outputs["digest"])
-    assert len(files.train_rows) + len(files.held_out_rows) == rows
+    assert len(files.train_rows) + len(files.validation_rows) == rows
+    assert files.validation_rows == files.test_rows
     assert record.outputs["labels"] == labels
 
 

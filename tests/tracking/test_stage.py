@@ -37,9 +37,11 @@ def outcome_of(loss: float, **fields: Any) -> TrainOutcome:
 
 
 def flow_of(spec: JobSpec) -> Flow:
-    flow = Flow(spec).with_output(Dataset, "", Dataset("d", spec.task, 9, 1, (), 0, 0))
+    flow = Flow(spec).with_output(
+        Dataset, "", Dataset(digest="d", task=spec.task, train_rows=9, validation_rows=1, test_rows=1)
+    )
     flow = flow.with_output(BaseCopy, spec.base_model, BaseCopy(digest="b", name="b", key="bases/b"))
-    return flow.with_output(EncodedRows, spec.base_model, EncodedRows(held_out_kept=(0,), key="e", labels=()))
+    return flow.with_output(EncodedRows, spec.base_model, EncodedRows(test_kept=(0,), key="e", labels=()))
 
 
 def test_the_stage_gives_its_trackers_every_reported_step(

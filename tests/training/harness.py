@@ -20,7 +20,7 @@ from ray_jobs.models import load_processor
 from ray_jobs.spec import JobSpec, parse_spec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
-from ray_jobs.training.inputs import HELD_OUT_FILE, TRAIN_FILE, TrainInputs
+from ray_jobs.training.inputs import TRAIN_FILE, VALIDATION_FILE, TrainInputs
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def publish(
     labels = sorted({row["label"] for row in train}) if spec.task == "text_classification" else []
     tokenizer = load_processor(base, spec.task)
     with tempfile.TemporaryDirectory() as scratch:
-        for rows, name in ((train, TRAIN_FILE), (held_out, HELD_OUT_FILE)):
+        for rows, name in ((train, TRAIN_FILE), (held_out, VALIDATION_FILE)):
             encoded, _ = encode_rows(
                 rows, task, tokenizer, labels, max_tokens=spec.data.max_tokens, too_long="error", source=name
             )

@@ -6,11 +6,11 @@ A row is `{"messages": [{"role", "content"}, …]}`, or another shape of `shapes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import date
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ray_jobs.errors import DataError
 from ray_jobs.tasks.base import IGNORED, BaseNeeds, Batch, Column, Example, PromptSetting, Row, Task, padded
@@ -96,11 +96,15 @@ class Chat(Task[Example]):
     def input_of(self, row: Row) -> str:
         """The messages before the first trained answer, without what they call: a conversation that was logged turn by
         turn, in rows that grow, is one input."""
-        answers = (m["role"] == "assistant" and m.get("weight", 1) != 0 for m in row["messages"])
-        asked = row["messages"][: next(i for i, is_trained in enumerate(answers) if is_trained)]
-        if not any(message["role"] in ("user", "tool") for message in asked):
-            return super().input_of(row)
-        return "\n".join(f"{message['role']}: {text_of(message.get('content'))}" for message in asked)
+        asked = _asked(row)
+        return "\n".join(f"{message['role']}: {text_of(message.get('content'))}" for message in asked) or (
+            super().input_of(row)
+        )
+
+    def question_of(self, row: Row) -> str:
+        """Without the system's messages, which many rows share."""
+        asked = [message for message in _asked(row) if message["role"] in ("user", "assistant", "tool")]
+        return "\n".join(text_of(message.get("content")) for message in asked) or self.input_of(row)
 
     def setting_for(
         self, rows: Iterable[tuple[str, Row]], processor: PreTrainedTokenizerBase, today: date
@@ -259,3 +263,10 @@ def _pad(examples: Sequence[Example], pad_id: int) -> Batch:
     rows, positions = (next_BT != IGNORED).nonzero(as_tuple=True)
     inputs = padded([example.input_ids for example in examples], pad_id)
     return Batch(inputs, next_BT[rows, positions], (rows, positions))
+
+
+def _asked(row: Row) -> Sequence[Mapping[str, Any]]:
+    """The messages before the first trained answer; none where no user or tool is among them."""
+    answers = (m["role"] == "assistant" and m.get("weight", 1) != 0 for m in row["messages"])
+    asked: Sequence[Mapping[str, Any]] = row["messages"][: next(i for i, trained in enumerate(answers) if trained)]
+    return asked if any(message["role"] in ("user", "tool") for message in asked) else ()
