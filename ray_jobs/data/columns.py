@@ -43,7 +43,7 @@ class FileColumns:
     one by one. `also_used`: columns of the file that the job file names for the split, and every row must have."""
 
     def __init__(self, task: Task[Any], mapping: Mapping[str, str], most: int, also_used: Collection[str] = ()) -> None:
-        mapping = {name: _composed(of_file) for name, of_file in mapping.items()}
+        mapping = {name: composed(of_file) for name, of_file in mapping.items()}
         mapped = set(mapping.values())
         self._names: dict[str, list[str]] = {
             column.name: [mapping[column.name]]
@@ -54,7 +54,7 @@ class FileColumns:
         """Names that the file may have for each column of the task, of which a row has one."""
         self._mapping, self._required = mapping, [column.name for column in task.columns if column.required]
         self._used = {name for names in self._names.values() for name in names}
-        self._also_used = {_composed(name) for name in also_used}
+        self._also_used = {composed(name) for name in also_used}
         self._switches = [name for name in _SWITCHES if name not in self._used]
         self._seen: dict[str, None] = {}  # a set that keeps the order of the file
         self._aliased: dict[str, str] = {}
@@ -67,7 +67,7 @@ class FileColumns:
     def take(self, values: Mapping[str, Any], where: str, findings: Findings) -> Row | None:
         """A record's values in the task's columns. None: it has none, is left out, or is one of the findings."""
         if not all(map(_is_composed, values)):
-            values = {_composed(name): value for name, value in values.items()}
+            values = {composed(name): value for name, value in values.items()}
         for name in values:
             if name in self._used or name in self._also_used:
                 self._seen[name] = None
@@ -104,7 +104,7 @@ class FileColumns:
 
     def named_twice(self, ambiguous: AbstractSet[str]) -> list[str]:
         """Columns of the task among the names that the file's header has twice."""
-        return sorted(set(map(_composed, ambiguous)) & self._used)
+        return sorted(set(map(composed, ambiguous)) & self._used)
 
     def report(self, source: str, findings: Findings) -> None:
         """Add what concerns the whole file: rows without columns, and what was not used."""
@@ -153,7 +153,7 @@ class FileColumns:
         return _quoted([names[0] for names in self._names.values() if names])
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """A name as one sequence of characters (NFC): files from macOS have others for the same."""
     return unicodedata.normalize("NFC", name)
 

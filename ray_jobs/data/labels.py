@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from ray_jobs.data.clean.duplicates import conflicting
 from ray_jobs.data.formats.records import listed
 from ray_jobs.data.split import FEWEST
 from ray_jobs.errors import DataError
@@ -34,11 +35,8 @@ def doubtful(rows: Mapping[str, int]) -> list[str]:
 
 def contradictory(inputs: Sequence[bytes], labels: Sequence[str | None]) -> list[str]:
     """A sentence about inputs that have several labels. `inputs` (digests) and `labels`: of each row."""
-    of_input: dict[bytes, set[str]] = {}
-    for given, label in zip(inputs, labels, strict=True):
-        if label is not None:
-            of_input.setdefault(given, set()).add(label)
-    count = sum(len(found) > 1 for found in of_input.values())
+    labelled = (row for row, label in enumerate(labels) if label is not None)
+    count = len({inputs[row] for row in conflicting(inputs, labels, labelled)})
     return (
         [f"{count} text(s) have several labels, in different rows: at most one of them can be learnt"] if count else []
     )

@@ -180,13 +180,6 @@ NOTICE = Message(en="notice", ja="内容")
 REASONS_IN_ENGLISH = Message(en="", ja="「場所」と「理由」は英語で表示されます。")
 
 STEP_NAMES: dict[Step, tuple[Message, Message]] = {
-    "unused_rows": (
-        Message(en="Rows marked as unused", ja="使用しない行"),
-        Message(
-            en="leaves out rows that say so (train: false, or weight: 0)",
-            ja="使用しないと指定された行（train: false または weight: 0）を除外します",
-        ),
-    ),
     "mojibake": (
         Message(en="Garbled characters", ja="文字化け"),
         Message(

@@ -1,6 +1,6 @@
 """The report of a preparation: what every step did to the rows, and what the dataset holds. No I/O.
 
-It is stored beside the dataset, so a value of personal data stands in it nowhere: `masked` is applied to every text.
+It is stored beside the dataset and holds no value of personal data: `clean.samples.masked` is applied to every sample.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 Step = Literal[
-    "unused_rows",
     "mojibake",
     "invisible",
     "nfkc",

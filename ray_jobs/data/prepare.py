@@ -128,11 +128,10 @@ def _built(
             used, sides = _sides(store, data, spool, cleaned, noted, name)
             tree = Path(temporary) / "tree"
             tree.mkdir()
-            written = {}
+            written, counts = {}, {}
             for side, label in enumerate(SIDES):
                 rows = sides.rows(VALIDATION if sides.shared and side == TEST else side)
-                written[label] = spool.write(used[rows], tree / dataset.file_of(label))
-            counts = {label: _lines(tree / dataset.file_of(label)) for label in SIDES}
+                written[label], counts[label] = spool.write(used[rows], tree / dataset.file_of(label)), len(rows)
             if task.label_column is not None:
                 check_labels(set(written["train"]), {*written["validation"], *written["test"]})
                 labels = {label: sum(each.get(label, 0) for each in written.values()) for label in written["train"]}
@@ -330,11 +329,6 @@ def _report(
         clusters=cleaned.clusters,
         notices=tuple(notices),
     )
-
-
-def _lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 class _Salt(BaseModel):

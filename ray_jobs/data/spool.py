@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from ray_jobs.data.clean.near_duplicates import Signatures, signatures
 from ray_jobs.data.clean.samples import text_of
 from ray_jobs.data.clean.set_steps import RowTable
+from ray_jobs.data.columns import composed
 from ray_jobs.data.formats import Record
 from ray_jobs.data.ingest import canonical_line
 from ray_jobs.data.split import NO_SIDE, SIDE_COLUMN, Ints, input_digest, row_digest, side_named
@@ -148,8 +148,7 @@ def _value(record: Record, column: str) -> object:
     """A record's value, where the file may spell the column in decomposed characters."""
     if column in record.values:
         return record.values[column]
-    plain = unicodedata.normalize("NFC", column)
-    return next((value for name, value in record.values.items() if unicodedata.normalize("NFC", name) == plain), None)
+    return next((value for name, value in record.values.items() if composed(name) == composed(column)), None)
 
 
 def time_of(value: object) -> float:

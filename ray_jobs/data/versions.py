@@ -56,45 +56,38 @@ def all_versions(store: Workspace) -> list[DatasetVersion]:
 
 def newest(store: Workspace, name: str) -> DatasetVersion | None:
     """The newest version of a name; None without one."""
-    numbers = [key for key in _names(store) if key.startswith(f"{name}/")]
+    numbers = [key for key in _VERSIONS.names(store) if key.startswith(f"{name}/")]
     return _VERSIONS.find(store, numbers[-1]) if numbers else None
 
 
-def resolve(store: Workspace, label: str) -> DatasetVersion:
-    """The version that `reviews` or `reviews@3` names. Raises ObjectNotFound, also for one whose rows were deleted."""
-    name, _, number = label.partition("@")
-    version = _VERSIONS.read(store, _key(name, int(number))) if number else newest(store, name)
+def resolve(store: Workspace, label: str) -> Dataset:
+    """The dataset that `reviews` or `reviews@3` names. Raises ObjectNotFound, also where its rows were deleted."""
+    name, at, number = label.partition("@")
+    version = None
+    if number.isdecimal():
+        version = _VERSIONS.read(store, _key(name, int(number)))
+    elif not at:
+        version = newest(store, name)
     if version is None:
-        known = sorted({key.partition("/")[0] for key in _names(store)})
-        versions = [key.partition("/")[2].lstrip("0") for key in _names(store) if key.startswith(f"{name}/")]
-        have = (
-            f"{name} has {', '.join(versions[-10:])}" if versions else f"known: {', '.join(known[:20]) or 'none yet'}"
-        )
-        raise ObjectNotFound(f"no dataset {label}; {have}")
-    if find(store, version.digest) is None:
+        raise _unknown(store, label, name)
+    found = find(store, version.digest)
+    if found is None:
         raise ObjectNotFound(f"the rows of {version.label} were deleted; prepare them again, or name another version")
-    return version
+    return found.model_copy(update={"version": version.label})
 
 
 def find_dataset(store: Workspace, label: str) -> Dataset:
     """The dataset that a name, `reviews@3` or a digest names. Raises ObjectNotFound."""
     found = find(store, label) if _DIGEST.fullmatch(label) else None
-    if found is not None:
-        return found
-    version = resolve(store, label)
-    named = find(store, version.digest)
-    assert named is not None  # resolve has just found it
-    return named.model_copy(update={"version": version.label})
+    return found or resolve(store, label)
 
 
 def dataset_of(store: Workspace, label: str, task: str) -> Dataset:
-    """The dataset that `reviews@3` names. Raises DataError if it is of another task, as well as what `resolve` does."""
-    version = resolve(store, label)
-    found = find(store, version.digest)
-    assert found is not None  # resolve has just found it
+    """`resolve`, for a job. Raises DataError if the dataset is of another task."""
+    found = resolve(store, label)
     if found.task != task:
-        raise DataError(f"data.dataset: {version.label} has rows for the task {found.task}, and the job's is {task}")
-    return found.model_copy(update={"version": version.label})
+        raise DataError(f"data.dataset: {found.version} has rows for the task {found.task}, and the job's is {task}")
+    return found
 
 
 def record(store: Workspace, name: str, data: DataSection, dataset: Dataset, job_id: str) -> DatasetVersion:
@@ -118,8 +111,14 @@ def record(store: Workspace, name: str, data: DataSection, dataset: Dataset, job
         return version
 
 
-def _names(store: Workspace) -> list[str]:
-    return _VERSIONS.names(store)
+def _unknown(store: Workspace, label: str, name: str) -> ObjectNotFound:
+    """The error for a label, with the labels that exist."""
+    keys = [key.partition("/") for key in _VERSIONS.names(store)]
+    numbers = [number.lstrip("0") for each, _, number in keys if each == name]
+    known = ", ".join(sorted({each for each, _, _ in keys})[:20]) or "none yet"
+    return ObjectNotFound(
+        f"no dataset {label}; {f'{name} has ' + ', '.join(numbers[-10:]) if numbers else f'known: {known}'}"
+    )
 
 
 def _key(name: str, number: int) -> str:

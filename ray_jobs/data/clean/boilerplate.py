@@ -23,7 +23,7 @@ _NOT_COMPARED = frozenset({"system", "developer"})
 
 
 class LineCounts:
-    """How many rows each line stands in. Counts of parts add up with `merge`."""
+    """Number of rows that contain each line. Counts of parts add up with `merge`."""
 
     def __init__(self) -> None:
         self._rows = 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from ray_jobs.data.clean.personal_data import find
 from ray_jobs.data.clean.walker import Row, walk
 from ray_jobs.data.ingest import canonical_line
+from ray_jobs.data.split import row_digest
 
 MOST_SAMPLES = 10
 MOST_LISTED = 1000
@@ -16,7 +15,7 @@ _SEARCHED_CHARACTERS = 4000
 
 def row_id(row: Row) -> str:
     """16 hex digits of the SHA-256 of the canonical line of a row as it was read."""
-    return hashlib.sha256(canonical_line(row).encode()).hexdigest()[:16]
+    return row_digest(canonical_line(row)).hex()[:16]
 
 
 def masked(text: str, most: int = SHOWN_CHARACTERS) -> str:
