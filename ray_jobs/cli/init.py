@@ -70,7 +70,7 @@ def init(
       kitae init log.csv --task text_classification --column text=body --column label=team
     """
     from ray_jobs.errors import SpecError
-    from ray_jobs.spec import parse_spec
+    from ray_jobs.spec import parse_spec, parse_yaml
     from ray_jobs.spec.first_job import first_job, name_for
     from ray_jobs.tasks import TASKS
 
@@ -91,9 +91,7 @@ def init(
         sheet=sheet,
         encoding=encoding,
     )
-    import yaml
-
-    parse_spec(yaml.safe_load(document), source=str(target))
+    parse_spec(parse_yaml(document), source=str(target))
     try:
         target.write_text(document, encoding="utf-8")
     except OSError as error:

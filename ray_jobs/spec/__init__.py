@@ -4,7 +4,7 @@ The fields' docstrings are the descriptions of the exported JSON schema.
 """
 
 from ray_jobs.spec.job import DEFAULT_TEAM, JobSpec
-from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, read_yaml
+from ray_jobs.spec.reading import json_schema, load_spec, parse_spec, parse_yaml, read_yaml
 from ray_jobs.spec.search import BudgetSection, SearchSection
 from ray_jobs.spec.section import SpecSection
 from ray_jobs.spec.sections import (
@@ -28,5 +28,5 @@ __all__ = [
     "DEFAULT_TEAM", "NAME_RULE", "TRACKING_CREDENTIALS", "BudgetSection", "ComputeSection", "DataSection",
     "EvaluationSection", "JobSpec", "MlflowSection", "Name", "Precision", "Range", "SearchSection", "ServingSection",
     "SpecSection", "TrackingSection", "TrainingSection", "WandbSection", "is_name", "json_schema", "load_spec",
-    "parse_spec", "read_yaml",
+    "parse_spec", "parse_yaml", "read_yaml",
 ]  # fmt: skip

@@ -45,11 +45,16 @@ def load_spec(path: Path) -> JobSpec:
 def read_yaml(path: Path, what: str) -> Any:
     """Read a YAML document. Raises SpecError if the file is missing or unreadable; `what` names it in the message."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"no {what} at {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path} is not readable YAML: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document, in which `7:1:2` is a text. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def parse_spec(document: dict[str, Any], *, source: str = "the spec", stored: bool = False) -> JobSpec:

@@ -50,6 +50,8 @@ class SplitSection(SpecSection):
     @model_validator(mode="before")
     @classmethod
     def _ratio_alone(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):  # YAML 1.1 reads 7:1:2 as 25262
+            raise ValueError(f'is {value}; write the ratio in quotes, such as "7:1:2"')
         return {"ratio": value} if isinstance(value, str) else value
 
     def shares(self, rows: int) -> Shares:

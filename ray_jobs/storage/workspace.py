@@ -17,7 +17,7 @@ from ray_jobs.errors import StoreError
 from ray_jobs.spec import DEFAULT_TEAM, NAME_RULE, is_name
 from ray_jobs.storage.store import Store
 
-TEAM_KINDS = ("jobs", "datasets", "bases", "models", "aliases", "deployments", "runs")
+TEAM_KINDS = ("jobs", "datasets", "dataset-versions", "bases", "models", "aliases", "deployments", "runs")
 """First parts of the keys that belong to a team."""
 
 

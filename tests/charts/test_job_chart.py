@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ray_jobs.cluster.kinds import RELEASE_ANNOTATION
-from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, load_spec, parse_spec
+from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, load_spec, parse_spec, parse_yaml
 from tests.charts import chart_values, helm
 from tests.charts.manifests import Object, findings, pod_templates
 from tests.repository import ROOT
@@ -74,7 +74,7 @@ def test_a_job_file_is_passed_unchanged(path: Path, major: int) -> None:
     values = chart_values.job() | {"job": {"attempt": 1}}
     _, job = helm.render("finetune-job", values, major=major, files={"job.spec": path})
     assert job_file(job).strip() == path.read_text(encoding="utf-8").strip()
-    assert parse_spec(yaml.safe_load(job_file(job))) == load_spec(path)
+    assert parse_spec(parse_yaml(job_file(job))) == load_spec(path)
 
 
 def test_the_examples_are_found() -> None:

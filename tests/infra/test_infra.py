@@ -211,7 +211,7 @@ def resources(policy: str) -> dict[str, set[str]]:
 def test_a_teams_policy_allows_only_what_its_jobs_need() -> None:
     found, known = resources("team"), names_in_the_store() | {".probe", "layout.json"}
     assert len(known) > 12
-    written = {"bases", "datasets", "jobs", "models", "aliases", "deployments", "runs", ".probe"}
+    written = {"bases", "datasets", "dataset-versions", "jobs", "models", "aliases", "deployments", "runs", ".probe"}
     assert found["PutObject"] == written | {"owners"}
     assert found["GetObject"] == written | {"files", "catalogue", "catalogue-bases", "owners", "layout.json"}
     statements = json.loads((INFRA / "object-store/policy-team.json").read_text(encoding="utf-8"))["Statement"]

@@ -105,9 +105,9 @@ def two_teams(store: Workspace) -> Iterator[World]:
             headers = {"Authorization": f"Bearer {key}"}
             return stack.enter_context(httpx.Client(base_url=server.url, headers=headers, timeout=60))
 
-        ours, theirs = (
-            settle(server, client(api_keys.create(store, name, "tests")[1]), name) for name in (OURS, THEIRS)
-        )
+        # Both before the first request: a key newer than the latest listing may be unknown for a moment.
+        keys = {team: api_keys.create(store, team, "tests")[1] for team in (OURS, THEIRS)}
+        ours, theirs = (settle(server, client(key), team) for team, key in keys.items())
         yield World(server, ours, theirs, client(KEY))
 
 

@@ -66,7 +66,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def preferences(count: int = 60) -> list[Row]:
+def preferences(count: int = 80) -> list[Row]:
     random = np.random.default_rng(0)
     pairs = random.normal(size=(count, 2, FEATURES))
     ordered = [sorted(pair.tolist(), key=lambda vector: float(np.dot(vector, WANTED))) for pair in pairs]
