@@ -169,12 +169,12 @@ def test_pause_and_cancel_free_the_workers_within_seconds(checkout: Checkout, ba
     wait(lambda: len(steps()) > 1, 300)
     assert checkout.workers()
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"  # type: ignore[comparison-overlap]  # the client takes it
-    paused_s = wait(lambda: not checkout.workers(), 20)
+    paused_s = wait(lambda: not checkout.workers(), 60)
     reached = steps()[-1]
     client.fine_tuning.jobs.resume(job.id)
     wait(lambda: steps()[-1] > reached and bool(checkout.workers()), 300)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-    cancelled_s = wait(lambda: not checkout.workers(), 20)
+    cancelled_s = wait(lambda: not checkout.workers(), 60)
     print(f"the workers were gone {paused_s:.1f} s after a pause, {cancelled_s:.1f} s after a cancellation")
     after = [step for step in steps() if step > reached]
     assert after[0] <= reached + 25  # it resumed, and did not start from the beginning
@@ -206,8 +206,9 @@ def test_the_demo_tunes_a_better_model_and_serves_it(checkout: Checkout) -> None
     assert texts["faq-chat"] != texts["smollm2-135m-instruct"]
 
 
-def test_the_demo_again_skips_finished_stages(checkout: Checkout) -> None:
-    output = checkout.run("examples.demo")
+def test_the_demos_job_again_skips_finished_stages(checkout: Checkout) -> None:
+    checkout.environment.update(checkout.exports())
+    output = checkout.run("ray_jobs", "run", "examples/faq_chat.yaml")
     for stage in ("dataset", "base", "encode", "train", "evaluate", "parity", "register"):
         assert f"{stage:<9}  skipped" in output
     registered = checkout.json("ray_jobs", "models", "--json")
@@ -223,7 +224,6 @@ def precision(checkout: Checkout) -> Dtype:
 
 
 def test_the_classifier_beats_the_majority_and_answers(checkout: Checkout) -> None:
-    checkout.environment.update(checkout.exports())
     checkout.run("examples.assets", "reviews")
     checkout.run("ray_jobs", "run", "examples/review_classification.yaml")
     result = checkout.result("review-classifier")

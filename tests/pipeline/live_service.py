@@ -29,7 +29,7 @@ from tests.conftest import StoreServer
 from tests.repository import ROOT
 from tests.storage.gateway import Gateway
 
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 """Far longer than any wait here takes on an idle machine."""
 
 

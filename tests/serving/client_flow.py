@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 
-PATIENCE_S = 900.0
+PATIENCE_S = 1500.0
 
 
 def main(base_url: str, api_key: str, base_model: str, rows: str) -> dict[str, Any]:
