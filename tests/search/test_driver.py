@@ -216,21 +216,21 @@ def test_a_segment_whose_process_dies_three_times_is_given_up(store: Workspace, 
 
 
 def test_groups_of_workers_fill_the_cluster_and_copy_each_other(store: Workspace, tmp_path: Path) -> None:
-    """Two members, each a group of two workers, on two logical CPUs: one at once, while the other waits."""
+    """Three members, each a group of two workers, on four logical CPUs: two at once, while the third waits."""
     setting = make_setting(store, tmp_path, "text_classification", method="full", epochs=2)
     ray.shutdown()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
-        section: dict[str, Any] = {"scheduler": "pbt", "trials": 2, "rungs": 2, "parallel": 2, "finalists": 1}
+        section: dict[str, Any] = {"scheduler": "pbt", "trials": 3, "rungs": 2, "parallel": 3, "finalists": 1}
         search = make_search(setting, compute={"workers": 2, "threads_per_worker": 1}, **section)
         now = search.run()
     finally:
         ray.shutdown()
     results = search.records.results()
     assert now.winner is not None
-    assert [result.status for result in results.values()] == ["ok"] * 4
+    assert [result.status for result in results.values()] == ["ok"] * 6
     spans = [(r.ended_at - r.start_s - r.seconds, r.ended_at) for r in results.values()]
-    assert max(sum(begin <= at < end for begin, end in spans) for at, _ in spans) == 1
+    assert max(sum(begin <= at < end for begin, end in spans) for at, _ in spans) == 2
     moved = [r for r in results.values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
     assert moved
     for result in moved:
