@@ -80,7 +80,7 @@ def head_environment(environment: Mapping[str, str]) -> dict[str, str]:
         # Trainings and engines share this machine's cores. A thread that waits for the others of its process spins a
         # short time only: longer, it holds the core that they wait for. Alone, a training is as fast.
         "GOMP_SPINCOUNT": environment.get("GOMP_SPINCOUNT", "10000"),
-        # A process in each training that waits for the end of a machine: of this one, nothing would be left to tell.
+        # A process in each training that reports machines about to end; here the only machine is this one.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # `python` and `ray` in a job are those of this environment.
         "PATH": os.pathsep.join([binaries, *filter(None, [environment.get("PATH", "")])]),

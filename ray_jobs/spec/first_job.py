@@ -46,7 +46,7 @@ def first_job(
         *([f"  columns: {_yaml(dict(columns))}"] if columns else []),
         "  # Rows to train on, to steer the training, and to compare the trained model with its base at the end.",
         f"  split: '{'7:1:2' if few else '18:1:1'}'",
-        "  # Repairs and leaves out what is certain, and lists it: `kitae data report`. `report` only counts.",
+        "  # Repairs texts and leaves duplicates out; `kitae data report` lists both. `report` would only count.",
         "  clean: standard",
         f"  # Tokens of the longest row. The longest of the first rows has {characters:,} characters.",
         f"  max_tokens: {max_tokens}",

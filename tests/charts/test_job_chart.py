@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ray_jobs.cluster.kinds import RELEASE_ANNOTATION
 from ray_jobs.spec import TRACKING_CREDENTIALS, JobSpec, load_spec, parse_spec, parse_yaml
@@ -84,9 +83,9 @@ def test_the_examples_are_found() -> None:
 @pytest.mark.parametrize("case", chart_values.JOB)
 def test_values_give_the_same_job(case: str) -> None:
     given = chart_values.JOB[case]["job"]["spec"]
-    wanted = parse_spec(yaml.safe_load(given) if isinstance(given, str) else given)
+    wanted = parse_spec(parse_yaml(given) if isinstance(given, str) else given)
     _, job = rendered(case)
-    assert parse_spec(yaml.safe_load(job_file(job))) == wanted
+    assert parse_spec(parse_yaml(job_file(job))) == wanted
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert {group[key] for key in ("replicas", "minReplicas", "maxReplicas")} == {wanted.compute.workers}
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -100,7 +99,7 @@ def test_numbers_stay_numbers() -> None:
     values = chart_values.job(job={"spec": {"training": training}})
     for major in helm.MAJORS:
         _, job = helm.render("finetune-job", values, major=major)
-        spec: JobSpec = parse_spec(yaml.safe_load(job_file(job)))
+        spec: JobSpec = parse_spec(parse_yaml(job_file(job)))
         assert (spec.training.learning_rate, spec.training.max_steps, spec.training.seed) == (2e-5, 10**7, 2**31 - 1)
 
 
