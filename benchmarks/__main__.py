@@ -1,7 +1,7 @@
 """Benchmarks on this machine: `make bench`, or
 
     python -m benchmarks [overhead] [trainer] [costs] [search] [lora_search] [sharing] [endpoint] [fairness]
-                         [batches] [request_checks] [--quick]
+                         [batches] [request_checks] [preparation] [--quick]
 
 Each benchmark is a module with `run`, which measures, and `describe`, which renders the results. The results go to
 results/{name}.json, and the tables of all results to README.md.
@@ -27,6 +27,7 @@ from benchmarks import (
     fairness,
     lora_search,
     overhead,
+    preparation,
     report,
     request_checks,
     search,
@@ -49,6 +50,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "fairness": fairness,
     "batches": batches,
     "request_checks": request_checks,
+    "preparation": preparation,
 }
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"

@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 from benchmarks.turns import Measure, Turn, Umpire
 from examples.assets import DEFAULT_DIRECTORY
-from ray_jobs.data.encoding import Encoded, encode_rows
+from ray_jobs.data.encoding import Encoded, Kept, encode_rows
 from ray_jobs.errors import MachineError
 from ray_jobs.jobs import start_attempt
 from ray_jobs.local import embedded_store, processes
@@ -214,7 +214,7 @@ class Workbench:
         """Inputs with SmolLM2 and the first FAQ rows of at most `data.max_tokens`."""
         rows = _read(self.assets / "faq_chat.jsonl")
         _, short = self._encode(MODEL, spec.task, rows, (), max_tokens=spec.data.max_tokens, too_long="drop")
-        return self._split_inputs("short-faq", MODEL, spec, [rows[i] for i in short[: train + held_out]], train)
+        return self._split_inputs("short-faq", MODEL, spec, [rows[i] for i in short.kept[: train + held_out]], train)
 
     def _split_inputs(self, name: str, model: str, spec: JobSpec, rows: JsonRows, train: int) -> TrainInputs:
         """Inputs with the first `train` rows for training and the others held out."""
@@ -231,7 +231,7 @@ class Workbench:
     def _encode(
         self, model: str, task: str, rows: JsonRows, labels: tuple[str, ...], *, max_tokens: int,
         too_long: Literal["drop", "truncate"],
-    ) -> tuple[Encoded, list[int]]:  # fmt: skip
+    ) -> tuple[Encoded, Kept]:  # fmt: skip
         tokenizer = load_processor(self.assets / model, task)
         limits: dict[str, Any] = {"max_tokens": max_tokens, "too_long": too_long, "source": "benchmark"}
         return encode_rows(rows, TASKS[task], tokenizer, labels, **limits)

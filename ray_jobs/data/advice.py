@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Literal
 
 from ray_jobs.data.preparation import Preparation, Step
+from ray_jobs.spec import DataSection
 
 FEW_ROWS = 50
 """Training rows of a label, or of a dataset without labels, below which more are advised."""
@@ -28,8 +29,12 @@ Rule = Literal[
     "no_training_rows",
     "one_label",
     "label_not_trained",
+    "too_long",
     "secrets",
     "personal_data",
+    "too_long_left_out",
+    "answers_cut",
+    "nothing_trained",
     "leaks",
     "side_without_rows",
     "conflicts",
@@ -83,8 +88,12 @@ _IMPORTANCE: dict[Rule, Importance] = {
     "no_training_rows": Importance.REQUIRED,
     "one_label": Importance.REQUIRED,
     "label_not_trained": Importance.REQUIRED,
+    "too_long": Importance.REQUIRED,
     "secrets": Importance.REQUIRED,
     "personal_data": Importance.ADVISED,
+    "too_long_left_out": Importance.ADVISED,
+    "answers_cut": Importance.ADVISED,
+    "nothing_trained": Importance.ADVISED,
     "leaks": Importance.ADVISED,
     "side_without_rows": Importance.ADVISED,
     "conflicts": Importance.ADVISED,
@@ -113,6 +122,9 @@ class Advice:
     """Rows of the most frequent label for each row of the rarest one."""
     example: str = ""
     """Id of the first row that a step lists."""
+    max_tokens: int = int(DataSection.model_fields["max_tokens"].default)
+    longest_tokens: int = 0
+    """Tokens of the longest row."""
 
     @property
     def importance(self) -> Importance:
@@ -126,6 +138,7 @@ def advise(report: Preparation) -> tuple[Advice, ...]:
     if not kept:
         return (Advice("no_rows", report.read),)
     found = [*_sides(report), *_labels(report), *_personal_data(report), *_steps(report), *_lengths(report)]
+    found += _tokens(report)
     return tuple(sorted(found, key=lambda each: (each.importance, -each.rows)))
 
 
@@ -199,7 +212,22 @@ def _steps(report: Preparation) -> Iterator[Advice]:
             yield Advice(rule, rows, share=share, example=example)
 
 
+def _tokens(report: Preparation) -> Iterator[Advice]:
+    fit = report.fit
+    if fit is None:
+        return
+    left: dict[Rule, int] = {
+        "too_long": fit.long_rows if fit.too_long == "error" else 0,
+        "too_long_left_out": fit.long_rows if fit.too_long == "drop" else 0,
+        "answers_cut": fit.cut_rows if fit.too_long == "truncate" else 0,
+        "nothing_trained": fit.untrained_rows,
+    }
+    for rule, rows in left.items():
+        if rows:
+            yield Advice(rule, rows, max_tokens=fit.max_tokens, longest_tokens=fit.longest_tokens)
+
+
 def _lengths(report: Preparation) -> Iterator[Advice]:
     rows = sum(count for start, count in report.lengths.items() if start >= LONG_CHARACTERS)
-    if rows:
+    if rows and report.fit is None:  # else the tokens are known
         yield Advice("long_texts", rows)

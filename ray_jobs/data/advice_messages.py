@@ -223,6 +223,53 @@ ADVICE: dict[Rule, AdviceMessages] = {
         ),
         'clean: {{drop_rows: ["{example}"]}}',
     ),
+    "too_long": AdviceMessages(
+        Message(
+            en="{rows:row is|rows are} longer than max_tokens ({max_tokens}), which stops the job; the longest has "
+            "{longest_tokens:token|tokens}.",
+            ja="{rows}行がmax_tokens（{max_tokens}トークン）より長く、ジョブはここで停止します。最も長い行は{longest_tokens}トークンです。",
+        ),
+        Message(
+            en="Raise max_tokens if the base and the memory allow it, shorten the rows, or leave them out with this "
+            "line.",
+            ja="ベースモデルとメモリに余裕があればmax_tokensを上げ、難しければ行を短くしてください。次の設定にすると、長い行を除外します。",
+        ),
+        "too_long: drop",
+    ),
+    "too_long_left_out": AdviceMessages(
+        Message(
+            en="{rows:row is|rows are} left out, being longer than max_tokens ({max_tokens}); the longest has "
+            "{longest_tokens:token|tokens}.",
+            ja="{rows}行がmax_tokens（{max_tokens}トークン）より長いため除外されます。最も長い行は{longest_tokens}トークンです。",
+        ),
+        Message(
+            en="Raise max_tokens if the base and the memory allow it, or shorten the rows.",
+            ja="ベースモデルとメモリに余裕があればmax_tokensを上げ、難しければ行を短くしてください。",
+        ),
+    ),
+    "answers_cut": AdviceMessages(
+        Message(
+            en="{rows:row loses|rows lose} a part of the answer at max_tokens ({max_tokens}), so that the model learns "
+            "to stop in the middle; the longest has {longest_tokens:token|tokens}.",
+            ja="{rows}行の回答がmax_tokens（{max_tokens}トークン）で途中までになり、モデルが途中で止まることを覚えてしまいます。"
+            "最も長い行は{longest_tokens}トークンです。",
+        ),
+        Message(
+            en="Raise max_tokens, or leave these rows out with this line.",
+            ja="max_tokensを上げるか、次の設定でこれらの行を除外してください。",
+        ),
+        "too_long: drop",
+    ),
+    "nothing_trained": AdviceMessages(
+        Message(
+            en="{rows:row trains|rows train} nothing: no answer in it has a text and a weight of 1.",
+            ja="{rows}行には、学習の対象になる回答（本文があり、weightが1のもの）がありません。",
+        ),
+        Message(
+            en="Add the answers, or remove the rows.",
+            ja="回答を追加するか、これらの行を削除してください。",
+        ),
+    ),
     "long_texts": AdviceMessages(
         Message(
             en="{rows:text has|texts have} {long_characters} characters or more.",

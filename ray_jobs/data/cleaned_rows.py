@@ -1,34 +1,39 @@
 """The rows of `data`, read, checked and cleaned, on disk: what a preparation does before it splits.
 
-Owns the order of the cleaning steps. The steps are in `clean/`.
+Owns the order of the cleaning steps. The steps are in `clean/`, the work on a batch of rows in `row_work`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ray_jobs.data.clean.boilerplate import LineCounts
 from ray_jobs.data.clean.drop_list import drop_ids
 from ray_jobs.data.clean.row_steps import RowSteps
 from ray_jobs.data.clean.rows import Cleaning
-from ray_jobs.data.clean.samples import row_id
 from ray_jobs.data.clean.set_steps import clean_set
-from ray_jobs.data.columns import check_mapping
+from ray_jobs.data.columns import check_mapping, composed
+from ray_jobs.data.distributed import batches_of, is_worthwhile
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Record
 from ray_jobs.data.ingest import read_rows
 from ray_jobs.data.preparation import STEPS, DuplicateCluster, Step, StepReport
-from ray_jobs.data.sources import find_files, local_copy
-from ray_jobs.data.split import NO_SIDE, TEST, VALIDATION
-from ray_jobs.data.spool import Spool, without_time
+from ray_jobs.data.row_work import LineWork, ReadBatch, ReadRow, RowWork
+from ray_jobs.data.sources import RowFile, find_files, local_copy
+from ray_jobs.data.split import NO_SIDE, SIDE_COLUMN, TEST, VALIDATION
+from ray_jobs.data.spool import Spool
 from ray_jobs.spec import DataSection
 from ray_jobs.spec.cleaning import CleaningPolicy
+from ray_jobs.spec.split import SplitSection
 from ray_jobs.storage import Workspace
-from ray_jobs.tasks.base import Row, Task
+from ray_jobs.tasks.base import Task
 
 Note = Callable[[str], None]
+_BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -46,30 +51,38 @@ class Cleaned:
 def read_and_clean(store: Workspace, data: DataSection, spool: Spool, note: Note, salt: bytes | None) -> Cleaned:
     """Spool the checked and cleaned rows of every source. Raises one DataError with every finding in all files."""
     policy, column = data.clean or CleaningPolicy(), spool.task.label_column
-    drop = drop_ids(store, policy)
-    lines = LineCounts()
+    drop, findings, lines = drop_ids(store, policy), Findings(), LineCounts()
+    check_mapping(spool.task, data.columns)
+    files = _files(store, data, findings)
+    size_bytes, local = sum(each.file.size_bytes for each in files), any(each.file.is_local for each in files)
+    distributed = is_worthwhile(size_bytes, local=local)
+    read = _Reader(store, data, spool.task)
     if policy.boilerplate != "off":  # counted over all rows before any is changed
-        steps, findings = RowSteps(policy, column), Findings()
-        for _, _, given in _read(store, data, spool.task, findings, ()):
-            lines.add(steps.repair(given), column)
-    steps, findings = RowSteps(policy, column, lines.boilerplate()), Findings()
-    personal, gone, read, emptied = Cleaning(data.personal_data, salt), list[str](), 0, 0
-    extra = [column for column in (spool.split.group, spool.split.time) if column is not None]
-    for address, (side, record), given in _read(store, data, spool.task, findings, extra):
-        read += 1
-        if not spool.files or spool.files[-1] != address:
-            spool.files.append(address)
-        number = row_id(given)
-        kept = steps.apply(given, f"{address} {record.place}".rstrip())
-        row = None if kept is None else personal.clean(kept, record.number)
-        if row is not None and row != given and spool.task.check_row(row):  # such as a text of zero-width spaces
-            row, emptied = None, emptied + 1
-        if row is None:
-            gone.append(number)
-        else:
-            spool.add(row, record, side, number)
-    for at in without_time(spool.times):
-        if spool.given[at] == NO_SIDE:
+        for counts in batches_of(files, read, LineWork(policy, column), distributed=distributed):
+            lines.merge(counts)
+    boilerplate = lines.boilerplate()
+    work = RowWork(
+        task=spool.task,
+        policy=policy,
+        boilerplate=boilerplate,
+        personal_data=data.personal_data,
+        salt=salt,
+        has_groups=spool.split.group is not None,
+        has_times=spool.split.time is not None,
+    )
+    steps, personal = RowSteps(policy, column, boilerplate), Cleaning(data.personal_data, salt)
+    gone, rows, emptied = list[str](), 0, 0
+    for batch in batches_of(files, read, work, distributed=distributed):
+        spool.add(batch, files[batch.file].side, files[batch.file].source)
+        steps.merge(batch.steps)
+        personal.merge(batch.personal)
+        if batch.findings is not None:
+            findings.extend(batch.findings)
+        gone += batch.gone
+        rows, emptied = rows + batch.read, emptied + batch.emptied
+    spool.finish()
+    if spool.split.time is not None:
+        for at in np.flatnonzero(np.isnan(spool.columns.times) & (spool.given == NO_SIDE)).tolist():
             findings.add(spool.place(at), f"no date or number in {spool.split.time!r}, the column data.split.time")
     findings.raise_if_any(data.sources)
     personal.raise_if_refused()
@@ -80,36 +93,81 @@ def read_and_clean(store: Workspace, data: DataSection, spool: Spool, note: Note
     for notice in [*findings.notices, *personal.notes(), *map(_said, reports)]:
         if notice:
             note(notice)
-    return Cleaned(read, found.removed, tuple(reports), found.clusters)
+    return Cleaned(rows, found.removed, tuple(reports), found.clusters)
 
 
 def _said(report: StepReport) -> str:
-    """A sentence about a step. Empty where another sentence says it, or there is nothing to say."""
-    if not report.rows or report.step == "personal_data":
-        return ""
-    if report.action == "report" and report.step in ("exact_duplicates", "conflicts"):
-        return ""
-    what = {"report": "found, and kept", "list": "listed, and kept", "change": "changed", "drop": "left out"}
-    return f"cleaning, {report.step.replace('_', ' ')}: {report.rows:,} row(s) {what[report.action]}"
+    """A sentence about a step. Empty where another sentence says it."""
+    is_said = report.step == "personal_data" or (
+        report.action == "report" and report.step in ("exact_duplicates", "conflicts")
+    )
+    return "" if is_said else report.sentence
 
 
-def _read(
-    store: Workspace, data: DataSection, task: Task[Any], findings: Findings, extra: Sequence[str]
-) -> Iterator[tuple[str, tuple[int, Record], Row]]:
-    """(address of the file, (its side, record), row) of each valid row of every source."""
-    check_mapping(task, data.columns)
+class _SourceFile(NamedTuple):
+    """A file of a source."""
+
+    number: int
+    side: int
+    """NO_SIDE: a file of `data.train`."""
+    source: int
+    """Place of its source in `data.sources`."""
+    address: str
+    """Its name in messages."""
+    file: RowFile
+
+
+def _files(store: Workspace, data: DataSection, findings: Findings) -> list[_SourceFile]:
+    """The files of every source, in order."""
     sources = [(NO_SIDE, source) for source in data.train_sources]
     sources += [
         (side, source) for side, source in ((VALIDATION, data.held_out), (TEST, data.test)) if source is not None
     ]
-    for side, source in sources:
+    files: list[_SourceFile] = []
+    for place, (side, source) in enumerate(sources):
         found = find_files(store, source)
         for notice in found.notices:
             findings.note(source, notice)
-        for file in found.files:
-            with local_copy(store, file) as path:
-                rows = read_rows(
-                    path, file.address, task, data.columns, findings,
-                    encoding=data.encoding, sheet=data.sheet, also_used=extra if side == NO_SIDE else (),
+        files += [
+            _SourceFile(len(files) + at, side, place, file.address, file.located())
+            for at, file in enumerate(found.files)
+        ]
+    return files
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the batches of a file."""
+
+    store: Workspace
+    data: DataSection
+    task: Task[Any]
+
+    def __call__(self, source: _SourceFile) -> Iterator[ReadBatch]:
+        address, split = source.address, self.data.split or SplitSection()
+        findings, rows = Findings(), list[ReadRow]()
+        extra = [column for column in (split.group, split.time) if column is not None and source.side == NO_SIDE]
+        with local_copy(self.store, source.file) as path:
+            for record, row in read_rows(
+                path, address, self.task, self.data.columns, findings,
+                encoding=self.data.encoding, sheet=self.data.sheet, also_used=extra,
+            ):  # fmt: skip
+                rows.append(
+                    ReadRow(
+                        row, record.number, record.unit, record.values.get(SIDE_COLUMN), _value(record, split.group),
+                        _value(record, split.time),
+                    )
                 )  # fmt: skip
-                yield from ((file.address, (side, record), row) for record, row in rows)
+                if len(rows) == _BATCH_ROWS:
+                    yield ReadBatch(source.number, address, rows)
+                    rows = []
+        yield ReadBatch(source.number, address, rows, findings)
+
+
+def _value(record: Record, column: str | None) -> object:
+    """A record's value, where the file may spell the column in decomposed characters."""
+    if column is None:
+        return None
+    if column in record.values:
+        return record.values[column]
+    return next((value for name, value in record.values.items() if composed(name) == composed(column)), None)

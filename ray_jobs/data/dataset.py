@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ray_jobs.data.preparation import Preparation
-from ray_jobs.data.split import SIDES
+from ray_jobs.data.split import SIDES, SideName
 from ray_jobs.digests import json_sha256
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
@@ -68,6 +68,27 @@ class Dataset(BaseModel):
 
 
 @dataclass(frozen=True)
+class SideRows(Collection[Row]):
+    """Rows of a side, read line by line, in the task's form of today: an earlier version may have stored another."""
+
+    path: Path
+    task: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Row]:
+        task = TASKS[self.task]
+        with self.path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield task.normalise(json.loads(line))
+
+    def __contains__(self, row: object) -> bool:
+        return any(each == row for each in self)
+
+
+@dataclass(frozen=True)
 class DatasetFiles:
     """A dataset on this machine. The files are shared: only read them."""
 
@@ -86,11 +107,13 @@ class DatasetFiles:
     def test_rows(self) -> list[Row]:
         return self.rows("test")
 
-    def rows(self, side: str) -> list[Row]:
-        """Rows of a side in the task's form of today: an earlier version may have stored them in another."""
-        task = TASKS[self.dataset.task]
-        with self.path(side).open(encoding="utf-8", newline="\n") as file:
-            return [task.normalise(json.loads(line)) for line in file]
+    def rows(self, side: SideName) -> list[Row]:
+        """Rows of a side, in memory."""
+        return list(self.side(side))
+
+    def side(self, side: SideName) -> SideRows:
+        """Rows of a side, from the disk."""
+        return SideRows(self.path(side), self.dataset.task, getattr(self.dataset, f"{side}_rows"))
 
     def path(self, side: str) -> Path:
         """The file with a side's rows."""

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ray_jobs.data.clean.row_steps import RowSteps
 from ray_jobs.data.clean.rows import Cleaning
 from ray_jobs.data.columns import check_mapping
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Record, read_records
 from ray_jobs.data.guess import refuse_preferences
 from ray_jobs.data.ingest import canonical_line, read_rows
+from ray_jobs.data.preparation import StepReport
 from ray_jobs.data.report import RowReport
+from ray_jobs.data.split import input_digest
 from ray_jobs.errors import DataError
 from ray_jobs.registry.catalogue import CatalogueEntry
+from ray_jobs.spec.cleaning import CleaningPolicy
 from ray_jobs.tasks import TASKS, task_for
-from ray_jobs.tasks.base import PromptSetting
+from ray_jobs.tasks.base import PromptSetting, Row, Task
 
 
 def task_of(path: Path, mapping: Mapping[str, str] | None = None) -> str:
@@ -64,12 +69,15 @@ def check_file(
     seen: set[bytes] = set()
     rows = duplicates = tokens = longest = supervised = sequences = 0
     too_long, partial, personal = list[int](), list[int](), Cleaning()
+    steps, answers = RowSteps(CleaningPolicy(), task.label_column), _Answers(task)
     for record, row in read_rows(path, filename, task, mapping, findings):
         rows += 1
         digest = hashlib.blake2b(canonical_line(row).encode(), digest_size=16).digest()
         duplicates += digest in seen
         seen.add(digest)
         personal.clean(row, record.number)
+        steps.apply(row, record.place)
+        answers.add(row, digest)
         if tokenizer is None or findings.count:  # a refused file needs no figures
             continue
         try:
@@ -90,28 +98,50 @@ def check_file(
         prefix = re.compile(rf"^{re.escape(filename)} (line|row|record) ")
         findings.details = [prefix.sub(r"\1 ", detail) for detail in findings.details]
         findings.raise_if_any([filename])
-    if tokenizer is None or base is None:
-        return RowReport(
-            task=name,
-            rows=rows,
-            columns=mapping,
-            duplicates=duplicates,
-            personal_data=personal.counts,
-            warnings=(*findings.notices, *personal.notes()),
-        )
-    return RowReport(
+    found = [each for each in (*steps.reports(), answers.report()) if each.rows]
+    counted = RowReport(
         task=name,
         rows=rows,
         columns=mapping,
         duplicates=duplicates,
-        tokens=tokens,
-        examples=sequences,
-        longest_tokens=longest,
-        supervised_tokens=supervised,
-        model=base.name,
-        too_long=tuple(too_long[:100]),
-        without_reasoning=tuple(partial[:100]),
         personal_data=personal.counts,
-        prompts=prompts,
-        warnings=(*findings.notices, *prompts.notes(), *personal.notes()),
+        cleaning={each.step: each.rows for each in found},
+        warnings=(*findings.notices, *personal.notes(), *(each.sentence for each in found)),
     )
+    if tokenizer is None or base is None:
+        return counted
+    of_tokens = {
+        "tokens": tokens,
+        "examples": sequences,
+        "longest_tokens": longest,
+        "supervised_tokens": supervised,
+        "model": base.name,
+        "too_long": tuple(too_long[:100]),
+        "without_reasoning": tuple(partial[:100]),
+        "prompts": prompts,
+        "warnings": (*prompts.notes(), *counted.warnings),
+    }
+    return counted.model_copy(update=of_tokens)
+
+
+class _Answers:
+    """Inputs that have several answers or labels, of rows one by one."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._task = task
+        self._first: dict[bytes, bytes | str] = {}
+        self._rows: Counter[bytes] = Counter()
+        self._several: set[bytes] = set()
+
+    def add(self, row: Row, digest: bytes) -> None:
+        """Count a row. `digest`: of the whole row."""
+        column = self._task.label_column
+        given, answer = input_digest(self._task.input_of(row))[:16], digest if column is None else row[column]
+        self._rows[given] += 1
+        if self._first.setdefault(given, answer) != answer:
+            self._several.add(given)
+
+    def report(self) -> StepReport:
+        """As the step of a preparation."""
+        rows = sum(self._rows[given] for given in self._several)
+        return StepReport(step="conflicts", action="report", rows=rows, detail={"inputs": len(self._several)})

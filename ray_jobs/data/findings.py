@@ -27,13 +27,18 @@ class Findings:
             self.details.append(f"{where}: {reason if len(reason) <= 500 else reason[:500] + '…'}")
 
     def note(self, where: str, text: str) -> None:
-        notice = f"{where}: {text}"
+        self._note(f"{where}: {text}")
+
+    def _note(self, notice: str) -> None:
         if notice not in self.notices and len(self.notices) < _MOST_NOTICES:
             self.notices.append(notice)
 
     def extend(self, other: Findings) -> None:
+        """Add what another part found."""
         self.count += other.count
         self.details += other.details[: self.most - len(self.details)]
+        for notice in other.notices:
+            self._note(notice)
 
     @property
     def counted(self) -> str:

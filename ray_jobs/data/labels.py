@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ray_jobs.data.clean.duplicates import conflicting
+import numpy as np
+
+from ray_jobs.data.clean.duplicates import Digests, Ints, conflicting, numbers_of
 from ray_jobs.data.formats.records import listed
 from ray_jobs.data.split import FEWEST
 from ray_jobs.errors import DataError
@@ -33,10 +35,11 @@ def doubtful(rows: Mapping[str, int]) -> list[str]:
     return [*_alike(rows), *_joined(rows), *_rare(rows)]
 
 
-def contradictory(inputs: Sequence[bytes], labels: Sequence[str | None]) -> list[str]:
-    """A sentence about inputs that have several labels. `inputs` (digests) and `labels`: of each row."""
-    labelled = (row for row, label in enumerate(labels) if label is not None)
-    count = len({inputs[row] for row in conflicting(inputs, labels, labelled)})
+def contradictory(inputs: Digests, labels: Sequence[str | None], rows: Ints) -> list[str]:
+    """A sentence about inputs that have several labels, among these rows."""
+    labelled = np.array([row for row in rows.tolist() if labels[row] is not None], dtype=np.int64)
+    found = np.array(list(conflicting(inputs, numbers_of(labels), labelled)), dtype=np.int64)
+    count = len(np.unique(inputs[found]))
     return (
         [f"{count} text(s) have several labels, in different rows: at most one of them can be learnt"] if count else []
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_jobs.data.clean.duplicates import digests_of
 from ray_jobs.data.clean.rows import Cleaning
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Item, Notice, Record, Unreadable, read_records
@@ -105,10 +106,10 @@ def _check_together(seen: Overview, source: str) -> None:
     if not seen.whole:  # the other rows may be different
         return
     task, findings = TASKS[seen.guess.task], seen.findings
-    inputs = [input_digest(task.input_of(row)) for row in seen.rows]
+    inputs = digests_of([input_digest(task.input_of(row)) for row in seen.rows])
     labels = [row[task.label_column] if task.label_column is not None else None for row in seen.rows]
     counts = Counter(label for label in labels if label is not None)
-    for notice in [*doubtful(counts), *contradictory(inputs, labels)]:
+    for notice in [*doubtful(counts), *contradictory(inputs, labels, np.arange(len(labels)))]:
         findings.note(source, notice)
     if findings.count:
         return

@@ -11,22 +11,17 @@ from typing import TypeVar
 
 from ray_jobs import pages
 from ray_jobs.data import page_messages as messages
-from ray_jobs.data.advice import FEW_ROWS, IMBALANCE, LONG_CHARACTERS, Advice, advise
-from ray_jobs.data.advice_messages import ADVICE, line
 from ray_jobs.data.differences import cut, difference, readable
+from ray_jobs.data.fixes import KINDS, enumerated, fixes
 from ray_jobs.data.page_figures import height, length_bars, short, side_bars
 from ray_jobs.data.preparation import Preparation, Sample, StepReport
 from ray_jobs.pages import Cell, CellPart, Chart, PageSection, Table
-from ray_jobs.pages.messages import Language, Message, Speaker
-from ray_jobs.spec.sections import DataSection
+from ray_jobs.pages.messages import Language, Speaker
 
 _SAMPLES = 10
 """Rows shown for each step."""
 _BARS, _LABEL_ROWS = 40, 200
 """Labels in the figure and in the table."""
-_NAMES = 10
-"""Names in a sentence."""
-_KINDS: dict[str, Message] = {str(kind): message for kind, message in messages.KIND_NAMES.items()}
 
 _T = TypeVar("_T")
 
@@ -52,7 +47,7 @@ def _facts(say: Speaker, report: Preparation) -> dict[str, str]:
     labels = _labels(report)
     facts = {
         say(messages.TASK): report.task,
-        say(messages.SOURCES): _names(say, report.sources),
+        say(messages.SOURCES): enumerated(say, report.sources),
         say(messages.ROWS_READ): f"{report.read:,}",
         say(messages.ROWS_KEPT): f"{_kept(report):,}",
     }
@@ -87,33 +82,16 @@ def _summary(say: Speaker, report: Preparation) -> list[str]:
 
 
 def _fixes(say: Speaker, report: Preparation) -> PageSection:
-    heading, found = say(messages.FIX_FIRST), advise(report)
+    heading, found = say(messages.FIX_FIRST), fixes(say, report)
     if not found:
         return PageSection(heading, say(messages.NOTHING_TO_FIX))
     columns = [messages.IMPORTANCE, messages.PROBLEM, messages.REMEDY, messages.LINE]
-    table = Table([say(each) for each in columns], [_fix(say, advice) for advice in found], left="stack")
+    rows: list[list[Cell]] = [
+        [each.importance, each.problem, each.remedy, [CellPart(each.setting, "code")] if each.setting else ""]
+        for each in found
+    ]
+    table = Table([say(each) for each in columns], rows, left="stack")
     return PageSection(heading, say(messages.FIX_CAPTION), table=table)
-
-
-def _fix(say: Speaker, advice: Advice) -> list[Cell]:
-    known = messages.SIDE_NAMES | _KINDS
-    # A label may be spelt like a side or a kind.
-    is_label = advice.rule not in {"secrets", "personal_data", "side_without_rows"}
-    names = [name if is_label or name not in known else say(known[name]) for name in advice.names]
-    values: dict[str, str | int] = {
-        "rows": advice.rows,
-        "names": _names(say, names),
-        "share": say.percent(advice.share),
-        "ratio": advice.ratio,
-        "few_rows": FEW_ROWS,
-        "imbalance": IMBALANCE,
-        "long_characters": LONG_CHARACTERS,
-        "max_tokens": int(DataSection.model_fields["max_tokens"].default),
-    }
-    texts, setting = ADVICE[advice.rule], line(advice)
-    problem, remedy = say(texts.problem, **values), say(texts.remedy, **values)
-    importance = say(messages.IMPORTANCES[advice.importance])
-    return [importance, problem, remedy, [CellPart(setting, "code")] if setting else ""]
 
 
 def _sides(say: Speaker, report: Preparation) -> PageSection:
@@ -216,7 +194,7 @@ def _personal_data(say: Speaker, report: Preparation) -> PageSection:
     heading = say(messages.PERSONAL)
     steps = [step for step in report.steps if step.step == "personal_data"]
     rows: list[list[Cell]] = [
-        [say(_KINDS[kind]) if kind in _KINDS else kind, f"{count:,}", say(messages.ACTIONS[step.action])]
+        [say(KINDS[kind]) if kind in KINDS else kind, f"{count:,}", say(messages.ACTIONS[step.action])]
         for step in steps
         for kind, count in step.detail.items()
         if count
@@ -253,8 +231,3 @@ def _ends(ordered: Sequence[_T], most: int) -> list[_T]:
     if len(ordered) <= most:
         return list(ordered)
     return [*ordered[: most // 2], *ordered[-(most - most // 2) :]]
-
-
-def _names(say: Speaker, names: Sequence[str]) -> str:
-    shown = say.join([short(name) for name in names[:_NAMES]])
-    return shown if len(names) <= _NAMES else say(messages.AND_MORE, names=shown, more=len(names) - _NAMES)

@@ -61,6 +61,14 @@ class StepReport(_Part):
     detail: dict[str, int] = {}
     """Counts within the step, such as the kinds of personal data."""
 
+    @property
+    def sentence(self) -> str:
+        """What it did, for an event. Empty: nothing."""
+        if not self.rows:
+            return ""
+        what = {"report": "found, and kept", "list": "listed, and kept", "change": "changed", "drop": "left out"}
+        return f"cleaning, {self.step.replace('_', ' ')}: {self.rows:,} row(s) {what[self.action]}"
+
 
 class DuplicateCluster(_Part):
     """Rows that are near duplicates of each other."""
@@ -80,6 +88,23 @@ class Side(_Part):
     """Rows of each label. Empty for a task without labels."""
 
 
+class TokenFit(_Part):
+    """How rows fit a base's tokenizer and `data.max_tokens`."""
+
+    rows: int
+    """Rows that were counted: the first ones."""
+    max_tokens: int
+    too_long: Literal["error", "drop", "truncate"]
+    """What happens to a longer row."""
+    longest_tokens: int = 0
+    long_rows: int = 0
+    """Rows over `max_tokens`."""
+    cut_rows: int = 0
+    """Rows of which that limit would cut what is trained."""
+    untrained_rows: int = 0
+    """Rows in which nothing is trained, whatever the limit."""
+
+
 class Preparation(_Part):
     """From the rows that were read to the dataset's sides."""
 
@@ -95,3 +120,5 @@ class Preparation(_Part):
     """The largest, at most twenty."""
     notices: tuple[str, ...] = ()
     """What was guessed, converted or not used."""
+    fit: TokenFit | None = None
+    """In a plan, how the rows fit the base. None in the report of a dataset, which is for any base."""

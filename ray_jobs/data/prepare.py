@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from ray_jobs.data import dataset, versions
+from ray_jobs.data.clean.duplicates import digests_of
 from ray_jobs.data.clean.near_duplicates import clusters
 from ray_jobs.data.clean.samples import MOST_SAMPLES, masked
 from ray_jobs.data.cleaned_rows import Cleaned, Note, read_and_clean
@@ -39,6 +40,7 @@ from ray_jobs.data.split import (
     SideName,
     Split,
     choose,
+    copies,
     input_digest,
     joined,
     short_keys,
@@ -69,6 +71,7 @@ class Outline:
     dataset: Dataset
     labels: Mapping[str, int]
     notices: tuple[str, ...] = ()
+    report: Preparation | None = None
 
     def as_text(self) -> str:
         """In a line, for a plan."""
@@ -129,64 +132,96 @@ def _built(
             tree = Path(temporary) / "tree"
             tree.mkdir()
             written, counts = {}, {}
+            trained = used[sides.rows(TRAIN)]
             for side, label in enumerate(SIDES):
-                rows = sides.rows(VALIDATION if sides.shared and side == TEST else side)
-                written[label], counts[label] = spool.write(used[rows], tree / dataset.file_of(label)), len(rows)
+                rows = used[sides.rows(VALIDATION if sides.shared and side == TEST else side)]
+                rows = _weighted(data, spool, rows, noted) if side == TRAIN else rows
+                written[label], counts[label] = spool.write(rows, tree / dataset.file_of(label)), len(rows)
             if task.label_column is not None:
                 check_labels(set(written["train"]), {*written["validation"], *written["test"]})
                 labels = {label: sum(each.get(label, 0) for each in written.values()) for label in written["train"]}
-                kept = [i for i in range(len(spool.inputs)) if i not in cleaned.removed]
-                several = contradictory([spool.inputs[i] for i in kept], [spool.labels[i] for i in kept])
+                several = contradictory(spool.columns.inputs, spool.columns.labels, _kept(spool, cleaned))
                 for notice in [*doubtful(labels), *several]:
                     noted(notice)
-            trained = used[sides.rows(TRAIN)].tolist()
             facts = {
                 "format": dataset.FORMAT,
                 "task": task.name,
                 **{f"{label}_rows": count for label, count in counts.items()},
                 "labels": sorted(written["train"]),
-                "repeated_rows": len(trained) - len({spool.digests[i] for i in trained}),
+                "repeated_rows": len(trained) - len(np.unique(spool.columns.digests[trained])),
                 "leaked_rows": len(sides.rows(LEAKED)) + len(sides.rows(STRADDLING)),
                 "recipe": _recipe(data),
             }
             made = dataset.from_manifest(dataset.digest_of(tree, facts), facts)
             report = _report(data, spool, cleaned, used, sides, counts, written, notices)
             (tree / dataset.REPORT_FILE).write_text(report.model_dump_json(), encoding="utf-8")
-        yield Outline(made, written["train"]), tree, facts
+        yield Outline(made, written["train"], report=report), tree, facts
 
 
 def _sides(
     store: Workspace, data: DataSection, spool: Spool, cleaned: Cleaned, note: Note, name: str
 ) -> tuple[Ints, Split]:
     """The rows that are used, and their sides."""
-    given, marked = np.array(spool.given, dtype=np.int64), np.array(spool.marked, dtype=np.int64)
-    stays = np.ones(len(given), dtype=bool)
-    stays[list(cleaned.removed)] = False
-    train = np.flatnonzero((given == NO_SIDE) & stays)
-    train = train[choose([spool.digests[i] for i in train], data.max_rows)]
-    used = np.union1d(train, np.flatnonzero((given != NO_SIDE) & stays)).astype(np.int64)
-    keys, given = short_keys([spool.inputs[i] for i in used]), given[used]
+    columns, kept = spool.columns, _kept(spool, cleaned)
+    train = _limited(data, spool, kept[spool.given[kept] == NO_SIDE])
+    train = train[choose(columns.digests[train], data.max_rows)]
+    used = np.union1d(train, kept[spool.given[kept] != NO_SIDE]).astype(np.int64)
+    keys, given = short_keys(columns.inputs[used]), spool.given[used].astype(np.int64)
     if _are_marked(spool, data, note):
-        given = marked[used]
+        given = columns.marked[used].astype(np.int64)
         if not (np.any(given == VALIDATION) and np.any(given == TEST)):
             given = np.where(given == TRAIN, NO_SIDE, given)  # the side that no row names is taken from these
     wanted = _shares(data, int(np.sum(given == NO_SIDE)), given)
     before = _before(store, data, spool.task, keys, note, name)
-    alike = clusters(spool.signatures[used], lambda i: spool.question(int(used[i])), _SIMILARITY)
+    alike = clusters(columns.questions[used], lambda i: spool.question(int(used[i])), _SIMILARITY)
     alike = _without_templates(alike, note)
     same = np.unique(keys, return_inverse=True)[1].reshape(-1)
-    together = [same, *([np.array(spool.groups, dtype=np.int64)[used]] if spool.groups else [])]
+    together = [same, *([spool.groups[used]] if spool.groups is not None else [])]
     rows = Rows(
         keys=keys,
         groups=joined([*together, alike]),
-        labels=[spool.labels[i] for i in used],
+        labels=[columns.labels[i] for i in used.tolist()],
         given=given,
         before=before,
-        times=np.array(spool.times)[used] if spool.times else None,
+        times=columns.times[used] if spool.split.time is not None else None,
     )
     found = _split(rows, replace(rows, groups=joined(together)), wanted, note)
     _note_split(spool, used, found, wanted, data, note)
     return used, found
+
+
+def _limited(data: DataSection, spool: Spool, rows: Ints) -> Ints:
+    """The rows that the limits of the sources leave."""
+    if all(each.max_rows is None for each in data.mixture):
+        return rows
+    of_source = [rows[spool.source[rows] == place] for place in range(len(data.mixture))]
+    return np.sort(np.concatenate([
+        each[choose(spool.columns.digests[each], source.max_rows)]
+        for each, source in zip(of_source, data.mixture, strict=True)
+    ]))  # fmt: skip
+
+
+def _weighted(data: DataSection, spool: Spool, rows: Ints, note: Note) -> Ints:
+    """The training rows as often as the weights of their sources say."""
+    weights = [each.weight for each in data.mixture]
+    if all(weight == 1.0 for weight in weights):
+        return rows
+    times = copies(spool.columns.digests[rows], np.array(weights)[spool.source[rows]])
+    for place, source in enumerate(data.mixture):
+        of_source = times[spool.source[rows] == place]
+        if source.weight != 1.0:
+            counts = f"{len(of_source):,} training row(s) count as {int(of_source.sum()):,}"
+            note(f"{source.source}: weight {source.weight:g}, {counts}")
+    if not times.any():
+        raise DataError("the weights of data.train leave no row to train on: raise one of them")
+    return np.repeat(rows, times)
+
+
+def _kept(spool: Spool, cleaned: Cleaned) -> Ints:
+    """Numbers of the rows that the cleaning keeps."""
+    stays = np.ones(len(spool), dtype=bool)
+    stays[list(cleaned.removed)] = False
+    return np.flatnonzero(stays)
 
 
 def _without_templates(alike: Ints, note: Note) -> Ints:
@@ -226,8 +261,7 @@ def _are_marked(spool: Spool, data: DataSection, note: Note) -> bool:
 
     Raises DataError where rows are set aside by their own word and by data.held_out or data.test.
     """
-    of_train = np.array(spool.given, dtype=np.int64) == NO_SIDE
-    marks = np.array(spool.marked, dtype=np.int64)[of_train]
+    marks = spool.columns.marked[spool.given == NO_SIDE]
     aside, others = int(np.sum(marks > TRAIN)), int(np.sum(marks == NO_SIDE))
     if not aside or SIDE_COLUMN in data.columns.values():  # a column of the task
         return False
@@ -261,15 +295,13 @@ def _before(
     if last.split != data.split:
         note(f"data.split is another than that of {last.label}: every row gets a new side")
         return sides
-    files, old, of_old = dataset.load(store, last.digest), list[bytes](), list[int]()
-    for side, label in enumerate(SIDES):
-        inputs = [input_digest(task.input_of(row)) for row in files.rows(label)]
-        old += inputs
-        of_old += [side] * len(inputs)
-    known, first = np.unique(short_keys(old), return_index=True)
+    files = dataset.load(store, last.digest)
+    old = [digests_of([input_digest(task.input_of(row)) for row in files.side(label)]) for label in SIDES]
+    of_old = np.repeat(np.arange(len(SIDES)), [len(each) for each in old])
+    known, first = np.unique(short_keys(np.concatenate(old)), return_index=True)
     at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     same = known[at] == keys
-    sides[same] = np.array(of_old, dtype=np.int64)[first[at[same]]]
+    sides[same] = of_old[first[at[same]]]
     return sides
 
 
@@ -299,6 +331,9 @@ def _recipe(data: DataSection) -> dict[str, Any]:
         mode="json", include={"split", "held_out_fraction", "max_rows", "personal_data", "clean"}, exclude_none=True,
         exclude_defaults=True,
     )  # fmt: skip
+    mixture = [each.model_dump(exclude={"source"}, exclude_defaults=True) for each in data.mixture]
+    if any(mixture):
+        document["mixture"] = mixture
     policy = document.get("personal_data", {})
     if not any(action != "report" for action in policy.values()):
         document.pop("personal_data", None)
@@ -310,21 +345,19 @@ def _report(
     labels: Mapping[SideName, Mapping[str, int]], notices: Sequence[str],
 ) -> Preparation:  # fmt: skip
     """The report of the preparation."""
-    out = used[np.flatnonzero(sides.sides < TRAIN)].tolist()
-    first = sorted(out, key=lambda i: spool.ids[i])[:MOST_SAMPLES]
+    out, table = used[np.flatnonzero(sides.sides < TRAIN)].tolist(), spool.table()
     samples = tuple(
-        Sample(
-            row=spool.ids[i].hex(), place=spool.place(i), before=masked(spool.question(i)), why="on another side, too"
-        )
-        for i in first
+        Sample(row=table.id_of(i), place=spool.place(i), before=masked(spool.question(i)), why="on another side, too")
+        for i in nsmallest(MOST_SAMPLES, out, key=lambda i: int(table.ids[i]))
     )
-    lengths = Counter(1 << max(spool.lengths[i].bit_length() - 1, 0) for i in used[sides.sides >= TRAIN].tolist())
+    powers = np.frexp(spool.columns.lengths[used[sides.sides >= TRAIN]])[1] - 1
+    bins, rows = np.unique(1 << np.maximum(powers, 0), return_counts=True)
     return Preparation(
         task=spool.task.name,
         sources=data.sources,
         read=cleaned.read,
         sides={side: Side(rows=counts[side], labels=dict(labels[side])) for side in SIDES},
-        lengths=dict(sorted(lengths.items())),
+        lengths=dict(zip(bins.tolist(), rows.tolist(), strict=True)),
         steps=(*cleaned.steps, StepReport(step="leaks", action="drop", rows=len(out), samples=samples)),
         clusters=cleaned.clusters,
         notices=tuple(notices),

@@ -35,6 +35,8 @@ class RowReport(BaseModel):
     trained."""
     personal_data: dict[str, int] = {}
     """Rows with each kind of personal data or secret, such as `{"email": 12}`; a kind that no row has is absent."""
+    cleaning: dict[str, int] = {}
+    """Rows that the quick steps of a job's cleaning find, such as `{"mojibake": 3, "conflicts": 2}`."""
     prompts: PromptSetting | None = None
     """How the prompts of these rows are written for the model. None: no model counted."""
     warnings: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -42,6 +42,10 @@ class RowFile:
     @property
     def is_local(self) -> bool:
         return not self.address.startswith("s3://")
+
+    def located(self) -> RowFile:
+        """The same file under an address that another process of this machine understands."""
+        return replace(self, address=str(_local(self.address).absolute())) if self.is_local else self
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Literal
 
 import numpy as np
@@ -59,17 +60,26 @@ def side_named(side: object) -> int | None:
     return _NAMES.get(side.strip().casefold()) if isinstance(side, str) else None
 
 
-def choose(digests: Sequence[bytes], max_rows: int | None) -> list[int]:
+def choose(digests: NDArray[np.void], max_rows: int | None) -> Ints:
     """Rows to use: all, or the `max_rows` with the smallest salted digests, in the order given."""
     if max_rows is None or max_rows >= len(digests):
-        return list(range(len(digests)))
-    ranked = sorted(range(len(digests)), key=lambda i: (hashlib.sha256(b"choose" + digests[i]).digest(), i))
-    return sorted(ranked[:max_rows])
+        return np.arange(len(digests))
+    salted = (hashlib.sha256(b"choose" + digest).digest() for digest in digests.tolist())
+    ranked = nsmallest(max_rows, ((digest, i) for i, digest in enumerate(salted)))
+    return np.array(sorted(i for _, i in ranked), dtype=np.int64)
 
 
-def short_keys(digests: Sequence[bytes]) -> NDArray[np.uint64]:
+def copies(digests: NDArray[np.void], weights: NDArray[np.float64]) -> Ints:
+    """How often each row is trained: its weight, rounded up or down by its digest, so that the mean is the weight."""
+    whole = np.floor(weights)
+    salted = [hashlib.sha256(b"copies" + digest).digest()[:8] for digest in digests.tolist()]
+    chance = np.frombuffer(b"".join(salted), dtype=">u8").astype(np.float64) / 2.0**64
+    return np.asarray(whole + (chance < weights - whole), dtype=np.int64)
+
+
+def short_keys(digests: NDArray[np.void]) -> NDArray[np.uint64]:
     """The first eight bytes of digests, as numbers."""
-    return np.frombuffer(b"".join(digest[:8] for digest in digests), dtype=">u8").astype(np.uint64)
+    return np.ascontiguousarray(digests).view(">u8")[:: digests.itemsize // 8].astype(np.uint64)
 
 
 def joined(groupings: Sequence[Ints]) -> Ints:
@@ -172,23 +182,30 @@ def assign(rows: Rows, shares: Shares) -> Ints:
     return np.where(sides == NO_SIDE, chosen[group], sides)
 
 
+def _label_codes(labels: Sequence[str | None]) -> tuple[list[str], Ints]:
+    """The labels, sorted, and the place of each row's label among them."""
+    names = sorted({label or "" for label in labels})
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.fromiter((places[label or ""] for label in labels), dtype=np.int64, count=len(labels))
+
+
 class _Deal:
     """Gives groups without a side to the sides."""
 
     def __init__(self, rows: Rows, group: Ints, sides: Ints, count: int) -> None:
-        names, codes = np.unique([label or "" for label in rows.labels], return_inverse=True)
+        names, codes = _label_codes(rows.labels)
         sizes = np.bincount(group, minlength=count)
-        order = np.lexsort((codes.reshape(-1), rows.keys))[::-1]
+        order = np.lexsort((codes, rows.keys))[::-1]
         self._key, label = np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.int64)
         self._key[group[order]] = rows.keys[order]  # the last one written is the smallest
-        label[group[order]] = codes.reshape(-1)[order]
+        label[group[order]] = codes[order]
         self._time = None
         if rows.times is not None:
             self._time = np.full(count, -np.inf)
             np.maximum.at(self._time, group, rows.times)
         held, groups = np.zeros((2, len(names), len(SIDES)), dtype=np.int64)
         placed = sides >= 0
-        np.add.at(held, (codes.reshape(-1)[placed], sides[placed]), 1)
+        np.add.at(held, (codes[placed], sides[placed]), 1)
         pairs = np.unique(np.stack([group[placed], sides[placed]]), axis=1)
         np.add.at(groups, (label[pairs[0]], pairs[1]), 1)
         # Lists: a loop over millions of groups reads them one by one.

@@ -1,104 +1,86 @@
-"""Checked rows on disk while a dataset is prepared; in memory only what the split reads. Knows no store."""
+"""Checked and cleaned rows on disk while a dataset is prepared; in memory only their columns. Knows no store."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ray_jobs.data.clean.near_duplicates import Signatures, signatures
 from ray_jobs.data.clean.samples import text_of
 from ray_jobs.data.clean.set_steps import RowTable
-from ray_jobs.data.columns import composed
-from ray_jobs.data.formats import Record
-from ray_jobs.data.ingest import canonical_line
-from ray_jobs.data.split import NO_SIDE, SIDE_COLUMN, Ints, input_digest, row_digest, side_named
+from ray_jobs.data.row_work import CleanedBatch, Columns
+from ray_jobs.data.split import Ints
 from ray_jobs.spec.split import SplitSection
 from ray_jobs.tasks.base import Row, Task
 
-_BATCH = 2000
-_DATE = re.compile(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?(.*)", re.DOTALL)
 
-
-@dataclass
 class Spool:
-    """Rows in the order in which they were read."""
+    """Rows in the order in which they were read: `add` batches, then `finish`, then read."""
 
-    path: Path
-    task: Task[Any]
-    split: SplitSection
-    files: list[str] = field(default_factory=list)
-    """Names of the files that were read, for messages."""
-    digests: list[bytes] = field(default_factory=list)
-    inputs: list[bytes] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
-    given: list[int] = field(default_factory=list)
-    """Side of the file from which the row comes; NO_SIDE for a file of `data.train`."""
-    marked: list[int] = field(default_factory=list)
-    """Side that the column `split` names; NO_SIDE: none."""
-    groups: list[int] = field(default_factory=list)
-    """A number for each value of the column `data.split.group`, and for each row without one."""
-    times: list[float] = field(default_factory=list)
-    """Values of the column `data.split.time`; NaN where it has no time."""
-    ids: list[bytes] = field(default_factory=list)
-    """The row's id in reports: the first bytes of the digest of the row as it was read."""
-    lengths: list[int] = field(default_factory=list)
-    """Characters of the row's texts."""
-    _places: list[tuple[int, int, str]] = field(default_factory=list)
-    """File, number and unit of each row."""
-    _offsets: list[int] = field(default_factory=lambda: [0])
-    _texts: list[str] = field(default_factory=list)
-    _signatures: list[Signatures] = field(default_factory=list)
-    _values: dict[str, int] = field(default_factory=dict)
-    _file: IO[bytes] | None = None
+    columns: Columns
+    given: NDArray[np.int8]
+    """Side of the file from which each row comes; NO_SIDE for a file of `data.train`."""
+    source: NDArray[np.int16]
+    """Place of each row's source in `data.sources`."""
+    groups: Ints | None
+    """A number for each value of the column `data.split.group`, and for each row without one. None: no such column."""
+
+    def __init__(self, path: Path, task: Task[Any], split: SplitSection) -> None:
+        self._path, self.task, self.split = path, task, split
+        self._parts: dict[str, list[Any]] = {each.name: [] for each in fields(Columns)}
+        self._files: dict[int, str] = {}
+        self._sides: list[NDArray[np.int8]] = []
+        self._sources: list[NDArray[np.int16]] = []
+        self._file_of: list[NDArray[np.int32]] = []
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Spool:
-        self._file = self.path.open("w+b")
+        self._file = self._path.open("w+b")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._file is not None
         self._file.close()
 
-    def add(self, row: Row, record: Record, given: int, row_id: str) -> None:
-        """Append a row of the last one of `files`."""
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def add(self, batch: CleanedBatch, side: int, source: int) -> None:
+        """Append rows. `side` and `source`: those of their file."""
         assert self._file is not None
-        canonical, text = canonical_line(row), self.task.input_of(row)
-        encoded = canonical.encode() + b"\n"
-        self._file.write(encoded)
-        self._offsets.append(self._offsets[-1] + len(encoded))
-        self.digests.append(row_digest(canonical))
-        self.inputs.append(input_digest(text))
-        self.labels.append(None if self.task.label_column is None else row[self.task.label_column])
-        self.ids.append(bytes.fromhex(row_id))
-        self.lengths.append(len(text_of(row, self.task.label_column)))
-        self.given.append(given)
-        side = side_named(record.values.get(SIDE_COLUMN))
-        self.marked.append(NO_SIDE if side is None else side)
-        self._places.append((len(self.files) - 1, record.number, record.unit))
-        if self.split.group is not None:
-            value = _value(record, self.split.group)
-            known = f"{len(self.groups)}" if value in (None, "") else f"={json.dumps(value, default=str)}"
-            self.groups.append(self._values.setdefault(known, len(self._values)))
-        if self.split.time is not None:
-            self.times.append(time_of(_value(record, self.split.time)))
-        self._texts.append(self.task.question_of(row))
-        if len(self._texts) == _BATCH:
-            self._sign()
+        self._file.write(batch.lines)
+        self._files[batch.file] = batch.address
+        for name, parts in self._parts.items():
+            parts.append(_interned(getattr(batch.columns, name)))
+        self._sides.append(np.full(len(batch.columns), side, dtype=np.int8))
+        self._sources.append(np.full(len(batch.columns), source, dtype=np.int16))
+        self._file_of.append(np.full(len(batch.columns), batch.file, dtype=np.int32))
+
+    def finish(self) -> None:
+        """Every row is added."""
+        assert self._file is not None
+        self._file.flush()
+        shared = all(one is other for one, other in zip(self._parts["questions"], self._parts["texts"], strict=True))
+        joined = {name: _joined(self._parts.pop(name)) for name in list(self._parts) if name != "texts" or not shared}
+        self.columns = Columns(**{"texts": joined["questions"], **joined})
+        self.given = np.concatenate([*self._sides, np.empty(0, dtype=np.int8)])
+        self.source = np.concatenate([*self._sources, np.empty(0, dtype=np.int16)])
+        self._of_file = np.concatenate([*self._file_of, np.empty(0, dtype=np.int32)])
+        self._ends = np.cumsum(self.columns.line_bytes, dtype=np.int64)
+        self.groups = _group_numbers(self.columns.groups) if self.split.group is not None else None
 
     def place(self, number: int) -> str:
         """`reviews.csv line 12`."""
-        file, at, unit = self._places[number]
-        return f"{self.files[file]} {unit} {at}" if unit else self.files[file]
+        unit, name = self.columns.units[number], self._files[int(self._of_file[number])]
+        return f"{name} {unit} {self.columns.numbers[number]}" if unit else name
 
     def row(self, number: int) -> Row:
         """A row, from the file."""
@@ -109,82 +91,52 @@ class Spool:
         return self.task.question_of(self.row(number))
 
     def table(self) -> RowTable:
-        """What the cleaning steps read of the rows."""
+        """What the steps that compare rows read."""
+        columns = self.columns
         return RowTable(
-            ids=[each.hex() for each in self.ids],
-            places=[self.place(number) for number in range(len(self.ids))],
-            digests=self.digests,
-            inputs=self.inputs,
-            labels=self.labels,
+            ids=columns.ids,
+            digests=columns.digests,
+            inputs=columns.inputs,
+            labels=columns.labels,
             text_of=lambda number: text_of(self.row(number), self.task.label_column),
+            place_of=self.place,
+            signatures=columns.texts,
+            features=columns.features,
         )
-
-    @property
-    def signatures(self) -> Signatures:
-        """MinHash signatures of the questions."""
-        self._sign()
-        return np.concatenate(self._signatures) if self._signatures else signatures([])
 
     def write(self, rows: Ints, path: Path) -> Mapping[str, int]:
         """Write rows, sorted by their digests, to a file. Returns how many have each label."""
-        ordered = sorted(rows.tolist(), key=lambda i: self.digests[i])
+        ordered = rows[np.argsort(self.columns.digests[rows], kind="stable")].tolist()
         with path.open("wb") as target:
             target.writelines(map(self._line, ordered))
-        return Counter(label for i in ordered if (label := self.labels[i]) is not None)
+        return Counter(label for row in ordered if (label := self.columns.labels[row]) is not None)
 
     def _line(self, number: int) -> bytes:
         assert self._file is not None
-        start, end = self._offsets[number], self._offsets[number + 1]
-        self._file.seek(start)
-        return self._file.read(end - start)
-
-    def _sign(self) -> None:
-        if self._texts:
-            self._signatures.append(signatures(self._texts))
-            self._texts.clear()
+        end, length = int(self._ends[number]), int(self.columns.line_bytes[number])
+        self._file.seek(end - length)
+        return self._file.read(length)
 
 
-def _value(record: Record, column: str) -> object:
-    """A record's value, where the file may spell the column in decomposed characters."""
-    if column in record.values:
-        return record.values[column]
-    return next((value for name, value in record.values.items() if composed(name) == composed(column)), None)
+def _interned(values: Any) -> Any:
+    """Texts that many rows share, as one object each."""
+    if not isinstance(values, list):
+        return values
+    return [sys.intern(value) if isinstance(value, str) else value for value in values]
 
 
-def time_of(value: object) -> float:
-    """Seconds, or a number as it is; NaN for what is neither a date nor a number."""
-    if isinstance(value, bool) or value is None:
-        return np.nan
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, datetime):
-        return _seconds(value)
-    if isinstance(value, date):
-        return _seconds(datetime(value.year, value.month, value.day, tzinfo=UTC))
-    text = str(value).strip()
-    found = _DATE.fullmatch(text)
-    if found is not None:
-        year, month, day, rest = found.groups()
-        text = f"{year}-{int(month):02}-{int(day):02}{_clock(rest)}"
-    try:
-        return float(text) if found is None else _seconds(datetime.fromisoformat(text))
-    except ValueError:
-        return np.nan
+def _joined(parts: list[Any]) -> Any:
+    """One array or list of those of the batches, which are freed."""
+    if parts[0] is None:
+        return None
+    joined = [each for part in parts for each in part] if isinstance(parts[0], list) else np.concatenate(parts)
+    parts.clear()
+    return joined
 
 
-def _clock(rest: str) -> str:
-    """` 9:05` as `T09:05`."""
-    rest = rest.strip().removeprefix("T").strip()
-    if not rest:
-        return ""
-    hour, colon, minutes = rest.partition(":")
-    return f"T{hour.zfill(2)}{colon}{minutes}"
-
-
-def _seconds(moment: datetime) -> float:
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def without_time(times: Sequence[float]) -> list[int]:
-    """Numbers of the rows without a time."""
-    return [number for number, time in enumerate(times) if math.isnan(time)]
+def _group_numbers(values: Sequence[str]) -> Ints:
+    """A number for each value, and one for each row without a value."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    alone = range(len(numbers), len(numbers) + len(values))
+    found = (numbers[value] if value else own for value, own in zip(values, alone, strict=True))
+    return np.fromiter(found, dtype=np.int64, count=len(values))

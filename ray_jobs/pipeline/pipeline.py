@@ -16,6 +16,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ray_jobs import jobs, registry
 from ray_jobs.data.dataset import Dataset
+from ray_jobs.data.fixes import fixes
+from ray_jobs.data.preparation import Preparation, TokenFit
 from ray_jobs.errors import (
     DiskFull,
     GateError,
@@ -29,9 +31,10 @@ from ray_jobs.errors import (
 from ray_jobs.jobs import Job, Launched, Released, StageRecord, checkpoint_request, sigterm
 from ray_jobs.jobs.progress import StageProgress
 from ray_jobs.jobs.runs import Heartbeat, describe_takeover
+from ray_jobs.pages.messages import Speaker
 from ray_jobs.pipeline import sources
 from ray_jobs.pipeline.outputs import EncodedRows, Flow, MissingOutputError, SearchOutcome
-from ray_jobs.pipeline.preview import preview_examples, preview_rows
+from ray_jobs.pipeline.preview import Preview, preview_examples, preview_rows
 from ray_jobs.pipeline.results import JobResult, PlannedStage, PlanReport, StageTime, TuneResult, job_result
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.pipeline.stages import Stage, stages_of
@@ -88,6 +91,8 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
     record = jobs.load(store, spec.job_id) if jobs.exists(store, spec.job_id) else None
     known = {} if record is None else sources.submitted(record, everywhere=False)
     flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
+    report: Preparation | None = None
+    fit: TokenFit | None = None
     for stage in stages_of(flow, checked(store, flow, known)):
         which = f" ({stage.base_model})" if stage.base_model and len(flow.base_models) > 1 else ""
         if stage.off is not None:
@@ -107,18 +112,20 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
                 gate_error = str(error)
         else:
             about = _about(store, spec, stage)
-            action = "will run" + which + (f": {about}" if about else "")
+            report, fit = about.report or report, about.fit or fit
+            action = "will run" + which + (f": {about.text}" if about.text else "")
         planned.append(PlannedStage(stage.name, action))
-    return PlanReport(spec, tuple(planned))
+    advice = () if report is None else fixes(Speaker("en"), report.model_copy(update={"fit": fit}))
+    return PlanReport(spec, tuple(planned), tuple(each.as_text() for each in advice))
 
 
-def _about(store: Workspace, spec: JobSpec, stage: Stage[Any]) -> str:
+def _about(store: Workspace, spec: JobSpec, stage: Stage[Any]) -> Preview:
     """What a stage will do, for a plan. Raises DataError for rows that are wrong."""
     if stage.output is Dataset:
         return preview_rows(store, spec)
     if stage.output is EncodedRows:
         return preview_examples(store, spec, stage.base_model)
-    return stage.description
+    return Preview(stage.description)
 
 
 def checked(store: Workspace, flow: Flow, known: Mapping[str, str]) -> sources.Sources:
@@ -188,7 +195,7 @@ def _tried(job: Job, stage: Stage[Any], flow: Flow, progress: StageProgress) -> 
     resumes from what it has in the store. Without its cluster there is nothing to try it on."""
     for tries in range(1, STAGE_TRIES + 1):
         try:
-            return stage.run(flow, StageContext(job, progress.update))
+            return stage.run(flow, StageContext(job, progress.update, may_join_cluster=True))
         except WorkerLost as error:
             check_cluster(job.id)
             if tries == STAGE_TRIES:

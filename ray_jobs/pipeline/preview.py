@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from ray_jobs.data import prepare, versions
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.ingest import read_rows
+from ray_jobs.data.preparation import Preparation, TokenFit
 from ray_jobs.data.sources import RowFile, find_files, is_small, local_copy
+from ray_jobs.data.token_fit import token_fit
 from ray_jobs.errors import DataError, KitaeError
 from ray_jobs.models import bases, load_processor
 from ray_jobs.pipeline.outputs import EncodedRows
@@ -34,44 +37,57 @@ _MOST_BYTES = 64 * 2**20
 _WEIGHTS = ".safetensors"
 
 
-def preview_rows(store: Workspace, spec: JobSpec) -> str:
-    """The dataset that the rows become, as `Outline.as_text`. Empty where the files are large.
+@dataclass(frozen=True)
+class Preview:
+    """What is known of a stage's output before it runs."""
+
+    text: str = ""
+    report: Preparation | None = None
+    """Of the rows."""
+    fit: TokenFit | None = None
+    """Of the first rows with the base's tokenizer."""
+
+
+def preview_rows(store: Workspace, spec: JobSpec) -> Preview:
+    """The dataset that the rows become. Empty where the files are large.
 
     Raises DataError with everything that is wrong with them.
     """
     if spec.data.dataset is not None:
         found = versions.dataset_of(store, spec.data.dataset, spec.task)
-        return prepare.Outline(found, {}).as_text()
+        return Preview(prepare.Outline(found, {}).as_text())
     if not is_small([file for source in spec.data.sources for file in find_files(store, source).files], _MOST_BYTES):
-        return ""
-    return prepare.outline(store, spec.data, TASKS[spec.task], name=spec.data.name or spec.name).as_text()
+        return Preview()
+    outline = prepare.outline(store, spec.data, TASKS[spec.task], name=spec.data.name or spec.name)
+    return Preview(outline.as_text(), outline.report)
 
 
-def preview_examples(store: Workspace, spec: JobSpec, base_model: str) -> str:
-    """What the first rows become, as `EncodedRows.as_text`. Empty where it cannot be known yet."""
+def preview_examples(store: Workspace, spec: JobSpec, base_model: str) -> Preview:
+    """What the first rows become on a base. Empty where it cannot be known yet."""
     task = TASKS[spec.task]
-    if not task.generates or spec.data.dataset is not None:
-        return ""
+    if not base_model or spec.data.dataset is not None:
+        return Preview()
     try:
         files = [file for source in spec.data.train_sources for file in find_files(store, source).files]
         if not is_small([file for file in files if not file.is_local], _MOST_BYTES):
-            return ""
+            return Preview()
         with _tokenizer_files(store, base_model) as directory:
             if directory is None:
-                return ""
+                return Preview()
             rows = list(islice(_rows(store, spec, files), ROWS))
             tokenizer = load_processor(directory, spec.task)
             setting = task.setting_for(rows, tokenizer, store.now().date())
+            labels = [] if task.label_column is None else sorted({row[task.label_column] for _, row in rows})
             written = task.with_setting(setting)
-            examples = sum(len(written.encode(row, tokenizer, ())) for _, row in rows)
+            fit, examples = token_fit([row for _, row in rows], written, tokenizer, labels, spec.data)
     except DataError as error:  # the stage's own error has every row
-        return f"the first rows cannot be written for this base: {error}"
+        return Preview(f"the first rows cannot be written for this base: {error}")
     except KitaeError:  # the stages before it say what is missing
-        return ""
+        return Preview()
     text = EncodedRows(
         train_rows=len(rows), train_examples=examples, test_kept=(), key="", labels=(), prompts=setting
     ).as_text()
-    return f"of the first {len(rows)} rows: {text}" if text else ""
+    return Preview(f"of the first {len(rows)} rows: {text}" if text else "", fit=fit)
 
 
 def describe_search(spec: JobSpec) -> str:

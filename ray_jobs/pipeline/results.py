@@ -122,9 +122,13 @@ class PlanReport:
 
     spec: JobSpec
     stages: tuple[PlannedStage, ...]
+    advice: tuple[str, ...] = ()
+    """What to fix first in the rows, the most important first."""
 
     def as_text(self) -> str:
-        """The resolved spec as YAML, then a line a stage."""
+        """The resolved spec as YAML, then a line a stage, then the advice."""
         document = yaml.safe_dump(self.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         lines = [f"  {stage.name:<10} {stage.action}" for stage in self.stages]
+        if self.advice:
+            lines += ["", "what to fix first in the rows", *(f"  {text}" for text in self.advice)]
         return f"{document}\njob {self.spec.job_id}\n" + "\n".join(lines)

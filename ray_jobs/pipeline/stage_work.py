@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ray_jobs import __version__, deploy, registry
 from ray_jobs.data import dataset, prepare, versions
 from ray_jobs.data.dataset import Dataset
-from ray_jobs.data.encoding import ENCODING, encode_rows, sentences_of_left_out
+from ray_jobs.data.distributed import SMALL_BYTES, is_worthwhile
+from ray_jobs.data.encoding import ENCODING, encode_rows
+from ray_jobs.data.sources import find_files
+from ray_jobs.data.split import SIDES
 from ray_jobs.digests import json_digest
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import ModelError
@@ -64,6 +67,8 @@ class StageContext:
     job: Job
     show: Callable[..., None]
     """`StageProgress.update`."""
+    may_join_cluster: bool = False
+    """Whether this process may start Ray, or join the cluster: it is the job's runner."""
 
     @property
     def store(self) -> Workspace:
@@ -72,6 +77,11 @@ class StageContext:
     def report(self, done: float, total: float, unit: str, metrics: MetricValues) -> None:
         """Show progress that comes from a worker."""
         self.show(done, total, unit, **metrics)
+
+    def join_cluster_for(self, size_bytes: int) -> None:
+        """Join the Ray cluster if rows of this size are worth it."""
+        if self.may_join_cluster and size_bytes > SMALL_BYTES:
+            ray_workers.connect()
 
     def on_worker(self, function: Callable[..., T], *arguments: object, compute: ComputeSection) -> T:
         """Call `function(*arguments, store, report)` on a worker. Raises as `ray_workers.call_on_worker`."""
@@ -87,6 +97,7 @@ def make_dataset(flow: Flow, context: StageContext) -> Dataset:
     if data.dataset is not None:
         return versions.dataset_of(store, data.dataset, spec.task)
     name = data.name or spec.name
+    context.join_cluster_for(sum(file.size_bytes for each in data.sources for file in find_files(store, each).files))
     made = prepare.prepare(
         store, data, TASKS[spec.task], lambda notice: context.job.event("info", f"data: {notice}"), name=name
     )
@@ -115,11 +126,8 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     labels, limits = flow.dataset.labels, spec.data
     files = dataset.load(store, flow.dataset.digest)
     tokenizer = load_processor(fetch_base(store, base.key), spec.task)
-    sides = (
-        ("train", files.train_rows, TRAIN_FILE),
-        ("validation", files.validation_rows, VALIDATION_FILE),
-        ("test", files.test_rows, TEST_FILE),
-    )
+    file_of_side = zip(SIDES, (TRAIN_FILE, VALIDATION_FILE, TEST_FILE), strict=True)
+    sides = [(side, files.side(side), name) for side, name in file_of_side]
     named = ((f"{side} row {i}", row) for side, rows, _ in sides for i, row in enumerate(rows, 1))
     prompts = TASKS[spec.task].setting_for(named, tokenizer, store.now().date())
     task = TASKS[spec.task].with_setting(prompts)
@@ -130,7 +138,9 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kitae-encoded-") as scratch:
         for side, rows, name in sides:
-            encoded, kept = encode_rows(
+            size_bytes = rows.path.stat().st_size
+            context.join_cluster_for(size_bytes)
+            encoded, found = encode_rows(
                 rows,
                 task,
                 tokenizer,
@@ -139,14 +149,15 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
                 too_long=limits.too_long,
                 source=side,
                 progress=lambda done, total: context.show(done, total, "rows"),
+                distributed=is_worthwhile(size_bytes, local=True),
             )
-            left_out += sentences_of_left_out(rows, kept, task, side)
+            left_out += found.sentences(side)
             if side == "train":
-                task.check_encoded([encoded[i] for i in range(len(encoded))], tokenizer)
+                task.check_encoded(encoded, tokenizer)
             encoded.save(Path(scratch) / name)
             counts |= {
-                f"{side}_rows": len(set(kept)),
-                f"{side}_rows_left_out": len(rows) - len(set(kept)),
+                f"{side}_rows": len(set(found.kept)),
+                f"{side}_rows_left_out": found.rows - len(set(found.kept)),
                 f"{side}_examples": len(encoded),
                 f"{side}_tokens": int(sum(encoded.lengths)),
                 f"{side}_supervised": int(sum(encoded.supervised)),
@@ -157,7 +168,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
         context.job.event("info", note)
     for sentence in left_out:
         context.job.event("warning", f"data: {sentence}")
-    return EncodedRows(**counts, test_kept=tuple(dict.fromkeys(kept)), key=key, labels=labels, prompts=prompts)
+    return EncodedRows(**counts, test_kept=tuple(dict.fromkeys(found.kept)), key=key, labels=labels, prompts=prompts)
 
 
 def search(flow: Flow, context: StageContext) -> SearchOutcome:

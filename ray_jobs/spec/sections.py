@@ -47,11 +47,24 @@ Name = Annotated[str, AfterValidator(_named), WithJsonSchema({"pattern": f"^{_NA
 """A name that is valid in a store key, a Serve application and a Kubernetes object: lower case, at most 48 long."""
 
 
+class RowSource(SpecSection):
+    """One source of a mixture."""
+
+    source: str
+    """A path, `s3://bucket/key`, folder, prefix or glob, as for `data.train`."""
+    max_rows: int | None = Field(None, ge=1)
+    """Use at most this many rows of it, chosen by hash (the same each time). None: all."""
+    weight: float = Field(1.0, gt=0.0, le=100.0)
+    """How often each of its training rows is seen in an epoch: 2 is twice, 0.5 is half of the rows, chosen by hash.
+    Validation and test rows count once."""
+
+
 class DataSection(SpecSection):
-    train: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=1000)] | None = None
+    train: str | Annotated[tuple[str | RowSource, ...], Field(min_length=1, max_length=1000)] | None = None
     """Rows to train on: a path or `s3://bucket/key` of a file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`,
-    `.txt`, `.md` or `.html`; of text also `.gz` and `.zst`), of a folder or prefix, or a glob; or a list of these.
-    Required, unless `dataset` names rows."""
+    `.txt`, `.md` or `.html`; of text also `.gz` and `.zst`), of a folder or prefix, or a glob; or a list of these, each
+    perhaps with a limit or a weight, such as `{source: general.jsonl, max_rows: 500}`. Required, unless `dataset` names
+    rows."""
     dataset: DatasetName | None = None
     """A dataset of the team to train on, such as `reviews` (its newest version) or `reviews@3`, with its sides. None:
     the rows of `train`."""
@@ -94,10 +107,14 @@ class DataSection(SpecSection):
 
     @property
     def train_sources(self) -> tuple[str, ...]:
-        """`train`, none, one or several."""
-        if self.train is None:
-            return ()
-        return (self.train,) if isinstance(self.train, str) else self.train
+        """Addresses of `train`: none, one or several."""
+        return tuple(each.source for each in self.mixture)
+
+    @property
+    def mixture(self) -> tuple[RowSource, ...]:
+        """`train`, with the limits and weights of its sources."""
+        given = () if self.train is None else (self.train,) if isinstance(self.train, str) else self.train
+        return tuple(RowSource(source=each) if isinstance(each, str) else each for each in given)
 
     def split_of(self, rows: int) -> Shares:
         """Shares of the sides for this number of rows."""

@@ -10,7 +10,7 @@ import yaml
 from ray_jobs.data.advice import LONG_CHARACTERS, Importance, Rule, advise
 from ray_jobs.data.advice_messages import ADVICE, line
 from ray_jobs.data.page import page
-from ray_jobs.data.preparation import Preparation, Sample, Side, Step, StepReport
+from ray_jobs.data.preparation import Preparation, Sample, Side, Step, StepReport, TokenFit
 from ray_jobs.pages.messages import Language
 from ray_jobs.spec.sections import DataSection
 from tests.data.builders import make_preparation
@@ -40,6 +40,11 @@ def step(name: Step, rows: int, action: Any = "report", **detail: int) -> dict[s
     return {"steps": (StepReport(step=name, rows=rows, action=action, samples=(sample,), detail=detail),)}
 
 
+def fit(**fields: Any) -> dict[str, Any]:
+    """How the rows fit a base."""
+    return {"fit": TokenFit(**{"rows": 400, "max_tokens": 512, "too_long": "error"} | fields)}
+
+
 FIRES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ("no_rows", {"sides": {"train": Side(rows=0)}}, {}),
     ("no_training_rows", {"sides": {"test": Side(rows=400)}}, {}),
@@ -63,6 +68,10 @@ FIRES: list[tuple[Rule, dict[str, Any], dict[str, Any]]] = [
     ("boilerplate", step("boilerplate", 1), step("boilerplate", 1, "change")),
     ("outliers", step("outliers", 1), step("outliers", 1, "drop")),
     ("language", step("language", 1, "list"), step("language", 0, "list")),
+    ("too_long", fit(long_rows=1), fit(long_rows=1, too_long="drop")),
+    ("too_long_left_out", fit(long_rows=1, too_long="drop"), fit(long_rows=1, too_long="truncate")),
+    ("answers_cut", fit(cut_rows=1, long_rows=1, too_long="truncate"), fit(long_rows=1, too_long="truncate")),
+    ("nothing_trained", fit(untrained_rows=1), fit()),
     ("long_texts", {"lengths": {LONG_CHARACTERS: 1}}, {"lengths": {LONG_CHARACTERS // 2: 400}}),
 ]  # fmt: skip
 """(rule, changes for which it fires, changes for which it does not quite)."""

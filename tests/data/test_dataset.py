@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray_jobs.data import versions
 from ray_jobs.data.dataset import Dataset, DatasetFiles, load, report_of
 from ray_jobs.data.ingest import canonical_line
 from ray_jobs.data.prepare import outline, prepare
+from ray_jobs.data.split import SIDES
 from ray_jobs.data.version_diff import version_diff
 from ray_jobs.errors import DataError, ObjectNotFound
 from ray_jobs.spec import DataSection
@@ -208,6 +210,26 @@ def test_max_rows_takes_the_same_rows_each_time(tmp_path: Path, store: Workspace
     again = prepare(store, section(write_jsonl(tmp_path / "b.jsonl", rows[::-1]), max_rows=40), CHAT)
     assert first.train_rows + not_trained(first) == 40
     assert again == first
+
+
+def test_a_mixture_has_limits_and_weights(tmp_path: Path, store: Workspace) -> None:
+    for name, count in (("faq", 30), ("other", 200), ("half", 200)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [chat_row(f"{name} {i} {i * i}", "a") for i in range(count)])
+    mixture = [
+        {"source": str(tmp_path / "faq.jsonl"), "weight": 3},
+        {"source": str(tmp_path / "other.jsonl"), "max_rows": 50},
+        {"source": str(tmp_path / "half.jsonl"), "weight": 0.5},
+    ]
+    notices: list[str] = []
+    data = DataSection.model_validate({"train": mixture, "split": "8:1:1"})
+    files = load(store, prepare(store, data, CHAT, notices.append).digest)
+    counts = {side: Counter(row["messages"][0]["content"].split()[0] for row in files.rows(side)) for side in SIDES}
+    sums = {name: sum(each[name] for side, each in counts.items() if side != "train") for name in counts["train"]}
+    assert counts["train"]["faq"] == 3 * (30 - sums["faq"])
+    assert counts["train"]["other"] + sums["other"] == 50
+    assert 0.3 < counts["train"]["half"] / (200 - sums["half"]) < 0.7
+    assert files.dataset.repeated_rows == 0, "copies by weight are no repetitions"
+    assert sum("weight" in notice for notice in notices) == 2
 
 
 def test_labels_are_those_of_the_training_rows(tmp_path: Path, store: Workspace) -> None:

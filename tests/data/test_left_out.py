@@ -1,18 +1,38 @@
-"""Rows that are too long to be trained are counted, and a label that loses all of its rows is named."""
+"""What the encoding says of rows that it leaves out."""
 
 from __future__ import annotations
 
-from ray_jobs.data.encoding import sentences_of_left_out
-from tests.data.builders import CHAT, CLASSIFY, chat_row
+from typing import Any
+
+from ray_jobs.data.encoding import Kept, encode_rows
+from ray_jobs.tasks.base import Example, Row
+from ray_jobs.tasks.text_classification import TextClassification
 
 
-def test_rows_and_labels_that_are_left_out_are_said() -> None:
-    rows = [{"text": f"t {i}", "label": label} for i, label in enumerate("aabbc")]
-    assert sentences_of_left_out(rows, [0, 1, 2, 3, 4], CLASSIFY, "train") == []
-    assert sentences_of_left_out(rows, [0, 0, 2, 3], CLASSIFY, "train") == [
-        "2 of 5 train rows are left out: too long, or nothing in them is trained",
-        "no train row of the label 'c' is left",
+class Letters(TextClassification):
+    """A token for each letter."""
+
+    def encode(self, row: Row, processor: Any, labels: Any) -> list[Example]:
+        del processor
+        return [Example(tuple(map(ord, row["text"])), (labels.index(row["label"]),))]
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    encoded, kept = encode_rows(rows, Letters(), None, ["bad", "good"], max_tokens=3, too_long="drop", source="train")
+    assert len(encoded) == len(kept.kept)
+    return kept.sentences("train")
+
+
+def test_rows_and_labels_without_rows_are_named() -> None:
+    rows = [{"text": "abc", "label": "good"}] * 300
+    assert sentences(rows) == []
+    long = [{"text": "abcd", "label": "good"}, {"text": "abcd", "label": "bad"}]
+    assert sentences([*rows, *long]) == [
+        "2 of 302 train rows are left out: too long, or nothing in them is trained",
+        "no train row of the label 'bad' is left",
     ]
-    assert sentences_of_left_out([chat_row("q", "a")] * 3, [1], CHAT, "held-out") == [
-        "2 of 3 held-out rows are left out: too long, or nothing in them is trained"
-    ]
+
+
+def test_a_row_of_several_examples_is_one_row() -> None:
+    assert Kept(rows=2, kept=[0, 0, 1]).sentences("train") == []
+    assert Kept(rows=3, kept=[0, 0, 1]).sentences("test")[0].startswith("1 of 3 test rows")

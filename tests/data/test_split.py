@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_jobs.data.clean.duplicates import digests_of
 from ray_jobs.data.split import (
     FEWEST,
     LEAKED,
@@ -44,7 +45,7 @@ def rows_of(
     times: list[float] | None = None,
 ) -> Rows:
     """Rows with these inputs; equal inputs, and equal `groups`, are one group."""
-    keys = short_keys([row_digest(each) for each in inputs])
+    keys = short_keys(digests_of([row_digest(each) for each in inputs]))
     same = [keys.astype(np.int64), *([np.array(groups, dtype=np.int64)] if groups is not None else [])]
     none = [NO_SIDE] * len(inputs)
     return Rows(
@@ -161,10 +162,10 @@ def test_few_rows_share_one_side_or_are_refused() -> None:
 
 @given(st.lists(st.text(max_size=4).map(row_digest), min_size=1, max_size=60), st.integers(1, 60))
 def test_chosen_rows_are_the_same_in_any_order(digests: list[bytes], max_rows: int) -> None:
-    chosen = [digests[i] for i in choose(digests, max_rows)]
+    chosen = [digests[i] for i in choose(digests_of(digests), max_rows)]
     backwards = digests[::-1]
     assert len(chosen) == min(max_rows, len(digests))
-    assert Counter(chosen) == Counter(backwards[i] for i in choose(backwards, max_rows))
+    assert Counter(chosen) == Counter(backwards[i] for i in choose(digests_of(backwards), max_rows))
 
 
 def test_rows_that_share_any_group_are_one_group() -> None:

@@ -34,7 +34,9 @@ def encoded(
     spec = make_spec(base_model=str(base), data={"train": str(path), "max_tokens": 2048})
     notes: list[Any] = []
     job = SimpleNamespace(event=lambda *event: notes.append(event), id="a-job")
-    context: Any = SimpleNamespace(store=store, show=lambda *_, **__: None, job=job)
+    context: Any = SimpleNamespace(
+        store=store, show=lambda *_, **__: None, job=job, join_cluster_for=lambda _: None
+    )  # fmt: skip
     flow = Flow(spec).with_output(Dataset, "", stage_work.make_dataset(Flow(spec), context))
     flow = flow.with_output(BaseCopy, str(base), BaseCopy(digest="b", name=family, key="bases/b"))
     monkeypatch.setattr(stage_work, "fetch_base", lambda *_: base)

@@ -249,7 +249,10 @@ def test_the_command_prints_the_plan(stages: FakeStages, store: Workspace, tmp_p
     assert shown.exit_code == 0, shown.output
     lines = shown.output.splitlines()
     assert lines[0] == "name: greeter"
-    stages_shown = lines[lines.index(f"job {spec.job_id}") + 1 :]
+    blank = lines.index("", lines.index(f"job {spec.job_id}"))
+    stages_shown, advice = lines[lines.index(f"job {spec.job_id}") + 1 : blank], lines[blank + 1 :]
+    assert advice[0] == "what to fix first in the rows"
+    assert "recommended: Few training rows" in advice[1]
     assert [line.split(":")[0].split() for line in stages_shown] == [[name, "will", "run"] for name in ALL]
     assert "rows to train on" in stages_shown[0]
     assert stages.ran == []
@@ -262,6 +265,21 @@ def test_a_job_file_of_another_team_is_refused(store: Workspace) -> None:
         with pytest.raises(SpecError, match="team: blue, and this is the workspace of team 'default'"):
             refused(store, spec)
     pipeline.plan(Workspace(store, "blue"), spec)
+
+
+def test_a_plan_counts_rows_that_do_not_fit_the_base(store: Workspace, tmp_path: Path) -> None:
+    rows = [{"messages": [user(f"Question {i}?"), answer(f"Answer {i}. " * (1 if i else 100))]} for i in range(60)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_causal(tmp_path / "base")
+    for policy, said in (
+        ("error", "required: 1 row is longer"),
+        ("truncate", "1 row loses a part"),
+        ("drop", "1 row is left"),
+    ):
+        data = {"train": str(path), "max_tokens": 100, "too_long": policy}
+        found = pipeline.plan(store, make_spec(base_model=str(tmp_path / "base"), data=data)).advice
+        assert any(said in each for each in found), found
 
 
 def test_a_plan_says_what_the_encoded_rows_are(

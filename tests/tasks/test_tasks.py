@@ -169,7 +169,8 @@ def test_long_rows_follow_the_policy(tokenizer: Any) -> None:
     longest = len(CHAT.encode(rows[0], tokenizer, [])[0].input_ids)
 
     def encode(policy: Any) -> tuple[Encoded, list[int]]:
-        return encode_rows(rows, CHAT, tokenizer, [], max_tokens=longest, too_long=policy, source="train")
+        encoded, kept = encode_rows(rows, CHAT, tokenizer, [], max_tokens=longest, too_long=policy, source="train")
+        return encoded, kept.kept
 
     with pytest.raises(DataError, match="1 of 2 train rows are longer") as caught:
         encode("error")
@@ -187,6 +188,11 @@ def test_encoded_rows_are_read_back_unchanged(tokenizer: Any, tmp_path: Path) ->
     again = Encoded.load(tmp_path / "x.safetensors")
     assert [again[i] for i in range(len(again))] == examples
     assert again.supervised == tuple(example.supervised for example in examples)
+    assert all(type(array).__name__ == "memmap" for array in again.values.values()), (
+        "read from the file where it is used"
+    )
+    halves = [Encoded.of(examples[:3]), Encoded.of(examples[3:])]
+    assert list(Encoded.joined(halves)) == examples
 
 
 def test_predictions_come_back_in_order_and_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
+
+import numpy as np
+
+from ray_jobs.data.clean.duplicates import Digests, Ints, numbered, numbers_of
 
 FOLDS = 5
 FEWEST_INPUTS = 10
@@ -31,22 +36,19 @@ class Doubt:
     """Estimated probability of the row's own label."""
 
 
-def doubted(
-    text_of: Callable[[int], str], labels: Sequence[str | None], inputs: Sequence[bytes], rows: Sequence[int]
-) -> list[Doubt]:
+def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs: Digests, rows: Ints) -> list[Doubt]:
     """Doubted rows, worst first. `inputs`: digests. Of rows with equal labels and texts the order does not matter."""
     usable = _usable(labels, inputs, rows)
     names = sorted({str(labels[row]) for row in usable})
     if len(names) < 2:
         return []
-    import numpy as np
     from cleanlab.filter import find_label_issues
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
     given = np.array([names.index(str(labels[row])) for row in usable])
-    folds = np.array([int.from_bytes(inputs[row][8:12], "big") % FOLDS for row in usable])
+    folds = np.array([int.from_bytes(inputs[row].tobytes()[8:12], "big") % FOLDS for row in usable])
     counts = HashingVectorizer(
         analyzer="char_wb", ngram_range=(1, 4), n_features=_FEATURES, norm=None, alternate_sign=False
     ).transform(text_of(row)[:_READ_CHARACTERS] for row in usable)
@@ -72,14 +74,14 @@ def doubted(
     ]
 
 
-def _usable(labels: Sequence[str | None], inputs: Sequence[bytes], rows: Sequence[int]) -> list[int]:
+def _usable(labels: Sequence[str | None], inputs: Digests, rows: Ints) -> list[int]:
     """Rows of labels with enough inputs, in the order of their digests."""
-    of_label: dict[str, set[bytes]] = {}
-    for row in rows:
-        label = labels[row]
-        if label is not None:
-            of_label.setdefault(label, set()).add(inputs[row])
-    usable = [row for row in rows if len(of_label.get(labels[row] or "", ())) >= FEWEST_INPUTS]
+    labelled = np.array([row for row in rows.tolist() if labels[row] is not None], dtype=np.int64)
+    if not len(labelled):
+        return []
+    label, of_input = numbers_of([labels[row] for row in labelled.tolist()]), numbered(inputs[labelled])
+    inputs_of_label = np.bincount(np.unique(label * len(labelled) + of_input) // len(labelled))
+    usable = labelled[inputs_of_label[label] >= FEWEST_INPUTS].tolist()
     if len(usable) > MOST_ROWS:
-        usable = sorted(usable, key=lambda row: hashlib.sha256(b"doubt" + inputs[row]).digest())[:MOST_ROWS]
-    return sorted(usable, key=lambda row: (inputs[row], labels[row] or "", row))
+        usable = nsmallest(MOST_ROWS, usable, key=lambda row: hashlib.sha256(b"doubt" + inputs[row].tobytes()).digest())
+    return sorted(usable, key=lambda row: (inputs[row].tobytes(), labels[row] or "", row))

@@ -136,6 +136,14 @@ class Cleaning:
         self._refused += [finding for finding in cleaned.findings if self._cleaner.refuses(finding.kind)]
         return cleaned.row
 
+    def merge(self, other: Cleaning) -> None:
+        """Add what another part found."""
+        self._rows.update(other._rows)
+        self._any += other._any
+        self._dropped += other._dropped
+        self._redacted += other._redacted
+        self._refused += other._refused
+
     def raise_if_refused(self) -> None:
         """Raise DataError for rows that the policy refuses."""
         error = self._cleaner.refusal(self._refused)

@@ -9,46 +9,57 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import cached_property
+from heapq import nsmallest
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_jobs.data.clean.duplicates import conflicting, repeated
+from ray_jobs.data.clean.duplicates import Digests, Ids, Ints, conflicting, numbers_of, repeated
 from ray_jobs.data.clean.label_noise import doubted
 from ray_jobs.data.clean.language import LanguageJudge
-from ray_jobs.data.clean.near_duplicates import Signatures, clusters, keepers, signatures
-from ray_jobs.data.clean.outliers import features, outliers
+from ray_jobs.data.clean.near_duplicates import Signatures, clusters, keepers
+from ray_jobs.data.clean.outliers import outliers
 from ray_jobs.data.clean.samples import MOST_LISTED, MOST_SAMPLES, masked
 from ray_jobs.data.preparation import STEPS, DuplicateCluster, Sample, Step, StepReport
 from ray_jobs.errors import DataError
 from ray_jobs.spec.cleaning import CleaningPolicy
 
 _MOST_CLUSTERS, _CLUSTER_TEXTS = 20, 3
-_TEXTS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
 class RowTable:
-    """What the steps know of the rows that `RowSteps` kept; every sequence has an entry a row."""
+    """What the steps know of the rows that `RowSteps` kept; every array has an entry a row."""
 
-    ids: Sequence[str]
+    ids: Ids
     """`row_id` of each row as it was read."""
-    places: Sequence[str]
-    digests: Sequence[bytes]
+    digests: Digests
     """`row_digest` of each row as it stays."""
-    inputs: Sequence[bytes]
+    inputs: Digests
     """`input_digest` of each row."""
     labels: Sequence[str | None]
     text_of: Callable[[int], str]
     """`samples.text_of` a row."""
-    signatures: Signatures | None = None
-    """Those of `near_duplicates`, where they were computed in batches. None: they are computed here."""
-    features: NDArray[np.float32] | None = None
-    """Those of `outliers`, likewise."""
+    place_of: Callable[[int], str]
+    """File and number of a row."""
+    signatures: Signatures | None
+    """Those of the texts. None: the policy compares no near duplicates."""
+    features: NDArray[np.float32] | None
+    """`outliers.features` of the texts. None: the policy looks for no outliers."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def id_of(self, row: int) -> str:
+        """A row's id in reports."""
+        return f"{self.ids[row]:016x}"
+
+    @cached_property
+    def label_numbers(self) -> Ints:
+        """A number for each label."""
+        return numbers_of(self.labels)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,8 @@ class _SetSteps:
     def drop_listed(self, drop: frozenset[str], gone: frozenset[str]) -> None:
         if not drop:
             return
-        unknown = sorted(drop - gone - set(self._table.ids))
+        table = self._table
+        unknown = [f"{each:016x}" for each in np.setdiff1d(_ids(drop - gone), table.ids).tolist()]
         if unknown:
             more = [f"+{len(unknown) - MOST_SAMPLES} more"] if len(unknown) > MOST_SAMPLES else []
             raise DataError(
@@ -102,37 +114,39 @@ class _SetSteps:
                 "gets another id; remove these ids, or list the rows again",
                 details=[*unknown[:MOST_SAMPLES], *more],
             )
-        self._finish("drop_rows", "drop", {row: "listed" for row in self._left() if self._table.ids[row] in drop})
+        listed = np.flatnonzero(np.isin(table.ids, _ids(drop)))
+        self._finish("drop_rows", "drop", dict.fromkeys(listed.tolist(), "listed"))
 
     def exact_duplicates(self) -> None:
         if self._policy.exact_duplicates != "off":
-            found = repeated(self._table.digests, self._table.ids, self._left())
-            places = self._table.places
+            table = self._table
+            found = repeated(table.digests, table.ids, self._left())
             self._finish(
                 "exact_duplicates", self._policy.exact_duplicates,
-                {row: f"equals {places[stays]}" for row, stays in found.items()},
+                {row: f"equals {table.place_of(stays)}" for row, stays in found.items()},
             )  # fmt: skip
 
     def near_duplicates(self) -> None:
         if self._policy.near_duplicates == "off":
             return
         table, similarity, left = self._table, self._policy.near_duplicate_similarity, self._left()
-        marks = _in_batches(signatures, table) if table.signatures is None else table.signatures
-        groups = clusters(marks[left], lambda at: table.text_of(left[at]), similarity)
+        marks = table.signatures
+        assert marks is not None
+        groups = clusters(marks[left], lambda at: table.text_of(int(left[at])), similarity)
         members: dict[int, list[int]] = {}
         for at in np.flatnonzero(np.bincount(groups, minlength=len(left))[groups] > 1).tolist():
-            members.setdefault(int(groups[at]), []).append(left[at])
+            members.setdefault(int(groups[at]), []).append(int(left[at]))
         found: dict[int, str] = {}
         shown: list[tuple[list[int], int]] = []
         for cluster in members.values():
-            cluster.sort(key=lambda row: (table.digests[row], table.ids[row], row))
+            cluster.sort(key=lambda row: (table.digests[row].tobytes(), int(table.ids[row]), row))
             keeper: dict[int, int] = {}
             for label in {table.labels[row] for row in cluster}:  # similar texts with two labels are no duplicates
                 of_label = [row for row in cluster if table.labels[row] == label]
                 keeper |= keepers(of_label, marks, table.text_of, similarity)
-            found |= {row: f"like {table.places[stays]}" for row, stays in keeper.items() if stays != row}
+            found |= {row: f"like {table.place_of(stays)}" for row, stays in keeper.items() if stays != row}
             shown.append((cluster, sum(row == stays for row, stays in keeper.items())))
-        shown.sort(key=lambda each: (-len(each[0]), table.digests[each[0][0]]))
+        shown.sort(key=lambda each: (-len(each[0]), table.digests[each[0][0]].tobytes()))
         drops = self._policy.near_duplicates == "drop"
         self.largest = tuple(
             DuplicateCluster(
@@ -149,27 +163,27 @@ class _SetSteps:
             return
         table = self._table
         has_labels = any(label is not None for label in table.labels)
-        found = conflicting(table.inputs, table.labels if has_labels else table.digests, self._left())
+        found = conflicting(table.inputs, table.label_numbers if has_labels else table.digests, self._left())
         what = "labels" if has_labels else "answers"
-        inputs = len({table.inputs[row] for row in found})
+        inputs = len(np.unique(table.inputs[np.array(list(found), dtype=np.int64)]))
         why = {row: f"its input has {count} {what}" for row, count in found.items()}
         self._finish("conflicts", self._policy.conflicts, why, {"inputs": inputs})
 
     def outliers(self) -> None:
         if self._policy.outliers == "off":
             return
-        left = self._left()
-        values = _in_batches(features, self._table) if self._table.features is None else self._table.features
-        found = {left[at]: why for at, why in outliers(values[left]).items()}
+        left, values = self._left(), self._table.features
+        assert values is not None
+        found = {int(left[at]): why for at, why in outliers(values[left]).items()}
         self._finish("outliers", self._policy.outliers, found, Counter(why.split()[0] for why in found.values()))
 
     def language(self) -> None:
         if not self._policy.languages:
             return
         judge = LanguageJudge(self._policy.languages)
-        judged = {row: judge.other(self._table.text_of(row)) for row in self._left()}
+        judged = {row: judge.other(self._table.text_of(row)) for row in self._left().tolist()}
         found = {row: other for row, other in judged.items() if other is not None}
-        worst = sorted(found, key=lambda row: (-found[row].confidence, self._table.ids[row]))
+        worst = sorted(found, key=lambda row: (-found[row].confidence, int(self._table.ids[row])))
         self._list("language", {row: f"{found[row].language}, {found[row].confidence:.0%} sure" for row in worst},
                    Counter(other.language for other in found.values()))  # fmt: skip
 
@@ -186,8 +200,10 @@ class _SetSteps:
             },
         )
 
-    def _left(self) -> list[int]:
-        return [row for row in range(len(self._table)) if row not in self.removed]
+    def _left(self) -> Ints:
+        stays = np.ones(len(self._table), dtype=bool)
+        stays[list(self.removed)] = False
+        return np.flatnonzero(stays)
 
     def _finish(
         self,
@@ -198,7 +214,8 @@ class _SetSteps:
     ) -> None:
         if action == "drop":
             self.removed |= dict.fromkeys(found, step)
-        first = sorted(found, key=lambda row: (self._table.ids[row], self._table.places[row]))[:MOST_SAMPLES]
+        table = self._table
+        first = nsmallest(MOST_SAMPLES, found, key=lambda row: (int(table.ids[row]), table.place_of(row)))
         self._report(step, action, len(found), {row: found[row] for row in first}, detail)
 
     def _list(self, step: Step, found: Mapping[int, str], detail: Mapping[str, int] | None = None) -> None:
@@ -214,7 +231,7 @@ class _SetSteps:
     ) -> None:
         table = self._table
         samples = tuple(
-            Sample(row=table.ids[row], place=table.places[row], before=masked(table.text_of(row)), why=masked(why))
+            Sample(row=table.id_of(row), place=table.place_of(row), before=masked(table.text_of(row)), why=masked(why))
             for row, why in shown.items()
         )
         self.reports.append(
@@ -224,11 +241,5 @@ class _SetSteps:
         )
 
 
-_Array = TypeVar("_Array", Signatures, NDArray[np.float32])
-
-
-def _in_batches(function: Callable[[Sequence[str]], _Array], table: RowTable) -> _Array:
-    """An array with a row for each text, without all texts in memory."""
-    starts = range(0, max(len(table), 1), _TEXTS_AT_ONCE)
-    batches = (range(start, min(start + _TEXTS_AT_ONCE, len(table))) for start in starts)
-    return np.concatenate([function([table.text_of(row) for row in batch]) for batch in batches])
+def _ids(texts: Collection[str]) -> Ids:
+    return np.array([int(text, 16) for text in texts], dtype=np.uint64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ray_jobs.data.clean.boilerplate import LineCounts
 from ray_jobs.data.clean.language import LanguageJudge
 from ray_jobs.data.clean.row_steps import RowSteps
 from ray_jobs.data.clean.samples import is_written, masked, row_id, text_of
-from ray_jobs.data.clean.set_steps import RowTable, clean_set
+from ray_jobs.data.clean.set_steps import clean_set
 from ray_jobs.data.preparation import StepReport
 from ray_jobs.errors import DataError
 from ray_jobs.spec.cleaning import LANGUAGES, CleaningPolicy
@@ -211,7 +212,7 @@ def test_similar_texts_with_two_labels_are_no_near_duplicates() -> None:
 
 def test_answers_of_one_question_conflict_without_labels() -> None:
     table = table_of([("a", "x"), ("a", "y"), ("b", "x")])
-    answers = RowTable(table.ids, table.places, table.digests, table.inputs, [None] * 3, table.text_of)
+    answers = replace(table, labels=[None] * 3)
     found = clean_set(CleaningPolicy(conflicts="drop"), answers)
     assert set(found.removed) == {0, 1}
     assert "2 answers" in report_of(found.reports, "conflicts").samples[0].why
@@ -219,14 +220,14 @@ def test_answers_of_one_question_conflict_without_labels() -> None:
 
 def test_listed_rows_are_dropped_before_others_are_compared_with_them() -> None:
     table = table_of([("a", "x"), ("a", "y"), ("b", "x")])
-    found = clean_set(CleaningPolicy(conflicts="drop"), table, drop=[table.ids[1]])
+    found = clean_set(CleaningPolicy(conflicts="drop"), table, drop=[table.id_of(1)])
     assert dict(found.removed) == {1: "drop_rows"}
 
 
 def test_an_id_that_no_row_has_is_named() -> None:
     table = table_of([("a", "x")])
     with pytest.raises(DataError, match="1 id") as caught:
-        clean_set(CleaningPolicy(), table, drop=["0" * 16, "1" * 16, table.ids[0]], gone=["1" * 16])
+        clean_set(CleaningPolicy(), table, drop=["0" * 16, "1" * 16, table.id_of(0)], gone=["1" * 16])
     assert list(caught.value.details) == ["0" * 16]
 
 

@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.data.clean.characters import visible
+from ray_jobs.data.clean.duplicates import Digests, digests_of
 from ray_jobs.data.clean.label_noise import Doubt, doubted
 from ray_jobs.data.clean.mojibake import is_damaged, repaired
 from ray_jobs.data.clean.near_duplicates import clusters, keepers, signatures
 from ray_jobs.data.clean.ngrams import gram_set, jaccard
+from ray_jobs.data.clean.outliers import features
 from ray_jobs.data.clean.set_steps import RowTable, clean_set
 from ray_jobs.data.ingest import canonical_line
-from ray_jobs.data.split import input_digest, row_digest
+from ray_jobs.data.split import input_digest, row_digest, short_keys
 from ray_jobs.spec.cleaning import CleaningPolicy
 from tests.data.clean.support_texts import ENGLISH, JAPANESE, OTHERS, edited, requests
 
@@ -29,12 +32,14 @@ SPAM = DEFAULT_DIRECTORY / "spam.jsonl"
 def table_of(rows: Sequence[tuple[str, str]]) -> RowTable:
     lines = [canonical_line({"text": text, "label": label}) for text, label in rows]
     return RowTable(
-        ids=[row_digest(line).hex()[:16] for line in lines],
-        places=[f"rows.jsonl line {number}" for number in range(1, len(rows) + 1)],
-        digests=[row_digest(line) for line in lines],
-        inputs=[input_digest(text) for text, _ in rows],
+        ids=short_keys(digests_of([row_digest(line) for line in lines])),
+        digests=digests_of([row_digest(line) for line in lines]),
+        inputs=_inputs(rows),
         labels=[label for _, label in rows],
         text_of=lambda row: rows[row][0],
+        place_of=lambda row: f"rows.jsonl line {row + 1}",
+        signatures=signatures([text for text, _ in rows]),
+        features=features([text for text, _ in rows]),
     )
 
 
@@ -161,10 +166,13 @@ def test_the_order_of_the_rows_changes_no_doubt() -> None:
     assert [rows[each.row] for each in _doubts(rows)] == [turned[each.row] for each in _doubts(turned)]
 
 
+def _inputs(rows: Sequence[tuple[str, str]]) -> Digests:
+    return digests_of([input_digest(text) for text, _ in rows])
+
+
 def _doubts(rows: Sequence[tuple[str, str]]) -> list[Doubt]:
     return list(
-        doubted(lambda row: rows[row][0], [label for _, label in rows], [input_digest(text) for text, _ in rows],
-                range(len(rows)))
+        doubted(lambda row: rows[row][0], [label for _, label in rows], _inputs(rows), np.arange(len(rows)))
     )  # fmt: skip
 
 
@@ -172,7 +180,7 @@ def _found_of_flipped(rows: Sequence[tuple[str, str]]) -> float:
     names = sorted({label for _, label in rows})
     flipped = set(Random(2).sample(range(len(rows)), len(rows) // 10))
     given = [names[1 - names.index(label)] if row in flipped else label for row, (_, label) in enumerate(rows)]
-    first = doubted(lambda row: rows[row][0], given, [input_digest(text) for text, _ in rows], range(len(rows)))
+    first = doubted(lambda row: rows[row][0], given, _inputs(rows), np.arange(len(rows)))
     return sum(each.row in flipped for each in first[: len(rows) * 15 // 100]) / len(flipped)
 
 
