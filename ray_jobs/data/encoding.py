@@ -165,7 +165,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _EncodedPart:
     encoded: Encoded | None
     kept: Kept
     long: Findings
@@ -182,7 +182,7 @@ class _EncodeWork:
     max_tokens: int
     too_long: Literal["error", "drop", "truncate"]
 
-    def __call__(self, batch: tuple[int, list[Row]]) -> _Part:
+    def __call__(self, batch: tuple[int, list[Row]]) -> _EncodedPart:
         start, rows = batch
         examples: list[Any] = []
         found, long, refused = Kept(rows=len(rows)), Findings(), Findings()
@@ -192,7 +192,7 @@ class _EncodeWork:
             found.kept += [i] * len(kept)
             if self.task.label_column is not None:
                 (found.labels if kept else found.labels_of_others).add(row[self.task.label_column])
-        return _Part(Encoded.of(examples) if examples else None, found, long, refused)
+        return _EncodedPart(Encoded.of(examples) if examples else None, found, long, refused)
 
     def _examples(self, where: str, row: Row, long: Findings, refused: Findings) -> list[Any]:
         try:

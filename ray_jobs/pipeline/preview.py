@@ -43,9 +43,9 @@ class Preview:
 
     text: str = ""
     report: Preparation | None = None
-    """Of the rows."""
+    """That of the rows."""
     fit: TokenFit | None = None
-    """Of the first rows with the base's tokenizer."""
+    """That of the first rows, with the base's tokenizer."""
 
 
 def preview_rows(store: Workspace, spec: JobSpec) -> Preview:

@@ -96,7 +96,7 @@ def test_what_is_wrong_is_reported_as_in_one_process(
     files = two_files(tmp_path / "rows")
     for at, file in enumerate(files):
         lines = file.read_text(encoding="utf-8").splitlines()
-        lines[1200 + at] = '{"text": ""}'
+        lines[1200 - at * 400] = '{"text": ""}'
         lines[7] = "not JSON"
         file.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(DataError) as there:
