@@ -30,7 +30,7 @@ from tests.serving.clients import environment
 
 PEER = ("datasets==5.0.0", "datasketch==1.6.5")
 PAIRS, QUICK_PAIRS = 5, 1
-PAIR_ROWS, QUICK_ROWS = 300_000, 20_000
+PAIR_ROWS, QUICK_ROWS = 100_000, 20_000
 GROWTH, QUICK_GROWTH = (100_000, 300_000, 1_000_000, 2_000_000), (20_000, 40_000)
 GOAL, MEMORY_GOAL = 2.0, 4 * 2**30
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")

@@ -21,7 +21,7 @@ F = TypeVar("F")
 B = TypeVar("B")
 T = TypeVar("T")
 
-SMALL_BYTES = 64 * 2**20
+SMALL_BYTES = 16 * 2**20
 """Files with no more bytes together stay in the process: the start of Ray Data's tasks takes longer than the work."""
 _READ_CPUS, _WORK_CPUS = 0.25, 0.75
 """CPUs of a task. Reading waits for the work on its batches most of the time; two different requests also keep Ray Data

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
 
-from ray_jobs.data.clean.ngrams import compared, gram_set, grams, identity, jaccard, mix
+from ray_jobs.data.clean.ngrams import compared, gram_sets, grams, identity, jaccard, mix
 from ray_jobs.data.clean.union_find import UnionFind
 
 Signatures = NDArray[np.uint32]
@@ -48,7 +48,7 @@ _PAIRS_AT_ONCE = 1 << 18
 _MOST_REJECTED = 64
 """Unsuccessful comparisons of a row with earlier ones, after which it is compared no more: rows of one template that
 are just not similar would else take quadratic time."""
-_CACHED_GRAMS = 4_000_000
+_CACHED_GRAMS, _PAIRS_LOADED = 4_000_000, 500
 _KEPT_A_KEY, _KEPT_COMPARED = 32, 8
 
 
@@ -68,7 +68,7 @@ def clusters(found: Signatures, text_of: Callable[[int], str], similarity: float
     # Distinct texts in the order of their digests, which does not depend on the order of the rows.
     _, first, distinct_of = np.unique(identities, return_index=True, return_inverse=True)
     keys = found[first, :BANDS]
-    sets = _GramSets(lambda number: text_of(int(first[number])))
+    sets = GramSets(lambda number: text_of(int(first[number])))
     groups = UnionFind(len(first))
     _link(keys, groups, sets, similarity)
     cluster_of = groups.roots()[distinct_of.reshape(-1)]
@@ -77,16 +77,14 @@ def clusters(found: Signatures, text_of: Callable[[int], str], similarity: float
     return smallest[cluster_of]
 
 
-def keepers(
-    members: Sequence[int], found: Signatures, text_of: Callable[[int], str], similarity: float
-) -> dict[int, int]:
+def keepers(members: Sequence[int], found: Signatures, sets: GramSets, similarity: float) -> dict[int, int]:
     """For each member of a cluster, the row that stays for it: itself, or an earlier member that is similar.
 
     `members` in the order of preference, such as by digest. Every member that does not stay is similar (exact Jaccard)
     to the one that does.
     """
     _check(similarity)
-    sets, least = _GramSets(text_of), _least_shared(similarity)
+    least = _least_shared(similarity)
     kept_by: dict[tuple[int, int], list[int]] = {}
     same_text: dict[bytes, int] = {}
     keeper: dict[int, int] = {}
@@ -112,11 +110,21 @@ def keepers(
     return keeper
 
 
-class _GramSets:
+class GramSets:
     """Grams of texts by number; the last few million are kept."""
 
     def __init__(self, text_of: Callable[[int], str]) -> None:
         self._text_of, self._cached, self._count = text_of, dict[int, NDArray[np.uint64]](), 0
+
+    def load(self, numbers: Iterable[int]) -> None:
+        """Compute those of several texts at once, which takes a tenth of the time."""
+        new = [number for number in dict.fromkeys(numbers) if number not in self._cached]
+        if self._count > _CACHED_GRAMS:
+            self._cached.clear()
+            self._count = 0
+        sets = gram_sets([self._text_of(number) for number in new])
+        self._cached.update(zip(new, sets, strict=True))
+        self._count += sum(map(len, sets))
 
     def similar(self, one: int, other: int, similarity: float) -> bool:
         first, second = self._of(one), self._of(other)
@@ -125,15 +133,9 @@ class _GramSets:
         return jaccard(first, second) >= similarity - 1e-9
 
     def _of(self, number: int) -> NDArray[np.uint64]:
-        cached = self._cached.get(number)
-        if cached is None:
-            cached = gram_set(self._text_of(number))
-            if self._count + len(cached) > _CACHED_GRAMS:
-                self._cached.clear()
-                self._count = 0
-            self._cached[number] = cached
-            self._count += len(cached)
-        return cached
+        if number not in self._cached:
+            self.load([number])
+        return self._cached[number]
 
 
 def _check(similarity: float) -> None:
@@ -179,7 +181,7 @@ def _least_shared(similarity: float) -> int:
     return max(least, 1)
 
 
-def _link(keys: Signatures, groups: UnionFind, sets: _GramSets, similarity: float) -> None:
+def _link(keys: Signatures, groups: UnionFind, sets: GramSets, similarity: float) -> None:
     """Join similar rows. `keys`: (rows, BANDS), in an order that follows from the texts alone."""
     least = _least_shared(similarity)
     rejected = np.zeros(len(keys), dtype=np.uint8)
@@ -193,15 +195,18 @@ def _link(keys: Signatures, groups: UnionFind, sets: _GramSets, similarity: floa
             shared = (keys[ones] == keys[others]).sum(axis=1)
             likeliest = np.lexsort((others, ones, -shared))[: np.count_nonzero(shared >= least)]
             numbers = ones[likeliest] * len(keys) + others[likeliest]
-            for number in numbers[~_contains(failed, numbers)].tolist():
-                one, other = divmod(number, len(keys))
-                if rejected[other] >= _MOST_REJECTED or groups.find(one) == groups.find(other):
-                    continue
-                if sets.similar(one, other, similarity):
-                    groups.union(one, other)
-                else:
-                    rejected[other] += 1
-                    new.append(number)
+            numbers = numbers[~_contains(failed, numbers)]
+            for at in range(0, len(numbers), _PAIRS_LOADED):
+                pairs = [divmod(number, len(keys)) for number in numbers[at : at + _PAIRS_LOADED].tolist()]
+                sets.load(each for pair in pairs for each in pair if groups.find(pair[0]) != groups.find(pair[1]))
+                for one, other in pairs:
+                    if rejected[other] >= _MOST_REJECTED or groups.find(one) == groups.find(other):
+                        continue
+                    if sets.similar(one, other, similarity):
+                        groups.union(one, other)
+                    else:
+                        rejected[other] += 1
+                        new.append(one * len(keys) + other)
         # A pair meets in several bands; there are at most `_MOST_REJECTED` entries a row.
         failed = np.union1d(failed, np.array(new, dtype=np.int64))
 

@@ -11,6 +11,7 @@ import hashlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +69,23 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ values >> np.uint64(31)
 
 
+def gram_sets(texts: Sequence[str]) -> list[NDArray[np.uint64]]:
+    """Sorted distinct grams of each text as it was read."""
+    found = grams(list(map(compared, texts)))
+    ends = found.offsets.tolist()
+    ordered = [np.sort(found.hashes[start:end]) for start, end in pairwise(ends)]
+    return [each[np.append(True, each[1:] != each[:-1])] for each in ordered]
+
+
 def gram_set(text: str) -> NDArray[np.uint64]:
-    """Sorted distinct grams of one text as it was read."""
-    return np.unique(grams([compared(text)]).hashes)
+    """Sorted distinct grams of one text."""
+    return gram_sets([text])[0]
 
 
 def jaccard(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
     """Jaccard similarity of two `gram_set`s: the shared part of all their grams, 0 to 1."""
-    shared = len(np.intersect1d(one, other, assume_unique=True))
+    both = np.sort(np.concatenate([one, other]))
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(one) + len(other) - shared)
 
 

@@ -6,12 +6,14 @@ deviation). A floor keeps features that hardly vary from making outliers of smal
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import sys
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ray_jobs.data.clean.ngrams import mix
 
 FEATURES = ("length", "letters", "digits", "symbols", "repetition")
 MOST_DEVIATIONS = 6.0
@@ -21,6 +23,11 @@ _FLOOR = np.array([0.5, 0.05, 0.05, 0.05, 0.05])
 """Least standard deviation: half a doubling of the length, 5 points of a share."""
 _SEARCHED_CHARACTERS = 20_000
 _GRAM = 8
+_VISIBLE, _LETTER, _DIGIT, _UNKNOWN = 1, 2, 4, 255
+_FACTORS = mix(np.arange(_GRAM, dtype=np.uint64)) | np.uint64(1)
+"""Multipliers of the characters of a piece, in its hash."""
+_HASH_BITS = 44
+"""Of a piece's hash; the number of its text is above them."""
 
 
 def features(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -28,7 +35,19 @@ def features(texts: Sequence[str]) -> NDArray[np.float32]:
 
     Of batches, the arrays can be concatenated.
     """
-    return np.array([_features(text) for text in texts], dtype=np.float32).reshape(len(texts), len(FEATURES))
+    heads = [text[:_SEARCHED_CHARACTERS] for text in texts]
+    codes = np.frombuffer("".join(heads).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    sizes = np.array([len(head) for head in heads], dtype=np.int64)
+    text_of = np.repeat(np.arange(len(heads)), sizes)
+    kinds = _kinds(codes)
+    letters, digits, visible = (_counts(text_of[kinds & bit != 0], len(heads)) for bit in (_LETTER, _DIGIT, _VISIBLE))
+    least_one = np.maximum(visible, 1)
+    found = np.empty((len(heads), len(FEATURES)), dtype=np.float32)
+    found[:, 0] = np.log2(np.array([len(text) + 1 for text in texts], dtype=np.float64))
+    for at, count in enumerate((letters, digits, visible - letters - digits), 1):
+        found[:, at] = count / least_one
+    found[:, 4] = _repetition(codes, sizes, text_of)
+    return found
 
 
 def outliers(found: NDArray[np.float32]) -> dict[int, str]:
@@ -50,18 +69,38 @@ def outliers(found: NDArray[np.float32]) -> dict[int, str]:
     }
 
 
-def _features(text: str) -> tuple[float, ...]:
-    head = text[:_SEARCHED_CHARACTERS]
-    visible = [character for character in head if not character.isspace()]
-    count = max(len(visible), 1)
-    letters = sum(map(str.isalpha, visible))
-    digits = sum(map(str.isdigit, visible))
-    pieces = Counter(head[at : at + _GRAM] for at in range(0, len(head) - _GRAM + 1))
-    repeated = 1 - len(pieces) / pieces.total() if pieces else 0.0
-    return (
-        math.log2(len(text) + 1),
-        letters / count,
-        digits / count,
-        (len(visible) - letters - digits) / count,
-        repeated,
-    )
+def _kinds(codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Whether each character is visible, a letter, a digit."""
+    table = _table()
+    for code in np.unique(codes[table[codes] == _UNKNOWN]).tolist():
+        character = chr(code)
+        visible = _VISIBLE * (not character.isspace())
+        table[code] = visible | _LETTER * character.isalpha() | _DIGIT * character.isdigit()
+    return table[codes]
+
+
+@cache
+def _table() -> NDArray[np.uint8]:
+    """The kind of each character that was seen so far."""
+    return np.full(sys.maxunicode + 1, _UNKNOWN, dtype=np.uint8)
+
+
+def _repetition(codes: NDArray[np.uint32], sizes: NDArray[np.int64], text_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of the pieces of `_GRAM` characters of each text that stand in it before."""
+    pieces = np.maximum(sizes - _GRAM + 1, 0)
+    if not pieces.any():
+        return np.zeros(len(sizes))
+    count = len(codes) - _GRAM + 1
+    wide, hashed = codes.astype(np.uint64), np.zeros(count, dtype=np.uint64)
+    for shift, factor in enumerate(_FACTORS):
+        hashed += wide[shift : shift + count] * factor
+    complete = text_of[:count] == text_of[_GRAM - 1 :]
+    text_above = text_of[:count][complete].astype(np.uint64) << np.uint64(_HASH_BITS)
+    ordered = np.sort(text_above | mix(hashed[complete]) >> np.uint64(64 - _HASH_BITS))
+    is_first = np.append(True, ordered[1:] != ordered[:-1])
+    distinct = _counts((ordered[is_first] >> np.uint64(_HASH_BITS)).astype(np.int64), len(sizes))
+    return np.where(pieces > 0, 1 - distinct / np.maximum(pieces, 1), 0.0)
+
+
+def _counts(numbers: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    return np.bincount(numbers, minlength=length)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ray_jobs.data.clean.duplicates import Digests, Ids, Ints, conflicting, numbers_of, repeated
 from ray_jobs.data.clean.label_noise import doubted
 from ray_jobs.data.clean.language import LanguageJudge
-from ray_jobs.data.clean.near_duplicates import Signatures, clusters, keepers
+from ray_jobs.data.clean.near_duplicates import GramSets, Signatures, clusters, keepers
 from ray_jobs.data.clean.outliers import outliers
 from ray_jobs.data.clean.samples import MOST_LISTED, MOST_SAMPLES, masked
 from ray_jobs.data.preparation import STEPS, DuplicateCluster, Sample, Step, StepReport
@@ -27,6 +27,7 @@ from ray_jobs.errors import DataError
 from ray_jobs.spec.cleaning import CleaningPolicy
 
 _MOST_CLUSTERS, _CLUSTER_TEXTS = 20, 3
+_CLUSTERS_LOADED, _MEMBERS_LOADED = 200, 20
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,16 @@ class _SetSteps:
             members.setdefault(int(groups[at]), []).append(int(left[at]))
         found: dict[int, str] = {}
         shown: list[tuple[list[int], int]] = []
-        for cluster in members.values():
+        sets, found_clusters = GramSets(table.text_of), list(members.values())
+        for at, cluster in enumerate(found_clusters):
+            if at % _CLUSTERS_LOADED == 0:
+                following = found_clusters[at : at + _CLUSTERS_LOADED]
+                sets.load(row for each in following for row in each[:_MEMBERS_LOADED])
             cluster.sort(key=lambda row: (table.digests[row].tobytes(), int(table.ids[row]), row))
             keeper: dict[int, int] = {}
             for label in {table.labels[row] for row in cluster}:  # similar texts with two labels are no duplicates
                 of_label = [row for row in cluster if table.labels[row] == label]
-                keeper |= keepers(of_label, marks, table.text_of, similarity)
+                keeper |= keepers(of_label, marks, sets, similarity)
             found |= {row: f"like {table.place_of(stays)}" for row, stays in keeper.items() if stays != row}
             shown.append((cluster, sum(row == stays for row, stays in keeper.items())))
         shown.sort(key=lambda each: (-len(each[0]), table.digests[each[0][0]].tobytes()))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import count
 from typing import Any, Protocol
 
 Row = dict[str, Any]
@@ -47,16 +48,14 @@ class _Walker:
             return self._string(value, path, label)
         if isinstance(value, dict):
             walked: dict[str, Any] = {}
-            spellings: Counter[str] = Counter()  # a changed field name may occur twice; both fields stay
             for place, (key, inner) in enumerate(value.items()):
                 name, is_plain = key, True
-                if self._all and not _WORDS.fullmatch(key):
+                if self._all and not _is_word(key):
                     name, is_plain = self._visit(key, f"{path}{{{place}}}", "")
                 # A name is part of a path only if it is surely no value.
-                shown = key if is_plain and _PLAIN_KEY.fullmatch(key) else f"{{{place}}}"
-                spellings[name] += 1
-                if spellings[name] > 1:
-                    name = f"{name}({spellings[name]})"
+                shown = key if is_plain and _is_plain(key) else f"{{{place}}}"
+                if name in walked:  # a changed field name may occur twice; both fields stay
+                    name = next(other for at in count(2) if (other := f"{name}({at})") not in walked)
                 walked[name] = self.value(inner, f"{path}.{shown}" if path else shown, key)
             return walked
         if isinstance(value, list | tuple):
@@ -78,6 +77,16 @@ class _Walker:
                 pieces += [text[done : literal.start()], json.dumps(walked, ensure_ascii=escaped)]
                 done = literal.end()
         return "".join([*pieces, text[done:]])
+
+
+@lru_cache(maxsize=4096)
+def _is_plain(name: str) -> bool:
+    return _PLAIN_KEY.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=4096)
+def _is_word(name: str) -> bool:
+    return _WORDS.fullmatch(name) is not None
 
 
 def _is_json(text: str) -> bool:

@@ -75,7 +75,7 @@ def test_a_chain_is_one_cluster_of_which_several_rows_stay() -> None:
     marks = signatures(texts)
     assert set(clusters(marks, texts.__getitem__, 0.8).tolist()) == {0}
     assert jaccard(gram_set(texts[0]), gram_set(texts[-1])) < 0.2
-    keeper = keepers(range(30), marks, texts.__getitem__, 0.8)
+    keeper = keepers(range(30), marks, near_duplicates.GramSets(texts.__getitem__), 0.8)
     kept = {row for row, stays in keeper.items() if row == stays}
     assert 3 <= len(kept) < 30
     for row, stays in keeper.items():
@@ -101,14 +101,14 @@ def test_rows_that_are_just_not_similar_are_compared_in_linear_time(monkeypatch:
     random, compared = Random(6), 0
     letters = "abcdefghijklmnopqrstuvwxyz"
     texts = [f"{ENGLISH} {''.join(random.choice(letters) for _ in range(14))}" for _ in range(500)]
-    similar = near_duplicates._GramSets.similar
+    similar = near_duplicates.GramSets.similar
 
-    def counted(sets: near_duplicates._GramSets, one: int, other: int, similarity: float) -> bool:
+    def counted(sets: near_duplicates.GramSets, one: int, other: int, similarity: float) -> bool:
         nonlocal compared
         compared += 1
         return similar(sets, one, other, similarity)
 
-    monkeypatch.setattr(near_duplicates._GramSets, "similar", counted)
+    monkeypatch.setattr(near_duplicates.GramSets, "similar", counted)
     assert len(set(found(texts, 0.9))) == 500
     assert compared <= 64 * 500
 

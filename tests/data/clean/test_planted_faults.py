@@ -15,7 +15,7 @@ from ray_jobs.data.clean.characters import visible
 from ray_jobs.data.clean.duplicates import Digests, digests_of
 from ray_jobs.data.clean.label_noise import Doubt, doubted
 from ray_jobs.data.clean.mojibake import is_damaged, repaired
-from ray_jobs.data.clean.near_duplicates import clusters, keepers, signatures
+from ray_jobs.data.clean.near_duplicates import GramSets, clusters, keepers, signatures
 from ray_jobs.data.clean.ngrams import gram_set, jaccard
 from ray_jobs.data.clean.outliers import features
 from ray_jobs.data.clean.set_steps import RowTable, clean_set
@@ -70,7 +70,7 @@ def test_near_duplicates_reach_98_percent_at_each_distance(edits: int) -> None:
     assert sum(groups[number] == groups[number + 300] for number in similar) >= 0.98 * len(similar)
     for group in set(groups.tolist()):
         members = [number for number in range(600) if groups[number] == group]
-        for row, stays in keepers(members, marks, texts.__getitem__, 0.8).items():
+        for row, stays in keepers(members, marks, GramSets(texts.__getitem__), 0.8).items():
             assert jaccard(gram_set(texts[row]), gram_set(texts[stays])) >= 0.8
 
 
