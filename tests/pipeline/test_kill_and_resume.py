@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from ray_jobs import jobs, registry
 from ray_jobs.__main__ import cli
-from ray_jobs.errors import JobError, TrainingError
+from ray_jobs.errors import JobCancelled, JobError, TrainingError
 from ray_jobs.spec import DEFAULT_TEAM, JobSpec, parse_spec
 from ray_jobs.storage import Store, Workspace
 from ray_jobs.training import checkpoint
@@ -225,7 +225,7 @@ def test_a_checkpoint_is_written_on_request_and_another_number_of_workers_resume
     ray_service: Service, store: Workspace, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The job writes a checkpoint at its end only, except when one is requested: by `kitae notice` before its cluster
-    is killed; on one worker by SIGTERM to the driver, as Ray stops a job. It ends on two."""
+    is killed; on one worker by SIGTERM to the driver, as Ray stops a job. It is then cancelled and ends on two."""
     monkeypatch.setenv("KITAE_CACHE", str(files / "cache"))
     training = {"checkpoint_every_steps": None, "eval_every_steps": STEPS}
     job = job_file(files, "noticed", base="encoder-without-dropout", training=training)
@@ -254,15 +254,21 @@ def test_a_checkpoint_is_written_on_request_and_another_number_of_workers_resume
     assert any(message.startswith(tuple(saved)) for message in _events(store, job))
 
     driver = ray_service.kitae(store, "resume", job.spec.job_id, "--workers", "2")
-    assert driver.wait() == 0, driver.output
+    _wait_for_another_step(store, job, driver)
+    _cancelled(watched, driver, ray_service)
+    cancelled_at = watched.step()
+    assert at <= cancelled_at < STEPS
     assert jobs.load(store, job.spec.job_id).paused_at is None
+
+    driver = ray_service.kitae(store, "run", str(job.path))
+    assert driver.wait() == 0, driver.output
     losses, _ = outcome(store, job)
     same(losses, alone(store, job), within=1e-4)
     assert watched.half_written() == []
     record = jobs.load(store, job.spec.job_id)
-    assert (record.status, record.attempt) == ("succeeded", 3)
+    assert (record.status, record.attempt) == ("succeeded", 4)
     events = [event for _, event in jobs.events(store, job.spec.job_id)]
-    assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at]
+    assert [event.data["from_step"] for event in events if "from_step" in event.data] == [noticed_at, at, cancelled_at]
 
 
 def _no_workers(service: Service) -> None:
@@ -271,6 +277,16 @@ def _no_workers(service: Service) -> None:
     while service.workers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert service.workers() == []
+
+
+def _cancelled(watched: Watched, driver: Driver, service: Service) -> None:
+    """Cancel a job that trains: it ends, and its workers too."""
+    _in_process("cancel", watched.job_id)
+    assert driver.wait() == JobCancelled.exit_code
+    _no_workers(service)
+    assert driver.last_line.startswith(f"error: job {watched.job_id}")
+    assert "Traceback" not in driver.output
+    assert watched.status() == "cancelled"
 
 
 def _in_process(*arguments: str) -> str:

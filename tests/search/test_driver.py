@@ -23,6 +23,7 @@ from ray_jobs.search.progress import SearchProgress
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.trainables import LIVES, SearchContext, SharedTrial
 from ray_jobs.spec import parse_spec
+from ray_jobs.spec.search import POPULATIONS
 from ray_jobs.storage import Workspace
 from ray_jobs.tracking import files
 from ray_jobs.tracking.tune import tune_callbacks
@@ -55,13 +56,21 @@ def make_search(
     return Search(job, records, problem, materials, lambda *_, **__: None, print, loggers)
 
 
-def test_a_population_ends_with_a_trained_winner(
-    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"scheduler": "asha", "sampler": "gp"},
+        {"scheduler": "pbt", "parallel": 2},
+        {"scheduler": "pb2", "parallel": 2},
+    ],
+    ids=lambda section: section["scheduler"],
+)
+def test_a_search_ends_with_a_trained_winner(
+    store: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
 ) -> None:
     setting = make_setting(store, tmp_path, "text_classification", method="frozen", epochs=4)
     ray_workers.connect()
-    search = make_search(setting, scheduler="pb2", parallel=2)
-    processes, called = dict[str, int](), SearchProgress.on_trial_result
+    search, processes, called = make_search(setting, **section), dict[str, int](), SearchProgress.on_trial_result
 
     def count(
         self: SearchProgress, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
@@ -86,7 +95,7 @@ def test_a_population_ends_with_a_trained_winner(
     assert checkpoint.load(store, winner.checkpoint) is not None
     assert len({result.run.trial for result in results.values()}) == len(search.records.points(results))
     moved = [r.run for r in results.values() if r.run.source and int(r.run.source[:4]) != r.run.trial]
-    assert moved
+    assert bool(moved) == (section["scheduler"] in POPULATIONS)
     for run in moved:  # it resumes from the other member
         source = results[run.source or ""]
         kept = decay_start(source.run.until)
