@@ -1,7 +1,8 @@
 """Benchmarks on this machine: `make bench`, or
 
     python -m benchmarks [overhead] [trainer] [costs] [search] [lora_search] [sharing] [endpoint] [fairness]
-                         [batches] [request_checks] [preparation] [--quick]
+                         [batches] [request_checks] [preparation] [cleaning]
+                         [--quick]
 
 Each benchmark is a module with `run`, which measures, and `describe`, which renders the results. The results go to
 results/{name}.json, and the tables of all results to README.md.
@@ -22,6 +23,7 @@ import click
 
 from benchmarks import (
     batches,
+    cleaning,
     costs,
     endpoint,
     fairness,
@@ -51,6 +53,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "batches": batches,
     "request_checks": request_checks,
     "preparation": preparation,
+    "cleaning": cleaning,
 }
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent / "README.md"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from benchmarks import (
     batches,
+    cleaning,
     costs,
     endpoint,
     fairness,
     lora_search,
     overhead,
+    preparation,
     report,
     request_checks,
     search,
@@ -351,3 +355,36 @@ def test_the_checks_of_a_request_add_the_median_of_their_pairs() -> None:
     text = request_checks.describe({"fastapi": "1", "seconds": seconds})
     assert "| a kind | 3.00 : 1.00 ms | **2.00 ms** |" in text
     assert text.endswith("Most added: goal ≤ 1 ms: not reached.")
+
+
+def test_a_preparation_is_described_beside_its_peer_and_by_its_growth() -> None:
+    pairs = [{"ours": {"wall_s": 10.0, "peak_bytes": 2**30}, "peer": {"wall_s": 30.0, "peak_bytes": 2**29}}]
+    growth = [
+        {"rows": 1000, "bytes": 2**20, "wall_s": 10.0, "peak_bytes": 2**30},
+        {"rows": 4000, "bytes": 2**22, "wall_s": 20.0, "peak_bytes": 5 * 2**30},
+    ]
+    figures = {"peer": ["datasets==1", "datasketch==2"], "rows": 3000, "pairs": pairs, "growth": growth}
+    text = preparation.describe(figures)
+    assert "| Kitae on Ray Data | 300 | 1.00 GiB |" in text
+    assert "| datasets 1, datasketch 2 | 100 | 0.50 GiB |" in text
+    assert "Ratio: **3.00**" in text
+    assert "goal ≥ 2: reached" in text
+    assert "the 0.50th power" in text
+    assert "**5.00 GiB** (goal ≤ 4.00 GiB: not reached)" in text
+
+
+def test_dirty_rows_are_described_before_and_after() -> None:
+    sides = {"before": (120, 12, 0.7), "after": (90, 4, 0.8)}
+    run = {name: {"rows": r, "wrong": w, "accuracy": a, "loss": 0.5} for name, (r, w, a) in sides.items()}
+    text = cleaning.describe({"runs": [run, run]})
+    assert "| before | 120 | 12 | 70.0% | 0.500 |" in text
+    assert "+10.0 ± 0.0 points, better in 2 of 2" in text
+
+
+def test_dirty_rows_are_as_planned() -> None:
+    clean = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(100)]
+    dirty, wrong = cleaning._dirty(clean, Random(0))
+    assert len(dirty) == 120
+    texts = Counter(row["text"].removesuffix(" !") for row in dirty)
+    assert sum(count == 2 for count in texts.values()) == 20
+    assert len({text.removesuffix(" !") for text, _ in wrong}) == 10

@@ -208,15 +208,15 @@ class Workbench:
     def review_inputs(self, spec: JobSpec) -> TrainInputs:
         """Inputs with the encoder and labelled rows: 800 training reviews, 200 held out."""
         rows = _read(self.assets / "reviews_train.jsonl")[:REVIEWS]
-        return self._split_inputs("reviews", ENCODER, spec, rows, REVIEWS * 4 // 5)
+        return self.split_inputs("reviews", ENCODER, spec, rows, REVIEWS * 4 // 5)
 
     def faq_inputs(self, spec: JobSpec, train: int, held_out: int) -> TrainInputs:
         """Inputs with SmolLM2 and the first FAQ rows of at most `data.max_tokens`."""
         rows = _read(self.assets / "faq_chat.jsonl")
         _, short = self._encode(MODEL, spec.task, rows, (), max_tokens=spec.data.max_tokens, too_long="drop")
-        return self._split_inputs("short-faq", MODEL, spec, [rows[i] for i in short.kept[: train + held_out]], train)
+        return self.split_inputs("short-faq", MODEL, spec, [rows[i] for i in short.kept[: train + held_out]], train)
 
-    def _split_inputs(self, name: str, model: str, spec: JobSpec, rows: JsonRows, train: int) -> TrainInputs:
+    def split_inputs(self, name: str, model: str, spec: JobSpec, rows: JsonRows, train: int) -> TrainInputs:
         """Inputs with the first `train` rows for training and the others held out."""
         key, limit = f"encoded/{name}", spec.data.max_tokens
         labels = tuple(sorted({row["label"] for row in rows if "label" in row}))
