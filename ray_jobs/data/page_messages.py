@@ -290,4 +290,5 @@ KIND_NAMES: dict[Kind, Message] = {
     "postal_code": Message(en="Japanese postal codes", ja="郵便番号"),
     "phone": Message(en="phone numbers", ja="電話番号"),
     "ip_address": Message(en="IP addresses", ja="IPアドレス"),
+    "person": Message(en="names of people", ja="人名"),
 }

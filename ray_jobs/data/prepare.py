@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from ray_jobs.data import dataset, versions
+from ray_jobs.data.clean import names
 from ray_jobs.data.clean.duplicates import digests_of
 from ray_jobs.data.clean.near_duplicates import clusters
 from ray_jobs.data.clean.samples import MOST_SAMPLES, masked
@@ -335,8 +336,10 @@ def _recipe(data: DataSection) -> dict[str, Any]:
     if any(mixture):
         document["mixture"] = mixture
     policy = document.get("personal_data", {})
-    if not any(action != "report" for action in policy.values()):
+    if all(action in ("report", "off") for action in policy.values()):
         document.pop("personal_data", None)
+    elif policy.get("person", "off") != "off":
+        document["name_models"] = names.versions()
     return document
 
 

@@ -22,10 +22,13 @@ Kind = Literal[
     "postal_code",
     "phone",
     "ip_address",
+    "person",
 ]
 """Kinds that are found. Where two findings overlap, the kind that is listed first wins: it is the more specific one."""
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ALL_KINDS[:-1]
+"""Kinds that rules find in every text. Names of people need a model, so they are looked for only on request."""
 
 Action = Literal["report", "redact", "drop", "refuse"]
 """`report`: count it. `redact`: replace the value with a placeholder. `drop`: leave the row out. `refuse`: refuse the
@@ -61,13 +64,16 @@ class PersonalDataPolicy(SpecSection):
     """Phone numbers."""
     ip_address: Action = "report"
     """IPv4 and IPv6 addresses."""
+    person: Action | Literal["off"] = "off"
+    """Names of people, found by a language model: GiNZA for Japanese, which the extra `names` installs, and spaCy's
+    `en_core_web_sm` for English. `off`: not looked for; a single action for every kind leaves it off."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_for_all(cls, value: Any) -> Any:
         return dict.fromkeys(KINDS, value) if isinstance(value, str) and value in get_args(Action) else value
 
-    def action(self, kind: Kind) -> Action:
+    def action(self, kind: Kind) -> Action | Literal["off"]:
         """The action for a kind."""
-        action: Action = getattr(self, kind)
+        action: Action | Literal["off"] = getattr(self, kind)
         return action

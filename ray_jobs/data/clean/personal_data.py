@@ -13,7 +13,7 @@ from ray_jobs.data.clean.network import find_emails, find_ip_addresses
 from ray_jobs.data.clean.numbers import find_numbers
 from ray_jobs.data.clean.secret_keys import find_api_keys, find_private_keys
 from ray_jobs.data.clean.street_address import find_addresses
-from ray_jobs.spec.personal_data import KINDS
+from ray_jobs.spec.personal_data import ALL_KINDS
 
 DETECTORS: tuple[Detector, ...] = (
     find_private_keys,
@@ -27,7 +27,7 @@ DETECTORS: tuple[Detector, ...] = (
 _SIGN = re.compile("[0-9０-９@＠一二三四五六七八九十百\U0001d7ce-\U0001d7ff]")
 """A text without one of these has no finding of any detector, but for keys and passwords of URLs."""
 
-_RANK = {kind: rank for rank, kind in enumerate(KINDS)}
+_RANK = {kind: rank for rank, kind in enumerate(ALL_KINDS)}
 
 
 def find(text: str, label: str = "", detectors: Sequence[Detector] = DETECTORS) -> list[Finding]:

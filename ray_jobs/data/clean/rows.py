@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ray_jobs.data.clean.finding import Detector, Finding
+from ray_jobs.data.clean.names import find_people
 from ray_jobs.data.clean.personal_data import DETECTORS, find
 from ray_jobs.data.clean.placeholders import Placeholders
 from ray_jobs.data.clean.walker import Row, walk
 from ray_jobs.data.preparation import StepReport
 from ray_jobs.errors import DataError
-from ray_jobs.spec.personal_data import KINDS, Kind, PersonalDataPolicy
+from ray_jobs.spec.personal_data import ALL_KINDS, Kind, PersonalDataPolicy
 
 _MOST_LISTED = 100
 
@@ -56,8 +57,9 @@ class RowCleaner:
     def __init__(
         self, policy: PersonalDataPolicy, salt: bytes | None = None, detectors: Sequence[Detector] = DETECTORS
     ) -> None:
-        self._policy, self._detectors = policy, detectors
-        self._redacted = {kind for kind in KINDS if policy.action(kind) == "redact"}
+        self._policy = policy
+        self._detectors = detectors if policy.person == "off" else (*detectors, find_people)
+        self._redacted = {kind for kind in ALL_KINDS if policy.action(kind) == "redact"}
         if self._redacted and salt is None:
             raise ValueError(f"the policy redacts {', '.join(sorted(self._redacted))}, which needs a salt")
         self._placeholders = None if salt is None else Placeholders(salt)
@@ -89,7 +91,7 @@ class RowCleaner:
         refused = [finding for finding in findings if self.refuses(finding.kind)]
         if not refused:
             return None
-        kinds = sorted({finding.kind for finding in refused}, key=KINDS.index)
+        kinds = sorted({finding.kind for finding in refused}, key=ALL_KINDS.index)
         details = list(map(str, refused[:_MOST_LISTED]))
         details += [f"+{len(refused) - _MOST_LISTED} more"] if len(refused) > _MOST_LISTED else []
         rows = len({finding.row for finding in refused})
@@ -152,8 +154,8 @@ class Cleaning:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows with each kind that was found, in the order of `KINDS`."""
-        return {kind: self._rows[kind] for kind in KINDS if self._rows[kind]}
+        """Rows with each kind that was found, in the order of `ALL_KINDS`."""
+        return {kind: self._rows[kind] for kind in ALL_KINDS if self._rows[kind]}
 
     def report(self) -> StepReport:
         """What the policy did, without a sample: the rows hold values."""
