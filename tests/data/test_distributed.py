@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ray_jobs.data import dataset, distributed
+from ray_jobs.data.encoding import Encoded, Kept, encode_rows
 from ray_jobs.data.prepare import prepare
 from ray_jobs.errors import DataError
+from ray_jobs.models import load_processor
 from ray_jobs.spec import DataSection
 from ray_jobs.storage import Workspace
 from tests.conftest import StoreServer
 from tests.data.builders import CLASSIFY, write_jsonl
 from tests.data.clean.support_texts import requests
+from tests.models import tiny_models
 
 CLEAN = {"mojibake": "repair", "near_duplicates": "drop", "exact_duplicates": "drop", "boilerplate": "remove"}
 
@@ -106,6 +110,27 @@ def test_what_is_wrong_is_reported_as_in_one_process(
         prepare(store, section(*files), CLASSIFY)
     assert (there.value.message, there.value.details) == (here.value.message, here.value.details)
     assert len(there.value.details) == 4
+
+
+@pytest.mark.heavy
+def test_rows_are_encoded_as_in_one_process(cluster: None, tmp_path: Path) -> None:
+    base = tiny_models.save_encoder(tmp_path)
+    tokenizer, rows = load_processor(base, "text_classification"), many_rows()
+    labels = sorted({row["label"] for row in rows})
+
+    def encoded(*, distributed: bool) -> tuple[Encoded, Kept]:
+        return encode_rows(
+            rows, CLASSIFY, tokenizer, labels, max_tokens=24, too_long="truncate", source="train",
+            distributed=distributed,
+        )  # fmt: skip
+
+    (one, kept), (other, also_kept) = encoded(distributed=False), encoded(distributed=True)
+    assert kept == also_kept
+    assert len(one) == len(rows)
+    assert one.lengths == other.lengths
+    for name in ("input_ids", "labels"):
+        assert np.array_equal(one.values[name], other.values[name])
+        assert np.array_equal(one.ends[name], other.ends[name])
 
 
 KILLED = """

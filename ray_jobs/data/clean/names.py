@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MODELS = {"ja": "ja_ginza", "en": "en_core_web_sm"}
 _INSTALL = {"ja": "pip install 'kitae[names]'", "en": "python -m spacy download en_core_web_sm"}
 _LABELS = frozenset({"Person", "PERSON"})
-"""Of GiNZA (Sekine's extended hierarchy) and of the English model (OntoNotes)."""
+"""The labels of GiNZA (Sekine's extended hierarchy) and of the English model (OntoNotes)."""
 _JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
 _PIECE = re.compile(r"[^\n]{1,2000}")
 """What is read at once: the morphological analyser refuses more than 49,149 bytes."""

@@ -27,7 +27,7 @@ _VISIBLE, _LETTER, _DIGIT, _UNKNOWN = 1, 2, 4, 255
 _FACTORS = mix(np.arange(_GRAM, dtype=np.uint64)) | np.uint64(1)
 """Multipliers of the characters of a piece, in its hash."""
 _HASH_BITS = 44
-"""Of a piece's hash; the number of its text is above them."""
+"""Bits of a piece's hash; the number of its text is above them."""
 
 
 def features(texts: Sequence[str]) -> NDArray[np.float32]:
