@@ -26,7 +26,7 @@ class Spool:
     """Rows in the order in which they were read: `add` batches, then `finish`, then read."""
 
     columns: Columns
-    given: NDArray[np.int8]
+    given: NDArray[np.int16]
     """Side of the file from which each row comes; NO_SIDE for a file of `data.train`."""
     source: NDArray[np.int16]
     """Place of each row's source in `data.sources`."""
@@ -36,9 +36,9 @@ class Spool:
     def __init__(self, path: Path, task: Task[Any], split: SplitSection) -> None:
         self._path, self.task, self.split = path, task, split
         self._parts: dict[str, list[Any]] = {each.name: [] for each in fields(Columns)}
-        self._files: dict[int, str] = {}
-        self._sides: list[NDArray[np.int8]] = []
-        self._sources: list[NDArray[np.int16]] = []
+        self._addresses: dict[int, str] = {}
+        self._of_files: dict[int, tuple[int, int]] = {}
+        """Side and source of each file."""
         self._file_of: list[NDArray[np.int32]] = []
         self._file: IO[bytes] | None = None
 
@@ -57,29 +57,30 @@ class Spool:
         """Append rows. `side` and `source`: those of their file."""
         assert self._file is not None
         self._file.write(batch.lines)
-        self._files[batch.file] = batch.address
+        self._addresses[batch.file], self._of_files[batch.file] = batch.address, (side, source)
         for name, parts in self._parts.items():
             parts.append(_interned(getattr(batch.columns, name)))
-        self._sides.append(np.full(len(batch.columns), side, dtype=np.int8))
-        self._sources.append(np.full(len(batch.columns), source, dtype=np.int16))
         self._file_of.append(np.full(len(batch.columns), batch.file, dtype=np.int32))
 
     def finish(self) -> None:
         """Every row is added."""
         assert self._file is not None
         self._file.flush()
-        shared = all(one is other for one, other in zip(self._parts["questions"], self._parts["texts"], strict=True))
-        joined = {name: _joined(self._parts.pop(name)) for name in list(self._parts) if name != "texts" or not shared}
+        if all(one is other for one, other in zip(self._parts["questions"], self._parts["texts"], strict=True)):
+            del self._parts["texts"]  # one array serves for both
+        joined = {name: _joined(self._parts.pop(name)) for name in list(self._parts)}
         self.columns = Columns(**{"texts": joined["questions"], **joined})
-        self.given = np.concatenate([*self._sides, np.empty(0, dtype=np.int8)])
-        self.source = np.concatenate([*self._sources, np.empty(0, dtype=np.int16)])
         self._of_file = np.concatenate([*self._file_of, np.empty(0, dtype=np.int32)])
+        of_files = np.zeros((max(self._of_files, default=0) + 1, 2), dtype=np.int16)
+        for file, side_and_source in self._of_files.items():
+            of_files[file] = side_and_source
+        self.given, self.source = of_files[self._of_file].T
         self._ends = np.cumsum(self.columns.line_bytes, dtype=np.int64)
         self.groups = _group_numbers(self.columns.groups) if self.split.group is not None else None
 
     def place(self, number: int) -> str:
         """`reviews.csv line 12`."""
-        unit, name = self.columns.units[number], self._files[int(self._of_file[number])]
+        unit, name = self.columns.units[number], self._addresses[int(self._of_file[number])]
         return f"{name} {unit} {self.columns.numbers[number]}" if unit else name
 
     def row(self, number: int) -> Row:
