@@ -73,15 +73,16 @@ def describe(figures: dict[str, Any]) -> str:
          number(each["rows"] / each["wall_s"]), gibibytes(each["peak_bytes"])]
         for each in figures["growth"]
     ]  # fmt: skip
-    first, last = figures["growth"][0], figures["growth"][-1]
-    exponent = _exponent(first, last)
+    growth = figures["growth"]
+    powers = [_exponent(growth[at], growth[-1]) for at in range(len(growth) - 1)][:2]
     most = max(each["peak_bytes"] for each in figures["growth"])
     return (
         f"{table(['side', 'rows a second', 'peak memory'], side_rows)}\n\n"
         f"{len(pairs)} pair(s) of {rows:,} rows. Ratio: **{speeds.ratio:.2f}** (half of the pairs from {low:.2f} to "
         f"{high:.2f}; {verdict(speeds.ratio, GOAL)}).\n\n"
         f"{table(['rows', 'file', 'time', 'rows a second', 'peak memory'], grown)}\n\n"
-        f"Time grows with the {exponent:.2f}th power of the rows. Most memory: **{gibibytes(most)}** (goal ≤ "
+        f"From {growth[0]['rows']:,} rows on, the time grows with the power {powers[0]:.2f} of the rows; from "
+        f"{growth[min(1, len(powers) - 1)]['rows']:,} on, where the start counts for little, {powers[-1]:.2f}. Most memory: **{gibibytes(most)}** (goal ≤ "
         f"{gibibytes(MEMORY_GOAL)}: {'reached' if most <= MEMORY_GOAL else 'not reached'}), the sum of the "
         "proportional set sizes of all processes, Ray's included, each second.\n\n"
         f"{_plot(figures['growth'])}"

@@ -369,7 +369,7 @@ def test_a_preparation_is_described_beside_its_peer_and_by_its_growth() -> None:
     assert "| datasets 1, datasketch 2 | 100 | 0.50 GiB |" in text
     assert "Ratio: **3.00**" in text
     assert "goal ≥ 2: reached" in text
-    assert "the 0.50th power" in text
+    assert "the power 0.50 of the rows" in text
     assert "**5.00 GiB** (goal ≤ 4.00 GiB: not reached)" in text
 
 

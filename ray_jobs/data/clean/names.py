@@ -16,7 +16,7 @@ from ray_jobs.data.clean.finding import Finding, FoldedText
 from ray_jobs.errors import DataError
 
 if TYPE_CHECKING:
-    from spacy.language import Language
+    from spacy.language import Language  # type: ignore[import-not-found]  # an extra
 
 _MODELS = {"ja": "ja_ginza", "en": "en_core_web_sm"}
 _INSTALL = {"ja": "pip install 'kitae[names]'", "en": "python -m spacy download en_core_web_sm"}
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 def _model(language: str) -> Language:
     name = _MODELS[language]
     try:
-        import spacy
+        import spacy  # type: ignore[import-not-found]  # an extra
 
         return spacy.load(name, exclude=_NOT_NEEDED)
     except (ImportError, OSError) as error:
