@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from ray_jobs.data.clean.placeholders import Placeholders
 from ray_jobs.data.clean.rows import Cleaning, RowCleaner, RowFinding
 from ray_jobs.errors import DataError
-from ray_jobs.spec.personal_data import KINDS, PersonalDataPolicy
+from ray_jobs.spec.personal_data import ALL_KINDS, KINDS, PersonalDataPolicy
 from tests.data.clean.planted_values import VALUES
 
 SALT = bytes(range(32))
@@ -35,7 +35,7 @@ def chat(*contents: str) -> dict[str, Any]:
 
 
 def test_every_kind_has_a_policy_in_the_order_of_the_kinds() -> None:
-    assert tuple(PersonalDataPolicy.model_fields) == KINDS
+    assert tuple(PersonalDataPolicy.model_fields) == ALL_KINDS == (*KINDS, "person")
     assert {PersonalDataPolicy().action(kind) for kind in KINDS} == {"report"}
 
 
