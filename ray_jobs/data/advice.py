@@ -138,7 +138,7 @@ def advise(report: Preparation) -> tuple[Advice, ...]:
     if not kept:
         return (Advice("no_rows", report.read),)
     found = [*_sides(report), *_labels(report), *_personal_data(report), *_steps(report), *_lengths(report)]
-    found += _tokens(report)
+    found = [*found, *_tokens(report)]
     return tuple(sorted(found, key=lambda each: (each.importance, -each.rows)))
 
 

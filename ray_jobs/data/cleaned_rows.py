@@ -5,7 +5,7 @@ Owns the order of the cleaning steps. The steps are in `clean/`, the work on a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from ray_jobs.data.distributed import batches_of, is_worthwhile
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Record
 from ray_jobs.data.ingest import read_rows
-from ray_jobs.data.preparation import STEPS, DuplicateCluster, Step, StepReport
+from ray_jobs.data.preparation import STEPS, DuplicateCluster, StepReport
+from ray_jobs.data.row_arrays import Ints
 from ray_jobs.data.row_work import LineWork, ReadBatch, ReadRow, RowWork
 from ray_jobs.data.sources import RowFile, find_files, local_copy
 from ray_jobs.data.split import NO_SIDE, SIDE_COLUMN, TEST, VALIDATION
@@ -33,6 +34,8 @@ from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import Task
 
 Note = Callable[[str], None]
+JoinCluster = Callable[[int], None]
+"""Joins the Ray cluster, if files of this size (bytes) are worth it and this process may."""
 _BATCH_ROWS = 1000
 
 
@@ -42,19 +45,22 @@ class Cleaned:
 
     read: int
     """Rows that were read."""
-    removed: Mapping[int, Step]
-    """Spooled rows that are left out."""
+    kept: Ints
+    """Numbers of the spooled rows that stay."""
     steps: tuple[StepReport, ...]
     clusters: tuple[DuplicateCluster, ...]
 
 
-def read_and_clean(store: Workspace, data: DataSection, spool: Spool, note: Note, salt: bytes | None) -> Cleaned:
+def read_and_clean(
+    store: Workspace, data: DataSection, spool: Spool, note: Note, salt: bytes | None, join_cluster: JoinCluster
+) -> Cleaned:
     """Spool the checked and cleaned rows of every source. Raises one DataError with every finding in all files."""
     policy, column = data.clean or CleaningPolicy(), spool.task.label_column
     drop, findings, lines = drop_ids(store, policy), Findings(), LineCounts()
     check_mapping(spool.task, data.columns)
     files = _files(store, data, findings)
     size_bytes, local = sum(each.file.size_bytes for each in files), any(each.file.is_local for each in files)
+    join_cluster(size_bytes)
     distributed = is_worthwhile(size_bytes, local=local)
     read = _Reader(store, data, spool.task)
     if policy.boilerplate != "off":  # counted over all rows before any is changed
@@ -93,7 +99,7 @@ def read_and_clean(store: Workspace, data: DataSection, spool: Spool, note: Note
     for notice in [*findings.notices, *personal.notes(), *map(_said, reports)]:
         if notice:
             note(notice)
-    return Cleaned(rows, found.removed, tuple(reports), found.clusters)
+    return Cleaned(rows, found.kept, tuple(reports), found.clusters)
 
 
 def _said(report: StepReport) -> str:

@@ -1,19 +1,20 @@
 """The check of a file of rows on this machine: every malformed row, duplicates, and tokens where a tokenizer is given.
 
-The task checks a row and `ingest` a file, so a file that passes here passes the `dataset` stage. Reads line by line; a
-file is never held in memory. Loads no model.
+The task checks a row and `ingest` a file, so a file that passes here passes the `dataset` stage. Reads line by line and
+keeps two digests a row; a file is never held in memory. Loads no model.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ray_jobs.data.clean.duplicates import conflicting
 from ray_jobs.data.clean.row_steps import RowSteps
 from ray_jobs.data.clean.rows import Cleaning
 from ray_jobs.data.columns import check_mapping
@@ -23,12 +24,13 @@ from ray_jobs.data.guess import refuse_preferences
 from ray_jobs.data.ingest import canonical_line, read_rows
 from ray_jobs.data.preparation import StepReport
 from ray_jobs.data.report import RowReport
-from ray_jobs.data.split import input_digest
+from ray_jobs.data.row_arrays import digests_of, numbers_of
+from ray_jobs.data.split import input_digest, row_digest
 from ray_jobs.errors import DataError
 from ray_jobs.registry.catalogue import CatalogueEntry
 from ray_jobs.spec.cleaning import CleaningPolicy
 from ray_jobs.tasks import TASKS, task_for
-from ray_jobs.tasks.base import PromptSetting, Row, Task
+from ray_jobs.tasks.base import PromptSetting, Task
 
 
 def task_of(path: Path, mapping: Mapping[str, str] | None = None) -> str:
@@ -66,18 +68,17 @@ def check_file(
         prompts = task.setting_for(named, tokenizer, today)
         task = task.with_setting(prompts)
     findings, unwritable = Findings(most=10_000), Findings(most=10_000)
-    seen: set[bytes] = set()
-    rows = duplicates = tokens = longest = supervised = sequences = 0
+    rows = tokens = longest = supervised = sequences = 0
     too_long, partial, personal = list[int](), list[int](), Cleaning()
-    steps, answers = RowSteps(CleaningPolicy(), task.label_column), _Answers(task)
+    steps, labels = RowSteps(CleaningPolicy(), task.label_column), list[str | None]()
+    digests, inputs = list[bytes](), list[bytes]()
     for record, row in read_rows(path, filename, task, mapping, findings):
         rows += 1
-        digest = hashlib.blake2b(canonical_line(row).encode(), digest_size=16).digest()
-        duplicates += digest in seen
-        seen.add(digest)
         personal.clean(row, record.number)
         steps.apply(row, record.place)
-        answers.add(row, digest)
+        digests.append(row_digest(canonical_line(row)))
+        inputs.append(input_digest(task.input_of(row)))
+        labels.append(None if task.label_column is None else row[task.label_column])
         if tokenizer is None or findings.count:  # a refused file needs no figures
             continue
         try:
@@ -98,12 +99,12 @@ def check_file(
         prefix = re.compile(rf"^{re.escape(filename)} (line|row|record) ")
         findings.details = [prefix.sub(r"\1 ", detail) for detail in findings.details]
         findings.raise_if_any([filename])
-    found = [each for each in (*steps.reports(), answers.report()) if each.rows]
+    found = [each for each in (*steps.reports(), _conflicts(inputs, digests, labels, task)) if each.rows]
     counted = RowReport(
         task=name,
         rows=rows,
         columns=mapping,
-        duplicates=duplicates,
+        duplicates=rows - len(set(digests)),
         personal_data=personal.counts,
         cleaning={each.step: each.rows for each in found},
         warnings=(*findings.notices, *personal.notes(), *(each.sentence for each in found)),
@@ -124,24 +125,12 @@ def check_file(
     return counted.model_copy(update=of_tokens)
 
 
-class _Answers:
-    """Inputs that have several answers or labels, of rows one by one."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        self._task = task
-        self._first: dict[bytes, bytes | str] = {}
-        self._rows: Counter[bytes] = Counter()
-        self._several: set[bytes] = set()
-
-    def add(self, row: Row, digest: bytes) -> None:
-        """Count a row. `digest`: of the whole row."""
-        column = self._task.label_column
-        given, answer = input_digest(self._task.input_of(row))[:16], digest if column is None else row[column]
-        self._rows[given] += 1
-        if self._first.setdefault(given, answer) != answer:
-            self._several.add(given)
-
-    def report(self) -> StepReport:
-        """As the step of a preparation."""
-        rows = sum(self._rows[given] for given in self._several)
-        return StepReport(step="conflicts", action="report", rows=rows, detail={"inputs": len(self._several)})
+def _conflicts(
+    inputs: Sequence[bytes], digests: Sequence[bytes], labels: Sequence[str | None], task: Task[Any]
+) -> StepReport:
+    """Rows with one input and different labels or answers, as the step of a preparation counts them."""
+    answers = digests_of(digests) if task.label_column is None else numbers_of(labels)
+    found = conflicting(digests_of(inputs), answers, np.arange(len(inputs)))
+    return StepReport(
+        step="conflicts", action="report", rows=len(found), detail={"inputs": len({inputs[row] for row in found})}
+    )

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ray_jobs.data.clean.duplicates import Digests, Ints, conflicting, numbers_of
+from ray_jobs.data.clean.duplicates import conflicting
 from ray_jobs.data.formats.records import listed
+from ray_jobs.data.row_arrays import Digests, Ints, numbers_of
 from ray_jobs.data.split import FEWEST
 from ray_jobs.errors import DataError
 

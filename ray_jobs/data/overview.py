@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ray_jobs.data.clean.duplicates import digests_of
 from ray_jobs.data.clean.rows import Cleaning
 from ray_jobs.data.findings import Findings
 from ray_jobs.data.formats import Item, Notice, Record, Unreadable, read_records
 from ray_jobs.data.guess import ColumnSummary, Guess, guess, summarise
 from ray_jobs.data.ingest import rows_of
 from ray_jobs.data.labels import check_labels, contradictory, doubtful
-from ray_jobs.data.split import NO_SIDE, Rows, input_digest, short_keys, split
+from ray_jobs.data.row_arrays import digests_of, short_keys
+from ray_jobs.data.split import NO_SIDE, Rows, input_digest, split
 from ray_jobs.errors import DataError
 from ray_jobs.spec.split import SplitSection
 from ray_jobs.tasks import TASKS

@@ -19,14 +19,14 @@ from pydantic import BaseModel, Field
 
 from ray_jobs.data import dataset, versions
 from ray_jobs.data.clean import names
-from ray_jobs.data.clean.duplicates import digests_of
 from ray_jobs.data.clean.near_duplicates import clusters
 from ray_jobs.data.clean.samples import MOST_SAMPLES, masked
-from ray_jobs.data.cleaned_rows import Cleaned, Note, read_and_clean
+from ray_jobs.data.cleaned_rows import Cleaned, JoinCluster, Note, read_and_clean
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.data.formats.records import MOST_LISTED, listed
 from ray_jobs.data.labels import check_labels, contradictory, doubtful
 from ray_jobs.data.preparation import Preparation, Sample, Side, StepReport
+from ray_jobs.data.row_arrays import Ints, digests_of, numbered, short_keys
 from ray_jobs.data.split import (
     LEAKED,
     NO_SIDE,
@@ -36,7 +36,6 @@ from ray_jobs.data.split import (
     TEST,
     TRAIN,
     VALIDATION,
-    Ints,
     Rows,
     SideName,
     Split,
@@ -44,7 +43,6 @@ from ray_jobs.data.split import (
     copies,
     input_digest,
     joined,
-    short_keys,
     split,
 )
 from ray_jobs.data.spool import Spool
@@ -73,6 +71,7 @@ class Outline:
     labels: Mapping[str, int]
     notices: tuple[str, ...] = ()
     report: Preparation | None = None
+    """That of its preparation. None: the outline is of a stored dataset."""
 
     def as_text(self) -> str:
         """In a line, for a plan."""
@@ -94,13 +93,15 @@ class Outline:
 
 
 def prepare(
-    store: Workspace, data: DataSection, task: Task[Any], note: Note = lambda _: None, *, name: str = ""
-) -> Dataset:
+    store: Workspace, data: DataSection, task: Task[Any], note: Note = lambda _: None, *, name: str = "",
+    join_cluster: JoinCluster = lambda _: None,
+) -> Dataset:  # fmt: skip
     """Read, check and split the rows and store the dataset, once. `note`: receives what was guessed or not used.
 
     `name`: of the dataset, of which the newest version keeps its sides. Raises DataError with everything that is wrong.
     """
-    with _built(store, data, task, note, _salt(store, data.personal_data), name) as (found, tree, facts):
+    salt = _salt(store, data.personal_data)
+    with _built(store, data, task, note, salt, name, join_cluster) as (found, tree, facts):
         made = found.dataset
         if store.read_manifest(made.key) is None:
             store.commit(made.key, store.upload_tree(tree, made.key), facts)
@@ -116,8 +117,9 @@ def outline(store: Workspace, data: DataSection, task: Task[Any], *, name: str =
 
 @contextmanager
 def _built(
-    store: Workspace, data: DataSection, task: Task[Any], note: Note, salt: bytes | None, name: str
-) -> Iterator[tuple[Outline, Path, dict[str, Any]]]:
+    store: Workspace, data: DataSection, task: Task[Any], note: Note, salt: bytes | None, name: str,
+    join_cluster: JoinCluster = lambda _: None,
+) -> Iterator[tuple[Outline, Path, dict[str, Any]]]:  # fmt: skip
     """A dataset's outline, its files on this machine, and the facts of its manifest."""
     with tempfile.TemporaryDirectory(prefix="kitae-dataset-") as temporary:
         spool = Spool(Path(temporary) / "rows.jsonl", task, data.split or SplitSection())
@@ -128,7 +130,7 @@ def _built(
             note(text)
 
         with spool:
-            cleaned = read_and_clean(store, data, spool, noted, salt)
+            cleaned = read_and_clean(store, data, spool, noted, salt, join_cluster)
             used, sides = _sides(store, data, spool, cleaned, noted, name)
             tree = Path(temporary) / "tree"
             tree.mkdir()
@@ -141,7 +143,7 @@ def _built(
             if task.label_column is not None:
                 check_labels(set(written["train"]), {*written["validation"], *written["test"]})
                 labels = {label: sum(each.get(label, 0) for each in written.values()) for label in written["train"]}
-                several = contradictory(spool.columns.inputs, spool.columns.labels, _kept(spool, cleaned))
+                several = contradictory(spool.columns.inputs, spool.columns.labels, cleaned.kept)
                 for notice in [*doubtful(labels), *several]:
                     noted(notice)
             facts = {
@@ -163,7 +165,7 @@ def _sides(
     store: Workspace, data: DataSection, spool: Spool, cleaned: Cleaned, note: Note, name: str
 ) -> tuple[Ints, Split]:
     """The rows that are used, and their sides."""
-    columns, kept = spool.columns, _kept(spool, cleaned)
+    columns, kept = spool.columns, cleaned.kept
     train = _limited(data, spool, kept[spool.given[kept] == NO_SIDE])
     train = train[choose(columns.digests[train], data.max_rows)]
     used = np.union1d(train, kept[spool.given[kept] != NO_SIDE]).astype(np.int64)
@@ -176,8 +178,7 @@ def _sides(
     before = _before(store, data, spool.task, keys, note, name)
     alike = clusters(columns.questions[used], lambda i: spool.question(int(used[i])), _SIMILARITY)
     alike = _without_templates(alike, note)
-    same = np.unique(keys, return_inverse=True)[1].reshape(-1)
-    together = [same, *([spool.groups[used]] if spool.groups is not None else [])]
+    together = [numbered(keys), *([spool.groups[used]] if spool.groups is not None else [])]
     rows = Rows(
         keys=keys,
         groups=joined([*together, alike]),
@@ -216,13 +217,6 @@ def _weighted(data: DataSection, spool: Spool, rows: Ints, note: Note) -> Ints:
     if not times.any():
         raise DataError("the weights of data.train leave no row to train on: raise one of them")
     return np.repeat(rows, times)
-
-
-def _kept(spool: Spool, cleaned: Cleaned) -> Ints:
-    """Numbers of the rows that the cleaning keeps."""
-    stays = np.ones(len(spool), dtype=bool)
-    stays[list(cleaned.removed)] = False
-    return np.flatnonzero(stays)
 
 
 def _without_templates(alike: Ints, note: Note) -> Ints:

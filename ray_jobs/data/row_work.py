@@ -1,4 +1,4 @@
-"""The work on each row by itself: cleaning, personal data, digests, signatures. Pure, and in any process.
+"""Work per row: cleaning, personal data, digests, signatures. Pure; runs in any process.
 
 A batch of rows that were read becomes lines and columns for the spool, with the counts of its steps, which add up to
 those of the whole whatever the number of processes.
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_jobs.data.clean.boilerplate import LineCounts
-from ray_jobs.data.clean.duplicates import Digests, Ids, digests_of
 from ray_jobs.data.clean.near_duplicates import Signatures, signatures
 from ray_jobs.data.clean.outliers import features
 from ray_jobs.data.clean.row_steps import RowSteps
 from ray_jobs.data.clean.rows import Cleaning
 from ray_jobs.data.clean.samples import text_of
 from ray_jobs.data.findings import Findings
-from ray_jobs.data.formats.records import Record
+from ray_jobs.data.formats.records import place_of
 from ray_jobs.data.ingest import canonical_line
+from ray_jobs.data.row_arrays import Digests, Ids, digests_of, short_keys
 from ray_jobs.data.split import NO_SIDE, input_digest, row_digest, side_named
 from ray_jobs.data.times import time_of
 from ray_jobs.spec.cleaning import CleaningPolicy
@@ -48,7 +48,7 @@ class ReadRow(NamedTuple):
     @property
     def place(self) -> str:
         """`line 3`; empty for the whole file."""
-        return Record(self.number, {}, self.unit).place
+        return place_of(self.number, self.unit)
 
 
 @dataclass(frozen=True)
@@ -145,29 +145,32 @@ class RowWork:
         """Raises DataError for a row that is nested too deeply."""
         column = self.task.label_column
         steps, personal = RowSteps(self.policy, column, self.boilerplate), Cleaning(self.personal_data, self.salt)
-        stays, rows, lines, ids, gone = list[ReadRow](), list[Row](), list[str](), list[bytes](), list[str]()
+        stays, rows, lines, gone = list[ReadRow](), list[Row](), list[bytes](), list[str]()
+        digests, ids = list[bytes](), list[bytes]()
         emptied = 0
         for given in batch.rows:
             line = canonical_line(given.row)
-            row_id = row_digest(line)[:8]
+            digest = read_digest = row_digest(line)
             kept = steps.apply(given.row, f"{batch.address} {given.place}".rstrip())
             row = None if kept is None else personal.clean(kept, given.number)
             if row is not None and row != given.row:
                 line = canonical_line(row)
+                digest = row_digest(line)
                 if self.task.check_row(row):  # such as a text of zero-width spaces
                     row, emptied = None, emptied + 1
             if row is None:
-                gone.append(row_id.hex())
+                gone.append(read_digest[:8].hex())
                 continue
             stays.append(given)
             rows.append(row)
-            lines.append(f"{line}\n")
-            ids.append(row_id)
+            lines.append(f"{line}\n".encode())
+            digests.append(digest)
+            ids.append(read_digest)
         return CleanedBatch(
             file=batch.file,
             address=batch.address,
-            lines="".join(lines).encode(),
-            columns=self._columns(stays, rows, lines, ids),
+            lines=b"".join(lines),
+            columns=self._columns(stays, rows, digests_of(digests), short_keys(digests_of(ids)), list(map(len, lines))),
             read=len(batch.rows),
             emptied=emptied,
             gone=tuple(gone),
@@ -176,16 +179,18 @@ class RowWork:
             findings=batch.findings,
         )
 
-    def _columns(self, given: list[ReadRow], rows: list[Row], lines: list[str], ids: list[bytes]) -> Columns:
+    def _columns(
+        self, given: list[ReadRow], rows: list[Row], digests: Digests, ids: Ids, line_bytes: list[int]
+    ) -> Columns:
         task, column = self.task, self.task.label_column
         texts, questions = [text_of(row, column) for row in rows], [task.question_of(row) for row in rows]
         compared = self.policy.near_duplicates != "off"
         of_questions, of_texts = _signed(questions, texts if compared else questions)
         sides = [side_named(each.side) for each in given]
         return Columns(
-            digests=digests_of([row_digest(line[:-1]) for line in lines]),
+            digests=digests,
             inputs=digests_of([input_digest(task.input_of(row)) for row in rows]),
-            ids=np.frombuffer(b"".join(ids), dtype=">u8").astype(np.uint64),
+            ids=ids,
             labels=[None if column is None else row[column] for row in rows],
             numbers=np.array([each.number for each in given], dtype=np.int64),
             units=[each.unit for each in given],
@@ -193,7 +198,7 @@ class RowWork:
             groups=[_group(each.group) for each in given] if self.has_groups else [],
             times=np.array([time_of(each.time) for each in given] if self.has_times else [], dtype=np.float64),
             lengths=np.array([len(text) for text in texts], dtype=np.int32),
-            line_bytes=np.array([len(line.encode()) for line in lines], dtype=np.int32),
+            line_bytes=np.array(line_bytes, dtype=np.int32),
             questions=of_questions,
             texts=of_texts if compared else None,
             features=features(texts) if self.policy.outliers != "off" else None,

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_jobs.data.row_arrays import Digests, Ints, numbered, numbers_of
 from ray_jobs.errors import DataError
 from ray_jobs.spec.split import Shares
 
@@ -40,8 +41,6 @@ _NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
 }
 
-Ints = NDArray[np.int64]
-
 
 def row_digest(line: str) -> bytes:
     """SHA-256 of a row's canonical line."""
@@ -60,7 +59,7 @@ def side_named(side: object) -> int | None:
     return _NAMES.get(side.strip().casefold()) if isinstance(side, str) else None
 
 
-def choose(digests: NDArray[np.void], max_rows: int | None) -> Ints:
+def choose(digests: Digests, max_rows: int | None) -> Ints:
     """Rows to use: all, or the `max_rows` with the smallest salted digests, in the order given."""
     if max_rows is None or max_rows >= len(digests):
         return np.arange(len(digests))
@@ -69,17 +68,12 @@ def choose(digests: NDArray[np.void], max_rows: int | None) -> Ints:
     return np.array(sorted(i for _, i in ranked), dtype=np.int64)
 
 
-def copies(digests: NDArray[np.void], weights: NDArray[np.float64]) -> Ints:
+def copies(digests: Digests, weights: NDArray[np.float64]) -> Ints:
     """How often each row is trained: its weight, rounded up or down by its digest, so that the mean is the weight."""
     whole = np.floor(weights)
     salted = [hashlib.sha256(b"copies" + digest).digest()[:8] for digest in digests.tolist()]
     chance = np.frombuffer(b"".join(salted), dtype=">u8").astype(np.float64) / 2.0**64
     return np.asarray(whole + (chance < weights - whole), dtype=np.int64)
-
-
-def short_keys(digests: NDArray[np.void]) -> NDArray[np.uint64]:
-    """The first eight bytes of digests, as numbers."""
-    return np.ascontiguousarray(digests).view(">u8")[:: digests.itemsize // 8].astype(np.uint64)
 
 
 def joined(groupings: Sequence[Ints]) -> Ints:
@@ -89,7 +83,7 @@ def joined(groupings: Sequence[Ints]) -> Ints:
 
     rows, offset, links = len(groupings[0]), len(groupings[0]), list[Ints]()
     for grouping in groupings:  # each group is a node of its own, linked to its rows
-        links.append(np.unique(grouping, return_inverse=True)[1].reshape(-1) + offset)
+        links.append(numbered(grouping) + offset)
         offset += rows
     first, second = np.tile(np.arange(rows), len(links)), np.concatenate(links)
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(offset, offset))
@@ -161,7 +155,7 @@ def assign(rows: Rows, shares: Shares) -> Ints:
     """
     if not len(rows.keys):
         raise DataError("no row is left to train on: every one is left out; the job's events say by what")
-    group = np.unique(rows.groups, return_inverse=True)[1].reshape(-1)
+    group = numbered(rows.groups)
     count = int(group.max()) + 1
     given, oldest, newest = (np.full(count, end, dtype=np.int64) for end in (NO_SIDE, TEST + 1, NO_SIDE))
     np.maximum.at(given, group, rows.given)
@@ -182,18 +176,11 @@ def assign(rows: Rows, shares: Shares) -> Ints:
     return np.where(sides == NO_SIDE, chosen[group], sides)
 
 
-def _label_codes(labels: Sequence[str | None]) -> tuple[list[str], Ints]:
-    """The labels, sorted, and the place of each row's label among them."""
-    names = sorted({label or "" for label in labels})
-    places = {name: place for place, name in enumerate(names)}
-    return names, np.fromiter((places[label or ""] for label in labels), dtype=np.int64, count=len(labels))
-
-
 class _Deal:
     """Gives groups without a side to the sides."""
 
     def __init__(self, rows: Rows, group: Ints, sides: Ints, count: int) -> None:
-        names, codes = _label_codes(rows.labels)
+        codes = numbers_of(rows.labels)
         sizes = np.bincount(group, minlength=count)
         order = np.lexsort((codes, rows.keys))[::-1]
         self._key, label = np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.int64)
@@ -203,7 +190,7 @@ class _Deal:
         if rows.times is not None:
             self._time = np.full(count, -np.inf)
             np.maximum.at(self._time, group, rows.times)
-        held, groups = np.zeros((2, len(names), len(SIDES)), dtype=np.int64)
+        held, groups = np.zeros((2, int(codes.max()) + 1, len(SIDES)), dtype=np.int64)
         placed = sides >= 0
         np.add.at(held, (codes[placed], sides[placed]), 1)
         pairs = np.unique(np.stack([group[placed], sides[placed]]), axis=1)

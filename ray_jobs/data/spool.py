@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ray_jobs.data.clean.samples import text_of
 from ray_jobs.data.clean.set_steps import RowTable
+from ray_jobs.data.formats.records import place_of
+from ray_jobs.data.row_arrays import Ints
 from ray_jobs.data.row_work import CleanedBatch, Columns
-from ray_jobs.data.split import Ints
 from ray_jobs.spec.split import SplitSection
 from ray_jobs.tasks.base import Row, Task
 
@@ -80,8 +81,8 @@ class Spool:
 
     def place(self, number: int) -> str:
         """`reviews.csv line 12`."""
-        unit, name = self.columns.units[number], self._addresses[int(self._of_file[number])]
-        return f"{name} {unit} {self.columns.numbers[number]}" if unit else name
+        place = place_of(int(self.columns.numbers[number]), self.columns.units[number])
+        return f"{self._addresses[int(self._of_file[number])]} {place}".rstrip()
 
     def row(self, number: int) -> Row:
         """A row, from the file."""

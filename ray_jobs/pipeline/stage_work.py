@@ -14,7 +14,6 @@ from ray_jobs.data import dataset, prepare, versions
 from ray_jobs.data.dataset import Dataset
 from ray_jobs.data.distributed import SMALL_BYTES, is_worthwhile
 from ray_jobs.data.encoding import ENCODING, encode_rows
-from ray_jobs.data.sources import find_files
 from ray_jobs.data.split import SIDES
 from ray_jobs.digests import json_digest
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
@@ -97,10 +96,10 @@ def make_dataset(flow: Flow, context: StageContext) -> Dataset:
     if data.dataset is not None:
         return versions.dataset_of(store, data.dataset, spec.task)
     name = data.name or spec.name
-    context.join_cluster_for(sum(file.size_bytes for each in data.sources for file in find_files(store, each).files))
     made = prepare.prepare(
-        store, data, TASKS[spec.task], lambda notice: context.job.event("info", f"data: {notice}"), name=name
-    )
+        store, data, TASKS[spec.task], lambda notice: context.job.event("info", f"data: {notice}"), name=name,
+        join_cluster=context.join_cluster_for,
+    )  # fmt: skip
     return made.model_copy(update={"version": versions.record(store, name, data, made, context.job.id).label})
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_jobs.data.clean.duplicates import digests_of
+from ray_jobs.data.row_arrays import digests_of, short_keys
 from ray_jobs.data.split import (
     FEWEST,
     LEAKED,
@@ -25,7 +25,6 @@ from ray_jobs.data.split import (
     input_digest,
     joined,
     row_digest,
-    short_keys,
     side_named,
     split,
 )

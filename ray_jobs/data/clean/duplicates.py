@@ -1,36 +1,10 @@
-"""Exact duplicates and conflicts, from digests alone. Pure.
-
-Rows are numbers into arrays, so that millions of them take sorts and no dictionaries.
-"""
+"""Exact duplicates and conflicts, from digests alone. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Digests = NDArray[np.void]
-"""A digest of 32 bytes for each row."""
-Ids = NDArray[np.uint64]
-"""The first 8 bytes of each row's digest as it was read, big-endian."""
-
-
-def digests_of(values: list[bytes]) -> Digests:
-    """Digests as an array."""
-    return np.frombuffer(b"".join(values), dtype="V32")
-
-
-def numbered(values: NDArray[np.generic]) -> Ints:
-    """A number for each value, the same for equal ones."""
-    return np.asarray(np.unique(values, return_inverse=True)[1].reshape(-1), dtype=np.int64)
-
-
-def numbers_of(labels: Sequence[str | None]) -> Ints:
-    """A number for each label, the same for equal ones."""
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    return np.fromiter((numbers[label] for label in labels), dtype=np.int64, count=len(labels))
+from ray_jobs.data.row_arrays import Digests, Ids, Ints, distinct_in, numbered
 
 
 def repeated(digests: Digests, ids: Ids, rows: Ints) -> dict[int, int]:
@@ -52,8 +26,7 @@ def conflicting(inputs: Digests, answers: Digests | Ints, rows: Ints) -> dict[in
     """
     if not len(rows):
         return {}
-    of_input, answer = numbered(inputs[rows]), numbered(answers[rows])
-    distinct = np.unique(of_input * (int(answer.max()) + 1) + answer) // (int(answer.max()) + 1)
-    counts = np.bincount(distinct)[of_input]
+    of_input = numbered(inputs[rows])
+    counts = distinct_in(of_input, numbered(answers[rows]))[of_input]
     several = np.flatnonzero(counts > 1)
     return dict(zip(rows[several].tolist(), counts[several].tolist(), strict=True))

@@ -13,7 +13,7 @@ from heapq import nsmallest
 
 import numpy as np
 
-from ray_jobs.data.clean.duplicates import Digests, Ints, numbered, numbers_of
+from ray_jobs.data.row_arrays import Digests, Ints, distinct_in, numbered, numbers_of
 
 FOLDS = 5
 FEWEST_INPUTS = 10
@@ -77,11 +77,8 @@ def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs:
 def _usable(labels: Sequence[str | None], inputs: Digests, rows: Ints) -> list[int]:
     """Rows of labels with enough inputs, in the order of their digests."""
     labelled = np.array([row for row in rows.tolist() if labels[row] is not None], dtype=np.int64)
-    if not len(labelled):
-        return []
-    label, of_input = numbers_of([labels[row] for row in labelled.tolist()]), numbered(inputs[labelled])
-    inputs_of_label = np.bincount(np.unique(label * len(labelled) + of_input) // len(labelled))
-    usable = labelled[inputs_of_label[label] >= FEWEST_INPUTS].tolist()
+    label = numbers_of([labels[row] for row in labelled.tolist()])
+    usable = labelled[distinct_in(label, numbered(inputs[labelled]))[label] >= FEWEST_INPUTS].tolist()
     if len(usable) > MOST_ROWS:
         usable = nsmallest(MOST_ROWS, usable, key=lambda row: hashlib.sha256(b"doubt" + inputs[row].tobytes()).digest())
     return sorted(usable, key=lambda row: (inputs[row].tobytes(), labels[row] or "", row))

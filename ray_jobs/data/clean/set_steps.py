@@ -16,13 +16,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_jobs.data.clean.duplicates import Digests, Ids, Ints, conflicting, numbers_of, repeated
+from ray_jobs.data.clean.duplicates import conflicting, repeated
 from ray_jobs.data.clean.label_noise import doubted
 from ray_jobs.data.clean.language import LanguageJudge
 from ray_jobs.data.clean.near_duplicates import GramSets, Signatures, clusters, keepers
 from ray_jobs.data.clean.outliers import outliers
 from ray_jobs.data.clean.samples import MOST_LISTED, MOST_SAMPLES, masked
 from ray_jobs.data.preparation import STEPS, DuplicateCluster, Sample, Step, StepReport
+from ray_jobs.data.row_arrays import Digests, Ids, Ints, numbers_of
 from ray_jobs.errors import DataError
 from ray_jobs.spec.cleaning import CleaningPolicy
 
@@ -68,7 +69,9 @@ class SetCleaning:
     """What the steps decided."""
 
     removed: Mapping[int, Step]
-    """The step that removes a row, by its number; the others stay."""
+    """The step that removes a row, by its number."""
+    kept: Ints
+    """The other rows."""
     reports: tuple[StepReport, ...]
     """In the order of the steps."""
     clusters: tuple[DuplicateCluster, ...] = ()
@@ -91,7 +94,7 @@ def clean_set(
     steps.language()
     steps.label_noise()
     reports = sorted(steps.reports, key=lambda report: STEPS.index(report.step))
-    return SetCleaning(steps.removed, tuple(reports), steps.largest)
+    return SetCleaning(steps.removed, steps.left(), tuple(reports), steps.largest)
 
 
 class _SetSteps:
@@ -121,7 +124,7 @@ class _SetSteps:
     def exact_duplicates(self) -> None:
         if self._policy.exact_duplicates != "off":
             table = self._table
-            found = repeated(table.digests, table.ids, self._left())
+            found = repeated(table.digests, table.ids, self.left())
             self._finish(
                 "exact_duplicates", self._policy.exact_duplicates,
                 {row: f"equals {table.place_of(stays)}" for row, stays in found.items()},
@@ -130,7 +133,7 @@ class _SetSteps:
     def near_duplicates(self) -> None:
         if self._policy.near_duplicates == "off":
             return
-        table, similarity, left = self._table, self._policy.near_duplicate_similarity, self._left()
+        table, similarity, left = self._table, self._policy.near_duplicate_similarity, self.left()
         marks = table.signatures
         assert marks is not None
         groups = clusters(marks[left], lambda at: table.text_of(int(left[at])), similarity)
@@ -168,7 +171,7 @@ class _SetSteps:
             return
         table = self._table
         has_labels = any(label is not None for label in table.labels)
-        found = conflicting(table.inputs, table.label_numbers if has_labels else table.digests, self._left())
+        found = conflicting(table.inputs, table.label_numbers if has_labels else table.digests, self.left())
         what = "labels" if has_labels else "answers"
         inputs = len(np.unique(table.inputs[np.array(list(found), dtype=np.int64)]))
         why = {row: f"its input has {count} {what}" for row, count in found.items()}
@@ -177,7 +180,7 @@ class _SetSteps:
     def outliers(self) -> None:
         if self._policy.outliers == "off":
             return
-        left, values = self._left(), self._table.features
+        left, values = self.left(), self._table.features
         assert values is not None
         found = {int(left[at]): why for at, why in outliers(values[left]).items()}
         self._finish("outliers", self._policy.outliers, found, Counter(why.split()[0] for why in found.values()))
@@ -186,7 +189,7 @@ class _SetSteps:
         if not self._policy.languages:
             return
         judge = LanguageJudge(self._policy.languages)
-        judged = {row: judge.other(self._table.text_of(row)) for row in self._left().tolist()}
+        judged = {row: judge.other(self._table.text_of(row)) for row in self.left().tolist()}
         found = {row: other for row, other in judged.items() if other is not None}
         worst = sorted(found, key=lambda row: (-found[row].confidence, int(self._table.ids[row])))
         self._list("language", {row: f"{found[row].language}, {found[row].confidence:.0%} sure" for row in worst},
@@ -196,7 +199,7 @@ class _SetSteps:
         table = self._table
         if not self._policy.label_noise or all(label is None for label in table.labels):
             return
-        found = doubted(table.text_of, table.labels, table.inputs, self._left())
+        found = doubted(table.text_of, table.labels, table.inputs, self.left())
         self._list(
             "label_noise",
             {
@@ -205,7 +208,7 @@ class _SetSteps:
             },
         )
 
-    def _left(self) -> Ints:
+    def left(self) -> Ints:
         stays = np.ones(len(self._table), dtype=bool)
         stays[list(self.removed)] = False
         return np.flatnonzero(stays)

@@ -30,7 +30,7 @@ class Record:
     @property
     def place(self) -> str:
         """`line 3`; empty for the whole file."""
-        return _place(self.number, self.unit)
+        return place_of(self.number, self.unit)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Unreadable:
     @property
     def place(self) -> str:
         """`line 3`; empty for the whole file."""
-        return _place(self.number, self.unit)
+        return place_of(self.number, self.unit)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Unusable(Exception):
     """The whole file cannot be read; the text says why. `read_records` turns it into an `Unreadable`."""
 
 
-def _place(number: int, unit: str) -> str:
+def place_of(number: int, unit: str) -> str:
+    """`line 3`; empty for the whole file."""
     return f"{unit} {number}" if number and unit else ""
 
 

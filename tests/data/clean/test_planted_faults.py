@@ -12,7 +12,6 @@ import pytest
 
 from examples.assets import DEFAULT_DIRECTORY
 from ray_jobs.data.clean.characters import visible
-from ray_jobs.data.clean.duplicates import Digests, digests_of
 from ray_jobs.data.clean.label_noise import Doubt, doubted
 from ray_jobs.data.clean.mojibake import is_damaged, repaired
 from ray_jobs.data.clean.near_duplicates import GramSets, clusters, keepers, signatures
@@ -20,7 +19,8 @@ from ray_jobs.data.clean.ngrams import gram_set, jaccard
 from ray_jobs.data.clean.outliers import features
 from ray_jobs.data.clean.set_steps import RowTable, clean_set
 from ray_jobs.data.ingest import canonical_line
-from ray_jobs.data.split import input_digest, row_digest, short_keys
+from ray_jobs.data.row_arrays import Digests, digests_of, short_keys
+from ray_jobs.data.split import input_digest, row_digest
 from ray_jobs.spec.cleaning import CleaningPolicy
 from tests.data.clean.support_texts import ENGLISH, JAPANESE, OTHERS, edited, requests
 
