@@ -31,6 +31,7 @@ from ray_jobs.local.ray_head import RayPorts
 from ray_jobs.local.state import Home
 from ray_jobs.spec import DEFAULT_TEAM
 from ray_jobs.storage import Workspace
+from tests.pipeline.live_service import command_line
 from tests.repository import ROOT
 
 
@@ -301,7 +302,7 @@ def test_secrets_are_readable_by_their_owner_only(root: Path, lines: list[str]) 
     secrets = {environment["AWS_SECRET_ACCESS_KEY"], environment["KITAE_API_KEY"], (home / "ray-token").read_text()}
     assert len(secrets) == 3
     assert all(len(secret) >= 32 for secret in secrets)
-    commands = [Path(f"/proc/{process.pid}/cmdline").read_text() for process in running(root)]
+    commands = [command_line(process) for process in running(root)]
     shown = [*lines, *commands, json.dumps(local.status(root)), (home / "state.json").read_text()]
     assert not any(secret in text for secret in secrets for text in shown)
 
@@ -466,7 +467,7 @@ def test_ray_runs_a_job_and_is_stopped_with_all_its_workers(
     (raylet,) = [
         process
         for process in processes.family([], Home(root).mark("ray"))
-        if "raylet/raylet" in Path(f"/proc/{process.pid}/cmdline").read_text()
+        if "raylet/raylet" in command_line(process)
     ]
     os.kill(raylet.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60

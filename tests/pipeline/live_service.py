@@ -132,7 +132,7 @@ class Service:
     def workers(self) -> list[Process]:
         """The training processes."""
         family = processes.family([self.ray], self.mark)
-        return [process for process in family if "RayTrainWorker" in _title(process)]
+        return [process for process in family if "RayTrainWorker" in command_line(process)]
 
     def kitae(self, store: Workspace, *arguments: str, **environment: str) -> Driver:
         """Start a `kitae` command in the background on a store of this service."""
@@ -221,7 +221,8 @@ def _kill(process: Process) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
-def _title(process: Process) -> str:
+def command_line(process: Process) -> str:
+    """What the process runs; empty if it has ended."""
     try:
         return Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:

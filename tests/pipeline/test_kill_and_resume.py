@@ -254,7 +254,7 @@ def test_a_checkpoint_is_written_on_request_and_another_number_of_workers_resume
     assert any(message.startswith(tuple(saved)) for message in _events(store, job))
 
     driver = ray_service.kitae(store, "resume", job.spec.job_id, "--workers", "2")
-    _wait_for_another_step(store, job, driver)
+    wait_until(lambda: bool(ray_service.workers()), driver, "the training processes")
     _cancelled(watched, driver, ray_service)
     cancelled_at = watched.step()
     assert at <= cancelled_at < STEPS
@@ -280,7 +280,7 @@ def _no_workers(service: Service) -> None:
 
 
 def _cancelled(watched: Watched, driver: Driver, service: Service) -> None:
-    """Cancel a job that trains: it ends, and its workers too."""
+    """Cancel a job that has training processes: it ends, and its workers too."""
     _in_process("cancel", watched.job_id)
     assert driver.wait() == JobCancelled.exit_code
     _no_workers(service)

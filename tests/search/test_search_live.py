@@ -22,7 +22,7 @@ from ray_jobs.spec import DEFAULT_TEAM, JobSpec, parse_spec
 from ray_jobs.storage import Store, Workspace
 from tests.conftest import StoreServer
 from tests.models import tiny_models
-from tests.pipeline.live_service import Driver, Service, kill, wait_until
+from tests.pipeline.live_service import Driver, Service, command_line, kill, wait_until
 
 pytestmark = pytest.mark.heavy
 
@@ -105,8 +105,7 @@ class Searched:
 def shared_trainers(service: Service) -> list[Process]:
     """The processes in which trials share a base."""
     family = processes.family([service.ray], service.mark)
-    titles = {p: Path(f"/proc/{p.pid}/cmdline") for p in family}
-    return [p for p, path in titles.items() if path.exists() and b"ray::Actor" in path.read_bytes()]
+    return [process for process in family if "ray::Actor" in command_line(process)]
 
 
 def test_a_killed_search_has_the_winner_of_an_undisturbed_one(
