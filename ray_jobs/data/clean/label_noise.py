@@ -1,7 +1,8 @@
 """Label noise: rows whose label a classifier doubts that was trained on other rows. Pure; the result is a list to read.
 
-A logistic regression over hashed character n-grams predicts each row by cross-validation; rows with one input are in
-one fold. cleanlab ranks the rows by the confidence in their label (Northcutt, Jiang, Chuang 2021, arXiv:1911.00068).
+A logistic regression over hashed n-grams of characters and words predicts each row by cross-validation; rows with one
+input are in one fold. cleanlab ranks the rows by the confidence in their label (Northcutt, Jiang, Chuang 2021,
+arXiv:1911.00068).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from typing import Any
 
 import numpy as np
 
@@ -43,16 +45,12 @@ def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs:
     if len(names) < 2:
         return []
     from cleanlab.filter import find_label_issues
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
     given = np.array([names.index(str(labels[row])) for row in usable])
     folds = np.array([int.from_bytes(inputs[row].tobytes()[8:12], "big") % FOLDS for row in usable])
-    counts = HashingVectorizer(
-        analyzer="char_wb", ngram_range=(1, 4), n_features=_FEATURES, norm=None, alternate_sign=False
-    ).transform(text_of(row)[:_READ_CHARACTERS] for row in usable)
-    vectors = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
+    vectors = _vectors([text_of(row)[:_READ_CHARACTERS] for row in usable])
     chances = np.zeros((len(usable), len(names)))
     for fold in range(FOLDS):
         train, test = folds != fold, folds == fold
@@ -72,6 +70,21 @@ def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs:
         Doubt(usable[at], names[int(chances[at].argmax())], float(chances[at, given[at]]))
         for at in judged[worst].tolist()
     ]
+
+
+def _vectors(texts: Sequence[str]) -> Any:
+    """TF-IDF of n-grams, sparse, (texts, 2 * _FEATURES). Words alone say little of Japanese, characters alone less of
+    opinions."""
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    common = {"n_features": _FEATURES, "norm": None, "alternate_sign": False}
+    characters = HashingVectorizer(analyzer="char_wb", ngram_range=(1, 4), **common)
+    words = HashingVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", **common)
+    weighted = [
+        TfidfTransformer(sublinear_tf=True).fit_transform(each.transform(texts)) for each in (characters, words)
+    ]
+    return hstack(weighted, format="csr")
 
 
 def _usable(labels: Sequence[str | None], inputs: Digests, rows: Ints) -> list[int]:
