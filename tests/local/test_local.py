@@ -465,9 +465,7 @@ def test_ray_runs_a_job_and_is_stopped_with_all_its_workers(
 
     # With the raylet dead, all of Ray is replaced and the store stays.
     (raylet,) = [
-        process
-        for process in processes.family([], Home(root).mark("ray"))
-        if "raylet/raylet" in command_line(process)
+        process for process in processes.family([], Home(root).mark("ray")) if "raylet/raylet" in command_line(process)
     ]
     os.kill(raylet.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
