@@ -41,13 +41,15 @@ _BATCH_CHARACTERS = 2_000_000
 _MISSED = 0.002
 """Share of similar pairs that may be lost by asking for more than one shared band."""
 _BUCKET = 32
-"""Rows with one key of which every pair is compared. Larger buckets are split by the next key, then compared with
-their first rows only."""
+"""Rows with one key of which every pair is compared, or more (`_at_least`). Larger buckets are split by the next key,
+then compared with their first rows only."""
 _LEADERS = 4
 _PAIRS_AT_ONCE = 1 << 18
 _MOST_REJECTED = 64
 """Unsuccessful comparisons of a row with earlier ones, after which it is compared no more: rows of one template that
-are just not similar would else take quadratic time."""
+are just not similar would else take quadratic time. More (`_at_least`) for few rows."""
+_SMALL_WORK = 200_000
+"""Comparisons that few rows share: below some thousand rows the two limits above are higher, and less is missed."""
 _CACHED_GRAMS, _PAIRS_LOADED = 4_000_000, 500
 _KEPT_A_KEY, _KEPT_COMPARED = 32, 8
 
@@ -181,16 +183,21 @@ def _least_shared(similarity: float) -> int:
     return max(least, 1)
 
 
+def _at_least(limit: int, rows: int) -> int:
+    """A limit of the work for each row; higher where there are few rows."""
+    return max(limit, _SMALL_WORK // max(rows, 1))
+
+
 def _link(keys: Signatures, groups: UnionFind, sets: GramSets, similarity: float) -> None:
     """Join similar rows. `keys`: (rows, BANDS), in an order that follows from the texts alone."""
-    least = _least_shared(similarity)
-    rejected = np.zeros(len(keys), dtype=np.uint8)
+    least, most_rejected = _least_shared(similarity), _at_least(_MOST_REJECTED, len(keys))
+    rejected = np.zeros(len(keys), dtype=np.int32)
     failed = np.empty(0, dtype=np.int64)
     for band in range(BANDS):
         new = list[int]()
         for ones, others in _candidates(keys, band):
             roots = groups.roots()
-            apart = (roots[ones] != roots[others]) & (rejected[others] < _MOST_REJECTED)
+            apart = (roots[ones] != roots[others]) & (rejected[others] < most_rejected)
             ones, others = ones[apart], others[apart]
             shared = (keys[ones] == keys[others]).sum(axis=1)
             likeliest = np.lexsort((others, ones, -shared))[: np.count_nonzero(shared >= least)]
@@ -200,14 +207,14 @@ def _link(keys: Signatures, groups: UnionFind, sets: GramSets, similarity: float
                 pairs = [divmod(number, len(keys)) for number in numbers[at : at + _PAIRS_LOADED].tolist()]
                 sets.load(each for pair in pairs for each in pair if groups.find(pair[0]) != groups.find(pair[1]))
                 for one, other in pairs:
-                    if rejected[other] >= _MOST_REJECTED or groups.find(one) == groups.find(other):
+                    if rejected[other] >= most_rejected or groups.find(one) == groups.find(other):
                         continue
                     if sets.similar(one, other, similarity):
                         groups.union(one, other)
                     else:
                         rejected[other] += 1
                         new.append(one * len(keys) + other)
-        # A pair meets in several bands; there are at most `_MOST_REJECTED` entries a row.
+        # A pair meets in several bands; there are at most `most_rejected` entries a row.
         failed = np.union1d(failed, np.array(new, dtype=np.int64))
 
 
@@ -222,12 +229,12 @@ def _contains(ordered: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[
 
 def _candidates(keys: Signatures, band: int) -> Iterator[Pairs]:
     """Pairs of rows that share the key of a band; of large buckets only some."""
-    numbers = np.arange(len(keys))
-    buckets = _Buckets.of(keys[:, band].astype(np.uint64), numbers)
+    numbers, size = np.arange(len(keys)), _at_least(_BUCKET, len(keys))
+    buckets = _Buckets.of(keys[:, band].astype(np.uint64), numbers, size)
     yield from buckets.all_pairs()
     numbers = np.sort(buckets.in_large())
     both = keys[numbers, band].astype(np.uint64) << np.uint64(32) | keys[numbers, (band + 1) % BANDS]
-    buckets = _Buckets.of(both, numbers)
+    buckets = _Buckets.of(both, numbers, size)
     yield from buckets.all_pairs()
     yield from buckets.some_pairs()
 
@@ -239,23 +246,25 @@ class _Buckets:
     rows: NDArray[np.int64]
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    small: int
+    """Most rows of a bucket of which every pair is compared."""
 
     @classmethod
-    def of(cls, keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> _Buckets:
+    def of(cls, keys: NDArray[np.uint64], rows: NDArray[np.int64], small: int) -> _Buckets:
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         is_first = np.ones(len(keys), dtype=bool)
         is_first[1:] = ordered[1:] != ordered[:-1]
         starts = np.flatnonzero(is_first)
-        return cls(rows[order], starts, np.diff(np.append(starts, len(keys))))
+        return cls(rows[order], starts, np.diff(np.append(starts, len(keys))), small)
 
     def in_large(self) -> NDArray[np.int64]:
-        """Rows of the buckets with more than `_BUCKET`."""
-        return self.rows[np.repeat(self.sizes > _BUCKET, self.sizes)]
+        """Rows of the large buckets."""
+        return self.rows[np.repeat(self.sizes > self.small, self.sizes)]
 
     def all_pairs(self) -> Iterator[Pairs]:
         """Every pair within each of the other buckets."""
-        for size in range(2, _BUCKET + 1):
+        for size in np.unique(self.sizes[(self.sizes >= 2) & (self.sizes <= self.small)]).tolist():
             starts = self.starts[self.sizes == size]
             first, second = np.triu_indices(size, 1)
             at_once = max(1, _PAIRS_AT_ONCE // len(first))
@@ -265,7 +274,7 @@ class _Buckets:
 
     def some_pairs(self) -> Iterator[Pairs]:
         """Pairs within large buckets: each of the first rows with all others, and each row with the next."""
-        is_large = self.sizes > _BUCKET
+        is_large = self.sizes > self.small
         starts, sizes = self.starts[is_large], self.sizes[is_large]
         if not len(starts):
             return
