@@ -152,7 +152,8 @@ def _steps(say: Speaker, report: Preparation) -> Iterator[PageSection]:
 def _detail(say: Speaker, step: StepReport) -> str:
     """The counts within a step. Those of personal data have a section of their own."""
     counts = {} if step.step == "personal_data" else step.detail
-    return say.join([f"{short(name)} {count:,}" for name, count in counts.items()])
+    names = {name: say(messages.COUNT_NAMES[name]) if name in messages.COUNT_NAMES else short(name) for name in counts}
+    return say.join([f"{names[name]} {count:,}" for name, count in counts.items()])
 
 
 def _samples(say: Speaker, step: StepReport) -> PageSection:
@@ -163,9 +164,12 @@ def _samples(say: Speaker, step: StepReport) -> PageSection:
     if step.action == "list":
         caption.append(say(messages.REVIEW, row=shown[0].row))
     changed = any(sample.after is not None for sample in shown)
-    texts = [messages.BEFORE, messages.AFTER] if changed else [messages.TEXT]
+    columns = [messages.PLACE, *([messages.BEFORE, messages.AFTER] if changed else [messages.TEXT])]
     rows = [_sample(sample, changed) for sample in shown]
-    table = Table([say(each) for each in (messages.PLACE, *texts, messages.REASON)], rows, left="stack")
+    if any(sample.why for sample in shown):
+        columns.append(messages.REASON)
+        rows = [[*row, readable(cut(sample.why))] for row, sample in zip(rows, shown, strict=True)]
+    table = Table([say(each) for each in columns], rows, left="stack")
     heading = say(messages.EXAMPLES, step=say(messages.STEP_NAMES[step.step][0]))
     return PageSection(heading, say.sentences(caption), table=table, level=3)
 
@@ -173,9 +177,8 @@ def _samples(say: Speaker, step: StepReport) -> PageSection:
 def _sample(sample: Sample, changed: bool) -> list[Cell]:
     place = [CellPart(f"{readable(cut(sample.place))}\n"), CellPart(sample.row, "code")]
     if sample.after is not None:
-        return [place, *difference(sample.before, sample.after), readable(cut(sample.why))]
-    text = readable(cut(sample.before))
-    return [place, text, *([""] if changed else []), readable(cut(sample.why))]
+        return [place, *difference(sample.before, sample.after)]
+    return [place, readable(cut(sample.before)), *([""] if changed else [])]
 
 
 def _clusters(say: Speaker, report: Preparation) -> Iterator[PageSection]:

@@ -276,6 +276,16 @@ STEP_NAMES: dict[Step, tuple[Message, Message]] = {
 }
 """Name of each step, and what it does."""
 
+COUNT_NAMES = {
+    "repairable": Message(en="repairable", ja="修復可能"),
+    "beyond repair": Message(en="beyond repair", ja="修復不能"),
+    "too short": Message(en="too short", ja="短すぎる"),
+    "too long": Message(en="too long", ja="長すぎる"),
+    "clusters": Message(en="clusters", ja="グループ"),
+    "inputs": Message(en="inputs", ja="入力"),
+}
+"""Names of the counts within a step; others, such as languages, are names already."""
+
 KIND_NAMES: dict[Kind, Message] = {
     "private_key": Message(en="private keys", ja="秘密鍵"),
     "api_key": Message(en="API keys, tokens and passwords", ja="APIキー、トークン、パスワード"),

@@ -31,9 +31,10 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:now
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #8884}
 .first :is(th,td):first-child,.last :is(th,td):last-child{text-align:left}
 .all :is(th,td),.stack :is(th,td){text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere}
+.all th,.stack th{overflow-wrap:normal}
 code{background:#8883;padding:0 .2em;border-radius:.2em}
 del{background:#e4572e44}ins{background:#4a90d944}
-.stack td{min-width:5rem}
+.all td,.stack td{min-width:7rem}
 @media(max-width:45rem){
 .stack :is(tbody,tr,td){display:block}.stack tr:first-child{display:none}
 .stack tr{padding:.5rem 0;border-bottom:2px solid #8888}

@@ -28,15 +28,33 @@ _LOST_WESTERN = re.compile("(?:[ÃÂâãäåæçèéð][\u0080-\u00bf€‚ƒ„
 """Leads and continuations of UTF-8 in a Western encoding that a repair has left, since bytes between them are lost."""
 
 
+_REPLACED = "\ufffd"
+"""Stands for bytes that a wrong encoding could not read."""
 _UNREAD = re.compile("[\u0080-\u00ff€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]{6,}")
 _LEAST_DISTINCT = 4
 """A stretch of `_UNREAD` with so many distinct characters is another encoding, such as Big5, read in a Western one."""
 
 
 def repaired(text: str) -> str:
-    """The text as it was before it was read in a wrong encoding; a text that is right is returned unchanged."""
+    """The text as it was before it was read in a wrong encoding; a text that is right is returned unchanged, and so is
+    one whose repair would lack characters, since their bytes are lost."""
     if text.isascii():
         return text
+    fixed = _decoded(text)
+    return text if _is_unread(fixed) or _REPLACED in fixed else fixed
+
+
+def is_damaged(text: str) -> bool:
+    """Whether a text has mojibake that `repaired` cannot undo, since bytes of it are lost."""
+    if text.isascii():
+        return False
+    if (_LOST.search(text) or _LOST_WESTERN.search(text)) is not None or _is_unread(text):
+        return True
+    return _REPLACED in text and _decoded(text) != text
+
+
+def _decoded(text: str) -> str:
+    """The text with its wrong encodings undone as far as they can be."""
     from ftfy import TextFixerConfig, fix_and_explain
 
     config = TextFixerConfig(
@@ -45,17 +63,8 @@ def repaired(text: str) -> str:
         normalization=None, fix_c1_controls=False, explain=False,
     )  # fmt: skip
     japanese = _LATIN_IN_WORD.sub(_from_cp932, _RUN.sub(_run_from_cp932, text))
-    if not _is_western(japanese):
-        return japanese
-    fixed: str = fix_and_explain(japanese, config).text
-    return text if _is_unread(fixed) else fixed
-
-
-def is_damaged(text: str) -> bool:
-    """Whether a text has mojibake that `repaired` cannot undo, since bytes of it are lost."""
-    if text.isascii():
-        return False
-    return (_LOST.search(text) or _LOST_WESTERN.search(text)) is not None or _is_unread(text)
+    fixed: str = fix_and_explain(japanese, config).text if _is_western(japanese) else japanese
+    return fixed
 
 
 def _is_western(text: str) -> bool:

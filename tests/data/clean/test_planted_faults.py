@@ -121,6 +121,14 @@ def test_another_encoding_than_utf_8_is_noticed_and_not_made_worse(encoding: str
     assert is_damaged(read)
 
 
+@pytest.mark.parametrize("beginning", ["", "café – "])
+def test_a_text_that_lost_bytes_as_windows_1252_is_noticed_and_not_repaired_in_part(beginning: str) -> None:
+    read = f"{beginning}とても良い商品でした。".encode().decode("cp1252", "replace")
+    assert repaired(read) == read
+    assert is_damaged(read)
+    assert is_damaged(f"{beginning}caf\u00c3\u00a9 \ufffd")
+
+
 VALID_BY_CHANCE = ("縺れた", "窶れた", "站点", "ﾃｽﾄ", "ABCﾃｽﾄ", "ﾃﾞｰﾀ", "·······", "1½–2½ ±5°C", "«½×§» ÄÖÜ")
 """Right texts whose bytes in CP932 are, or nearly are, valid UTF-8."""
 
