@@ -7,7 +7,7 @@ therefore starts as the standardisation of those features on a sample of the tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,23 @@ def draw(model: torch.nn.Module, directory: Path, seed: int, *, keep_pooler: boo
                 value = torch.full(weight.shape, 0.0 if name.endswith("bias") else 1.0)
             if not (keep_pooler and name.startswith(_pooling_layer(model)[1] or name + " ")):
                 weight.copy_(value)
+
+
+def reorder(model: torch.nn.Module, order: Sequence[int]) -> None:
+    """Put the classes of a head into another order: class i becomes what class `order[i]` was."""
+    import torch
+
+    if list(order) == list(range(len(order))):
+        return
+    head = head_names(model)
+    outputs = [
+        (name, one) for name, one in model.named_parameters() if name.startswith(head) and len(one) == len(order)
+    ]
+    last = outputs[-1][0].rpartition(".")[0]
+    with torch.no_grad():
+        for name, weight in outputs:
+            if name.rpartition(".")[0] == last:
+                weight.copy_(weight[list(order)].clone())
 
 
 def standardise_new_pooler(

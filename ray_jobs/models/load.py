@@ -134,6 +134,8 @@ def load_base(
         )
     loaded: PreTrainedModel = model
     heads.draw(loaded, directory, seed)
+    if needs.head and (order := _order_of_own_head(config, task, labels)) is not None:
+        heads.reorder(loaded, order)
     return loaded
 
 
@@ -172,12 +174,18 @@ def load_published(directory: Path, base: Path | None, task: str, labels: Sequen
 
 def has_head(directory: Path, task: str, labels: Sequence[str]) -> bool:
     """True where a base can do the task untrained: with its own head, or with one for these labels."""
-    if not TASKS[task].has_new_head:
-        return True
-    config = load_config(directory)
+    return not TASKS[task].has_new_head or _order_of_own_head(load_config(directory), task, labels) is not None
+
+
+def _order_of_own_head(config: dict[str, Any], task: str, labels: Sequence[str]) -> list[int] | None:
+    """For each label its place among the classes of the base's own head, by name; None where that is for others."""
     ending = TASKS[task].required_base.auto_class.removeprefix("AutoModel")
-    classifier = any(name.endswith(ending) for name in config.get("architectures") or [])
-    return classifier and sorted((config.get("id2label") or {}).values()) == sorted(labels)
+    classes = {int(number): str(name).strip().casefold() for number, name in (config.get("id2label") or {}).items()}
+    own, wanted = [classes[number] for number in sorted(classes)], [label.casefold() for label in labels]
+    is_classifier = any(name.endswith(ending) for name in config.get("architectures") or [])
+    if not is_classifier or sorted(own) != sorted(wanted) or len(set(own)) != len(own):
+        return None
+    return [own.index(label) for label in wanted]
 
 
 def _require_4bit() -> None:

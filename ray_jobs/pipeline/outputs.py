@@ -54,7 +54,8 @@ class EncodedRows(BaseModel, frozen=True):
     test_tokens: int = 0
     test_supervised: int = 0
     test_kept: tuple[int, ...] = Field(validation_alias=AliasChoices("test_kept", "held_out_kept"))
-    """Numbers of the test rows that were encoded. The stored name was `held_out_kept`."""
+    """Number of the test row of each encoded example; one for each row in records of earlier versions, whose name for
+    it was `held_out_kept`."""
     key: str
     labels: tuple[str, ...]
     prompts: PromptSetting = PromptSetting()
@@ -102,6 +103,8 @@ class Registered(BaseModel, frozen=True):
 
     name: str
     version: str
+    not_judged: str = ""
+    """Why it is no better than its base as far as is known. Empty: it passed the gate."""
 
 
 class PublishedCheckpoint(BaseModel, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from ray_jobs.evaluation.paired import Comparison
 from ray_jobs.evaluation.publish import alias_of
 from ray_jobs.pipeline.outputs import DeployedEndpoint, Flow, Published, PublishedCheckpoint, SearchSummary
 from ray_jobs.spec import JobSpec
@@ -34,6 +35,12 @@ class JobResult(BaseModel, frozen=True):
     base: dict[str, float]
     tuned: dict[str, float]
     base_is: str
+    baselines: dict[str, dict[str, float]] = {}
+    """Metrics of models without a base, by what they are."""
+    comparison: Comparison | None = None
+    """The tuned model beside its base. None: not measured by an earlier version."""
+    not_judged: str = ""
+    """Why the gate could not judge the model. Empty: it did."""
     tokens_per_s: float
     parity_mean_gap: float | None
     search: SearchSummary | None
@@ -47,15 +54,27 @@ class JobResult(BaseModel, frozen=True):
 
     def as_text(self) -> str:
         """A table for people."""
-        base_is = "base" if self.base_is == "the base model" else self.base_is[:12]
+        others = {"the base model": self.base} if self.base_is == "the base model" else {}
+        columns = {**others, **self.baselines} or {self.base_is: self.base}
+        titles = [name.removeprefix("the ").removeprefix("a ") for name in columns]
+        widths = [max(len(title), 10) for title in titles]
+        cells = [f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)]
         lines = [
             f"{self.model}@{self.version}  (job {self.job_id})",
             "",
-            f"{'held-out':<16} {base_is:>12} {'tuned':>12}",
+            "  ".join([f"{'test rows':<16}", *cells, f"{'tuned':>10}"]),
         ]
         for name, value in self.tuned.items():
-            base = f"{self.base[name]:.4f}" if name in self.base else ""
-            lines.append(f"{name:<16} {base:>12} {value:>12.4f}")
+            found = (f"{each[name]:.4f}" if name in each else "" for each in columns.values())
+            cells = [f"{text:>{width}}" for text, width in zip(found, widths, strict=True)]
+            lines.append("  ".join([f"{name:<16}", *cells, f"{value:>10.4f}"]))
+        if self.comparison is not None:
+            low, high = self.comparison.interval
+            lines.append(
+                f"{'difference':<16}  {self.comparison.difference:+.4f} ({low:+.4f} to {high:+.4f}, 95%) in loss"
+            )
+        if self.not_judged:
+            lines.append(f"not judged: {self.not_judged}")
         lines += ["", f"training    {self.tokens_per_s:,.0f} tokens/s"]
         if self.parity_mean_gap is not None:
             lines.append(f"parity      mean log-probability gap {self.parity_mean_gap:.2g}")
@@ -80,6 +99,9 @@ def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) 
         base=evaluation.base,
         tuned=evaluation.tuned,
         base_is=evaluation.base_is,
+        baselines=evaluation.baselines,
+        comparison=evaluation.comparison,
+        not_judged=flow.registered.not_judged,
         tokens_per_s=flow.trained.tokens_per_s,
         parity_mean_gap=None if flow.parity is None else flow.parity.mean_gap,
         search=None if found is None else SearchSummary.model_validate(vars(found), extra="ignore"),

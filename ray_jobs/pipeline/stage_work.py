@@ -20,6 +20,7 @@ from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtyp
 from ray_jobs.errors import ModelError
 from ray_jobs.evaluation import publish
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
+from ray_jobs.evaluation.gate import reason_not_judged
 from ray_jobs.evaluation.parity import ParityReport, check_parity
 from ray_jobs.evaluation.publish import SendProgress
 from ray_jobs.jobs import Job
@@ -167,7 +168,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
         context.job.event("info", note)
     for sentence in left_out:
         context.job.event("warning", f"data: {sentence}")
-    return EncodedRows(**counts, test_kept=tuple(dict.fromkeys(found.kept)), key=key, labels=labels, prompts=prompts)
+    return EncodedRows(**counts, test_kept=tuple(found.kept), key=key, labels=labels, prompts=prompts)
 
 
 def search(flow: Flow, context: StageContext) -> SearchOutcome:
@@ -302,13 +303,17 @@ def compare_with_engine(
 
 
 def register(flow: Flow, context: StageContext) -> Registered:
-    """Register the candidate and point the alias `champion` at it."""
+    """Register the candidate, and point the alias `champion` at it if it was judged to be better than its base."""
     metrics = flow.evaluation.tuned | {f"base_{name}": value for name, value in flow.evaluation.base.items()}
     if flow.parity is not None:
         metrics |= {"parity_mean_gap": flow.parity.mean_gap}
-    version = _register_tree(flow, context, flow.evaluation.candidate_key, metrics)
-    registry.set_alias(context.store, version.name, "champion", version.version)
-    return Registered(name=version.name, version=version.version)
+    reason = reason_not_judged(flow.evaluation, flow.spec)
+    version = _register_tree(flow, context, flow.evaluation.candidate_key, metrics, gated=not reason, not_judged=reason)
+    if reason:
+        context.job.event("warning", f"{version.name}@{version.version} is not judged: {reason}")
+    else:
+        registry.set_alias(context.store, version.name, registry.CHAMPION, version.version)
+    return Registered(name=version.name, version=version.version, not_judged=reason)
 
 
 def publish_checkpoints(flow: Flow, context: StageContext) -> Published:
@@ -339,13 +344,14 @@ def deploy_version(flow: Flow, context: StageContext) -> DeployedEndpoint:
         context.store,
         flow.registered.name,
         settings,
+        ungated=bool(flow.registered.not_judged),  # for its own team: nothing else answers for the name
         progress=lambda doing, seconds: context.show(seconds, max(seconds, settings.timeout_s), "s", doing=doing),
     )
     return DeployedEndpoint(url=deployed.url, version=deployed.version)
 
 
 def _register_tree(
-    flow: Flow, context: StageContext, key: str, metrics: dict[str, float], *, gated: bool = True
+    flow: Flow, context: StageContext, key: str, metrics: dict[str, float], *, gated: bool = True, not_judged: str = ""
 ) -> ModelVersion:
     """Register a tree of the store. The same tree and job are the same version."""
     spec = flow.spec
@@ -361,6 +367,7 @@ def _register_tree(
         labels=flow.dataset.labels,
         trial=None if flow.search is None else flow.search.run,
         gated=gated,
+        not_judged=not_judged,
         prompts=flow.encoded.prompts,
     )
     with tempfile.TemporaryDirectory(prefix="kitae-register-") as scratch:

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Generic
 
 from ray_jobs.data.dataset import Dataset
-from ray_jobs.evaluation.evaluate import Evaluation, gate
+from ray_jobs.evaluation.evaluate import Evaluation
+from ray_jobs.evaluation.gate import gate
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import (
@@ -133,4 +134,4 @@ def _register(flow: Flow) -> dict[str, Any]:
 
 
 def _publish(flow: Flow) -> dict[str, Any]:
-    return {"checkpoints": flow.train_inputs.checkpoints, **flow.registered.model_dump()}
+    return {"checkpoints": flow.train_inputs.checkpoints, **flow.registered.model_dump(include={"name", "version"})}

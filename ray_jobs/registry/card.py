@@ -46,7 +46,9 @@ def model_card(version: ModelVersion) -> str:
     if version.labels:
         labels = "\n".join(f"{index}. `{_code(label)}`" for index, label in enumerate(version.labels))
         parts.append(f"## Labels\n\n{labels}")
-    parts.append("## Held-out results\n\n" + _results(version.metrics))
+    parts.append("## Results on test rows\n\n" + _results(version.metrics))
+    if lineage.not_judged:
+        parts.append(f"Whether this model is better than its base was not judged: {lineage.not_judged}.")
     origins = {
         "job": lineage.job_id,
         **({"trial of its search": lineage.trial} if lineage.trial else {}),

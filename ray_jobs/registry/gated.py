@@ -1,7 +1,8 @@
 """Which versions may answer for a name, be tried on its requests, or be shared: those that passed the gate.
 
-Owns the one check. The candidate of a job is registered after the gate and parity; a published checkpoint is not
-evaluated, so it is `gated: false`: its own team calls it by its name (`ckpt-step-N`). Pure.
+Owns the one check. The candidate of a job is registered after the gate and parity. `gated: false` are a published
+checkpoint, which is not evaluated, and a candidate whose test rows were too few to judge it: their own team calls them
+by their names (`ckpt-step-N`, `NAME@VERSION`). Pure.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ def require_gated(version: ModelVersion, use: str, *, ungated: bool = False) -> 
     """
     if ungated or version.lineage.gated:
         return
+    reason = version.lineage.not_judged or "it is a checkpoint, which is not evaluated"
     raise RegistryError(
-        f"{version.name}@{version.version} has not passed the gate (a better held-out loss than its base's, and the "
-        f"same answers served as trained), so it cannot {use}: it is a checkpoint, which its own team calls by its "
-        "name. --ungated overrides the gate, and the audit log records it"
+        f"{version.name}@{version.version} has not passed the gate (better than its base on test rows, and the same "
+        f"answers served as trained), so it cannot {use}: {reason}. Its own team calls it by its name. --ungated "
+        "overrides the gate, and the audit log records it"
     )
 
 

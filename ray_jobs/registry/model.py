@@ -38,6 +38,8 @@ class Lineage:
     created_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     gated: bool = True
     """Whether it passed the gate and parity; a published checkpoint did not."""
+    not_judged: str = ""
+    """Why the gate could not judge it. Empty: it could, or it is a published checkpoint."""
     prompts: PromptSetting = field(default=PromptSetting(), hash=False)
     """How the prompts of its rows were written; the endpoint sends the switches where a request has none."""
     dataset: str = ""

@@ -23,7 +23,7 @@ from ray_jobs.sharing.concurrent_passes import ConcurrentPasses
 from ray_jobs.sharing.segments import Result, TrialSegment
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
-from ray_jobs.tasks.base import Example, Scores, loss_sum, scores_of
+from ray_jobs.tasks.base import Example, Scores, loss_sum, scored
 from ray_jobs.training import checkpoint
 from ray_jobs.training.adamw import MasterWeights
 from ray_jobs.training.batching import Group, batch_plan, split
@@ -242,7 +242,7 @@ class TrialGroup:
         def part(group: Sequence[int]) -> Scores:
             with torch.no_grad():  # by thread
                 ((logits, targets),) = self.sharing.logits([(name, [examples[i] for i in group])])
-                return scores_of(logits, targets)
+                return scored(logits, targets).total()
 
         return sum(self.concurrent.run([partial(part, group) for group in self._groups(examples)]), Scores())
 

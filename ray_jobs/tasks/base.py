@@ -186,14 +186,35 @@ class Scores:
         return self.correct / max(self.count, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class LabelScores:
+    """A forward pass on supervised labels, in their order."""
+
+    losses_S: torch.Tensor
+    """Negative log-likelihood of each, in nats, fp32."""
+    correct_S: torch.Tensor
+    """Whether the model would choose it."""
+
+    def total(self) -> Scores:
+        """The sums."""
+        return Scores(float(self.losses_S.sum()), len(self.losses_S), int(self.correct_S.sum()))
+
+
 @dataclass(frozen=True)
 class Baseline:
-    """Comparison for a trained model where no base model can do the task."""
+    """Comparison for a trained model that needs no base model."""
 
-    metrics: dict[str, float]
-    """`loss` and the task's measures."""
     name: str
     """In a sentence: `the majority class`."""
+    losses: tuple[float, ...]
+    """Loss of each held-out row."""
+    measures: dict[str, float]
+    """The task's measures."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`loss`, the mean, and the measures."""
+        return {"loss": sum(self.losses) / max(len(self.losses), 1), **self.measures}
 
 
 E = TypeVar("E")
@@ -312,9 +333,9 @@ class Task(ABC, Generic[E]):
         """
         return loss_sum(self.logits(model, batch), batch.targets_S)
 
-    def scores(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> Scores:
-        """Score a batch of held-out rows."""
-        return scores_of(self.logits(model, batch), batch.targets_S)
+    def label_scores(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> LabelScores:
+        """Score a batch of held-out rows, label by label in the order of its examples."""
+        return scored(self.logits(model, batch), batch.targets_S)
 
     def new_model(self, labels: Sequence[str], seed: int) -> torch.nn.Module:
         """The untrained model of a task without a base: its weights follow from `labels` and `seed` alone."""
@@ -324,9 +345,9 @@ class Task(ABC, Generic[E]):
         """Set the model's trainable weights in closed form, where the task does not train by steps."""
         raise NotImplementedError(f"{self.name} trains by optimizer steps")
 
-    def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
-        """Metrics on the held-out rows that need no training, where no base model can do the task."""
-        raise NotImplementedError(f"{self.name} is compared with its base model")
+    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+        """Comparisons on the held-out rows; the tuned model must beat the first where no base model does the task."""
+        return ()
 
     @abstractmethod
     def measure(
@@ -359,9 +380,12 @@ def loss_sum(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits_SV.float(), targets_S, reduction="sum")
 
 
-def scores_of(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> Scores:
-    """Score one forward pass."""
+def scored(logits_SV: torch.Tensor, targets_S: torch.Tensor) -> LabelScores:
+    """Score one forward pass by the cross-entropy of each label."""
+    import torch
+    from torch.nn import functional
+
     if targets_S.numel() == 0:
-        return Scores()
-    correct = int((logits_SV.argmax(-1) == targets_S).sum())
-    return Scores(float(loss_sum(logits_SV, targets_S)), targets_S.numel(), correct)
+        return LabelScores(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    losses_S = functional.cross_entropy(logits_SV.float(), targets_S, reduction="none")
+    return LabelScores(losses_S, logits_SV.argmax(-1) == targets_S)

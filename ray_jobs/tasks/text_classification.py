@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Row, Task, padded
+from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_features
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 PASS_TOKENS = 8192
 """Most tokens of a pass that predicts."""
+_BAG_ROWS = 20_000
+"""Training rows that the bag of words reads."""
+_BAG_INVERSE_REGULARISATION = 10.0
+_LEAST_CHANCE = 1e-9
+"""Of a label that the bag of words has not seen."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +94,15 @@ class TextClassification(Task[Example]):
         rows = [example.input_ids for example in examples] or [(pad_id,)]
         return Batch(padded(rows, pad_id), targets_B)
 
-    def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
-        """Always the commonest label, with the training rows' shares of the labels as probabilities."""
-        from sklearn.metrics import f1_score
-
-        counts, truth = Counter(row["label"] for row in train), [row["label"] for row in held_out]
+    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+        """The majority class, with the training rows' shares of the labels as probabilities, and a bag of words."""
+        counts = Counter(row["label"] for row in train)
         labels = sorted(counts)
-        choice = max(labels, key=counts.__getitem__)
-        f1 = f1_score(truth, [choice] * len(truth), labels=labels, average="macro", zero_division=0)
-        metrics = {
-            "loss": -sum(math.log(counts[label] / len(train)) for label in truth) / len(truth),
-            "accuracy": truth.count(choice) / len(truth),
-            "macro_f1": float(f1),
-        }
-        return Baseline(metrics, "the majority class")
+        found = {"the majority class": [[counts[label] / len(train) for label in labels]] * len(held_out)}
+        if len(labels) > 1 and held_out:
+            found["a bag of words"] = _bag_of_words(train[:_BAG_ROWS], held_out, labels)
+        truth = [row["label"] for row in held_out]
+        return [_baseline(name, chances, labels, truth) for name, chances in found.items()]
 
     def measure(
         self,
@@ -113,14 +114,9 @@ class TextClassification(Task[Example]):
         max_new_tokens: int,
     ) -> dict[str, float]:
         """Accuracy and macro-F1 (the mean over labels, so a rare one counts as much as a common one)."""
-        from sklearn.metrics import f1_score
-
         truth = [row["label"] for row in rows]
         guess = [p.label for p in self.predict(model, processor, [row["text"] for row in rows], labels)]
-        return {
-            "accuracy": sum(a == b for a, b in zip(truth, guess, strict=True)) / max(len(truth), 1),
-            "macro_f1": float(f1_score(truth, guess, labels=list(labels), average="macro", zero_division=0)),
-        }
+        return _measures(truth, guess, labels)
 
     def predict(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], labels: Sequence[str]
@@ -175,6 +171,34 @@ class TextClassification(Task[Example]):
             for i, row in zip(group, found, strict=True):
                 rows[i] = row
         return rows
+
+
+def _measures(truth: Sequence[str], guess: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    from sklearn.metrics import f1_score
+
+    return {
+        "accuracy": sum(a == b for a, b in zip(truth, guess, strict=True)) / max(len(truth), 1),
+        "macro_f1": float(f1_score(truth, guess, labels=list(labels), average="macro", zero_division=0)),
+    }
+
+
+def _bag_of_words(train: Sequence[Row], held_out: Sequence[Row], labels: Sequence[str]) -> list[list[float]]:
+    """Probabilities of the labels by a logistic regression on n-grams, (held-out rows, labels)."""
+    from sklearn.linear_model import LogisticRegression
+
+    features = ngram_features()
+    seen = features.fit_transform([row["text"][:READ_CHARACTERS] for row in train])
+    model = LogisticRegression(C=_BAG_INVERSE_REGULARISATION, max_iter=200).fit(seen, [row["label"] for row in train])
+    at = {str(label): i for i, label in enumerate(model.classes_)}
+    rows = model.predict_proba(features.transform([row["text"][:READ_CHARACTERS] for row in held_out]))
+    return [[float(row[at[label]]) if label in at else 0.0 for label in labels] for row in rows]
+
+
+def _baseline(name: str, chances: Sequence[Sequence[float]], labels: Sequence[str], truth: Sequence[str]) -> Baseline:
+    at = {label: i for i, label in enumerate(labels)}
+    guess = [labels[max(range(len(labels)), key=row.__getitem__)] for row in chances]
+    own = [max(row[at[label]], _LEAST_CHANCE) for row, label in zip(chances, truth, strict=True)]
+    return Baseline(name, tuple(-math.log(chance) for chance in own), _measures(truth, guess, labels))
 
 
 def _label(value: str | float) -> str:

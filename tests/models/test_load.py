@@ -173,3 +173,22 @@ def test_a_base_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeyp
     with pytest.raises(MachineError, match=r"take 0.00 GiB, and 0.00 GiB of memory are free: choose a smaller"):
         models.require_memory(causal, torch.float32, cpu)
     models.require_memory(causal, torch.bfloat16, cpu)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_head_of_a_classifier_answers_by_name_whatever_the_order_of_its_classes(tmp_path: Path, kind: str) -> None:
+    directory = tiny_models.save_classifier(tmp_path / kind, ["Positive", "neutral", "negative"], kind=kind)
+    labels = ["negative", "neutral", "positive"]
+    assert models.has_head(directory, "text_classification", labels)
+    own = models.load_base(directory, "text_classification", ["positive", "neutral", "negative"], torch.float32, seed=0)
+    sorted_ = models.load_base(directory, "text_classification", labels, torch.float32, seed=0)
+    tokens = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        first_3, second_3 = own.train(False)(tokens).logits[0], sorted_.train(False)(tokens).logits[0]
+    assert torch.equal(first_3.flip(0), second_3)
+    assert sorted_.config.id2label == dict(enumerate(labels))
+
+
+def test_a_head_for_other_classes_is_no_head_for_these(tmp_path: Path) -> None:
+    directory = tiny_models.save_classifier(tmp_path / "bert", ["LABEL_0", "LABEL_1"])
+    assert not models.has_head(directory, "text_classification", ["no", "yes"])

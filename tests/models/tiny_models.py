@@ -5,6 +5,7 @@ Their tokenizer is a byte-pair encoding trained on a few sentences, English and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,22 @@ def save_encoder(directory: Path, *, seed: int = 0) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     BertModel(config).save_pretrained(str(directory))  # type: ignore[no-untyped-call]  # as above
+    return directory
+
+
+def save_classifier(directory: Path, classes: Sequence[str], *, kind: str = "bert") -> Path:
+    """A BERT or RoBERTa as `save_encoder`, with a head for these classes in this order."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    tokenizer = save_tokenizer(directory, chat_template=None)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), max_position_embeddings=130, pad_token_id=tokenizer.pad_token_id,
+        id2label=dict(enumerate(classes)), label2id={name: i for i, name in enumerate(classes)}, **sizes,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(str(directory))  # type: ignore[no-untyped-call]  # as above
     return directory
 
 

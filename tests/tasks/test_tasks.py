@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,15 @@ def test_a_text_has_the_same_vector_alone_and_among_longer_ones(tmp_path: Path) 
     assert alike[2, 3] > max(alike[2, 0], alike[2, 1])
 
 
-def test_the_majority_class_is_a_fair_baseline() -> None:
-    train, held_out = ([{"label": label} for label in labels] for labels in ("aaab", "ab"))
-    figures = CLASSIFY.baseline(train, held_out).metrics
-    assert figures["accuracy"] == 0.5
-    assert figures["loss"] == pytest.approx(0.837, abs=1e-3)
+def test_the_majority_class_and_a_bag_of_words_are_baselines() -> None:
+    train, held_out = (
+        [{"text": f"{label * 8} {number}", "label": label} for number, label in enumerate(labels)]
+        for labels in ("aaab" * 10, "ab")
+    )
+    majority, bag = CLASSIFY.baselines(train, held_out)
+    assert (majority.name, bag.name) == ("the majority class", "a bag of words")
+    assert majority.metrics["accuracy"] == 0.5
+    assert majority.metrics["loss"] == pytest.approx(0.837, abs=1e-3)
+    assert majority.losses == pytest.approx((-math.log(0.75), -math.log(0.25)))
+    assert bag.metrics["accuracy"] == 1.0
+    assert bag.metrics["loss"] < majority.metrics["loss"]

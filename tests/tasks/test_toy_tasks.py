@@ -19,11 +19,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ray_jobs import pipeline, registry
+from ray_jobs import jobs, pipeline, registry
 from ray_jobs.data.row_validation import check_rows
 from ray_jobs.deploy import ServeSettings, records
 from ray_jobs.deploy.serve_api import serve_config
-from ray_jobs.errors import GateError, SpecError
+from ray_jobs.errors import GateError, RegistryError, SpecError
 from ray_jobs.models import load_published
 from ray_jobs.sharing.shared_trainer import ensure_process_group, mode_of
 from ray_jobs.spec import JobSpec, parse_spec
@@ -129,8 +129,26 @@ def test_a_task_that_is_fitted_in_closed_form_runs_through_the_pipeline(store: W
     assert served().argmax() == version.labels.index("tea")
 
 
+@pytest.mark.parametrize(("rows", "judged"), [(80, False), (1200, True)])
+def test_a_model_of_few_test_rows_is_registered_unjudged_and_is_no_champion(
+    store: Workspace, workers: None, rows: int, judged: bool
+) -> None:
+    spec = job_file(store, "toy_popularity", choices(rows))
+    result = pipeline.run(store, spec)
+    version = registry.get(store, spec.name)
+    assert version.lineage.gated is judged
+    assert registry.aliases(store, spec.name) == ({"champion": "1"} if judged else {})
+    card = (store.fetch(version.key) / "README.md").read_text(encoding="utf-8")
+    said = [result.as_text(), card, *(event.message for _, event in jobs.events(store, spec.job_id))]
+    assert [("the test side has 8 rows, and a comparison needs 20" in text) for text in said[:2]] == [not judged] * 2
+    assert any("is not judged: the test side has 8 rows" in text for text in said[2:]) is not judged
+    if not judged:
+        with pytest.raises(RegistryError, match="the test side has 8 rows"):
+            registry.set_alias(store, spec.name, "champion", "1")
+
+
 def test_the_gate_compares_a_task_without_a_base_with_its_baseline(store: Workspace, workers: None) -> None:
-    even = [{"user": str(i), "item": "tea" if i % 2 else "cake"} for i in range(80)]
+    even = [{"user": str(i), "item": "tea" if i % 2 else "cake"} for i in range(400)]
     with pytest.raises(GateError, match="is not below that of a uniform choice"):
         pipeline.run(store, job_file(store, "toy_popularity", even))
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from ray_jobs.tasks.base import Baseline, Batch, Column, Reference, Row, Scores, Task, TensorExample
+from ray_jobs.tasks.base import Baseline, Batch, Column, LabelScores, Reference, Row, Task, TensorExample
 
 FEATURES = 3
 _BETA = 0.5
@@ -81,20 +81,21 @@ class ToyPreference(Task[TensorExample]):
         return (chosen_B - rejected_B) * batch.extras["sign"]
 
     def loss(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> torch.Tensor:
-        assert reference is not None
-        gain_B = self.logits(model, batch) - reference(batch)
-        return -functional.logsigmoid(_BETA * gain_B).sum()
+        losses_S = self.label_scores(model, batch, reference).losses_S
+        return losses_S.sum()
 
-    def scores(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> Scores:
-        correct = int((self.logits(model, batch) > 0).sum())
-        return Scores(float(self.loss(model, batch, reference)), len(batch.targets_S), correct)
+    def label_scores(self, model: torch.nn.Module, batch: Batch, reference: Reference | None = None) -> LabelScores:
+        assert reference is not None
+        logits_B = self.logits(model, batch)
+        return LabelScores(-functional.logsigmoid(_BETA * (logits_B - reference(batch))), logits_B > 0)
 
     def new_model(self, labels: Sequence[str], seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)
         return _Linear()
 
-    def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
-        return Baseline({"loss": float(np.log(2)), "preference_accuracy": 0.5, "mean_gap": 0.0}, "an untrained model")
+    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+        measures = {"preference_accuracy": 0.5, "mean_gap": 0.0}
+        return [Baseline("an untrained model", (float(np.log(2)),) * len(held_out), measures)]
 
     def measure(
         self, model: Any, processor: Any, rows: Sequence[Row], labels: Sequence[str], *, max_new_tokens: int
@@ -143,16 +144,16 @@ class ToyPopularity(Task[TensorExample]):
             counts_C = torch.bincount(batch.targets_S, minlength=len(model.log_shares))
             model.log_shares.copy_((counts_C / counts_C.sum()).log())
 
-    def baseline(self, train: Sequence[Row], held_out: Sequence[Row]) -> Baseline:
+    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
         items = len({row["item"] for row in train})
-        return Baseline({"loss": float(np.log(items)), "hit_rate": 1 / items}, "a uniform choice")
+        return [Baseline("a uniform choice", (float(np.log(items)),) * len(held_out), {"hit_rate": 1 / items})]
 
     def measure(
         self, model: Any, processor: Any, rows: Sequence[Row], labels: Sequence[str], *, max_new_tokens: int
     ) -> dict[str, float]:
         batch = self.collate([example for row in rows for example in self.encode(row, None, labels)])
         with torch.no_grad():
-            return {"surprise": self.scores(model, batch).loss / float(np.log(2))}
+            return {"surprise": self.label_scores(model, batch).total().loss / float(np.log(2))}
 
 
 def build(args: dict[str, Any]) -> dict[str, Any]:

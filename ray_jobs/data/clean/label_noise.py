@@ -11,19 +11,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
-from typing import Any
 
 import numpy as np
 
 from ray_jobs.data.row_arrays import Digests, Ints, distinct_in, numbered, numbers_of
+from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_features
 
 FOLDS = 5
 FEWEST_INPUTS = 10
 """Inputs of a label from which on its rows are judged."""
 MOST_ROWS = 20_000
 """Rows that are judged, chosen by hash: the classifier holds all of them."""
-_READ_CHARACTERS = 2000
-_FEATURES = 2**18
 _INVERSE_REGULARISATION = 3.0
 """Strong enough that a wrong label is not learnt by heart."""
 
@@ -50,7 +48,7 @@ def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs:
 
     given = np.array([names.index(str(labels[row])) for row in usable])
     folds = np.array([int.from_bytes(inputs[row].tobytes()[8:12], "big") % FOLDS for row in usable])
-    vectors = _vectors([text_of(row)[:_READ_CHARACTERS] for row in usable])
+    vectors = ngram_features().fit_transform([text_of(row)[:READ_CHARACTERS] for row in usable])
     chances = np.zeros((len(usable), len(names)))
     for fold in range(FOLDS):
         train, test = folds != fold, folds == fold
@@ -70,21 +68,6 @@ def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs:
         Doubt(usable[at], names[int(chances[at].argmax())], float(chances[at, given[at]]))
         for at in judged[worst].tolist()
     ]
-
-
-def _vectors(texts: Sequence[str]) -> Any:
-    """TF-IDF of n-grams, sparse, (texts, 2 * _FEATURES). Words alone say little of Japanese, characters alone less of
-    opinions."""
-    from scipy.sparse import hstack
-    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-
-    common = {"n_features": _FEATURES, "norm": None, "alternate_sign": False}
-    characters = HashingVectorizer(analyzer="char_wb", ngram_range=(1, 4), **common)
-    words = HashingVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", **common)
-    weighted = [
-        TfidfTransformer(sublinear_tf=True).fit_transform(each.transform(texts)) for each in (characters, words)
-    ]
-    return hstack(weighted, format="csr")
 
 
 def _usable(labels: Sequence[str | None], inputs: Digests, rows: Ints) -> list[int]:

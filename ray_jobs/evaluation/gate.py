@@ -1,0 +1,46 @@
+"""The gate: whether the evaluation shows that the tuned model is better than its base, by more than chance. Pure.
+
+Three answers: better, not better (the job ends with GateError), and not judged, where the test side has too few rows
+to tell. A version that was not judged is registered for its own team, and answers for no name that others rely on.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ray_jobs.errors import GateError
+from ray_jobs.evaluation.evaluate import Evaluation
+from ray_jobs.evaluation.evidence import counted
+from ray_jobs.spec import JobSpec
+
+LEVEL = 0.05
+"""Largest chance that a model passes which is no better than its base."""
+
+
+def reason_not_judged(evaluation: Evaluation, spec: JobSpec) -> str:
+    """Why the tuned model could not be judged; empty where it was, or where the job wants no judgement."""
+    return evaluation.lacking if spec.evaluation.must_beat_base else ""
+
+
+def gate(evaluation: Evaluation, spec: JobSpec) -> None:
+    """Raise GateError for a tuned model that was judged, and is not better than its base on the test rows."""
+    tuned, base, against = evaluation.tuned["loss"], evaluation.base["loss"], evaluation.base_is
+    if not math.isfinite(tuned):
+        raise GateError(f"the tuned model's test loss is {tuned}; it is not registered")
+    if not spec.evaluation.must_beat_base or evaluation.lacking:
+        return
+    found = evaluation.comparison
+    on = f"on {counted(evaluation.test_rows)}"
+    fix = "train longer, change the learning rate or bring more rows, or set evaluation.must_beat_base: false"
+    if tuned >= base:
+        raise GateError(
+            f"the tuned model's test loss {tuned:.4f} is not below that of {against}, {base:.4f}, {on}, so it is not "
+            f"registered: {fix}"
+        )
+    if found is not None and found.chance > LEVEL:
+        low, high = found.interval
+        raise GateError(
+            f"the tuned model's test loss {tuned:.4f} is below that of {against}, {base:.4f}, {on}, but not by more "
+            f"than chance (95% interval of the difference {low:+.4f} to {high:+.4f}; it is not better in "
+            f"{found.chance:.1%} of 5,000 redrawn test sides, at most {LEVEL:.0%} pass), so it is not registered: {fix}"
+        )

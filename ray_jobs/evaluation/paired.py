@@ -1,0 +1,84 @@
+"""Two models on the same rows: the difference of their losses, and how often chance alone would give it. Pure.
+
+The rows are drawn again with replacement, each with the scores of both models (the paired bootstrap; Efron and
+Tibshirani 1993, chapter 16; Koehn 2004 for language models). `scipy.stats.bootstrap` draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from ray_jobs.training.scoring import RowScores
+
+RESAMPLES = 5000
+CONFIDENCE = 0.95
+"""Of an interval."""
+_DRAWS_AT_ONCE = 2_000_000
+_SEED = 20_261
+
+Interval = tuple[float, float]
+
+
+class Comparison(BaseModel, frozen=True):
+    """The tuned model beside another on the same rows."""
+
+    against: str
+    """In a sentence: `the base model`."""
+    difference: float
+    """Loss of the tuned model less that of the other, in nats a label: below 0 is better."""
+    interval: Interval
+    """95% interval of the difference."""
+    chance: float
+    """Share of the redrawn sets of rows in which the tuned model is not better."""
+
+
+def compare(tuned: RowScores, other: RowScores, against: str) -> Comparison:
+    """The tuned model beside another; of each, the rows in the same order."""
+    counts, seconds = (np.maximum(each.counts_R.sum(), 1) for each in (tuned, other))
+    difference = float(tuned.losses_R.sum() / counts - other.losses_R.sum() / seconds)
+    drawn = _redrawn([tuned.losses_R, tuned.counts_R, other.losses_R, other.counts_R], _difference)
+    return Comparison(
+        against=against, difference=difference, interval=_interval(drawn), chance=float(np.mean(drawn >= 0))
+    )
+
+
+def intervals(scores: RowScores, metric: str) -> dict[str, Interval]:
+    """95% intervals of the loss and of the share of right labels, which is named `metric`."""
+    sums = {"loss": scores.losses_R, metric: scores.correct_R}
+    return {name: _interval(_redrawn([values, scores.counts_R], _ratio)) for name, values in sums.items()}
+
+
+def _ratio(values: NDArray[np.float64], counts: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = values.sum(axis) / np.maximum(counts.sum(axis), 1)
+    return found
+
+
+def _difference(
+    losses: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    others: NDArray[np.float64],
+    other_counts: NDArray[np.float64],
+    axis: int = -1,
+) -> NDArray[np.float64]:
+    return _ratio(losses, counts, axis) - _ratio(others, other_counts, axis)
+
+
+def _redrawn(samples: list[NDArray[np.float64]], statistic: object) -> NDArray[np.float64]:
+    """The statistic of each redrawn set of rows; of one row or none, of the rows themselves."""
+    from scipy.stats import bootstrap
+
+    if len(samples[0]) < 2:
+        return np.asarray([statistic(*samples)])  # type: ignore[operator]  # a function
+    found = bootstrap(
+        samples, statistic, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE, batch=max(1, _DRAWS_AT_ONCE // len(samples[0])), rng=np.random.default_rng(_SEED),
+    )  # fmt: skip
+    drawn: NDArray[np.float64] = found.bootstrap_distribution
+    return drawn
+
+
+def _interval(drawn: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
