@@ -64,9 +64,9 @@ def describe(figures: dict[str, Any]) -> str:
     ]  # fmt: skip
     return (
         f"{table(['rows', 'number', 'wrong labels', 'accuracy', 'loss'], rows)}\n\n"
-        f"Means over {len(runs)} draws of {ROWS} reviews, tested on {TEST_ROWS} others. Accuracy beside the dirty rows, "
-        f"in points: after `standard` {_gain(runs, 'standard')}; with the worst of the doubted rows dropped as well, "
-        f"unread, {_gain(runs, 'after')}. Most of what is dropped unread is right: the list is there to be read."
+        f"Means over {len(runs)} draws of {ROWS} reviews, tested on {TEST_ROWS} others. Accuracy beside the dirty "
+        f"rows, in points: after `standard` {_gain(runs, 'standard')}; with the worst of the doubted rows dropped "
+        f"as well, unread, {_gain(runs, 'after')}. Most of what is dropped unread is right: the list is to be read."
     )
 
 
