@@ -15,6 +15,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from ray_jobs import models
 from ray_jobs.data import dataset
 from ray_jobs.data.encoding import Encoded
+from ray_jobs.evaluation.champion import Champion, champion_model
 from ray_jobs.evaluation.evidence import lacking_evidence
 from ray_jobs.evaluation.paired import Comparison, Interval, compare, intervals
 from ray_jobs.evaluation.parity import ParityPrompt
@@ -58,6 +59,10 @@ class Evaluation(BaseModel):
     """The tuned model beside its base, row by row. None: in records of earlier versions."""
     lacking: str = ""
     """Why the test rows cannot tell the two apart. Empty: they can."""
+    champion: Champion | None = None
+    """The model's champion at the time. None: it had none, or the record is of an earlier version."""
+    beside_champion: Comparison | None = None
+    """The tuned model beside the champion, row by row. None: there is none, or they cannot be compared."""
     test_rows: int = Field(validation_alias=AliasChoices("test_rows", "held_out_rows"))
     """Rows of the test side. The stored name was `held_out_rows`."""
     parity_prompts: tuple[ParityPrompt, ...]
@@ -76,6 +81,8 @@ class EvaluateInputs(BaseModel):
     candidate_key: str
     prompts: PromptSetting = PromptSetting()
     """How the prompts of the encoded rows are written."""
+    champion: Champion | None = None
+    """The model's champion, which is scored as well. None: it has none."""
 
 
 def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> Evaluation:
@@ -98,15 +105,18 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     rows = [files_of_rows.test_rows[i] for i in sorted(set(inputs.test_kept))]
     is_adapter = hasattr(candidate, "peft_config")
 
-    def measured(model: torch.nn.Module) -> tuple[RowScores, dict[str, float]]:
-        """Scores of each row, and loss, accuracy and the task's own measures over all."""
+    def row_scores(model: torch.nn.Module) -> RowScores:
+        """Scores of each row; of each example where records of earlier versions do not say which row it is of."""
         model.eval()
         scores = score_examples(model, task, encoded, spec, next(model.parameters()).device, reference)
+        return scores.by_row(inputs.test_kept) if len(inputs.test_kept) == len(encoded) else scores
+
+    def measured(model: torch.nn.Module) -> tuple[RowScores, dict[str, float]]:
+        """Scores of each row, and loss, accuracy and the task's own measures over all."""
+        scores = row_scores(model)
         total = scores.total()
         chosen = rows[: spec.evaluation.generate_rows] if task.generates else rows
         own = task.measure(model, processor, chosen, labels, max_new_tokens=spec.evaluation.max_new_tokens)
-        if len(inputs.test_kept) == len(encoded):  # records of earlier versions have one number a row
-            scores = scores.by_row(inputs.test_kept)
         return scores, {"loss": total.loss, task.metric: total.accuracy} | own
 
     report((1, _STEPS, "steps", {"doing": "scoring the tuned model"}))
@@ -121,6 +131,12 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     else:
         first = next(iter(baselines.values()))
         base_scores, base, base_is = RowScores.of_losses(first.losses), first.metrics, first.name
+    beside_champion = None
+    if inputs.champion is not None and not inputs.champion.incomparable:
+        report((4, _STEPS, "steps", {"doing": "scoring the champion"}))
+        tree_of_champion = store.fetch(inputs.champion.key)
+        with champion_model(candidate, tree_of_champion, base_directory, spec, labels) as champion:
+            beside_champion = compare(tuned_scores, row_scores(champion), f"the champion, {inputs.champion.version}")
     report((_STEPS, _STEPS, "steps", {}))
     return Evaluation(
         candidate_key=inputs.candidate_key,
@@ -137,6 +153,8 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
         lacking=lacking_evidence(
             len(rows), None if task.label_column is None else [str(row[task.label_column]) for row in rows]
         ),
+        champion=inputs.champion,
+        beside_champion=beside_champion,
         test_rows=len(rows),
         parity_prompts=prompts,
     )

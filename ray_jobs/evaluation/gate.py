@@ -22,6 +22,25 @@ def reason_not_judged(evaluation: Evaluation, spec: JobSpec) -> str:
     return evaluation.lacking if spec.evaluation.must_beat_base else ""
 
 
+def reason_champion_stays(evaluation: Evaluation, spec: JobSpec, champion: str | None) -> str:
+    """Why the alias `champion` stays where it is: the new version is not better than what it points at, as far as is
+    known. Empty: it moves. `champion`: the version that it points at now; None: at none."""
+    if champion is None or not spec.evaluation.must_beat_base:
+        return ""
+    compared, found = evaluation.champion, evaluation.beside_champion
+    if compared is None or compared.version != champion:
+        return f"the new version was not compared with version {champion}, which became the champion meanwhile"
+    if found is None:
+        return f"version {champion} cannot be compared with the new one: {compared.incomparable}"
+    if found.chance > LEVEL:
+        low, high = found.interval
+        return (
+            f"the new version is not better than version {champion} by more than chance: its test loss is "
+            f"{found.difference:+.4f} beside that of the champion (95% interval {low:+.4f} to {high:+.4f})"
+        )
+    return ""
+
+
 def gate(evaluation: Evaluation, spec: JobSpec) -> None:
     """Raise GateError for a tuned model that was judged, and is not better than its base on the test rows."""
     tuned, base, against = evaluation.tuned["loss"], evaluation.base["loss"], evaluation.base_is

@@ -105,6 +105,8 @@ class Registered(BaseModel, frozen=True):
     version: str
     not_judged: str = ""
     """Why it is no better than its base as far as is known. Empty: it passed the gate."""
+    champion_stays: str = ""
+    """Why the alias `champion` does not point at it. Empty: it does, or it is not judged."""
 
 
 class PublishedCheckpoint(BaseModel, frozen=True):

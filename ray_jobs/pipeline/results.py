@@ -41,6 +41,8 @@ class JobResult(BaseModel, frozen=True):
     """The tuned model beside its base. None: not measured by an earlier version."""
     not_judged: str = ""
     """Why the gate could not judge the model. Empty: it did."""
+    champion_stays: str = ""
+    """Why another version stays the champion. Empty: none does, or the model is not judged."""
     tokens_per_s: float
     parity_mean_gap: float | None
     search: SearchSummary | None
@@ -75,6 +77,8 @@ class JobResult(BaseModel, frozen=True):
             )
         if self.not_judged:
             lines.append(f"not judged: {self.not_judged}")
+        if self.champion_stays:
+            lines.append(f"the champion stays: {self.champion_stays}")
         lines += ["", f"training    {self.tokens_per_s:,.0f} tokens/s"]
         if self.parity_mean_gap is not None:
             lines.append(f"parity      mean log-probability gap {self.parity_mean_gap:.2g}")
@@ -102,6 +106,7 @@ def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) 
         baselines=evaluation.baselines,
         comparison=evaluation.comparison,
         not_judged=flow.registered.not_judged,
+        champion_stays=flow.registered.champion_stays,
         tokens_per_s=flow.trained.tokens_per_s,
         parity_mean_gap=None if flow.parity is None else flow.parity.mean_gap,
         search=None if found is None else SearchSummary.model_validate(vars(found), extra="ignore"),

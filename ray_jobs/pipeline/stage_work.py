@@ -19,8 +19,9 @@ from ray_jobs.digests import json_digest
 from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import ModelError
 from ray_jobs.evaluation import publish
+from ray_jobs.evaluation.champion import Champion, champion_of
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
-from ray_jobs.evaluation.gate import reason_not_judged
+from ray_jobs.evaluation.gate import reason_champion_stays, reason_not_judged
 from ray_jobs.evaluation.parity import ParityReport, check_parity
 from ray_jobs.evaluation.publish import SendProgress
 from ray_jobs.jobs import Job
@@ -241,8 +242,17 @@ def train(flow: Flow, context: StageContext) -> TrainOutcome:
 
 
 def evaluate_candidate(flow: Flow, context: StageContext) -> Evaluation:
-    """Build the candidate and score it and its base on the test rows."""
-    return context.on_worker(evaluate, flow.evaluate_inputs, compute=flow.spec.compute)
+    """Build the candidate and score it, its base and the model's champion on the test rows."""
+    inputs = flow.evaluate_inputs.model_copy(update={"champion": _champion(flow, context.store)})
+    return context.on_worker(evaluate, inputs, compute=flow.spec.compute)
+
+
+def _champion(flow: Flow, store: Workspace) -> Champion | None:
+    """The version that the model's alias `champion` points at."""
+    name = flow.job_spec.name
+    pointed = registry.aliases(store, name).get(registry.CHAMPION)
+    found = [version for version in registry.versions(store, name) if version.version == pointed]
+    return champion_of(found[0], flow.spec, flow.base.digest, flow.dataset.labels) if found else None
 
 
 def compare_served(flow: Flow, context: StageContext) -> ParityReport:
@@ -303,17 +313,25 @@ def compare_with_engine(
 
 
 def register(flow: Flow, context: StageContext) -> Registered:
-    """Register the candidate, and point the alias `champion` at it if it was judged to be better than its base."""
+    """Register the candidate, and point the alias `champion` at it if it is better than its base and the champion."""
     metrics = flow.evaluation.tuned | {f"base_{name}": value for name, value in flow.evaluation.base.items()}
     if flow.parity is not None:
         metrics |= {"parity_mean_gap": flow.parity.mean_gap}
-    reason = reason_not_judged(flow.evaluation, flow.spec)
-    version = _register_tree(flow, context, flow.evaluation.candidate_key, metrics, gated=not reason, not_judged=reason)
-    if reason:
-        context.job.event("warning", f"{version.name}@{version.version} is not judged: {reason}")
+    lacking = reason_not_judged(flow.evaluation, flow.spec)
+    version = _register_tree(
+        flow, context, flow.evaluation.candidate_key, metrics, gated=not lacking, not_judged=lacking
+    )
+    if lacking:
+        context.job.event("warning", f"{version.name}@{version.version} is not judged: {lacking}")
+        return Registered(name=version.name, version=version.version, not_judged=lacking)
+    now = registry.aliases(context.store, version.name).get(registry.CHAMPION)
+    stays = "" if now == version.version else reason_champion_stays(flow.evaluation, flow.spec, now)
+    if stays:
+        move = f"kitae models alias {version.name} {registry.CHAMPION} {version.version}"
+        context.job.event("warning", f"{version.name}@{now} stays the champion: {stays}. To move it: {move}")
     else:
         registry.set_alias(context.store, version.name, registry.CHAMPION, version.version)
-    return Registered(name=version.name, version=version.version, not_judged=reason)
+    return Registered(name=version.name, version=version.version, champion_stays=stays)
 
 
 def publish_checkpoints(flow: Flow, context: StageContext) -> Published:

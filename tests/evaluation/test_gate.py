@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ray_jobs.errors import GateError
+from ray_jobs.evaluation.champion import Champion
 from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.evidence import lacking_evidence
-from ray_jobs.evaluation.gate import gate, reason_not_judged
+from ray_jobs.evaluation.gate import gate, reason_champion_stays, reason_not_judged
 from ray_jobs.evaluation.paired import compare, intervals
 from ray_jobs.training.scoring import RowScores
 from tests.training import harness
@@ -127,3 +128,16 @@ def test_examples_of_one_row_are_one_observation() -> None:
     found = scores.by_row([7, 9, 7])
     assert (found.losses_R.tolist(), found.counts_R.tolist(), found.correct_R.tolist()) == ([5, 2], [2, 2], [1, 1])
     assert found.total() == scores.total()
+
+
+def test_a_champion_that_was_not_compared_stays() -> None:
+    base = rows_of(np.full(40, 2.0))
+    better = evaluation(rows_of(np.full(40, 1.0)), base)
+    assert reason_champion_stays(better, SPEC, None) == ""
+    assert "version 3, which became the champion meanwhile" in reason_champion_stays(better, SPEC, "3")
+    assert reason_champion_stays(better, WITHOUT_GATE, "3") == ""
+    other_base = better.model_copy(update={"champion": Champion(version="3", key="k", incomparable="another base")})
+    assert "version 3 cannot be compared with the new one: another base" in reason_champion_stays(other_base, SPEC, "3")
+    beside = compare(rows_of(np.full(40, 1.0)), rows_of(np.full(40, 1.5)), "the champion, 3")
+    compared = better.model_copy(update={"champion": Champion(version="3", key="k"), "beside_champion": beside})
+    assert reason_champion_stays(compared, SPEC, "3") == ""

@@ -147,6 +147,31 @@ def test_a_model_of_few_test_rows_is_registered_unjudged_and_is_no_champion(
             registry.set_alias(store, spec.name, "champion", "1")
 
 
+def test_the_champion_moves_only_to_a_version_that_is_better_by_more_than_chance(
+    store: Workspace, workers: None
+) -> None:
+    """The second version learnt from nearly the same rows, the third from those of another time, as it is tested on."""
+    first = job_file(store, "toy_popularity", choices(1200))
+    worse = pipeline.run(store, first)
+    assert registry.aliases(store, first.name) == {"champion": "1"}
+    assert worse.champion_stays == ""
+
+    same = job_file(store, "toy_popularity", choices(1204))
+    result = pipeline.run(store, same)
+    assert registry.aliases(store, same.name) == {"champion": "1"}
+    assert registry.get(store, f"{same.name}@2").lineage.gated
+    assert "is not better than version 1 by more than chance" in result.champion_stays
+    assert f"the champion stays: {result.champion_stays}" in result.as_text()
+    warnings = [event.message for _, event in jobs.events(store, same.job_id) if event.level == "warning"]
+    assert any("toy-popularity@1 stays the champion" in text for text in warnings)
+    assert any("kitae models alias toy-popularity champion 2" in text for text in warnings)
+
+    shifted = [{**row, "item": "cake" if row["item"] == "tea" else "tea"} for row in choices(1200)]
+    better = pipeline.run(store, job_file(store, "toy_popularity", shifted))
+    assert registry.aliases(store, first.name) == {"champion": "3"}
+    assert better.champion_stays == ""
+
+
 def test_the_gate_compares_a_task_without_a_base_with_its_baseline(store: Workspace, workers: None) -> None:
     even = [{"user": str(i), "item": "tea" if i % 2 else "cake"} for i in range(400)]
     with pytest.raises(GateError, match="is not below that of a uniform choice"):
