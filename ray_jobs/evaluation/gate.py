@@ -60,6 +60,6 @@ def gate(evaluation: Evaluation, spec: JobSpec) -> None:
         low, high = found.interval
         raise GateError(
             f"the tuned model's test loss {tuned:.4f} is below that of {against}, {base:.4f}, {on}, but not by more "
-            f"than chance (95% interval of the difference {low:+.4f} to {high:+.4f}; it is not better in "
-            f"{found.chance:.1%} of 5,000 redrawn test sides, at most {LEVEL:.0%} pass), so it is not registered: {fix}"
+            f"than chance (95% interval of the difference {low:+.4f} to {high:+.4f}; with other test rows it would not "
+            f"be better in {found.chance:.1%} of cases, and {LEVEL:.0%} are allowed), so it is not registered: {fix}"
         )

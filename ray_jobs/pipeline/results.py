@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from ray_jobs.evaluation.paired import Comparison
+from ray_jobs.evaluation.paired import Comparison, Interval
 from ray_jobs.evaluation.publish import alias_of
 from ray_jobs.pipeline.outputs import DeployedEndpoint, Flow, Published, PublishedCheckpoint, SearchSummary
 from ray_jobs.spec import JobSpec
@@ -37,6 +37,8 @@ class JobResult(BaseModel, frozen=True):
     base_is: str
     baselines: dict[str, dict[str, float]] = {}
     """Metrics of models without a base, by what they are."""
+    intervals: dict[str, Interval] = {}
+    """95% intervals of the tuned model's loss and first measure."""
     comparison: Comparison | None = None
     """The tuned model beside its base. None: not measured by an earlier version."""
     not_judged: str = ""
@@ -69,7 +71,9 @@ class JobResult(BaseModel, frozen=True):
         for name, value in self.tuned.items():
             found = (f"{each[name]:.4f}" if name in each else "" for each in columns.values())
             cells = [f"{text:>{width}}" for text, width in zip(found, widths, strict=True)]
-            lines.append("  ".join([f"{name:<16}", *cells, f"{value:>10.4f}"]))
+            low, high = self.intervals.get(name, (value, value))
+            spread = f"({low:.4f} to {high:.4f}, 95%)" if name in self.intervals else ""
+            lines.append("  ".join([f"{name:<16}", *cells, f"{value:>10.4f}", spread]).rstrip())
         if self.comparison is not None:
             low, high = self.comparison.interval
             lines.append(
@@ -104,6 +108,7 @@ def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) 
         tuned=evaluation.tuned,
         base_is=evaluation.base_is,
         baselines=evaluation.baselines,
+        intervals=evaluation.intervals,
         comparison=evaluation.comparison,
         not_judged=flow.registered.not_judged,
         champion_stays=flow.registered.champion_stays,

@@ -234,9 +234,9 @@ class ParitySection(SpecSection):
 
 class EvaluationSection(SpecSection):
     must_beat_base: bool = True
-    """Refuse to register a model whose held-out loss is not below its base's."""
+    """Refuse to register a model that is not better than its base on the test rows by more than chance."""
     generate_rows: int = Field(16, ge=0, le=10_000)
-    """Held-out rows that both models answer for the task metric (chat only)."""
+    """Test rows that both models answer for the task metric (chat only)."""
     max_new_tokens: int = Field(64, ge=1, le=65_536)
     """Longest such answer, in tokens."""
     parity: ParitySection = ParitySection()
