@@ -39,7 +39,7 @@ QUESTIONS = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """A held-out question with the row's answer and the answers of both models."""
+    """A question of a test row with the row's answer and the answers of both models."""
 
     question: str
     expected: str
@@ -182,7 +182,7 @@ def show(
 
 
 def answer_table(result: dict[str, Any], answers: Sequence[Answer]) -> Table:
-    table = Table("held-out question", "the row's answer", result["base_name"], result["model"], show_lines=True)
+    table = Table("question of a test row", "the row's answer", result["base_name"], result["model"], show_lines=True)
     for answer in answers:
         texts = (answer.question, answer.expected, answer.base, answer.tuned)
         table.add_row(*(Text(shorten(text)) for text in texts))
@@ -196,7 +196,12 @@ def results_table(result: dict[str, Any], seconds: Mapping[str, float]) -> Table
     table = Table("", "base", "tuned")
     for name, tuned in sorted(result["tuned"].items(), key=lambda item: item[0] != "loss"):  # the loss first
         base = result["base"].get(name)
-        table.add_row(f"held-out {name.replace('_', ' ')}", "" if base is None else f"{base:.3f}", f"{tuned:.3f}")
+        table.add_row(f"test {name.replace('_', ' ')}", "" if base is None else f"{base:.3f}", f"{tuned:.3f}")
+    if (compared := result.get("comparison")) is not None:
+        low, high = compared["interval"]
+        table.add_row(
+            "difference in loss, 95% interval", "", f"{compared['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+        )
     table.add_section()
     if result.get("search"):
         table.add_row("search", "", search_summary(result["search"]))

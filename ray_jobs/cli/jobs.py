@@ -359,7 +359,7 @@ def _shown_status(store: Workspace, record: JobRecord) -> str:
 
 
 def _outcome(record: JobRecord) -> str:
-    """The first line of the error, or the registered version with its held-out loss and its base's."""
+    """The first line of the error, or the registered version with its test loss and its base's."""
     if record.error:
         return one_line(record.error.splitlines()[0])
     if not record.result:
@@ -367,7 +367,7 @@ def _outcome(record: JobRecord) -> str:
     result = record.result
     try:
         losses = f"{result['base']['loss']:.3f} → {result['tuned']['loss']:.3f}"
-        return f"{result['model']}@{result['version']}, held-out loss {losses}"
+        return f"{result['model']}@{result['version']}, test loss {losses}"
     except (KeyError, TypeError, ValueError):  # written by another version, or by other code than Kitae's
         return "a result that cannot be read"
 

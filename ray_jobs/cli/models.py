@@ -230,14 +230,14 @@ def show(context: click.Context, name: str, as_json: bool) -> None:
         (
             version.version,
             ", ".join(_labels(version, aliases)),
-            version.kind if version.lineage.gated else f"{version.kind}, ungated",
+            f"{version.kind}{_standing(version)}",
             _compared(version.metrics),
             version.lineage.job_id,
             version.lineage.created_at,
         )
         for version in versions
     ]
-    session.print_table(["version", "aliases", "kind", "held-out, base → tuned", "job", "created"], rows, empty="")
+    session.print_table(["version", "aliases", "kind", "test rows, base → tuned", "job", "created"], rows, empty="")
     for line in traffic.describe(traffic.read(store, name), name):
         click.echo(line)
     if (shared := shares.read(store, name)) != shares.NOT_SHARED:
@@ -310,6 +310,13 @@ def delete(model: str, yes: bool) -> None:
     with audit.recorded(store, "model.delete", f"{name}@{found.version}", team=registry.owner(store, name)):
         registry.delete_version(store, name, found.version)
     click.echo(f"{name}@{found.version} is deleted")
+
+
+def _standing(version: ModelVersion) -> str:
+    """How a version that did not pass the gate is marked."""
+    if version.lineage.gated:
+        return ""
+    return ", not judged" if version.lineage.not_judged else ", ungated"
 
 
 def _compared(metrics: Mapping[str, float]) -> str:

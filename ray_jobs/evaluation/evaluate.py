@@ -54,7 +54,6 @@ class Evaluation(BaseModel):
     """Metrics of models without a base, such as the majority class, by what they are."""
     intervals: dict[str, Interval] = {}
     """95% intervals of the tuned model's loss and first measure. Empty in records of earlier versions."""
-    base_intervals: dict[str, Interval] = {}
     comparison: Comparison | None = None
     """The tuned model beside its base, row by row. None: in records of earlier versions."""
     lacking: str = ""
@@ -124,7 +123,7 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     report((2, _STEPS, "steps", {"doing": "answers to compare with the engine's"}))
     prompts = parity_prompts(candidate, processor, rows, spec, inputs.prompts) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "scoring the base"}))
-    baselines = {each.name: each for each in task.baselines(files_of_rows.train_rows, rows)}
+    baselines = {each.name: each for each in task.baselines(files_of_rows.side("train"), rows)}
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
             (base_scores, base), base_is = measured(base_model), "the base model"
@@ -148,16 +147,18 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
         base_is=base_is,
         baselines={name: each.metrics for name, each in baselines.items()},
         intervals=intervals(tuned_scores, task.metric),
-        base_intervals=intervals(base_scores, task.metric) if base_is == "the base model" else {},
         comparison=compare(tuned_scores, base_scores, base_is),
-        lacking=lacking_evidence(
-            len(rows), None if task.label_column is None else [str(row[task.label_column]) for row in rows]
-        ),
+        lacking=lacking_evidence(len(rows), _labels_of(rows, task.label_column)),
         champion=inputs.champion,
         beside_champion=beside_champion,
         test_rows=len(rows),
         parity_prompts=prompts,
     )
+
+
+def _labels_of(rows: Sequence[Row], column: str | None) -> list[str] | None:
+    """The labels of rows; None without a column of labels."""
+    return None if column is None else [str(row[column]) for row in rows]
 
 
 def parity_prompts(

@@ -386,6 +386,7 @@ def _register_tree(
         trial=None if flow.search is None else flow.search.run,
         gated=gated,
         not_judged=not_judged,
+        base_is=flow.evaluation.base_is,
         prompts=flow.encoded.prompts,
     )
     with tempfile.TemporaryDirectory(prefix="kitae-register-") as scratch:

@@ -46,7 +46,7 @@ def model_card(version: ModelVersion) -> str:
     if version.labels:
         labels = "\n".join(f"{index}. `{_code(label)}`" for index, label in enumerate(version.labels))
         parts.append(f"## Labels\n\n{labels}")
-    parts.append("## Results on test rows\n\n" + _results(version.metrics))
+    parts.append("## Results on test rows\n\n" + _results(version.metrics, lineage.base_is))
     if lineage.not_judged:
         parts.append(f"Whether this model is better than its base was not judged: {lineage.not_judged}.")
     origins = {
@@ -64,12 +64,12 @@ def model_card(version: ModelVersion) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _results(metrics: dict[str, float]) -> str:
+def _results(metrics: dict[str, float], base_is: str) -> str:
     if not metrics:
         return "None were recorded."
     names = [name for name in metrics if not (name.startswith("base_") and name[5:] in metrics)]
     rows = [(name.replace("_", " "), _metric(metrics[name]), _metric(metrics.get(f"base_{name}"))) for name in names]
-    return _table(("", "this model", "its base"), rows)
+    return _table(("", "this model", base_is), rows)
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

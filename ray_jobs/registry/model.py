@@ -30,7 +30,7 @@ class Lineage:
     code_version: str
     job_id: str
     metrics: dict[str, float] = field(hash=False)
-    """Metrics of the tuned model and, as `base_…`, of its base; all finite."""
+    """Metrics of the tuned model and, as `base_…`, of what it was compared with; all finite."""
     labels: tuple[str, ...] = ()
     """Classes of a classifier, in the order of its outputs."""
     trial: str | None = None
@@ -40,6 +40,8 @@ class Lineage:
     """Whether it passed the gate and parity; a published checkpoint did not."""
     not_judged: str = ""
     """Why the gate could not judge it. Empty: it could, or it is a published checkpoint."""
+    base_is: str = "the base model"
+    """What the metrics `base_…` are of, such as `the majority class` where the base does not do the task."""
     prompts: PromptSetting = field(default=PromptSetting(), hash=False)
     """How the prompts of its rows were written; the endpoint sends the switches where a request has none."""
     dataset: str = ""

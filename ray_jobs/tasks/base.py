@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import date
@@ -345,7 +345,7 @@ class Task(ABC, Generic[E]):
         """Set the model's trainable weights in closed form, where the task does not train by steps."""
         raise NotImplementedError(f"{self.name} trains by optimizer steps")
 
-    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+    def baselines(self, train: Collection[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
         """Comparisons on the held-out rows; the tuned model must beat the first where no base model does the task."""
         return ()
 

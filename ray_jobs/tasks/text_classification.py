@@ -9,8 +9,9 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Row, Task, padded
@@ -94,13 +95,13 @@ class TextClassification(Task[Example]):
         rows = [example.input_ids for example in examples] or [(pad_id,)]
         return Batch(padded(rows, pad_id), targets_B)
 
-    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+    def baselines(self, train: Collection[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
         """The majority class, with the training rows' shares of the labels as probabilities, and a bag of words."""
         counts = Counter(row["label"] for row in train)
         labels = sorted(counts)
         found = {"the majority class": [[counts[label] / len(train) for label in labels]] * len(held_out)}
         if len(labels) > 1 and held_out:
-            found["a bag of words"] = _bag_of_words(train[:_BAG_ROWS], held_out, labels)
+            found["a bag of words"] = _bag_of_words(list(islice(train, _BAG_ROWS)), held_out, labels)
         truth = [row["label"] for row in held_out]
         return [_baseline(name, chances, labels, truth) for name, chances in found.items()]
 

@@ -44,8 +44,8 @@ def test_the_table_has_both_models_the_speed_the_times_and_the_name(monkeypatch:
     monkeypatch.setenv("KITAE_PORT", "9000")
     shown = [line.split() for line in rendered(results_table(RESULT, {"job": 200.0})).splitlines()]
     flat = [" ".join(word for word in line if word not in "│┃") for line in shown]
-    assert "held-out loss 2.750 2.250" in flat
-    assert "held-out chrf 21.500 30.250" in flat
+    assert "test loss 2.750 2.250" in flat
+    assert "test chrf 21.500 30.250" in flat
     assert "training 1,234 tokens/s" in flat
     assert "stage dataset 2s (done before)" in flat
     assert "stage train 2m10s" in flat

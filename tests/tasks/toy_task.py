@@ -8,7 +8,7 @@ Shapes: B rows, F features, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -93,7 +93,7 @@ class ToyPreference(Task[TensorExample]):
         torch.manual_seed(seed)
         return _Linear()
 
-    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+    def baselines(self, train: Collection[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
         measures = {"preference_accuracy": 0.5, "mean_gap": 0.0}
         return [Baseline("an untrained model", (float(np.log(2)),) * len(held_out), measures)]
 
@@ -144,7 +144,7 @@ class ToyPopularity(Task[TensorExample]):
             counts_C = torch.bincount(batch.targets_S, minlength=len(model.log_shares))
             model.log_shares.copy_((counts_C / counts_C.sum()).log())
 
-    def baselines(self, train: Sequence[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
+    def baselines(self, train: Collection[Row], held_out: Sequence[Row]) -> Sequence[Baseline]:
         items = len({row["item"] for row in train})
         return [Baseline("a uniform choice", (float(np.log(items)),) * len(held_out), {"hit_rate": 1 / items})]
 
