@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -188,6 +188,7 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
         spec=spec,
         space=spec.search.space or default_space(spec, config, encoded.train_supervised),
         rows=encoded.train_examples or encoded.train_rows,
+        labels_a_row=labels_a_row({model: flow.get(EncodedRows, model) for model in flow.base_models}),
     )
     warm = standing.warm_points(store, begun, job.id)
     problem = records.begin(begun.model_copy(update={"warm": warm}))
@@ -219,6 +220,12 @@ def search(flow: Flow, context: StageContext) -> SearchOutcome:
         tokens=sum(result.tokens for result in results.values()),
         page=f"{records.prefix}/page.html",
     )
+
+
+def labels_a_row(encoded: Mapping[str, EncodedRows]) -> dict[str, float]:
+    """Supervised labels of a validation row by base model; none where all bases have as many. Pure."""
+    found = {model: rows.validation_supervised / max(rows.validation_rows, 1) for model, rows in encoded.items()}
+    return found if len(set(found.values())) > 1 else {}
 
 
 def train(flow: Flow, context: StageContext) -> TrainOutcome:

@@ -159,7 +159,7 @@ def _facts(problem: Problem, results: Results, now: Standing, spent: Mapping[str
         "model": problem.spec.name,
         "scheduler": search.schedules,
         "sampler": search.samples,
-        "metric": " and ".join(search.metrics),
+        "metric": " and ".join(search.metrics) + (", a row" if problem.labels_a_row else ""),
         "state": state,
         "sampling ended": now.why,
         "trials with a result": beside(str(len({result.run.trial for result in results.values()})), trials_of(problem)),
@@ -176,7 +176,12 @@ def _sections(problem: Problem, results: Results, trials: Sequence[_Trial]) -> l
     """The figures; a sentence where there is nothing to draw."""
     tried = "All trials with a measured rung. Drag along an axis to filter."
     drawn: list[tuple[str, str, str, Figure | str]] = [
-        ("Learning curves", "curves", "Training loss; a dot is the held-out loss at a rung.", _curves(trials)),
+        (
+            "Learning curves",
+            "curves",
+            f"Training loss; a dot is the held-out loss{' of a row' if problem.labels_a_row else ''} at a rung.",
+            _curves(trials),
+        ),
         ("Values tried", "tried", tried, _tried(problem, trials)),
         ("Importance", "importance", "Share of the variance at the first rung.", _importance(problem, results)),
         ("Best so far", "cost", "By the tokens trained until then.", _cost(problem, results)),

@@ -30,9 +30,20 @@ class Problem(BaseModel):
     space: dict[str, Range | tuple[Any, ...]]
     rows: int
     """Training rows."""
+    labels_a_row: dict[str, float] = {}
+    """Supervised labels of a validation row, by base model, where the tokenizers of several bases give different
+    numbers: a loss a label would favour the base with the shorter tokens, so trials are compared by the loss a row.
+    Empty: one number for all."""
     warm: tuple[Params, ...] = ()
     """Values to try first: the best of earlier searches."""
     begun_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    def comparable(self, result: Result) -> Result:
+        """A segment's result with its loss as the search compares it."""
+        base = result.run.params.get("base_model", self.spec.base_model)
+        if result.loss is None or base not in self.labels_a_row:
+            return result
+        return result.model_copy(update={"loss": result.loss * self.labels_a_row[base]})
 
     @property
     def lower_is_better(self) -> bool:

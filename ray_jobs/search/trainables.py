@@ -107,7 +107,7 @@ class _Trial(tune.Trainable):
             trained = self._train(TrialTask(run=run, inputs=self._search.inputs(run)))
             if trained is None or (trained.status != "ok" and self._job_stops()):
                 return self._reported(Result(run=run, status="failed"), dropped=True)
-            result = self._records.add(trained)
+            result = self._records.add(self._search.problem.comparable(trained))
         self._resume_from(result)
         return self._reported(result)
 

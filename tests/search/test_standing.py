@@ -8,6 +8,8 @@ import pytest
 
 from ray_jobs import jobs
 from ray_jobs.errors import TrainingError
+from ray_jobs.pipeline.outputs import EncodedRows
+from ray_jobs.pipeline.stage_work import labels_a_row
 from ray_jobs.search.driver import mode_of_search
 from ray_jobs.search.records import Problem, SamplingEnd, SearchRecords
 from ray_jobs.search.standing import Standing, all_failed, prunable, read, standing, warm_points
@@ -217,3 +219,24 @@ def test_one_trial_that_needs_several_workers_gives_them_to_all(space: dict[str,
     spec = make_spec(search={"space": space}, compute={"workers": workers})
     assert spec.search is not None
     assert mode_of_search(Problem(spec=spec, space=dict(spec.search.space or {}), rows=10)) == mode
+
+
+def test_bases_whose_tokenizers_differ_are_compared_by_the_loss_of_a_row() -> None:
+    """The worse base divides a row into three times as many tokens, each of which is easier."""
+    rows = {"coarse": (20, 200), "fine": (20, 600)}
+    encoded = {
+        name: EncodedRows(validation_rows=count, validation_supervised=labels, test_kept=(), key=name, labels=())
+        for name, (count, labels) in rows.items()
+    }
+    space = {"base_model": ["coarse", "fine"]}
+    plain = make_problem({"space": space})
+    assert labels_a_row({**encoded, "fine": encoded["coarse"]}) == {}
+    problem = plain.model_copy(update={"labels_a_row": labels_a_row(encoded)})
+    segment = TrialSegment(trial=0, rung=0, params={"base_model": "coarse"}, until=9)
+    coarse = Result(run=segment, status="ok", loss=2.0)
+    fine = coarse.model_copy(update={"run": segment.model_copy(update={"params": {"base_model": "fine"}}), "loss": 1.0})
+    assert plain.comparable(fine).value("loss") < plain.comparable(coarse).value("loss")
+    assert problem.comparable(coarse).loss == pytest.approx(20.0)
+    assert problem.comparable(fine).loss == pytest.approx(30.0)
+    failed = Result(run=segment, status="failed")
+    assert problem.comparable(failed) == failed
