@@ -243,8 +243,8 @@ def encode_rows(
         raise DataError(what, details=refused.listed)
     if long.count and too_long == "error":
         raise DataError(
-            f"{long.count} of {found.rows} {source} rows are longer than data.max_tokens {max_tokens}; raise it, "
-            "shorten the rows, or set data.too_long to drop or truncate",
+            f"{long.count} of {found.rows} {source} rows are longer than data.max_tokens {max_tokens}; raise it "
+            "(the base's positions are the most), shorten the rows, or set data.too_long to drop or truncate",
             details=long.listed,
         )
     if not parts:

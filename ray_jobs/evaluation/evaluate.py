@@ -121,7 +121,9 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     report((1, _STEPS, "steps", {"doing": "scoring the tuned model"}))
     tuned_scores, tuned = measured(candidate)
     report((2, _STEPS, "steps", {"doing": "answers to compare with the engine's"}))
-    prompts = parity_prompts(candidate, processor, rows, spec, inputs.prompts) if task.generates else ()
+    # The engine generates a token after the last one of the answer.
+    served = models.tokens_within(min(spec.data.max_tokens + 1, spec.serving.max_model_len), base_directory) - 1
+    prompts = parity_prompts(candidate, processor, rows, spec, inputs.prompts, served) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "scoring the base"}))
     baselines = {each.name: each for each in task.baselines(files_of_rows.side("train"), rows)}
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
@@ -167,9 +169,11 @@ def parity_prompts(
     rows: Sequence[Row],
     spec: JobSpec,
     setting: PromptSetting,
+    max_tokens: int,
 ) -> tuple[ParityPrompt, ...]:
     """Prompts of the first `evaluation.parity.prompts` rows that have an answer, scored by the trainer's model.
 
+    `max_tokens`: of prompt and answer together; a longer answer is cut.
     S: supervised positions, V: vocabulary.
     """
     import torch
@@ -182,7 +186,7 @@ def parity_prompts(
             break
         messages, tools = row["messages"], row.get("tools") or ()
         *_, turn = trained_turns(tokenizer, messages, tools, setting)
-        answer_ids = turn.answer_ids[: max(0, spec.data.max_tokens - len(turn.prompt_ids))]
+        answer_ids = turn.answer_ids[: max(0, max_tokens - len(turn.prompt_ids))]
         if not answer_ids:
             continue
         example = Example(turn.prompt_ids + answer_ids, (IGNORED,) * len(turn.prompt_ids) + answer_ids)

@@ -17,6 +17,7 @@ from ray_jobs.models.imports import import_transformers
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.positions import longest_sequence
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,14 @@ def load_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no object")
     return config
+
+
+def tokens_within(wanted: int, directory: Path | None) -> int:
+    """A number of tokens, or as many as the model in a directory reads at once if that is less."""
+    if directory is None or not (directory / "config.json").is_file():
+        return wanted
+    longest = longest_sequence(load_config(directory))
+    return wanted if longest is None else min(wanted, longest)
 
 
 def check_architecture(config: dict[str, Any], task: str) -> None:

@@ -25,7 +25,7 @@ from ray_jobs.evaluation.gate import reason_champion_stays, reason_not_judged
 from ray_jobs.evaluation.parity import ParityReport, check_parity
 from ray_jobs.evaluation.publish import SendProgress
 from ray_jobs.jobs import Job
-from ray_jobs.models import bases, fetch_base, load_config, load_processor
+from ray_jobs.models import bases, fetch_base, load_config, load_processor, tokens_within
 from ray_jobs.pipeline.outputs import (
     BaseCopy,
     DeployedEndpoint,
@@ -126,13 +126,17 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     store, spec, base = context.store, flow.job_spec, flow.base_copy(base_model)
     labels, limits = flow.dataset.labels, spec.data
     files = dataset.load(store, flow.dataset.digest)
-    tokenizer = load_processor(fetch_base(store, base.key), spec.task)
+    directory = fetch_base(store, base.key)
+    tokenizer, max_tokens = load_processor(directory, spec.task), tokens_within(limits.max_tokens, directory)
+    if max_tokens < limits.max_tokens:
+        note = f"data.max_tokens is {limits.max_tokens}; {base.name} reads at most {max_tokens} tokens, so that is used"
+        context.job.event("info", note)
     file_of_side = zip(SIDES, (TRAIN_FILE, VALIDATION_FILE, TEST_FILE), strict=True)
     sides = [(side, files.side(side), name) for side, name in file_of_side]
     named = ((f"{side} row {i}", row) for side, rows, _ in sides for i, row in enumerate(rows, 1))
     prompts = TASKS[spec.task].setting_for(named, tokenizer, store.now().date())
     task = TASKS[spec.task].with_setting(prompts)
-    how = [ENCODING, base.digest, limits.max_tokens, limits.too_long]
+    how = [ENCODING, base.digest, max_tokens, limits.too_long]
     how += [prompts.model_dump(mode="json")] if prompts != PromptSetting() else []
     key = f"{flow.dataset.key}/encoded/{json_digest(how)}"
     counts: dict[str, Any] = {}
@@ -146,7 +150,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
                 task,
                 tokenizer,
                 labels,
-                max_tokens=limits.max_tokens,
+                max_tokens=max_tokens,
                 too_long=limits.too_long,
                 source=side,
                 progress=lambda done, total: context.show(done, total, "rows"),
@@ -291,12 +295,12 @@ def compare_with_engine(
     report: SendProgress,
 ) -> ParityReport:
     """The comparison, on a machine of the kind that serves. `serving`, `lora_rank`: of the engine that will serve."""
-    hardware = detect_hardware()
+    hardware, base = detect_hardware(), store.fetch(base_key)
     trained = cast(Dtype, evaluation.dtype)
     settings = EngineSettings(
         dtype=serving_dtype(trained, hardware),
         hardware=hardware,
-        max_model_len=serving.max_model_len,
+        max_model_len=tokens_within(serving.max_model_len, base),
         max_lora_rank=lora_rank,
         max_loras=serving.max_loras,
         kv_cache_gib=serving.kv_cache_gib,
@@ -308,7 +312,7 @@ def compare_with_engine(
         report((done, total, "prompts", {}))
 
     return check_parity(
-        store.fetch(base_key) if evaluation.is_adapter else candidate,
+        base if evaluation.is_adapter else candidate,
         evaluation.parity_prompts,
         settings,
         trained_dtype=trained,
@@ -381,11 +385,13 @@ def _register_tree(
     """Register a tree of the store. The same tree and job are the same version."""
     spec = flow.spec
     training = spec.training.model_copy(update={"precision": flow.evaluation.dtype})  # what `auto` became
+    base = fetch_base(context.store, flow.base.key) if TASKS[spec.task].generates else None
+    serving = spec.serving.model_copy(update={"max_model_len": tokens_within(spec.serving.max_model_len, base)})
     lineage = Lineage(
         dataset_digest=flow.dataset.digest,
         dataset=flow.dataset.version,
         base_digest=flow.base.digest,
-        spec=spec.model_copy(update={"training": training}),
+        spec=spec.model_copy(update={"training": training, "serving": serving}),
         code_version=__version__,
         job_id=context.job.id,
         metrics=metrics,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Row, Task, padded
 from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_features
+from ray_jobs.tasks.positions import longest_sequence
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +158,7 @@ class TextClassification(Task[Example]):
         """A row of numbers for each text; similar lengths share a pass of at most `PASS_TOKENS` tokens."""
         import torch
 
-        limit = int(getattr(model.config, "max_position_embeddings", 512))
+        limit = longest_sequence(model.config.to_dict()) or 512
         encoded = [tokenizer.encode(text, truncation=True, max_length=limit) for text in texts]
         order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
         device = next(model.parameters()).device

@@ -61,7 +61,7 @@ def scored(model: Any, base: Path, rows: list[dict[str, Any]], setting: PromptSe
     from transformers import AutoTokenizer
 
     normal = [TASKS["chat"].normalise(row) for row in rows]
-    return list(parity_prompts(model, AutoTokenizer.from_pretrained(base), normal, make_spec(), setting))
+    return list(parity_prompts(model, AutoTokenizer.from_pretrained(base), normal, make_spec(), setting, 1024))
 
 
 def with_template(base: Path, directory: Path, template: str) -> Path:

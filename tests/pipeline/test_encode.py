@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ray_jobs.data.dataset import Dataset
+from ray_jobs.errors import DataError
 from ray_jobs.pipeline import stage_work
 from ray_jobs.pipeline.outputs import BaseCopy, EncodedRows, Flow
 from ray_jobs.storage import Workspace
@@ -42,7 +43,7 @@ def encoded(
     monkeypatch.setattr(stage_work, "fetch_base", lambda *_: base)
     monkeypatch.setattr(Workspace, "now", lambda _: datetime(2026, 7, day, 23, tzinfo=UTC))
     found = stage_work.encode(flow, context, str(base))
-    assert len(notes) == len(found.prompts.notes())
+    assert [text for _, text in notes if not text.startswith("data")] == found.prompts.notes()
     return found
 
 
@@ -64,3 +65,16 @@ def test_rows_of_both_kinds_get_one_setting_and_a_template_without_a_date_none(
     mixed = encoded(monkeypatch, store, tmp_path, "qwen3_5_nothink", [*PLAIN, THOUGHT])
     assert mixed.prompts == PromptSetting(switches={"enable_thinking": True})
     assert mixed.train_rows + mixed.validation_rows + mixed.test_rows == 13
+
+
+def test_a_base_with_fewer_positions_than_max_tokens_gets_rows_of_its_own_length(
+    monkeypatch: pytest.MonkeyPatch, store: Workspace, tmp_path: Path
+) -> None:
+    base = tmp_path / "llama3_2"
+    tokenizer_of("llama3_2", templates()["llama3_2"], base)
+    (base / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 256}))
+    rows: list[Row] = [*PLAIN, {"messages": [user("Tell me all."), answer("word " * 400)]}]
+    with pytest.raises(DataError, match="256"):
+        encoded(monkeypatch, store, tmp_path, "llama3_2", rows)
+    found = encoded(monkeypatch, store, tmp_path, "llama3_2", PLAIN)
+    assert found.train_rows > 0
