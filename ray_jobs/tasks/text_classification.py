@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 from ray_jobs.tasks.base import Baseline, BaseNeeds, Batch, Column, Example, Row, Task, padded
-from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_features
+from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_classifier, ngram_features
 from ray_jobs.tasks.positions import longest_sequence
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 PASS_TOKENS = 8192
 """Most tokens of a pass that predicts."""
-_BAG_ROWS = 20_000
-"""Training rows that the bag of words reads."""
+_BAG_ROWS, _BAG_LABELS = 20_000, 50
+"""Training rows that the bag of words reads, and most labels that it is made for."""
 _BAG_INVERSE_REGULARISATION = 10.0
 _LEAST_CHANCE = 1e-9
 """Of a label that the bag of words has not seen."""
@@ -101,7 +101,7 @@ class TextClassification(Task[Example]):
         counts = Counter(row["label"] for row in train)
         labels = sorted(counts)
         found = {"the majority class": [[counts[label] / len(train) for label in labels]] * len(held_out)}
-        if len(labels) > 1 and held_out:
+        if 1 < len(labels) <= _BAG_LABELS and held_out:
             found["a bag of words"] = _bag_of_words(list(islice(train, _BAG_ROWS)), held_out, labels)
         truth = [row["label"] for row in held_out]
         return [_baseline(name, chances, labels, truth) for name, chances in found.items()]
@@ -186,11 +186,9 @@ def _measures(truth: Sequence[str], guess: Sequence[str], labels: Sequence[str])
 
 def _bag_of_words(train: Sequence[Row], held_out: Sequence[Row], labels: Sequence[str]) -> list[list[float]]:
     """Probabilities of the labels by a logistic regression on n-grams, (held-out rows, labels)."""
-    from sklearn.linear_model import LogisticRegression
-
-    features = ngram_features()
+    features = ngram_features(len(labels))
     seen = features.fit_transform([row["text"][:READ_CHARACTERS] for row in train])
-    model = LogisticRegression(C=_BAG_INVERSE_REGULARISATION, max_iter=200).fit(seen, [row["label"] for row in train])
+    model = ngram_classifier(len(labels), _BAG_INVERSE_REGULARISATION).fit(seen, [row["label"] for row in train])
     at = {str(label): i for i, label in enumerate(model.classes_)}
     rows = model.predict_proba(features.transform([row["text"][:READ_CHARACTERS] for row in held_out]))
     return [[float(row[at[label]]) if label in at else 0.0 for label in labels] for row in rows]

@@ -15,7 +15,7 @@ from heapq import nsmallest
 import numpy as np
 
 from ray_jobs.data.row_arrays import Digests, Ints, distinct_in, numbered, numbers_of
-from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_features
+from ray_jobs.tasks.ngram_features import READ_CHARACTERS, ngram_classifier, ngram_features
 
 FOLDS = 5
 FEWEST_INPUTS = 10
@@ -43,20 +43,16 @@ def doubted(text_of: Callable[[int], str], labels: Sequence[str | None], inputs:
     if len(names) < 2:
         return []
     from cleanlab.filter import find_label_issues
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.multiclass import OneVsRestClassifier
 
     given = np.array([names.index(str(labels[row])) for row in usable])
     folds = np.array([int.from_bytes(inputs[row].tobytes()[8:12], "big") % FOLDS for row in usable])
-    vectors = ngram_features().fit_transform([text_of(row)[:READ_CHARACTERS] for row in usable])
+    vectors = ngram_features(len(names)).fit_transform([text_of(row)[:READ_CHARACTERS] for row in usable])
     chances = np.zeros((len(usable), len(names)))
     for fold in range(FOLDS):
         train, test = folds != fold, folds == fold
         if not test.any() or len(set(given[train].tolist())) < 2:
             continue
-        model = LogisticRegression(C=_INVERSE_REGULARISATION, solver="liblinear", tol=1e-3, random_state=0)
-        if len(names) > 2:
-            model = OneVsRestClassifier(model)
+        model = ngram_classifier(len(names), _INVERSE_REGULARISATION)
         model.fit(vectors[train], given[train])
         chances[np.ix_(test, model.classes_)] = model.predict_proba(vectors[test])
     judged = np.flatnonzero(chances.sum(axis=1) > 0)
