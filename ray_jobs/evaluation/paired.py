@@ -17,7 +17,7 @@ from ray_jobs.training.scoring import RowScores
 
 RESAMPLES = 5000
 CONFIDENCE = 0.95
-"""Of an interval."""
+"""Share of cases in which an interval holds the truth."""
 _DRAWS_AT_ONCE = 2_000_000
 _SEED = 20_261
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_jobs import __version__, deploy, registry
 from ray_jobs.data import dataset, prepare, versions
@@ -16,14 +16,13 @@ from ray_jobs.data.distributed import SMALL_BYTES, is_worthwhile
 from ray_jobs.data.encoding import ENCODING, encode_rows
 from ray_jobs.data.split import SIDES
 from ray_jobs.digests import json_digest
-from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtype
 from ray_jobs.errors import ModelError
 from ray_jobs.evaluation import publish
 from ray_jobs.evaluation.champion import Champion, champion_of
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
 from ray_jobs.evaluation.gate import reason_champion_stays, reason_not_judged
-from ray_jobs.evaluation.parity import ParityReport, check_parity
-from ray_jobs.evaluation.publish import SendProgress
+from ray_jobs.evaluation.parity import ParityReport
+from ray_jobs.evaluation.served import compare_with_engine
 from ray_jobs.jobs import Job
 from ray_jobs.models import bases, fetch_base, load_config, load_processor, tokens_within
 from ray_jobs.pipeline.outputs import (
@@ -43,7 +42,7 @@ from ray_jobs.search import page, standing
 from ray_jobs.search.records import Problem, SearchRecords
 from ray_jobs.search.rungs import trial_spec
 from ray_jobs.search.space import default_space
-from ray_jobs.spec import ComputeSection, JobSpec, ServingSection
+from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import PromptSetting
@@ -281,45 +280,6 @@ def compare_served(flow: Flow, context: StageContext) -> ParityReport:
         flow.base.key,
         flow.encoded.prompts,
         compute=flow.spec.compute,
-    )
-
-
-def compare_with_engine(
-    spec: JobSpec,
-    serving: ServingSection,
-    lora_rank: int | None,
-    evaluation: Evaluation,
-    base_key: str,
-    prompts: PromptSetting,
-    store: Workspace,
-    report: SendProgress,
-) -> ParityReport:
-    """The comparison, on a machine of the kind that serves. `serving`, `lora_rank`: of the engine that will serve."""
-    hardware, base = detect_hardware(), store.fetch(base_key)
-    trained = cast(Dtype, evaluation.dtype)
-    settings = EngineSettings(
-        dtype=serving_dtype(trained, hardware),
-        hardware=hardware,
-        max_model_len=tokens_within(serving.max_model_len, base),
-        max_lora_rank=lora_rank,
-        max_loras=serving.max_loras,
-        kv_cache_gib=serving.kv_cache_gib,
-        max_num_seqs=serving.max_ongoing_requests,
-    )
-    candidate = store.fetch(evaluation.candidate_key)
-
-    def progress(done: int, total: int) -> None:
-        report((done, total, "prompts", {}))
-
-    return check_parity(
-        base if evaluation.is_adapter else candidate,
-        evaluation.parity_prompts,
-        settings,
-        trained_dtype=trained,
-        adapter_dir=candidate if evaluation.is_adapter else None,
-        setting=prompts,
-        max_mean_gap=spec.evaluation.parity.max_mean_logprob_gap,
-        progress=progress,
     )
 
 

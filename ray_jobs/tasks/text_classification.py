@@ -30,7 +30,7 @@ _BAG_ROWS, _BAG_LABELS = 20_000, 50
 """Training rows that the bag of words reads, and most labels that it is made for."""
 _BAG_INVERSE_REGULARISATION = 10.0
 _LEAST_CHANCE = 1e-9
-"""Of a label that the bag of words has not seen."""
+"""Probability of a label that the bag of words has not seen."""
 
 
 @dataclass(frozen=True)
