@@ -374,11 +374,12 @@ def test_a_preparation_is_described_beside_its_peer_and_by_its_growth() -> None:
 
 
 def test_dirty_rows_are_described_before_and_after() -> None:
-    sides = {"before": (120, 12, 0.7), "after": (90, 4, 0.8)}
+    sides = {"before": (120, 12, 0.7), "standard": (100, 10, 0.75), "after": (90, 4, 0.6)}
     run = {name: {"rows": r, "wrong": w, "accuracy": a, "loss": 0.5} for name, (r, w, a) in sides.items()}
     text = cleaning.describe({"runs": [run, run]})
     assert "| before | 120 | 12 | 70.0% | 0.500 |" in text
-    assert "+10.0 ± 0.0 points, better in 2 of 2" in text
+    assert "after `standard` +5.0 ± 0.0 (better in 2 of 2)" in text
+    assert "-10.0 ± 0.0 (better in 0 of 2)" in text
 
 
 def test_dirty_rows_are_as_planned() -> None:
