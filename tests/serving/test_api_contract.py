@@ -308,4 +308,4 @@ def test_the_document_has_key_and_errors_of_every_operation(world: World) -> Non
             assert "500" in statuses
             assert (path in ("/healthz", "/readyz")) == ("security" not in operation) == ("401" not in statuses)
     assert "HTTPValidationError" not in DOCUMENT["components"]["schemas"]
-    assert httpx.get(f"{world.server.url}/openapi.json", headers=HEADERS).json() == DOCUMENT
+    assert httpx.get(f"{world.server.url}/openapi.json", headers=HEADERS, timeout=60).json() == DOCUMENT
