@@ -25,6 +25,7 @@ from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import IGNORED, Example, PromptSetting, Row
 from ray_jobs.tasks.chat.turns import trained_turns
+from ray_jobs.tasks.positions import capped
 from ray_jobs.training.inputs import TEST_FILE, TrainInputs, encoded_file
 from ray_jobs.training.scoring import RowScores, score_examples
 
@@ -62,6 +63,8 @@ class Evaluation(BaseModel):
     """The model's champion at the time. None: it had none, or the record is of an earlier version."""
     beside_champion: Comparison | None = None
     """The tuned model beside the champion, row by row. None: there is none, or they cannot be compared."""
+    longest_read: int | None = None
+    """Tokens that the base reads at once. None: it has no limit, or the record is of an earlier version."""
     test_rows: int = Field(validation_alias=AliasChoices("test_rows", "held_out_rows"))
     """Rows of the test side. The stored name was `held_out_rows`."""
     parity_prompts: tuple[ParityPrompt, ...]
@@ -122,15 +125,18 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
     tuned_scores, tuned = measured(candidate)
     report((2, _STEPS, "steps", {"doing": "answers to compare with the engine's"}))
     # The engine generates a token after the last one of the answer.
-    served = models.tokens_within(min(spec.data.max_tokens + 1, spec.serving.max_model_len), base_directory) - 1
+    longest = models.longest_read(base_directory)
+    served = capped(min(spec.data.max_tokens + 1, spec.serving.max_model_len), longest) - 1
     prompts = parity_prompts(candidate, processor, rows, spec, inputs.prompts, served) if task.generates else ()
     report((3, _STEPS, "steps", {"doing": "scoring the base"}))
-    baselines = {each.name: each for each in task.baselines(files_of_rows.side("train"), rows)}
+    baselines = task.baselines(files_of_rows.side("train"), rows)
     if base_directory is not None and models.has_head(base_directory, spec.task, labels):
         with base_weights(candidate, base_directory, spec, labels) as base_model:
             (base_scores, base), base_is = measured(base_model), "the base model"
+    elif not baselines:
+        raise NotImplementedError(f"{task.name} has neither a base model nor a baseline to be compared with")
     else:
-        first = next(iter(baselines.values()))
+        first = baselines[0]
         base_scores, base, base_is = RowScores.of_losses(first.losses), first.metrics, first.name
     beside_champion = None
     if inputs.champion is not None and not inputs.champion.incomparable:
@@ -147,12 +153,13 @@ def evaluate(inputs: EvaluateInputs, store: Workspace, report: SendProgress) -> 
         base=base,
         tuned=tuned,
         base_is=base_is,
-        baselines={name: each.metrics for name, each in baselines.items()},
+        baselines={each.name: each.metrics for each in baselines},
         intervals=intervals(tuned_scores, task.metric),
         comparison=compare(tuned_scores, base_scores, base_is),
         lacking=lacking_evidence(len(rows), _labels_of(rows, task.label_column)),
         champion=inputs.champion,
         beside_champion=beside_champion,
+        longest_read=longest,
         test_rows=len(rows),
         parity_prompts=prompts,
     )

@@ -33,10 +33,9 @@ def reason_champion_stays(evaluation: Evaluation, spec: JobSpec, champion: str |
     if found is None:
         return f"version {champion} cannot be compared with the new one: {compared.incomparable}"
     if found.chance > LEVEL:
-        low, high = found.interval
         return (
             f"the new version is not better than version {champion} by more than chance: its test loss is "
-            f"{found.difference:+.4f} beside that of the champion (95% interval {low:+.4f} to {high:+.4f})"
+            f"{found.difference:+.4f} beside that of the champion (95% interval {found.interval_as_text()})"
         )
     return ""
 
@@ -57,9 +56,9 @@ def gate(evaluation: Evaluation, spec: JobSpec) -> None:
             f"registered: {fix}"
         )
     if found is not None and found.chance > LEVEL:
-        low, high = found.interval
         raise GateError(
             f"the tuned model's test loss {tuned:.4f} is below that of {against}, {base:.4f}, {on}, but not by more "
-            f"than chance (95% interval of the difference {low:+.4f} to {high:+.4f}; with other test rows it would not "
-            f"be better in {found.chance:.1%} of cases, and {LEVEL:.0%} are allowed), so it is not registered: {fix}"
+            f"than chance (95% interval of the difference {found.interval_as_text()}; with other test rows it would "
+            f"not be better in {found.chance:.1%} of cases, and {LEVEL:.0%} are allowed), so it is not registered: "
+            f"{fix}"
         )

@@ -8,6 +8,7 @@ are too narrow, and are widened as in Hesterberg 2015 (arXiv:1411.5279, the expa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +37,21 @@ class Comparison(BaseModel, frozen=True):
     chance: float
     """Share of the redrawn sets of rows in which the tuned model is not better, widened for few rows."""
 
+    def interval_as_text(self) -> str:
+        """Such as `-0.3170 to -0.1890`."""
+        return "{:+.4f} to {:+.4f}".format(*self.interval)
+
 
 def compare(tuned: RowScores, other: RowScores, against: str) -> Comparison:
     """The tuned model beside another; of each, the rows in the same order."""
-    counts, seconds = (np.maximum(each.counts_R.sum(), 1) for each in (tuned, other))
-    difference = float(tuned.losses_R.sum() / counts - other.losses_R.sum() / seconds)
-    drawn = _redrawn([tuned.losses_R, tuned.counts_R, other.losses_R, other.counts_R], _difference)
-    rows = len(tuned.losses_R)
-    chance = _widened(float(np.mean(drawn >= 0)), rows)
-    return Comparison(against=against, difference=difference, interval=_interval(drawn, rows), chance=chance)
+    samples, rows = [tuned.losses_R, tuned.counts_R, other.losses_R, other.counts_R], len(tuned.losses_R)
+    drawn = _redrawn(samples, _difference)
+    return Comparison(
+        against=against,
+        difference=float(_difference(*samples)),
+        interval=_interval(drawn, rows),
+        chance=_widened(float(np.mean(drawn >= 0)), rows),
+    )
 
 
 def intervals(scores: RowScores, metric: str) -> dict[str, Interval]:
@@ -54,7 +61,7 @@ def intervals(scores: RowScores, metric: str) -> dict[str, Interval]:
     return {name: _interval(found, len(scores.losses_R)) for name, found in drawn.items()}
 
 
-def _ratio(values: NDArray[np.float64], counts: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+def _ratio(values: NDArray[np.float64], counts: NDArray[np.float64], *, axis: int = -1) -> NDArray[np.float64]:
     found: NDArray[np.float64] = values.sum(axis) / np.maximum(counts.sum(axis), 1)
     return found
 
@@ -64,17 +71,18 @@ def _difference(
     counts: NDArray[np.float64],
     others: NDArray[np.float64],
     other_counts: NDArray[np.float64],
+    *,
     axis: int = -1,
 ) -> NDArray[np.float64]:
-    return _ratio(losses, counts, axis) - _ratio(others, other_counts, axis)
+    return _ratio(losses, counts, axis=axis) - _ratio(others, other_counts, axis=axis)
 
 
-def _redrawn(samples: list[NDArray[np.float64]], statistic: object) -> NDArray[np.float64]:
+def _redrawn(samples: list[NDArray[np.float64]], statistic: Callable[..., NDArray[np.float64]]) -> NDArray[np.float64]:
     """The statistic of each redrawn set of rows; of one row or none, of the rows themselves."""
     from scipy.stats import bootstrap
 
     if len(samples[0]) < 2:
-        return np.asarray([statistic(*samples)])  # type: ignore[operator]  # a function
+        return np.asarray([statistic(*samples)])
     found = bootstrap(
         samples, statistic, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE, batch=max(1, _DRAWS_AT_ONCE // len(samples[0])), rng=np.random.default_rng(_SEED),

@@ -8,10 +8,10 @@ from ray_jobs.engine import Dtype, EngineSettings, detect_hardware, serving_dtyp
 from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.parity import ParityReport, check_parity
 from ray_jobs.evaluation.publish import SendProgress
-from ray_jobs.models import tokens_within
 from ray_jobs.spec import JobSpec, ServingSection
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import PromptSetting
+from ray_jobs.tasks.positions import capped
 
 
 def compare_with_engine(
@@ -25,12 +25,12 @@ def compare_with_engine(
     report: SendProgress,
 ) -> ParityReport:
     """The comparison, on a machine of the kind that serves. `serving`, `lora_rank`: of the engine that will serve."""
-    hardware, base = detect_hardware(), store.fetch(base_key)
+    hardware = detect_hardware()
     trained = cast(Dtype, evaluation.dtype)
     settings = EngineSettings(
         dtype=serving_dtype(trained, hardware),
         hardware=hardware,
-        max_model_len=tokens_within(serving.max_model_len, base),
+        max_model_len=capped(serving.max_model_len, evaluation.longest_read),
         max_lora_rank=lora_rank,
         max_loras=serving.max_loras,
         kv_cache_gib=serving.kv_cache_gib,
@@ -42,7 +42,7 @@ def compare_with_engine(
         report((done, total, "prompts", {}))
 
     return check_parity(
-        base if evaluation.is_adapter else candidate,
+        store.fetch(base_key) if evaluation.is_adapter else candidate,
         evaluation.parity_prompts,
         settings,
         trained_dtype=trained,

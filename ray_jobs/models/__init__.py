@@ -12,15 +12,15 @@ from ray_jobs.models.load import (
     load_config,
     load_processor,
     load_published,
+    longest_read,
     precision_name,
     require_memory,
     resolve_precision,
     save_published,
-    tokens_within,
 )
 
 __all__ = [
     "attach", "block_prefixes", "build", "build_base", "fetch_base", "has_head", "load_base",
-    "load_config", "load_processor", "load_published", "precision_name", "reference_of", "require_memory",
-    "resolve_precision", "save_published", "tokens_within", "trainable",
+    "load_config", "load_processor", "load_published", "longest_read", "precision_name", "reference_of",
+    "require_memory", "resolve_precision", "save_published", "trainable",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from ray_jobs.registry.model import base_name
 from ray_jobs.storage import ProgressFn, Store, Workspace
 from ray_jobs.storage.transfer import sha256_of
 from ray_jobs.tasks import TASKS
+from ray_jobs.tasks.positions import longest_sequence
 
 _KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".spm", ".vocab")
 """Files of a base that are copied: weights without code, and the tokenizer. Never pickles or Python files."""
@@ -146,14 +147,14 @@ def add(
             raise ModelError(f"{source} can be fine-tuned for no task", details=why)
         base_files.check(source, directory, config, tasks)
         base = _copy(store, source, directory, config, catalogue.BASES, progress)
-    longest = config.get("max_position_embeddings")
+    longest = longest_sequence(config)
     entry = CatalogueEntry(
         name=name or base.name,
         digest=base.digest,
         source=source,
         architecture=base.architecture,
         tasks=tuple(tasks),
-        max_tokens=longest if isinstance(longest, int) else None,
+        max_tokens=longest,
     )
     length = min(entry.max_tokens or entry.serving.max_model_len, entry.serving.max_model_len)
     return catalogue.add(store, catalogue.with_engine(entry, {"max_model_len": length, **(engine or {})}))

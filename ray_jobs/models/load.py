@@ -38,12 +38,11 @@ def load_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def tokens_within(wanted: int, directory: Path | None) -> int:
-    """A number of tokens, or as many as the model in a directory reads at once if that is less."""
+def longest_read(directory: Path | None) -> int | None:
+    """Tokens that the model in a directory reads at once. None: there is no model, or it has no limit."""
     if directory is None or not (directory / "config.json").is_file():
-        return wanted
-    longest = longest_sequence(load_config(directory))
-    return wanted if longest is None else min(wanted, longest)
+        return None
+    return longest_sequence(load_config(directory))
 
 
 def check_architecture(config: dict[str, Any], task: str) -> None:

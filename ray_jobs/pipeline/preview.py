@@ -21,7 +21,7 @@ from ray_jobs.data.preparation import Preparation, TokenFit
 from ray_jobs.data.sources import RowFile, find_files, is_small, local_copy
 from ray_jobs.data.token_fit import token_fit
 from ray_jobs.errors import DataError, KitaeError
-from ray_jobs.models import bases, load_processor, tokens_within
+from ray_jobs.models import bases, load_processor, longest_read
 from ray_jobs.pipeline.outputs import EncodedRows
 from ray_jobs.registry import catalogue
 from ray_jobs.search.space import default_space
@@ -29,6 +29,7 @@ from ray_jobs.spec import JobSpec, Range
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import Row
+from ray_jobs.tasks.positions import capped
 
 ROWS = 200
 """Rows that are counted: a plan is an answer in seconds."""
@@ -79,7 +80,7 @@ def preview_examples(store: Workspace, spec: JobSpec, base_model: str) -> Previe
             setting = task.setting_for(rows, tokenizer, store.now().date())
             labels = [] if task.label_column is None else sorted({row[task.label_column] for _, row in rows})
             written = task.with_setting(setting)
-            max_tokens = tokens_within(spec.data.max_tokens, directory)
+            max_tokens = capped(spec.data.max_tokens, longest_read(directory))
             data = spec.data.model_copy(update={"max_tokens": max_tokens})
             fit, examples = token_fit([row for _, row in rows], written, tokenizer, labels, data)
     except DataError as error:  # the stage's own error has every row

@@ -69,16 +69,12 @@ class JobResult(BaseModel, frozen=True):
             "  ".join([f"{'test rows':<16}", *cells, f"{'tuned':>10}"]),
         ]
         for name, value in self.tuned.items():
-            found = (f"{each[name]:.4f}" if name in each else "" for each in columns.values())
-            cells = [f"{text:>{width}}" for text, width in zip(found, widths, strict=True)]
-            low, high = self.intervals.get(name, (value, value))
-            spread = f"({low:.4f} to {high:.4f}, 95%)" if name in self.intervals else ""
+            values = (f"{each[name]:.4f}" if name in each else "" for each in columns.values())
+            cells = [f"{text:>{width}}" for text, width in zip(values, widths, strict=True)]
+            spread = "({:.4f} to {:.4f}, 95%)".format(*self.intervals[name]) if name in self.intervals else ""
             lines.append("  ".join([f"{name:<16}", *cells, f"{value:>10.4f}", spread]).rstrip())
-        if self.comparison is not None:
-            low, high = self.comparison.interval
-            lines.append(
-                f"{'difference':<16}  {self.comparison.difference:+.4f} ({low:+.4f} to {high:+.4f}, 95%) in loss"
-            )
+        if (found := self.comparison) is not None:
+            lines.append(f"{'difference':<16}  {found.difference:+.4f} ({found.interval_as_text()}, 95%) in loss")
         if self.not_judged:
             lines.append(f"not judged: {self.not_judged}")
         if self.champion_stays:

@@ -16,7 +16,7 @@ from ray_jobs.data.distributed import SMALL_BYTES, is_worthwhile
 from ray_jobs.data.encoding import ENCODING, encode_rows
 from ray_jobs.data.split import SIDES
 from ray_jobs.digests import json_digest
-from ray_jobs.errors import ModelError
+from ray_jobs.errors import ModelError, RegistryError
 from ray_jobs.evaluation import publish
 from ray_jobs.evaluation.champion import Champion, champion_of
 from ray_jobs.evaluation.evaluate import Evaluation, evaluate
@@ -24,7 +24,7 @@ from ray_jobs.evaluation.gate import reason_champion_stays, reason_not_judged
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.evaluation.served import compare_with_engine
 from ray_jobs.jobs import Job
-from ray_jobs.models import bases, fetch_base, load_config, load_processor, tokens_within
+from ray_jobs.models import bases, fetch_base, load_config, load_processor, longest_read
 from ray_jobs.pipeline.outputs import (
     BaseCopy,
     DeployedEndpoint,
@@ -46,6 +46,7 @@ from ray_jobs.spec import ComputeSection
 from ray_jobs.storage import Workspace
 from ray_jobs.tasks import TASKS
 from ray_jobs.tasks.base import PromptSetting
+from ray_jobs.tasks.positions import capped
 from ray_jobs.tracking.job_run import track
 from ray_jobs.training import checkpoint, ray_train, ray_workers
 from ray_jobs.training.inputs import TEST_FILE, TRAIN_FILE, VALIDATION_FILE, TrainOutcome
@@ -126,7 +127,7 @@ def encode(flow: Flow, context: StageContext, base_model: str) -> EncodedRows:
     labels, limits = flow.dataset.labels, spec.data
     files = dataset.load(store, flow.dataset.digest)
     directory = fetch_base(store, base.key)
-    tokenizer, max_tokens = load_processor(directory, spec.task), tokens_within(limits.max_tokens, directory)
+    tokenizer, max_tokens = load_processor(directory, spec.task), capped(limits.max_tokens, longest_read(directory))
     if max_tokens < limits.max_tokens:
         note = f"data.max_tokens is {limits.max_tokens}; {base.name} reads at most {max_tokens} tokens, so that is used"
         context.job.event("info", note)
@@ -258,11 +259,15 @@ def evaluate_candidate(flow: Flow, context: StageContext) -> Evaluation:
 
 
 def _champion(flow: Flow, store: Workspace) -> Champion | None:
-    """The version that the model's alias `champion` points at."""
-    name = flow.job_spec.name
-    pointed = registry.aliases(store, name).get(registry.CHAMPION)
-    found = [version for version in registry.versions(store, name) if version.version == pointed]
-    return champion_of(found[0], flow.spec, flow.base.digest, flow.dataset.labels) if found else None
+    """The version that the model's alias `champion` points at. None: it decides nothing, or is deleted."""
+    pointed = registry.aliases(store, flow.job_spec.name).get(registry.CHAMPION)
+    if pointed is None or not flow.spec.evaluation.must_beat_base:
+        return None
+    try:
+        version = registry.get(store, f"{flow.job_spec.name}@{pointed}")
+    except RegistryError:
+        return None
+    return champion_of(version, flow.spec, flow.base.digest, flow.dataset.labels)
 
 
 def compare_served(flow: Flow, context: StageContext) -> ParityReport:
@@ -345,8 +350,8 @@ def _register_tree(
     """Register a tree of the store. The same tree and job are the same version."""
     spec = flow.spec
     training = spec.training.model_copy(update={"precision": flow.evaluation.dtype})  # what `auto` became
-    base = fetch_base(context.store, flow.base.key) if TASKS[spec.task].generates else None
-    serving = spec.serving.model_copy(update={"max_model_len": tokens_within(spec.serving.max_model_len, base)})
+    max_model_len = capped(spec.serving.max_model_len, flow.evaluation.longest_read)
+    serving = spec.serving.model_copy(update={"max_model_len": max_model_len})
     lineage = Lineage(
         dataset_digest=flow.dataset.digest,
         dataset=flow.dataset.version,

@@ -23,3 +23,8 @@ def longest_sequence(config: Mapping[str, Any]) -> int | None:
     if config.get("model_type") in _AFTER_PADDING:
         return int(found[0]) - int(config.get("pad_token_id") or 0) - 1
     return int(found[0])
+
+
+def capped(tokens: int, longest: int | None) -> int:
+    """A number of tokens, or as many as a model reads at once if that is less. None: no limit is known."""
+    return tokens if longest is None else min(tokens, longest)

@@ -83,7 +83,7 @@ def score_examples(
         # Counted as they are scored: nothing predicts the first token of a sequence.
         counts = [len(task.collate([encoded[i]]).targets_S) for i in group]
         owners = np.repeat(np.asarray(group, dtype=np.int64), counts)
-        of_labels = (labels.losses_S, np.ones(len(owners)), labels.correct_S)
+        of_labels = (labels.losses_S.cpu(), np.ones(len(owners)), labels.correct_S.cpu())
         for values, of_label in zip(found, of_labels, strict=True):
             values += np.bincount(owners, np.asarray(of_label, dtype=np.float64), minlength=len(encoded))
     return RowScores(*found)
@@ -109,7 +109,7 @@ def _passes(
             batch = task.collate([encoded[i] for i in group], packed=packed, pad_id=0).to(device)
             with torch.no_grad():
                 found = task.label_scores(model, batch, reference)
-            yield group, LabelScores(found.losses_S.cpu(), found.correct_S.cpu())
+            yield group, found
     finally:
         model.train(was_training)
 
