@@ -1,7 +1,7 @@
 """What the evaluation keeps of each test row: the losses and answers of every model that it scored, side by side.
 
-Slices, fairness, the page and `kitae models compare` read these records; nothing is scored twice. They hold texts of the
-rows, so they lie in the job's prefix of the team's workspace and are deleted with it.
+Slices, fairness, the page and `kitae models compare` read these records; nothing is scored twice. They hold texts of
+the rows, so they lie in the job's prefix of the team's workspace and are deleted with it.
 """
 
 from __future__ import annotations
