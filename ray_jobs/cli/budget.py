@@ -136,7 +136,7 @@ def checked(store: Workspace, spec: JobSpec) -> Workspace:
 
     team, now = store.team, store.now()
     try:
-        if budgets.read(store, team) is None or jobs.exists(store, spec.job_id):
+        if budgets.read(store, team) is None or jobs.exists(store, jobs.id_of(store, spec)):
             return store
         estimate = budgets.estimate_of(store, spec, team, None, now)
         found = budgets.check(store, team, estimate, prices.from_environment(os.environ), now)

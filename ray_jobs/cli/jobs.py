@@ -52,16 +52,18 @@ def run(spec: JobSpec, launched: bool, release: int | None) -> None:
       kitae run examples/faq_chat.yaml
     """
     store = session.open_workspace()
-    if launched and (ended := _succeeded(store, spec.job_id)):
+    from ray_jobs.jobs import Released, id_of
+
+    job_id = id_of(store, spec)
+    if launched and (ended := _succeeded(store, job_id, spec)):
         click.echo(ended)
         return
     from ray_jobs import pipeline
-    from ray_jobs.jobs import Released
 
     budget.checked(store, spec)
     with _exit_0_on((JobCancelled, JobPaused, JobSuperseded) if launched else ()):
         by = Released(release) if release is not None else None
-        click.echo(pipeline.run(store, spec, launched=by).as_text())
+        click.echo(pipeline.run(store, spec, job_id=job_id, launched=by).as_text())
 
 
 @click.command()
@@ -99,23 +101,27 @@ def resume(job: str, workers: int | None, launched: bool, paused_at: str | None,
 
     with _exit_0_on(JobError if launched else ()):
         by = Launched(paused_at, submitted) if launched or submitted else None
-        result = pipeline.run(store, loaded, launched=by)
+        result = pipeline.run(store, loaded, job_id=job, launched=by)
         click.echo(result.as_text())
 
 
-def _succeeded(store: Workspace, job_id: str) -> str | None:
-    """What a launched runner says of a job that has succeeded; None: it has not.
+def _succeeded(store: Workspace, job_id: str, spec: JobSpec | None = None) -> str | None:
+    """What a launched runner says of a job that has succeeded; None: it has not, or with another gate or serving option
+    than `spec`.
 
     KubeRay runs a job again if its dashboard does not answer within 30 s of the job's end. This is checked before the
     frameworks are imported and before a worker is requested.
     """
     from ray_jobs.jobs import load
+    from ray_jobs.spec import parse_spec
 
     try:
         record = load(store, job_id)
     except JobError:  # it has no record yet
         return None
     if record.status != "succeeded":
+        return None
+    if spec is not None and parse_spec(record.spec, stored=True).digest() != spec.digest():
         return None
     return f"job {job_id} has succeeded already: there is nothing to do"
 
@@ -220,9 +226,11 @@ def notice(context: click.Context, job: str, wait_s: float) -> None:
       python -m ray_jobs notice /etc/kitae/job.yaml --wait-s 90
     """
     from ray_jobs.jobs import checkpoint_request as notices
+    from ray_jobs.jobs import id_of
     from ray_jobs.spec import load_spec
 
-    job = load_spec(Path(job)).job_id if Path(job).suffix in (".yaml", ".yml") else job
+    if Path(job).suffix in (".yaml", ".yml"):
+        job = id_of(session.open_workspace(check=False), load_spec(Path(job)))
     store, job = session.find_job(job)
     given = notices.request(store, job)
     answer, step = notices.wait(store, job, given.number, wait_s)

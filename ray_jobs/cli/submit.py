@@ -36,23 +36,24 @@ def submit(context: click.Context, spec: JobSpec, no_wait: bool) -> None:
       kitae submit examples/faq_chat.yaml --no-wait
     """
     store = budget.checked(session.open_workspace(), spec)
-    from ray_jobs.jobs import give_up
+    from ray_jobs.jobs import give_up, id_of
     from ray_jobs.jobs.runs import describe_takeover
     from ray_jobs.launch.launcher import Needs
     from ray_jobs.launch.ray_job import RayAddress, RayLauncher
 
     ray = RayAddress.from_env()
     launcher = RayLauncher(ray.dashboard_url, ray.token)
-    runner_id = f"{spec.job_id}-{secrets.token_hex(3)}"
+    job_id = id_of(store, spec)
+    runner_id = f"{job_id}-{secrets.token_hex(3)}"
     launcher.runners(runner_id)  # raises, before anything is written, where Ray does not answer
-    if (takeover := describe_takeover(store, spec.job_id)) is not None:
+    if (takeover := describe_takeover(store, job_id)) is not None:
         click.echo(f"note: {takeover}")
     from ray_jobs import pipeline
 
     record = pipeline.prepare(store, spec)
     environment = {"KITAE_STORE": store.uri(), "KITAE_TEAM": store.team}
     try:
-        launcher.launch(runner_id, ["resume", record.id, "--submitted"], environment, Needs.of(spec))
+        launcher.launch(runner_id, ["resume", record.id, "--submitted"], environment, Needs.of(spec, job_id))
     except MachineError as error:
         if record.status == "queued":
             give_up(store, record.id, str(error))

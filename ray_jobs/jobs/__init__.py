@@ -14,6 +14,7 @@ from ray_jobs.jobs.events import (
     note_changed,
     note_created,
 )
+from ray_jobs.jobs.identity import id_of
 from ray_jobs.jobs.record import (
     JobRecord,
     StageRecord,
@@ -34,6 +35,7 @@ from ray_jobs.jobs.record import (
 
 __all__ = [
     "CHECK_EVERY_S", "Event", "Job", "JobRecord", "Launched", "Level", "Released", "StageRecord", "Status", "create",
-    "event", "events", "exists", "find", "give_up", "list_jobs", "load", "newest_names", "note", "note_changed",
-    "note_created", "queue", "read_stage", "request_cancel", "request_pause", "stages", "start_attempt", "write_stage",
+    "event", "events", "exists", "find", "give_up", "id_of", "list_jobs", "load", "newest_names", "note",
+    "note_changed", "note_created", "queue", "read_stage", "request_cancel", "request_pause", "stages",
+    "start_attempt", "write_stage",
 ]  # fmt: skip

@@ -47,14 +47,19 @@ class Released:
 
 
 def start_attempt(
-    store: Workspace, spec: JobSpec, *, owner: str | None = None, launched: Launched | Released | None = None
+    store: Workspace,
+    spec: JobSpec,
+    job_id: str | None = None,
+    *,
+    owner: str | None = None,
+    launched: Launched | Released | None = None,
 ) -> Job:
-    """Claim the job's next attempt, which supersedes the runner of an earlier one.
+    """Claim the job's next attempt, which supersedes the runner of an earlier one. `job_id`: as `create`.
 
     A cancelled, paused or failed job resumes, unless its runner was `launched` before it was stopped; then raises
     JobCancelled, JobPaused or JobError.
     """
-    create(store, spec)
+    job_id = create(store, spec, job_id).id
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
     def claim(record: JobRecord) -> JobRecord:
@@ -70,7 +75,7 @@ def start_attempt(
             release=launched.attempt if isinstance(launched, Released) else None,
         )
 
-    return Job(store, update(store, spec.job_id, claim))
+    return Job(store, update(store, job_id, claim))
 
 
 class Job:

@@ -96,15 +96,15 @@ def _why_misplaced(name: str, record: JobRecord) -> str | None:
 _JOBS = Documents("jobs/", JobRecord, "a job record", _why_misplaced)
 
 
-def create(store: Workspace, spec: JobSpec) -> JobRecord:
-    """Record the job as queued, or return its existing record: the same spec is the same job."""
-    record = JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=store.now())
+def create(store: Workspace, spec: JobSpec, job_id: str | None = None) -> JobRecord:
+    """Record the job as queued, or return its existing record. `job_id`: as `jobs.id_of` finds it; None: the spec's."""
+    record = JobRecord(id=job_id or spec.job_id, spec=spec.model_dump(mode="json"), created_at=store.now())
     return _JOBS.get_or_create(store, _name(record.id), record)
 
 
-def queue(store: Workspace, spec: JobSpec, submitted: Mapping[str, str]) -> JobRecord:
+def queue(store: Workspace, spec: JobSpec, job_id: str, submitted: Mapping[str, str]) -> JobRecord:
     """Record the job as queued for the runner that `kitae submit` starts. A running job keeps running until then."""
-    create(store, spec)
+    create(store, spec, job_id)
     changes = {"spec": spec.model_dump(mode="json"), "submitted": dict(submitted)}
 
     def queued(record: JobRecord) -> JobRecord:
@@ -112,7 +112,7 @@ def queue(store: Workspace, spec: JobSpec, submitted: Mapping[str, str]) -> JobR
             return record.model_copy(update=changes)
         return record.reopened(started_at=None, **changes)
 
-    return update(store, spec.job_id, queued)
+    return update(store, job_id, queued)
 
 
 def load(store: Workspace, job_id: str) -> JobRecord:

@@ -50,10 +50,10 @@ class Needs:
     gpus_per_worker: int
 
     @classmethod
-    def of(cls, spec: JobSpec) -> Needs:
-        """Read a job file."""
+    def of(cls, spec: JobSpec, job_id: str) -> Needs:
+        """Those of a job file, and the id of its record."""
         return cls(
-            job_id=spec.job_id,
+            job_id=job_id,
             digest=spec.digest(),
             team=spec.team or DEFAULT_TEAM,
             priority=spec.priority,

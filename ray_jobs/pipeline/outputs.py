@@ -17,6 +17,7 @@ from ray_jobs.digests import json_digest
 from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.spec import JobSpec
+from ray_jobs.spec.identity import NOT_TRAINED, one_spelling
 from ray_jobs.tasks.base import PromptSetting
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 
@@ -143,8 +144,15 @@ class Flow:
 
     job_spec: JobSpec
     """The job file."""
+    known_id: str = ""
+    """Id of the job's record. Empty: the one that the job file gives."""
     outputs: Mapping[tuple[type, str], Any] = field(default_factory=dict)
     """By type and, for the stages that exist once a base model, by base model."""
+
+    @property
+    def job_id(self) -> str:
+        """Id of the job's record."""
+        return self.known_id or self.job_spec.job_id
 
     def get(self, kind: type[O], base_model: str = "") -> O:
         """A stage's output."""
@@ -176,8 +184,11 @@ class Flow:
     @property
     def search_prefix(self) -> str:
         """Prefix of the search's records."""
-        materials = {model: (self.base_copy(model).key, self.get(EncodedRows, model).key) for model in self.base_models}
-        return f"jobs/{self.job_spec.job_id}/search/{json_digest(materials)}"
+        materials = {
+            one_spelling(model): (self.base_copy(model).key, self.get(EncodedRows, model).key)
+            for model in self.base_models
+        }
+        return f"jobs/{self.job_id}/search/{json_digest(materials)}"
 
     @property
     def search(self) -> SearchOutcome | None:
@@ -191,8 +202,11 @@ class Flow:
 
     @property
     def spec(self) -> JobSpec:
-        """The job with the best trial's values in their places."""
-        return self.job_spec if self.search is None else self.search.inputs.spec
+        """The job with the best trial's values in their places. What follows the training is that of the job file."""
+        if self.search is None:
+            return self.job_spec
+        own = {name: getattr(self.job_spec, name) for name in NOT_TRAINED}
+        return self.search.inputs.spec.model_copy(update=own)
 
     @property
     def base(self) -> BaseCopy:
@@ -213,11 +227,11 @@ class Flow:
     def train_inputs(self) -> TrainInputs:
         """Inputs of the training whose checkpoint is evaluated. Their prefix is the same for any number of workers."""
         if self.search is not None and not self.retrains:
-            return self.search.inputs
+            return self.search.inputs.model_copy(update={"spec": self.spec})
         inputs = self.inputs_of(self.spec, "")
         training = self.spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep", "publish_checkpoints"})
         digest = json_digest([inputs.encoded_key, inputs.base_key, self.spec.task, training])
-        return inputs.model_copy(update={"checkpoints": f"jobs/{self.job_spec.job_id}/checkpoints/{digest}"})
+        return inputs.model_copy(update={"checkpoints": f"jobs/{self.job_id}/checkpoints/{digest}"})
 
     @property
     def trained(self) -> TrainOutcome | SearchOutcome:
@@ -239,7 +253,7 @@ class Flow:
             dataset_digest=self.dataset.digest,
             test_kept=self.encoded.test_kept,
             prompts=self.encoded.prompts,
-            candidate_key=candidate_key(self.job_spec.job_id, self.trained.checkpoint),
+            candidate_key=candidate_key(self.job_id, self.trained.checkpoint),
         )
 
     @property

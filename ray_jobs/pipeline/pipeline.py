@@ -53,19 +53,24 @@ STAGE_TRIES = 3
 _RETRY_AFTER_S = 10.0
 
 
-def run(store: Workspace, spec: JobSpec, *, launched: Launched | Released | None = None) -> JobResult:
-    """Run or resume a job to its end. Raises the job's error, after writing it into the job's record."""
+def run(
+    store: Workspace, spec: JobSpec, *, job_id: str | None = None, launched: Launched | Released | None = None
+) -> JobResult:
+    """Run or resume a job to its end. Raises the job's error, after writing it into the job's record.
+
+    `job_id`: the record that is resumed. None: that of the job file.
+    """
     everywhere = isinstance(launched, Launched) and launched.submitted
 
     def work(job: Job, run: Heartbeat) -> JobResult:
-        flow, known = Flow(spec), sources.submitted(job.record, everywhere=everywhere)
+        flow, known = Flow(spec, job.id), sources.submitted(job.record, everywhere=everywhere)
         flow, times = _run_stages(job, run, stages_of(flow, sources.read_sources(store, flow, known)), flow)
         metrics_csv = write_csv(store, job.id, checkpoint.committed(store, flow.train_inputs.checkpoints))
         result = job_result(flow, times, metrics_csv)
         job.event("info", f"registered {result.model}@{result.version}", result.tuned)
         return result
 
-    return _attempt(store, spec, work, launched)
+    return _attempt(store, spec, work, job_id or jobs.id_of(store, spec), launched)
 
 
 def tune(store: Workspace, spec: JobSpec) -> TuneResult:
@@ -73,14 +78,14 @@ def tune(store: Workspace, spec: JobSpec) -> TuneResult:
     spec = spec if spec.search is not None else spec.model_copy(update={"search": SearchSection()})
 
     def work(job: Job, run: Heartbeat) -> TuneResult:
-        flow, known = Flow(spec), sources.submitted(job.record, everywhere=False)
+        flow, known = Flow(spec, job.id), sources.submitted(job.record, everywhere=False)
         stages = list(stages_of(flow, sources.read_sources(store, flow, known)))
         end = next(number for number, stage in enumerate(stages, 1) if stage.output is SearchOutcome)
         flow, _ = _run_stages(job, run, stages[:end], flow)
         found = flow.get(SearchOutcome)
         return TuneResult(job_id=job.id, run=found.run, params=found.params, page=found.page)
 
-    return _attempt(store, spec, work)
+    return _attempt(store, spec, work, jobs.id_of(store, spec))
 
 
 def plan(store: Workspace, spec: JobSpec) -> PlanReport:
@@ -88,9 +93,10 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
 
     Raises as `checked`, and DataError for rows that are wrong.
     """
-    record = jobs.load(store, spec.job_id) if jobs.exists(store, spec.job_id) else None
+    job_id = jobs.id_of(store, spec)
+    record = jobs.load(store, job_id) if jobs.exists(store, job_id) else None
     known = {} if record is None else sources.submitted(record, everywhere=False)
-    flow, planned, gate_error = Flow(spec), list[PlannedStage](), ""
+    flow, planned, gate_error = Flow(spec, job_id), list[PlannedStage](), ""
     report: Preparation | None = None
     fit: TokenFit | None = None
     for stage in stages_of(flow, checked(store, flow, known)):
@@ -116,7 +122,7 @@ def plan(store: Workspace, spec: JobSpec) -> PlanReport:
             action = "will run" + which + (f": {about.text}" if about.text else "")
         planned.append(PlannedStage(stage.name, action))
     advice = () if report is None else fixes(Speaker("en"), report.model_copy(update={"fit": fit}))
-    return PlanReport(spec, tuple(planned), tuple(each.as_text() for each in advice))
+    return PlanReport(spec, job_id, tuple(planned), tuple(each.as_text() for each in advice))
 
 
 def _about(store: Workspace, spec: JobSpec, stage: Stage[Any]) -> Preview:
@@ -145,7 +151,7 @@ def find_output(store: Workspace, stage: Stage[Any], flow: Flow) -> tuple[StageR
     if stage.inputs is None:
         return None
     try:
-        record = jobs.read_stage(store, flow.job_spec.job_id, stage.name, stage.inputs(flow))
+        record = jobs.read_stage(store, flow.job_id, stage.name, stage.inputs(flow))
     except MissingOutputError:
         return None
     if record is None:
@@ -210,13 +216,17 @@ def _tried(job: Job, stage: Stage[Any], flow: Flow, progress: StageProgress) -> 
 
 
 def _attempt(
-    store: Workspace, spec: JobSpec, work: Callable[[Job, Heartbeat], R], launched: Launched | Released | None = None
+    store: Workspace,
+    spec: JobSpec,
+    work: Callable[[Job, Heartbeat], R],
+    job_id: str,
+    launched: Launched | Released | None = None,
 ) -> R:
     """Claim the job's next attempt and do its work. Raises what the work raises, after writing it into the record."""
     _require_team(store, spec)
     registry.claim_name(store, spec.name)  # before anything is written of a job that would be refused
-    takeover = describe_takeover(store, spec.job_id)
-    job = jobs.start_attempt(store, spec, launched=launched)
+    takeover = describe_takeover(store, job_id)
+    job = jobs.start_attempt(store, spec, job_id, launched=launched)
     if takeover is not None:
         print(f"note: {takeover}", flush=True)
     job.event("info", f"attempt {job.attempt} started")

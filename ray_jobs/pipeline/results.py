@@ -95,7 +95,7 @@ def job_result(flow: Flow, times: Sequence[StageTime], metrics_csv: str | None) 
     """The outcome of a job whose stages have all given their outputs. Pure."""
     spec, evaluation, found = flow.job_spec, flow.evaluation, flow.search
     return JobResult(
-        job_id=spec.job_id,
+        job_id=flow.job_id,
         model=flow.registered.name,
         version=flow.registered.version,
         base_name=flow.base.name,
@@ -149,6 +149,7 @@ class PlanReport:
     """The stages of a job, and the action that a run would take for each."""
 
     spec: JobSpec
+    job_id: str
     stages: tuple[PlannedStage, ...]
     advice: tuple[str, ...] = ()
     """What to fix first in the rows, the most important first."""
@@ -159,4 +160,4 @@ class PlanReport:
         lines = [f"  {stage.name:<10} {stage.action}" for stage in self.stages]
         if self.advice:
             lines += ["", "what to fix first in the rows", *(f"  {text}" for text in self.advice)]
-        return f"{document}\njob {self.spec.job_id}\n" + "\n".join(lines)
+        return f"{document}\njob {self.job_id}\n" + "\n".join(lines)

@@ -29,7 +29,7 @@ from ray_jobs.pipeline.preview import describe_search
 from ray_jobs.pipeline.sources import Sources
 from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.spec import JobSpec
-from ray_jobs.spec.job import FORMER_FRACTION
+from ray_jobs.spec.identity import FORMER_FRACTION
 from ray_jobs.tasks import TASKS
 from ray_jobs.training.inputs import TrainOutcome
 
@@ -130,7 +130,12 @@ def _parity(flow: Flow) -> dict[str, Any]:
 
 
 def _register(flow: Flow) -> dict[str, Any]:
-    return {"candidate": flow.evaluation.candidate_key, "name": flow.job_spec.name}
+    """A version is its weights, its judgement and its serving options: a change of any makes another."""
+    options = {
+        "evaluation": flow.spec.evaluation.model_dump(mode="json", exclude_none=True),
+        "serving": flow.spec.serving.model_dump(mode="json", exclude={"deploy"}, exclude_none=True),
+    }
+    return {"candidate": flow.evaluation.candidate_key, "name": flow.job_spec.name, **options}
 
 
 def _publish(flow: Flow) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def prepare(store: Workspace, spec: JobSpec) -> JobRecord:
     No attempt is claimed: a runner of the job that is alive continues. Raises as `plan`, and as the stages; then the
     job's record is unchanged.
     """
-    flow = Flow(spec)
+    flow = Flow(spec, jobs.id_of(store, spec))
     found = checked(store, flow, {})
     local = local_sources(store, flow)
     reads = {Dataset: spec.data.sources}
@@ -39,7 +39,7 @@ def prepare(store: Workspace, spec: JobSpec) -> JobRecord:
             _run(store, flow, stage)
     prints = {**dict(zip(spec.data.sources, found.rows, strict=True)), **found.bases}
     registry.claim_name(store, spec.name)  # before the job is recorded, as a run does
-    return jobs.queue(store, spec, {source: prints[source] for source in local})
+    return jobs.queue(store, spec, flow.job_id, {source: prints[source] for source in local})
 
 
 def _run(store: Workspace, flow: Flow, stage: Stage[object]) -> None:
@@ -47,7 +47,7 @@ def _run(store: Workspace, flow: Flow, stage: Stage[object]) -> None:
     assert stage.inputs is not None
     print(f"{stage.name:<9}  started", flush=True)
     # These stages use the store of their job, and nothing else of it.
-    job = Job(store, JobRecord(id=spec.job_id, spec=spec.model_dump(mode="json"), created_at=store.now()))
+    job = Job(store, JobRecord(id=flow.job_id, spec=spec.model_dump(mode="json"), created_at=store.now()))
     with StageProgress(stage.name) as progress:
         output = stage.run(flow, StageContext(job, progress.update))
     record = StageRecord(
@@ -58,4 +58,4 @@ def _run(store: Workspace, flow: Flow, stage: Stage[object]) -> None:
         attempt=0,
         finished_at=store.now(),
     )
-    jobs.write_stage(store, spec.job_id, record)
+    jobs.write_stage(store, flow.job_id, record)

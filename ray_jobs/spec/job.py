@@ -1,4 +1,4 @@
-"""JobSpec: the sections together, the rules between them, and the digest that names a job."""
+"""JobSpec: the sections together, the rules between them, and the identity that names a job."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from ray_jobs.digests import json_digest
 from ray_jobs.errors import suggestion
 from ray_jobs.spec import problems as invalid
+from ray_jobs.spec.identity import FORMER_FRACTION, identity_of
 from ray_jobs.spec.search import SearchSection, searchable_fields
 from ray_jobs.spec.section import SpecSection
 from ray_jobs.spec.sections import (
@@ -27,10 +28,6 @@ from ray_jobs.tasks import TASKS, TaskName
 
 DEFAULT_TEAM = "default"
 """Team of jobs and models without a team."""
-
-FORMER_FRACTION = 0.1
-"""Default of `data.held_out_fraction` in earlier versions. In the ids of jobs it still stands for "not given", so that
-a job file without it names the same job as before."""
 
 COMBINATIONS = "combinations"
 """Type of pydantic's error about fields that exclude each other; its context has the `problems`."""
@@ -140,9 +137,8 @@ class JobSpec(SpecSection):
         return JobSpec.model_validate(document)
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over the resolved spec without `compute`, `priority` and `tracking`: the number of
-        workers, the time of a job and the copies of its metrics do not change its result, so it can resume with
-        others."""
+        """16 hex digits of SHA-256 over the resolved spec without `compute`, `priority` and `tracking`: a registered
+        version with another one has other weights, another judgement or other serving options."""
         resolved = self.model_dump(mode="json", exclude={"compute", "priority", "tracking"}, exclude_none=True)
         # Newer than some stored jobs: left out while it is off, so that their ids do not change.
         if not self.training.publish_checkpoints:
@@ -151,6 +147,14 @@ class JobSpec(SpecSection):
         return json_digest(resolved)
 
     @property
+    def identity(self) -> str:
+        """10 hex digits of what decides the trained weights: job files with the same are one job.
+
+        What comes after the training is no part of it, nor how a path is written or on how many workers it runs.
+        """
+        return identity_of(self.model_dump(mode="json", exclude_none=True))
+
+    @property
     def job_id(self) -> str:
-        """`{name}-{digest}`: running the same spec again resumes the same job."""
-        return f"{self.name}-{self.digest()[:10]}"
+        """`{name}-{identity}`, the id of a new job. `jobs.id_of` also finds those of earlier versions."""
+        return f"{self.name}-{self.identity}"

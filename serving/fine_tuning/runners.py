@@ -48,7 +48,7 @@ class Runners:
         """Raise ApiError 400 for a job that the cluster can never start, or whose team has no queue or may not use its
         priority."""
         try:
-            self.launcher.check(Needs.of(api.job_spec()))
+            self.launcher.check(Needs.of(api.job_spec(), api.job_id))
         except RequestTooLarge as error:
             details = [{"param": "compute", "message": detail} for detail in error.details]
             message = f"{error.message}: {'; '.join(error.details)}"
@@ -80,7 +80,7 @@ class Runners:
             # The paused runner may still be queued; starting later, it would take the job from the new one.
             for older in api.launches[-2:-1]:
                 self.launcher.stop(api.runner_id(older))
-        needs = Needs.of(api.job_spec())
+        needs = Needs.of(api.job_spec(), api.job_id)
         try:
             environment = {"KITAE_STORE": self.store.uri(), "KITAE_TEAM": api.team}
             self.launcher.launch(api.runner_id(newest), arguments, environment, needs)

@@ -358,7 +358,7 @@ class FineTuningService:
     def _create_job(self, api: ApiJob) -> None:
         registry.claim_name(api.workspace(self.store), api.id)
         jobs.note_created(api.workspace(self.store), api.job_id, f"created fine-tuning job {api.id}")
-        jobs.create(api.workspace(self.store), api.job_spec())
+        jobs.create(api.workspace(self.store), api.job_spec(), api.job_id)
 
 
 def _invalid_state(observed: ObservedJob, wanted: str) -> ApiError:

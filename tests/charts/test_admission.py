@@ -41,7 +41,7 @@ def launched(priority: int = 0) -> Object:
     spec = parse_spec(chart_values.job()["job"]["spec"] | {"priority": priority})
     arguments = ["resume", spec.job_id, "--launched"]
     cluster = settings.parse(yaml.safe_load(text))
-    return rayjob_manifest.manifest(cluster, "ftjob-0123456789-1", arguments, {}, Needs.of(spec))
+    return rayjob_manifest.manifest(cluster, "ftjob-0123456789-1", arguments, {}, Needs.of(spec, spec.job_id))
 
 
 @pytest.mark.parametrize("case", [name for name in chart_values.JOB if name not in ("no queue", "no priority")])

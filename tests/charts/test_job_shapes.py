@@ -30,7 +30,7 @@ def launched(profile: str) -> dict[str, Any]:
     spec = parse_spec(chart_values.job()["job"]["spec"])
     environment = {"KITAE_STORE": "s3://models/kitae"}
     arguments = ["resume", spec.job_id, "--launched"]
-    return rayjob_manifest.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec))
+    return rayjob_manifest.manifest(cluster, RUNNER, arguments, environment, Needs.of(spec, spec.job_id))
 
 
 def released() -> dict[str, Any]:

@@ -247,8 +247,8 @@ def test_resume_uses_the_stored_spec_and_may_change_the_workers(
 ) -> None:
     ran: list[JobSpec] = []
 
-    def run(store: Workspace, spec: JobSpec, *, launched: jobs.Launched | None) -> None:
-        assert launched is None
+    def run(store: Workspace, spec: JobSpec, *, job_id: str, launched: jobs.Launched | None) -> None:
+        assert (job_id, launched) == (job.id, None)
         ran.append(spec)
         raise DataError("far enough")
 

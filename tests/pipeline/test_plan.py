@@ -121,12 +121,6 @@ def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, stor
     assert will_run(store, spec) == again == rerun(stages, store, spec)
 
 
-def test_changed_evaluation_settings_are_another_job(stages: FakeStages, store: Workspace) -> None:
-    pipeline.run(store, job_file(store))
-    other = job_file(store, evaluation={"generate_rows": 1})
-    assert will_run(store, other) == ALL == rerun(stages, store, other)
-
-
 def test_an_evaluation_under_other_settings_runs_again_with_what_depends_on_it(
     stages: FakeStages, store: Workspace
 ) -> None:

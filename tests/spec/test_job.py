@@ -17,6 +17,7 @@ from ray_jobs.spec import (
     load_spec,
     parse_spec,
 )
+from ray_jobs.spec.identity import one_spelling
 from ray_jobs.spec.sections import ParitySection
 
 GOOD: dict[str, Any] = {"name": "a", "task": "chat", "base_model": "org/base", "data": {"train": "rows.jsonl"}}
@@ -103,6 +104,48 @@ def test_the_digest_depends_on_team_and_suffix_but_not_on_priority() -> None:
         {"training": {"publish_checkpoints": True}},
     ]
     assert len({one.digest(), *(parse_spec({**GOOD, **other}).digest() for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"evaluation": {"must_beat_base": False, "parity": {"prompts": 3}}},
+        {"serving": {"max_model_len": 512}},
+        {"suffix": "for the shop"},
+        {"compute": {"workers": 4}},
+        {"priority": 5},
+        {"tracking": {"tensorboard": False}},
+        {"training": {"checkpoints_to_keep": 5, "publish_checkpoints": True}},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_follows_the_training_is_no_part_of_its_identity(other: dict[str, Any]) -> None:
+    one, changed = parse_spec(GOOD), parse_spec({**GOOD, **other})
+    assert one.job_id == changed.job_id
+    assert one.identity != parse_spec({**GOOD, **other, "training": {"epochs": 7}}).identity
+
+
+def test_a_path_has_one_identity_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, linked = tmp_path / "here", tmp_path / "linked"
+    (here / "sub").mkdir(parents=True)
+    linked.symlink_to(here)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    ways = ["rows.csv", "./rows.csv", "sub/../rows.csv", f"{here}/rows.csv", f"{here}//rows.csv", "~/rows.csv"]
+    ways += [f"{linked}/rows.csv", "../here/rows.csv"]
+    assert {one_spelling(way) for way in ways} == {"rows.csv"}
+    assert {one_spelling(way) for way in ("../rows", f"{tmp_path}/rows/", "sub/../../rows")} == {f"{tmp_path}/rows"}
+    assert {one_spelling(way) for way in ("s3://bucket/rows", "s3://bucket/rows/")} == {"s3://bucket/rows"}
+    assert [one_spelling(way) for way in ("", "org/base", "./org/base/")] == ["", "org/base", "org/base"]
+
+    def identity(path: str) -> str:
+        rows = [{"source": path, "max_rows": 5}, path]
+        data = {"train": rows, "held_out": path, "test": path, "clean": {"drop_rows": path}}
+        space = {"base_model": [path, "org/other"]}
+        return parse_spec({**GOOD, "base_model": path, "data": data, "search": {"space": space}}).identity
+
+    assert len({identity(way) for way in ways}) == 1
+    assert identity("other.csv") != identity("rows.csv")
 
 
 @pytest.mark.parametrize("field", [{"team": "Team A"}, {"priority": 101}, {"suffix": ""}, {"suffix": "x" * 65}])
