@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray_jobs.errors import ModelError
@@ -48,6 +49,8 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = training.lora.target_modules
+    if not isinstance(targets, str):
+        _require_layers(model, targets)
     heads = [name.rstrip(".").split(".")[-1] for name in head_names(model)]
     config = LoraConfig(
         r=training.lora.rank,
@@ -58,14 +61,22 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
         modules_to_save=heads or None,
         exclude_modules=[rf"{name}(\..*)?" for name in heads] or None,
     )
-    try:
-        adapted: torch.nn.Module = get_peft_model(model, config)
-    except ValueError as error:
-        linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if type(m).__name__ == "Linear"})
-        raise ModelError(
-            f"training.lora.target_modules {targets!r} fits no layer; the linear layers are {', '.join(linear)}"
-        ) from error
+    adapted: torch.nn.Module = get_peft_model(model, config)
     return adapted
+
+
+def _require_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """Raise ModelError for names that no layer has: PEFT would train the others without them."""
+    names = [name for name, _ in model.named_modules()]
+    absent = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
+    if absent:
+        linear = sorted(
+            {n.split(".")[-1] for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
+        )
+        raise ModelError(
+            f"training.lora.target_modules: no layer is named {' or '.join(absent)}; the linear layers are "
+            f"{', '.join(linear)}"
+        )
 
 
 def _freeze(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:

@@ -63,8 +63,9 @@ def test_methods_that_do_not_fit_say_what_would(tmp_path: Path, monkeypatch: pyt
     causal = tiny_models.save_causal(tmp_path / "causal")
     with pytest.raises(ModelError, match="trainable_blocks is 9, and the base model has 3"):
         attach(causal, method="frozen", trainable_blocks=9)
-    with pytest.raises(ModelError, match=r"fits no layer; the linear layers are .*q_proj"):
-        attach(causal, method="lora", lora={"target_modules": ["query"]})
+    # One name that fits does not hide one that does not.
+    with pytest.raises(ModelError, match=r"no layer is named v_prj or out; the linear layers are .*q_proj"):
+        attach(causal, method="lora", lora={"target_modules": ["q_proj", "v_prj", "out"]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MachineError, match="qlora needs a CUDA GPU"):
         models.load_base(causal, "chat", [], torch.float32, seed=0, four_bit=True)
