@@ -49,8 +49,10 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
     from peft import LoraConfig, TaskType, get_peft_model
 
     targets = training.lora.target_modules
-    if not isinstance(targets, str):
-        _require_layers(model, targets)
+    names = [name for name, _ in model.named_modules()]
+    absent = [each for each in ([] if isinstance(targets, str) else targets) if not _is_layer(each, names)]
+    if absent:  # PEFT would train the others without them
+        raise _fits_no_layer(model, absent)
     heads = [name.rstrip(".").split(".")[-1] for name in head_names(model)]
     config = LoraConfig(
         r=training.lora.rank,
@@ -61,22 +63,23 @@ def _add_adapters(model: PreTrainedModel, training: TrainingSection, task: str) 
         modules_to_save=heads or None,
         exclude_modules=[rf"{name}(\..*)?" for name in heads] or None,
     )
-    adapted: torch.nn.Module = get_peft_model(model, config)
+    try:
+        adapted: torch.nn.Module = get_peft_model(model, config)
+    except ValueError as error:
+        raise _fits_no_layer(model, targets) from error
     return adapted
 
 
-def _require_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Raise ModelError for names that no layer has: PEFT would train the others without them."""
-    names = [name for name, _ in model.named_modules()]
-    absent = [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in names)]
-    if absent:
-        linear = sorted(
-            {n.split(".")[-1] for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
-        )
-        raise ModelError(
-            f"training.lora.target_modules: no layer is named {' or '.join(absent)}; the linear layers are "
-            f"{', '.join(linear)}"
-        )
+def _is_layer(target: str, names: Sequence[str]) -> bool:
+    """Whether a module has this name, as PEFT compares them."""
+    return any(name == target or name.endswith(f".{target}") for name in names)
+
+
+def _fits_no_layer(model: PreTrainedModel, targets: str | Sequence[str]) -> ModelError:
+    kinds = ("Linear", "Conv1D")
+    linear = sorted({name.split(".")[-1] for name, module in model.named_modules() if type(module).__name__ in kinds})
+    shown = targets if isinstance(targets, str) else ", ".join(targets)
+    return ModelError(f"training.lora.target_modules: {shown} fits no layer; the linear layers are {', '.join(linear)}")
 
 
 def _freeze(model: PreTrainedModel, training: TrainingSection, task: str) -> torch.nn.Module:

@@ -64,8 +64,15 @@ def test_methods_that_do_not_fit_say_what_would(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ModelError, match="trainable_blocks is 9, and the base model has 3"):
         attach(causal, method="frozen", trainable_blocks=9)
     # One name that fits does not hide one that does not.
-    with pytest.raises(ModelError, match=r"no layer is named v_prj or out; the linear layers are .*q_proj"):
+    with pytest.raises(ModelError, match=r"fits no layer; the linear layers are .*q_proj"):
+        attach(causal, method="lora", lora={"target_modules": ["query"]})
+    # One name that fits does not hide one that does not.
+    with pytest.raises(ModelError, match=r"target_modules: v_prj, out fits no layer; the linear layers are .*q_proj"):
         attach(causal, method="lora", lora={"target_modules": ["q_proj", "v_prj", "out"]})
+    # The head is a layer, and gets no adapter.
+    encoder = tiny_models.save_encoder(tmp_path / "encoder")
+    with pytest.raises(ModelError, match=r"target_modules: classifier fits no layer"):
+        attach(encoder, "text_classification", method="lora", lora={"target_modules": ["classifier"]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MachineError, match="qlora needs a CUDA GPU"):
         models.load_base(causal, "chat", [], torch.float32, seed=0, four_bit=True)
