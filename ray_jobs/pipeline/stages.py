@@ -131,11 +131,13 @@ def _parity(flow: Flow) -> dict[str, Any]:
 
 def _register(flow: Flow) -> dict[str, Any]:
     """A version is its weights, its judgement and its serving options: a change of any makes another."""
-    options = {
+    document = {"candidate": flow.evaluation.candidate_key, "name": flow.job_spec.name}
+    if flow.job_id == flow.job_spec.former_id:  # it covers the options, so records of earlier versions lack them
+        return document
+    return document | {
         "evaluation": flow.spec.evaluation.model_dump(mode="json", exclude_none=True),
         "serving": flow.spec.serving.model_dump(mode="json", exclude={"deploy"}, exclude_none=True),
     }
-    return {"candidate": flow.evaluation.candidate_key, "name": flow.job_spec.name, **options}
 
 
 def _publish(flow: Flow) -> dict[str, Any]:

@@ -158,3 +158,8 @@ class JobSpec(SpecSection):
     def job_id(self) -> str:
         """`{name}-{identity}`, the id of a new job. `jobs.id_of` also finds those of earlier versions."""
         return f"{self.name}-{self.identity}"
+
+    @property
+    def former_id(self) -> str:
+        """The id that earlier versions gave to a job with exactly this file."""
+        return f"{self.name}-{self.digest()[:10]}"
