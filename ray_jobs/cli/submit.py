@@ -50,7 +50,7 @@ def submit(context: click.Context, spec: JobSpec, no_wait: bool) -> None:
         click.echo(f"note: {takeover}")
     from ray_jobs import pipeline
 
-    record = pipeline.prepare(store, spec)
+    record = pipeline.prepare(store, spec, job_id)
     environment = {"KITAE_STORE": store.uri(), "KITAE_TEAM": store.team}
     try:
         launcher.launch(runner_id, ["resume", record.id, "--submitted"], environment, Needs.of(spec, job_id))

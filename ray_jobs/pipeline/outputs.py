@@ -17,7 +17,7 @@ from ray_jobs.digests import json_digest
 from ray_jobs.evaluation.evaluate import EvaluateInputs, Evaluation
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.spec import JobSpec
-from ray_jobs.spec.identity import NOT_TRAINED, one_spelling
+from ray_jobs.spec.identity import KEPT_CHECKPOINTS, NOT_TRAINED, one_spelling
 from ray_jobs.tasks.base import PromptSetting
 from ray_jobs.training.inputs import TrainInputs, TrainOutcome
 
@@ -229,7 +229,7 @@ class Flow:
         if self.search is not None and not self.retrains:
             return self.search.inputs.model_copy(update={"spec": self.spec})
         inputs = self.inputs_of(self.spec, "")
-        training = self.spec.training.model_dump(mode="json", exclude={"checkpoints_to_keep", "publish_checkpoints"})
+        training = self.spec.training.model_dump(mode="json", exclude=set(KEPT_CHECKPOINTS))
         digest = json_digest([inputs.encoded_key, inputs.base_key, self.spec.task, training])
         return inputs.model_copy(update={"checkpoints": f"jobs/{self.job_id}/checkpoints/{digest}"})
 

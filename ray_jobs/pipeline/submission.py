@@ -23,13 +23,13 @@ from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 
 
-def prepare(store: Workspace, spec: JobSpec) -> JobRecord:
+def prepare(store: Workspace, spec: JobSpec, job_id: str | None = None) -> JobRecord:
     """Check the job as `plan` does, put its local rows and bases into the store, and record the job as queued.
 
-    No attempt is claimed: a runner of the job that is alive continues. Raises as `plan`, and as the stages; then the
-    job's record is unchanged.
+    `job_id`: as `jobs.id_of` finds it. No attempt is claimed: a runner of the job that is alive continues. Raises as
+    `plan`, and as the stages; then the job's record is unchanged.
     """
-    flow = Flow(spec, jobs.id_of(store, spec))
+    flow = Flow(spec, job_id or jobs.id_of(store, spec))
     found = checked(store, flow, {})
     local = local_sources(store, flow)
     reads = {Dataset: spec.data.sources}

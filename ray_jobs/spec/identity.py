@@ -13,13 +13,14 @@ FORMER_FRACTION = 0.1
 
 NOT_TRAINED = ("evaluation", "serving", "suffix", "compute", "priority", "tracking")
 """Fields of a job file that do not change the trained weights: what follows the training, and how it runs."""
-_KEPT_CHECKPOINTS = ("publish_checkpoints", "checkpoints_to_keep")
+KEPT_CHECKPOINTS = ("publish_checkpoints", "checkpoints_to_keep")
+"""Fields of `training` that do not change the trained weights."""
 
 
 def identity_of(document: Mapping[str, Any]) -> str:
     """10 hex digits of the identity of a resolved job file, as `model_dump(exclude_none=True)` gives it."""
     document = {name: value for name, value in document.items() if name not in NOT_TRAINED}
-    training = {name: value for name, value in document["training"].items() if name not in _KEPT_CHECKPOINTS}
+    training = {name: value for name, value in document["training"].items() if name not in KEPT_CHECKPOINTS}
     document |= {
         "training": training,
         "data": _data(document["data"]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ray_jobs import registry
+from ray_jobs import pipeline, registry
 from ray_jobs.evaluation.evaluate import Evaluation
 from ray_jobs.evaluation.parity import ParityReport
 from ray_jobs.pipeline import stage_work
@@ -100,6 +100,12 @@ class FakeStages:
         patch("register", "register", register)
         patch("publish_checkpoints", "publish", stage_work.publish_checkpoints)
         patch("deploy_version", "deploy", self.deploy)
+
+    def rerun(self, store: Workspace, spec: JobSpec) -> list[str]:
+        """The stages that another run of the job runs."""
+        self.ran.clear()
+        pipeline.run(store, spec)
+        return self.ran
 
     def evaluate(self, flow: Flow, _context: StageContext) -> Evaluation:
         return Evaluation(

@@ -13,19 +13,9 @@ from ray_jobs.errors import GateError, JobCancelled, JobError, JobPaused, Traini
 from ray_jobs.quota import bookings
 from ray_jobs.storage import Workspace
 from ray_jobs.tenancy import usage
-from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
+from tests.pipeline.builders import FakeStages, job_file, stage_keys
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
-
-
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch, store: Workspace) -> FakeStages:
-    write_rows(store)
-    add_base(store, "small")
-    add_base(store, "large")
-    fakes = FakeStages()
-    fakes.install(monkeypatch)
-    return fakes
 
 
 def test_a_checkpoint_is_published_before_the_model_is_deployed(stages: FakeStages, store: Workspace) -> None:

@@ -21,22 +21,12 @@ from ray_jobs.storage import Workspace
 from ray_jobs.tasks.base import PromptSetting
 from tests.builders import make_spec
 from tests.models.tiny_models import save_causal
-from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
+from tests.pipeline.builders import FakeStages, job_file, stage_keys, write_rows
 from tests.tasks.chat.families import templates, tokenizer_of
 from tests.tasks.chat.shapes import answer, user
 
 ALL = ["dataset", "base", "encode", "train", "evaluate", "parity", "register", "deploy"]
 TWO_BASES = {"trials": 2, "space": {"base_model": ["small", "large"]}}
-
-
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch, store: Workspace) -> FakeStages:
-    write_rows(store)
-    add_base(store, "small")
-    add_base(store, "large")
-    fakes = FakeStages()
-    fakes.install(monkeypatch)
-    return fakes
 
 
 def planned(store: Workspace, spec: JobSpec) -> list[tuple[str, str]]:
@@ -53,16 +43,9 @@ def skipped(store: Workspace, spec: JobSpec) -> list[str]:
     return [name for name, action in planned(store, spec) if action == "skipped"]
 
 
-def rerun(stages: FakeStages, store: Workspace, spec: JobSpec) -> list[str]:
-    """The stages that another run runs."""
-    stages.ran.clear()
-    pipeline.run(store, spec)
-    return stages.ran
-
-
 def test_a_new_job_runs_every_stage(stages: FakeStages, store: Workspace) -> None:
     spec = job_file(store)
-    assert will_run(store, spec) == ALL == rerun(stages, store, spec)
+    assert will_run(store, spec) == ALL == stages.rerun(store, spec)
 
 
 def test_a_missing_tracker_is_an_error_before_any_stage(
@@ -94,7 +77,7 @@ def test_a_finished_job_only_deploys_again(stages: FakeStages, store: Workspace)
     pipeline.run(store, spec)
     report = pipeline.plan(store, spec)
     assert skipped(store, spec) == ALL[:-1]
-    assert will_run(store, spec) == ["deploy"] == rerun(stages, store, spec)
+    assert will_run(store, spec) == ["deploy"] == stages.rerun(store, spec)
     done = re.fullmatch(r"skipped: done in \d s by attempt 1", report.stages[0].action)
     assert done is not None
     text = report.as_text()
@@ -109,7 +92,7 @@ def test_a_stopped_job_resumes_after_its_last_finished_stage(stages: FakeStages,
         pipeline.run(store, spec)
     stages.during.clear()
     assert skipped(store, spec) == ["dataset", "base", "encode"]
-    assert will_run(store, spec) == ALL[3:] == rerun(stages, store, spec)
+    assert will_run(store, spec) == ALL[3:] == stages.rerun(store, spec)
 
 
 def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, store: Workspace) -> None:
@@ -118,7 +101,7 @@ def test_changed_rows_run_everything_but_the_base_again(stages: FakeStages, stor
     write_rows(store, 50)
     assert skipped(store, spec) == ["base"]
     again = [name for name in ALL if name != "base"]
-    assert will_run(store, spec) == again == rerun(stages, store, spec)
+    assert will_run(store, spec) == again == stages.rerun(store, spec)
 
 
 def test_an_evaluation_under_other_settings_runs_again_with_what_depends_on_it(
@@ -134,7 +117,7 @@ def test_an_evaluation_under_other_settings_runs_again_with_what_depends_on_it(
     job.finish_stage("evaluate", record.inputs | {"evaluation": {}}, record.outputs, 1.0)
     assert skipped(store, spec) == ALL[:4]
     assert will_run(store, spec) == ALL[4:]
-    assert rerun(stages, store, spec) == ["evaluate", "deploy"]  # the same candidate: parity and register stand
+    assert stages.rerun(store, spec) == ["evaluate", "deploy"]  # the same candidate: parity and register stand
 
 
 def test_other_workers_run_nothing_again(stages: FakeStages, store: Workspace) -> None:
@@ -152,7 +135,7 @@ def test_a_finished_search_over_two_bases_is_skipped(
     assert will_run(store, spec) == [*materials, "search", *train, *ALL[4:]]
     pipeline.run(store, spec)
     assert skipped(store, spec) == [*materials, "search", *train, *ALL[4:-1]]
-    assert will_run(store, spec) == ["deploy"] == rerun(stages, store, spec)
+    assert will_run(store, spec) == ["deploy"] == stages.rerun(store, spec)
 
 
 def test_a_search_is_described_and_each_base_is_named(stages: FakeStages, store: Workspace) -> None:
@@ -187,7 +170,7 @@ def test_parity_is_not_needed_where_no_engine_serves(stages: FakeStages, store: 
     parity = ("parity", "not needed: no engine serves this task")
     assert parity in [(stage.name, stage.action) for stage in pipeline.plan(store, spec).stages]
     without = [name for name in ALL if name != "parity"]
-    assert will_run(store, spec) == without == rerun(stages, store, spec)
+    assert will_run(store, spec) == without == stages.rerun(store, spec)
     assert skipped(store, spec) == without[:-1]
 
 
@@ -197,7 +180,7 @@ def test_deploy_off(stages: FakeStages, store: Workspace) -> None:
     assert (report.stages[-1].name, report.stages[-1].action) == ("deploy", "off (serving.deploy)")
     result = pipeline.run(store, spec)
     assert (result.endpoint, "endpoint    not deployed" in result.as_text()) == (None, True)
-    assert will_run(store, spec) == [] == rerun(stages, store, spec)
+    assert will_run(store, spec) == [] == stages.rerun(store, spec)
 
 
 def test_stages_after_a_gate_that_fails_are_not_reached(stages: FakeStages, store: Workspace) -> None:

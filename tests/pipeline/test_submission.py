@@ -16,18 +16,9 @@ from ray_jobs.pipeline.stage_work import StageContext
 from ray_jobs.spec import JobSpec
 from ray_jobs.storage import Workspace
 from tests.models import tiny_models
-from tests.pipeline.builders import FakeStages, add_base, job_file, stage_keys, write_rows
+from tests.pipeline.builders import FakeStages, job_file, stage_keys
 
 BY_SUBMIT = Launched(submitted=True)
-
-
-@pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch, store: Workspace) -> FakeStages:
-    write_rows(store)
-    add_base(store, "small")
-    fakes = FakeStages()
-    fakes.install(monkeypatch)
-    return fakes
 
 
 @pytest.fixture
